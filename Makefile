@@ -1,0 +1,65 @@
+VENV   ?= .venv
+PYTHON ?= python3
+BIN    := $(VENV)/bin
+
+# What to build: make engine MODEL=path-or-hub-id QUANT=int4 TP=4 CONFIG=configs/x.yaml
+MODEL  ?=
+QUANT  ?= int4
+TP     ?=
+PP     ?=
+BACKEND ?=
+CONFIG ?=
+OUTPUT ?=
+
+# What to serve, and where: make serve ENGINE=engines/x HOST=0.0.0.0 PORT=9000
+SAMPLE := engines/smollm2-135m-instruct-int4
+ENGINE ?= $(SAMPLE)
+HOST   ?= 127.0.0.1
+PORT   ?= 8000
+
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+.DEFAULT_GOAL := help
+.PHONY: help install engine serve test lint format build clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
+
+install: $(BIN)/.installed ## create the virtual environment and install everything into it
+
+$(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (torch for the CPU is about 200 MB) ..."
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
+	@touch $@
+
+engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFIG=...
+	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
+	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
+	  $(if $(CONFIG),--config $(CONFIG))
+
+serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
+ifeq ($(ENGINE),$(SAMPLE))
+	$(BIN)/enginehouse-build --quant int4 -o $(SAMPLE)
+endif
+	ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
+	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
+
+test: install ## run the whole test suite
+	$(BIN)/python -m pytest
+
+# mypy and pyright follow folders, not import hooks: three links give them the namespace.
+.cache/links/enginehouse: Makefile
+	@mkdir -p $@ && ln -sfn ../../../build ../../../runtime ../../../server $@/
+
+lint: install .cache/links/enginehouse ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: install ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+build: install ## wheel into dist/
+	$(BIN)/python -m pip wheel -q --no-deps -w dist .
+
+clean: ## remove everything this Makefile made, but for the engines and the virtual environment
+	rm -rf .cache dist enginehouse.egg-info

@@ -1,0 +1,1 @@
+"""The build floor: a Hugging Face checkpoint becomes an engine directory."""

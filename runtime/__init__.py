@@ -1,0 +1,1 @@
+"""The ground floor: an engine directory becomes tokens. Knows neither text nor HTTP."""

@@ -1,0 +1,228 @@
+"""The words both floors share: ModelConfig, Mapping, QuantConfig.
+
+They are TensorRT-LLM's words, and `to_dict` / `from_dict` are its checkpoint
+`config.json`. This file knows no tensor and no Hugging Face name.
+Source: TensorRT-LLM 1.2.1 checkpoint format, `config.json`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from enginehouse.runtime.errors import EngineError
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+# Written for every algorithm: a list here replaces TensorRT-LLM's defaults, so it must be whole.
+EXCLUDE_MODULES = (
+    "*lm_head",
+    "*vocab_embedding",
+    "*router",
+    "*position_embedding",
+    "*block_embedding",
+    "*shared_expert_gate",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """How one model is spread over GPUs; rank = pp_rank * tp_size + tp_rank.
+
+    tp_size=4, pp_size=2:
+
+        pp_rank 0:  ranks 0 1 2 3   first half of the layers
+        pp_rank 1:  ranks 4 5 6 7   second half
+    """
+
+    tp_size: int = 1
+    pp_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tp_size * self.pp_size
+
+    def rank(self, pp_rank: int, tp_rank: int) -> int:
+        return pp_rank * self.tp_size + tp_rank
+
+    def layers(self, pp_rank: int, num_layers: int) -> range:
+        """The global layers of one pipeline stage: the first `n % pp` stages hold one more."""
+        share, rest = divmod(num_layers, self.pp_size)
+        start = pp_rank * share + min(pp_rank, rest)
+        return range(start, start + share + (pp_rank < rest))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "world_size": self.world_size,
+            "tp_size": self.tp_size,
+            "pp_size": self.pp_size,
+            "cp_size": 1,
+            "gpus_per_node": 8,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Mapping:
+        mapping = cls(int(data.get("tp_size", 1)), int(data.get("pp_size", 1)))
+        world_size = int(data.get("world_size", mapping.world_size))
+        if data.get("cp_size", 1) != 1 or world_size != mapping.world_size:
+            raise EngineError(
+                f"mapping says world_size={world_size}, cp_size={data.get('cp_size', 1)} for "
+                f"tp_size={mapping.tp_size}, pp_size={mapping.pp_size}; "
+                "wanted cp_size=1 and world_size = tp_size * pp_size"
+            )
+        return mapping
+
+
+@dataclass(frozen=True, slots=True)
+class QuantConfig:
+    """The checkpoint's `quantization` object. quant_algo None means unquantised weights."""
+
+    quant_algo: str | None = None
+    kv_cache_quant_algo: str | None = None
+    group_size: int = 128
+    has_zero_point: bool = False
+    pre_quant_scale: bool = False
+    exclude_modules: tuple[str, ...] | None = EXCLUDE_MODULES
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "quant_algo": self.quant_algo,
+            "kv_cache_quant_algo": self.kv_cache_quant_algo,
+            "group_size": self.group_size,
+            "has_zero_point": self.has_zero_point,
+            "pre_quant_scale": self.pre_quant_scale,
+            "exclude_modules": None if self.exclude_modules is None else list(self.exclude_modules),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> QuantConfig:
+        exclude = data.get("exclude_modules")
+        return cls(
+            quant_algo=data.get("quant_algo"),
+            kv_cache_quant_algo=data.get("kv_cache_quant_algo"),
+            group_size=int(data.get("group_size", 128)),
+            has_zero_point=bool(data.get("has_zero_point", False)),
+            pre_quant_scale=bool(data.get("pre_quant_scale", False)),
+            exclude_modules=None if exclude is None else tuple(exclude),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """One decoder-only model, and how its checkpoint is cut and quantised.
+
+    Counts are global (never per rank); vocab_size is unpadded. `extra` holds the keys that
+    only one family has, exactly as they stand in config.json.
+    """
+
+    architecture: str
+    dtype: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_size: int
+    intermediate_size: int
+    norm_epsilon: float
+    max_position_embeddings: int
+    hidden_act: str = "silu"
+    rotary_base: float = 10000.0
+    rotary_scaling: dict[str, Any] | None = None
+    attn_bias: bool = False
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    use_parallel_embedding: bool = False
+    mapping: Mapping = field(default_factory=Mapping)
+    quantization: QuantConfig = field(default_factory=QuantConfig)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused q, k, v projection of the whole model."""
+        return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_size
+
+    def padded_vocab_size(self) -> int:
+        tp = self.mapping.tp_size
+        return -(-self.vocab_size // tp) * tp
+
+    def with_mapping(self, mapping: Mapping) -> ModelConfig:
+        return replace(self, mapping=mapping, use_parallel_embedding=mapping.tp_size > 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The checkpoint's config.json."""
+        return {
+            "architecture": self.architecture,
+            "dtype": self.dtype,
+            "logits_dtype": "float32",
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_size": self.head_size,
+            "intermediate_size": self.intermediate_size,
+            "hidden_act": self.hidden_act,
+            "norm_epsilon": self.norm_epsilon,
+            "position_embedding_type": "rope_gpt_neox",
+            "max_position_embeddings": self.max_position_embeddings,
+            "rotary_embedding_dim": self.head_size,
+            "rotary_base": self.rotary_base,
+            "rotary_scaling": self.rotary_scaling,
+            "attn_bias": self.attn_bias,
+            "mlp_bias": self.mlp_bias,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "use_parallel_embedding": self.use_parallel_embedding,
+            "embedding_sharding_dim": 0,
+            "mapping": self.mapping.to_dict(),
+            "quantization": self.quantization.to_dict(),
+            **self.extra,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Read config.json; EngineError names a missing key."""
+        known = set(cls(**_PROBE).to_dict())
+        try:
+            heads = int(data["num_attention_heads"])
+            hidden = int(data["hidden_size"])
+            return cls(
+                architecture=str(data["architecture"]),
+                dtype=str(data["dtype"]),
+                vocab_size=int(data["vocab_size"]),
+                hidden_size=hidden,
+                num_hidden_layers=int(data["num_hidden_layers"]),
+                num_attention_heads=heads,
+                num_key_value_heads=int(data.get("num_key_value_heads") or heads),
+                head_size=int(data.get("head_size") or hidden // heads),
+                intermediate_size=int(data.get("intermediate_size") or 4 * hidden),
+                norm_epsilon=float(data.get("norm_epsilon", 1e-5)),
+                max_position_embeddings=int(data["max_position_embeddings"]),
+                hidden_act=str(data["hidden_act"]),
+                rotary_base=float(data.get("rotary_base", 10000.0)),
+                rotary_scaling=data.get("rotary_scaling"),
+                attn_bias=bool(data.get("attn_bias", False)),
+                mlp_bias=bool(data.get("mlp_bias", False)),
+                tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
+                use_parallel_embedding=bool(data.get("use_parallel_embedding", False)),
+                mapping=Mapping.from_dict(data.get("mapping") or {}),
+                quantization=QuantConfig.from_dict(data.get("quantization") or {}),
+                extra={key: value for key, value in data.items() if key not in known},
+            )
+        except KeyError as error:
+            raise EngineError(f"config.json has no {error.args[0]!r}") from None
+
+
+_PROBE: dict[str, Any] = dict(
+    architecture="",
+    dtype="",
+    vocab_size=0,
+    hidden_size=0,
+    num_hidden_layers=0,
+    num_attention_heads=0,
+    num_key_value_heads=0,
+    head_size=0,
+    intermediate_size=0,
+    norm_epsilon=0.0,
+    max_position_embeddings=0,
+)

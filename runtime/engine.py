@@ -1,0 +1,181 @@
+"""The engine directory: what is in it, and whether it is still what was built.
+
+    config.json           TensorRT-LLM's checkpoint config
+    rankN.safetensors     one per GPU
+    tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
+    manifest.json         source, choices, versions, and the SHA-256 of every other file
+
+Knows no tensor arithmetic: `weights.py` reads the rank files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import EngineError
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+_READ_BYTES = 4 << 20
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """One file of the directory as it was built."""
+
+    bytes: int
+    sha256: str
+
+
+class ModelRecord(msgspec.Struct, frozen=True):
+    """What a server tells its clients of the model."""
+
+    name: str
+    eos_token_ids: tuple[int, ...]
+    license: str | None = None
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How much the engine takes at once. max_seq_len is prompt plus output, in tokens.
+
+    kv_cache_gib None: chosen when the engine is opened. compute_dtype: of the torch backend,
+    auto | float32 | bfloat16.
+    """
+
+    max_seq_len: int
+    max_batch_size: int
+    max_num_tokens: int
+    kv_block_size: int
+    kv_cache_gib: float | None = None
+    compute_dtype: str = "auto"
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """manifest.json. `digest` names the engine: a hash over `files`."""
+
+    format: int
+    name: str
+    created: str  # ISO 8601, UTC
+    backend: str
+    model: ModelRecord
+    limits: Limits
+    source: dict[str, Any]
+    choices: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+    digest: str
+    verify: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """An engine directory whose manifest and config have been read."""
+
+    path: Path
+    config: ModelConfig
+    manifest: Manifest
+
+    def rank_file(self, rank: int) -> Path:
+        return self.path / f"rank{rank}.safetensors"
+
+
+def file_sha256(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """Hex SHA-256 of a file, read in pieces; advance(bytes) after each of them."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            if advance is not None:
+                advance(len(piece))
+    return digest.hexdigest()
+
+
+def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    """Size and SHA-256 of each file, several at a time (hashing releases the GIL)."""
+    ordered = sorted(names)
+    paths = [directory / name for name in ordered]
+    with ThreadPoolExecutor() as pool:
+        digests = pool.map(file_sha256, paths)
+        return {
+            name: FileRecord(path.stat().st_size, digest)
+            for name, path, digest in zip(ordered, paths, digests, strict=True)
+        }
+
+
+def engine_digest(files: Mapping[str, FileRecord]) -> str:
+    """The engine's name by content: a hash over its files' names and hashes."""
+    lines = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+    return "sha256:" + sha256(lines.encode()).hexdigest()
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    text = json.dumps(msgspec.to_builtins(manifest), indent=2, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(directory: Path) -> ModelConfig:
+    """config.json of a checkpoint or an engine; EngineError in one sentence."""
+    path = directory / "config.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EngineError(f"{directory} has no config.json; wanted an engine directory") from None
+    except (OSError, ValueError) as error:
+        raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
+    if not isinstance(data, dict):
+        raise EngineError(f"{path} holds no JSON object; build the engine again")
+    return ModelConfig.from_dict(data)
+
+
+def read_engine(directory: Path) -> Engine:
+    """Open an engine directory: everything but the weights, and no hashing yet.
+
+    Raises EngineError when it is no engine or lacks a file.
+    """
+    if not directory.is_dir():
+        raise EngineError(f"{directory} is not a directory; build an engine with enginehouse-build")
+    path = directory / MANIFEST
+    try:
+        manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    except FileNotFoundError:
+        raise EngineError(
+            f"{directory} has no {MANIFEST}; wanted an engine directory made by enginehouse-build"
+        ) from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
+    if manifest.format != MANIFEST_FORMAT:
+        raise EngineError(
+            f"{path} has format {manifest.format}; this version reads {MANIFEST_FORMAT}: "
+            "build the engine again"
+        )
+    for name, record in manifest.files.items():
+        file = directory / name
+        if not file.is_file() or file.stat().st_size != record.bytes:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
+            raise EngineError(
+                f"{file}: {found}; the manifest says {record.bytes} bytes: build the engine again"
+            )
+    config = read_config(directory)
+    for rank in range(config.mapping.world_size):
+        if f"rank{rank}.safetensors" not in manifest.files:
+            raise EngineError(f"{path} lists no rank{rank}.safetensors; build the engine again")
+    return Engine(directory, config, manifest)
+
+
+def verify_files(engine: Engine) -> None:
+    """Hash every file and compare with the manifest; EngineError names the first that differs."""
+    found = hash_files(engine.path, engine.manifest.files)
+    for name, record in engine.manifest.files.items():
+        if found[name].sha256 != record.sha256:
+            raise EngineError(
+                f"{engine.path / name}: its SHA-256 is not the manifest's; "
+                "the file was changed or damaged: build the engine again"
+            )

@@ -1,0 +1,54 @@
+"""Every error that a user, a file or a request can cause.
+
+    EnginehouseError
+    ├── PlanError            a build choice that cannot be carried out
+    ├── CheckpointError      a source checkpoint that cannot be read
+    ├── QuantizationError    a tensor that cannot be quantised as asked
+    ├── EngineError          an engine directory that cannot be trusted or run
+    ├── HostUnavailable      the engine host is starting, gone or draining
+    └── RequestError         a request that is refused: param, code, status
+
+A message names the thing, the value found, the value wanted, and what to do.
+"""
+
+
+class EnginehouseError(Exception):
+    """The root: catching it catches everything this project raises on purpose."""
+
+
+class PlanError(EnginehouseError):
+    """A build choice is illegal or contradicts another one."""
+
+
+class CheckpointError(EnginehouseError):
+    """A source checkpoint is missing, damaged, or of a kind that cannot be read."""
+
+
+class QuantizationError(EnginehouseError):
+    """A tensor's shape or values do not allow the quantisation that was asked for."""
+
+
+class EngineError(EnginehouseError):
+    """An engine directory is incomplete, damaged, or unfit for this machine."""
+
+
+class HostUnavailable(EnginehouseError):
+    """The engine host cannot take or finish requests right now."""
+
+
+class RequestError(EnginehouseError):
+    """A request is refused.
+
+    param: the path of the field at fault (`messages[0].content`), None when it is no field.
+    code: a short machine-readable word, as OpenAI's errors carry it.
+    status: the HTTP status to answer with.
+    """
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status = status

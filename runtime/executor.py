@@ -1,0 +1,105 @@
+"""The Executor protocol, and the one function that opens an engine.
+
+An executor takes sequences, runs them in flight together, and hands out their tokens as they
+come. It knows neither text nor sockets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from enginehouse.runtime.engine import read_engine, verify_files
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    FinishReason,
+    Request,
+    TokenOutput,
+)
+
+
+class ExecutorOptions(NamedTuple):
+    """What may be decided when an engine is opened; None keeps the engine's own limit."""
+
+    max_seq_len: int | None = None
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    kv_cache_gib: float | None = None
+    compute_dtype: str | None = None
+    num_threads: int | None = None
+
+
+class Executor(Protocol):
+    """In-flight batching over one engine. Not thread-safe: one loop owns it."""
+
+    info: EngineInfo
+
+    def submit(self, request: Request) -> None:
+        """Queue a sequence; RequestError when the engine can never run it."""
+
+    def cancel(self, request_id: int) -> None:
+        """Stop a sequence before the next iteration; it gives no further output."""
+
+    def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
+        """What is new, after one iteration; waits at most timeout_s for engines that run alone."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sequence is unfinished."""
+
+    def stats(self) -> ExecutorStats: ...
+
+    def close(self) -> None:
+        """Free the engine. Unfinished sequences are dropped."""
+
+
+def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None) -> Executor:
+    """Verify an engine's files against its manifest and load it.
+
+    Raises EngineError when the directory is damaged, or its backend cannot run here.
+    """
+    engine = read_engine(Path(engine_dir))
+    backend = engine.manifest.backend
+    if backend != "torch":
+        raise EngineError(
+            f"{engine.path} was built for backend {backend!r}; this machine runs torch: "
+            "build it with --backend torch"
+        )
+    verify_files(engine)
+    from enginehouse.runtime.torch_executor import TorchExecutor
+
+    return TorchExecutor(engine, options or ExecutorOptions())
+
+
+def stream(executor: Executor, request: Request) -> Iterator[TokenOutput]:
+    """Run one sequence and yield its outputs; other sequences' outputs are lost: one user only."""
+    executor.submit(request)
+    finished = False
+    try:
+        while not finished:
+            for output in executor.poll(0.1):
+                if output.request_id == request.request_id:
+                    finished = output.finish_reason is not None
+                    yield output
+    finally:
+        if not finished:
+            executor.cancel(request.request_id)
+
+
+def generate(executor: Executor, requests: list[Request]) -> dict[int, list[int]]:
+    """Run sequences together to their end: request_id -> generated token ids.
+
+    Raises EngineError when the engine fails on one.
+    """
+    tokens: dict[int, list[int]] = {request.request_id: [] for request in requests}
+    for request in requests:
+        executor.submit(request)
+    while executor.busy:
+        for output in executor.poll(0.1):
+            if output.finish_reason is FinishReason.ERROR:
+                raise EngineError(f"sequence {output.request_id} failed: {output.error}")
+            tokens[output.request_id] += output.token_ids
+    return tokens

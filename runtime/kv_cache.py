@@ -1,0 +1,92 @@
+"""Which KV block belongs to whom: allocate, share a prefix, evict. Ids only, no tensor.
+
+A full block is known by the hash of its tokens and of everything before them, so equal
+prefixes find each other. A block that nobody holds stays findable until it is needed.
+Source: PagedAttention (Kwon et al., 2023), section 4.3-4.4; hash chain as in vLLM.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import NewType
+
+BlockHash = NewType("BlockHash", bytes)
+ROOT_HASH = BlockHash(b"")
+
+
+def hash_block(parent: BlockHash, token_ids: Iterable[int]) -> BlockHash:
+    """The name of a full block after `parent`; 16 bytes, so that collisions do not happen."""
+    return BlockHash(blake2b(array("q", token_ids).tobytes(), key=parent, digest_size=16).digest())
+
+
+class BlockPool:
+    """Owns every block's reference count, hash and place in the order of eviction.
+
+    `_free` is ordered: next to be evicted first. A dict rather than a deque, because a prefix
+    hit takes a block out of its middle.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._references = [0] * num_blocks
+        self._hashes: list[BlockHash | None] = [None] * num_blocks
+        self._by_hash: dict[BlockHash, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        """Blocks nobody holds, remembered ones included."""
+        return len(self._free)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` blocks; the caller has checked `num_free`."""
+        assert count <= len(self._free)
+        return [self._take() for _ in range(count)]
+
+    def _take(self) -> int:
+        block, _ = self._free.popitem(last=False)
+        old = self._hashes[block]
+        if old is not None:
+            del self._by_hash[old]
+            self._hashes[block] = None
+        self._references[block] = 1
+        return block
+
+    def find_prefix(self, hashes: Sequence[BlockHash]) -> list[int]:
+        """The blocks of the longest known prefix; nothing is taken yet."""
+        found = []
+        for block_hash in hashes:
+            block = self._by_hash.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def num_free_without(self, blocks: Iterable[int]) -> int:
+        """Free blocks that remain once `blocks` are shared."""
+        return len(self._free) - sum(block in self._free for block in blocks)
+
+    def share(self, blocks: Iterable[int]) -> None:
+        """Hold blocks that `find_prefix` gave."""
+        for block in blocks:
+            self._references[block] += 1
+            self._free.pop(block, None)
+
+    def remember(self, block: int, block_hash: BlockHash) -> None:
+        """Let a full block be found by its hash; the first of two equal blocks wins."""
+        if self._hashes[block] is None and block_hash not in self._by_hash:
+            self._hashes[block] = block_hash
+            self._by_hash[block_hash] = block
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Let go of a sequence's blocks. Its tail is evicted before its head."""
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            assert self._references[block] >= 0
+            if self._references[block] == 0:
+                self._free[block] = None
+                if self._hashes[block] is None:  # nobody can find it: use it first
+                    self._free.move_to_end(block, last=False)

@@ -1,0 +1,167 @@
+"""Where each tensor of a TensorRT-LLM checkpoint is cut over tensor-parallel ranks.
+
+`shard_tensor` takes the slice of one rank, `merge_tensors` is its exact inverse. Both work on
+whatever the tensor holds (weights, packed nibbles, scales): only names and shapes count here.
+Source: TensorRT-LLM 1.2.1 checkpoint format, tensor names and tensor-parallel splits.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import EngineError
+
+
+class Cut(enum.Enum):
+    """How a tensor is spread over the ranks."""
+
+    COPY = "copy"  # every rank holds all of it
+    ROWS = "rows"  # dim 0, in equal parts
+    COLUMNS = "columns"  # dim 1, in equal parts
+    QKV = "qkv"  # dim 0: the rank's q rows, its k rows, its v rows
+    VOCABULARY = "vocabulary"  # dim 0, padded with zero rows to a multiple of tp
+    FIRST_RANK = "first rank"  # all of it on tp_rank 0, zeros elsewhere: an all-reduce adds it up
+
+
+_MODULE_CUTS = {
+    "vocab_embedding": Cut.VOCABULARY,
+    "lm_head": Cut.VOCABULARY,
+    "qkv": Cut.QKV,
+    "fc": Cut.ROWS,
+    "gate": Cut.ROWS,
+    "dense": Cut.COLUMNS,
+    "proj": Cut.COLUMNS,
+}
+
+
+def tensor_cut(name: str, ndim: int) -> Cut:
+    """The cut of a checkpoint tensor: `transformer.layers.3.attention.qkv.weight` -> Cut.QKV."""
+    *_, module, parameter = ["", *name.split(".")]
+    cut = _MODULE_CUTS.get(module, Cut.COPY)
+    if parameter in ("activation_scaling_factor", "weights_scaling_factor_2"):
+        return Cut.COPY
+    if parameter == "weights_scaling_factor" and ndim == 1:
+        return Cut.COPY  # one FP8 scale for the whole tensor
+    if parameter == "prequant_scaling_factor":  # one per input channel
+        return Cut.ROWS if cut is Cut.COLUMNS else Cut.COPY
+    if cut is Cut.COLUMNS:
+        if parameter == "bias":
+            return Cut.FIRST_RANK
+        if ndim == 1:  # a scale per output channel, which this cut leaves whole
+            return Cut.COPY
+    return cut
+
+
+def kv_heads_of_rank(config: ModelConfig, tp_rank: int) -> range:
+    """The global key/value heads of a rank; several ranks hold a head when tp exceeds them."""
+    tp, heads = config.mapping.tp_size, config.num_key_value_heads
+    if tp <= heads:
+        per_rank = heads // tp
+        return range(tp_rank * per_rank, (tp_rank + 1) * per_rank)
+    head = tp_rank * heads // tp
+    return range(head, head + 1)
+
+
+def _unit(rows: int, size: int, name: str) -> int:
+    """Rows of the model per row of the tensor: 2 for packed nibbles, else 1."""
+    unit, rest = divmod(size, rows)
+    if rest or unit not in (1, 2):
+        raise EngineError(f"{name} has {rows} rows; wanted {size}, or {size // 2} packed")
+    return unit
+
+
+def _check_divisible(name: str, what: str, size: int, tp: int) -> None:
+    if size % tp:
+        raise EngineError(f"{name}: {size} {what} cannot be cut over tp={tp}")
+
+
+def shard_tensor(name: str, tensor: Tensor, config: ModelConfig, tp_rank: int) -> Tensor:
+    """The part of `tensor` that rank `tp_rank` of a stage holds; a view where that is possible.
+
+    tensor: as it would be for tp=1, q, k and v already fused. Raises EngineError when the
+    tensor's size is no multiple of what the cut needs.
+    """
+    tp = config.mapping.tp_size
+    cut = tensor_cut(name, tensor.ndim)
+    if tp == 1 or cut is Cut.COPY:
+        return tensor
+    if cut is Cut.FIRST_RANK:
+        return tensor if tp_rank == 0 else torch.zeros_like(tensor)
+    if cut is Cut.COLUMNS:
+        _check_divisible(name, "columns", tensor.shape[1], tp)
+        return tensor.chunk(tp, dim=1)[tp_rank]
+    if cut is Cut.VOCABULARY:
+        per_rank = -(-tensor.shape[0] // tp)
+        part = tensor[tp_rank * per_rank : (tp_rank + 1) * per_rank]
+        padding = per_rank - part.shape[0]
+        return torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) if padding else part
+    if cut is Cut.QKV:
+        head = config.head_size // _unit(tensor.shape[0], config.qkv_size, name)
+        q_heads = config.num_attention_heads // tp
+        kv_heads = kv_heads_of_rank(config, tp_rank)
+        k_start = config.num_attention_heads
+        v_start = k_start + config.num_key_value_heads
+        runs = [
+            (tp_rank * q_heads, q_heads),
+            (k_start + kv_heads.start, len(kv_heads)),
+            (v_start + kv_heads.start, len(kv_heads)),
+        ]
+        return torch.cat([tensor[start * head : (start + n) * head] for start, n in runs])
+    _check_divisible(name, "rows", tensor.shape[0], tp)
+    return tensor.chunk(tp, dim=0)[tp_rank]
+
+
+def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    """The whole tensor again from the parts of tp_rank 0, 1, ...: the inverse of `shard_tensor`.
+
+    Raises EngineError when copies that must be equal are not.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    cut = tensor_cut(name, first.ndim)
+    if cut is Cut.COPY:
+        for rank, part in enumerate(parts[1:], start=1):
+            if not torch.equal(_comparable(part), _comparable(first)):
+                raise EngineError(
+                    f"{name} differs between tp_rank 0 and {rank}; wanted equal copies"
+                )
+        return first
+    if cut is Cut.FIRST_RANK:
+        return first
+    if cut is Cut.COLUMNS:
+        return torch.cat(list(parts), dim=1)
+    if cut is Cut.VOCABULARY:
+        return torch.cat(list(parts))[: config.vocab_size]
+    if cut is Cut.QKV:
+        return _merge_qkv(name, parts, config)
+    return torch.cat(list(parts))
+
+
+def _merge_qkv(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    tp = config.mapping.tp_size
+    q_heads = config.num_attention_heads // tp
+    kv_heads = len(kv_heads_of_rank(config, 0))
+    rank_rows = (q_heads + 2 * kv_heads) * config.head_size
+    head = config.head_size // _unit(parts[0].shape[0], rank_rows, name)
+    q: list[Tensor] = []
+    k: dict[int, Tensor] = {}
+    v: dict[int, Tensor] = {}
+    for rank, part in enumerate(parts):
+        part_q, part_k, part_v = part.split([q_heads * head, kv_heads * head, kv_heads * head])
+        q.append(part_q)
+        for i, kv_head in enumerate(kv_heads_of_rank(config, rank)):
+            k.setdefault(kv_head, part_k[i * head : (i + 1) * head])
+            v.setdefault(kv_head, part_v[i * head : (i + 1) * head])
+    order = range(config.num_key_value_heads)
+    return torch.cat([*q, *(k[i] for i in order), *(v[i] for i in order)])
+
+
+def _comparable(tensor: Tensor) -> Tensor:
+    """float8 has no equality of its own: compare its bytes."""
+    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor

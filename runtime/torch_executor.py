@@ -1,0 +1,317 @@
+"""In-flight batching on a CPU: scheduler, paged KV cache, torch decoder and sampling, in a loop.
+
+One iteration reads: schedule, run, settle. Knows no text and no socket.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+import torch
+
+from enginehouse.runtime.attention import DecodeGroup, PagedKVCache, PrefillChunk, StepAttention
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.kv_cache import BlockPool
+from enginehouse.runtime.model import Decoder
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    FinishReason,
+    Request,
+    TokenOutput,
+)
+from enginehouse.runtime.sampling import SamplingState, sample
+from enginehouse.runtime.scheduler import Chunk, Scheduler, Sequence
+from enginehouse.runtime.weights import CheckpointWeights
+
+_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm BF16)."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        words = set(cpuinfo.read_text(errors="replace").split())
+        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return platform.machine() == "arm64"
+
+
+def choose_dtype(name: str) -> torch.dtype:
+    """auto: bfloat16 where the CPU has it, else float32."""
+    if name == "auto":
+        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+    if name not in _DTYPES:
+        raise EngineError(f"compute_dtype {name!r}; wanted auto, {' or '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+class TorchExecutor:
+    """Satisfies `executor.Executor` for engines built with `--backend torch`."""
+
+    def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
+        limits = engine.manifest.limits
+        if options.num_threads:
+            torch.set_num_threads(options.num_threads)
+        self.engine = engine
+        dtype = choose_dtype(options.compute_dtype or limits.compute_dtype)
+        max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
+        max_batch_size = options.max_batch_size or limits.max_batch_size
+        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
+        block_size = limits.kv_block_size
+        weights = CheckpointWeights(engine.path, engine.config)
+        self.model = Decoder(engine.config, weights, dtype, max_seq_len)
+        num_blocks = _num_blocks(
+            engine.config,
+            dtype,
+            block_size=block_size,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+            kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+        )
+        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype)
+        self.scheduler = Scheduler(
+            BlockPool(num_blocks),
+            block_size=block_size,
+            max_batch_size=max_batch_size,
+            max_num_tokens=max(max_num_tokens, max_batch_size),
+            max_seq_len=max_seq_len,
+        )
+        self.info = _describe(engine, self.scheduler)
+        self._sequences: dict[int, Sequence] = {}
+        self._num_iterations = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_cached_tokens = 0
+
+    def submit(self, request: Request) -> None:
+        vocab_size, limit = self.engine.config.vocab_size, self.info.max_seq_len
+        prompt, sampling = request.prompt_ids, request.sampling
+        if not prompt or len(prompt) >= limit:
+            raise RequestError(
+                f"the prompt has {len(prompt)} tokens; wanted 1 to {limit - 1}, "
+                f"as the context is {limit} tokens",
+                param="messages",
+                code="context_length_exceeded",
+            )
+        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+            raise RequestError(f"a prompt token is outside the vocabulary of {vocab_size}")
+        if sampling.max_tokens < 1:
+            raise RequestError(
+                f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
+            )
+        if request.request_id in self._sequences:
+            raise RequestError(f"request_id {request.request_id} is already running")
+        state = SamplingState(sampling, prompt, vocab_size)
+        sequence = Sequence(request, state, list(prompt))
+        self._sequences[request.request_id] = sequence
+        self.scheduler.add(sequence)
+
+    def cancel(self, request_id: int) -> None:
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self.scheduler.remove(sequence)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._sequences)
+
+    def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
+        """One iteration: every scheduled chunk is computed, every complete sequence sampled."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        tokens = self._run(chunks)
+        self._num_iterations += 1
+        outputs = (self._settle(chunk, token) for chunk, token in zip(chunks, tokens, strict=True))
+        return [output for output in outputs if output is not None]
+
+    def stats(self) -> ExecutorStats:
+        scheduler = self.scheduler
+        return ExecutorStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_kv_blocks=scheduler.pool.num_blocks,
+            num_free_kv_blocks=scheduler.pool.num_free,
+            num_iterations=self._num_iterations,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_preemptions=scheduler.num_preemptions,
+        )
+
+    def close(self) -> None:
+        for request_id in list(self._sequences):
+            self.cancel(request_id)
+        self.cache.layers.clear()
+        self.model.layers.clear()
+
+    @torch.inference_mode()
+    def _run(self, chunks: list[Chunk]) -> list[int | None]:
+        """Compute the chunks together; the sampled token of each that completes its sequence."""
+        token_ids = [
+            token
+            for sequence, start, count in chunks
+            for token in sequence.token_ids[start : start + count]
+        ]
+        positions = [p for _, start, count in chunks for p in range(start, start + count)]
+        attention = plan_attention(self.cache, chunks)
+        hidden = self.model.hidden_states(
+            torch.tensor(token_ids), torch.tensor(positions), attention
+        )
+        complete = [(row, c) for row, c in _last_rows(chunks) if c.completes]
+        sampled: dict[int, int] = {}
+        if complete:
+            logits = self.model.logits(hidden[torch.tensor([row for row, _ in complete])])
+            states = [chunk.sequence.sampling for _, chunk in complete]
+            for (_, chunk), token in zip(complete, sample(logits, states), strict=True):
+                sampled[id(chunk.sequence)] = token
+        return [sampled.get(id(chunk.sequence)) for chunk in chunks]
+
+    def _settle(self, chunk: Chunk, token: int | None) -> TokenOutput | None:
+        """Book one chunk's result; what its submitter is told, if anything."""
+        sequence = chunk.sequence
+        request = sequence.request
+        self._num_prompt_tokens += max(
+            0, min(chunk.num_tokens, len(request.prompt_ids) - chunk.start)
+        )
+        if token == -1:
+            self.cancel(request.request_id)
+            reason = FinishReason.ERROR
+            return TokenOutput(
+                request.request_id, [], reason, 0, "the model's logits are not finite"
+            )
+        stops = token is not None and self._stops(request, token)
+        finish = self.scheduler.settle(chunk, token, stops)
+        if token is None:
+            return None
+        cached = sequence.num_cached_tokens or 0
+        if sequence.num_generated + stops == 1:  # the first token: the prompt is done
+            self._num_cached_tokens += cached
+        if not stops:
+            sequence.sampling.accept(token)
+            self._num_generated_tokens += 1
+        if finish is not None:
+            del self._sequences[request.request_id]
+        return TokenOutput(request.request_id, [] if stops else [token], finish, cached)
+
+    def _stops(self, request: Request, token: int) -> bool:
+        sampling = request.sampling
+        if token in sampling.stop_token_ids:
+            return True
+        return not sampling.ignore_eos and token in self.info.eos_token_ids
+
+
+def _num_blocks(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    block_size: int,
+    max_seq_len: int,
+    max_batch_size: int,
+    kv_cache_gib: float | None,
+) -> int:
+    """KV blocks to hold: as asked, else a share of free memory, at most what can ever be used."""
+    block_bytes = block_size * PagedKVCache.bytes_per_token(config, dtype)
+    needed = -(-max_seq_len // block_size)
+    if kv_cache_gib is None:
+        free = int(psutil.virtual_memory().available * _KV_SHARE)
+        num_blocks = min(free // block_bytes, needed * max_batch_size)
+    else:
+        num_blocks = int(kv_cache_gib * 2**30) // block_bytes
+    if num_blocks < needed:
+        raise EngineError(
+            f"the KV cache holds {num_blocks * block_size} tokens; one sequence of "
+            f"max_seq_len={max_seq_len} needs {needed * block_bytes / 2**30:.2f} GiB: "
+            "raise kv_cache_gib or lower max_seq_len"
+        )
+    return num_blocks
+
+
+def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
+    config, manifest = engine.config, engine.manifest
+    return EngineInfo(
+        name=manifest.name,
+        model=manifest.model.name,
+        quantization=config.quantization.quant_algo or config.dtype,
+        backend=manifest.backend,
+        tp_size=config.mapping.tp_size,
+        pp_size=config.mapping.pp_size,
+        max_seq_len=scheduler.max_seq_len,
+        max_batch_size=scheduler.max_batch_size,
+        max_num_tokens=scheduler.max_num_tokens,
+        vocab_size=config.vocab_size,
+        kv_block_size=scheduler.block_size,
+        num_kv_blocks=scheduler.pool.num_blocks,
+        eos_token_ids=manifest.model.eos_token_ids,
+        digest=manifest.digest,
+        created=int(datetime.fromisoformat(manifest.created).timestamp()),
+    )
+
+
+def _last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
+    """Each chunk with the row of its last token in the step."""
+    row = -1
+    for chunk in chunks:
+        row += chunk.num_tokens
+        yield row, chunk
+
+
+def plan_attention(cache: PagedKVCache, chunks: list[Chunk]) -> StepAttention:
+    """Slots, block tables and masks of one iteration.
+
+    Neighbouring decodes whose lengths are within a factor of two share one padded product.
+    """
+    size = cache.block_size
+    slots: list[int] = []
+    decodes: list[tuple[int, Chunk]] = []
+    prefills: list[PrefillChunk] = []
+    for chunk in chunks:
+        blocks, end = chunk.sequence.blocks, chunk.start + chunk.num_tokens
+        first_row = len(slots)
+        slots += [blocks[p // size] * size + p % size for p in range(chunk.start, end)]
+        if chunk.num_tokens == 1:
+            decodes.append((first_row, chunk))
+            continue
+        used = blocks[: -(-end // size)]
+        queries = torch.arange(chunk.start, end).unsqueeze(1)
+        mask = torch.arange(len(used) * size) <= queries  # [tokens, positions]
+        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), mask))
+    groups = [_decode_group(cache, group) for group in _by_length(decodes, size)]
+    return StepAttention(cache, torch.tensor(slots), groups, prefills)
+
+
+def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
+    """Decodes in groups whose longest has at most twice the blocks of its shortest."""
+    groups: list[list[tuple[int, Chunk]]] = []
+    shortest = 0
+    for row, chunk in sorted(decodes, key=lambda item: item[1].start):
+        blocks = chunk.start // size + 1
+        if not groups or blocks > 2 * shortest:
+            groups.append([])
+            shortest = blocks
+        groups[-1].append((row, chunk))
+    return groups
+
+
+def _decode_group(cache: PagedKVCache, group: list[tuple[int, Chunk]]) -> DecodeGroup:
+    size = cache.block_size
+    width = max(chunk.start // size + 1 for _, chunk in group)
+    table = torch.zeros(len(group), width, dtype=torch.int64)
+    for i, (_, chunk) in enumerate(group):
+        used = chunk.sequence.blocks[: chunk.start // size + 1]
+        table[i, : len(used)] = torch.tensor(used)
+    starts = torch.tensor([chunk.start for _, chunk in group])
+    hidden = torch.arange(width * size) > starts.unsqueeze(1)  # [sequences, positions]
+    layer = cache.layers[0]
+    mask = torch.zeros(hidden.shape, dtype=layer.dtype).masked_fill(hidden, float("-inf"))
+    mask = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)  # [kv_heads * sequences, 1, positions]
+    rows = torch.tensor([row for row, _ in group])
+    return DecodeGroup(rows, table.flatten(), mask)

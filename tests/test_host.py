@@ -1,0 +1,286 @@
+"""Host, client and messages over real sockets, with a scripted executor instead of a model."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gevent
+import msgspec
+import pytest
+import zmq
+from gevent import monkey
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginehouse.runtime import messages
+from enginehouse.runtime.client import EngineClient, Generation
+from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.host import EngineHost
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenOutput,
+)
+
+INFO = EngineInfo(
+    name="scripted",
+    model="scripted",
+    quantization="none",
+    backend="torch",
+    tp_size=1,
+    pp_size=1,
+    max_seq_len=64,
+    max_batch_size=4,
+    max_num_tokens=64,
+    vocab_size=100,
+    kv_block_size=16,
+    num_kv_blocks=8,
+    eos_token_ids=(2,),
+    digest="sha256:0",
+    created=0,
+)
+
+
+class ScriptedExecutor:
+    """Answers each prompt with its tokens plus one, a token an iteration."""
+
+    def __init__(self) -> None:
+        self.info = INFO
+        self.running: dict[int, Iterator[int]] = {}
+        self.cancelled: list[int] = []
+        self.num_iterations = 0
+
+    def submit(self, request: Request) -> None:
+        if 99 in request.prompt_ids:
+            raise RequestError("99 is an unlucky token")
+        count = request.sampling.max_tokens
+        cycle = itertools.cycle(request.prompt_ids)
+        self.running[request.request_id] = (token + 1 for token in itertools.islice(cycle, count))
+
+    def cancel(self, request_id: int) -> None:
+        self.cancelled.append(request_id)
+        self.running.pop(request_id, None)
+
+    def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
+        self.num_iterations += 1
+        outputs = []
+        for request_id, tokens in list(self.running.items()):
+            token = next(tokens, None)
+            if token is None:
+                del self.running[request_id]
+                outputs.append(TokenOutput(request_id, [], FinishReason.LENGTH))
+            else:
+                outputs.append(TokenOutput(request_id, [token]))
+        return outputs
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.running)
+
+    def stats(self) -> ExecutorStats:
+        return ExecutorStats(num_running=len(self.running), num_iterations=self.num_iterations)
+
+    def close(self) -> None:
+        self.running.clear()
+
+
+class RunningHost:
+    """An EngineHost on a native thread, as its process would run it."""
+
+    def __init__(self, address: str) -> None:
+        self.executor = ScriptedExecutor()
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = socket = self.context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.bind(address)
+        self.stopping = threading.Event()
+        host = EngineHost(self.executor, socket)
+        self.thread = threading.Thread(target=host.run, args=(lambda: not self.stopping.is_set(),))
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.thread.join(10)
+        self.socket.close()
+        self.context.term()
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    with gevent.Timeout(10, AssertionError(f"never happened: {what}")):
+        while not condition():
+            gevent.sleep(0.005)
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> str:
+    assert not monkey.is_module_patched("socket"), "the suite runs without patches"
+    return f"ipc://{tmp_path}/engine"
+
+
+@pytest.fixture
+def host(address: str) -> Iterator[RunningHost]:
+    running = RunningHost(address)
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(address: str, host: RunningHost) -> Iterator[EngineClient]:
+    connected = EngineClient(address)
+    wait_until(lambda: connected.ready, "the client is ready")
+    yield connected
+    connected.close()
+
+
+def read(generation: Generation) -> dict[int, list[int]]:
+    tokens: dict[int, list[int]] = {}
+    while not generation.finished:
+        event = generation.get(10)
+        assert event is not None, "nothing came within ten seconds"
+        index, output = event
+        tokens.setdefault(index, []).extend(output.token_ids)
+    return tokens
+
+
+def test_every_choice_gets_its_own_tokens(client: EngineClient) -> None:
+    assert client.info == INFO
+    generation = client.submit([1, 2, 3], [SamplingParams(4), SamplingParams(2)])
+    assert read(generation) == {0: [2, 3, 4, 2], 1: [2, 3]}
+
+
+def test_many_requests_at_once_are_not_mixed_up(client: EngineClient) -> None:
+    generations = {i: client.submit([i], [SamplingParams(5 + i % 7)]) for i in range(40)}
+    for i, generation in generations.items():
+        assert read(generation) == {0: [i + 1] * (5 + i % 7)}
+
+
+def test_two_workers_with_the_same_request_ids_are_kept_apart(
+    address: str, client: EngineClient
+) -> None:
+    other = EngineClient(address)
+    wait_until(lambda: other.ready, "the second client is ready")
+    mine, theirs = (c.submit([n], [SamplingParams(30)]) for c, n in ((client, 10), (other, 50)))
+    assert read(mine) == {0: [11] * 30}
+    assert read(theirs) == {0: [51] * 30}
+    other.close()
+
+
+def test_a_cancelled_generation_ends_in_the_executor_too(
+    client: EngineClient, host: RunningHost
+) -> None:
+    generation = client.submit([1], [SamplingParams(10**9), SamplingParams(10**9)])
+    assert generation.get(10) is not None
+    generation.cancel(0)
+    wait_until(lambda: len(host.executor.running) == 1, "one choice is left")
+    assert not generation.finished
+    generation.cancel()
+    assert generation.finished and generation.get(1) is None
+    wait_until(lambda: not host.executor.busy, "the executor is idle")
+
+
+def test_cancel_wakes_a_greenlet_that_waits(client: EngineClient, host: RunningHost) -> None:
+    host.executor.poll = lambda timeout_s=0.0: []  # type: ignore[method-assign]
+    generation = client.submit([1], [SamplingParams(5)])
+    waiting = gevent.spawn(generation.get, None)
+    gevent.sleep(0)
+    generation.cancel()
+    assert waiting.get(timeout=5) is None
+
+
+def test_a_finished_generation_sends_no_cancel(client: EngineClient, host: RunningHost) -> None:
+    generation = client.submit([1], [SamplingParams(3)])
+    read(generation)
+    generation.cancel()
+    read(client.submit([1], [SamplingParams(1)]))  # a round trip later
+    assert host.executor.cancelled == []
+
+
+def test_what_the_executor_refuses_is_an_error_of_that_request_only(client: EngineClient) -> None:
+    good = client.submit([1], [SamplingParams(5)])
+    bad = client.submit([99], [SamplingParams(5)])
+    event = bad.get(10)
+    assert event is not None and event[1].finish_reason is FinishReason.ERROR
+    assert event[1].error == "99 is an unlucky token"
+    assert read(good) == {0: [2] * 5}
+
+
+def test_a_host_that_dies_fails_open_requests_at_once_and_may_come_back(
+    address: str, client: EngineClient, host: RunningHost
+) -> None:
+    generation = client.submit([1], [SamplingParams(10**9)])
+    assert generation.get(10) is not None
+    host.stop()
+    with pytest.raises(HostUnavailable, match="stopped"), gevent.Timeout(10):
+        while True:
+            generation.get(10)
+    assert not client.ready and generation.finished
+    with pytest.raises(HostUnavailable):
+        client.submit([1], [SamplingParams(1)])
+    again = RunningHost(address)
+    wait_until(lambda: client.ready, "the client found the new host")
+    assert read(client.submit([1], [SamplingParams(2)])) == {0: [2, 2]}
+    again.stop()
+
+
+def test_a_worker_that_vanishes_leaves_nothing_running(address: str, host: RunningHost) -> None:
+    lost = EngineClient(address)
+    wait_until(lambda: lost.ready, "the client is ready")
+    lost.submit([1], [SamplingParams(10**9)])
+    wait_until(lambda: host.executor.busy, "it runs")
+    lost.close()  # says nothing to the host
+    wait_until(lambda: not host.executor.busy, "the host noticed")
+
+
+def test_statistics_arrive(client: EngineClient) -> None:
+    generation = client.submit([1], [SamplingParams(10**9)])
+    wait_until(lambda: client.stats.num_running == 1, "statistics of the running sequence")
+    generation.cancel()
+
+
+def test_nonsense_on_the_socket_harms_nobody(address: str, client: EngineClient) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.DEALER)
+    socket.connect(address)
+    for data in (b"", b"\xc1", b"\x00" * 1000, msgspec.msgpack.encode({"type": "submit"})):
+        socket.send(data)
+    socket.send(messages.encode(messages.Hello(version=999)))
+    refusal = messages.decode_to_worker(socket.recv())
+    assert isinstance(refusal, messages.Refused) and "protocol version 999" in refusal.reason
+    socket.close(linger=0)
+    context.term()
+    assert read(client.submit([1], [SamplingParams(2)])) == {0: [2, 2]}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_message_error(data: bytes) -> None:
+    for decode in (messages.decode_to_host, messages.decode_to_worker):
+        try:
+            decode(data)
+        except messages.MessageError:
+            pass
+
+
+def test_messages_come_back_as_they_were_sent() -> None:
+    params = SamplingParams(5, 0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, 2**63 - 1, (1, 2), True)
+    submit = messages.Submit([Request(7, [1, 2, 3], params)])
+    assert messages.decode_to_host(messages.encode(submit)) == submit
+    outputs = messages.Outputs([TokenOutput(7, [1], FinishReason.STOP, 3, None)])
+    assert messages.decode_to_worker(messages.encode(outputs)) == outputs
+
+
+def test_a_message_beyond_the_bound_is_refused_on_both_sides() -> None:
+    huge = messages.Submit(
+        [Request(1, [10**9] * (messages.MAX_MESSAGE_BYTES // 4), SamplingParams(1))]
+    )
+    with pytest.raises(messages.MessageError, match="at most"):
+        messages.encode(huge)
+    with pytest.raises(messages.MessageError, match="at most"):
+        messages.decode_to_host(b"\x00" * (messages.MAX_MESSAGE_BYTES + 1))

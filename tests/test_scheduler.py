@@ -1,0 +1,173 @@
+"""In-flight batching without a model: who computes what, and that everybody ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from enginehouse.runtime.kv_cache import BlockPool
+from enginehouse.runtime.request import FinishReason, Request, SamplingParams
+from enginehouse.runtime.sampling import SamplingState
+from enginehouse.runtime.scheduler import Chunk, Scheduler, Sequence
+
+BLOCK = 4
+
+
+def make_scheduler(
+    num_blocks: int = 64, max_batch_size: int = 4, max_num_tokens: int = 16, max_seq_len: int = 64
+) -> Scheduler:
+    return Scheduler(
+        BlockPool(num_blocks),
+        block_size=BLOCK,
+        max_batch_size=max_batch_size,
+        max_num_tokens=max_num_tokens,
+        max_seq_len=max_seq_len,
+    )
+
+
+def make_sequence(number: int, prompt: list[int], max_tokens: int = 4) -> Sequence:
+    params = SamplingParams(max_tokens)
+    return Sequence(
+        Request(number, prompt, params), SamplingState(params, prompt, 1000), list(prompt)
+    )
+
+
+def step(scheduler: Scheduler, token: Callable[[Chunk], int] = lambda chunk: 7) -> list[Chunk]:
+    chunks = scheduler.schedule()
+    for chunk in chunks:
+        scheduler.settle(chunk, token(chunk) if chunk.completes else None, stops=False)
+    return chunks
+
+
+def shape(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
+    return [(c.sequence.request.request_id, c.start, c.num_tokens) for c in chunks]
+
+
+def test_a_new_sequence_joins_while_another_decodes() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(1, [1, 2, 3]))
+    assert shape(step(scheduler)) == [(1, 0, 3)]
+    scheduler.add(make_sequence(2, [4, 5]))
+    assert shape(step(scheduler)) == [(1, 3, 1), (2, 0, 2)]
+    assert shape(step(scheduler)) == [(1, 4, 1), (2, 2, 1)]
+
+
+def test_a_long_prompt_is_cut_so_that_running_streams_go_on() -> None:
+    scheduler = make_scheduler(max_num_tokens=8)
+    scheduler.add(make_sequence(1, [1, 2], max_tokens=20))
+    step(scheduler)
+    scheduler.add(make_sequence(2, list(range(100, 120))))
+    assert shape(step(scheduler)) == [(1, 2, 1), (2, 0, 7)]
+    assert shape(step(scheduler)) == [(1, 3, 1), (2, 7, 7)]
+    assert shape(step(scheduler)) == [(1, 4, 1), (2, 14, 6)]
+    assert shape(step(scheduler)) == [(1, 5, 1), (2, 20, 1)]
+
+
+def test_a_finished_sequence_makes_room_in_the_next_iteration() -> None:
+    scheduler = make_scheduler(max_batch_size=1)
+    scheduler.add(make_sequence(1, [1], max_tokens=1))
+    scheduler.add(make_sequence(2, [2], max_tokens=1))
+    assert shape(step(scheduler)) == [(1, 0, 1)]
+    assert shape(step(scheduler)) == [(2, 0, 1)]
+    assert not scheduler.running and not scheduler.waiting
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    scheduler = make_scheduler()
+    prompt = list(range(10))
+    scheduler.add(make_sequence(1, prompt))
+    step(scheduler)
+    second = make_sequence(2, prompt[:9] + [99])
+    scheduler.add(second)
+    assert shape(step(scheduler))[1] == (2, 8, 2), "two full blocks of four were there already"
+    assert second.num_cached_tokens == 8
+
+
+def test_choices_of_one_request_share_the_prefix_within_one_iteration() -> None:
+    scheduler = make_scheduler(max_num_tokens=64)
+    for number in (1, 2, 3):
+        scheduler.add(make_sequence(number, list(range(9))))
+    assert shape(step(scheduler)) == [(1, 0, 9), (2, 8, 1), (3, 8, 1)]
+
+
+def test_the_last_prompt_token_is_always_computed() -> None:
+    scheduler = make_scheduler()
+    for number in (1, 2):
+        scheduler.add(make_sequence(number, list(range(8))))
+        chunks = step(scheduler)
+    assert shape(chunks)[-1] == (2, 4, 4)
+
+
+def test_the_youngest_is_preempted_and_computed_again() -> None:
+    scheduler = make_scheduler(num_blocks=4, max_num_tokens=32, max_seq_len=16)
+    old, young = make_sequence(1, [1] * 7, 9), make_sequence(2, [2] * 4, 9)
+    scheduler.add(old)
+    scheduler.add(young)
+    assert len(step(scheduler)) == 2
+    reasons = []
+    for _ in range(30):
+        for chunk in scheduler.schedule():
+            token = len(chunk.sequence.token_ids) if chunk.completes else None
+            reasons.append(scheduler.settle(chunk, token, stops=False))
+    assert scheduler.num_preemptions > 0
+    assert reasons.count(FinishReason.LENGTH) == 2
+    assert old.token_ids[7:] == [7, *range(8, 16)]
+    assert young.token_ids[4:] == [7, *range(5, 13)], "nothing was lost or sampled twice"
+    assert scheduler.pool.num_free == 4
+
+
+def test_a_cancelled_sequence_gives_its_blocks_back() -> None:
+    scheduler = make_scheduler()
+    running, waiting = make_sequence(1, [1] * 9), make_sequence(2, [2])
+    scheduler.add(running)
+    step(scheduler)
+    scheduler.add(waiting)
+    scheduler.remove(running)
+    scheduler.remove(waiting)
+    assert scheduler.pool.num_free == 64 and scheduler.schedule() == []
+
+
+def test_the_context_ends_a_sequence() -> None:
+    scheduler = make_scheduler(max_seq_len=6)
+    scheduler.add(make_sequence(1, [1, 2, 3], max_tokens=50))
+    for _ in range(2):
+        step(scheduler)
+    (chunk,) = scheduler.schedule()
+    assert scheduler.settle(chunk, 7, stops=False) is FinishReason.LENGTH
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    prompts=st.lists(st.integers(1, 30), min_size=1, max_size=9),
+    max_tokens=st.integers(1, 12),
+    num_blocks=st.integers(11, 30),
+    max_num_tokens=st.integers(4, 40),
+    join_every=st.integers(0, 5),
+)
+def test_everybody_ends_with_the_right_tokens_however_little_memory_there_is(
+    prompts: list[int], max_tokens: int, num_blocks: int, max_num_tokens: int, join_every: int
+) -> None:
+    scheduler = make_scheduler(num_blocks, 4, max_num_tokens, max_seq_len=44)
+    sequences = [make_sequence(n, [n % 3] * length, max_tokens) for n, length in enumerate(prompts)]
+    todo, reasons = list(sequences), []
+    for turn in range(4000):
+        if todo and (join_every == 0 or turn % join_every == 0):
+            scheduler.add(todo.pop(0))
+        if not todo and not scheduler.running and not scheduler.waiting:
+            break
+        chunks = scheduler.schedule()
+        assert sum(chunk.num_tokens for chunk in chunks) <= max_num_tokens
+        assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
+        for chunk in chunks:
+            held = len(chunk.sequence.blocks) * BLOCK
+            assert chunk.start == chunk.sequence.num_computed
+            assert chunk.start + chunk.num_tokens <= held
+            token = 500 + len(chunk.sequence.token_ids) if chunk.completes else None
+            reasons.append(scheduler.settle(chunk, token, stops=False))
+    assert reasons.count(FinishReason.LENGTH) == len(prompts)
+    for sequence, length in zip(sequences, prompts, strict=True):
+        generated = sequence.token_ids[length:]
+        assert generated == [500 + length + i for i in range(max_tokens)]
+    assert scheduler.pool.num_free == num_blocks
