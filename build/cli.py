@@ -1,0 +1,100 @@
+"""Command line of `enginehouse-build`: flags -> settings -> stages. Knows no tensor.
+
+Exit status: 0 done, 2 refused or failed in one sentence, 3 the GPU machine must finish the
+build, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+
+from enginehouse.build.plan import BuildSettings, load_settings
+from enginehouse.build.progress import BuildProgress
+from enginehouse.build.sources import resolve_source
+from enginehouse.build.stages import BuildResult, build
+from enginehouse.runtime.errors import EnginehouseError
+
+_TYPES = {"str": str, "int": int, "float": float}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """One flag for each of BuildSettings' fields, with its documentation and default."""
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-build",
+        description="Compile a Hugging Face checkpoint into an engine directory.",
+        epilog="Flags override the YAML file, which overrides the defaults.",
+    )
+    for item in fields(BuildSettings):
+        default = "" if item.default is None else f" (default {item.default})"
+        help_text = item.metadata["doc"] + default
+        if item.name == "model":
+            parser.add_argument("model", nargs="?", help=help_text)
+            continue
+        names = [f"--{item.name.replace('_', '-')}"]
+        if item.name == "output":
+            names.insert(0, "-o")
+        parser.add_argument(
+            *names,
+            type=_TYPES[str(item.type).removesuffix(" | None")],
+            choices=item.metadata["choices"],
+            metavar=None if item.metadata["choices"] else item.name.upper(),
+            help=help_text,
+        )
+    parser.add_argument("--config", type=Path, help="YAML file with any of these settings")
+    parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        default=Path(".cache"),
+        help="where the sample model is kept (default .cache)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a build; returns the exit status."""
+    args = vars(make_parser().parse_args(argv))
+    config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
+    progress = BuildProgress(quiet=quiet)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        settings = load_settings(args, config_file)
+        source = resolve_source(settings.model, cache_dir, progress.note)
+        result = build(settings, source, progress)
+    except EnginehouseError as error:
+        print(f"enginehouse-build: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"enginehouse-build: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("enginehouse-build: interrupted; nothing was left behind", file=sys.stderr)
+        return 130
+    return _report(result)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _report(result: BuildResult) -> int:
+    """Say on standard output what there is now."""
+    if result.finish_command is not None:
+        print(
+            f"{result.path} is the TensorRT-LLM checkpoint. TensorRT-LLM compiles it on a GPU of "
+            f"the kind that will serve it; on that machine, with tensorrt-llm==1.2.1, run:\n"
+            f"{result.finish_command}"
+        )
+        return 3
+    if result.path is not None:
+        if result.manifest is None:
+            print(f"{result.path}  (TensorRT-LLM checkpoint)")
+        else:
+            state = "up to date" if result.reused else "built"
+            print(f"{result.path}  ({state}, {result.manifest.digest[:19]})")
+    return 0

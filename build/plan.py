@@ -1,0 +1,401 @@
+"""YAML and flags become settings; settings and a source become a plan, checked in full.
+
+Every choice has its default and its doc line here, once. A plan is legal by construction: what
+TensorRT-LLM or a kernel would refuse is refused before a weight is read. This file knows shapes
+and sizes; it reads no weight and writes no file.
+Source: TensorRT-LLM 1.2.1 checkpoint format, tensor tables per tp and pp.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from collections.abc import Mapping as AnyMapping
+from dataclasses import dataclass, field, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+
+from enginehouse.build.architectures import (
+    check_tensors,
+    expected_shapes,
+    model_config,
+    sliding_window,
+    stage_rows,
+)
+from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
+from enginehouse.runtime.errors import PlanError
+
+GROUP_SIZES = (128, 64)  # those that TensorRT-LLM has kernels for, largest first
+QUANT_CONFIGS = {
+    "none": QuantConfig(),
+    "fp8": QuantConfig(quant_algo="FP8"),
+    "int4": QuantConfig(quant_algo="W4A16_AWQ", has_zero_point=False, pre_quant_scale=False),
+}
+STAGES = ("plan", "convert", "compile", "verify")
+# What the interpreter, torch and the file buffers hold besides tensors.
+_BASE_MEMORY_BYTES = 640 << 20
+
+
+def _choice(
+    default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float = 1
+) -> Any:
+    metadata = {"doc": doc, "choices": choices, "minimum": minimum}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Everything that can be chosen about a build. Field metadata: doc, choices, minimum."""
+
+    model: str | None = _choice(
+        None, "directory, .gguf file or hub id; without it, the sample model"
+    )
+    output: str | None = _choice(None, "engine directory; without it, engines/NAME-QUANT")
+    name: str | None = _choice(None, "the name clients ask for; without it, the source's")
+    quant: str = _choice("none", "form of the weights", choices=tuple(QUANT_CONFIGS))
+    group_size: int | None = _choice(
+        None, "int4: inputs per scale, 128 or 64; without it, the largest legal"
+    )
+    tp: int = _choice(1, "tensor parallel GPUs")
+    pp: int = _choice(1, "pipeline parallel stages")
+    backend: str = _choice("torch", "what runs the engine", choices=("torch", "tensorrt_llm"))
+    dtype: str = _choice(
+        "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
+    )
+    max_seq_len: int | None = _choice(
+        None, "prompt and answer together, tokens; without it, the model's limit"
+    )
+    max_batch_size: int = _choice(64, "sequences in flight")
+    max_num_tokens: int = _choice(512, "tokens computed in one iteration")
+    kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
+    kv_cache_gib: float | None = _choice(
+        None, "KV cache, GiB; without it, chosen at start", minimum=0
+    )
+    compute_dtype: str = _choice(
+        "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
+    )
+    calib_samples: int = _choice(16, "fp8: calibration texts")
+    calib_length: int = _choice(512, "fp8: tokens of each text")
+    verify_max_mean_kl: float | None = _choice(
+        None, "mean KL divergence that fails a build; without it, by quant", minimum=0
+    )
+    until: str = _choice("verify", "the last stage to run", choices=STAGES)
+
+
+def load_settings(flags: AnyMapping[str, Any], config_file: Path | None = None) -> BuildSettings:
+    """Defaults, overridden by the YAML file, overridden by flags (None: not given).
+
+    Raises PlanError for an unknown key, a wrong type or value, and YAML that does not parse.
+    """
+    values = dict(_read_yaml(config_file)) if config_file is not None else {}
+    for key, value in values.items():
+        _check_value(key, value, f"{config_file}: ")
+    for key, value in flags.items():
+        if value is not None:
+            _check_value(key, value, "")
+            values[key] = value
+    return BuildSettings(**values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"{path} is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise PlanError(f"{path} is not YAML{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path} is not YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} holds a {type(data).__name__}; wanted lines of `key: value`")
+    return data
+
+
+def _check_value(key: Any, value: Any, where: str) -> None:
+    """PlanError unless `key` is a setting and `value` one it can have."""
+    known = {item.name: item for item in fields(BuildSettings)}
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+        raise PlanError(f"{where}unknown key {key!r}; {hint}")
+    setting = known[key]
+    if value is None and setting.default is None:
+        return
+    kind = str(setting.type).removesuffix(" | None")
+    legal: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    if not isinstance(value, legal[kind]) or isinstance(value, bool):
+        found = f"{type(value).__name__} {value!r}"
+        raise PlanError(f"{where}{key} is {found}; wanted {kind}")
+    choices, minimum = setting.metadata["choices"], setting.metadata["minimum"]
+    if choices and value not in choices:
+        raise PlanError(f"{where}{key}={value!r} is not known; choose one of {', '.join(choices)}")
+    if isinstance(value, (int, float)) and not minimum <= value < float("inf"):
+        raise PlanError(f"{where}{key}={value} is out of range; wanted {minimum} or more")
+
+
+class OutputTensor(NamedTuple):
+    """One tensor of a rank file: torch's name of the dtype, and the shape on this rank."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return prod(self.shape) * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """A build that is legal. config carries mapping and quantization.
+
+    rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
+    peak_memory_bytes: an estimate for the conversion, without calibration and verification.
+    """
+
+    settings: BuildSettings
+    config: ModelConfig
+    name: str
+    max_seq_len: int
+    group_size: int | None
+    rank_bytes: tuple[int, ...]
+    peak_memory_bytes: int
+    num_parameters: int
+
+
+def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
+    """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
+    config = model_config(source.config, settings.dtype)
+    if source.has_weights or settings.until != "plan":
+        check_tensors(source.tensors, config)
+    max_seq_len = _check_limits(settings, source.config, config)
+    check_mapping(config, settings.tp, settings.pp)
+    config = config.with_mapping(Mapping(settings.tp, settings.pp))
+
+    group_size = None
+    quantization = QUANT_CONFIGS[settings.quant]
+    if settings.quant == "int4":
+        group_size = choose_group_size(config, settings.group_size)
+        quantization = replace(quantization, group_size=group_size)
+    elif settings.group_size is not None:
+        raise PlanError(f"group_size is of no use with quant={settings.quant}; wanted quant=int4")
+    if settings.quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+        raise PlanError(
+            f"TensorRT-LLM has no {settings.quant} kernels for dtype=float32; "
+            "choose bfloat16 or float16"
+        )
+    config = replace(config, quantization=quantization)
+
+    stage_bytes = [
+        sum(tensor.num_bytes for tensor in output_tensors(config, pp_rank).values())
+        for pp_rank in range(settings.pp)
+    ]
+    return BuildPlan(
+        settings=settings,
+        config=config,
+        name=settings.name or source.name,
+        max_seq_len=max_seq_len,
+        group_size=group_size,
+        rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
+        peak_memory_bytes=_peak_memory_bytes(config, source),
+        num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+    )
+
+
+def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConfig) -> int:
+    """The context length; PlanError when the limits contradict the model or each other."""
+    window = sliding_window(hf)
+    limit = window or config.max_position_embeddings
+    max_seq_len = settings.max_seq_len or config.max_position_embeddings
+    if max_seq_len > config.max_position_embeddings:
+        raise PlanError(
+            f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
+            f"{config.max_position_embeddings}; choose at most {limit}"
+        )
+    if max_seq_len > limit:
+        raise PlanError(
+            f"max_seq_len={max_seq_len} is above the model's sliding_window={window}, which the "
+            f"engine does not apply; set max_seq_len to at most {window}"
+        )
+    if settings.max_num_tokens < settings.max_batch_size:
+        raise PlanError(
+            f"max_num_tokens={settings.max_num_tokens} is below max_batch_size="
+            f"{settings.max_batch_size}; each sequence in flight needs one token per iteration"
+        )
+    if settings.kv_block_size & (settings.kv_block_size - 1):
+        raise PlanError(f"kv_block_size={settings.kv_block_size} is not a power of two; choose 32")
+    return max_seq_len
+
+
+def legal_tp(config: ModelConfig, group_sizes: tuple[int, ...] = ()) -> list[int]:
+    """The tensor parallel sizes this model can be cut over; with int4 groups, one must fit."""
+    sizes = []
+    for tp in range(1, config.num_attention_heads + 1):
+        cut = config.with_mapping(Mapping(tp, config.mapping.pp_size))
+        if _uncut(config, tp) is None:
+            if not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes):
+                sizes.append(tp)
+    return sizes
+
+
+def check_mapping(config: ModelConfig, tp: int, pp: int) -> None:
+    """PlanError unless heads, KV heads and the MLP divide over tp, and the layers over pp."""
+    key = _uncut(config, tp)
+    if key is not None:
+        raise PlanError(
+            f"{key}={getattr(config, key)} cannot be cut over tp={tp}; "
+            f"choose tp in {_listed(legal_tp(config))}"
+        )
+    if pp > config.num_hidden_layers:
+        raise PlanError(
+            f"num_hidden_layers={config.num_hidden_layers} cannot be cut over pp={pp}; "
+            f"choose pp in 1 to {config.num_hidden_layers}"
+        )
+
+
+def _uncut(config: ModelConfig, tp: int) -> str | None:
+    """The config key that tp does not divide. KV heads are duplicated when tp exceeds them."""
+    kv_heads = config.num_key_value_heads
+    if kv_heads % tp and tp % kv_heads:
+        return "num_key_value_heads"
+    if config.num_attention_heads % tp:
+        return "num_attention_heads"
+    return "intermediate_size" if config.intermediate_size % tp else None
+
+
+class LinearShape(NamedTuple):
+    """A linear on one rank, and which of its axes tensor parallelism cuts (0: out, 1: in)."""
+
+    out_features: int
+    in_features: int
+    cut_axis: int
+
+
+def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
+    """The linears of one decoder layer, per rank."""
+    tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
+    query = config.num_attention_heads // tp * head
+    key = max(1, config.num_key_value_heads // tp) * head
+    inner = config.intermediate_size // tp
+    return {
+        "attention.qkv": LinearShape(query + 2 * key, hidden, 0),
+        "attention.dense": LinearShape(hidden, query, 1),
+        "mlp.fc": LinearShape(inner, hidden, 0),
+        "mlp.gate": LinearShape(inner, hidden, 0),
+        "mlp.proj": LinearShape(hidden, inner, 1),
+    }
+
+
+def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
+    """Why int4 groups do not fit some linear, or None.
+
+    Beyond whole groups and the kernel's 64, TensorRT-LLM pads both axes of the whole linear to
+    multiples of group_size * tp and then wants a checkpoint of the padded shapes: such cuts are
+    refused too (seen in its own tables: SmolLM2 at group_size 128 has 640 for 576).
+    """
+    tp = config.mapping.tp_size
+    for name, linear in linear_shapes(config).items():
+        for axis, features in ((1, linear.in_features), (0, linear.out_features)):
+            word = ("out_features", "in_features")[axis]
+            if axis == linear.cut_axis:
+                if features % group_size:
+                    return f"{name} has {word}={features} per rank at tp={tp}"
+            elif features % (group_size * tp):
+                return f"{name} has {word}={features}, uncut at tp={tp}"
+    return None
+
+
+def choose_group_size(config: ModelConfig, asked: int | None = None) -> int:
+    """The group size asked for, or the largest that fits every linear at this tp.
+
+    Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
+    """
+    legal = [size for size in GROUP_SIZES if _ungrouped(config, size) is None]
+    if asked is None and legal:
+        return legal[0]
+    if asked in legal:
+        return asked
+    if asked is not None and asked not in GROUP_SIZES:
+        raise PlanError(f"group_size={asked} has no kernel; choose {_listed(GROUP_SIZES)}")
+    size = asked or GROUP_SIZES[-1]
+    raise PlanError(
+        f"int4: {_ungrouped(config, size)}, which group_size={size} does not fit; "
+        f"legal group_size at this tp: {_listed(legal)}; "
+        f"legal tp for int4: {_listed(legal_tp(config, GROUP_SIZES))}"
+    )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in numbers) or "none"
+
+
+def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]:
+    """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
+
+    INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
+    disk are those that a GPU computes with.
+    """
+    linears = linear_shapes(config)
+    vocab = config.padded_vocab_size() // config.mapping.tp_size
+    table: dict[str, OutputTensor] = {}
+    for target in (row.target for row in stage_rows(config, pp_rank)):
+        module, _, kind = target.rpartition(".")
+        linear = linears.get(".".join(module.split(".")[-2:]))
+        if linear is None:
+            vocabulary = module in ("transformer.vocab_embedding", "lm_head")
+            shape = (vocab, config.hidden_size) if vocabulary else (config.hidden_size,)
+            table[target] = OutputTensor(config.dtype, shape)
+        elif kind == "bias":
+            table[target] = OutputTensor(config.dtype, (linear.out_features,))
+        else:
+            table.update(_linear_tensors(config, module, linear))
+    return table
+
+
+def _linear_tensors(
+    config: ModelConfig, module: str, linear: LinearShape
+) -> dict[str, OutputTensor]:
+    out_features, in_features, _ = linear
+    weight, scale = f"{module}.weight", f"{module}.weights_scaling_factor"
+    algo, group_size = config.quantization.quant_algo, config.quantization.group_size
+    if algo is None:
+        return {weight: OutputTensor(config.dtype, (out_features, in_features))}
+    if algo == "FP8":
+        return {
+            weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
+            f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
+            scale: OutputTensor("float32", (1,)),
+        }
+    assert algo == "W4A16_AWQ", algo
+    return {
+        weight: OutputTensor("int8", (out_features // 2, in_features)),
+        scale: OutputTensor(config.dtype, (out_features, in_features // group_size)),
+    }
+
+
+def _peak_memory_bytes(config: ModelConfig, source: SourceCheckpoint) -> int:
+    """The largest fused tensor as it is read, once more in float32 or as written, and the base."""
+    shapes = expected_shapes(config)
+    infos = source.tensors.infos if source.has_weights else {}
+    largest = 0
+    for pp_rank in range(config.mapping.pp_size):
+        for row in stage_rows(config, pp_rank):
+            read = sum(
+                prod(shapes[name]) * (infos[name].dtype.itemsize if infos else 4)
+                for name in row.sources
+            )
+            quantised = config.quantization.quant_algo and "layers" in row.target
+            width = 4 if quantised else getattr(torch, config.dtype).itemsize
+            copy = sum(prod(shapes[name]) for name in row.sources) * width
+            largest = max(largest, read + copy)
+    return _BASE_MEMORY_BYTES + largest

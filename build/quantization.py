@@ -1,0 +1,82 @@
+"""FP8 E4M3 and INT4 groups: choose scales and round. Packing and inverses are the runtime's.
+
+Knows single tensors only; which tensors share a scale is `convert.py`'s business.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.errors import QuantizationError
+from enginehouse.runtime.packing import FP8_MAX, to_fp8
+
+INT4_MAX = 7
+_ROWS_AT_ONCE = 1 << 22  # elements held in float32 at a time
+
+
+class Int4Weight(NamedTuple):
+    """q: int8 [out, in] in [-8, 7]; scale: [out, in // group_size]; weight is about q * scale."""
+
+    q: Tensor
+    scale: Tensor
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """QuantizationError when a tensor holds NaN or infinity: no scale could be chosen."""
+    low, high = torch.aminmax(tensor)
+    if not (torch.isfinite(low) and torch.isfinite(high)):
+        raise QuantizationError(
+            f"{name} holds NaN or infinite values; the source checkpoint is damaged: fetch it again"
+        )
+
+
+def quantize_int4(weight: Tensor, group_size: int, scale_dtype: torch.dtype) -> Int4Weight:
+    """Round `weight` to signed 4-bit integers with one scale per group of inputs.
+
+    weight: [out_features, in_features], floating; group_size divides in_features.
+    Returns q: int8 in [-8, 7], same shape, and scale: scale_dtype,
+    [out_features, in_features // group_size], the group's largest magnitude / 7. Rounding uses
+    the scale as stored, so q * scale is within scale / 2 of weight but for the scale's own
+    rounding. Works in bounded memory: a few MiB beside its result.
+
+    Raises QuantizationError when group_size does not divide in_features.
+    Source: TensorRT-LLM checkpoint format, W4A16_AWQ; AWQ (Lin et al., 2023), section 3.
+    """
+    out_features, in_features = weight.shape
+    if in_features % group_size:
+        raise QuantizationError(
+            f"in_features={in_features} cannot be cut into groups of {group_size}; "
+            "choose a group size that divides it"
+        )
+    q = torch.empty(out_features, in_features, dtype=torch.int8)
+    scale = torch.empty(out_features, in_features // group_size, dtype=scale_dtype)
+    step = max(1, _ROWS_AT_ONCE // in_features)
+    for start in range(0, out_features, step):
+        rows = slice(start, start + step)
+        groups = weight[rows].float().view(-1, scale.shape[1], group_size)  # [rows, groups, g]
+        scale[rows] = (groups.abs().amax(dim=-1) / INT4_MAX).to(scale_dtype)
+        divisor = scale[rows].float()
+        divisor = torch.where(divisor > 0, divisor, 1.0)  # a group of zeros, or too small for one
+        q[rows] = (groups / divisor.unsqueeze(-1)).round_().clamp_(-8, 7).flatten(1).to(torch.int8)
+    return Int4Weight(q, scale)
+
+
+def fp8_scale(amax: float) -> float:
+    """The multiplier that maps e4m3's largest value to `amax`; 1.0 for a tensor of zeros."""
+    return amax / FP8_MAX if amax > 0 else 1.0
+
+
+def quantize_fp8(weight: Tensor, scale: float) -> Tensor:
+    """float8_e4m3fn of weight / scale, rounded to nearest even, saturated; bounded memory.
+
+    weight: [out_features, in_features]. Source: FP8 Formats (Micikevicius et al., 2022).
+    """
+    result = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    step = max(1, _ROWS_AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        result[rows] = to_fp8(weight[rows].float() / scale)
+    return result

@@ -1,0 +1,75 @@
+"""The unquantised model, run with one decoder layer's weights in memory at a time.
+
+Calibration watches its linear inputs; verification takes its logits as the truth. Activations
+are carried from layer to layer; nothing is cached and nothing is sampled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from enginehouse.build.architectures import stage_rows
+from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.convert import read_row
+from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
+from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
+from enginehouse.runtime.rope import RotaryTable
+
+LayerObserver = Callable[[int, str, Tensor], None]  # layer, module, input [tokens, in_features]
+
+
+class ReferenceModel:
+    """Runs token sequences through the source's weights in float32 arithmetic."""
+
+    def __init__(self, config: ModelConfig, source: SourceCheckpoint) -> None:
+        self.config = replace(config, mapping=Mapping(), quantization=QuantConfig())
+        self.source = source
+        self._rows = {row.target: row for row in stage_rows(self.config, 0)}
+
+    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+        return {
+            name[len(prefix) :]: read_row(row, self.source).float()
+            for name, row in self._rows.items()
+            if name.startswith(prefix)
+        }
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        sequences: Sequence[Tensor],
+        observe: LayerObserver | None = None,
+        advance: Callable[[int], None] = lambda layers: None,
+    ) -> list[Tensor]:
+        """Each sequence of ids: int64 [tokens] -> [tokens, hidden_size] before the last norm.
+
+        advance(1) after each layer. Memory: one layer in float32, and the sequences' activations.
+        """
+        embedding = self._tensors("transformer.vocab_embedding.")["weight"]
+        hidden = [embedding[ids] for ids in sequences]
+        del embedding
+        rotary = RotaryTable(self.config, max(len(ids) for ids in sequences))
+        for index in range(self.config.num_hidden_layers):
+            layer = DecoderLayer(self.config, self._tensors(PREFIX.format(index)), torch.float32)
+            if observe is not None:
+                layer.observe = partial(observe, index)
+            for i, states in enumerate(hidden):
+                cos, sin = rotary.at(torch.arange(len(states)))
+                hidden[i] = layer(index, states, cos, sin, causal_attention)
+            advance(1)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """float32 [tokens, vocab_size] for each of what `hidden_states` gave."""
+        norm = self._tensors("transformer.ln_f.")["weight"]
+        head = self._tensors("lm_head.")["weight"]
+        epsilon = self.config.norm_epsilon
+        return [
+            functional.rms_norm(states, norm.shape, norm, epsilon) @ head.T for states in hidden
+        ]

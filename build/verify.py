@@ -1,0 +1,112 @@
+"""Does the engine say what the model says? Its logits against the unquantised model's.
+
+The engine runs as it will be served (its own executor); the reference runs layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from enginehouse.build.reference import ReferenceModel
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, generate
+from enginehouse.runtime.model import causal_attention
+from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.torch_executor import TorchExecutor
+
+PROMPT = "The three primary colours are red, yellow and"
+ANSWER_TOKENS = 32
+# Teacher-forced after the answer, so that the figures rest on a few hundred positions.
+TEXT = (
+    "Water boils at a lower temperature on a mountain than at the sea, because the air presses "
+    "on it less. Cooks who live high up know this well: beans take longer, bread rises faster, "
+    "and an egg needs another minute in the pot. A pressure cooker turns the same law around. "
+    "By holding the steam in, it lets the water grow hotter than it could in the open, and the "
+    "stew is done in half of the time.\n\n"
+    "def mean(values):\n    if not values:\n        raise ValueError('mean of nothing')\n"
+    "    return sum(values) / len(values)\n\n"
+    "Q: A train leaves at 9:40 and arrives at 12:05. How long does the journey take?\n"
+    "A: From 9:40 to 12:00 it is two hours and twenty minutes; five minutes more make two hours "
+    "and twenty-five minutes.\n\n"
+    "Le chat dort sur la chaise; dehors il pleut depuis ce matin, et personne ne veut sortir."
+)
+# Mean KL divergence, nats a token, beyond which a build fails. Measured on SmolLM2-135M, whose
+# small layers lose most: see docs/quality.md.
+MAX_MEAN_KL = {"none": 0.02, "fp8": 0.2, "int4": 1.0}
+_ROWS_AT_ONCE = 64
+
+
+class VerifyFigures(NamedTuple):
+    """kl: KL(reference || engine) in nats per position; top1: share of equal best tokens."""
+
+    mean_kl: float
+    max_kl: float
+    top1_agreement: float
+    num_positions: int
+    max_mean_kl: float
+    prompt: str
+    answer: str
+
+    @property
+    def passed(self) -> bool:
+        return self.mean_kl <= self.max_mean_kl  # false for NaN
+
+
+def verify(
+    engine: Engine,
+    reference: ReferenceModel,
+    first_token: int | None,
+    max_mean_kl: float,
+    advance: Callable[[int], None] = lambda layers: None,
+) -> VerifyFigures:
+    """Let the engine answer a fixed prompt greedily, then compare logits over prompt, answer, text.
+
+    first_token: the model's BOS, if it was trained with one.
+    """
+    tokenizer = Tokenizer.from_file(str(engine.path / "tokenizer.json"))
+    limits = engine.manifest.limits
+    options = ExecutorOptions(max_seq_len=min(limits.max_seq_len, 1024), max_batch_size=1)
+    executor = TorchExecutor(engine, options)
+    try:
+        head = [] if first_token is None else [first_token]
+        prompt = head + tokenizer.encode(PROMPT, add_special_tokens=False).ids
+        room = executor.info.max_seq_len
+        if len(prompt) + 1 >= room:
+            raise EngineError(f"max_seq_len={room} is too short to verify; wanted 64 or more")
+        sampling = SamplingParams(min(ANSWER_TOKENS, room - len(prompt)), temperature=0.0)
+        answer = generate(executor, [Request(1, prompt, sampling)])[1]
+        text = tokenizer.encode("\n\n" + TEXT, add_special_tokens=False).ids
+        ids = torch.tensor((prompt + answer + text)[:room])
+        positions = torch.arange(len(ids))
+        hidden = executor.model.hidden_states(ids, positions, causal_attention)
+        logits = executor.model.logits(hidden)
+    finally:
+        executor.close()
+    truth = reference.logits(reference.hidden_states([ids], advance=advance))[0]
+    kl = kl_divergence(truth, logits)
+    agreement = (truth.argmax(-1) == logits.argmax(-1)).float().mean()
+    return VerifyFigures(
+        mean_kl=float(kl.mean()),
+        max_kl=float(kl.max()),
+        top1_agreement=float(agreement),
+        num_positions=len(ids),
+        max_mean_kl=max_mean_kl,
+        prompt=PROMPT,
+        answer=tokenizer.decode(answer),
+    )
+
+
+def kl_divergence(truth: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(truth) || softmax(logits)) of each row, in nats; both [rows, vocab_size]."""
+    parts = []
+    for start in range(0, len(truth), _ROWS_AT_ONCE):
+        p = truth[start : start + _ROWS_AT_ONCE].log_softmax(-1)
+        q = logits[start : start + _ROWS_AT_ONCE].log_softmax(-1)
+        parts.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(parts)

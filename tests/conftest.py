@@ -1,0 +1,66 @@
+"""Tiny seeded checkpoints and engines made from them, once a session; and the sample model."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
+
+from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.plan import load_settings
+from enginehouse.build.progress import BuildProgress
+from enginehouse.build.sources import resolve_source
+from enginehouse.build.stages import build
+
+ROOT = Path(__file__).parents[1]
+set_hypothesis_home_dir(ROOT / ".cache" / "hypothesis")
+write_tiny_checkpoint: Callable[..., Path] = runpy.run_path(
+    str(ROOT / "scripts" / "tiny_checkpoint.py")
+)["write_tiny_checkpoint"]
+
+EngineMaker = Callable[..., Path]
+
+
+def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
+    """An engine of `source` at `output`, built as the command line builds it."""
+    values = {"max_batch_size": 8, "max_num_tokens": 64, "kv_block_size": 16, **settings}
+    build(load_settings({**values, "output": str(output)}), source, BuildProgress(quiet=True))
+    return output
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers that TP 1, 2 and 4 can cut, int4 groups of 64 included."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tiny_checkpoint: Path) -> SourceCheckpoint:
+    return open_checkpoint(tiny_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_engine(
+    tiny_source: SourceCheckpoint, tmp_path_factory: pytest.TempPathFactory
+) -> EngineMaker:
+    """make_engine(quant="int4", tp=2, ...): the tiny model's engine, built once for each choice."""
+    made: dict[str, Path] = {}
+
+    def make(**settings: Any) -> Path:
+        key = repr(sorted(settings.items()))
+        if key not in made:
+            output = tmp_path_factory.mktemp("engines") / "tiny"
+            made[key] = build_engine(tiny_source, output, **settings)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_source() -> SourceCheckpoint:
+    """SmolLM2-135M-Instruct, from the cache that `make test` shares with `make serve`."""
+    return resolve_source(None, ROOT / ".cache", lambda line: None)
