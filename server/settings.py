@@ -1,0 +1,117 @@
+"""Environment -> ServerSettings, read once when a worker starts.
+
+This file does not know HTTP, and of the engine directory only the model's name in its manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from enginehouse.runtime.errors import EnginehouseError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a worker must know before its first request.
+
+    price_input, price_output: dollars per million tokens, exact.
+    keepalive_s: a silent stream sends an SSE comment this often.
+    """
+
+    engine_dir: Path
+    host_address: str
+    model_name: str
+    price_input: Decimal = Decimal("0.35")
+    price_output: Decimal = Decimal("0.40")
+    max_body_bytes: int = 16 * 1024 * 1024
+    keepalive_s: float = 15.0
+
+    @classmethod
+    def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
+        """Read ENGINEHOUSE_*; EnginehouseError names the variable that is missing or wrong."""
+        engine_dir = Path(_required(env, "ENGINEHOUSE_ENGINE", "an engine directory"))
+        given: dict[str, Any] = {}  # a variable that is absent or empty leaves the field's default
+        for variable, (field, parse) in _OPTIONAL.items():
+            if text := env.get(variable, "").strip():
+                given[field] = parse(variable, text)
+        return cls(
+            engine_dir=engine_dir,
+            host_address=_required(
+                env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address"
+            ),
+            model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or read_model_name(engine_dir),
+            **given,
+        )
+
+
+def read_model_name(engine_dir: Path) -> str:
+    """The manifest's `model.name`."""
+    path = engine_dir / "manifest.json"
+    try:
+        name = json.loads(path.read_text(encoding="utf-8"))["model"]["name"]
+    except OSError as error:
+        raise EnginehouseError(
+            f"{path} cannot be read ({error.strerror}); wanted an engine directory, "
+            "as enginehouse-build makes it"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        name = None
+    if not isinstance(name, str) or not name:
+        raise EnginehouseError(
+            f"{path} names no model; build the engine again or set ENGINEHOUSE_MODEL_NAME"
+        )
+    return name
+
+
+def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:
+    text = env.get(variable, "").strip()
+    if not text:
+        raise EnginehouseError(f"{variable} is not set; wanted {wanted}")
+    return text
+
+
+def _price(variable: str, text: str) -> Decimal:
+    try:
+        price = Decimal(text)
+    except InvalidOperation:
+        price = Decimal(-1)
+    if not price.is_finite() or not 0 <= price <= 1_000_000:
+        raise EnginehouseError(
+            f"{variable}={text!r} is not a price; wanted dollars per million tokens, like 0.35"
+        )
+    return price
+
+
+def _num_bytes(variable: str, text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:19]) <= 2**40:
+        raise EnginehouseError(
+            f"{variable}={text!r} is not a size; wanted a positive number of bytes, like 16777216"
+        )
+    return int(text)
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.01 <= seconds <= 86400:
+        raise EnginehouseError(
+            f"{variable}={text!r} is not a duration; wanted seconds from 0.01 to 86400"
+        )
+    return seconds
+
+
+_OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
+    "ENGINEHOUSE_PRICE_INPUT": ("price_input", _price),
+    "ENGINEHOUSE_PRICE_OUTPUT": ("price_output", _price),
+    "ENGINEHOUSE_MAX_BODY_BYTES": ("max_body_bytes", _num_bytes),
+    "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
+}

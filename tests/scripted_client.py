@@ -1,0 +1,62 @@
+"""The engine client's scripted twin: every generation plays the same list of outputs.
+
+A script holds (choice, TokenOutput), None for a moment of silence, or an exception; after it
+the generation is silent until it is cancelled.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+
+from gevent.event import Event
+
+from enginehouse.runtime.errors import HostUnavailable
+from enginehouse.runtime.request import EngineInfo, ExecutorStats, SamplingParams, TokenOutput
+
+Script = Iterable["tuple[int, TokenOutput] | None | Exception"]
+
+
+class ScriptedGeneration:
+    def __init__(self, script: Script, num_choices: int = 1) -> None:
+        self._script = deque(script)
+        self._open = set(range(num_choices))
+        self.cancels: list[int | None] = []
+        self.ended = Event()
+
+    @property
+    def finished(self) -> bool:
+        return not self._open
+
+    def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
+        while self._script:
+            item = self._script.popleft()
+            if isinstance(item, Exception):
+                raise item
+            if item is None or item[0] in self._open:
+                self._open -= {item[0]} if item and item[1].finish_reason else set()
+                return item
+        self.ended.wait(timeout_s)
+        return None
+
+    def cancel(self, index: int | None = None) -> None:
+        if gone := self._open & (self._open if index is None else {index}):
+            self.cancels.append(index)
+            self._open -= gone
+        if not self._open:
+            self.ended.set()
+
+
+class ScriptedClient:
+    def __init__(self, info: EngineInfo, script: Script = (), ready: bool = True) -> None:
+        self.info, self.ready, self.script = info, ready, list(script)
+        self.stats = ExecutorStats(num_running=3, num_kv_blocks=10, num_free_kv_blocks=4)
+        self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
+        self.generations: list[ScriptedGeneration] = []
+
+    def submit(self, prompt_ids: list[int], samplings: list[SamplingParams]) -> ScriptedGeneration:
+        if not self.ready:
+            raise HostUnavailable("the script says so")
+        self.submitted.append((prompt_ids, samplings))
+        self.generations.append(ScriptedGeneration(self.script, len(samplings)))
+        return self.generations[-1]

@@ -1,0 +1,271 @@
+"""The whole of it: gunicorn, its workers, the engine host, and OpenAI's own client."""
+
+from __future__ import annotations
+
+import gc
+import http.client
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+from conftest import ROOT, build_engine, write_tiny_checkpoint
+from safetensors.torch import load_file, save_file
+
+from enginehouse.build.checkpoint import open_checkpoint
+
+BIN = Path(sys.executable).parent
+DEADLINE_S = 20
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Look every 20 ms until the condition holds; AssertionError after DEADLINE_S."""
+    for _ in range(DEADLINE_S * 50):
+        if condition():
+            return
+        select.select([], [], [], 0.02)
+    raise AssertionError(f"never happened: {what}")
+
+
+class Server:
+    """`gunicorn -c configs/gunicorn.conf.py` on a free port of the loopback interface."""
+
+    def __init__(self, engine: Path, log: Path, workers: int = 1) -> None:
+        self.port = free_port()
+        self.log = log
+        environment = {
+            **os.environ,
+            "ENGINEHOUSE_ENGINE": str(engine),
+            "ENGINEHOUSE_BIND": f"127.0.0.1:{self.port}",
+            "ENGINEHOUSE_WORKERS": str(workers),
+        }
+        application = "enginehouse.server.app:create_app()"
+        command = [BIN / "gunicorn", "-c", ROOT / "configs" / "gunicorn.conf.py", application]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=file, stderr=subprocess.STDOUT
+            )
+        wait_until(self.is_ready, "ready")
+
+    def get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+        except OSError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    def is_ready(self) -> bool:
+        """Every worker, as far as ten questions in a row can tell."""
+        assert self.process.poll() is None, self.log.read_text()
+        return all(self.get("/health/ready")[0] == 200 for _ in range(10))
+
+    def metric(self, name: str) -> float:
+        found = re.search(rf"^{name} ([0-9.e+-]+)$", self.get("/metrics")[1], re.MULTILINE)
+        assert found, name
+        return float(found[1])
+
+    def host_pid(self) -> int | None:
+        for child in psutil.Process(self.process.pid).children():
+            try:
+                if any("enginehouse-host" in word for word in child.cmdline()):
+                    return child.pid
+            except psutil.Error:
+                continue
+        return None
+
+    @contextmanager
+    def client(self) -> Iterator[openai.OpenAI]:
+        url = f"http://127.0.0.1:{self.port}/v1"
+        with openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=60) as client:
+            yield client
+            gc.collect()  # a stream that broke is closed before the next test is blamed for it
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that never ends a greedy answer by itself: its end token scores 0, always."""
+    directory = tmp_path_factory.mktemp("endless")
+    path = write_tiny_checkpoint(directory / "tiny-llama")
+    tensors = load_file(path / "model.safetensors")
+    for token_id in open_checkpoint(path).eos_token_ids:
+        tensors["lm_head.weight"][token_id] = 0
+    save_file(tensors, path / "model.safetensors")
+    return build_engine(open_checkpoint(path), directory / "engine", quant="int4")
+
+
+@pytest.fixture(scope="module")
+def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(engine, tmp_path_factory.mktemp("gunicorn") / "log", workers=2)
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with server.client() as client:
+        yield client
+
+
+MESSAGES = [{"role": "user", "content": "What is the time?"}]
+LONG = {"max_tokens": 1900, "temperature": 0.0}
+
+
+def test_a_plain_answer_and_a_stream_say_the_same(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 40, "temperature": 0.0}
+    plain = client.chat.completions.create(**asked)
+    assert plain.choices[0].message.role == "assistant"
+    assert plain.choices[0].finish_reason in ("stop", "length")
+    assert plain.usage is not None and plain.usage.completion_tokens > 0
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == plain.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == plain.choices[0].finish_reason
+
+
+def test_the_pages_own_path_and_costs(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 5})
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/openai/chat/completions", body, headers)
+    usage = json.loads(connection.getresponse().read())["usage"]
+    connection.close()
+    cost = (usage["prompt_tokens"] * 0.35 + usage["completion_tokens"] * 0.40) / 1e6
+    assert usage["estimated_cost"] == pytest.approx(cost, rel=1e-9)
+
+
+def test_sixteen_streams_at_once_are_each_what_they_are_alone(client: openai.OpenAI) -> None:
+
+    def ask(number: int) -> str:
+        stream = client.chat.completions.create(
+            model="tiny-llama",
+            messages=[{"role": "user", "content": f"{number} coaches"}],
+            max_tokens=12,
+            temperature=0.0,
+            stream=True,
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    alone = [ask(number) for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, range(16)))
+    same = sum(a[:8] == b[:8] for a, b in zip(alone, together, strict=True))
+    assert len(set(alone)) == 16, "the prompts must be told apart by their answers"
+    assert same >= 12, "bfloat16 may round otherwise in a batch, but not from the first word"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_its_sequences(server: Server, stream: bool) -> None:
+    body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "stream": stream, **LONG})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        if stream:
+            assert connection.recv(10)
+        else:
+            wait_until(
+                lambda: server.metric("enginehouse_num_requests_running") == 1, "it is running"
+            )
+    wait_until(lambda: server.metric("enginehouse_num_requests_running") == 0, "it was ended")
+
+
+def test_errors_carry_the_field_at_fault(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            temperature=3,  # type: ignore[arg-type]
+        )
+    assert caught.value.param == "temperature"
+
+
+def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
+    server: Server, client: openai.OpenAI
+) -> None:
+    stream = client.chat.completions.create(
+        model="tiny-llama",
+        messages=MESSAGES,
+        stream=True,
+        **LONG,  # type: ignore[arg-type]
+    )
+    next(iter(stream))
+    pid = server.host_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="engine"):
+        for _ in stream:
+            pass
+    wait_until(lambda: server.get("/health/ready")[0] == 503, "readiness went false")
+    assert server.get("/health/live")[0] == 200
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model="tiny-llama", messages=MESSAGES)  # type: ignore[arg-type]
+    assert caught.value.status_code == 503
+    wait_until(server.is_ready, "the host came back")
+    assert server.host_pid() not in (None, pid)
+    for _ in range(4):  # both workers
+        answer = client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            max_tokens=3,  # type: ignore[arg-type]
+        )
+        assert answer.choices[0].finish_reason
+
+
+def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path / "log")
+    host_pid = server.host_pid()
+    assert host_pid is not None
+    with server.client() as client:
+        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 300}
+        chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[-1] in ("stop", "length"), "the stream was not cut"
+    assert server.process.wait(60) == 0
+    assert not psutil.pid_exists(host_pid)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_master_that_is_killed_takes_everything_along(engine: Path, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path / "log")
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(family) == 2
+    server.process.kill()
+    server.process.wait(10)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+
+
+def test_an_engine_that_cannot_be_served_ends_gunicorn_with_one_sentence(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(AssertionError) as caught:
+        Server(tmp_path / "nothing", tmp_path / "log")
+    assert "nothing is not a directory" in str(caught.value)
+    assert time.monotonic() - started_s < DEADLINE_S

@@ -1,0 +1,145 @@
+"""What is installed is what the folders hold: packages, data, scripts, and pinned versions."""
+
+from __future__ import annotations
+
+import configparser
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+FLOORS = ("build", "runtime", "server")
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
+
+
+def lines_of(section: str, option: str) -> list[str]:
+    return [line.strip() for line in SETUP[section][option].splitlines() if line.strip()]
+
+
+def requirements() -> list[Requirement]:
+    extras = [
+        line
+        for extra in SETUP["options.extras_require"]
+        for line in lines_of("options.extras_require", extra)
+    ]
+    return [Requirement(line) for line in lines_of("options", "install_requires") + extras]
+
+
+def pins() -> dict[str, list[str]]:
+    """The versions that constraints.txt allows, by name: one, or one for each marker."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        text = re.split(r"(?:^|\s)#", line)[0].strip()
+        if not text or text.startswith("-"):
+            continue
+        wanted = Requirement(text)
+        specifiers = list(wanted.specifier)
+        assert [s.operator for s in specifiers] == ["=="], f"{text}: wanted name==version"
+        found.setdefault(canonicalize_name(wanted.name), []).append(specifiers[0].version)
+    return found
+
+
+def test_setup_cfg_names_every_package() -> None:
+    folders = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")}
+    packages = {
+        "enginehouse." + ".".join(folder.relative_to(ROOT).parts): folder for folder in folders
+    }
+    assert set(lines_of("options", "packages")) == set(packages)
+    for line in lines_of("options", "package_dir"):
+        name, _, folder = (part.strip() for part in line.partition("="))
+        assert packages[name] == ROOT / folder
+
+
+def test_every_module_lies_in_a_package() -> None:
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*.py"):
+            assert (path.parent / "__init__.py").exists(), f"{path} would not be in the wheel"
+
+
+def test_every_data_file_is_there() -> None:
+    packages = lines_of("options", "packages")
+    for package, names in SETUP["options.package_data"].items():
+        for name in packages if package == "*" else [package]:
+            for file in names.split():
+                folder = ROOT.joinpath(*name.split(".")[1:])
+                assert (folder / file).is_file(), f"{name} has no {file}"
+
+
+def test_every_file_beside_the_code_is_data_that_setup_cfg_names() -> None:
+    named = {file for names in SETUP["options.package_data"].values() for file in names.split()}
+    for floor in FLOORS:
+        for path in (ROOT / floor).rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                assert path.name in named, f"{path} would not be in the wheel"
+
+
+@pytest.mark.parametrize("line", lines_of("options.entry_points", "console_scripts"))
+def test_a_console_script_leads_to_a_function(line: str) -> None:
+    _, _, target = (part.strip() for part in line.partition("="))
+    module, _, function = target.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_constraints_pin_a_fitting_version_of_every_requirement() -> None:
+    pinned = pins()
+    for wanted in requirements():
+        versions = pinned.get(canonicalize_name(wanted.name))
+        assert versions, f"constraints.txt pins no version of {wanted.name}"
+        for version in versions:
+            assert wanted.specifier.contains(version, prereleases=True), (
+                f"constraints.txt pins {wanted.name}=={version}; setup.cfg wants {wanted}"
+            )
+
+
+@pytest.fixture(scope="module")
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The files of a wheel, built in a copy of what it is made from."""
+    pytest.importorskip("setuptools")
+    pytest.importorskip("wheel")
+    copy, dist = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
+    for floor in FLOORS:
+        shutil.copytree(ROOT / floor, copy / floor, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, copy / name)
+    before = set((copy / "build").iterdir())
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
+    command += ["--no-build-isolation", "--disable-pip-version-check"]
+    result = subprocess.run(
+        [*command, "--wheel-dir", str(dist), "."],
+        cwd=copy,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert set((copy / "build").iterdir()) == before, "setuptools wrote into build/"
+    [wheel] = dist.iterdir()
+    with zipfile.ZipFile(wheel) as archive:
+        return set(archive.namelist())
+
+
+def test_the_wheel_holds_every_file_of_the_three_floors(wheel_names: set[str]) -> None:
+    wanted = {
+        f"enginehouse/{path.relative_to(ROOT).as_posix()}"
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    assert {f"enginehouse/{floor}/py.typed" for floor in FLOORS} <= wanted
+    assert "enginehouse/build/calibration.txt" in wanted
+    assert {name for name in wheel_names if name.startswith("enginehouse/")} == wanted
+
+
+def test_the_wheel_puts_nothing_beside_enginehouse(wheel_names: set[str]) -> None:
+    tops = {name.split("/")[0] for name in wheel_names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"enginehouse"}
