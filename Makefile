@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 # What to build: make engine MODEL=path-or-hub-id QUANT=int4 TP=4 CONFIG=configs/x.yaml
+# Without QUANT the form is the config file's, else int4.
 MODEL  ?=
-QUANT  ?= int4
+QUANT  ?= $(if $(CONFIG),,int4)
 TP     ?=
 PP     ?=
 BACKEND ?=
@@ -20,7 +21,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help install engine serve test lint format build clean
+.PHONY: help install engine plan serve test lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -37,6 +38,10 @@ engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFI
 	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(CONFIG),--config $(CONFIG))
+
+plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
+	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--plan-gpu $(GPU)) \
+	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
 
 serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
 ifeq ($(ENGINE),$(SAMPLE))

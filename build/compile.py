@@ -62,7 +62,13 @@ def compile_torch(
         name=Path(settings.output).name if settings.output else plan.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         backend=settings.backend,
-        model=ModelRecord(plan.name, source.eos_token_ids, source.license),
+        model=ModelRecord(
+            plan.name,
+            source.eos_token_ids,
+            source.license,
+            settings.price_input,
+            settings.price_output,
+        ),
         limits=Limits(
             max_seq_len=plan.max_seq_len,
             max_batch_size=settings.max_batch_size,

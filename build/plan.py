@@ -84,6 +84,12 @@ class BuildSettings:
     verify_max_mean_kl: float | None = _choice(
         None, "mean KL divergence that fails a build; without it, by quant", minimum=0
     )
+    price_input: float | None = _choice(
+        None, "dollars per million prompt tokens; without it, the server's", minimum=0
+    )
+    price_output: float | None = _choice(
+        None, "dollars per million generated tokens; without it, the server's", minimum=0
+    )
     until: str = _choice("verify", "the last stage to run", choices=STAGES)
 
 
@@ -387,15 +393,16 @@ def _peak_memory_bytes(config: ModelConfig, source: SourceCheckpoint) -> int:
     """The largest fused tensor as it is read, once more in float32 or as written, and the base."""
     shapes = expected_shapes(config)
     infos = source.tensors.infos if source.has_weights else {}
+    dtype: torch.dtype = getattr(torch, config.dtype)
     largest = 0
     for pp_rank in range(config.mapping.pp_size):
         for row in stage_rows(config, pp_rank):
             read = sum(
-                prod(shapes[name]) * (infos[name].dtype.itemsize if infos else 4)
+                prod(shapes[name]) * (infos[name].dtype if infos else dtype).itemsize
                 for name in row.sources
             )
             quantised = config.quantization.quant_algo and "layers" in row.target
-            width = 4 if quantised else getattr(torch, config.dtype).itemsize
+            width = 4 if quantised else dtype.itemsize
             copy = sum(prod(shapes[name]) for name in row.sources) * width
             largest = max(largest, read + copy)
     return _BASE_MEMORY_BYTES + largest

@@ -36,11 +36,13 @@ class FileRecord(msgspec.Struct, frozen=True):
 
 
 class ModelRecord(msgspec.Struct, frozen=True):
-    """What a server tells its clients of the model."""
+    """What a server tells its clients of the model. Prices: dollars per million tokens."""
 
     name: str
     eos_token_ids: tuple[int, ...]
     license: str | None = None
+    price_input: float | None = None
+    price_output: float | None = None
 
 
 class Limits(msgspec.Struct, frozen=True):

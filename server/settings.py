@@ -1,6 +1,6 @@
 """Environment -> ServerSettings, read once when a worker starts.
 
-This file does not know HTTP, and of the engine directory only the model's name in its manifest.
+This file does not know HTTP, and of the engine directory only what its manifest says of the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EnginehouseError
 
@@ -37,7 +37,9 @@ class ServerSettings:
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
         """Read ENGINEHOUSE_*; EnginehouseError names the variable that is missing or wrong."""
         engine_dir = Path(_required(env, "ENGINEHOUSE_ENGINE", "an engine directory"))
-        given: dict[str, Any] = {}  # a variable that is absent or empty leaves the field's default
+        model = read_model(engine_dir)
+        given: dict[str, Any] = dict(model.prices)
+        # a variable that is absent or empty leaves the engine's value, or the field's default
         for variable, (field, parse) in _OPTIONAL.items():
             if text := env.get(variable, "").strip():
                 given[field] = parse(variable, text)
@@ -46,16 +48,29 @@ class ServerSettings:
             host_address=_required(
                 env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address"
             ),
-            model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or read_model_name(engine_dir),
+            model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
             **given,
         )
 
 
-def read_model_name(engine_dir: Path) -> str:
-    """The manifest's `model.name`."""
+class ModelFacts(NamedTuple):
+    """What the engine's manifest says of its model; prices holds only those it names."""
+
+    name: str
+    prices: dict[str, Decimal]
+
+
+def read_model(engine_dir: Path) -> ModelFacts:
+    """The manifest's `model`: its name, and prices if the engine was built with any."""
     path = engine_dir / "manifest.json"
     try:
-        name = json.loads(path.read_text(encoding="utf-8"))["model"]["name"]
+        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        name = model["name"]
+        prices = {
+            key: _price(f"{path}: {key}", str(model[key]))
+            for key in ("price_input", "price_output")
+            if model.get(key) is not None
+        }
     except OSError as error:
         raise EnginehouseError(
             f"{path} cannot be read ({error.strerror}); wanted an engine directory, "
@@ -67,7 +82,7 @@ def read_model_name(engine_dir: Path) -> str:
         raise EnginehouseError(
             f"{path} names no model; build the engine again or set ENGINEHOUSE_MODEL_NAME"
         )
-    return name
+    return ModelFacts(name, prices)
 
 
 def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:

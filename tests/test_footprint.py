@@ -1,0 +1,86 @@
+"""The plan page's numbers against the same numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from rich.console import Console
+
+from enginehouse.build import cli
+from enginehouse.build.footprint import (
+    GIB,
+    concurrent_requests,
+    footprint,
+    gpu_memory_gib,
+    kv_budget,
+    print_page,
+)
+from enginehouse.build.plan import BuildPlan, load_settings, make_plan
+from enginehouse.build.sources import resolve_source
+from enginehouse.runtime.errors import PlanError
+
+
+def nemotron(config: str, **flags: object) -> BuildPlan:
+    """A plan from a config.json alone: no weight is there to be read."""
+    source = resolve_source(str(ROOT / "configs" / "nemotron-70b"), Path(), lambda line: None)
+    flags = {"model": str(source.path), "until": "plan", **flags}
+    return make_plan(load_settings(flags, ROOT / "configs" / config), source)
+
+
+def layer_weights(tp: int) -> int:
+    """Elements of one Llama-3.1-70B layer's linears on one GPU."""
+    hidden, inner, heads, kv_heads, head = 8192, 28672, 64, 8, 128
+    qkv = (heads + 2 * kv_heads) * head * hidden
+    return (qkv + heads * head * hidden + 3 * hidden * inner) // tp
+
+
+@pytest.mark.parametrize("tp", [4, 8])
+def test_fp8_weights_and_kv_of_nemotron_are_as_worked_out_by_hand(tp: int) -> None:
+    needs = footprint(nemotron("nemotron-70b-fp8.yaml", tp=tp))
+    norms = (2 * 80 + 1) * 8192 * 2
+    scales = 80 * 5 * 2 * 4
+    vocabulary = 2 * 128256 // tp * 8192 * 2
+    assert needs.weights == 80 * layer_weights(tp) + norms + scales + vocabulary
+    assert needs.kv_per_token == 2 * 80 * (8 // tp) * 128 * 2
+
+
+def test_int4_weights_of_nemotron_are_as_worked_out_by_hand() -> None:
+    needs = footprint(nemotron("nemotron-70b-int4.yaml"))
+    elements = 80 * layer_weights(2)
+    norms = (2 * 80 + 1) * 8192 * 2
+    assert needs.weights == elements // 2 + elements // 128 * 2 + norms + 128256 * 8192 * 2
+
+
+def test_the_budget_is_what_is_left_and_holds_that_many_requests() -> None:
+    needs = footprint(nemotron("nemotron-70b-fp8.yaml"))
+    used = needs.weights + needs.activations + needs.runtime
+    budget = kv_budget(needs, 80.0)
+    assert budget == int((80 * GIB - used) * 0.9)
+    count = concurrent_requests(needs, 80.0, 131072)
+    assert count * 131072 * needs.kv_per_token <= budget
+    assert (count + 1) * 131072 * needs.kv_per_token > budget
+
+
+def test_an_engine_that_does_not_fit_says_by_how_much() -> None:
+    plan = nemotron("nemotron-70b-fp8.yaml", tp=1)
+    console = Console(record=True, width=120, file=(Path("/dev/null")).open("w"))
+    with console.file:
+        print_page(plan, "l40s", console)
+        assert "GiB too little; choose more GPUs" in console.export_text()
+    assert concurrent_requests(footprint(plan), gpu_memory_gib("l40s"), 2048) == 0
+
+
+def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "configs" / "nemotron-70b-fp8.yaml")
+    flags = [str(ROOT / "configs" / "nemotron-70b"), "--config", config, "--plan", "--tp", "4"]
+    assert cli.main(flags) == 0
+    page = capsys.readouterr().out
+    for words in ("TP 4 x PP 1 = 4 GPUs", "1, 2, 4, 8, 16, 32, 64", "131,072", "80.0 KiB"):
+        assert words in page
+
+
+def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(PlanError, match="gpu 'h1000' is not known; choose one of .*h100"):
+        gpu_memory_gib("h1000")
