@@ -163,6 +163,7 @@ class EngineClient:
 
     def _receive(self) -> None:
         while True:
+            gevent.sleep(0)  # a socket that always has more would never let others run
             try:
                 message = messages.decode_to_worker(self._socket.recv())
             except messages.MessageError as error:
