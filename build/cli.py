@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> int:
     if page:
         args["until"] = "plan"
     progress = BuildProgress(quiet=quiet)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         settings = load_settings(args, config_file)
         source = resolve_source(settings.model, cache_dir, progress.note)

@@ -15,6 +15,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import BuildPlan
 from enginehouse.runtime.engine import (
@@ -26,6 +28,7 @@ from enginehouse.runtime.engine import (
     engine_digest,
     hash_files,
 )
+from enginehouse.runtime.errors import CheckpointError
 
 # Where an engine is put or how far a build goes says nothing of the engine itself.
 _NOT_CHOICES = ("output", "until", "model")
@@ -49,11 +52,10 @@ def compile_torch(
     directory: Path,
     source_record: Mapping[str, Any],
 ) -> Manifest:
-    """Complete a checkpoint folder into an engine; returns its manifest, not yet written.
+    """What makes a checkpoint folder with tokenizer an engine: its manifest, not yet written.
 
     source_record: where the weights came from, with their digest.
     """
-    source.write_tokenizer(directory)
     settings = plan.settings
     names = [path.name for path in directory.iterdir() if path.name != MANIFEST]
     files = hash_files(directory, names)
@@ -88,6 +90,23 @@ def compile_torch(
         files=files,
         digest=engine_digest(files),
     )
+
+
+def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
+    """Put tokenizer and chat template into the engine; first of all, as it is soon refused.
+
+    Raises CheckpointError when there is no tokenizer, or a template no server could use.
+    """
+    source.write_tokenizer(directory)
+    template = directory / "chat_template.jinja"
+    if template.exists():
+        try:
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template.read_text("utf-8"))
+        except TemplateSyntaxError as error:
+            raise CheckpointError(
+                f"the chat template is not valid: {error.message} (line {error.lineno}); "
+                "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
+            ) from None
 
 
 def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path) -> str:

@@ -68,19 +68,19 @@ class BuildSettings:
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
     )
     max_seq_len: int | None = _choice(
-        None, "prompt and answer together, tokens; without it, the model's limit"
+        None, "prompt and answer together, tokens; without it, the model's limit", minimum=64
     )
     max_batch_size: int = _choice(64, "sequences in flight")
     max_num_tokens: int = _choice(512, "tokens computed in one iteration")
     kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
     kv_cache_gib: float | None = _choice(
-        None, "KV cache, GiB; without it, chosen at start", minimum=0
+        None, "KV cache, GiB; without it, chosen at start", minimum=0.001
     )
     compute_dtype: str = _choice(
         "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
     )
     calib_samples: int = _choice(16, "fp8: calibration texts")
-    calib_length: int = _choice(512, "fp8: tokens of each text")
+    calib_length: int = _choice(512, "fp8: tokens of each text", minimum=16)
     verify_max_mean_kl: float | None = _choice(
         None, "mean KL divergence that fails a build; without it, by quant", minimum=0
     )
@@ -240,6 +240,11 @@ def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConf
         )
     if settings.kv_block_size & (settings.kv_block_size - 1):
         raise PlanError(f"kv_block_size={settings.kv_block_size} is not a power of two; choose 32")
+    if settings.kv_block_size > 1024 or settings.max_batch_size > 65536:
+        raise PlanError(
+            f"kv_block_size={settings.kv_block_size}, max_batch_size={settings.max_batch_size}: "
+            "wanted at most 1024 and 65536"
+        )
     return max_seq_len
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +19,13 @@ import msgspec
 import psutil
 
 from enginehouse.build.calibration import activation_maxima, calibration_sequences
-from enginehouse.build.checkpoint import SourceCheckpoint, source_digest
-from enginehouse.build.compile import choices, compile_torch, trtllm_build_command
+from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, source_digest
+from enginehouse.build.compile import (
+    choices,
+    compile_torch,
+    trtllm_build_command,
+    write_tokenizer,
+)
 from enginehouse.build.convert import convert
 from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
 from enginehouse.build.progress import BuildProgress
@@ -35,6 +40,8 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
+
+_RANK_FILE = re.compile(r"rank\d+\.safetensors")
 
 
 class BuildResult(NamedTuple):
@@ -59,7 +66,7 @@ def build(
     if settings.until == "plan":
         return BuildResult(None)
     output = output_path(plan)
-    _refuse_foreign(output)
+    _refuse_foreign(output, settings.until)
     record = _source_record(source, output, progress)
     if settings.backend == "torch" and settings.until != "convert":
         existing = _existing(plan, output, record)
@@ -80,14 +87,15 @@ def _make(
 ) -> BuildResult:
     settings = plan.settings
     reference = ReferenceModel(plan.config, source)
+    if settings.until != "convert":
+        write_tokenizer(source, partial)
     run_convert(plan, source, reference, partial, progress)
     if settings.until == "convert":
         _replace(partial, output)
         return BuildResult(output)
     if settings.backend == "tensorrt_llm":
-        source.write_tokenizer(partial)
         checkpoint = output.with_name(output.name + ".checkpoint")
-        _refuse_foreign(checkpoint)
+        _refuse_foreign(checkpoint, "convert")
         _replace(partial, checkpoint)
         command = trtllm_build_command(plan, checkpoint, output)
         return BuildResult(checkpoint, finish_command=command)
@@ -243,17 +251,32 @@ def _source_record(
     }
 
 
-def _refuse_foreign(output: Path) -> None:
-    """Never replace a folder that this project did not make."""
+def _refuse_foreign(output: Path, until: str) -> None:
+    """Never replace what this project did not make, nor a verified engine by less than one."""
     if not output.exists():
         return
-    ours = output.is_dir() and (
-        (output / MANIFEST).is_file()
-        or (output / "rank0.safetensors").is_file()
-        or not any(output.iterdir())
-    )
-    if not ours:
-        raise PlanError(f"{output} exists and is no engine; choose another output, or move it away")
+    if not output.is_dir():
+        raise PlanError(f"{output} is a file; choose another output")
+    names = {path.name for path in output.iterdir()}
+    try:
+        manifest = msgspec.json.decode((output / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        ours = {"config.json", *TOKENIZER_FILES}
+        extra = {name for name in names - ours if not _RANK_FILE.fullmatch(name)}
+        if names and "config.json" not in names:
+            extra = names
+    else:
+        extra = names - {MANIFEST, *manifest.files}
+        if until != "verify" and manifest.verify is not None and not extra:
+            raise PlanError(
+                f"{output} is a verified engine, which --until {until} would replace; "
+                "choose another output"
+            )
+    if extra:
+        raise PlanError(
+            f"{output} holds {min(extra)}, which is no part of an engine or a checkpoint; "
+            "choose another output, or move it away"
+        )
 
 
 def _check_disk(plan: BuildPlan, output: Path) -> None:
@@ -285,11 +308,14 @@ def _partial(output: Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            current = lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            current = False  # held, or just unlinked by the build that held it
+        if not current:
             raise PlanError(
                 f"another build of {output} is running; wait for it or choose another output"
-            ) from None
-        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+            )
+        _clear_remains(partial, output)
         partial.mkdir()
         try:
             yield partial
@@ -299,11 +325,24 @@ def _partial(output: Path) -> Iterator[Path]:
 
 
 def _replace(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place; an older one is moved away first, then deleted."""
-    old = None
+    """Put the finished folder in its place. An older one is moved aside first, then deleted;
+    when the build is killed in between, the next one moves it back (`_partial`).
+    """
+    aside = _aside(output)
     if output.exists():
-        old = output.with_name(f".{output.name}.old-{time.time_ns()}")
-        output.rename(old)
+        output.rename(aside)
     partial.rename(output)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.old")
+
+
+def _clear_remains(partial: Path, output: Path) -> None:
+    """Undo what a build that was killed left behind."""
+    shutil.rmtree(partial, ignore_errors=True)
+    aside = _aside(output)
+    if aside.exists() and not output.exists():
+        aside.rename(output)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Does the engine say what the model says? Its logits against the unquantised model's.
 
-The engine runs as it will be served (its own executor); the reference runs layer by layer.
+The answer comes through the engine's own executor, paged and batched as it will be served; the
+logits from the same loaded weights over the whole text at once. The reference runs layer by layer.
 """
 
 from __future__ import annotations

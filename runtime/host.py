@@ -29,6 +29,7 @@ log = logging.getLogger("enginehouse.host")
 
 _STATS_PERIOD_S = 1.0
 _IDLE_POLL_MS = 500
+_MAX_UNREAD_MESSAGES = 100_000
 
 
 class EngineHost:
@@ -157,6 +158,9 @@ def serve(engine_dir: Path, address: str, options: ExecutorOptions, ready_fd: in
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    # A worker that stands still for a while must find every token when it goes on; gunicorn
+    # ends one that stands still for good, long before so many messages have gathered.
+    socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
     socket.bind(address)
     report(ready_fd, msgspec.to_builtins(executor.info))
