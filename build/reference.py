@@ -37,7 +37,7 @@ class ReferenceModel:
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         return {
-            name[len(prefix) :]: read_row(row, self.source).float()
+            name[len(prefix) :]: read_row(row, self.source, self.config).float()
             for name, row in self._rows.items()
             if name.startswith(prefix)
         }

@@ -84,5 +84,5 @@ def layer_windows(config: ModelConfig) -> list[int | None]:
 
 def _is_local(config: ModelConfig, layer: int) -> bool:
     """Gemma 3: all layers but every n-th turn by the local base."""
-    pattern = config.extra.get("_sliding_window_pattern")
-    return bool(pattern) and (layer + 1) % int(pattern) != 0
+    pattern = int(config.extra.get("_sliding_window_pattern") or 0)
+    return pattern > 0 and (layer + 1) % pattern != 0

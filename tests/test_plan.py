@@ -205,7 +205,7 @@ def test_a_config_alone_can_be_planned_but_not_built(
     ("flags", "wanted"),
     [
         ({"tp": 3}, "choose tp in 1, 2, 4, 8"),
-        ({"max_seq_len": 4096}, "max_seq_len=4096 is above .*=2048; choose at most 2048"),
+        ({"max_seq_len": 4096}, "max_seq_len=4096 is above .*=2048; choose at most that"),
         ({"max_num_tokens": 8}, "max_num_tokens=8 is below max_batch_size=64"),
         ({"kv_block_size": 24}, "kv_block_size=24 is not a power of two"),
         ({"group_size": 64}, "group_size is of no use with quant=none"),
@@ -222,11 +222,11 @@ def test_choices_that_contradict_are_refused(
         make_plan(load_settings(flags), source)
 
 
-def test_a_sliding_window_bounds_the_context(source: SourceCheckpoint) -> None:
-    windowed = replace(source, config={**source.config, "sliding_window": 1024})
-    with pytest.raises(PlanError, match="set max_seq_len to at most 1024"):
-        make_plan(load_settings({}), windowed)
-    assert make_plan(load_settings({"max_seq_len": 1024}), windowed).max_seq_len == 1024
+def test_a_sliding_window_is_carried_and_bounds_nothing(source: SourceCheckpoint) -> None:
+    config = {**source.config, "architectures": ["MistralForCausalLM"], "sliding_window": 1024}
+    plan = make_plan(load_settings({}), replace(source, config=config))
+    assert plan.max_seq_len == 2048
+    assert plan.config.extra["max_attention_window"] == [1024, 1024]
 
 
 def test_every_setting_says_what_it_is() -> None:
