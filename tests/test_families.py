@@ -184,6 +184,17 @@ def test_the_plan_says_which_window_to_serve_with(
     assert describe_plan(plan, source).endswith(wanted)
 
 
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")],
+)
+def test_the_verify_stage_measures_the_family(engine: Maker, name: str, quant: str) -> None:
+    settings = {"quant": quant, "tp": 2, "until": "verify", "compute_dtype": "float32"}
+    verified = read_engine(engine(name, **settings)).manifest.verify
+    assert verified is not None
+    assert verified["mean_kl"] < (1e-6 if quant == "none" else 0.05)
+
+
 def test_longrope_takes_its_short_factors_for_a_short_engine(
     engine: Maker, original: Callable[[str], PreTrainedModel]
 ) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enginehouse.build.architectures import ARCHITECTURES
+from enginehouse.build.architectures import ARCHITECTURES, expected_shapes
 from enginehouse.build.family_keys import ACTIVATIONS
 from enginehouse.build.hf_config import model_config
 from enginehouse.runtime.config import ModelConfig
@@ -234,6 +235,59 @@ def test_what_a_family_cannot_express_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=wanted):
         config_of(family, **keys)
+
+
+def sizes(*numbers: int, **keys: Any) -> dict[str, Any]:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    heads = ("num_attention_heads", "num_key_value_heads")
+    return {**dict(zip((*names, *heads), numbers, strict=True)), **keys}
+
+
+# Published models: the sizes of their config.json, and the parameters their authors count.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Mistral-7B-v0.3": ("Mistral", sizes(32768, 4096, 14336, 32, 32, 8), 7_248_023_552),
+    "Mistral-Nemo": (
+        "Mistral",
+        sizes(131072, 5120, 14336, 40, 32, 8, head_dim=128),
+        12_247_782_400,
+    ),
+    "Mixtral-8x7B": ("Mixtral", sizes(32000, 4096, 14336, 32, 32, 8), 46_702_792_704),
+    "Qwen2.5-7B": ("Qwen2", sizes(152064, 3584, 18944, 28, 28, 4), 7_615_616_512),
+    "Qwen2.5-0.5B": (
+        "Qwen2",
+        sizes(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True),
+        494_032_768,
+    ),
+    "Qwen3-8B": ("Qwen3", sizes(151936, 4096, 12288, 36, 32, 8), 8_190_735_360),
+    "Qwen3-30B-A3B": (
+        "Qwen3Moe",
+        sizes(
+            *(151936, 2048, 6144, 48, 32, 4),
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+        30_532_122_624,
+    ),
+    "Phi-3.5-mini": ("Phi3", sizes(32064, 3072, 8192, 32, 32, 32), 3_821_079_552),
+    "Phi-4-mini": (
+        "Phi3",
+        sizes(200064, 3072, 8192, 32, 24, 8, tie_word_embeddings=True),
+        3_836_021_760,
+    ),
+    "gemma-2b": ("Gemma", sizes(256000, 2048, 16384, 18, 8, 1), 2_506_172_416),
+    "gemma-2-9b": ("Gemma2", sizes(256000, 3584, 14336, 42, 16, 8), 9_241_705_984),
+    "gemma-3-1b": ("Gemma3", sizes(262144, 1152, 6912, 26, 4, 1), 999_885_952),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_models_parameters_are_all_counted(name: str) -> None:
+    family, keys, count = PUBLISHED[name]
+    assert (
+        sum(prod(shape) for shape in expected_shapes(config_of(family, **keys)).values()) == count
+    )
 
 
 def test_every_family_has_an_activation_and_is_in_the_docs() -> None:
