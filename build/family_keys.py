@@ -142,13 +142,17 @@ def _gemma(hf: Hf) -> dict[str, Any]:
     return {"qk_layernorm": False, "inter_layernorms": False}
 
 
+def _cap(hf: Hf, key: str) -> float | None:
+    return number(hf, key) if key in hf else None
+
+
 def _gemma2(hf: Hf) -> dict[str, Any]:
     return {
         **_gemma(hf),
         "inter_layernorms": True,
         "query_pre_attn_scalar": number(hf, "query_pre_attn_scalar", 256),
-        "attn_logit_softcapping": hf.get("attn_logit_softcapping"),
-        "final_logit_softcapping": hf.get("final_logit_softcapping"),
+        "attn_logit_softcapping": _cap(hf, "attn_logit_softcapping"),
+        "final_logit_softcapping": _cap(hf, "final_logit_softcapping"),
     }
 
 
@@ -159,7 +163,7 @@ def _gemma3(hf: Hf) -> dict[str, Any]:
         "qk_layernorm": True,
         "inter_layernorms": True,
         "query_pre_attn_scalar": number(hf, "query_pre_attn_scalar", 256),
-        "final_logit_softcapping": hf.get("final_logit_softcapping"),
+        "final_logit_softcapping": _cap(hf, "final_logit_softcapping"),
         "sliding_window": integer(hf, "sliding_window"),
         "_sliding_window_pattern": _pattern(hf),
     }
@@ -223,7 +227,10 @@ def _all_layers(hf: Hf, layer: int) -> bool:
 
 
 def _upper_layers(hf: Hf, layer: int) -> bool:
-    return bool(hf.get("use_sliding_window")) and layer >= int(hf.get("max_window_layers", 28))
+    first = hf.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise CheckpointError(f"config.json has max_window_layers={first!r}; wanted a whole number")
+    return bool(hf.get("use_sliding_window")) and layer >= first
 
 
 def _every_other(hf: Hf, layer: int) -> bool:

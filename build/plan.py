@@ -229,7 +229,7 @@ def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
     if max_seq_len > config.max_position_embeddings:
         raise PlanError(
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
-            f"{config.max_position_embeddings}; choose at most that"
+            f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
         )
     if settings.max_num_tokens < settings.max_batch_size:
         raise PlanError(

@@ -47,15 +47,22 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     theta = parameters.pop("rope_theta", None) or hf.get("rope_theta")
     base = number({"rope_theta": theta}, "rope_theta", 10000.0)
     partial = parameters.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    rotary_dim = head_size
     if architecture == "Phi3ForCausalLM":
-        extra["rotary_pct"] = number({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
+        share = number({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
+        extra["rotary_pct"] = share
+        rotary_dim = int(head_size * share)
+        if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
+            raise CheckpointError(
+                f"config.json has partial_rotary_factor={share}, which rotates {rotary_dim} of "
+                f"{head_size} elements; wanted an even number of them"
+            )
     elif partial not in (None, 1):
         raise CheckpointError(f"config.json has partial_rotary_factor={partial}; wanted 1.0")
     scaling = _scaling(hf, parameters)
     if scaling is None:
         return RopeConfig(base, None, extra)
     if scaling["type"] == "longrope":
-        rotary_dim = int(head_size * float(extra.get("rotary_pct", 1)))
         _check_stretches(scaling, rotary_dim // 2)
         extra |= {
             _PRETRAINED: scaling[_PRETRAINED],

@@ -44,7 +44,7 @@ EXPERTS: dict[str, Any] = dict(num_local_experts=4, num_experts_per_tok=2)
 QWEN_EXPERTS: dict[str, Any] = dict(
     num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=32
 )
-GEMMA2: dict[str, Any] = dict(head_dim=32, query_pre_attn_scalar=48, sliding_window=16)
+GEMMA2: dict[str, Any] = dict(head_dim=32, query_pre_attn_scalar=4, sliding_window=16)
 
 # name: transformers' config class and what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

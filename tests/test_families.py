@@ -101,6 +101,20 @@ def test_logits_and_greedy_tokens_equal_transformers(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
+def test_logits_over_cached_keys_equal_transformers(
+    engine: Maker, original: Callable[[str], PreTrainedModel], name: str
+) -> None:
+    executor = open_executor(engine(name, tp=1, pp=1), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    compute, seen = executor.model.logits, []
+    executor.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    prompt = PROMPTS[1]
+    answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
+    truth = logits_of(original(name), prompt + answer)[len(prompt) - 1 : -1]
+    torch.testing.assert_close(torch.cat(seen), truth, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_layerwise_reference_equals_transformers(
     checkpoint: Callable[[str], Path],
     original: Callable[[str], PreTrainedModel],

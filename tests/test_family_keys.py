@@ -225,6 +225,13 @@ def test_a_window_counts_only_where_the_model_has_it(
             {"rope_scaling": {"type": "longrope"}},
             "no list as short_factor .* wanted 64",
         ),
+        ("Phi3", {"partial_rotary_factor": 0.26}, "rotates 33 of 128 elements; wanted an even"),
+        ("Gemma2", {"attn_logit_softcapping": "50"}, "attn_logit_softcapping='50'; wanted a pos"),
+        (
+            "Qwen2",
+            {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": "all"},
+            "max_window_layers='all'; wanted a whole number",
+        ),
         ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; wanted 1.0"),
         ("Llama", {"rope_scaling": {"type": "llama3", "factor": 8}}, "has no low_freq_factor"),
         ("Falcon", {}, "FalconForCausalLM is not supported; .*Qwen3Moe.*Phi3.*Gemma3"),

@@ -205,7 +205,7 @@ def test_a_config_alone_can_be_planned_but_not_built(
     ("flags", "wanted"),
     [
         ({"tp": 3}, "choose tp in 1, 2, 4, 8"),
-        ({"max_seq_len": 4096}, "max_seq_len=4096 is above .*=2048; choose at most that"),
+        ({"max_seq_len": 4096}, "max_seq_len=4096 is above .*=2048; choose at most 2048"),
         ({"max_num_tokens": 8}, "max_num_tokens=8 is below max_batch_size=64"),
         ({"kv_block_size": 24}, "kv_block_size=24 is not a power of two"),
         ({"group_size": 64}, "group_size is of no use with quant=none"),
