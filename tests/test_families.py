@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,15 @@ PROMPTS = [list(range(40, 75)), [7 * i % 500 + 3 for i in range(80)]]
 GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
 Maker = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on two threads, and much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
