@@ -78,6 +78,7 @@ def compile_torch(
             kv_block_size=settings.kv_block_size,
             kv_cache_gib=settings.kv_cache_gib,
             compute_dtype=settings.compute_dtype,
+            max_attention_window=plan.max_attention_window,
         ),
         source=dict(source_record),
         choices=choices(plan),

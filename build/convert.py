@@ -66,19 +66,27 @@ def convert(
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def read_row(row: TensorRow, source: SourceCheckpoint) -> Tensor:
-    """A TensorRT-LLM tensor from its sources: concatenated on dim 0, in the source's dtype."""
+def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Tensor:
+    """A TensorRT-LLM tensor from its sources, as its recipe says, in the source's dtype.
+
+    What one was added to is float32: the sum is rounded once, to the checkpoint's dtype.
+    """
     parts = [source.tensors.read(name) for name in row.sources]
     for name, part in zip(row.sources, parts, strict=True):
         check_finite(name, part)
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if row.recipe == "experts":
+        return whole.view(config.num_experts, -1, whole.shape[1])
+    if row.recipe == "swap_halves":
+        return whole.roll(len(whole) // 2, dims=0)
+    return whole.float() + 1 if row.recipe == "plus_one" else whole
 
 
 def _units(config: ModelConfig, pp_rank: int) -> Iterator[list[TensorRow]]:
     """Rows that must be converted together: fc and gate under FP8, else each alone."""
     fc: TensorRow | None = None
     for row in stage_rows(config, pp_rank):
-        if config.quantization.quant_algo == "FP8":
+        if config.quantization.quant_algo == "FP8" and not config.gate_in_fc:
             if row.target.endswith("mlp.fc.weight"):
                 fc = row
                 continue
@@ -101,20 +109,23 @@ def _convert_unit(
     algo = config.quantization.quant_algo
     if algo is None or not is_quantized(rows[0].target):
         for row in rows:
-            yield row.target, read_row(row, source).to(dtype)
+            router = row.target.endswith("router.weight")
+            yield row.target, read_row(row, source, config).to(torch.float32 if router else dtype)
     elif algo == "FP8":
         yield from _convert_fp8(config, pp_rank, rows, source, maxima)
     else:
         for row in rows:
-            weight = read_row(row, source)
+            weight = read_row(row, source, config)
             q, scale = quantize_int4(weight, config.quantization.group_size, dtype)
             yield row.target, pack_int4(q)
             yield row.target.removesuffix("weight") + "weights_scaling_factor", scale
 
 
 def is_quantized(target: str) -> bool:
-    """Whether a tensor is a linear's weight inside a decoder layer."""
-    return ".layers." in target and target.endswith(".weight") and "layernorm" not in target
+    """Whether a tensor is a linear's weight inside a decoder layer; routers stay as they are."""
+    if ".layers." not in target or not target.endswith(".weight"):
+        return False
+    return "layernorm" not in target and not target.endswith("router.weight")
 
 
 def _convert_fp8(
@@ -124,7 +135,10 @@ def _convert_fp8(
     source: SourceCheckpoint,
     maxima: ActivationMaxima,
 ) -> Iterator[tuple[str, Tensor]]:
-    weights = [read_row(row, source) for row in rows]
+    weights = [read_row(row, source, config) for row in rows]
+    if weights[0].ndim == 3:
+        yield from _convert_fp8_experts(config, pp_rank, rows[0], weights[0], maxima)
+        return
     scale = fp8_scale(max(float(weight.abs().amax()) for weight in weights))
     for row in rows:
         module = row.target.removesuffix(".weight")
@@ -132,6 +146,23 @@ def _convert_fp8(
         yield row.target, quantize_fp8(weights.pop(0), scale)
         yield f"{module}.weights_scaling_factor", torch.tensor([scale])
         yield f"{module}.activation_scaling_factor", torch.tensor([fp8_scale(amax)])
+
+
+def _convert_fp8_experts(
+    config: ModelConfig, pp_rank: int, row: TensorRow, weight: Tensor, maxima: ActivationMaxima
+) -> Iterator[tuple[str, Tensor]]:
+    """A scale for each expert, [experts, 1]; one for what enters them.
+
+    weight: [experts, out_features, in_features]. An expert that calibration never chose shares
+    the maximum of those it did.
+    """
+    module = row.target.removesuffix(".weight")
+    scales = [fp8_scale(float(expert.abs().amax())) for expert in weight]
+    quantized = [quantize_fp8(expert, s) for expert, s in zip(weight, scales, strict=True)]
+    amax = maxima[global_name(config, pp_rank, module)]
+    yield row.target, torch.stack(quantized)
+    yield f"{module}.weights_scaling_factor", torch.tensor(scales).unsqueeze(1)
+    yield f"{module}.activation_scaling_factor", torch.tensor([fp8_scale(amax)])
 
 
 def global_name(config: ModelConfig, pp_rank: int, name: str) -> str:

@@ -22,11 +22,10 @@ import yaml
 from enginehouse.build.architectures import (
     check_tensors,
     expected_shapes,
-    model_config,
-    sliding_window,
     stage_rows,
 )
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.hf_config import model_config
 from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
@@ -36,6 +35,7 @@ QUANT_CONFIGS = {
     "fp8": QuantConfig(quant_algo="FP8"),
     "int4": QuantConfig(quant_algo="W4A16_AWQ", has_zero_point=False, pre_quant_scale=False),
 }
+EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 STAGES = ("plan", "convert", "compile", "verify")
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
@@ -178,16 +178,27 @@ class BuildPlan:
     peak_memory_bytes: int
     num_parameters: int
 
+    @property
+    def max_attention_window(self) -> tuple[int, ...] | None:
+        """What KvCacheConfig must be given, as a checkpoint does not carry it; None: nothing."""
+        windows = tuple(self.config.extra.get("max_attention_window", ()))
+        return windows if windows and min(windows) < self.max_seq_len else None
+
 
 def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
     config = model_config(source.config, settings.dtype)
     if source.has_weights or settings.until != "plan":
         check_tensors(source.tensors, config)
-    max_seq_len = _check_limits(settings, source.config, config)
+    max_seq_len = _check_limits(settings, config)
     check_mapping(config, settings.tp, settings.pp)
     config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
+    if config.num_experts and settings.quant not in EXPERT_QUANTS:
+        raise PlanError(
+            f"quant={settings.quant} has no known form for a mixture of experts "
+            f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
+        )
     group_size = None
     quantization = QUANT_CONFIGS[settings.quant]
     if settings.quant == "int4":
@@ -218,20 +229,13 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     )
 
 
-def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConfig) -> int:
+def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
     """The context length; PlanError when the limits contradict the model or each other."""
-    window = sliding_window(hf)
-    limit = window or config.max_position_embeddings
     max_seq_len = settings.max_seq_len or config.max_position_embeddings
     if max_seq_len > config.max_position_embeddings:
         raise PlanError(
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
-            f"{config.max_position_embeddings}; choose at most {limit}"
-        )
-    if max_seq_len > limit:
-        raise PlanError(
-            f"max_seq_len={max_seq_len} is above the model's sliding_window={window}, which the "
-            f"engine does not apply; set max_seq_len to at most {window}"
+            f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
         )
     if settings.max_num_tokens < settings.max_batch_size:
         raise PlanError(
@@ -281,7 +285,9 @@ def _uncut(config: ModelConfig, tp: int) -> str | None:
         return "num_key_value_heads"
     if config.num_attention_heads % tp:
         return "num_attention_heads"
-    return "intermediate_size" if config.intermediate_size % tp else None
+    inner = config.moe_intermediate_size
+    key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
+    return key if inner % tp else None
 
 
 class LinearShape(NamedTuple):
@@ -293,18 +299,22 @@ class LinearShape(NamedTuple):
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
-    """The linears of one decoder layer, per rank."""
+    """The linears of one decoder layer, per rank; experts are no linears (`_expert_tensors`)."""
     tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
     query = config.num_attention_heads // tp * head
     key = max(1, config.num_key_value_heads // tp) * head
     inner = config.intermediate_size // tp
-    return {
+    linears = {
         "attention.qkv": LinearShape(query + 2 * key, hidden, 0),
         "attention.dense": LinearShape(hidden, query, 1),
-        "mlp.fc": LinearShape(inner, hidden, 0),
-        "mlp.gate": LinearShape(inner, hidden, 0),
-        "mlp.proj": LinearShape(hidden, inner, 1),
     }
+    if config.num_experts:
+        return linears
+    if config.gate_in_fc:
+        linears["mlp.fc"] = LinearShape(2 * inner, hidden, 0)
+    else:
+        linears["mlp.fc"] = linears["mlp.gate"] = LinearShape(inner, hidden, 0)
+    return {**linears, "mlp.proj": LinearShape(hidden, inner, 1)}
 
 
 def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
@@ -361,16 +371,41 @@ def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]
     table: dict[str, OutputTensor] = {}
     for target in (row.target for row in stage_rows(config, pp_rank)):
         module, _, kind = target.rpartition(".")
-        linear = linears.get(".".join(module.split(".")[-2:]))
-        if linear is None:
+        name = ".".join(module.split(".")[-2:])
+        linear = linears.get(name)
+        if linear is None and name.startswith("mlp."):
+            table.update(_expert_tensors(config, module))
+        elif linear is None:
             vocabulary = module in ("transformer.vocab_embedding", "lm_head")
-            shape = (vocab, config.hidden_size) if vocabulary else (config.hidden_size,)
+            width = config.head_size if name.startswith("attention.") else config.hidden_size
+            shape = (vocab, width) if vocabulary else (width,)
             table[target] = OutputTensor(config.dtype, shape)
         elif kind == "bias":
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
         else:
             table.update(_linear_tensors(config, module, linear))
     return table
+
+
+def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]:
+    """A mixture's router, float32 in every form, or all its experts in one tensor."""
+    experts, hidden = config.num_experts, config.hidden_size
+    inner = config.moe_intermediate_size // config.mapping.tp_size
+    shape = {
+        "router": (experts, hidden),
+        "fc": (experts, 2 * inner, hidden),
+        "proj": (experts, hidden, inner),
+    }[module.rpartition(".")[2]]
+    if len(shape) == 2:
+        return {f"{module}.weight": OutputTensor("float32", shape)}
+    if config.quantization.quant_algo is None:
+        return {f"{module}.weight": OutputTensor(config.dtype, shape)}
+    assert config.quantization.quant_algo == "FP8", config.quantization
+    return {
+        f"{module}.weight": OutputTensor("float8_e4m3fn", shape),
+        f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
+        f"{module}.weights_scaling_factor": OutputTensor("float32", (experts, 1)),
+    }
 
 
 def _linear_tensors(

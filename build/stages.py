@@ -189,8 +189,18 @@ def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
     return (
         f"{source.name} ({config.architecture}, {plan.num_parameters / 1e6:.0f}M parameters) -> "
         f"{quant}, tp={settings.tp} pp={settings.pp}, {_mib(sum(plan.rank_bytes))} on disk, "
-        f"about {_mib(plan.peak_memory_bytes)} of memory to convert"
+        f"about {_mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
     )
+
+
+def _describe_windows(plan: BuildPlan) -> str:
+    """The KvCacheConfig that TensorRT-LLM must be given, in the shortest list that repeats."""
+    windows = plan.max_attention_window
+    if windows is None:
+        return ""
+    count = len(windows)
+    cycle = next(n for n in range(1, count + 1) if windows == (windows[:n] * count)[:count])
+    return f"; serve with KvCacheConfig(max_attention_window={list(windows[:cycle])})"
 
 
 def output_path(plan: BuildPlan) -> Path:

@@ -222,11 +222,11 @@ def test_choices_that_contradict_are_refused(
         make_plan(load_settings(flags), source)
 
 
-def test_a_sliding_window_bounds_the_context(source: SourceCheckpoint) -> None:
-    windowed = replace(source, config={**source.config, "sliding_window": 1024})
-    with pytest.raises(PlanError, match="set max_seq_len to at most 1024"):
-        make_plan(load_settings({}), windowed)
-    assert make_plan(load_settings({"max_seq_len": 1024}), windowed).max_seq_len == 1024
+def test_a_sliding_window_is_carried_and_bounds_nothing(source: SourceCheckpoint) -> None:
+    config = {**source.config, "architectures": ["MistralForCausalLM"], "sliding_window": 1024}
+    plan = make_plan(load_settings({}), replace(source, config=config))
+    assert plan.max_seq_len == 2048
+    assert plan.config.extra["max_attention_window"] == [1024, 1024]
 
 
 def test_every_setting_says_what_it_is() -> None:
