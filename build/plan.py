@@ -68,7 +68,7 @@ class BuildSettings:
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
     )
     max_seq_len: int | None = _choice(
-        None, "prompt and answer together, tokens; without it, the model's limit", minimum=64
+        None, "prompt and answer together, tokens; without it, the model's limit", minimum=16
     )
     max_batch_size: int = _choice(64, "sequences in flight")
     max_num_tokens: int = _choice(512, "tokens computed in one iteration")

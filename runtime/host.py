@@ -193,9 +193,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    # Threads that wait for each other spin; beside one busy process on the same cores the
-    # default (some 300,000 turns) made a token take a hundred times as long. Read when torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.INFO, format="[%(process)d] %(name)s: %(message)s")
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,

@@ -57,7 +57,7 @@ def smollm_shaped(tmp_path_factory: pytest.TempPathFactory) -> SourceCheckpoint:
     ("name", "settings"),
     [
         ("smollm2-135m.none", {"quant": "none"}),
-        ("smollm2-135m.fp8", {"quant": "fp8", "calib_samples": 1, "calib_length": 8}),
+        ("smollm2-135m.fp8", {"quant": "fp8", "calib_samples": 1, "calib_length": 16}),
         ("smollm2-135m-g64.w4a16_awq_nopqs", {"quant": "int4"}),
     ],
 )
