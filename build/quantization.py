@@ -33,6 +33,12 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """float32 scales as they will be read back from `dtype`; 1 where nothing is left of them."""
+    scale = scale.to(dtype).float()
+    return torch.where(scale > 0, scale, 1.0)
+
+
 def quantize_int4(weight: Tensor, group_size: int, scale_dtype: torch.dtype) -> Int4Weight:
     """Round `weight` to signed 4-bit integers with one scale per group of inputs.
 
@@ -67,6 +73,28 @@ def quantize_int4(weight: Tensor, group_size: int, scale_dtype: torch.dtype) -> 
 def fp8_scale(amax: float) -> float:
     """The multiplier that maps e4m3's largest value to `amax`; 1.0 for a tensor of zeros."""
     return amax / FP8_MAX if amax > 0 else 1.0
+
+
+class RowwiseFp8Weight(NamedTuple):
+    """q: float8_e4m3fn [out, in]; scale: float32 [out]; weight is about q * scale."""
+
+    q: Tensor
+    scale: Tensor
+
+
+def quantize_fp8_rowwise(weight: Tensor) -> RowwiseFp8Weight:
+    """One scale for each output channel, its largest magnitude / 448; bounded memory.
+
+    weight: [out_features, in_features], floating; a row of zeros gets the scale 1.
+    """
+    scale = weight.abs().amax(dim=1).float() / FP8_MAX
+    scale = torch.where(scale > 0, scale, 1.0)
+    q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    step = max(1, _ROWS_AT_ONCE // weight.shape[1])
+    for start in range(0, len(weight), step):
+        rows = slice(start, start + step)
+        q[rows] = to_fp8(weight[rows].float() / scale[rows].unsqueeze(1))
+    return RowwiseFp8Weight(q, scale)
 
 
 def quantize_fp8(weight: Tensor, scale: float) -> Tensor:

@@ -58,7 +58,17 @@ def smollm_shaped(tmp_path_factory: pytest.TempPathFactory) -> SourceCheckpoint:
     [
         ("smollm2-135m.none", {"quant": "none"}),
         ("smollm2-135m.fp8", {"quant": "fp8", "calib_samples": 1, "calib_length": 8}),
+        (
+            "smollm2-135m.fp8_kvfp8",
+            {"quant": "fp8", "kv_cache_dtype": "fp8", "calib_samples": 1, "calib_length": 8},
+        ),
+        ("smollm2-135m.fp8_rowwise", {"quant": "fp8_rowwise"}),
+        ("smollm2-135m.w8a16", {"quant": "int8"}),
         ("smollm2-135m-g64.w4a16_awq_nopqs", {"quant": "int4"}),
+        (
+            "smollm2-135m-g64.w4a16_awq",
+            {"quant": "int4_awq", "calib_samples": 1, "calib_length": 8},
+        ),
     ],
 )
 def test_rank_files_equal_the_contracts_tables(
@@ -86,7 +96,7 @@ def test_rank_files_equal_the_contracts_tables(
                     assert list(found[key].shape) == shape, key
                     assert DTYPES[found[key].dtype] in dtype.split("|"), key
                     checked += 1
-    assert checked > 100
+    assert checked > 60
 
 
 def merged(engine: Path) -> CheckpointWeights:
