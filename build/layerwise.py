@@ -58,6 +58,8 @@ class LayerwiseAwq:
         self._hidden = [embedding[ids] for ids in sequences]
         self._rotary = RotaryTable(reference.config, max(len(ids) for ids in sequences))
         self._next = 0
+        # What attention gave for each sequence: it stands once a layer's q, k and v are settled.
+        self._attended: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, layer: int) -> dict[str, Tensor]:
@@ -65,6 +67,7 @@ class LayerwiseAwq:
         assert layer == self._next, f"layer {layer} asked for after {self._next - 1}"
         self._next += 1
         tensors = self.reference.tensors(PREFIX.format(layer))
+        self._attended.clear()
         result: dict[str, Tensor] = {}
         for modules in SHARED_INPUTS:
             if self._excluded(layer, modules[0]):
@@ -110,20 +113,30 @@ class LayerwiseAwq:
 
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
         decoder.observe = observe
-        for states in self._hidden:
-            cos, sin = self._rotary.at(torch.arange(len(states)))
+        for i in range(len(self._hidden)):
             try:
-                decoder(layer, states, cos, sin, causal_attention)
+                self._forward(layer, decoder, i)
             except _Seen:
                 continue
         return seen[0]
 
+    def _forward(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
+        """One sequence through the layer, with the attention of an earlier time if there is one."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if sequence not in self._attended:
+                self._attended[sequence] = causal_attention(layer, q, k, v)
+            return self._attended[sequence]
+
+        states = self._hidden[sequence]
+        cos, sin = self._rotary.at(torch.arange(len(states)))
+        return decoder(layer, states, cos, sin, attend)
+
     def _run(self, layer: int, tensors: dict[str, Tensor]) -> None:
         """Carry the activations through the quantised layer."""
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
-        for i, states in enumerate(self._hidden):
-            cos, sin = self._rotary.at(torch.arange(len(states)))
-            self._hidden[i] = decoder(layer, states, cos, sin, causal_attention)
+        for i in range(len(self._hidden)):
+            self._hidden[i] = self._forward(layer, decoder, i)
 
     def _stored(
         self, modules: Sequence[str], linear: AwqLinear, rows: list[int], inputs: _Inputs

@@ -131,7 +131,7 @@ def test_unquantised_weights_come_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_int4_weights_are_within_half_a_step(
+def test_int4_weights_are_within_half_a_step_unless_clipped(
     tiny_source: SourceCheckpoint, make_engine: EngineMaker, tp: int
 ) -> None:
     weights = merged(make_engine(quant="int4", group_size=64, tp=tp))
@@ -142,7 +142,8 @@ def test_int4_weights_are_within_half_a_step(
             back = dequantize_int4(tensors[f"{ours}.weight"], scale)
             truth = fused(tiny_source, layer, *theirs).float()
             step = scale.float().repeat_interleave(64, dim=1)
-            assert ((back - truth).abs() <= 0.51 * step).all()
+            clipped = truth.abs() > 7 * step
+            assert (clipped | ((back - truth).abs() <= 0.51 * step)).all()
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 2)])
