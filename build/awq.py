@@ -7,6 +7,8 @@ Source: AWQ (Lin et al., 2023), sections 3.2 and 4; GPTQ (Frantar et al., 2023),
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -144,15 +146,39 @@ def round_compensated(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
     q = torch.empty_like(rest)
     for start in range(0, in_features, _BLOCK):
         end = min(start + _BLOCK, in_features)
-        block, errors = rest[start:end], torch.empty_like(rest[start:end])
-        for i in range(end - start):
-            row, step = block[i], steps[start + i]
-            torch.div(row, step, out=q[start + i]).round_().clamp_(-8, 7)
-            torch.addcmul(row, q[start + i], step, value=-1, out=errors[i])
-            errors[i].div_(upper[start + i, start + i])
-            if i + 1 < end - start:
-                block[i + 1 :].addr_(upper[start + i, start + i + 1 : end], errors[i], alpha=-1)
+        errors = torch.empty_like(rest[start:end])
+        with _one_thread():
+            _round_block(
+                rest[start:end],
+                steps[start:end],
+                upper[start:end, start:end],
+                q[start:end],
+                errors,
+            )
         rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     result = torch.empty(in_features, len(weight), dtype=torch.int8)
     result[order] = q.to(torch.int8)
     return result.T.contiguous()
+
+
+def _round_block(rest: Tensor, steps: Tensor, upper: Tensor, q: Tensor, errors: Tensor) -> None:
+    """Round the rows of `rest` [block, out] in turn into q; what each leaves, into errors."""
+    for i in range(len(rest)):
+        torch.div(rest[i], steps[i], out=q[i]).round_().clamp_(-8, 7)
+        torch.addcmul(rest[i], q[i], steps[i], value=-1, out=errors[i])
+        errors[i].div_(upper[i, i])
+        if i + 1 < len(rest):
+            rest[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small steps: a barrier after each, with a busy neighbour, costs more than a
+    second thread gives.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
