@@ -40,7 +40,7 @@ engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFI
 	  $(if $(CONFIG),--config $(CONFIG))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
-	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--plan-gpu $(GPU)) \
+	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
 
 serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...

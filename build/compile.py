@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import Environment, TemplateSyntaxError
 
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.plan import BuildPlan
 from enginehouse.runtime.engine import (
     MANIFEST,
@@ -124,7 +125,7 @@ def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path
         "max_input_len": plan.max_seq_len,
         "max_batch_size": settings.max_batch_size,
         "max_num_tokens": max(settings.max_num_tokens, 8192),
-        "gemm_plugin": "disable" if settings.quant == "fp8" else "auto",
+        "gemm_plugin": "disable" if settings.quant in FP8_FORMS else "auto",
         "gpt_attention_plugin": "auto",
         "remove_input_padding": "enable",
         "context_fmha": "enable",

@@ -24,18 +24,22 @@ from enginehouse.build.architectures import (
     expected_shapes,
     stage_rows,
 )
+from enginehouse.build.capabilities import GPU_SM, check_gpu, kv_refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.exclude import with_excluded
+from enginehouse.build.forms import (
+    GROUP_SIZES,
+    KV_CACHE_ALGOS,
+    QUANT_CONFIGS,
+    OutputTensor,
+    linear_tensors,
+)
 from enginehouse.build.hf_config import model_config
 from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
-GROUP_SIZES = (128, 64)  # those that TensorRT-LLM has kernels for, largest first
-QUANT_CONFIGS = {
-    "none": QuantConfig(),
-    "fp8": QuantConfig(quant_algo="FP8"),
-    "int4": QuantConfig(quant_algo="W4A16_AWQ", has_zero_point=False, pre_quant_scale=False),
-}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
+KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 STAGES = ("plan", "convert", "compile", "verify")
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
@@ -59,7 +63,16 @@ class BuildSettings:
     name: str | None = _choice(None, "the name clients ask for; without it, the source's")
     quant: str = _choice("none", "form of the weights", choices=tuple(QUANT_CONFIGS))
     group_size: int | None = _choice(
-        None, "int4: inputs per scale, 128 or 64; without it, the largest legal"
+        None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
+    )
+    kv_cache_dtype: str = _choice(
+        "auto", "dtype of the KV cache; auto is the model's", choices=tuple(KV_CACHE_ALGOS)
+    )
+    exclude: str | None = _choice(
+        None, "modules to leave unquantised: patterns such as *mlp.proj, separated by commas"
+    )
+    gpu: str | None = _choice(
+        None, "the GPU that will serve; what it cannot run is refused", choices=tuple(GPU_SM)
     )
     tp: int = _choice(1, "tensor parallel GPUs")
     pp: int = _choice(1, "pipeline parallel stages")
@@ -79,8 +92,8 @@ class BuildSettings:
     compute_dtype: str = _choice(
         "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
     )
-    calib_samples: int = _choice(16, "fp8: calibration texts")
-    calib_length: int = _choice(512, "fp8: tokens of each text", minimum=16)
+    calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")
+    calib_length: int = _choice(512, "fp8, awq, KV cache: tokens of each text", minimum=16)
     verify_max_mean_kl: float | None = _choice(
         None, "mean KL divergence that fails a build; without it, by quant", minimum=0
     )
@@ -149,18 +162,6 @@ def _check_value(key: Any, value: Any, where: str) -> None:
         raise PlanError(f"{where}{key}={value} is out of range; wanted {minimum} or more")
 
 
-class OutputTensor(NamedTuple):
-    """One tensor of a rank file: torch's name of the dtype, and the shape on this rank."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return prod(self.shape) * dtype.itemsize
-
-
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """A build that is legal. config carries mapping and quantization.
@@ -199,18 +200,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
             f"quant={settings.quant} has no known form for a mixture of experts "
             f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
-    group_size = None
-    quantization = QUANT_CONFIGS[settings.quant]
-    if settings.quant == "int4":
-        group_size = choose_group_size(config, settings.group_size)
-        quantization = replace(quantization, group_size=group_size)
-    elif settings.group_size is not None:
-        raise PlanError(f"group_size is of no use with quant={settings.quant}; wanted quant=int4")
-    if settings.quant != "none" and settings.backend != "torch" and config.dtype == "float32":
-        raise PlanError(
-            f"TensorRT-LLM has no {settings.quant} kernels for dtype=float32; "
-            "choose bfloat16 or float16"
-        )
+    quantization = _quantization(settings, config)
     config = replace(config, quantization=quantization)
 
     stage_bytes = [
@@ -222,11 +212,63 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         config=config,
         name=settings.name or source.name,
         max_seq_len=max_seq_len,
-        group_size=group_size,
+        group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
         peak_memory_bytes=_peak_memory_bytes(config, source),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
     )
+
+
+def _quantization(settings: BuildSettings, config: ModelConfig) -> QuantConfig:
+    """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses."""
+    quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
+    quantization = QUANT_CONFIGS[quant]
+    if quant in GROUP_SIZES:
+        group_size = choose_group_size(config, settings.group_size, quant)
+        quantization = replace(quantization, group_size=group_size)
+    elif settings.group_size is not None:
+        raise PlanError(
+            f"group_size is of no use with quant={quant}; wanted quant={', '.join(GROUP_SIZES)}"
+        )
+    if quant == "int8":
+        _check_int8(config)
+    if quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+        raise PlanError(
+            f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
+        )
+    if settings.gpu is not None:
+        check_gpu(settings.gpu, quant, kv_cache_dtype)
+    reason = kv_refusal(quant, kv_cache_dtype)
+    if reason is not None:
+        raise PlanError(
+            f"kv_cache_dtype={kv_cache_dtype} with quant={quant}: {reason}; choose "
+            "kv_cache_dtype=auto, or quant=fp8"
+        )
+    if kv_cache_dtype == "int8" and settings.backend == "tensorrt_llm":
+        raise PlanError(
+            "TensorRT-LLM has no INT8 KV cache with use_paged_context_fmha, which block reuse and "
+            "chunked prefill need; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
+        )
+    quantization = replace(quantization, kv_cache_quant_algo=KV_CACHE_ALGOS[kv_cache_dtype])
+    if settings.exclude is None:
+        return quantization
+    modules = (
+        row.target.rpartition(".")[0]
+        for pp_rank in range(config.mapping.pp_size)
+        for row in stage_rows(config, pp_rank)
+    )
+    return with_excluded(settings.exclude, modules, quantization)
+
+
+def _check_int8(config: ModelConfig) -> None:
+    """PlanError where the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit."""
+    for name, linear in linear_shapes(config).items():
+        if linear.in_features % 64 or linear.out_features % 16:
+            raise PlanError(
+                f"int8: {name} is {linear.out_features} x {linear.in_features} per rank at "
+                f"tp={config.mapping.tp_size}; its kernel wants multiples of 16 x 64: choose a "
+                "smaller tp, or quant=none"
+            )
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
@@ -336,23 +378,24 @@ def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
     return None
 
 
-def choose_group_size(config: ModelConfig, asked: int | None = None) -> int:
+def choose_group_size(config: ModelConfig, asked: int | None = None, quant: str = "int4") -> int:
     """The group size asked for, or the largest that fits every linear at this tp.
 
     Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
     """
-    legal = [size for size in GROUP_SIZES if _ungrouped(config, size) is None]
+    sizes = GROUP_SIZES[quant]
+    legal = [size for size in sizes if _ungrouped(config, size) is None]
     if asked is None and legal:
         return legal[0]
     if asked in legal:
         return asked
-    if asked is not None and asked not in GROUP_SIZES:
-        raise PlanError(f"group_size={asked} has no kernel; choose {_listed(GROUP_SIZES)}")
-    size = asked or GROUP_SIZES[-1]
+    if asked is not None and asked not in sizes:
+        raise PlanError(f"group_size={asked} has no kernel for {quant}; choose {_listed(sizes)}")
+    size = asked or sizes[-1]
     raise PlanError(
-        f"int4: {_ungrouped(config, size)}, which group_size={size} does not fit; "
+        f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
         f"legal group_size at this tp: {_listed(legal)}; "
-        f"legal tp for int4: {_listed(legal_tp(config, GROUP_SIZES))}"
+        f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
     )
 
 
@@ -361,11 +404,7 @@ def _listed(numbers: Iterable[int]) -> str:
 
 
 def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]:
-    """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
-
-    INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
-    disk are those that a GPU computes with.
-    """
+    """The exact table of a rank file; equal on all tensor parallel ranks of a stage."""
     linears = linear_shapes(config)
     vocab = config.padded_vocab_size() // config.mapping.tp_size
     table: dict[str, OutputTensor] = {}
@@ -383,7 +422,11 @@ def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]
         elif kind == "bias":
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
         else:
-            table.update(_linear_tensors(config, module, linear))
+            quantization, dtype = config.quantization, config.dtype
+            table.update(linear_tensors(quantization, dtype, module, *linear[:2]))
+    if config.quantization.kv_cache_quant_algo is not None:
+        for local in range(len(config.mapping.layers(pp_rank, config.num_hidden_layers))):
+            table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
     return table
 
 
@@ -405,27 +448,6 @@ def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]
         f"{module}.weight": OutputTensor("float8_e4m3fn", shape),
         f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
         f"{module}.weights_scaling_factor": OutputTensor("float32", (experts, 1)),
-    }
-
-
-def _linear_tensors(
-    config: ModelConfig, module: str, linear: LinearShape
-) -> dict[str, OutputTensor]:
-    out_features, in_features, _ = linear
-    weight, scale = f"{module}.weight", f"{module}.weights_scaling_factor"
-    algo, group_size = config.quantization.quant_algo, config.quantization.group_size
-    if algo is None:
-        return {weight: OutputTensor(config.dtype, (out_features, in_features))}
-    if algo == "FP8":
-        return {
-            weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
-            f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
-            scale: OutputTensor("float32", (1,)),
-        }
-    assert algo == "W4A16_AWQ", algo
-    return {
-        weight: OutputTensor("int8", (out_features // 2, in_features)),
-        scale: OutputTensor(config.dtype, (out_features, in_features // group_size)),
     }
 
 

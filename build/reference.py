@@ -19,7 +19,7 @@ from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import read_row
 from enginehouse.runtime.attention import soft_cap
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
-from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
+from enginehouse.runtime.model import PREFIX, Attention, DecoderLayer, causal_attention
 from enginehouse.runtime.rope import Rotary
 from enginehouse.runtime.traits import traits_of
 
@@ -35,7 +35,8 @@ class ReferenceModel:
         self.source = source
         self._rows = {row.target: row for row in stage_rows(self.config, 0)}
 
-    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """float32, fused as the engine has them, keyed by what follows `prefix`."""
         return {
             name[len(prefix) :]: read_row(row, self.source, self.config).float()
             for name, row in self._rows.items()
@@ -48,30 +49,31 @@ class ReferenceModel:
         sequences: Sequence[Tensor],
         observe: LayerObserver | None = None,
         advance: Callable[[int], None] = lambda layers: None,
+        attention: Attention = causal_attention,
     ) -> list[Tensor]:
         """Each sequence of ids: int64 [tokens] -> [tokens, hidden_size] before the last norm.
 
         advance(1) after each layer. Memory: one layer in float32, and the sequences' activations.
         """
-        embedding = self._tensors("transformer.vocab_embedding.")["weight"]
+        embedding = self.tensors("transformer.vocab_embedding.")["weight"]
         hidden = [embedding[ids] * self.traits.embedding_scale for ids in sequences]
         del embedding
         rotary = Rotary(self.config, max(len(ids) for ids in sequences))
         for index in range(self.config.num_hidden_layers):
-            layer = DecoderLayer(self.config, self._tensors(PREFIX.format(index)), torch.float32)
+            layer = DecoderLayer(self.config, self.tensors(PREFIX.format(index)), torch.float32)
             if observe is not None:
                 layer.observe = partial(observe, index)
             for i, states in enumerate(hidden):
                 angles = rotary.at(torch.arange(len(states)))[self.traits.local_rope[index]]
-                hidden[i] = layer(index, states, angles, causal_attention)
+                hidden[i] = layer(index, states, angles, attention)
             advance(1)
         return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """float32 [tokens, vocab_size] for each of what `hidden_states` gave."""
-        norm = self._tensors("transformer.ln_f.")["weight"]
-        head = self._tensors("lm_head.")["weight"]
+        norm = self.tensors("transformer.ln_f.")["weight"]
+        head = self.tensors("lm_head.")["weight"]
         epsilon, cap = self.config.norm_epsilon, self.traits.logits_soft_cap
         return [
             soft_cap(functional.rms_norm(states, norm.shape, norm, epsilon) @ head.T, cap)

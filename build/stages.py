@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 import psutil
+from torch import Tensor
 
-from enginehouse.build.calibration import activation_maxima, calibration_sequences
+from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
 from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, source_digest
 from enginehouse.build.compile import (
     choices,
@@ -26,7 +27,9 @@ from enginehouse.build.compile import (
     trtllm_build_command,
     write_tokenizer,
 )
-from enginehouse.build.convert import convert
+from enginehouse.build.convert import Calibration, convert
+from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.reference import ReferenceModel
@@ -116,27 +119,51 @@ def run_convert(
     progress: BuildProgress,
 ) -> None:
     """Calibrate if the form needs it, then write config.json and the rank files."""
+    calibration = _calibrate(plan, source, reference, directory, progress)
+    with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
+        convert(plan, source, directory, calibration, stage.advance)
+        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+
+
+def _calibrate(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    progress: BuildProgress,
+) -> Calibration:
+    """Run the calibration text where a form needs it; AWQ does so while the layers are written."""
+    quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
+    if quant != "fp8" and quant not in AWQ_FORMS and kv_algo is None:
+        return Calibration({}, {})
+    sequences = _calibration_sequences(plan, source, directory)
     maxima: dict[str, float] = {}
-    if plan.settings.quant == "fp8":
-        tokenizer_dir = directory / "tokenizer"
-        tokenizer_dir.mkdir()
-        try:
-            source.write_tokenizer(tokenizer_dir)
-            sequences = calibration_sequences(
-                tokenizer_dir,
-                plan.settings.calib_samples,
-                min(plan.settings.calib_length, plan.max_seq_len),
-                source.bos_token_id,
-            )
-        finally:
-            shutil.rmtree(tokenizer_dir)
+    scales: dict[int, float] = {}
+    if quant == "fp8" or kv_algo is not None:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
-            maxima = activation_maxima(reference, sequences, stage.advance)
+            maxima, keys_values = activation_maxima(reference, sequences, stage.advance)
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
-    with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-        convert(plan, source, directory, maxima, stage.advance)
-        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+        scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
+    awq = LayerwiseAwq(plan.config, reference, sequences) if quant in AWQ_FORMS else None
+    return Calibration(maxima, scales, awq)
+
+
+def _calibration_sequences(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> list[Tensor]:
+    tokenizer_dir = directory / "tokenizer"
+    tokenizer_dir.mkdir()
+    try:
+        source.write_tokenizer(tokenizer_dir)
+        return calibration_sequences(
+            tokenizer_dir,
+            plan.settings.calib_samples,
+            min(plan.settings.calib_length, plan.max_seq_len),
+            source.bos_token_id,
+        )
+    finally:
+        shutil.rmtree(tokenizer_dir)
 
 
 def run_compile(

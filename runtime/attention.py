@@ -8,7 +8,7 @@ Source: PagedAttention (Kwon et al., 2023), section 4.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.packing import INT8_MAX, to_fp8
 from enginehouse.runtime.traits import AttentionRule
+
+_STORAGE = {"FP8": torch.float8_e4m3fn, "INT8": torch.int8}
+
+
+def kv_storage_dtype(config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
+    """What the cache holds its values in: the compute dtype, or what the engine asks for."""
+    algo = config.quantization.kv_cache_quant_algo
+    return dtype if algo is None else _STORAGE[algo]
 
 
 def visible(queries: Tensor, positions: Tensor, window: int | None) -> Tensor:
@@ -54,30 +63,65 @@ class PagedKVCache:
     Heads lead, so that gathered blocks are a batch of matrices without another copy. Zeroed
     at first: a masked position is multiplied by 0, which must not meet NaN. Untouched pages
     take no memory.
+
+    dtype: of arithmetic. scales: one multiplier a layer when the engine's cache is FP8 or INT8;
+    values are then rounded as they are stored, and multiplied again as they are read.
     """
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        scales: Sequence[float] = (),
     ) -> None:
         shape = (2 * config.num_key_value_heads, num_blocks * block_size, config.head_size)
-        self.layers = [_lazy_zeros(shape, dtype) for _ in range(config.num_hidden_layers)]
+        self.dtype = dtype
+        self.storage_dtype = kv_storage_dtype(config, dtype)
+        self.scales = tuple(scales)
+        assert self.storage_dtype == dtype or len(scales) == config.num_hidden_layers
+        # float8 has neither copies nor selections by index: its bytes are kept.
+        stored = torch.uint8 if self.storage_dtype == torch.float8_e4m3fn else self.storage_dtype
+        self.layers = [_lazy_zeros(shape, stored) for _ in range(config.num_hidden_layers)]
         self.block_size = block_size
         self.num_blocks = num_blocks
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
+        """dtype: of arithmetic."""
         heads = 2 * config.num_key_value_heads * config.num_hidden_layers
-        return heads * config.head_size * dtype.itemsize
+        return heads * config.head_size * kv_storage_dtype(config, dtype).itemsize
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store this step's k, v: [tokens, kv_heads, D] at slots: int64 [tokens]."""
         kv = torch.cat([k, v], dim=1).transpose(0, 1)
-        self.layers[layer].index_copy_(1, slots, kv)
+        self.layers[layer].index_copy_(1, slots, self._stored(layer, kv))
 
     def read(self, layer: int, blocks: Tensor) -> Tensor:
-        """[2 * kv_heads, len(blocks) * block_size, D], copied."""
+        """[2 * kv_heads, len(blocks) * block_size, D] in the compute dtype, copied."""
         pool = self.layers[layer].view(self.layers[layer].shape[0], self.num_blocks, -1)
-        return pool.index_select(1, blocks).view(pool.shape[0], -1, self.layers[layer].shape[-1])
+        found = pool.index_select(1, blocks).view(pool.shape[0], -1, self.layers[layer].shape[-1])
+        return self._read(layer, found)
+
+    def round_trip(self, layer: int, values: Tensor) -> Tensor:
+        """Keys or values as they are after having been stored; any shape."""
+        return self._read(layer, self._stored(layer, values))
+
+    def _stored(self, layer: int, values: Tensor) -> Tensor:
+        if self.storage_dtype == self.dtype:
+            return values
+        scaled = values.float() / self.scales[layer]
+        if self.storage_dtype == torch.int8:
+            return scaled.round().clamp(-INT8_MAX - 1, INT8_MAX).to(torch.int8)
+        return to_fp8(scaled).view(torch.uint8)
+
+    def _read(self, layer: int, stored: Tensor) -> Tensor:
+        if self.storage_dtype == self.dtype:
+            return stored
+        if self.storage_dtype == torch.float8_e4m3fn:
+            stored = stored.view(torch.float8_e4m3fn)
+        return stored.to(self.dtype) * self.scales[layer]
 
 
 def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

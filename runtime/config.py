@@ -8,6 +8,7 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, `config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from enginehouse.runtime.errors import EngineError
@@ -83,6 +84,11 @@ class QuantConfig:
     has_zero_point: bool = False
     pre_quant_scale: bool = False
     exclude_modules: tuple[str, ...] | None = EXCLUDE_MODULES
+
+    def excludes(self, module: str) -> bool:
+        """Whether a module (`transformer.layers.3.mlp.proj`, layers local) stays unquantised."""
+        patterns = EXCLUDE_MODULES if self.exclude_modules is None else self.exclude_modules
+        return any(fnmatchcase(module, pattern) for pattern in patterns)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -25,7 +25,7 @@ from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.kv_cache import BlockPool
-from enginehouse.runtime.model import Decoder
+from enginehouse.runtime.model import PREFIX, Decoder
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
@@ -82,7 +82,8 @@ class TorchExecutor:
             max_batch_size=max_batch_size,
             kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
         )
-        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype)
+        scales = _kv_scales(engine.config, weights)
+        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales)
         self.scheduler = Scheduler(
             BlockPool(num_blocks),
             block_size=block_size,
@@ -241,6 +242,17 @@ def _num_blocks(
     return num_blocks
 
 
+def _kv_scales(config: ModelConfig, weights: CheckpointWeights) -> list[float]:
+    """The multiplier of each layer's keys and values, when the engine's KV cache is quantised."""
+    if config.quantization.kv_cache_quant_algo is None:
+        return []
+    names = (
+        PREFIX.format(layer) + "attention.kv_cache_scaling_factor"
+        for layer in range(config.num_hidden_layers)
+    )
+    return [float(weights(name)[""]) for name in names]
+
+
 def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
     config, manifest = engine.config, engine.manifest
     return EngineInfo(
@@ -324,7 +336,7 @@ def _decode_group(
     masks: dict[int | None, torch.Tensor] = {}
     for window in windows:
         hidden = ~visible(starts, positions, window)  # [sequences, positions]
-        mask = torch.zeros(hidden.shape, dtype=layer.dtype).masked_fill(hidden, float("-inf"))
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill(hidden, float("-inf"))
         masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
     rows = torch.tensor([row for row, _ in group])
     return DecodeGroup(rows, table.flatten(), masks)

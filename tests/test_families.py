@@ -145,14 +145,17 @@ def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_int4_weights_are_the_models_within_half_a_step(engine: Maker, name: str) -> None:
+def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(engine: Maker, name: str) -> None:
     quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
     for linear in (key for key in LINEARS if f"{key}.weight" in truth):
         scale = found[f"{linear}.weights_scaling_factor"]
         back = dequantize_int4(found[f"{linear}.weight"], scale)
         step = scale.float().repeat_interleave(64, dim=1)
-        assert ((back - truth[f"{linear}.weight"]).abs() <= 0.53 * step).all(), linear
+        weight = truth[f"{linear}.weight"]
+        clipped = weight.abs() > 7 * step
+        assert clipped.float().mean() < 0.05, "few are clipped, and only where that loses less"
+        assert (clipped | ((back - weight).abs() <= 0.53 * step)).all(), linear
     assert_answers(quantised)
 
 
