@@ -145,7 +145,9 @@ def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", DENSE)
-def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(engine: Maker, name: str) -> None:
+def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
+    engine: Maker, name: str
+) -> None:
     quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
     for linear in (key for key in LINEARS if f"{key}.weight" in truth):
