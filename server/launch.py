@@ -108,6 +108,7 @@ def announce(url: str, facts: dict[str, Any]) -> None:
         "engine": f"{facts['name']}  {facts['digest'][:19]}",
     }
     lines = [f"  {key:<13} {value}" for key, value in rows.items()]
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    question = '"messages": [{"role": "user", "content": "What is the capital of France?"}]'
+    body = f'{{"model": "{model}", {question}, "temperature": 0, "max_tokens": 100}}'
     curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     print("\n".join(["", f"enginehouse is ready: {url}", *lines, "", curl, ""]), flush=True)
