@@ -45,7 +45,7 @@ plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp
 
 serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
 ifeq ($(ENGINE),$(SAMPLE))
-	$(BIN)/enginehouse-build --quant int4_awq --calib-samples 8 -o $(SAMPLE)
+	$(BIN)/enginehouse-build --quant int4_awq -o $(SAMPLE)
 endif
 	ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
 	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
