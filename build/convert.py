@@ -48,7 +48,7 @@ def convert(
     """
     config = plan.config
     for pp_rank in range(config.mapping.pp_size):
-        table = output_tensors(config, pp_rank)
+        table = output_tensors(config, pp_rank, plan.scale_dtype)
         with ExitStack() as stack:
             files = [
                 stack.enter_context(
@@ -68,6 +68,10 @@ def convert(
 
 def read_row(row: TensorRow, source: SourceCheckpoint) -> Tensor:
     """A TensorRT-LLM tensor from its sources: concatenated on dim 0, in the source's dtype."""
+    if source.rows is not None:
+        whole = source.rows.read_row(row.sources)
+        check_finite(row.target, whole)
+        return whole
     parts = [source.tensors.read(name) for name in row.sources]
     for name, part in zip(row.sources, parts, strict=True):
         check_finite(name, part)
@@ -102,6 +106,10 @@ def _convert_unit(
     if algo is None or not is_quantized(rows[0].target):
         for row in rows:
             yield row.target, read_row(row, source).to(dtype)
+    elif source.quantized is not None:
+        for row in rows:
+            for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
+                yield row.target.removesuffix("weight") + kind, tensor
     elif algo == "FP8":
         yield from _convert_fp8(config, pp_rank, rows, source, maxima)
     else:

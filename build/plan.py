@@ -27,6 +27,7 @@ from enginehouse.build.architectures import (
     stage_rows,
 )
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
@@ -57,7 +58,14 @@ class BuildSettings:
     )
     output: str | None = _choice(None, "engine directory; without it, engines/NAME-QUANT")
     name: str | None = _choice(None, "the name clients ask for; without it, the source's")
-    quant: str = _choice("none", "form of the weights", choices=tuple(QUANT_CONFIGS))
+    tokenizer: str | None = _choice(
+        None, "directory of the tokenizer; without it, the source's own"
+    )
+    quant: str = _choice(
+        "auto",
+        "form of the weights; auto is the source's own, none for an unquantised one",
+        choices=("auto", *QUANT_CONFIGS),
+    )
     group_size: int | None = _choice(
         None, "int4: inputs per scale, 128 or 64; without it, the largest legal"
     )
@@ -163,8 +171,9 @@ class OutputTensor(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """A build that is legal. config carries mapping and quantization.
+    """A build that is legal. config carries mapping and quantization; settings.quant is settled.
 
+    scale_dtype: of INT4 scales that the source has already; None for the model's.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
     peak_memory_bytes: an estimate for the conversion, without calibration and verification.
     """
@@ -177,20 +186,30 @@ class BuildPlan:
     rank_bytes: tuple[int, ...]
     peak_memory_bytes: int
     num_parameters: int
+    scale_dtype: str | None = None
 
 
 def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
-    config = model_config(source.config, settings.dtype)
+    config = source.engine_config or model_config(source.config, settings.dtype)
+    if source.engine_config is not None and settings.dtype not in ("auto", config.dtype):
+        raise PlanError(
+            f"dtype={settings.dtype} would round the tensors of a TensorRT-LLM checkpoint in "
+            f"{config.dtype} again; leave dtype out"
+        )
     if source.has_weights or settings.until != "plan":
         check_tensors(source.tensors, config)
     max_seq_len = _check_limits(settings, source.config, config)
     check_mapping(config, settings.tp, settings.pp)
     config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
+    form = _source_form(settings, source, config)
+    settings = replace(settings, quant=form.quant)
     group_size = None
-    quantization = QUANT_CONFIGS[settings.quant]
-    if settings.quant == "int4":
+    quantization = form.quantization
+    if quantization.quant_algo == "W4A16_AWQ" and source.quantized is not None:
+        group_size = choose_group_size(config, quantization.group_size)
+    elif settings.quant == "int4":
         group_size = choose_group_size(config, settings.group_size)
         quantization = replace(quantization, group_size=group_size)
     elif settings.group_size is not None:
@@ -203,7 +222,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     config = replace(config, quantization=quantization)
 
     stage_bytes = [
-        sum(tensor.num_bytes for tensor in output_tensors(config, pp_rank).values())
+        sum(item.num_bytes for item in output_tensors(config, pp_rank, form.scale_dtype).values())
         for pp_rank in range(settings.pp)
     ]
     return BuildPlan(
@@ -215,7 +234,29 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
         peak_memory_bytes=_peak_memory_bytes(config, source),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+        scale_dtype=form.scale_dtype,
     )
+
+
+def _source_form(
+    settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
+) -> QuantizedForm:
+    """The form asked for, or the only one of a source that is quantised already."""
+    if source.quantized is None:
+        quant = "none" if settings.quant == "auto" else settings.quant
+        return QuantizedForm(quant, QUANT_CONFIGS[quant])
+    form = source.quantized.form(config)
+    if settings.quant not in ("auto", form.quant):
+        raise PlanError(
+            f"quant={settings.quant} would quantise {source.name} a second time: it is quantised "
+            f"already, and stays in the form {form.quant}; leave quant out"
+        )
+    if settings.group_size not in (None, form.quantization.group_size):
+        raise PlanError(
+            f"group_size={settings.group_size} is not the checkpoint's own, "
+            f"{form.quantization.group_size}; leave group_size out"
+        )
+    return form
 
 
 def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConfig) -> int:
@@ -345,11 +386,13 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers) or "none"
 
 
-def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]:
+def output_tensors(
+    config: ModelConfig, pp_rank: int, scale_dtype: str | None = None
+) -> dict[str, OutputTensor]:
     """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
 
     INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
-    disk are those that a GPU computes with.
+    disk are those that a GPU computes with. Those of a source keep their own, scale_dtype.
     """
     linears = linear_shapes(config)
     vocab = config.padded_vocab_size() // config.mapping.tp_size
@@ -364,12 +407,12 @@ def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]
         elif kind == "bias":
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
         else:
-            table.update(_linear_tensors(config, module, linear))
+            table.update(_linear_tensors(config, module, linear, scale_dtype or config.dtype))
     return table
 
 
 def _linear_tensors(
-    config: ModelConfig, module: str, linear: LinearShape
+    config: ModelConfig, module: str, linear: LinearShape, scale_dtype: str
 ) -> dict[str, OutputTensor]:
     out_features, in_features, _ = linear
     weight, scale = f"{module}.weight", f"{module}.weights_scaling_factor"
@@ -382,11 +425,22 @@ def _linear_tensors(
             f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
             scale: OutputTensor("float32", (1,)),
         }
+    if algo == "FP8_PER_CHANNEL_PER_TOKEN":
+        return {
+            weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
+            f"{module}.per_channel_scale": OutputTensor("float32", (out_features,)),
+        }
     assert algo == "W4A16_AWQ", algo
-    return {
+    table = {
         weight: OutputTensor("int8", (out_features // 2, in_features)),
-        scale: OutputTensor(config.dtype, (out_features, in_features // group_size)),
+        scale: OutputTensor(scale_dtype, (out_features, in_features // group_size)),
     }
+    if config.quantization.has_zero_point:
+        zero_shape = (in_features // group_size, out_features)
+        table[f"{module}.zero"] = OutputTensor(config.dtype, zero_shape)
+    if config.quantization.pre_quant_scale:
+        table[f"{module}.prequant_scaling_factor"] = OutputTensor(config.dtype, (in_features,))
+    return table
 
 
 def _peak_memory_bytes(config: ModelConfig, source: SourceCheckpoint) -> int:

@@ -25,6 +25,7 @@ from enginehouse.build.convert import convert
 from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (
     MANIFEST,
@@ -53,11 +54,15 @@ def build(
 
     Raises an EnginehouseError in one sentence; nothing half-made is left at the output.
     """
+    if settings.tokenizer is not None:
+        source = with_tokenizer(source, Path(settings.tokenizer))
     with progress.stage("plan") as stage:
         plan = make_plan(settings, source)
         stage.finish(describe_plan(plan, source))
     if settings.until == "plan":
         return BuildResult(None)
+    if settings.until != "convert":
+        check_tokenizer(source)
     output = output_path(plan)
     _refuse_foreign(output)
     record = _source_record(source, output, progress)
@@ -109,7 +114,7 @@ def run_convert(
 ) -> None:
     """Calibrate if the form needs it, then write config.json and the rank files."""
     maxima: dict[str, float] = {}
-    if plan.settings.quant == "fp8":
+    if plan.settings.quant == "fp8" and source.quantized is None:
         tokenizer_dir = directory / "tokenizer"
         tokenizer_dir.mkdir()
         try:
@@ -156,7 +161,7 @@ def run_verify(
     """Compare the engine with the unquantised model; EngineError beyond the threshold."""
     threshold = plan.settings.verify_max_mean_kl
     if threshold is None:
-        threshold = MAX_MEAN_KL[plan.settings.quant]
+        threshold = MAX_MEAN_KL[_rounded_form(plan, source)]
     engine = Engine(directory, plan.config, manifest)
     with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
         figures = verify(engine, reference, source.bos_token_id, threshold, stage.advance)
@@ -172,6 +177,16 @@ def run_verify(
             "another form, or set verify_max_mean_kl if this loss is acceptable"
         )
     return figures
+
+
+def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
+    """The form whose loss against the reference is to be expected.
+
+    A source that was quantised is its own reference: only what FP8 does to activations differs.
+    """
+    if source.quantized is None:
+        return plan.settings.quant
+    return "fp8" if plan.settings.quant.startswith("fp8") else "none"
 
 
 def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:

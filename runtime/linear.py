@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from enginehouse.runtime.packing import dequantize_int4, to_fp8, unpack_int4
+from enginehouse.runtime.packing import FP8_MAX, dequantize_int4, to_fp8, unpack_int4
 
 # Group sizes and row multiples of torch's packed 4-bit product on a CPU.
 _INT4_GROUPS = (32, 64, 128, 256)
@@ -69,19 +69,28 @@ class Fp8Linear:
 
 
 class Int4Linear:
-    """Symmetric INT4 groups through torch's packed 4-bit product (weight-only: x is not rounded).
+    """INT4 groups through torch's packed 4-bit product (weight-only: x is not rounded).
 
-    q: int8 [out, in] in [-8, 7]; scale: floating [out, in // group_size].
+    q: int8 [out, in] in [-8, 7]; scale: floating [out, in // group_size]; zero: what is added
+    to q * scale, [in // group_size, out].
     """
 
-    def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        zero: Tensor | None = None,
+    ) -> None:
         self.out_features = q.shape[0]
         self.group_size = q.shape[1] // scale.shape[1]
         self.bias = None if bias is None else bias.to(dtype)
         unsigned = (q.to(torch.int32) + 8).contiguous()  # the kernel subtracts 8 again
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unsigned, 1)
         scale = scale.to(dtype).T  # [groups, out]
-        self.scale_and_zero = torch.stack([scale, torch.zeros_like(scale)], dim=-1).contiguous()
+        added = torch.zeros_like(scale) if zero is None else zero.to(dtype)
+        self.scale_and_zero = torch.stack([scale, added], dim=-1).contiguous()
 
     @staticmethod
     def fits(out_features: int, in_features: int, group_size: int) -> bool:
@@ -99,6 +108,60 @@ class Int4Linear:
         return y if self.bias is None else y + self.bias
 
 
+class Fp8RowwiseLinear:
+    """FP8 with a scale for each output channel, and one for each token taken from x itself.
+
+    weight: float8_e4m3fn [out, in]; scale: float32 [out], multipliers.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self.weight = weight.to(dtype)
+        self.scale = scale.float()
+        self.bias = None if bias is None else bias.to(dtype)
+        self.out_features = weight.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        token_scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / FP8_MAX
+        quantized = to_fp8(x.float() / token_scale).to(x.dtype)
+        y = functional.linear(quantized, self.weight).float() * token_scale * self.scale
+        y = y.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class PrequantLinear:
+    """AWQ: x is multiplied by a factor for each channel, by which the weight was divided.
+
+    fp8: x is rounded to e4m3 after that, as under W4A8; the factor holds the scale already.
+    """
+
+    def __init__(self, inner: Linear, factor: Tensor, dtype: torch.dtype, fp8: bool) -> None:
+        self.inner = inner
+        self.factor = factor.to(dtype)
+        self.fp8 = fp8
+        self.out_features = inner.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = x * self.factor
+        return self.inner(to_fp8(x.float()).to(x.dtype) if self.fp8 else x)
+
+
+class JoinedLinear:
+    """Linears that share x but not their input scales, run one by one."""
+
+    def __init__(self, parts: Sequence[Linear]) -> None:
+        self.parts = parts
+        self.out_features = sum(part.out_features for part in parts)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+# One for each input channel or the whole input: modules run as one product only when equal.
+_INPUT_SCALES = ("activation_scaling_factor", "prequant_scaling_factor")
+
+
 def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Linear:
     """One product over the rows of all `modules`, from their checkpoint tensors.
 
@@ -106,17 +169,47 @@ def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Lin
     ranks, equal in form; fc and gate are given together and run as one product.
     """
     first = modules[0]
+    if not all(_joinable(first, module) for module in modules[1:]):
+        return JoinedLinear([make_linear([module], dtype) for module in modules])
     bias = torch.cat([m["bias"] for m in modules]) if "bias" in first else None
-    if first["weight"].dtype == torch.float8_e4m3fn:
-        raw = [m["weight"].view(torch.uint8) for m in modules]
-        weight = torch.cat(raw).view(torch.float8_e4m3fn)
+    weight = _stacked(modules, "weight")
+    if weight.dtype == torch.float8_e4m3fn:
+        if "per_channel_scale" in first:
+            return Fp8RowwiseLinear(weight, _stacked(modules, "per_channel_scale"), bias, dtype)
         scale, activation = first["weights_scaling_factor"], first["activation_scaling_factor"]
         return Fp8Linear(weight, scale, activation, bias, dtype)
-    if first["weight"].dtype == torch.int8:
-        packed = torch.cat([m["weight"] for m in modules])
-        scale = torch.cat([m["weights_scaling_factor"] for m in modules])
-        out_features, in_features = packed.shape[0] * 2, packed.shape[1]
-        if Int4Linear.fits(out_features, in_features, in_features // scale.shape[1]):
-            return Int4Linear(unpack_int4(packed), scale, bias, dtype)
-        return DenseLinear(dequantize_int4(packed, scale), bias, dtype)
-    return DenseLinear(torch.cat([m["weight"] for m in modules]), bias, dtype)
+    if weight.dtype != torch.int8:
+        return DenseLinear(weight, bias, dtype)
+    scale = _stacked(modules, "weights_scaling_factor")
+    zero = torch.cat([m["zero"] for m in modules], dim=1) if "zero" in first else None
+    linear = _int4_linear(weight, scale, zero, bias, dtype)
+    if "prequant_scaling_factor" in first:
+        return PrequantLinear(linear, first["prequant_scaling_factor"], dtype, fp8=False)
+    return linear
+
+
+def _stacked(modules: Sequence[dict[str, Tensor]], name: str) -> Tensor:
+    """A tensor of all modules, along dim 0; float8 has no concatenation of its own."""
+    parts = [module[name] for module in modules]
+    if parts[0].dtype == torch.float8_e4m3fn:
+        return torch.cat([part.view(torch.uint8) for part in parts]).view(torch.float8_e4m3fn)
+    return torch.cat(parts)
+
+
+def _joinable(first: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    """Whether two modules can run as one: the same form, and equal scales on their input."""
+    if first.keys() != other.keys() or first["weight"].dtype != other["weight"].dtype:
+        return False
+    names = list(_INPUT_SCALES)
+    if first["weight"].dtype == torch.float8_e4m3fn and "per_channel_scale" not in first:
+        names.append("weights_scaling_factor")  # one for the whole weight
+    return all(torch.equal(first[name], other[name]) for name in names if name in first)
+
+
+def _int4_linear(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Linear:
+    out_features, in_features = packed.shape[0] * 2, packed.shape[1]
+    if Int4Linear.fits(out_features, in_features, in_features // scale.shape[1]):
+        return Int4Linear(unpack_int4(packed), scale, bias, dtype, zero)
+    return DenseLinear(dequantize_int4(packed, scale, zero), bias, dtype)
