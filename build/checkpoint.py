@@ -80,6 +80,9 @@ class QuantizedSource(Protocol):
     ) -> Mapping[str, torch.Tensor]:
         """{"weight": ..., "weights_scaling_factor": ...} of the linear that `sources` make."""
 
+    def kv_scales(self, config: ModelConfig) -> Mapping[int, float]:
+        """The FP8 multiplier of each layer's keys and values; empty when there are none."""
+
 
 class RowSource(Protocol):
     """Tensors that are fused as an engine has them already, by what they would be made of."""

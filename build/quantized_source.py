@@ -41,6 +41,14 @@ from enginehouse.runtime.errors import CheckpointError
 # Files beside config.json that say how the weights are quantised, and the method of each.
 _CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
+# ModelOpt's names, then compressed-tensors'.
+_KV_SCALES = (
+    "model.layers.{}.self_attn.k_proj.k_scale",
+    "model.layers.{}.self_attn.v_proj.v_scale",
+    "model.layers.{}.self_attn.k_scale",
+    "model.layers.{}.self_attn.v_scale",
+)
+
 
 def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the checkpoint's files say of its quantisation, or None for an unquantised one."""
@@ -133,9 +141,8 @@ class QuantizedTensors:
         linear = self._layout.format.read(self._stored, module)
         check_finite(self._layout.format.scale_name(module), linear.scale.float())
         if linear.q.dtype == torch.float8_e4m3fn:
-            magnitude = linear.q.view(torch.uint8) & 0x7F
-            if bool((magnitude == 0x7F).any()):
-                check_finite(f"{module}.weight", torch.tensor([float("nan")]))
+            largest = (linear.q.view(torch.uint8) & 0x7F).amax()  # 0x7F is NaN, above 448
+            check_finite(f"{module}.weight", largest.view(torch.float8_e4m3fn).float())
         return linear
 
     def form(self, config: ModelConfig) -> QuantizedForm:
@@ -203,6 +210,24 @@ class QuantizedTensors:
         names = map(self._layout.format.scale_name, self.modules)
         dtypes = {self._stored.infos[name].dtype for name in names}
         return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+    def kv_scales(self, config: ModelConfig) -> dict[int, float]:
+        """Of each layer, the larger of its keys' and its values': the engine has one for both.
+
+        Raises CheckpointError when some layers have them and others not.
+        """
+        scales: dict[int, float] = {}
+        for layer in range(config.num_hidden_layers):
+            names = [name.format(layer) for name in _KV_SCALES]
+            found = [name for name in names if name in self._stored.infos]
+            if found:
+                scales[layer] = max(float(self._stored.read(name)) for name in found)
+        if scales and len(scales) != config.num_hidden_layers:
+            raise CheckpointError(
+                f"{len(scales)} of {config.num_hidden_layers} layers have scales for the KV cache; "
+                "wanted all or none: download the checkpoint again"
+            )
+        return scales
 
     def engine_tensors(self, sources: Sequence[str], config: ModelConfig) -> dict[str, Tensor]:
         """What the engine holds for the linear that these Hugging Face weights make, whole."""

@@ -63,7 +63,11 @@ def build(
         return BuildResult(None)
     if settings.until != "convert":
         check_tokenizer(source)
+    if source.quantized is not None and source.quantized.kv_scales(plan.config):
+        progress.note("the checkpoint's scales for the KV cache are left out: it stays in 16 bit")
     output = output_path(plan)
+    if output.resolve() == source.path.resolve():
+        raise PlanError(f"{output} is the source itself; choose another output")
     _refuse_foreign(output)
     record = _source_record(source, output, progress)
     if settings.backend == "torch" and settings.until != "convert":

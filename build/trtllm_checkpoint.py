@@ -38,6 +38,7 @@ from enginehouse.runtime.errors import CheckpointError, EngineError
 from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.weights import CheckpointWeights
 
+_KV_SCALES = ("kv_cache_scaling_factor", "k_cache_scaling_factor", "v_cache_scaling_factor")
 _TIED = ("tie_word_embeddings", "share_embedding_table")
 _READABLE = "null, FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ"
 _UNQUANTISED = "convert the Hugging Face checkpoint instead"
@@ -221,6 +222,19 @@ class TrtllmTensors:
             return QuantizedForm(quant, quantization, str(dtype).removeprefix("torch."))
         quant = "fp8" if algo == "FP8" else "fp8_rowwise"
         return QuantizedForm(quant, quantization)
+
+    def kv_scales(self, config: ModelConfig) -> dict[int, float]:
+        """Of each layer, the largest that its stage's first rank holds."""
+        mapping, scales = self._config.mapping, {}
+        for pp_rank in range(mapping.pp_size):
+            header = self._headers[mapping.rank(pp_rank, 0)]
+            layers = mapping.layers(pp_rank, self._config.num_hidden_layers)
+            for local, layer in enumerate(layers):
+                names = (f"transformer.layers.{local}.attention.{name}" for name in _KV_SCALES)
+                found = [float(read_tensor(header[name])) for name in names if name in header]
+                if found:
+                    scales[layer] = max(found)
+        return scales
 
     def engine_tensors(self, sources: Sequence[str], config: ModelConfig) -> dict[str, Tensor]:
         """The linear's own tensors, merged over the ranks."""

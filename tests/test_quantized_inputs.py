@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         return made[kind]
 
     return write
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small lose by a second thread, and by far on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def opened(path: Path) -> SourceCheckpoint:
@@ -179,6 +188,11 @@ def spoil_scale(tensors: Written) -> None:
     tensors["model.layers.0.mlp.up_proj.scales"][0, 0] = float("nan")
 
 
+def spoil_fp8(tensors: Written) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name].view(torch.uint8)[5, 5] = 0xFF
+
+
 def split_factor(tensors: Written) -> None:
     for name in ("q_proj", "k_proj", "v_proj"):
         factor = torch.full((256,), 2.0 if name == "v_proj" else 1.0)
@@ -204,6 +218,7 @@ STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "mixed": ("awq", unquantise_one, "o_proj is not quantised while other linears"),
     "lm_head": ("awq", quantise_lm_head, "lm_head is quantised, which an engine keeps in 16 bit"),
     "NaN scale": ("awq", spoil_scale, "up_proj.scales holds NaN"),
+    "NaN FP8": ("modelopt fp8", spoil_fp8, "layers.1.mlp.up_proj.weight holds NaN"),
     "factors": ("modelopt int4 awq", split_factor, "v_proj and .*q_proj have different pre_quant"),
     "no input scale": ("modelopt fp8", drop_input_scale, "up_proj.input_scale is missing"),
     "blocks": ("modelopt fp8", block_scales, "no kernel for blocks of FP8"),
@@ -287,3 +302,38 @@ def test_an_older_gptq_checkpoint_says_it_in_quantize_config(
     assert source.quantized is not None
     assert quantized / "quantize_config.json" in source.files
     assert make_plan(load_settings({}), source).settings.quant == "int4"
+
+
+def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -> None:
+    quantized, _ = write_quantized("modelopt int4 awq", tmp_path)
+    (quantized / "hf_quant_config.json").unlink()
+    config = json.loads((quantized / "config.json").read_text())
+    scheme = {"weights": {"num_bits": 4, "group_size": 64}, "targets": ["Linear"]}
+    config["quantization_config"] = {
+        "quant_method": "modelopt",
+        "quant_algo": "W4A16_AWQ",
+        "config_groups": {"group_0": scheme},
+    }
+    (quantized / "config.json").write_text(json.dumps(config))
+    plan = make_plan(load_settings({}), opened(quantized))
+    assert (plan.settings.quant, plan.group_size) == ("int4_awq", 64)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("k_proj.k_scale", "v_proj.v_scale"), ("k_scale", "v_scale")],
+    ids=["modelopt", "compressed-tensors"],
+)
+def test_scales_of_the_kv_cache_are_the_larger_of_keys_and_values(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    def add(tensors: Written) -> None:
+        for layer in (0, 1):
+            for i, name in enumerate(names):
+                key = f"model.layers.{layer}.self_attn.{name}"
+                tensors[key] = torch.tensor(0.25 + layer + 0.5 * i)
+
+    source = opened(write_quantized("modelopt fp8", tmp_path, add).quantized)
+    config = make_plan(load_settings({}), source).config
+    assert source.quantized is not None
+    assert source.quantized.kv_scales(config) == {0: 0.75, 1: 1.75}
