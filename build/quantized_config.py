@@ -102,7 +102,7 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
     if not isinstance(groups, dict) or len(groups) != 1:
         found = len(groups) if isinstance(groups, dict) else None
         raise _refused(what, "config_groups", found, "one scheme for all linears")
-    group = next(iter(groups.values()))
+    group: dict[str, Any] = next(iter(groups.values()))
     weights, inputs = group.get("weights") or {}, group.get("input_activations")
     kind, bits = weights.get("type"), weights.get("num_bits")
     strategy = weights.get("strategy")

@@ -255,6 +255,11 @@ class Fp8Format:
                 f"{module}.weight has dtype {info.dtype}; wanted float8_e4m3fn, as its "
                 "quantization_config says"
             )
+        inputs = source.infos.get(f"{module}.input_scale")
+        if inputs is not None and inputs.shape not in ((), (1,)):
+            raise CheckpointError(
+                f"{module}.input_scale has shape {list(inputs.shape)}; wanted one number"
+            )
         shape = source.infos[self.scale_name(module)].shape
         if shape not in ((), (1,), (info.shape[0],), (info.shape[0], 1)):
             raise CheckpointError(

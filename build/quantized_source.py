@@ -188,15 +188,26 @@ class QuantizedTensors:
         size = self._layout.group_size
         if not size:
             return
-        name = self._layout.format.scale_name(module)
-        out_features, in_features = self._layout.format.shape(self._stored.infos, module)
-        found, wanted = self._stored.infos[name].shape, (out_features, in_features // size)
-        if found not in (wanted, wanted[::-1]) or in_features % size:
-            raise CheckpointError(
-                f"{name} has shape {list(found)}; groups of {size} of {in_features} inputs and "
-                f"{out_features} outputs give {list(wanted)}: do config.json and weights belong "
-                "together?"
-            )
+        infos, form = self._stored.infos, self._layout.format
+        out_features, in_features = form.shape(infos, module)
+        groups = in_features // size
+        across = form.marker == "qweight"  # AutoAWQ and GPTQ: one row for each group
+        wanted: dict[str, tuple[int, ...]] = {
+            form.scale_name(module): (groups, out_features) if across else (out_features, groups),
+            f"{module}.qzeros": (groups, out_features // 8),
+            f"{module}.weight_zero_point": (-(-out_features // 8), groups),
+            f"{module}.pre_quant_scale": (in_features,),
+        }
+        for name, shape in wanted.items():
+            if name in infos and (infos[name].shape != shape or in_features % size):
+                raise CheckpointError(
+                    f"{name} has shape {list(infos[name].shape)}; groups of {size} of "
+                    f"{in_features} inputs and {out_features} outputs give {list(shape)}: do "
+                    "config.json and weights belong together?"
+                )
+        words = infos[f"{module}.{form.marker}"].dtype
+        if form.marker != "weight_scale" and words != torch.int32:
+            raise CheckpointError(f"{module}.{form.marker} has dtype {words}; wanted int32")
 
     def _share_one_scale(self, group: Sequence[str]) -> bool:
         assert isinstance(self._layout.format, Fp8Format)

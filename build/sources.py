@@ -47,6 +47,7 @@ HUB_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "rank*.safetensors",
     "hf_quant_config.json",
     "quantize_config.json",
     *TOKENIZER_FILES,

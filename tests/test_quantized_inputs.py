@@ -212,6 +212,16 @@ def wrong_groups(tensors: Written) -> None:
     tensors[name] = tensors[name][:2]
 
 
+def wrong_zeros(tensors: Written) -> None:
+    name = "model.layers.0.mlp.up_proj.weight_zero_point"
+    tensors[name] = tensors[name].T
+
+
+def wide_words(tensors: Written) -> None:
+    name = "model.layers.0.mlp.up_proj.qweight"
+    tensors[name] = tensors[name].long()
+
+
 STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "act-order": ("gptq v1", swap_groups, "down_proj.g_idx puts inputs into groups out of order"),
     "wrongly symmetric": ("gptq v1", move_zero, "zero points other than 8"),
@@ -222,6 +232,12 @@ STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "factors": ("modelopt int4 awq", split_factor, "v_proj and .*q_proj have different pre_quant"),
     "no input scale": ("modelopt fp8", drop_input_scale, "up_proj.input_scale is missing"),
     "blocks": ("modelopt fp8", block_scales, "no kernel for blocks of FP8"),
+    "zeros": (
+        "compressed-tensors w4a16 asymmetric",
+        wrong_zeros,
+        r"zero_point has shape \[4, 64\]; .* give \[64, 4\]",
+    ),
+    "words": ("gptq v2", wide_words, "up_proj.qweight has dtype torch.int64; wanted int32"),
     "groups": ("awq", wrong_groups, r"has shape \[2, 512\]; groups of 64 of 256 inputs"),
 }
 
