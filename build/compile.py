@@ -104,7 +104,7 @@ def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path
         "max_input_len": plan.max_seq_len,
         "max_batch_size": settings.max_batch_size,
         "max_num_tokens": max(settings.max_num_tokens, 8192),
-        "gemm_plugin": "disable" if settings.quant == "fp8" else "auto",
+        "gemm_plugin": "disable" if settings.quant.startswith("fp8") else "auto",
         "gpt_attention_plugin": "auto",
         "remove_input_padding": "enable",
         "context_fmha": "enable",

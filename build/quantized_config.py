@@ -102,6 +102,9 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
     if not isinstance(groups, dict) or len(groups) != 1:
         found = len(groups) if isinstance(groups, dict) else None
         raise _refused(what, "config_groups", found, "one scheme for all linears")
+    if config.get("transform_config"):
+        found = config["transform_config"]
+        raise _refused(what, "transform_config", found, "none: rotations are no part of an engine")
     group: dict[str, Any] = next(iter(groups.values()))
     weights, inputs = group.get("weights") or {}, group.get("input_activations")
     kind, bits = weights.get("type"), weights.get("num_bits")

@@ -41,6 +41,7 @@ from enginehouse.runtime.errors import CheckpointError
 # Files beside config.json that say how the weights are quantised, and the method of each.
 _CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
+_JOINED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # ModelOpt's names, then compressed-tensors'.
 _KV_SCALES = (
     "model.layers.{}.self_attn.k_proj.k_scale",
@@ -151,6 +152,7 @@ class QuantizedTensors:
         Raises CheckpointError for a decoder linear that is not quantised, or another that is.
         """
         groups = _linear_groups(config)
+        check_plainly_joined(groups)
         wanted = {name.removesuffix(".weight") for group in groups for name in group}
         self._check_modules(wanted)
         layout = self._layout
@@ -247,6 +249,16 @@ class QuantizedTensors:
         dtype: torch.dtype = getattr(torch, config.dtype)
         scale_dtype = self._scale_dtype if self._layout.group_size else None
         return join_linears(modules, linears, config.quantization, dtype, scale_dtype)
+
+
+def check_plainly_joined(groups: Sequence[Sequence[str]]) -> None:
+    """CheckpointError unless the engine's linears are these weights, one below the other."""
+    for name in (name for group in groups for name in group):
+        if ".experts." in name or name.split(".")[-2] not in _JOINED:
+            raise CheckpointError(
+                f"{name} belongs to experts or to a projection that is fused or put in another "
+                "order, of which no quantised form is read; give the unquantised checkpoint"
+            )
 
 
 def _linear_groups(config: ModelConfig) -> list[tuple[str, ...]]:

@@ -18,6 +18,8 @@ from enginehouse.runtime.linear import make_linear
 from enginehouse.runtime.packing import dequantize_int4, pack_int4
 from enginehouse.runtime.sharding import merge_tensors, shard_tensor
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GROUP = 64
 
 

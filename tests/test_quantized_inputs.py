@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from enginehouse.build import cli
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import load_settings, make_plan
+from enginehouse.build.quantized_source import check_plainly_joined
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
@@ -26,6 +27,8 @@ from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.torch_executor import TorchExecutor
 from enginehouse.runtime.weights import CheckpointWeights
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 IDS = torch.tensor([1, 17, 300, 42, 5, 77, 410, 23, 8, 250, 111, 9])
 LINEARS = {
@@ -47,15 +50,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pair]:
         return made[kind]
 
     return write
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small lose by a second thread, and by far on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def opened(path: Path) -> SourceCheckpoint:
@@ -265,6 +259,7 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("modelopt fp8", {"quant_algo": "NVFP4"}, "quant_algo='NVFP4'; wanted FP8"),
     ("modelopt fp8", {"quant_algo": "W4A8_AWQ"}, "quant_algo='W4A8_AWQ'; wanted FP8"),
     ("compressed-tensors w4a16", {"format": "int-quantized"}, "wanted 'group' and 'pack-quantized"),
+    ("compressed-tensors w4a16", {"transform_config": {"R1": {}}}, "rotations are no part"),
     ("compressed-tensors w4a16", {"config_groups": {"a": {}, "b": {}}}, "one scheme for all"),
 ]
 
@@ -318,6 +313,15 @@ def test_an_older_gptq_checkpoint_says_it_in_quantize_config(
     assert source.quantized is not None
     assert quantized / "quantize_config.json" in source.files
     assert make_plan(load_settings({}), source).settings.quant == "int4"
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["mlp.experts.3.up_proj", "block_sparse_moe.experts.0.w1", "mlp.gate_up_proj"],
+)
+def test_linears_that_are_more_than_joined_are_refused(module: str) -> None:
+    with pytest.raises(CheckpointError, match="no quantised form is read"):
+        check_plainly_joined([[f"model.layers.0.{module}.weight"]])
 
 
 def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -> None:

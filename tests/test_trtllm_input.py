@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,10 @@ from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FORMS = ("none", "int4", "fp8", "awq", "modelopt int4 awq", "rowwise")
 ROWWISE = "compressed-tensors fp8 dynamic"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small lose by a second thread, and by far on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def opened(path: Path) -> SourceCheckpoint:
