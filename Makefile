@@ -13,7 +13,7 @@ CONFIG ?=
 OUTPUT ?=
 
 # What to serve, and where: make serve ENGINE=engines/x HOST=0.0.0.0 PORT=9000
-SAMPLE := engines/smollm2-135m-instruct-int4
+SAMPLE := engines/smollm2-135m-instruct-int4_awq
 ENGINE ?= $(SAMPLE)
 HOST   ?= 127.0.0.1
 PORT   ?= 8000
@@ -40,12 +40,12 @@ engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFI
 	  $(if $(CONFIG),--config $(CONFIG))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
-	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--plan-gpu $(GPU)) \
+	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
 
 serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
 ifeq ($(ENGINE),$(SAMPLE))
-	$(BIN)/enginehouse-build --quant int4 -o $(SAMPLE)
+	$(BIN)/enginehouse-build --quant int4_awq --calib-samples 8 -o $(SAMPLE)
 endif
 	ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
 	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'

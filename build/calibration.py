@@ -1,4 +1,4 @@
-"""FP8's static activation scales: the largest input each linear meets on a shipped text.
+"""The largest magnitudes that linears and the KV cache meet on a shipped text.
 
 Knows no weight format: it watches the unquantised model, one layer at a time.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.resources import files
+from itertools import chain, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -15,14 +17,22 @@ from torch import Tensor
 
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.runtime.errors import CheckpointError
+from enginehouse.runtime.model import causal_attention
+from enginehouse.runtime.packing import FP8_MAX, INT8_MAX
+from enginehouse.runtime.traits import AttentionRule
 
-TEXT = "calibration.txt"  # our own words; passages are separated by a line of dashes
+# Passages are separated by a line of dashes. The first is our own words: prose, dialogue, code,
+# tables, other languages. The second is from novels in the public domain: calibration_sources.txt.
+TEXTS = ("calibration.txt", "calibration_prose.txt")
 
 
 def passages() -> list[str]:
-    """The calibration text: prose, dialogue, code, tables, other languages."""
-    text = files("enginehouse.build").joinpath(TEXT).read_text(encoding="utf-8")
-    return [passage.strip() for passage in text.split("\n---\n")]
+    """The calibration texts, a passage from each in turn."""
+    texts = []
+    for name in TEXTS:
+        text = files("enginehouse.build").joinpath(name).read_text(encoding="utf-8")
+        texts.append([passage.strip() for passage in text.split("\n---\n")])
+    return [passage for passage in chain(*zip_longest(*texts)) if passage is not None]
 
 
 def calibration_sequences(
@@ -46,15 +56,36 @@ def calibration_sequences(
     return [torch.tensor(head + piece) for piece in pieces[:num_samples]]
 
 
+class ActivationMaxima(NamedTuple):
+    """linears: `transformer.layers.3.mlp.fc` -> the largest magnitude that enters it.
+    keys_values: layer -> the largest magnitude among its keys, rotated, and values.
+    """
+
+    linears: dict[str, float]
+    keys_values: dict[int, float]
+
+
 def activation_maxima(
     model: ReferenceModel, sequences: list[Tensor], advance: Callable[[int], None]
-) -> dict[str, float]:
-    """The largest magnitude that enters each linear: `transformer.layers.3.mlp.fc` -> float."""
-    maxima: dict[str, float] = {}
+) -> ActivationMaxima:
+    """What the unquantised model meets on `sequences`."""
+    linears: dict[str, float] = {}
+    keys_values: dict[int, float] = {}
 
     def observe(layer: int, module: str, x: Tensor) -> None:
         name = f"transformer.layers.{layer}.{module}"
-        maxima[name] = max(maxima.get(name, 0.0), float(x.abs().amax()))
+        linears[name] = max(linears.get(name, 0.0), float(x.abs().amax()))
 
-    model.hidden_states(sequences, observe, advance)
-    return maxima
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        largest = max(float(k.abs().amax()), float(v.abs().amax()))
+        keys_values[layer] = max(keys_values.get(layer, 0.0), largest)
+        return causal_attention(layer, q, k, v, rule)
+
+    model.hidden_states(sequences, observe, advance, attend)
+    return ActivationMaxima(linears, keys_values)
+
+
+def kv_scales(keys_values: dict[int, float], algo: str) -> dict[int, float]:
+    """Each layer's multiplier for a KV cache of `algo`, FP8 or INT8; 1 for zeros."""
+    largest = {"FP8": FP8_MAX, "INT8": float(INT8_MAX)}[algo]
+    return {layer: amax / largest or 1.0 for layer, amax in keys_values.items()}

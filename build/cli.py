@@ -15,7 +15,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from enginehouse.build.footprint import GPU_MEMORY_GIB, print_page
+from enginehouse.build.footprint import print_page
 from enginehouse.build.plan import BuildSettings, load_settings, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.sources import resolve_source
@@ -60,12 +60,6 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print what the engine takes on each GPU and the requests it allows, and stop",
     )
-    parser.add_argument(
-        "--plan-gpu",
-        default="h100",
-        choices=tuple(GPU_MEMORY_GIB),
-        help="the GPU that --plan reckons with (default h100)",
-    )
     parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
     return parser
 
@@ -74,16 +68,18 @@ def main(argv: list[str] | None = None) -> int:
     """Run a build; returns the exit status."""
     args = vars(make_parser().parse_args(argv))
     config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
-    page, gpu = args.pop("plan"), args.pop("plan_gpu")
+    page = args.pop("plan")
     if page:
         args["until"] = "plan"
     progress = BuildProgress(quiet=quiet)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         settings = load_settings(args, config_file)
         source = resolve_source(settings.model, cache_dir, progress.note)
         if page:
-            print_page(make_plan(settings, source), gpu, Console(highlight=False, soft_wrap=True))
+            console = Console(highlight=False, soft_wrap=True)
+            print_page(make_plan(settings, source), console)
             return 0
         result = build(settings, source, progress)
     except EnginehouseError as error:

@@ -15,7 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, TemplateSyntaxError
+
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.plan import BuildPlan
 from enginehouse.runtime.engine import (
     MANIFEST,
@@ -26,6 +29,7 @@ from enginehouse.runtime.engine import (
     engine_digest,
     hash_files,
 )
+from enginehouse.runtime.errors import CheckpointError
 
 # Where an engine is put or how far a build goes says nothing of the engine itself.
 _NOT_CHOICES = ("output", "until", "model")
@@ -49,11 +53,10 @@ def compile_torch(
     directory: Path,
     source_record: Mapping[str, Any],
 ) -> Manifest:
-    """Complete a checkpoint folder into an engine; returns its manifest, not yet written.
+    """What makes a checkpoint folder with tokenizer an engine: its manifest, not yet written.
 
     source_record: where the weights came from, with their digest.
     """
-    source.write_tokenizer(directory)
     settings = plan.settings
     names = [path.name for path in directory.iterdir() if path.name != MANIFEST]
     files = hash_files(directory, names)
@@ -76,6 +79,7 @@ def compile_torch(
             kv_block_size=settings.kv_block_size,
             kv_cache_gib=settings.kv_cache_gib,
             compute_dtype=settings.compute_dtype,
+            max_attention_window=plan.max_attention_window,
         ),
         source=dict(source_record),
         choices=choices(plan),
@@ -88,6 +92,23 @@ def compile_torch(
         files=files,
         digest=engine_digest(files),
     )
+
+
+def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
+    """Put tokenizer and chat template into the engine; first of all, as it is soon refused.
+
+    Raises CheckpointError when there is no tokenizer, or a template no server could use.
+    """
+    source.write_tokenizer(directory)
+    template = directory / "chat_template.jinja"
+    if template.exists():
+        try:
+            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template.read_text("utf-8"))
+        except TemplateSyntaxError as error:
+            raise CheckpointError(
+                f"the chat template is not valid: {error.message} (line {error.lineno}); "
+                "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
+            ) from None
 
 
 def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path) -> str:
@@ -104,7 +125,7 @@ def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path
         "max_input_len": plan.max_seq_len,
         "max_batch_size": settings.max_batch_size,
         "max_num_tokens": max(settings.max_num_tokens, 8192),
-        "gemm_plugin": "disable" if settings.quant.startswith("fp8") else "auto",
+        "gemm_plugin": "disable" if settings.quant in FP8_FORMS else "auto",
         "gpt_attention_plugin": "auto",
         "remove_input_padding": "enable",
         "context_fmha": "enable",

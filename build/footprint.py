@@ -11,25 +11,28 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from enginehouse.build.plan import GROUP_SIZES, BuildPlan, legal_tp, linear_shapes
+from enginehouse.build.forms import GROUP_SIZES
+from enginehouse.build.plan import BuildPlan, legal_tp, linear_shapes
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.errors import PlanError
 
 GIB = 2**30
 
-# Memory of one GPU, GiB as the driver reports it.
+# Memory of one GPU, GiB, about as the driver reports it.
 GPU_MEMORY_GIB = {
-    "a10": 22.5,
-    "l4": 22.5,
-    "rtx4090": 24.0,
+    **dict.fromkeys(("a10", "a10g", "l4"), 22.5),
+    **dict.fromkeys(("a30", "rtx3090", "rtx4090"), 23.6),
     "rtx5090": 31.8,
-    "a100-40": 39.6,
-    "l40s": 44.7,
-    "a100": 79.3,
-    "h100": 79.6,
+    **dict.fromkeys(("a40", "l40", "l40s"), 44.7),
+    "rtx6000ada": 47.5,
+    **dict.fromkeys(("a100", "h100"), 79.3),
+    "gh200": 94.5,
+    **dict.fromkeys(("h20", "rtxpro6000"), 95.3),
+    "gb10": 119.0,
     "h200": 140.4,
-    "b200": 179.1,
+    **dict.fromkeys(("b200", "gb200"), 179.1),
+    **dict.fromkeys(("b300", "gb300"), 268.6),
 }
+DEFAULT_GPU = "h100"
 # CUDA context, NCCL and library workspaces, the engine's code: measured 1 to 2 GiB.
 _RUNTIME_BYTES = 2 * GIB
 # TensorRT-LLM gives this share of what is left to the KV cache; the rest absorbs peaks.
@@ -92,20 +95,17 @@ def concurrent_requests(needs: Footprint, memory_gib: float, context: int) -> in
     return max(0, kv_budget(needs, memory_gib) // (needs.kv_per_token * context))
 
 
-def gpu_memory_gib(name: str) -> float:
-    """PlanError lists the known GPUs."""
-    if name not in GPU_MEMORY_GIB:
-        raise PlanError(f"gpu {name!r} is not known; choose one of {', '.join(GPU_MEMORY_GIB)}")
-    return GPU_MEMORY_GIB[name]
+def print_page(plan: BuildPlan, console: Console) -> None:
+    """The page of `--plan`: what it takes, per GPU and on this machine, and what it allows.
 
-
-def print_page(plan: BuildPlan, gpu: str, console: Console) -> None:
-    """The page of `--plan`: what it takes, per GPU and on this machine, and what it allows."""
-    memory_gib = gpu_memory_gib(gpu)
+    The plan's `gpu` names the GPU; its legality was settled with the plan.
+    """
+    gpu = plan.settings.gpu or DEFAULT_GPU
+    memory_gib = GPU_MEMORY_GIB[gpu]
     needs = footprint(plan)
     settings, config = plan.settings, plan.config
     budget = kv_budget(needs, memory_gib)
-    groups = GROUP_SIZES if config.quantization.quant_algo == "W4A16_AWQ" else ()
+    groups = GROUP_SIZES.get(settings.quant, ())
     quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
     rows = [
         ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),

@@ -22,21 +22,25 @@ import yaml
 from enginehouse.build.architectures import (
     check_tensors,
     expected_shapes,
-    model_config,
-    sliding_window,
     stage_rows,
 )
+from enginehouse.build.capabilities import GPU_SM, check_gpu, kv_refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.exclude import with_excluded
+from enginehouse.build.forms import (
+    GROUP_SIZES,
+    KV_CACHE_ALGOS,
+    QUANT_CONFIGS,
+    OutputTensor,
+    linear_tensors,
+)
+from enginehouse.build.hf_config import model_config
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
-GROUP_SIZES = (128, 64)  # those that TensorRT-LLM has kernels for, largest first
-QUANT_CONFIGS = {
-    "none": QuantConfig(),
-    "fp8": QuantConfig(quant_algo="FP8"),
-    "int4": QuantConfig(quant_algo="W4A16_AWQ", has_zero_point=False, pre_quant_scale=False),
-}
+EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
+KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 STAGES = ("plan", "convert", "compile", "verify")
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
@@ -67,7 +71,16 @@ class BuildSettings:
         choices=("auto", *QUANT_CONFIGS),
     )
     group_size: int | None = _choice(
-        None, "int4: inputs per scale, 128 or 64; without it, the largest legal"
+        None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
+    )
+    kv_cache_dtype: str = _choice(
+        "auto", "dtype of the KV cache; auto is the model's", choices=tuple(KV_CACHE_ALGOS)
+    )
+    exclude: str | None = _choice(
+        None, "modules to leave unquantised: patterns such as *mlp.proj, separated by commas"
+    )
+    gpu: str | None = _choice(
+        None, "the GPU that will serve; what it cannot run is refused", choices=tuple(GPU_SM)
     )
     tp: int = _choice(1, "tensor parallel GPUs")
     pp: int = _choice(1, "pipeline parallel stages")
@@ -76,19 +89,19 @@ class BuildSettings:
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
     )
     max_seq_len: int | None = _choice(
-        None, "prompt and answer together, tokens; without it, the model's limit"
+        None, "prompt and answer together, tokens; without it, the model's limit", minimum=16
     )
     max_batch_size: int = _choice(64, "sequences in flight")
     max_num_tokens: int = _choice(512, "tokens computed in one iteration")
     kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
     kv_cache_gib: float | None = _choice(
-        None, "KV cache, GiB; without it, chosen at start", minimum=0
+        None, "KV cache, GiB; without it, chosen at start", minimum=0.001
     )
     compute_dtype: str = _choice(
         "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
     )
-    calib_samples: int = _choice(16, "fp8: calibration texts")
-    calib_length: int = _choice(512, "fp8: tokens of each text")
+    calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")
+    calib_length: int = _choice(512, "fp8, awq, KV cache: tokens of each text", minimum=16)
     verify_max_mean_kl: float | None = _choice(
         None, "mean KL divergence that fails a build; without it, by quant", minimum=0
     )
@@ -157,18 +170,6 @@ def _check_value(key: Any, value: Any, where: str) -> None:
         raise PlanError(f"{where}{key}={value} is out of range; wanted {minimum} or more")
 
 
-class OutputTensor(NamedTuple):
-    """One tensor of a rank file: torch's name of the dtype, and the shape on this rank."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return prod(self.shape) * dtype.itemsize
-
-
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """A build that is legal. config carries mapping and quantization; settings.quant is settled.
@@ -188,6 +189,12 @@ class BuildPlan:
     num_parameters: int
     scale_dtype: str | None = None
 
+    @property
+    def max_attention_window(self) -> tuple[int, ...] | None:
+        """What KvCacheConfig must be given, as a checkpoint does not carry it; None: nothing."""
+        windows = tuple(self.config.extra.get("max_attention_window", ()))
+        return windows if windows and min(windows) < self.max_seq_len else None
+
 
 def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
@@ -199,26 +206,19 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         )
     if source.has_weights or settings.until != "plan":
         check_tensors(source.tensors, config)
-    max_seq_len = _check_limits(settings, source.config, config)
+    max_seq_len = _check_limits(settings, config)
     check_mapping(config, settings.tp, settings.pp)
     config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
-    group_size = None
-    quantization = form.quantization
-    if quantization.quant_algo == "W4A16_AWQ" and source.quantized is not None:
-        group_size = choose_group_size(config, quantization.group_size)
-    elif settings.quant == "int4":
-        group_size = choose_group_size(config, settings.group_size)
-        quantization = replace(quantization, group_size=group_size)
-    elif settings.group_size is not None:
-        raise PlanError(f"group_size is of no use with quant={settings.quant}; wanted quant=int4")
-    if settings.quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+    if config.num_experts and settings.quant not in EXPERT_QUANTS:
         raise PlanError(
-            f"TensorRT-LLM has no {settings.quant} kernels for dtype=float32; "
-            "choose bfloat16 or float16"
+            f"quant={settings.quant} has no known form for a mixture of experts "
+            f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
+    own = source.quantized is not None
+    quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
 
     stage_bytes = [
@@ -230,7 +230,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         config=config,
         name=settings.name or source.name,
         max_seq_len=max_seq_len,
-        group_size=group_size,
+        group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
         peak_memory_bytes=_peak_memory_bytes(config, source),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
@@ -259,20 +259,75 @@ def _source_form(
     return form
 
 
-def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConfig) -> int:
+def _quantization(
+    settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
+) -> QuantConfig:
+    """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses.
+
+    quantization: of the form; own: it is the source's, with a group size that stays.
+    """
+    quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
+    if quant in GROUP_SIZES:
+        asked = quantization.group_size if own else settings.group_size
+        group_size = choose_group_size(config, asked, quant)
+        quantization = replace(quantization, group_size=group_size)
+    elif settings.group_size is not None:
+        raise PlanError(
+            f"group_size is of no use with quant={quant}; wanted quant={', '.join(GROUP_SIZES)}"
+        )
+    if quant == "int8":
+        _check_int8(config)
+    if quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+        raise PlanError(
+            f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
+        )
+    if settings.gpu is not None:
+        check_gpu(settings.gpu, quant, kv_cache_dtype)
+    reason = kv_refusal(quant, kv_cache_dtype)
+    if reason is not None:
+        raise PlanError(
+            f"kv_cache_dtype={kv_cache_dtype} with quant={quant}: {reason}; choose "
+            "kv_cache_dtype=auto, or quant=fp8"
+        )
+    if kv_cache_dtype == "int8" and settings.backend == "tensorrt_llm":
+        raise PlanError(
+            "TensorRT-LLM has no INT8 KV cache with use_paged_context_fmha, which block reuse and "
+            "chunked prefill need; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
+        )
+    quantization = replace(quantization, kv_cache_quant_algo=KV_CACHE_ALGOS[kv_cache_dtype])
+    if settings.exclude is None:
+        return quantization
+    if own:
+        raise PlanError(
+            "exclude is of no use with a source that is quantised already: its linears stay in "
+            "the form they have; leave exclude out"
+        )
+    modules = (
+        row.target.rpartition(".")[0]
+        for pp_rank in range(config.mapping.pp_size)
+        for row in stage_rows(config, pp_rank)
+    )
+    return with_excluded(settings.exclude, modules, quantization)
+
+
+def _check_int8(config: ModelConfig) -> None:
+    """PlanError where the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit."""
+    for name, linear in linear_shapes(config).items():
+        if linear.in_features % 64 or linear.out_features % 16:
+            raise PlanError(
+                f"int8: {name} is {linear.out_features} x {linear.in_features} per rank at "
+                f"tp={config.mapping.tp_size}; its kernel wants multiples of 16 x 64: choose a "
+                "smaller tp, or quant=none"
+            )
+
+
+def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
     """The context length; PlanError when the limits contradict the model or each other."""
-    window = sliding_window(hf)
-    limit = window or config.max_position_embeddings
     max_seq_len = settings.max_seq_len or config.max_position_embeddings
     if max_seq_len > config.max_position_embeddings:
         raise PlanError(
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
-            f"{config.max_position_embeddings}; choose at most {limit}"
-        )
-    if max_seq_len > limit:
-        raise PlanError(
-            f"max_seq_len={max_seq_len} is above the model's sliding_window={window}, which the "
-            f"engine does not apply; set max_seq_len to at most {window}"
+            f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
         )
     if settings.max_num_tokens < settings.max_batch_size:
         raise PlanError(
@@ -281,6 +336,11 @@ def _check_limits(settings: BuildSettings, hf: dict[str, Any], config: ModelConf
         )
     if settings.kv_block_size & (settings.kv_block_size - 1):
         raise PlanError(f"kv_block_size={settings.kv_block_size} is not a power of two; choose 32")
+    if settings.kv_block_size > 1024 or settings.max_batch_size > 65536:
+        raise PlanError(
+            f"kv_block_size={settings.kv_block_size}, max_batch_size={settings.max_batch_size}: "
+            "wanted at most 1024 and 65536"
+        )
     return max_seq_len
 
 
@@ -317,7 +377,9 @@ def _uncut(config: ModelConfig, tp: int) -> str | None:
         return "num_key_value_heads"
     if config.num_attention_heads % tp:
         return "num_attention_heads"
-    return "intermediate_size" if config.intermediate_size % tp else None
+    inner = config.moe_intermediate_size
+    key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
+    return key if inner % tp else None
 
 
 class LinearShape(NamedTuple):
@@ -329,18 +391,22 @@ class LinearShape(NamedTuple):
 
 
 def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
-    """The linears of one decoder layer, per rank."""
+    """The linears of one decoder layer, per rank; experts are no linears (`_expert_tensors`)."""
     tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
     query = config.num_attention_heads // tp * head
     key = max(1, config.num_key_value_heads // tp) * head
     inner = config.intermediate_size // tp
-    return {
+    linears = {
         "attention.qkv": LinearShape(query + 2 * key, hidden, 0),
         "attention.dense": LinearShape(hidden, query, 1),
-        "mlp.fc": LinearShape(inner, hidden, 0),
-        "mlp.gate": LinearShape(inner, hidden, 0),
-        "mlp.proj": LinearShape(hidden, inner, 1),
     }
+    if config.num_experts:
+        return linears
+    if config.gate_in_fc:
+        linears["mlp.fc"] = LinearShape(2 * inner, hidden, 0)
+    else:
+        linears["mlp.fc"] = linears["mlp.gate"] = LinearShape(inner, hidden, 0)
+    return {**linears, "mlp.proj": LinearShape(hidden, inner, 1)}
 
 
 def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
@@ -362,23 +428,24 @@ def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
     return None
 
 
-def choose_group_size(config: ModelConfig, asked: int | None = None) -> int:
+def choose_group_size(config: ModelConfig, asked: int | None = None, quant: str = "int4") -> int:
     """The group size asked for, or the largest that fits every linear at this tp.
 
     Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
     """
-    legal = [size for size in GROUP_SIZES if _ungrouped(config, size) is None]
+    sizes = GROUP_SIZES[quant]
+    legal = [size for size in sizes if _ungrouped(config, size) is None]
     if asked is None and legal:
         return legal[0]
     if asked in legal:
         return asked
-    if asked is not None and asked not in GROUP_SIZES:
-        raise PlanError(f"group_size={asked} has no kernel; choose {_listed(GROUP_SIZES)}")
-    size = asked or GROUP_SIZES[-1]
+    if asked is not None and asked not in sizes:
+        raise PlanError(f"group_size={asked} has no kernel for {quant}; choose {_listed(sizes)}")
+    size = asked or sizes[-1]
     raise PlanError(
-        f"int4: {_ungrouped(config, size)}, which group_size={size} does not fit; "
+        f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
         f"legal group_size at this tp: {_listed(legal)}; "
-        f"legal tp for int4: {_listed(legal_tp(config, GROUP_SIZES))}"
+        f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
     )
 
 
@@ -391,56 +458,52 @@ def output_tensors(
 ) -> dict[str, OutputTensor]:
     """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
 
-    INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
-    disk are those that a GPU computes with. Those of a source keep their own, scale_dtype.
+    scale_dtype: of INT4 scales that the source has already; None for the model's.
     """
     linears = linear_shapes(config)
     vocab = config.padded_vocab_size() // config.mapping.tp_size
     table: dict[str, OutputTensor] = {}
     for target in (row.target for row in stage_rows(config, pp_rank)):
         module, _, kind = target.rpartition(".")
-        linear = linears.get(".".join(module.split(".")[-2:]))
-        if linear is None:
+        name = ".".join(module.split(".")[-2:])
+        linear = linears.get(name)
+        if linear is None and name.startswith("mlp."):
+            table.update(_expert_tensors(config, module))
+        elif linear is None:
             vocabulary = module in ("transformer.vocab_embedding", "lm_head")
-            shape = (vocab, config.hidden_size) if vocabulary else (config.hidden_size,)
+            width = config.head_size if name.startswith("attention.") else config.hidden_size
+            shape = (vocab, width) if vocabulary else (width,)
             table[target] = OutputTensor(config.dtype, shape)
         elif kind == "bias":
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
         else:
-            table.update(_linear_tensors(config, module, linear, scale_dtype or config.dtype))
+            quantization, dtype = config.quantization, config.dtype
+            table.update(linear_tensors(quantization, dtype, module, *linear[:2], scale_dtype))
+    if config.quantization.kv_cache_quant_algo is not None:
+        for local in range(len(config.mapping.layers(pp_rank, config.num_hidden_layers))):
+            table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
     return table
 
 
-def _linear_tensors(
-    config: ModelConfig, module: str, linear: LinearShape, scale_dtype: str
-) -> dict[str, OutputTensor]:
-    out_features, in_features, _ = linear
-    weight, scale = f"{module}.weight", f"{module}.weights_scaling_factor"
-    algo, group_size = config.quantization.quant_algo, config.quantization.group_size
-    if algo is None:
-        return {weight: OutputTensor(config.dtype, (out_features, in_features))}
-    if algo == "FP8":
-        return {
-            weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
-            f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
-            scale: OutputTensor("float32", (1,)),
-        }
-    if algo == "FP8_PER_CHANNEL_PER_TOKEN":
-        return {
-            weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
-            f"{module}.per_channel_scale": OutputTensor("float32", (out_features,)),
-        }
-    assert algo == "W4A16_AWQ", algo
-    table = {
-        weight: OutputTensor("int8", (out_features // 2, in_features)),
-        scale: OutputTensor(scale_dtype, (out_features, in_features // group_size)),
+def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]:
+    """A mixture's router, float32 in every form, or all its experts in one tensor."""
+    experts, hidden = config.num_experts, config.hidden_size
+    inner = config.moe_intermediate_size // config.mapping.tp_size
+    shape = {
+        "router": (experts, hidden),
+        "fc": (experts, 2 * inner, hidden),
+        "proj": (experts, hidden, inner),
+    }[module.rpartition(".")[2]]
+    if len(shape) == 2:
+        return {f"{module}.weight": OutputTensor("float32", shape)}
+    if config.quantization.quant_algo is None:
+        return {f"{module}.weight": OutputTensor(config.dtype, shape)}
+    assert config.quantization.quant_algo == "FP8", config.quantization
+    return {
+        f"{module}.weight": OutputTensor("float8_e4m3fn", shape),
+        f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
+        f"{module}.weights_scaling_factor": OutputTensor("float32", (experts, 1)),
     }
-    if config.quantization.has_zero_point:
-        zero_shape = (in_features // group_size, out_features)
-        table[f"{module}.zero"] = OutputTensor(config.dtype, zero_shape)
-    if config.quantization.pre_quant_scale:
-        table[f"{module}.prequant_scaling_factor"] = OutputTensor(config.dtype, (in_features,))
-    return table
 
 
 def _peak_memory_bytes(config: ModelConfig, source: SourceCheckpoint) -> int:

@@ -13,16 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.config import EXCLUDE_MODULES, QuantConfig
+from enginehouse.runtime.config import QuantConfig
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.packing import pack_int4
-
-FP8_FORM = QuantConfig(quant_algo="FP8")
-FP8_ROWWISE_FORM = QuantConfig(
-    quant_algo="FP8_PER_CHANNEL_PER_TOKEN",
-    exclude_modules=(*EXCLUDE_MODULES, "*ln_f", "*ln_embed"),
-)
-INT4_FORM = QuantConfig(quant_algo="W4A16_AWQ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,11 @@ from enginehouse.build.checkpoint import (
     TensorSource,
     read_json,
 )
+from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_config import QuantizedLayout, read_layout
 from enginehouse.build.quantized_formats import Fp8Format
 from enginehouse.build.quantized_linear import (
-    FP8_FORM,
-    FP8_ROWWISE_FORM,
-    INT4_FORM,
     QuantizedForm,
     QuantizedLinear,
     join_linears,
@@ -159,11 +157,11 @@ class QuantizedTensors:
         if isinstance(layout.format, Fp8Format):
             shared = layout.static_activations and all(map(self._share_one_scale, groups))
             if shared:
-                return QuantizedForm("fp8", FP8_FORM)
-            return QuantizedForm("fp8_rowwise", FP8_ROWWISE_FORM)
+                return QuantizedForm("fp8", QUANT_CONFIGS["fp8"])
+            return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
         prequant = any(f"{module}.pre_quant_scale" in self._stored.infos for module in wanted)
         quantization = replace(
-            INT4_FORM,
+            QUANT_CONFIGS["int4"],
             group_size=layout.group_size,
             has_zero_point=layout.zero_point,
             pre_quant_scale=prequant,

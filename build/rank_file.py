@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from enginehouse.build.plan import OutputTensor
+from enginehouse.build.forms import OutputTensor
 from enginehouse.runtime.errors import EnginehouseError
 
 _DTYPE_WORDS = {

@@ -17,9 +17,11 @@ from torch.nn import functional
 from enginehouse.build.architectures import stage_rows
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import read_row
+from enginehouse.runtime.attention import soft_cap
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
-from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
-from enginehouse.runtime.rope import RotaryTable
+from enginehouse.runtime.model import PREFIX, Attention, DecoderLayer, causal_attention
+from enginehouse.runtime.rope import Rotary
+from enginehouse.runtime.traits import traits_of
 
 LayerObserver = Callable[[int, str, Tensor], None]  # layer, module, input [tokens, in_features]
 
@@ -29,12 +31,14 @@ class ReferenceModel:
 
     def __init__(self, config: ModelConfig, source: SourceCheckpoint) -> None:
         self.config = replace(config, mapping=Mapping(), quantization=QuantConfig())
+        self.traits = traits_of(self.config)
         self.source = source
         self._rows = {row.target: row for row in stage_rows(self.config, 0)}
 
-    def _tensors(self, prefix: str) -> dict[str, Tensor]:
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """float32, fused as the engine has them, keyed by what follows `prefix`."""
         return {
-            name[len(prefix) :]: read_row(row, self.source).float()
+            name[len(prefix) :]: read_row(row, self.source, self.config).float()
             for name, row in self._rows.items()
             if name.startswith(prefix)
         }
@@ -45,31 +49,33 @@ class ReferenceModel:
         sequences: Sequence[Tensor],
         observe: LayerObserver | None = None,
         advance: Callable[[int], None] = lambda layers: None,
+        attention: Attention = causal_attention,
     ) -> list[Tensor]:
         """Each sequence of ids: int64 [tokens] -> [tokens, hidden_size] before the last norm.
 
         advance(1) after each layer. Memory: one layer in float32, and the sequences' activations.
         """
-        embedding = self._tensors("transformer.vocab_embedding.")["weight"]
-        hidden = [embedding[ids] for ids in sequences]
+        embedding = self.tensors("transformer.vocab_embedding.")["weight"]
+        hidden = [embedding[ids] * self.traits.embedding_scale for ids in sequences]
         del embedding
-        rotary = RotaryTable(self.config, max(len(ids) for ids in sequences))
+        rotary = Rotary(self.config, max(len(ids) for ids in sequences))
         for index in range(self.config.num_hidden_layers):
-            layer = DecoderLayer(self.config, self._tensors(PREFIX.format(index)), torch.float32)
+            layer = DecoderLayer(self.config, self.tensors(PREFIX.format(index)), torch.float32)
             if observe is not None:
                 layer.observe = partial(observe, index)
             for i, states in enumerate(hidden):
-                cos, sin = rotary.at(torch.arange(len(states)))
-                hidden[i] = layer(index, states, cos, sin, causal_attention)
+                angles = rotary.at(torch.arange(len(states)))[self.traits.local_rope[index]]
+                hidden[i] = layer(index, states, angles, attention)
             advance(1)
         return hidden
 
     @torch.inference_mode()
     def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """float32 [tokens, vocab_size] for each of what `hidden_states` gave."""
-        norm = self._tensors("transformer.ln_f.")["weight"]
-        head = self._tensors("lm_head.")["weight"]
-        epsilon = self.config.norm_epsilon
+        norm = self.tensors("transformer.ln_f.")["weight"]
+        head = self.tensors("lm_head.")["weight"]
+        epsilon, cap = self.config.norm_epsilon, self.traits.logits_soft_cap
         return [
-            functional.rms_norm(states, norm.shape, norm, epsilon) @ head.T for states in hidden
+            soft_cap(functional.rms_norm(states, norm.shape, norm, epsilon) @ head.T, cap)
+            for states in hidden
         ]

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,19 @@ from typing import Any, NamedTuple
 
 import msgspec
 import psutil
+from torch import Tensor
 
-from enginehouse.build.calibration import activation_maxima, calibration_sequences
-from enginehouse.build.checkpoint import SourceCheckpoint, source_digest
-from enginehouse.build.compile import choices, compile_torch, trtllm_build_command
-from enginehouse.build.convert import convert
+from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
+from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, source_digest
+from enginehouse.build.compile import (
+    choices,
+    compile_torch,
+    trtllm_build_command,
+    write_tokenizer,
+)
+from enginehouse.build.convert import Calibration, convert
+from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.reference import ReferenceModel
@@ -36,6 +44,8 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
+
+_RANK_FILE = re.compile(r"rank\d+\.safetensors")
 
 
 class BuildResult(NamedTuple):
@@ -64,11 +74,13 @@ def build(
     if settings.until != "convert":
         check_tokenizer(source)
     if source.quantized is not None and source.quantized.kv_scales(plan.config):
-        progress.note("the checkpoint's scales for the KV cache are left out: it stays in 16 bit")
+        kept = settings.kv_cache_dtype == "auto"
+        instead = "it stays in 16 bit" if kept else "it is calibrated again"
+        progress.note(f"the checkpoint's scales for the KV cache are left out: {instead}")
     output = output_path(plan)
     if output.resolve() == source.path.resolve():
         raise PlanError(f"{output} is the source itself; choose another output")
-    _refuse_foreign(output)
+    _refuse_foreign(output, settings.until)
     record = _source_record(source, output, progress)
     if settings.backend == "torch" and settings.until != "convert":
         existing = _existing(plan, output, record)
@@ -89,14 +101,15 @@ def _make(
 ) -> BuildResult:
     settings = plan.settings
     reference = ReferenceModel(plan.config, source)
+    if settings.until != "convert":
+        write_tokenizer(source, partial)
     run_convert(plan, source, reference, partial, progress)
     if settings.until == "convert":
         _replace(partial, output)
         return BuildResult(output)
     if settings.backend == "tensorrt_llm":
-        source.write_tokenizer(partial)
         checkpoint = output.with_name(output.name + ".checkpoint")
-        _refuse_foreign(checkpoint)
+        _refuse_foreign(checkpoint, "convert")
         _replace(partial, checkpoint)
         command = trtllm_build_command(plan, checkpoint, output)
         return BuildResult(checkpoint, finish_command=command)
@@ -117,27 +130,56 @@ def run_convert(
     progress: BuildProgress,
 ) -> None:
     """Calibrate if the form needs it, then write config.json and the rank files."""
+    calibration = _calibrate(plan, source, reference, directory, progress)
+    with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
+        convert(plan, source, directory, calibration, stage.advance)
+        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+
+
+def _calibrate(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    progress: BuildProgress,
+) -> Calibration:
+    """Run the calibration text where a form needs it; AWQ does so while the layers are written.
+
+    Linears that the source has quantised need none; a quantised KV cache does.
+    """
+    quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
+    calibrated = quant == "fp8" and source.quantized is None
+    searched = quant in AWQ_FORMS and source.quantized is None
+    if not calibrated and not searched and kv_algo is None:
+        return Calibration({}, {})
+    sequences = _calibration_sequences(plan, source, directory)
     maxima: dict[str, float] = {}
-    if plan.settings.quant == "fp8" and source.quantized is None:
-        tokenizer_dir = directory / "tokenizer"
-        tokenizer_dir.mkdir()
-        try:
-            source.write_tokenizer(tokenizer_dir)
-            sequences = calibration_sequences(
-                tokenizer_dir,
-                plan.settings.calib_samples,
-                min(plan.settings.calib_length, plan.max_seq_len),
-                source.bos_token_id,
-            )
-        finally:
-            shutil.rmtree(tokenizer_dir)
+    scales: dict[int, float] = {}
+    if calibrated or kv_algo is not None:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
-            maxima = activation_maxima(reference, sequences, stage.advance)
+            maxima, keys_values = activation_maxima(reference, sequences, stage.advance)
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
-    with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-        convert(plan, source, directory, maxima, stage.advance)
-        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+        scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
+    awq = LayerwiseAwq(plan.config, reference, sequences) if searched else None
+    return Calibration(maxima, scales, awq)
+
+
+def _calibration_sequences(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> list[Tensor]:
+    tokenizer_dir = directory / "tokenizer"
+    tokenizer_dir.mkdir()
+    try:
+        source.write_tokenizer(tokenizer_dir)
+        return calibration_sequences(
+            tokenizer_dir,
+            plan.settings.calib_samples,
+            min(plan.settings.calib_length, plan.max_seq_len),
+            source.bos_token_id,
+        )
+    finally:
+        shutil.rmtree(tokenizer_dir)
 
 
 def run_compile(
@@ -200,8 +242,18 @@ def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
     return (
         f"{source.name} ({config.architecture}, {plan.num_parameters / 1e6:.0f}M parameters) -> "
         f"{quant}, tp={settings.tp} pp={settings.pp}, {_mib(sum(plan.rank_bytes))} on disk, "
-        f"about {_mib(plan.peak_memory_bytes)} of memory to convert"
+        f"about {_mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
     )
+
+
+def _describe_windows(plan: BuildPlan) -> str:
+    """The KvCacheConfig that TensorRT-LLM must be given, in the shortest list that repeats."""
+    windows = plan.max_attention_window
+    if windows is None:
+        return ""
+    count = len(windows)
+    cycle = next(n for n in range(1, count + 1) if windows == (windows[:n] * count)[:count])
+    return f"; serve with KvCacheConfig(max_attention_window={list(windows[:cycle])})"
 
 
 def output_path(plan: BuildPlan) -> Path:
@@ -262,17 +314,32 @@ def _source_record(
     }
 
 
-def _refuse_foreign(output: Path) -> None:
-    """Never replace a folder that this project did not make."""
+def _refuse_foreign(output: Path, until: str) -> None:
+    """Never replace what this project did not make, nor a verified engine by less than one."""
     if not output.exists():
         return
-    ours = output.is_dir() and (
-        (output / MANIFEST).is_file()
-        or (output / "rank0.safetensors").is_file()
-        or not any(output.iterdir())
-    )
-    if not ours:
-        raise PlanError(f"{output} exists and is no engine; choose another output, or move it away")
+    if not output.is_dir():
+        raise PlanError(f"{output} is a file; choose another output")
+    names = {path.name for path in output.iterdir()}
+    try:
+        manifest = msgspec.json.decode((output / MANIFEST).read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError):
+        ours = {"config.json", *TOKENIZER_FILES}
+        extra = {name for name in names - ours if not _RANK_FILE.fullmatch(name)}
+        if names and "config.json" not in names:
+            extra = names
+    else:
+        extra = names - {MANIFEST, *manifest.files}
+        if until != "verify" and manifest.verify is not None and not extra:
+            raise PlanError(
+                f"{output} is a verified engine, which --until {until} would replace; "
+                "choose another output"
+            )
+    if extra:
+        raise PlanError(
+            f"{output} holds {min(extra)}, which is no part of an engine or a checkpoint; "
+            "choose another output, or move it away"
+        )
 
 
 def _check_disk(plan: BuildPlan, output: Path) -> None:
@@ -304,11 +371,14 @@ def _partial(output: Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            current = lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            current = False  # held, or just unlinked by the build that held it
+        if not current:
             raise PlanError(
                 f"another build of {output} is running; wait for it or choose another output"
-            ) from None
-        shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+            )
+        _clear_remains(partial, output)
         partial.mkdir()
         try:
             yield partial
@@ -318,11 +388,24 @@ def _partial(output: Path) -> Iterator[Path]:
 
 
 def _replace(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place; an older one is moved away first, then deleted."""
-    old = None
+    """Put the finished folder in its place. An older one is moved aside first, then deleted;
+    when the build is killed in between, the next one moves it back (`_partial`).
+    """
+    aside = _aside(output)
     if output.exists():
-        old = output.with_name(f".{output.name}.old-{time.time_ns()}")
-        output.rename(old)
+        output.rename(aside)
     partial.rename(output)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(output: Path) -> Path:
+    return output.with_name(f".{output.name}.old")
+
+
+def _clear_remains(partial: Path, output: Path) -> None:
+    """Undo what a build that was killed left behind."""
+    shutil.rmtree(partial, ignore_errors=True)
+    aside = _aside(output)
+    if aside.exists() and not output.exists():
+        aside.rename(output)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -196,9 +196,9 @@ class TrtllmTensors:
         if target in ("transformer.vocab_embedding.weight", "lm_head.weight"):
             return self._vocabulary(module)
         tensors = self._module(module)
-        if self._config.quantization.quant_algo is None or not is_decoder_linear(target):
-            return tensors[kind]
         weight, scale = tensors["weight"], tensors.get("weights_scaling_factor")
+        if not is_decoder_linear(target) or weight.dtype.itemsize > 1:
+            return tensors[kind]  # never quantised, or excluded
         if weight.dtype == torch.float8_e4m3fn:
             rows = tensors.get("per_channel_scale", scale)
             assert rows is not None
@@ -210,6 +210,13 @@ class TrtllmTensors:
 
     def form(self, config: ModelConfig) -> QuantizedForm:
         """The folder's own form."""
+        patterns = self._config.quantization.exclude_modules or ()
+        stages = self._config.mapping.pp_size
+        if config.mapping.pp_size != stages and any("layers" in pattern for pattern in patterns):
+            raise CheckpointError(
+                f"{self._path} excludes layers by their number in a pipeline stage, of which it "
+                f"has {stages}; choose pp={stages}"
+            )
         quantization = replace(self._config.quantization, kv_cache_quant_algo=None)
         algo = quantization.quant_algo
         if algo == "W4A16_AWQ":

@@ -9,8 +9,8 @@ import os
 from enginehouse.server import launch
 
 bind = os.environ.get("ENGINEHOUSE_BIND", "127.0.0.1:8000")
-workers = int(os.environ.get("ENGINEHOUSE_WORKERS", "1"))
-worker_class = "gevent"
+workers = launch.num_workers()
+worker_class = "enginehouse.server.worker.Worker"  # gevent, and it drains
 worker_connections = 2000
 timeout = 120
 graceful_timeout = 600  # SIGTERM: as long as the longest stream may take
@@ -20,15 +20,18 @@ control_socket_disable = True  # else gunicorn 27 opens one under the home folde
 proc_name = "enginehouse"
 
 launch.prepare_environment()
-_launcher = None
+
+
+def on_starting(server):
+    """Nothing is open or forked yet: is there an engine at all?"""
+    launch.check_engine()
 
 
 def when_ready(server):
     """The listening socket is open: start the engine host."""
-    global _launcher
     host, _, port = bind.rpartition(":")
     reachable = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
-    _launcher = launch.start_host(f"http://{reachable}:{port}")
+    launch.start_host(f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s))
 
 
 def child_exit(server, worker):
@@ -39,5 +42,4 @@ def child_exit(server, worker):
 
 def on_exit(server):
     """Every worker has ended: end the engine host too."""
-    if _launcher is not None:
-        launch.stop_host(_launcher)
+    launch.stop_host()

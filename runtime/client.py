@@ -88,10 +88,13 @@ class EngineClient:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        # Nothing is queued for a host that is not there: the next one would run it for nobody.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
         self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_CONNECTED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
         self._info: EngineInfo | None = None
         self._ready = False
@@ -124,8 +127,10 @@ class EngineClient:
         ids = [next(self._next_id) for _ in samplings]
         generation = Generation(self, ids)
         requests = [Request(i, prompt_ids, s) for i, s in zip(ids, samplings, strict=True)]
+        data = messages.encode(messages.Submit(requests))
         self._generations.update(dict.fromkeys(ids, generation))
-        self._send(messages.Submit(requests))
+        if not self._send(data):
+            self._lose_host("the engine host stopped; it is being restarted")
         return generation
 
     def close(self) -> None:
@@ -140,17 +145,22 @@ class EngineClient:
         for request_id in request_ids:
             self._generations.pop(request_id, None)
         if self._ready:
-            self._send(messages.Cancel(request_ids))
+            self._send(messages.encode(messages.Cancel(request_ids)))
 
-    def _send(self, message: messages.ToHost) -> None:
-        self._socket.send(messages.encode(message))
+    def _send(self, data: bytes) -> bool:
+        """Whether the host was there to be sent to."""
+        try:
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
 
     def _watch(self) -> None:
         """Notice the host's going and coming from the socket itself, not from silence."""
         while True:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
-            if event == zmq.EVENT_CONNECTED:
-                self._send(messages.Hello(messages.PROTOCOL_VERSION))
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._send(messages.encode(messages.Hello(messages.PROTOCOL_VERSION)))
             elif event == zmq.EVENT_DISCONNECTED:
                 self._lose_host("the engine host stopped; it is being restarted")
 

@@ -8,6 +8,7 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, `config.json`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from enginehouse.runtime.errors import EngineError
@@ -84,6 +85,11 @@ class QuantConfig:
     pre_quant_scale: bool = False
     exclude_modules: tuple[str, ...] | None = EXCLUDE_MODULES
 
+    def excludes(self, module: str) -> bool:
+        """Whether a module (`transformer.layers.3.mlp.proj`, layers local) stays unquantised."""
+        patterns = EXCLUDE_MODULES if self.exclude_modules is None else self.exclude_modules
+        return any(fnmatchcase(module, pattern) for pattern in patterns)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "quant_algo": self.quant_algo,
@@ -142,6 +148,31 @@ class ModelConfig:
         """Rows of the fused q, k, v projection of the whole model."""
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_size
 
+    @property
+    def num_experts(self) -> int:
+        """Experts of each layer's mixture; 0 for a dense model."""
+        return int((self.extra.get("moe") or {}).get("num_experts", 0))
+
+    @property
+    def moe_intermediate_size(self) -> int:
+        """Rows of one expert's gate; Mixtral keeps them in intermediate_size."""
+        return int(self.extra.get("moe_intermediate_size") or self.intermediate_size)
+
+    @property
+    def gate_in_fc(self) -> bool:
+        """Whether mlp.fc holds up and gate, in this order, and there is no mlp.gate."""
+        return self.hidden_act == "swiglu"
+
+    @property
+    def rotary_dim(self) -> int:
+        """Leading elements of a head that are rotated; rotary_pct is Phi-3's."""
+        return int(self.head_size * float(self.extra.get("rotary_pct", 1.0)))
+
+    @property
+    def position_embedding_type(self) -> str:
+        kind = (self.rotary_scaling or {}).get("type")
+        return "long_rope" if kind == "longrope" else "rope_gpt_neox"
+
     def padded_vocab_size(self) -> int:
         tp = self.mapping.tp_size
         return -(-self.vocab_size // tp) * tp
@@ -164,9 +195,9 @@ class ModelConfig:
             "intermediate_size": self.intermediate_size,
             "hidden_act": self.hidden_act,
             "norm_epsilon": self.norm_epsilon,
-            "position_embedding_type": "rope_gpt_neox",
+            "position_embedding_type": self.position_embedding_type,
             "max_position_embeddings": self.max_position_embeddings,
-            "rotary_embedding_dim": self.head_size,
+            "rotary_embedding_dim": self.rotary_dim,
             "rotary_base": self.rotary_base,
             "rotary_scaling": self.rotary_scaling,
             "attn_bias": self.attn_bias,

@@ -49,7 +49,8 @@ class Limits(msgspec.Struct, frozen=True):
     """How much the engine takes at once. max_seq_len is prompt plus output, in tokens.
 
     kv_cache_gib None: chosen when the engine is opened. compute_dtype: of the torch backend,
-    auto | float32 | bfloat16.
+    auto | float32 | bfloat16. max_attention_window: KvCacheConfig's, one for each layer; None when
+    every layer sees the whole context.
     """
 
     max_seq_len: int
@@ -58,6 +59,7 @@ class Limits(msgspec.Struct, frozen=True):
     kv_block_size: int
     kv_cache_gib: float | None = None
     compute_dtype: str = "auto"
+    max_attention_window: tuple[int, ...] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

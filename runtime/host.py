@@ -29,6 +29,7 @@ log = logging.getLogger("enginehouse.host")
 
 _STATS_PERIOD_S = 1.0
 _IDLE_POLL_MS = 500
+_MAX_UNREAD_MESSAGES = 100_000
 
 
 class EngineHost:
@@ -157,6 +158,9 @@ def serve(engine_dir: Path, address: str, options: ExecutorOptions, ready_fd: in
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    # A worker that stands still for a while must find every token when it goes on; gunicorn
+    # ends one that stands still for good, long before so many messages have gathered.
+    socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
     socket.bind(address)
     report(ready_fd, msgspec.to_builtins(executor.info))
@@ -189,9 +193,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    # Threads that wait for each other spin; beside one busy process on the same cores the
-    # default (some 300,000 turns) made a token take a hundred times as long. Read when torch loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.INFO, format="[%(process)d] %(name)s: %(message)s")
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,

@@ -1,4 +1,4 @@
-"""Matrix products on a CPU over the weights a checkpoint holds: dense, FP8, INT4 groups.
+"""Matrix products on a CPU over the weights a checkpoint holds: dense, FP8, INT8, INT4 groups.
 
 Each class keeps one form of weight in memory and is called with x: [tokens, in_features].
 Knows nothing of layers or names.
@@ -130,6 +130,32 @@ class Fp8RowwiseLinear:
         return y if self.bias is None else y + self.bias
 
 
+class Int8Linear:
+    """Weight-only INT8: one scale per output channel, and per rank where the inputs were cut.
+
+    q: int8 [out, in]; scale: floating [out], or [out, ranks] for a cut along the inputs: each
+    rank's partial product has its own, and the all-reduce adds them up.
+    """
+
+    def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+        scale = scale.to(dtype)
+        ranks = scale.view(len(scale), -1).unbind(1)
+        self.parts = [
+            (part.contiguous(), rank.contiguous())
+            for part, rank in zip(q.chunk(len(ranks), dim=1), ranks, strict=True)
+        ]
+        self.bias = None if bias is None else bias.to(dtype)
+        self.out_features = q.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y: Tensor | None = None
+        for (q, scale), part in zip(self.parts, x.chunk(len(self.parts), dim=-1), strict=True):
+            product: Tensor = torch.ops.aten._weight_int8pack_mm(part.contiguous(), q, scale)
+            y = product if y is None else y + product
+        assert y is not None
+        return y if self.bias is None else y + self.bias
+
+
 class PrequantLinear:
     """AWQ: x is multiplied by a factor for each channel, by which the weight was divided.
 
@@ -147,6 +173,22 @@ class PrequantLinear:
         return self.inner(to_fp8(x.float()).to(x.dtype) if self.fp8 else x)
 
 
+class ScaledLinear:
+    """Another linear's product times one number, and then the bias."""
+
+    def __init__(
+        self, inner: Linear, alpha: float, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
+        self.inner = inner
+        self.alpha = alpha
+        self.bias = None if bias is None else bias.to(dtype)
+        self.out_features = inner.out_features
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = self.inner(x) * self.alpha
+        return y if self.bias is None else y + self.bias
+
+
 class JoinedLinear:
     """Linears that share x but not their input scales, run one by one."""
 
@@ -159,7 +201,11 @@ class JoinedLinear:
 
 
 # One for each input channel or the whole input: modules run as one product only when equal.
-_INPUT_SCALES = ("activation_scaling_factor", "prequant_scaling_factor")
+_INPUT_SCALES = (
+    "activation_scaling_factor",
+    "prequant_scaling_factor",
+    "weights_scaling_factor_2",
+)
 
 
 def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Linear:
@@ -180,7 +226,11 @@ def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Lin
         return Fp8Linear(weight, scale, activation, bias, dtype)
     if weight.dtype != torch.int8:
         return DenseLinear(weight, bias, dtype)
+    if "per_channel_scale" in first:
+        return Int8Linear(weight, _stacked(modules, "per_channel_scale"), bias, dtype)
     scale = _stacked(modules, "weights_scaling_factor")
+    if "weights_scaling_factor_2" in first:
+        return _w4a8_linear(first, weight, scale, bias, dtype)
     zero = torch.cat([m["zero"] for m in modules], dim=1) if "zero" in first else None
     linear = _int4_linear(weight, scale, zero, bias, dtype)
     if "prequant_scaling_factor" in first:
@@ -213,3 +263,21 @@ def _int4_linear(
     if Int4Linear.fits(out_features, in_features, in_features // scale.shape[1]):
         return Int4Linear(unpack_int4(packed), scale, bias, dtype, zero)
     return DenseLinear(dequantize_int4(packed, scale, zero), bias, dtype)
+
+
+def _w4a8_linear(
+    module: dict[str, Tensor],
+    packed: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Linear:
+    """W4A8 in the loader's arithmetic: the groups' scales are divided by the second one and kept
+    in float16, the input factors by the activation scale, and alpha gives both back at the end.
+    """
+    second, activation = module["weights_scaling_factor_2"], module["activation_scaling_factor"]
+    prequant = module["prequant_scaling_factor"]
+    inner = _int4_linear(packed, (scale.float() / second).half(), None, None, dtype)
+    factor = (prequant.float() / activation).to(prequant.dtype)
+    scaled = ScaledLinear(inner, float(activation) * float(second), bias, dtype)
+    return PrequantLinear(scaled, factor, dtype, fp8=True)

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.runtime.attention import attend, soft_cap, visible
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.linear import DenseLinear, Linear, make_linear
-from enginehouse.runtime.rope import RotaryTable, rotate
+from enginehouse.runtime.moe import ExpertMlp
+from enginehouse.runtime.rope import Angles, Rotary, rotate
+from enginehouse.runtime.traits import AttentionRule, traits_of
 
 Tensors = Mapping[str, Tensor]
 Observer = Callable[[str, Tensor], None]
@@ -30,14 +33,16 @@ class Attention(Protocol):
     Returns [tokens, heads * head_size].
     """
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule
+    ) -> Tensor: ...
 
 
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
     """One whole sequence and nothing cached: for calibration and for checks."""
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q, k, v))  # [1, heads, tokens, D]
-    out = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    return out.squeeze(0).transpose(0, 1).flatten(1)
+    tokens = torch.arange(len(q))
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, tokens, D]
+    return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 
 
 def _module(tensors: Tensors, name: str) -> dict[str, Tensor]:
@@ -55,48 +60,67 @@ class DecoderLayer:
 
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
         self.config = config
+        self.traits = traits_of(config)
         self.qkv = make_linear([_module(tensors, "attention.qkv")], dtype)
         self.dense = make_linear([_module(tensors, "attention.dense")], dtype)
-        fc, gate = _module(tensors, "mlp.fc"), _module(tensors, "mlp.gate")
-        self.fc_gate = make_linear([fc, gate], dtype)
-        self.proj = make_linear([_module(tensors, "mlp.proj")], dtype)
-        self.input_norm = tensors["input_layernorm.weight"].to(dtype)
-        self.post_norm = tensors["post_layernorm.weight"].to(dtype)
+        self.experts: ExpertMlp | None = None
+        if config.num_experts:
+            self.experts = ExpertMlp(_module(tensors, "mlp"), config.extra["moe"], dtype)
+        else:
+            names = ("mlp.fc",) if config.gate_in_fc else ("mlp.fc", "mlp.gate")
+            self.fc_gate = make_linear([_module(tensors, name) for name in names], dtype)
+            self.proj = make_linear([_module(tensors, "mlp.proj")], dtype)
+        self.norms = {
+            name.removesuffix("layernorm.weight"): tensor.to(dtype)
+            for name, tensor in tensors.items()
+            if name.endswith("layernorm.weight")
+        }
         self.observe: Observer | None = None
 
-    def __call__(
-        self, index: int, hidden: Tensor, cos: Tensor, sin: Tensor, attention: Attention
-    ) -> Tensor:
+    def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
-        hidden = hidden + self._attend(
-            index, self._norm(hidden, self.input_norm), cos, sin, attention
-        )
-        return hidden + self._feed_forward(self._norm(hidden, self.post_norm))
+        attended = self._attend(index, self._norm(hidden, "input_"), angles, attention)
+        if not self.traits.norm_sublayers:
+            hidden = hidden + attended
+            return hidden + self._feed_forward(self._norm(hidden, "post_"))
+        hidden = hidden + self._norm(attended, "post_")
+        fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
+        return hidden + self._norm(fed, "post_feedforward_")
 
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), weight, self.config.norm_epsilon)
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight = self.norms[name]
+        return functional.rms_norm(x, weight.shape, weight, self.config.norm_epsilon)
 
     def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
         if self.observe is not None:
             self.observe(name, x)
         return linear(x)
 
-    def _attend(
-        self, index: int, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention
-    ) -> Tensor:
+    def _attend(self, index: int, x: Tensor, angles: Angles, attention: Attention) -> Tensor:
         c = self.config
         qkv = self._run("attention.qkv", self.qkv, x)
         heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
-        rotated = c.num_attention_heads + c.num_key_value_heads
-        qk = rotate(heads[:, :rotated], cos, sin)
-        q, k = qk.split([c.num_attention_heads, c.num_key_value_heads], dim=1)
-        out = attention(index, q, k, heads[:, rotated:])
+        sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
+        q, k, v = heads.split(sizes, dim=1)
+        if "attention.q_" in self.norms:
+            q, k = self._norm(q, "attention.q_"), self._norm(k, "attention.k_")
+            qk = torch.cat([q, k], dim=1)
+        else:
+            qk = heads[:, : sizes[0] + sizes[1]]
+        q, k = rotate(qk, angles).split(sizes[:2], dim=1)
+        out = attention(index, q, k, v, self.traits.rules[index])
         return self._run("attention.dense", self.dense, out)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        up = self._run("mlp.fc", self.fc_gate, x)
-        half = up.shape[-1] // 2
-        product = functional.silu(up[:, :half]) * up[:, half:]
+        if self.experts is not None:
+            return self.experts(x, self._run)
+        gate, up = self._run("mlp.fc", self.fc_gate, x).chunk(2, dim=-1)
+        if self.config.gate_in_fc:
+            gate, up = up, gate
+        if self.traits.gelu:
+            product = functional.gelu(gate, approximate="tanh") * up
+        else:
+            product = functional.silu(gate) * up
         return self._run("mlp.proj", self.proj, product)
 
 
@@ -115,6 +139,7 @@ class Decoder:
         max_positions: int | None = None,
     ) -> None:
         self.config = config
+        self.traits = traits_of(config)
         self.dtype = dtype
         self.embedding = tensors("transformer.vocab_embedding.")["weight"].to(dtype)
         self.layers = [
@@ -126,15 +151,15 @@ class Decoder:
         if config.tie_word_embeddings and torch.equal(head, self.embedding):
             head = self.embedding  # one copy in memory
         self.lm_head = DenseLinear(head, None, dtype)
-        self.rotary = RotaryTable(config, max_positions or config.max_position_embeddings)
+        self.rotary = Rotary(config, max_positions or config.max_position_embeddings)
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """[tokens] int64 ids and positions -> [tokens, hidden_size] before the last norm."""
-        hidden = self.embedding[token_ids]
-        cos, sin = self.rotary.at(positions)
+        hidden = self.embedding[token_ids] * self.traits.embedding_scale
+        angles = self.rotary.at(positions)
         for index, layer in enumerate(self.layers):
-            hidden = layer(index, hidden, cos, sin, attention)
+            hidden = layer(index, hidden, angles[self.traits.local_rope[index]], attention)
         return hidden
 
     @torch.inference_mode()
@@ -143,4 +168,4 @@ class Decoder:
         normed = functional.rms_norm(
             hidden, (hidden.shape[-1],), self.final_norm, self.config.norm_epsilon
         )
-        return self.lm_head(normed).float()
+        return soft_cap(self.lm_head(normed).float(), self.traits.logits_soft_cap)

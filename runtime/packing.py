@@ -1,15 +1,25 @@
-"""INT4 and FP8 as a TensorRT-LLM checkpoint stores them, and back to numbers.
+"""INT4, INT8 and FP8 as a TensorRT-LLM checkpoint stores them, and back to numbers.
 
 Knows nothing of how scales are chosen (that is `build/quantization.py`).
-Source: TensorRT-LLM 1.2.1 checkpoint format, W4A16_AWQ and FP8.
+Source: TensorRT-LLM 1.2.1 checkpoint format, W4A16_AWQ, W8A16 and FP8.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 FP8_MAX = 448.0  # largest finite float8_e4m3fn
+INT8_MAX = 127
+
+
+class Int8Weight(NamedTuple):
+    """q: int8 [out, in]; scale: [out], in the model's dtype."""
+
+    q: Tensor
+    scale: Tensor
 
 
 def pack_int4(q: Tensor) -> Tensor:
@@ -54,3 +64,16 @@ def dequantize_fp8(weight: Tensor, scale: Tensor) -> Tensor:
 def to_fp8(values: Tensor) -> Tensor:
     """Round to float8_e4m3fn, values beyond +-448 saturated (a plain cast gives NaN there)."""
     return values.clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def quantize_int8(weight: Tensor) -> Int8Weight:
+    """What TensorRT-LLM's loader makes of one rank's weight under W8A16.
+
+    weight: floating [out_features, in_features]. One scale per row, its largest magnitude / 128;
+    rounding uses that scale in float32, and it is kept in the weight's dtype.
+    """
+    values = weight.float()
+    scale = values.abs().amax(dim=1) / 128
+    divisor = torch.where(scale > 0, scale, 1.0)
+    q = (values / divisor.unsqueeze(1)).round_().clamp_(-128, INT8_MAX).to(torch.int8)
+    return Int8Weight(q, divisor.to(weight.dtype))

@@ -1,13 +1,15 @@
 """Rotary position embedding: the angle of each position and frequency, with the usual scalings.
 
-Source: RoFormer (Su et al., 2021), section 3.4, in the half-split (GPT-NeoX) form;
-Llama 3.1's frequency scaling as its config.json describes it.
+Source: RoFormer (Su et al., 2021), section 3.4, in the half-split (GPT-NeoX) form; YaRN (Peng et
+al., 2023); LongRoPE (Ding et al., 2024); Llama 3.1's frequency scaling as its config.json
+describes it.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,65 +17,177 @@ from torch import Tensor
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
-SUPPORTED_SCALINGS = ("default", "none", "linear", "llama3")
+
+class Frequencies(NamedTuple):
+    """inverse: float32 [rotary_dim // 2], radians per position of each rotated pair.
+
+    magnitude: what cos and sin are multiplied by.
+    """
+
+    inverse: Tensor
+    magnitude: float = 1.0
 
 
 def scaling_type(scaling: dict[str, Any] | None) -> str:
     """The name of a rope scaling, under either of its spellings; "none" when there is none."""
     if not scaling:
         return "none"
-    return str(scaling.get("type") or scaling.get("rope_type") or "none")
+    kind = str(scaling.get("type") or scaling.get("rope_type") or "none")
+    return {"default": "none", "su": "longrope"}.get(kind, kind)
 
 
-def inverse_frequencies(config: ModelConfig) -> Tensor:
-    """float32 [head_size // 2]: radians per position of each rotated pair.
+def rotary_frequencies(config: ModelConfig, max_positions: int) -> Frequencies:
+    """The model's frequencies for contexts of at most `max_positions` tokens.
+
+    Only longrope depends on max_positions: its long factors serve when that exceeds the
+    pretrained length, its short ones otherwise. One choice holds for every sequence, as keys in
+    the cache were turned by it.
 
     Raises EngineError for a scaling that this runtime does not know.
     """
-    half = torch.arange(0, config.head_size, 2, dtype=torch.int64).float()
-    frequencies = 1.0 / config.rotary_base ** (half / config.head_size)
     scaling = config.rotary_scaling
     kind = scaling_type(scaling)
-    if kind in ("default", "none") or scaling is None:
-        return frequencies
-    if kind == "linear":
-        return frequencies / float(scaling["factor"])
-    if kind == "llama3":
-        return _llama3(frequencies, scaling)
-    raise EngineError(
-        f"rotary_scaling type {kind!r} is not known to the torch backend; "
-        f"wanted one of {', '.join(SUPPORTED_SCALINGS)}"
-    )
+    plain = _plain(config, config.rotary_base)
+    if kind == "none" or scaling is None:
+        return Frequencies(plain)
+    if kind not in _SCALINGS:
+        raise EngineError(
+            f"rotary_scaling type {kind!r} is not known to the torch backend; "
+            f"wanted none or one of {', '.join(_SCALINGS)}"
+        )
+    return _SCALINGS[kind](config, scaling, plain, max_positions)
 
 
-def _llama3(frequencies: Tensor, scaling: dict[str, Any]) -> Tensor:
+def _plain(config: ModelConfig, base: float) -> Tensor:
+    half = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64).float()
+    return 1.0 / base ** (half / config.rotary_dim)
+
+
+def _linear(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
+    return Frequencies(plain / float(scaling["factor"]))
+
+
+def _dynamic(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
+    """The base grows beyond max_position_embeddings, which no engine's context exceeds."""
+    return Frequencies(plain)
+
+
+def _llama3(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
     """Long wavelengths are stretched by `factor`, short ones kept, those between blended."""
     factor = float(scaling["factor"])
     low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    context = float(scaling["original_max_position_embeddings"])
-    wavelength = 2 * math.pi / frequencies
-    blend = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0)
-    return (1 - blend) * frequencies / factor + blend * frequencies
+    wavelength = 2 * math.pi / plain
+    blend = ((_original(config, scaling) / wavelength - low) / (high - low)).clamp(0.0, 1.0)
+    return Frequencies((1 - blend) * plain / factor + blend * plain)
+
+
+def _yarn(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
+    """Slow pairs are stretched by `factor`, fast ones kept, with a ramp between (YaRN, 3.2)."""
+    original = _original(config, scaling)
+    factor = float(scaling.get("factor") or config.max_position_embeddings / original)
+    dim = config.rotary_dim
+
+    def pair_of(rotations: float) -> float:
+        """The pair that turns so often within the pretrained length."""
+        turns = math.log(original / (rotations * 2 * math.pi))
+        return dim * turns / (2 * math.log(config.rotary_base))
+
+    low = pair_of(float(scaling.get("beta_fast") or 32))
+    high = pair_of(float(scaling.get("beta_slow") or 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    span = high - low or 0.001
+    ramp = ((torch.arange(dim // 2).float() - low) / span).clamp(0.0, 1.0)
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        whole, some = scaling.get("mscale_all_dim"), scaling.get("mscale")
+        magnitude = (
+            _yarn_magnitude(factor, some) / _yarn_magnitude(factor, whole)
+            if whole and some
+            else _yarn_magnitude(factor, 1.0)
+        )
+    return Frequencies(plain / factor * ramp + plain * (1 - ramp), float(magnitude))
+
+
+def _yarn_magnitude(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _longrope(
+    config: ModelConfig, scaling: dict[str, Any], plain: Tensor, max_positions: int
+) -> Frequencies:
+    """Each pair has its own stretch, one list for long contexts and one for short."""
+    original = _original(config, scaling)
+    factor = float(scaling.get("factor") or config.max_position_embeddings / original)
+    stretch = torch.tensor(scaling["long_factor" if max_positions > original else "short_factor"])
+    magnitude = scaling.get("attention_factor")
+    if magnitude is None:
+        magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return Frequencies(plain / stretch.float(), float(magnitude))
+
+
+def _original(config: ModelConfig, scaling: dict[str, Any]) -> float:
+    known = scaling.get("original_max_position_embeddings")
+    return float(known or config.max_position_embeddings)
+
+
+_SCALINGS: dict[str, Callable[[ModelConfig, dict[str, Any], Tensor, int], Frequencies]] = {
+    "linear": _linear,
+    "dynamic": _dynamic,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _longrope,
+}
+
+
+class Angles(NamedTuple):
+    """cos and signed sin of some positions: float32 [tokens, 1, rotary_dim]."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 class RotaryTable:
-    """cos and signed sin of every position, so that `apply` is three operations.
+    """cos and signed sin of every position, so that `rotate` is three operations.
 
-    cos, sin: float32 [max_positions, 1, head_size]; the first half of sin is negated.
+    cos, sin: float32 [max_positions, 1, rotary_dim]; the first half of sin is negated.
     """
 
+    def __init__(self, frequencies: Frequencies, max_positions: int) -> None:
+        positions = torch.arange(max_positions).float()
+        angles = torch.outer(positions, frequencies.inverse)  # [P, rotary_dim / 2]
+        cos, sin = (part * frequencies.magnitude for part in (angles.cos(), angles.sin()))
+        self.cos = torch.cat([cos, cos], dim=-1).unsqueeze(1)
+        self.sin = torch.cat([-sin, sin], dim=-1).unsqueeze(1)
+
+    def at(self, positions: Tensor) -> Angles:
+        return Angles(self.cos[positions], self.sin[positions])
+
+
+class Rotary:
+    """A model's tables: one, and where config.json has a local base (Gemma 3), a second."""
+
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
-        frequencies = inverse_frequencies(config)
-        angles = torch.outer(torch.arange(max_positions).float(), frequencies)  # [P, D/2]
-        self.cos = torch.cat([angles.cos(), angles.cos()], dim=-1).unsqueeze(1)
-        self.sin = torch.cat([-angles.sin(), angles.sin()], dim=-1).unsqueeze(1)
+        self.tables = [RotaryTable(rotary_frequencies(config, max_positions), max_positions)]
+        local = config.extra.get("rope_local_base_freq")
+        if local:
+            plain = Frequencies(_plain(config, float(local)))
+            self.tables.append(RotaryTable(plain, max_positions))
 
-    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin rows for these positions: each [tokens, 1, head_size]."""
-        return self.cos[positions], self.sin[positions]
+    def at(self, positions: Tensor) -> list[Angles]:
+        """The angles of these positions in each table: the global one first."""
+        return [table.at(positions) for table in self.tables]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype."""
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+def rotate(x: Tensor, angles: Angles) -> Tensor:
+    """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype.
+
+    Elements beyond rotary_dim are left as they are.
+    """
+    cos, sin = angles
+    dim = cos.shape[-1]
+    if dim < x.shape[-1]:
+        return torch.cat([rotate(x[..., :dim], angles), x[..., dim:]], dim=-1)
+    swapped = x.roll(dim // 2, dims=-1)
     return torch.addcmul(x * cos, swapped.float(), sin).to(x.dtype)

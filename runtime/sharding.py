@@ -22,7 +22,8 @@ class Cut(enum.Enum):
 
     COPY = "copy"  # every rank holds all of it
     ROWS = "rows"  # dim 0, in equal parts
-    COLUMNS = "columns"  # dim 1, in equal parts
+    HALVES = "halves"  # the rows of up and the rows of gate, each in equal parts
+    COLUMNS = "columns"  # the last dim, in equal parts
     QKV = "qkv"  # dim 0: the rank's q rows, its k rows, its v rows
     VOCABULARY = "vocabulary"  # dim 0, padded with zero rows to a multiple of tp
     FIRST_RANK = "first rank"  # all of it on tp_rank 0, zeros elsewhere: an all-reduce adds it up
@@ -57,6 +58,21 @@ def tensor_cut(name: str, ndim: int) -> Cut:
     return cut
 
 
+def config_cut(name: str, ndim: int, config: ModelConfig) -> Cut:
+    """`tensor_cut` for a model that keeps up and gate in one mlp.fc, or has experts.
+
+    Expert tensors have a leading dim of experts, which every rank holds; a scale [experts, 1]
+    is one FP8 scale for each of them.
+    """
+    cut = tensor_cut(name, ndim)
+    if config.num_experts and ".mlp." in name:
+        if name.endswith("weights_scaling_factor"):
+            return Cut.COPY
+    if config.gate_in_fc and ".mlp.fc." in name and cut is Cut.ROWS:
+        return Cut.HALVES
+    return cut
+
+
 def kv_heads_of_rank(config: ModelConfig, tp_rank: int) -> range:
     """The global key/value heads of a rank; several ranks hold a head when tp exceeds them."""
     tp, heads = config.mapping.tp_size, config.num_key_value_heads
@@ -80,6 +96,11 @@ def _unit(rows: int, size: int, name: str) -> int:
     return unit
 
 
+def _rows_dim(tensor: Tensor) -> int:
+    """The dim of output rows: the one before the last, or the only one."""
+    return max(0, tensor.ndim - 2)
+
+
 def _check_divisible(name: str, what: str, size: int, tp: int) -> None:
     if size % tp:
         raise EngineError(f"{name}: {size} {what} cannot be cut over tp={tp}")
@@ -94,14 +115,19 @@ def shard_tensor(name: str, tensor: Tensor, config: ModelConfig, tp_rank: int) -
     tp = config.mapping.tp_size
     if name.endswith(".zero"):
         return shard_tensor(_scale_of(name), tensor.mT, config, tp_rank).mT.contiguous()
-    cut = tensor_cut(name, tensor.ndim)
+    cut = config_cut(name, tensor.ndim, config)
     if tp == 1 or cut is Cut.COPY:
         return tensor
     if cut is Cut.FIRST_RANK:
         return tensor if tp_rank == 0 else torch.zeros_like(tensor)
     if cut is Cut.COLUMNS:
-        _check_divisible(name, "columns", tensor.shape[1], tp)
-        return tensor.chunk(tp, dim=1)[tp_rank]
+        _check_divisible(name, "columns", tensor.shape[-1], tp)
+        return tensor.chunk(tp, dim=-1)[tp_rank]
+    if cut is Cut.HALVES:
+        dim = _rows_dim(tensor)
+        _check_divisible(name, "rows", tensor.shape[dim], 2 * tp)
+        pieces = tensor.chunk(2 * tp, dim=dim)
+        return torch.cat([pieces[tp_rank], pieces[tp + tp_rank]], dim=dim)
     if cut is Cut.VOCABULARY:
         per_rank = -(-tensor.shape[0] // tp)
         part = tensor[tp_rank * per_rank : (tp_rank + 1) * per_rank]
@@ -134,7 +160,7 @@ def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Te
     if name.endswith(".zero"):
         scales = [part.mT for part in parts]
         return merge_tensors(_scale_of(name), scales, config).mT.contiguous()
-    cut = tensor_cut(name, first.ndim)
+    cut = config_cut(name, first.ndim, config)
     if cut is Cut.COPY:
         for rank, part in enumerate(parts[1:], start=1):
             if not torch.equal(_comparable(part), _comparable(first)):
@@ -145,7 +171,11 @@ def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Te
     if cut is Cut.FIRST_RANK:
         return first
     if cut is Cut.COLUMNS:
-        return torch.cat(list(parts), dim=1)
+        return torch.cat(list(parts), dim=-1)
+    if cut is Cut.HALVES:
+        dim = _rows_dim(first)
+        halves = [part.chunk(2, dim=dim) for part in parts]
+        return torch.cat([half[i] for i in (0, 1) for half in halves], dim=dim)
     if cut is Cut.VOCABULARY:
         return torch.cat(list(parts))[: config.vocab_size]
     if cut is Cut.QKV:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +37,10 @@ os.register_at_fork(
 
 
 def host_command(engine_dir: Path | str, address: str) -> list[str]:
-    """The command line of an engine host: the console script beside this interpreter."""
-    script = Path(sys.executable).with_name("enginehouse-host")
-    return [str(script), str(engine_dir), "--address", address]
+    """The command line of an engine host: the script beside this interpreter, else on PATH."""
+    beside = Path(sys.executable).with_name("enginehouse-host")
+    script = str(beside) if beside.exists() else shutil.which("enginehouse-host")
+    return [script or str(beside), str(engine_dir), "--address", address]
 
 
 class HostSupervisor:
@@ -88,7 +90,10 @@ class HostSupervisor:
         delay_s = _FIRST_DELAY_S
         while not self._stopping.is_set():
             started_s = time.monotonic()
-            failure = self._run_host_once()
+            try:
+                failure = self._run_host_once()
+            except (OSError, ValueError) as error:  # no such script, no process left, half a line
+                failure = f"the engine host cannot be started: {error}"
             if self._stopping.is_set():
                 return
             if failure is not None and not self._was_ready:

@@ -6,20 +6,26 @@ One iteration reads: schedule, run, settle. Knows no text and no socket.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import datetime
 from pathlib import Path
 
 import psutil
 import torch
 
-from enginehouse.runtime.attention import DecodeGroup, PagedKVCache, PrefillChunk, StepAttention
+from enginehouse.runtime.attention import (
+    DecodeGroup,
+    PagedKVCache,
+    PrefillChunk,
+    StepAttention,
+    visible,
+)
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.kv_cache import BlockPool
-from enginehouse.runtime.model import Decoder
+from enginehouse.runtime.model import PREFIX, Decoder
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
@@ -76,7 +82,8 @@ class TorchExecutor:
             max_batch_size=max_batch_size,
             kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
         )
-        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype)
+        scales = _kv_scales(engine.config, weights)
+        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales)
         self.scheduler = Scheduler(
             BlockPool(num_blocks),
             block_size=block_size,
@@ -162,7 +169,7 @@ class TorchExecutor:
             for token in sequence.token_ids[start : start + count]
         ]
         positions = [p for _, start, count in chunks for p in range(start, start + count)]
-        attention = plan_attention(self.cache, chunks)
+        attention = plan_attention(self.cache, chunks, self.model.traits.windows)
         hidden = self.model.hidden_states(
             torch.tensor(token_ids), torch.tensor(positions), attention
         )
@@ -235,6 +242,17 @@ def _num_blocks(
     return num_blocks
 
 
+def _kv_scales(config: ModelConfig, weights: CheckpointWeights) -> list[float]:
+    """The multiplier of each layer's keys and values, when the engine's KV cache is quantised."""
+    if config.quantization.kv_cache_quant_algo is None:
+        return []
+    names = (
+        PREFIX.format(layer) + "attention.kv_cache_scaling_factor"
+        for layer in range(config.num_hidden_layers)
+    )
+    return [float(weights(name)[""]) for name in names]
+
+
 def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
     config, manifest = engine.config, engine.manifest
     return EngineInfo(
@@ -264,8 +282,10 @@ def _last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
         yield row, chunk
 
 
-def plan_attention(cache: PagedKVCache, chunks: list[Chunk]) -> StepAttention:
-    """Slots, block tables and masks of one iteration.
+def plan_attention(
+    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | None]
+) -> StepAttention:
+    """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
 
     Neighbouring decodes whose lengths are within a factor of two share one padded product.
     """
@@ -281,10 +301,10 @@ def plan_attention(cache: PagedKVCache, chunks: list[Chunk]) -> StepAttention:
             decodes.append((first_row, chunk))
             continue
         used = blocks[: -(-end // size)]
-        queries = torch.arange(chunk.start, end).unsqueeze(1)
-        mask = torch.arange(len(used) * size) <= queries  # [tokens, positions]
-        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), mask))
-    groups = [_decode_group(cache, group) for group in _by_length(decodes, size)]
+        queries, keys = torch.arange(chunk.start, end), torch.arange(len(used) * size)
+        masks = {window: visible(queries, keys, window) for window in windows}
+        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), masks))
+    groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
     return StepAttention(cache, torch.tensor(slots), groups, prefills)
 
 
@@ -301,7 +321,9 @@ def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[i
     return groups
 
 
-def _decode_group(cache: PagedKVCache, group: list[tuple[int, Chunk]]) -> DecodeGroup:
+def _decode_group(
+    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
+) -> DecodeGroup:
     size = cache.block_size
     width = max(chunk.start // size + 1 for _, chunk in group)
     table = torch.zeros(len(group), width, dtype=torch.int64)
@@ -309,9 +331,12 @@ def _decode_group(cache: PagedKVCache, group: list[tuple[int, Chunk]]) -> Decode
         used = chunk.sequence.blocks[: chunk.start // size + 1]
         table[i, : len(used)] = torch.tensor(used)
     starts = torch.tensor([chunk.start for _, chunk in group])
-    hidden = torch.arange(width * size) > starts.unsqueeze(1)  # [sequences, positions]
+    positions = torch.arange(width * size)
     layer = cache.layers[0]
-    mask = torch.zeros(hidden.shape, dtype=layer.dtype).masked_fill(hidden, float("-inf"))
-    mask = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)  # [kv_heads * sequences, 1, positions]
+    masks: dict[int | None, torch.Tensor] = {}
+    for window in windows:
+        hidden = ~visible(starts, positions, window)  # [sequences, positions]
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill(hidden, float("-inf"))
+        masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
     rows = torch.tensor([row for row, _ in group])
-    return DecodeGroup(rows, table.flatten(), mask)
+    return DecodeGroup(rows, table.flatten(), masks)

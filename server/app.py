@@ -7,7 +7,9 @@ made, how tokens become text, or where the engine runs: it joins the files that 
 from __future__ import annotations
 
 import logging
+import os
 import re
+import signal
 import time
 import uuid
 from typing import Any
@@ -15,7 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.request import EngineInfo
@@ -51,12 +54,19 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     client = _open_client(settings.host_address) if client is None else client
     service = ChatService(settings, client, load_chat(settings.engine_dir))
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.extensions["enginehouse"] = service
+    # One byte more than is allowed: a body without a Content-Length is cut there, and seen.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1
     app.url_map.merge_slashes = False  # a redirect is no answer for an API client
     _add_routes(app, service)
     _add_error_handlers(app)
     _add_request_ids(app, service.metrics)
     return app
+
+
+def start_draining(app: Flask) -> None:
+    """From now on the worker is not ready and begins no completion; those that run go on."""
+    app.extensions["enginehouse"].draining = True
 
 
 def _open_client(address: str) -> EngineClient:
@@ -72,6 +82,7 @@ class ChatService:
         self.settings = settings
         self.client = client
         self.chat = chat
+        self.draining = False
         self.metrics = Metrics(client)
         self._prices = Prices(settings.price_input, settings.price_output)
 
@@ -83,12 +94,17 @@ class ChatService:
                 code="unsupported_media_type",
                 status=415,
             )
-        body = request.get_data(cache=False)
+        if self.draining:
+            raise HostUnavailable("this worker is draining; send the request again")
+        body = _read_body(self.settings.max_body_bytes)
+        info = self._info()
+        max_messages = info.max_seq_len if info else None
         if len(body) <= _MAX_INLINE_BYTES:
-            asked = parse_chat_request(body)
+            asked = parse_chat_request(body, max_messages)
         else:
-            asked = call_beside_the_loop(lambda: parse_chat_request(body))
+            asked = call_beside_the_loop(lambda: parse_chat_request(body, max_messages))
         self.check_model(asked.model, param="model")
+        self.check_engine()
         max_seq_len = self.client.info.max_seq_len
         prompt = self.chat.prompt(asked.messages, max_seq_len)
         completion = Completion(
@@ -165,6 +181,18 @@ class ChatService:
                 status=404,
             )
 
+    def check_engine(self) -> None:
+        """The host must run the engine whose tokenizer this worker loaded.
+
+        An engine that was rebuilt in its place is another one: this worker ends, and gunicorn
+        forks one that reads it anew.
+        """
+        wanted, info = self.settings.engine_digest, self._info()
+        if info is not None and wanted is not None and info.digest != wanted:
+            LOG.error("the engine was replaced by %s; this worker starts anew", info.digest)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise HostUnavailable("the engine was replaced; the worker is starting anew")
+
     def model_card(self) -> dict[str, Any]:
         info = self._info()
         return {
@@ -188,6 +216,20 @@ class ChatService:
             return None  # the engine was never ready yet
 
 
+def _read_body(max_bytes: int) -> bytes:
+    """The request's body; 413 beyond the limit, 400 for one that cannot be read to its end."""
+    try:
+        body = request.get_data(cache=False)
+    except (OSError, ParseException) as error:
+        raise RequestError(
+            f"the body cannot be read: {error}; wanted Content-Length bytes or whole chunks",
+            code="invalid_body",
+        ) from None
+    if len(body) > max_bytes:
+        raise RequestEntityTooLarge
+    return body
+
+
 def _add_routes(app: Flask, service: ChatService) -> None:
     for path in ("/v1/chat/completions", "/v1/openai/chat/completions"):
         app.add_url_rule(path, path, service.chat_completions, methods=["POST"])
@@ -208,8 +250,11 @@ def _add_routes(app: Flask, service: ChatService) -> None:
     @app.get("/health")
     @app.get("/health/ready")
     def ready() -> Response:
+        if service.draining:
+            raise HostUnavailable("this worker is draining")
         if not service.client.ready:
-            raise HostUnavailable("it is starting, restarting or draining")
+            raise HostUnavailable("it is starting or restarting")
+        service.check_engine()
         return _json({"status": "ready"})
 
     @app.get("/metrics")
@@ -223,7 +268,8 @@ def _add_error_handlers(app: Flask) -> None:
         status = error.code or 500
         message = f"{request.method} {request.path[:200]}: {error.description or error.name}"
         if status == 413:
-            message = f"the body is too large; wanted at most {request.max_content_length} bytes"
+            allowed = (request.max_content_length or 1) - 1
+            message = f"the body is too large; wanted at most {allowed} bytes"
         response = _error(make_error(status, message, code=_code_of(error)))
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):

@@ -28,6 +28,7 @@ from enginehouse.server.detokenizer import TokenPieces
 from enginehouse.server.schema import ChatMessage
 
 MAX_INLINE_CHARS = 2_000  # longer prompts are rendered and tokenised beside the event loop
+_CHARS_AROUND = 32  # what a template writes around each message, about
 _PROBE = "enginehouseprobe"
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
@@ -141,7 +142,7 @@ class Chat:
 
     def prompt(self, messages: Sequence[ChatMessage], max_seq_len: int) -> Prompt:
         """Render and tokenise; RequestError when the prompt leaves no room for an answer."""
-        num_chars = sum(len(message.content) for message in messages)
+        num_chars = sum(len(message.content) + _CHARS_AROUND for message in messages)
         if num_chars <= MAX_INLINE_CHARS:
             return self._prompt(messages, max_seq_len)
         return call_beside_the_loop(lambda: self._prompt(messages, max_seq_len))

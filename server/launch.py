@@ -11,9 +11,12 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.supervisor import HostSupervisor, host_command
 
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
@@ -21,11 +24,9 @@ HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 
-class Launcher(NamedTuple):
-    """A gunicorn master's engine host. supervisor None: the host is somebody else's."""
-
-    run_dir: Path
-    supervisor: HostSupervisor | None
+_supervisor: HostSupervisor | None = None  # gunicorn runs its configuration again on SIGHUP
+_failures: list[str] = []
+_GRACE_AFTER_FAILURE_S = 3  # a worker that is still booting misses its SIGTERM
 
 
 def prepare_environment() -> None:
@@ -42,30 +43,54 @@ def prepare_environment() -> None:
     os.environ.setdefault(HOST_ADDRESS, f"ipc://{run_dir}/engine")
 
 
-def start_host(url: str) -> Launcher:
-    """Start the engine host beside gunicorn; its readiness is announced on standard output."""
-    run_dir = Path(os.environ[RUN_DIR])
+def num_workers() -> int:
+    """ENGINEHOUSE_WORKERS; ends the process with one sentence when it is no count."""
+    text = os.environ.get("ENGINEHOUSE_WORKERS", "1")
+    if not text.isdigit() or not 1 <= int(text) <= 1024:
+        sys.exit(f"enginehouse: ENGINEHOUSE_WORKERS={text!r}; wanted a number from 1 to 1024")
+    return int(text)
+
+
+def check_engine() -> None:
+    """End the process with one sentence, before any fork, when there is no engine to serve."""
+    try:
+        read_engine(Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)"))
+    except EngineError as error:
+        shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
+        sys.exit(f"enginehouse: {error}")
+
+
+def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
+    """Start the engine host beside gunicorn; its readiness is announced on standard output.
+
+    shorten_grace(seconds): how long workers get to end when the host cannot serve its engine.
+    """
+    global _supervisor
     address = os.environ[HOST_ADDRESS]
-    if address != f"ipc://{run_dir}/engine":
-        return Launcher(run_dir, None)
-    engine = os.environ.get("ENGINEHOUSE_ENGINE", "")
+    if address != f"ipc://{os.environ[RUN_DIR]}/engine":
+        return  # somebody else's host
 
     def give_up(reason: str) -> None:
         print(f"enginehouse: {reason}", file=sys.stderr, flush=True)
+        _failures.append(reason)
+        shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    supervisor = HostSupervisor(
-        host_command(engine, address), lambda facts: announce(url, facts), give_up
-    )
-    supervisor.start()
-    return Launcher(run_dir, supervisor)
+    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address)
+    _supervisor = HostSupervisor(command, lambda facts: announce(url, facts), give_up)
+    _supervisor.start()
 
 
-def stop_host(launcher: Launcher) -> None:
-    """End the host and remove the private folder; workers have ended already."""
-    if launcher.supervisor is not None:
-        launcher.supervisor.stop()
-    shutil.rmtree(launcher.run_dir, ignore_errors=True)
+def stop_host() -> None:
+    """End the host and remove the private folder; workers have ended already.
+
+    Exits with status 1 when the host could not serve its engine.
+    """
+    if _supervisor is not None:
+        _supervisor.stop()
+    shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
+    if _failures:
+        sys.exit(1)
 
 
 def announce(url: str, facts: dict[str, Any]) -> None:
@@ -83,6 +108,7 @@ def announce(url: str, facts: dict[str, Any]) -> None:
         "engine": f"{facts['name']}  {facts['digest'][:19]}",
     }
     lines = [f"  {key:<13} {value}" for key, value in rows.items()]
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    question = '"messages": [{"role": "user", "content": "What is the capital of France?"}]'
+    body = f'{{"model": "{model}", {question}, "temperature": 0, "max_tokens": 100}}'
     curl = f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'"
     print("\n".join(["", f"enginehouse is ready: {url}", *lines, "", curl, ""]), flush=True)

@@ -134,9 +134,12 @@ UNSUPPORTED_IN_STREAM_OPTIONS: Mapping[str, tuple[object, ...]] = {
 }
 
 
-def parse_chat_request(body: bytes) -> ChatRequest:
-    """Read one request body; RequestError names the first field at fault."""
-    shape = parse_body(body)
+def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequest:
+    """Read one request body; RequestError names the first field at fault.
+
+    max_messages: the context's length, as every message takes a token at least.
+    """
+    shape = parse_body(body, max_messages)
     ignored = _unknown_fields(shape, "", "", UNSUPPORTED)
     messages = []
     for index, message in enumerate(shape.messages):

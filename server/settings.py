@@ -28,6 +28,7 @@ class ServerSettings:
     engine_dir: Path
     host_address: str
     model_name: str
+    engine_digest: str | None = None  # the engine whose tokenizer is loaded; None: not checked
     price_input: Decimal = Decimal("0.35")
     price_output: Decimal = Decimal("0.40")
     max_body_bytes: int = 16 * 1024 * 1024
@@ -49,6 +50,7 @@ class ServerSettings:
                 env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address"
             ),
             model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
+            engine_digest=model.digest,
             **given,
         )
 
@@ -58,13 +60,15 @@ class ModelFacts(NamedTuple):
 
     name: str
     prices: dict[str, Decimal]
+    digest: str | None
 
 
 def read_model(engine_dir: Path) -> ModelFacts:
     """The manifest's `model`: its name, and prices if the engine was built with any."""
     path = engine_dir / "manifest.json"
     try:
-        model = json.loads(path.read_text(encoding="utf-8"))["model"]
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        model, digest = manifest["model"], manifest.get("digest")
         name = model["name"]
         prices = {
             key: _price(f"{path}: {key}", str(model[key]))
@@ -82,7 +86,7 @@ def read_model(engine_dir: Path) -> ModelFacts:
         raise EnginehouseError(
             f"{path} names no model; build the engine again or set ENGINEHOUSE_MODEL_NAME"
         )
-    return ModelFacts(name, prices)
+    return ModelFacts(name, prices, digest)
 
 
 def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:

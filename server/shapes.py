@@ -150,10 +150,22 @@ WANTED_FIELD = {
 }
 
 
-def parse_body(body: bytes) -> Body:
-    """Read one request body; RequestError names the first field that is not well formed."""
+def parse_body(body: bytes, max_messages: int | None = None) -> Body:
+    """Read one request body; RequestError names the first field that is not well formed.
+
+    max_messages: what no context can hold is refused before each message is looked at.
+    """
+    data = _decode_json(body)
+    messages = data.get("messages")
+    if max_messages is not None and isinstance(messages, list) and len(messages) > max_messages:
+        raise RequestError(
+            f"messages: found {len(messages)} messages; wanted at most {max_messages}, as each "
+            f"takes a token and more of the context of {max_messages} tokens",
+            param="messages",
+            code="context_length_exceeded",
+        )
     try:
-        return Body.model_validate(_decode_json(body))
+        return Body.model_validate(data)
     except ValidationError as error:
         _refuse_first(error.errors(include_url=False))
 

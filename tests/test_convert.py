@@ -57,8 +57,18 @@ def smollm_shaped(tmp_path_factory: pytest.TempPathFactory) -> SourceCheckpoint:
     ("name", "settings"),
     [
         ("smollm2-135m.none", {"quant": "none"}),
-        ("smollm2-135m.fp8", {"quant": "fp8", "calib_samples": 1, "calib_length": 8}),
+        ("smollm2-135m.fp8", {"quant": "fp8", "calib_samples": 1, "calib_length": 16}),
+        (
+            "smollm2-135m.fp8_kvfp8",
+            {"quant": "fp8", "kv_cache_dtype": "fp8", "calib_samples": 1, "calib_length": 16},
+        ),
+        ("smollm2-135m.fp8_rowwise", {"quant": "fp8_rowwise"}),
+        ("smollm2-135m.w8a16", {"quant": "int8"}),
         ("smollm2-135m-g64.w4a16_awq_nopqs", {"quant": "int4"}),
+        (
+            "smollm2-135m-g64.w4a16_awq",
+            {"quant": "int4_awq", "calib_samples": 1, "calib_length": 16},
+        ),
     ],
 )
 def test_rank_files_equal_the_contracts_tables(
@@ -86,7 +96,7 @@ def test_rank_files_equal_the_contracts_tables(
                     assert list(found[key].shape) == shape, key
                     assert DTYPES[found[key].dtype] in dtype.split("|"), key
                     checked += 1
-    assert checked > 100
+    assert checked > 60
 
 
 def merged(engine: Path) -> CheckpointWeights:
@@ -121,7 +131,7 @@ def test_unquantised_weights_come_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4])
-def test_int4_weights_are_within_half_a_step(
+def test_int4_weights_are_within_half_a_step_unless_clipped(
     tiny_source: SourceCheckpoint, make_engine: EngineMaker, tp: int
 ) -> None:
     weights = merged(make_engine(quant="int4", group_size=64, tp=tp))
@@ -132,7 +142,8 @@ def test_int4_weights_are_within_half_a_step(
             back = dequantize_int4(tensors[f"{ours}.weight"], scale)
             truth = fused(tiny_source, layer, *theirs).float()
             step = scale.float().repeat_interleave(64, dim=1)
-            assert ((back - truth).abs() <= 0.51 * step).all()
+            clipped = truth.abs() > 7 * step
+            assert (clipped | ((back - truth).abs() <= 0.51 * step)).all()
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (4, 2)])

@@ -9,17 +9,17 @@ from conftest import ROOT
 from rich.console import Console
 
 from enginehouse.build import cli
+from enginehouse.build.capabilities import GPU_SM
 from enginehouse.build.footprint import (
     GIB,
+    GPU_MEMORY_GIB,
     concurrent_requests,
     footprint,
-    gpu_memory_gib,
     kv_budget,
     print_page,
 )
 from enginehouse.build.plan import BuildPlan, load_settings, make_plan
 from enginehouse.build.sources import resolve_source
-from enginehouse.runtime.errors import PlanError
 
 
 def nemotron(config: str, **flags: object) -> BuildPlan:
@@ -64,12 +64,12 @@ def test_the_budget_is_what_is_left_and_holds_that_many_requests() -> None:
 
 
 def test_an_engine_that_does_not_fit_says_by_how_much() -> None:
-    plan = nemotron("nemotron-70b-fp8.yaml", tp=1)
+    plan = nemotron("nemotron-70b-fp8.yaml", tp=1, gpu="l40s")
     console = Console(record=True, width=120, file=(Path("/dev/null")).open("w"))
     with console.file:
-        print_page(plan, "l40s", console)
+        print_page(plan, console)
         assert "GiB too little; choose more GPUs" in console.export_text()
-    assert concurrent_requests(footprint(plan), gpu_memory_gib("l40s"), 2048) == 0
+    assert concurrent_requests(footprint(plan), GPU_MEMORY_GIB["l40s"], 2048) == 0
 
 
 def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,5 @@ def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> N
         assert words in page
 
 
-def test_an_unknown_gpu_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(PlanError, match="gpu 'h1000' is not known; choose one of .*h100"):
-        gpu_memory_gib("h1000")
+def test_every_gpu_of_the_capability_table_has_a_memory() -> None:
+    assert set(GPU_MEMORY_GIB) == set(GPU_SM)

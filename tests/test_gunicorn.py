@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -251,6 +252,50 @@ def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_pa
     assert server.process.wait(60) == 0
     assert not psutil.pid_exists(host_pid)
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_sigterm_waits_for_requests_and_not_for_idle_connections(
+    engine: Path, tmp_path: Path
+) -> None:
+    server = Server(engine, tmp_path / "log")
+    idle, asking = (
+        http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2)
+    )
+    for connection in (idle, asking):
+        connection.request("GET", "/health/live")
+        connection.getresponse().read()
+    with server.client() as client:
+        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 600}
+        chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        assert sum(1 for _ in chunks) > 100
+    assert server.process.wait(10) == 0
+    for connection in (idle, asking):
+        connection.close()
+
+
+def test_the_host_ends_with_gunicorn_after_its_configuration_was_read_again(
+    engine: Path, tmp_path: Path
+) -> None:
+    server = Server(engine, tmp_path / "log")
+    host_pid = server.host_pid()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log.read_text().count("Booting worker") == 2, "a new worker")
+    wait_until(server.is_ready, "ready again")
+    assert server.host_pid() == host_pid
+    assert server.stop() == 0
+    assert host_pid is not None and not psutil.pid_exists(host_pid)
+
+
+def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(engine, tmp_path / "damaged")
+    with (damaged / "rank0.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    with pytest.raises(AssertionError) as caught:
+        Server(damaged, tmp_path / "log")
+    assert "rank0.safetensors: its SHA-256 is not the manifest's" in str(caught.value)
 
 
 def test_a_master_that_is_killed_takes_everything_along(engine: Path, tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import torch
 from conftest import write_tiny_checkpoint
 from torch import Tensor
 
-from enginehouse.build.architectures import model_config
 from enginehouse.build.checkpoint import read_json
+from enginehouse.build.forms import QUANT_CONFIGS
+from enginehouse.build.hf_config import model_config
 from enginehouse.build.plan import output_tensors
-from enginehouse.build.quantized_linear import INT4_FORM
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.linear import make_linear
 from enginehouse.runtime.packing import dequantize_int4, pack_int4
@@ -27,7 +27,9 @@ GROUP = 64
 def config(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     path = write_tiny_checkpoint(tmp_path_factory.mktemp("zero") / "tiny")
     whole = model_config(read_json(path / "config.json"), "float16")
-    return replace(whole, quantization=replace(INT4_FORM, group_size=GROUP, has_zero_point=True))
+    return replace(
+        whole, quantization=replace(QUANT_CONFIGS["int4"], group_size=GROUP, has_zero_point=True)
+    )
 
 
 def random_linear(out_features: int, in_features: int, seed: int = 0) -> dict[str, Tensor]:

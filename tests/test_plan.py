@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.forms import GROUP_SIZES, QUANT_CONFIGS
 from enginehouse.build.plan import (
-    GROUP_SIZES,
-    QUANT_CONFIGS,
     BuildSettings,
     check_mapping,
     choose_group_size,
@@ -31,14 +30,24 @@ write_tiny_checkpoint = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.p
     "write_tiny_checkpoint"
 ]
 CONTRACT = ROOT / "tests" / "contract"
-QUANT_OF_FILE = {"none": "none", "fp8": "fp8", "w4a16_awq_nopqs": "int4"}
+QUANT_OF_FILE = {
+    "none": "none",
+    "fp8": "fp8",
+    "fp8_kvfp8": "fp8",
+    "fp8_rowwise": "fp8_rowwise",
+    "w4a16_awq": "int4_awq",
+    "w4a16_awq_nopqs": "int4",
+    "w4a8_awq": "w4a8_awq",
+    "w8a16": "int8",
+}
 TABLES = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted(CONTRACT.glob("*.json"))
     if path.stem.split(".")[-1] in QUANT_OF_FILE
 }
 CASES = [(table, case) for table, data in TABLES.items() for case in data["cases"]]
-PADDED = "smollm2-135m.w4a16_awq_nopqs"  # group_size 128 does not divide 576
+# group_size 128 does not divide 576
+PADDED = [f"smollm2-135m.{form}" for form in ("w4a16_awq", "w4a16_awq_nopqs", "w4a8_awq")]
 
 
 def contract_case(table: str, case: str) -> tuple[ModelConfig, Mapping, dict[str, Any]]:
@@ -47,32 +56,44 @@ def contract_case(table: str, case: str) -> tuple[ModelConfig, Mapping, dict[str
     group_size = int(
         re.search(r"group_size (\d+|None)", data["meta"]["note"])[1].replace("None", "0")
     )
-    quant = replace(QUANT_CONFIGS[QUANT_OF_FILE[table.split(".")[-1]]], group_size=group_size)
+    kv_cache = "FP8" if table.endswith("_kvfp8") else None
+    quant = replace(
+        QUANT_CONFIGS[QUANT_OF_FILE[table.split(".")[-1]]],
+        group_size=group_size,
+        kv_cache_quant_algo=kv_cache,
+    )
     tp, pp = (int(number) for number in re.findall(r"\d+", case))
     return replace(config, quantization=quant), Mapping(tp, pp), data["cases"][case]
 
 
 def test_all_tables_of_the_contract_are_there() -> None:
-    assert len(TABLES) == 7 and len(CASES) == 50
+    assert len(TABLES) == 19 and len(CASES) == 134
 
 
 @pytest.mark.parametrize(("table", "case"), CASES)
 def test_rank_files_equal_the_contract(table: str, case: str) -> None:
     config, mapping, wanted = contract_case(table, case)
+    quant = QUANT_OF_FILE[table.split(".")[-1]]
+    if "NotImplementedError" in str(wanted.get("illegal")):
+        with pytest.raises(PlanError, match="group_size=64 has no kernel for w4a8_awq; choose 128"):
+            choose_group_size(config.with_mapping(mapping), 64, quant)
+        return
     if "illegal" in wanted:
         with pytest.raises(PlanError, match=f"cannot be cut over tp={mapping.tp_size}; choose tp"):
             check_mapping(config, mapping.tp_size, mapping.pp_size)
         return
     check_mapping(config, mapping.tp_size, mapping.pp_size)
     config = config.with_mapping(mapping)
-    if table == PADDED:
-        with pytest.raises(PlanError, match="legal group_size at this tp: 64; legal tp .*: 1, 3"):
-            choose_group_size(config, 128)
-        assert choose_group_size(config) == 64
+    if table in PADDED:
+        legal = "none; legal tp .*: none" if quant == "w4a8_awq" else "64; legal tp .*: 1, 3"
+        with pytest.raises(PlanError, match=f"legal group_size at this tp: {legal}"):
+            choose_group_size(config, 128, quant)
+        if quant != "w4a8_awq":
+            assert choose_group_size(config, None, quant) == 64
         return
-    if config.quantization.quant_algo == "W4A16_AWQ":
+    if quant in GROUP_SIZES:
         group_size = config.quantization.group_size
-        assert choose_group_size(config, group_size) == group_size
+        assert choose_group_size(config, group_size, quant) == group_size
     for pp_rank in range(mapping.pp_size):
         stage = wanted[f"pp_rank{pp_rank}"]
         assert stage["ranks"] == [mapping.rank(pp_rank, tp) for tp in range(mapping.tp_size)]
@@ -146,7 +167,7 @@ def test_an_illegal_cut_names_the_legal_ones(
         ({}, 8, None, 128),
         (dict(intermediate_size=1536), 8, None, 64),
         ({}, 1, 64, 64),
-        ({}, 1, 32, "group_size=32 has no kernel; choose 128, 64"),
+        ({}, 1, 32, "group_size=32 has no kernel for int4; choose 128, 64"),
         (dict(intermediate_size=1536), 8, 128, "mlp.fc has out_features=192 per rank at tp=8"),
         (dict(intermediate_size=1032), 1, None, "group_size at this tp: none; .* int4: none"),
         (dict(hidden_size=1088), 2, None, "attention.qkv has in_features=1088, uncut at tp=2"),
@@ -166,7 +187,7 @@ def test_the_group_size_fits_every_linear_or_is_refused(
 def test_legal_sizes_are_listed() -> None:
     assert legal_tp(small_config()) == [1, 2, 4, 8]
     assert legal_tp(small_config(intermediate_size=1536), (128,)) == [1, 2, 4]
-    assert legal_tp(small_config(intermediate_size=1536), GROUP_SIZES) == [1, 2, 4, 8]
+    assert legal_tp(small_config(intermediate_size=1536), GROUP_SIZES["int4"]) == [1, 2, 4, 8]
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +198,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SourceCheckpoint:
 @pytest.mark.parametrize("tp", [1, 2, 4])
 @pytest.mark.parametrize("quant", QUANT_CONFIGS)
 def test_the_tiny_checkpoint_can_be_planned(source: SourceCheckpoint, quant: str, tp: int) -> None:
+    if (quant, tp) == ("w4a8_awq", 4):
+        with pytest.raises(PlanError, match="w4a8_awq: .*; legal tp for w4a8_awq: 1, 2"):
+            make_plan(load_settings({"quant": quant, "tp": tp}), source)
+        return
     plan = make_plan(load_settings({"quant": quant, "tp": tp, "pp": 2}), source)
     assert plan.name == "tiny-llama" and plan.max_seq_len == 2048
     assert plan.config.mapping == Mapping(tp, 2)
     assert plan.config.use_parallel_embedding == (tp > 1)
     assert plan.config.quantization.quant_algo == QUANT_CONFIGS[quant].quant_algo
-    assert plan.group_size == ((128 if tp < 4 else 64) if quant == "int4" else None)
+    assert plan.group_size == ((128 if tp < 4 else 64) if quant in GROUP_SIZES else None)
     assert len(plan.rank_bytes) == 2 * tp
     infos = source.tensors.infos.values()
     assert plan.num_parameters == sum(int.__mul__(*(*info.shape, 1)[:2]) for info in infos)
@@ -222,11 +247,11 @@ def test_choices_that_contradict_are_refused(
         make_plan(load_settings(flags), source)
 
 
-def test_a_sliding_window_bounds_the_context(source: SourceCheckpoint) -> None:
-    windowed = replace(source, config={**source.config, "sliding_window": 1024})
-    with pytest.raises(PlanError, match="set max_seq_len to at most 1024"):
-        make_plan(load_settings({}), windowed)
-    assert make_plan(load_settings({"max_seq_len": 1024}), windowed).max_seq_len == 1024
+def test_a_sliding_window_is_carried_and_bounds_nothing(source: SourceCheckpoint) -> None:
+    config = {**source.config, "architectures": ["MistralForCausalLM"], "sliding_window": 1024}
+    plan = make_plan(load_settings({}), replace(source, config=config))
+    assert plan.max_seq_len == 2048
+    assert plan.config.extra["max_attention_window"] == [1024, 1024]
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -255,7 +280,10 @@ def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None
         ("tp: null", "tp is NoneType None; wanted int"),
         ("tp: 0", "tp=0 is out of range; wanted 1 or more"),
         ("kv_cache_gib: .nan", "kv_cache_gib=nan is out of range"),
-        ("quant: int5", "quant='int5' is not known; choose one of auto, none, fp8, int4"),
+        (
+            "quant: int5",
+            "quant='int5' is not known; choose one of auto, none, fp8, fp8_rowwise, int4",
+        ),
         ("model: [a]", r"model is list \['a'\]; wanted str"),
         ("tp: 1\n  pp: 2", "not YAML at line 2: "),
         ("a: *b", "not YAML at line 1: "),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -101,6 +103,51 @@ def test_any_legal_count_of_heads_and_words_comes_back(
         parts = [shard_tensor(name, tensor, c, rank) for rank in range(tp)]
         assert len({part.shape for part in parts}) == 1, "ranks of a stage have equal shapes"
         assert torch.equal(merge_tensors(name, parts, c), tensor)
+
+
+def mixture(tp: int) -> ModelConfig:
+    return replace(config(tp), hidden_act="swiglu", extra={"moe": {"num_experts": 3}})
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_up_and_gate_in_one_tensor_come_back_in_every_form(tp: int) -> None:
+    c = replace(config(tp), hidden_act="swiglu")
+    fc = LAYER + "mlp.fc."
+    whole = {
+        fc + "weight": numbered(96, 32),
+        fc + "weights_scaling_factor": numbered(96, 2),
+        fc + "per_channel_scale": numbered(96),
+        fc + "prequant_scaling_factor": numbered(32),
+        fc + "activation_scaling_factor": numbered(1),
+    }
+    packed = {fc + "weight": (numbered(48, 32) % 100).to(torch.int8)}
+    for name, tensor in [*whole.items(), *packed.items()]:
+        parts = [shard_tensor(name, tensor, c, rank) for rank in range(tp)]
+        assert torch.equal(merge_tensors(name, parts, c), tensor), name
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+def test_experts_are_cut_inside_each_and_come_back(tp: int) -> None:
+    c = mixture(tp)
+    shapes = {
+        "mlp.router.weight": ((3, 32), (3, 32)),
+        "mlp.fc.weight": ((3, 96, 32), (3, 96 // tp, 32)),
+        "mlp.fc.weights_scaling_factor": ((3, 1), (3, 1)),
+        "mlp.fc.activation_scaling_factor": ((1,), (1,)),
+        "mlp.proj.weight": ((3, 32, 48), (3, 32, 48 // tp)),
+        "mlp.proj.weights_scaling_factor": ((3, 1), (3, 1)),
+    }
+    for name, (whole, of_rank) in shapes.items():
+        tensor = numbered(*whole)
+        parts = [shard_tensor(LAYER + name, tensor, c, rank) for rank in range(tp)]
+        assert {tuple(part.shape) for part in parts} == {of_rank}, name
+        assert torch.equal(merge_tensors(LAYER + name, parts, c), tensor), name
+
+
+def test_a_rank_holds_its_rows_of_up_and_of_gate() -> None:
+    rows = torch.arange(8).view(8, 1)
+    part = shard_tensor(LAYER + "mlp.fc.weight", rows, replace(config(2), hidden_act="swiglu"), 1)
+    assert part.flatten().tolist() == [2, 3, 6, 7]
 
 
 def test_a_rank_holds_its_heads_of_q_k_and_v() -> None:

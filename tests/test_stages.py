@@ -160,9 +160,51 @@ def test_verification_catches_scrambled_weights(
 def test_a_foreign_folder_is_never_replaced(tiny_source: SourceCheckpoint, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(PlanError, match="exists and is no engine"):
+    with pytest.raises(PlanError, match="mine holds thesis.txt"):
         build_engine(tiny_source, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_folder_with_some_other_manifest_is_foreign_too(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / MANIFEST).write_text('{"name": "a web page"}')
+    with pytest.raises(PlanError, match="web holds manifest.json"):
+        build_engine(tiny_source, tmp_path / "web")
+
+
+@pytest.mark.parametrize("until", ["convert", "compile"])
+def test_a_verified_engine_is_not_replaced_by_less(
+    tiny_source: SourceCheckpoint, tmp_path: Path, until: str
+) -> None:
+    out = build_engine(tiny_source, tmp_path / "e")
+    with pytest.raises(PlanError, match="is a verified engine"):
+        build_engine(tiny_source, out, until=until, quant="int4")
+    verify_files(read_engine(out))
+
+
+def test_an_engine_moved_aside_by_a_killed_build_comes_back(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    from enginehouse.build.stages import _clear_remains
+
+    out = build_engine(tiny_source, tmp_path / "e")
+    out.rename(tmp_path / ".e.old")
+    _clear_remains(tmp_path / ".e.partial", out)
+    verify_files(read_engine(out))
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_a_template_that_no_server_could_use_is_refused_before_conversion(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_tiny_checkpoint(tmp_path / "m")
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{% if %}"}))
+    assert cli.main([str(path), "-o", str(tmp_path / "e"), *SMALL]) == 2
+    assert "the chat template is not valid" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
 def test_an_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def source_of(
     def source(form: str) -> tuple[SourceCheckpoint, dict[str, Any]]:
         kind = ROWWISE if form == "rowwise" else form
         if kind not in KINDS:
-            few = {"calib_samples": 1, "calib_length": 8} if form == "fp8" else {}
+            few = {"calib_samples": 1, "calib_length": 16} if form == "fp8" else {}
             group = {"group_size": 64} if form == "int4" else {}
             return tiny_source, {"quant": form, **few, **group}
         if kind not in made:
@@ -289,3 +289,50 @@ def test_a_plan_keeps_to_the_folders_own_form(
     with pytest.raises(EnginehouseError, match=wanted) as caught:
         make_plan(load_settings(settings), opened(folder))
     assert isinstance(caught.value, PlanError)
+
+
+CALIBRATED = {"calib_samples": 1, "calib_length": 16}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"quant": "int4_awq", "group_size": 64, **CALIBRATED},
+        {"quant": "int4", "group_size": 64, "exclude": "*mlp.proj"},
+        {"quant": "fp8", "exclude": "*attention.dense", **CALIBRATED},
+    ],
+    ids=["int4_awq", "int4 excluded", "fp8 excluded"],
+)
+def test_forms_of_ours_are_cut_again_untouched(
+    settings: dict[str, Any], tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    one, other, back = (tmp_path / name for name in ("one", "other", "back"))
+    build_engine(tiny_source, one, until="convert", **settings)
+    build_engine(opened(one), other, tp=2, pp=2, until="convert")
+    build_engine(opened(other), back, until="convert")
+    assert raw(one) == raw(back)
+
+
+def test_a_quantised_source_keeps_its_linears_beside_a_new_kv_cache(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    build_engine(tiny_source, one, quant="fp8", until="convert", **CALIBRATED)
+    tokenizer = {"tokenizer": str(tiny_source.path), **CALIBRATED}
+    build_engine(opened(one), other, kv_cache_dtype="fp8", until="convert", **tokenizer)
+    before, after = raw(one), raw(other)
+    added = after.keys() - before.keys()
+    assert added and all(name.endswith("kv_cache_scaling_factor") for name in added)
+    assert all(after[name] == before[name] for name in before if name != "config.json")
+
+
+def test_a_quantised_source_refuses_exclude_and_layers_of_another_stage(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    few = {"quant": "int4", "group_size": 64, "until": "convert"}
+    build_engine(tiny_source, one, exclude="*layers.0.*", **few)
+    with pytest.raises(CheckpointError, match="choose pp=1"):
+        build_engine(opened(one), other, pp=2, until="convert")
+    with pytest.raises(PlanError, match="leave exclude out"):
+        build_engine(opened(one), other, exclude="*mlp.proj", until="convert")

@@ -1,0 +1,184 @@
+"""INT4 with regard for what flows through: input scales, clipped groups, compensated rounding.
+
+One linear (or several that share their input) at a time, from its weights and the second moment
+of its inputs. Knows no layer and no file: `layerwise.py` walks the model.
+Source: AWQ (Lin et al., 2023), sections 3.2 and 4; GPTQ (Frantar et al., 2023), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.quantization import INT4_MAX, Int4Weight, stored_scale
+
+ALPHAS = tuple(step / 10 for step in range(10))  # 0: no input scale at all
+SHRINKS = tuple(1 - step / 20 for step in range(9))  # of a group's largest magnitude, to 0.6
+DAMPING = 0.01  # of the mean of the second moment's diagonal
+_SEARCH_ROWS = 256
+_BLOCK = 64  # columns rounded before the rest hears of their errors
+
+
+class InputMoments:
+    """What calibration keeps of a linear's inputs: sums, never the inputs themselves.
+
+    second: float32 [in, in], the sum of x x^T; mean: float32 [in], the mean magnitude of each
+    channel; largest: the largest magnitude of all.
+    """
+
+    def __init__(self, in_features: int) -> None:
+        self.second = torch.zeros(in_features, in_features)
+        self._sum = torch.zeros(in_features)
+        self._count = 0
+
+    def add(self, x: Tensor) -> None:
+        """x: [tokens, in_features]."""
+        x = x.float()
+        self.second.addmm_(x.T, x)
+        self._sum += x.abs().sum(0)
+        self._count += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self._count)
+
+
+class AwqLinear(NamedTuple):
+    """q and scale are of weight / prequant; prequant [in], in the model's dtype, multiplies x."""
+
+    weight: Int4Weight
+    prequant: Tensor
+
+    def dequantized(self) -> Tensor:
+        """float32 [out, in]: what the linear multiplies x with, all factors applied."""
+        q, scale = self.weight
+        groups = q.float().view(*scale.shape, -1) * scale.float().unsqueeze(-1)
+        return groups.flatten(1) * self.prequant.float()
+
+
+def quantize_awq(
+    weight: Tensor, moments: InputMoments, group_size: int, scale_dtype: torch.dtype
+) -> AwqLinear:
+    """Search the input scales, then the groups' scales, then round with compensation.
+
+    weight: float32 [out_features, in_features]; linears that share an input are stacked on dim 0.
+    Each step minimises the squared error of the linear's outputs on the calibration inputs.
+    Memory: a few copies of `weight` and of the second moment.
+    """
+    prequant = search_prequant(weight, moments, group_size, scale_dtype)
+    factor = prequant.float()
+    scaled = weight / factor
+    second = moments.second * factor * factor.unsqueeze(1)
+    scale = search_scale(scaled, second, group_size, scale_dtype)
+    q = round_compensated(scaled, scale, second)
+    return AwqLinear(Int4Weight(q, scale), prequant)
+
+
+def search_prequant(
+    weight: Tensor, moments: InputMoments, group_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The factors [in] on x, among mean_magnitude ** -alpha, that lose least by plain rounding.
+
+    A channel that carries large inputs gets large weights, and so finer steps. An even sample of
+    the rows decides.
+    """
+    mean = moments.mean.clamp(min=1e-5)
+    weight = weight[:: -(-len(weight) // _SEARCH_ROWS)]
+    best, best_error = torch.ones(len(mean), dtype=dtype), float("inf")
+    for alpha in ALPHAS:
+        powers = mean**alpha
+        powers = powers / (powers.amax() * powers.amin()).sqrt()
+        prequant = (1 / powers.clamp(1e-4, 1e4)).to(dtype)
+        factor = prequant.float()
+        scaled = weight / factor
+        groups = scaled.view(len(scaled), -1, group_size)
+        scale = stored_scale(groups.abs().amax(dim=-1) / INT4_MAX, dtype).unsqueeze(-1)
+        rounded = (groups / scale).round_().clamp_(-8, 7).mul_(scale)
+        difference = (groups - rounded).flatten(1).mul_(factor)
+        error = float((difference @ moments.second).mul_(difference).sum())
+        if error < best_error:
+            best, best_error = prequant, error
+    return best
+
+
+def search_scale(weight: Tensor, second: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
+    """The scale of each group, [out, groups] in `dtype`: clipped where that loses less.
+
+    The error of a group is weighed with its own inputs' second moment.
+    """
+    in_features = weight.shape[1]
+    groups = weight.view(len(weight), -1, group_size).transpose(0, 1).contiguous()  # [G, out, g]
+    blocks = second.view(in_features // group_size, group_size, -1, group_size)
+    blocks = torch.stack([blocks[i, :, i] for i in range(len(groups))])  # [G, g, g]
+    largest = groups.abs().amax(dim=-1, keepdim=True) / INT4_MAX
+    best = stored_scale(largest, dtype)
+    best_error = torch.full_like(best, float("inf"))
+    for shrink in SHRINKS:
+        scale = stored_scale(largest * shrink, dtype)
+        difference = (groups / scale).round_().clamp_(-8, 7).mul_(scale).sub_(groups)
+        error = (difference @ blocks).mul_(difference).sum(-1, keepdim=True)
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best = torch.where(better, scale, best)
+    return best.squeeze(-1).T.contiguous().to(dtype)
+
+
+def round_compensated(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
+    """int8 [out, in] in [-8, 7]: columns are rounded in turn, and the rest make up for each.
+
+    Columns with the largest inputs come first; the groups' scales stand fixed, so the order is
+    free. Source: GPTQ (Frantar et al., 2023), section 3.3, with static groups.
+    """
+    in_features = weight.shape[1]
+    diagonal = second.diagonal()
+    order = torch.argsort(diagonal, descending=True)
+    damped = second[order][:, order].clone()
+    damped.diagonal().add_(DAMPING * float(diagonal.mean()) + 1e-8)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    upper = torch.linalg.cholesky(inverse, upper=True)  # [in, in]
+    steps = stored_scale(scale.float(), scale.dtype)
+    steps = steps.repeat_interleave(in_features // scale.shape[1], dim=1)[:, order].T.contiguous()
+    rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
+    q = torch.empty_like(rest)
+    for start in range(0, in_features, _BLOCK):
+        end = min(start + _BLOCK, in_features)
+        errors = torch.empty_like(rest[start:end])
+        with _one_thread():
+            _round_block(
+                rest[start:end],
+                steps[start:end],
+                upper[start:end, start:end],
+                q[start:end],
+                errors,
+            )
+        rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    result = torch.empty(in_features, len(weight), dtype=torch.int8)
+    result[order] = q.to(torch.int8)
+    return result.T.contiguous()
+
+
+def _round_block(rest: Tensor, steps: Tensor, upper: Tensor, q: Tensor, errors: Tensor) -> None:
+    """Round the rows of `rest` [block, out] in turn into q; what each leaves, into errors."""
+    for i in range(len(rest)):
+        torch.div(rest[i], steps[i], out=q[i]).round_().clamp_(-8, 7)
+        torch.addcmul(rest[i], q[i], steps[i], value=-1, out=errors[i])
+        errors[i].div_(upper[i, i])
+        if i + 1 < len(rest):
+            rest[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small steps: a barrier after each, with a busy neighbour, costs more than a
+    second thread gives.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

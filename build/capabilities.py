@@ -1,0 +1,74 @@
+"""Which GPU can run what: (quant, SM, KV cache dtype) -> runs, or the reason why not.
+
+Knows no tensor. The facts are TensorRT-LLM 1.2.1's; where its kernels are known to answer
+wrongly, the combination counts as one that does not run.
+Source: NVIDIA/TensorRT-LLM issues 1113, 9253, 1547, pull request 11561; CUDA compute capabilities.
+"""
+
+from __future__ import annotations
+
+from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
+from enginehouse.runtime.errors import PlanError
+
+# Streaming multiprocessor architecture: 89 is compute capability 8.9.
+GPU_SM = {
+    **dict.fromkeys(("a30", "a100"), 80),
+    **dict.fromkeys(("a10", "a10g", "a40", "rtx3090"), 86),
+    **dict.fromkeys(("l4", "l40", "l40s", "rtx4090", "rtx6000ada"), 89),
+    **dict.fromkeys(("h20", "h100", "h200", "gh200"), 90),
+    **dict.fromkeys(("b200", "gb200"), 100),
+    **dict.fromkeys(("b300", "gb300"), 103),
+    **dict.fromkeys(("rtx5090", "rtxpro6000"), 120),
+    "gb10": 121,
+}
+_MIXED_LAYOUT = "TensorRT-LLM 1.2.1 lays weight-only weights out wrongly above SM90"
+_ANY = 1 << 30
+# quant: the lowest and the highest SM, why not below, why not above.
+_RANGES = {
+    "none": (80, _ANY, "bfloat16 needs SM80", ""),
+    "fp8": (89, _ANY, "FP8 products need SM89", ""),
+    "fp8_rowwise": (89, 90, "FP8 products need SM89", "its row-wise kernel is for SM89 and SM90"),
+    "int4": (80, 90, "its kernel needs SM80", _MIXED_LAYOUT),
+    "int4_awq": (80, 90, "its kernel needs SM80", _MIXED_LAYOUT),
+    "w4a8_awq": (89, 90, "FP8 activations need SM89", "its kernel is for SM89 and SM90"),
+    "int8": (80, 90, "its kernel needs SM80", _MIXED_LAYOUT),
+}
+
+
+def refusal(quant: str, sm: int, kv_cache_dtype: str) -> str | None:
+    """Why a GPU of this SM cannot run the combination, or None when it can."""
+    low, high, below, above = _RANGES[quant]
+    if sm < low:
+        return below
+    if sm > high:
+        return above
+    return kv_refusal(quant, kv_cache_dtype)
+
+
+def kv_refusal(quant: str, kv_cache_dtype: str) -> str | None:
+    """Why no GPU runs this KV cache dtype with these weights, or None."""
+    if kv_cache_dtype == "fp8" and quant not in FP8_FORMS:
+        return "an FP8 KV cache needs FP8 weights (paged context FMHA has no other kernel)"
+    return None
+
+
+def alternatives(sm: int, kv_cache_dtype: str) -> list[str]:
+    """The forms that this SM runs with this KV cache."""
+    return [quant for quant in QUANT_CONFIGS if refusal(quant, sm, kv_cache_dtype) is None]
+
+
+def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
+    """PlanError when the named GPU cannot run the form; names those that it can."""
+    sm = GPU_SM[gpu]
+    reason = refusal(quant, sm, kv_cache_dtype)
+    if reason is None:
+        return
+    forms = ", ".join(alternatives(sm, kv_cache_dtype))
+    kinds = [kind for kind in KV_CACHE_ALGOS if refusal(quant, sm, kind) is None]
+    remedy = f"choose quant among {forms}" if forms else "choose kv_cache_dtype=auto"
+    if kinds:
+        remedy += f", or kv_cache_dtype among {', '.join(kinds)}"
+    raise PlanError(
+        f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on {gpu} (SM{sm}): "
+        f"{reason}; {remedy}"
+    )

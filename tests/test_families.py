@@ -1,0 +1,242 @@
+"""Every family against transformers: the tensors read, the logits, the tokens, in every cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_engine
+from family_models import FAMILIES, MIXTURES, load_family, logits_of, save_family
+from transformers import PreTrainedModel
+
+from enginehouse.build.architectures import expected_shapes
+from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.hf_config import model_config
+from enginehouse.build.plan import load_settings, make_plan
+from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.stages import describe_plan
+from enginehouse.runtime.engine import read_config, read_engine
+from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
+from enginehouse.runtime.model import causal_attention
+from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.weights import CheckpointWeights
+
+FLOAT32 = ExecutorOptions(compute_dtype="float32")
+# Longer than every window and than longrope's pretrained length; one longer than an iteration.
+PROMPTS = [list(range(40, 75)), [7 * i % 500 + 3 for i in range(80)]]
+GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
+DENSE = [name for name in FAMILIES if name not in MIXTURES]
+Maker = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on two threads, and much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = save_family(name, tmp_path_factory.mktemp("family") / name)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    made: dict[str, Path] = {}
+
+    def make(name: str, **settings: Any) -> Path:
+        key = f"{name} {sorted(settings.items())}"
+        if key not in made:
+            output = tmp_path_factory.mktemp("engines") / name
+            values = {"dtype": "float32", "until": "compile", **settings}
+            made[key] = build_engine(open_checkpoint(checkpoint(name)), output, **values)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def original(checkpoint: Callable[[str], Path]) -> Callable[[str], PreTrainedModel]:
+    made: dict[str, PreTrainedModel] = {}
+
+    def load(name: str) -> PreTrainedModel:
+        if name not in made:
+            made[name] = load_family(checkpoint(name))
+        return made[name]
+
+    return load
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tables_name_what_transformers_saves(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    found = {key: info.shape for key, info in source.tensors.infos.items()}
+    assert found == expected_shapes(model_config(source.config, "auto"))
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_greedy_tokens_equal_transformers(
+    engine: Maker, original: Callable[[str], PreTrainedModel], name: str, tp: int, pp: int
+) -> None:
+    executor = open_executor(engine(name, tp=tp, pp=pp), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    together = generate(executor, [Request(i, prompt, GREEDY) for i, prompt in enumerate(PROMPTS)])
+    for i, prompt in enumerate(PROMPTS):
+        ids = prompt + together[i]
+        truth = logits_of(original(name), ids)
+        assert together[i] == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
+        positions = torch.arange(len(ids))
+        hidden = executor.model.hidden_states(torch.tensor(ids), positions, causal_attention)
+        torch.testing.assert_close(executor.model.logits(hidden), truth, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_over_cached_keys_equal_transformers(
+    engine: Maker, original: Callable[[str], PreTrainedModel], name: str
+) -> None:
+    executor = open_executor(engine(name, tp=1, pp=1), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    compute, seen = executor.model.logits, []
+    executor.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    prompt = PROMPTS[1]
+    answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
+    truth = logits_of(original(name), prompt + answer)[len(prompt) - 1 : -1]
+    torch.testing.assert_close(torch.cat(seen), truth, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layerwise_reference_equals_transformers(
+    checkpoint: Callable[[str], Path],
+    original: Callable[[str], PreTrainedModel],
+    name: str,
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    reference = ReferenceModel(model_config(source.config, "float32"), source)
+    hidden = reference.hidden_states([torch.tensor(PROMPTS[0])])
+    truth = logits_of(original(name), PROMPTS[0])
+    torch.testing.assert_close(reference.logits(hidden)[0], truth, atol=2e-4, rtol=2e-4)
+
+
+LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+
+
+def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
+    weights = CheckpointWeights(engine_dir, read_config(engine_dir))
+    return weights(f"transformer.layers.{layer}.")
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
+    engine: Maker, name: str
+) -> None:
+    quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
+    found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
+    for linear in (key for key in LINEARS if f"{key}.weight" in truth):
+        scale = found[f"{linear}.weights_scaling_factor"]
+        back = dequantize_int4(found[f"{linear}.weight"], scale)
+        step = scale.float().repeat_interleave(64, dim=1)
+        weight = truth[f"{linear}.weight"]
+        clipped = weight.abs() > 7 * step
+        assert clipped.float().mean() < 0.05, "few are clipped, and only where that loses less"
+        assert (clipped | ((back - weight).abs() <= 0.53 * step)).all(), linear
+    assert_answers(quantised)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp8_weights_are_the_models_within_a_rounding(engine: Maker, name: str) -> None:
+    quantised = engine(name, quant="fp8", tp=2, dtype="bfloat16", calib_length=64)
+    found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
+    for linear in (key for key in LINEARS if f"{key}.weight" in truth):
+        weight, scale = found[f"{linear}.weight"], found[f"{linear}.weights_scaling_factor"]
+        wanted = truth[f"{linear}.weight"]
+        scale = scale.unsqueeze(-1) if weight.ndim == 3 else scale
+        back = weight.float() * scale if weight.ndim == 3 else dequantize_fp8(weight, scale)
+        assert ((back - wanted).abs() <= wanted.abs() / 16 + scale * 2**-10).all(), linear
+        assert 0 < found[f"{linear}.activation_scaling_factor"] < 1
+    assert_answers(quantised)
+
+
+def assert_answers(engine_dir: Path) -> None:
+    """The executor runs it, and no logit is lost: a lost one would be an EngineError."""
+    executor = open_executor(engine_dir, FLOAT32)
+    assert len(generate(executor, [Request(0, PROMPTS[0], GREEDY)])[0]) == 10
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3", "qwen2-window", "phi3"])
+def test_a_windowed_engine_carries_its_windows(engine: Maker, name: str) -> None:
+    opened = read_engine(engine(name, tp=1, pp=1))
+    window = 20 if name == "phi3" else 16
+    wanted = {
+        "gemma2": [16, 256],
+        "gemma3": [16, 256],
+        "qwen2-window": [256, 16],
+    }.get(name, [window, window])
+    assert opened.config.extra["max_attention_window"] == wanted
+    assert opened.manifest.limits.max_attention_window == tuple(wanted)
+    assert opened.manifest.limits.max_seq_len == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "max_seq_len", "wanted"),
+    [
+        ("mistral", 256, "; serve with KvCacheConfig(max_attention_window=[16])"),
+        ("gemma2", 256, "; serve with KvCacheConfig(max_attention_window=[16, 256])"),
+        ("mistral", 16, "to convert"),
+        ("qwen3", 256, "to convert"),
+    ],
+)
+def test_the_plan_says_which_window_to_serve_with(
+    checkpoint: Callable[[str], Path], name: str, max_seq_len: int, wanted: str
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    plan = make_plan(load_settings({"max_seq_len": max_seq_len}), source)
+    assert describe_plan(plan, source).endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")],
+)
+def test_the_verify_stage_measures_the_family(engine: Maker, name: str, quant: str) -> None:
+    settings = {"quant": quant, "tp": 2, "until": "verify", "compute_dtype": "float32"}
+    verified = read_engine(engine(name, **settings)).manifest.verify
+    assert verified is not None
+    assert verified["mean_kl"] < (1e-6 if quant == "none" else 0.05)
+
+
+def test_longrope_takes_its_short_factors_for_a_short_engine(
+    engine: Maker, original: Callable[[str], PreTrainedModel]
+) -> None:
+    executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32._replace(max_seq_len=32))
+    prompt = list(range(40, 60))
+    answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
+    truth = logits_of(original("phi3-longrope"), prompt + answer)
+    assert answer == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("name", sorted(MIXTURES))
+def test_int4_for_experts_is_refused_at_plan_time(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    source: SourceCheckpoint = open_checkpoint(checkpoint(name))
+    with pytest.raises(PlanError, match="quant=int4 has no known form for a mixture .* none or"):
+        make_plan(load_settings({"quant": "int4"}), source)
