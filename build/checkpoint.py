@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,11 +21,13 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.safetensors_file import (
     SafetensorsTensor,
     read_safetensors_header,
     read_tensor,
 )
+from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError
 
@@ -67,6 +69,27 @@ class TensorSource(Protocol):
         """A fresh tensor; `rows` reads only these rows of dim 0. Safe to call from threads."""
 
 
+class QuantizedSource(Protocol):
+    """Linears that are quantised already, kept as they are."""
+
+    def form(self, config: ModelConfig) -> QuantizedForm:
+        """The one form an engine made of them has; CheckpointError when there is none."""
+
+    def engine_tensors(
+        self, sources: Sequence[str], config: ModelConfig
+    ) -> Mapping[str, torch.Tensor]:
+        """{"weight": ..., "weights_scaling_factor": ...} of the linear that `sources` make."""
+
+    def kv_scales(self, config: ModelConfig) -> Mapping[int, float]:
+        """The FP8 multiplier of each layer's keys and values; empty when there are none."""
+
+
+class RowSource(Protocol):
+    """Tensors that are fused as an engine has them already, by what they would be made of."""
+
+    def read_row(self, sources: Sequence[str]) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class SourceCheckpoint:
     """A checkpoint to build from, whatever kind of file it came in.
@@ -74,10 +97,13 @@ class SourceCheckpoint:
     config is in the form of Hugging Face's config.json. files are all those whose content the
     engine depends on. has_weights is False for a config.json alone, which can be planned but
     not converted. tokenizer_writer is called through `write_tokenizer`.
+
+    quantized: of a checkpoint whose linears are quantised already; `tensors` then gives them
+    dequantised. rows: of one whose tensors are fused already; its config is engine_config.
     """
 
     name: str
-    kind: str  # "safetensors" or "gguf"
+    kind: str  # "safetensors", "gguf" or "tensorrt_llm"
     path: Path
     config: dict[str, Any]
     tensors: TensorSource
@@ -87,6 +113,9 @@ class SourceCheckpoint:
     license: str | None
     tokenizer_writer: Callable[[Path], list[str]]
     has_weights: bool = True
+    quantized: QuantizedSource | None = None
+    rows: RowSource | None = None
+    engine_config: ModelConfig | None = None
 
     def write_tokenizer(self, dest: Path) -> list[str]:
         """Write tokenizer, chat template and generation config into `dest`; return the names.
@@ -183,7 +212,7 @@ def open_checkpoint(path: Path) -> SourceCheckpoint:
                 f"M.from_pretrained('{path}').save_pretrained('{path}-safetensors')\""
             )
     tokenizer_files = [path / name for name in TOKENIZER_FILES if (path / name).exists()]
-    eos, bos = _special_token_ids(path, config)
+    eos, bos = special_token_ids(path, config)
     return SourceCheckpoint(
         name=path.resolve().name,
         kind="safetensors",
@@ -194,7 +223,7 @@ def open_checkpoint(path: Path) -> SourceCheckpoint:
         eos_token_ids=eos,
         bos_token_id=bos,
         license=_license(path / "README.md"),
-        tokenizer_writer=lambda dest: _copy_tokenizer(path, dest),
+        tokenizer_writer=lambda dest: copy_tokenizer(path, dest),
         has_weights=bool(weights),
     )
 
@@ -253,7 +282,7 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
     return default_chat_template(tokenizer_config.get("chat_template"))
 
 
-def _special_token_ids(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
+def special_token_ids(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
     """All ids that end a sequence, in order of authority, and the id that begins one."""
     generation, tokenizer_config = (
         read_json(path / name) if (path / name).exists() else {}
@@ -296,7 +325,7 @@ def _license(readme: Path) -> str | None:
     return found.group(1) if found else None
 
 
-def _copy_tokenizer(path: Path, dest: Path) -> list[str]:
+def copy_tokenizer(path: Path, dest: Path) -> list[str]:
     if not (path / "tokenizer.json").exists():
         raise CheckpointError(
             f"{path} has no tokenizer.json; make one with: python -c "

@@ -63,7 +63,7 @@ def convert(
     """
     config = plan.config
     for pp_rank in range(config.mapping.pp_size):
-        table = output_tensors(config, pp_rank)
+        table = output_tensors(config, pp_rank, plan.scale_dtype)
         with ExitStack() as stack:
             files = [
                 stack.enter_context(
@@ -73,7 +73,8 @@ def convert(
                 )
                 for tp in range(config.mapping.tp_size)
             ]
-            for rows in _units(config, pp_rank):
+            alone = source.quantized is not None
+            for rows in _units(config, pp_rank, alone):
                 for name, tensor in _convert_unit(config, pp_rank, rows, source, calibration):
                     for tp_rank, file in enumerate(files):
                         advance(file.write(name, shard_tensor(name, tensor, config, tp_rank)))
@@ -91,6 +92,10 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
 
     What one was added to is float32: the sum is rounded once, to the checkpoint's dtype.
     """
+    if source.rows is not None:  # its recipe was followed when the folder was made
+        whole = source.rows.read_row(row.sources)
+        check_finite(row.target, whole)
+        return whole
     parts = [source.tensors.read(name) for name in row.sources]
     for name, part in zip(row.sources, parts, strict=True):
         check_finite(name, part)
@@ -102,15 +107,15 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
     return whole.float() + 1 if row.recipe == "plus_one" else whole
 
 
-def _units(config: ModelConfig, pp_rank: int) -> Iterator[list[TensorRow]]:
+def _units(config: ModelConfig, pp_rank: int, alone: bool) -> Iterator[list[TensorRow]]:
     """Rows that must be converted together: fc and gate under FP8, the linears of a layer that
-    was quantised as one, else each row alone.
+    was quantised as one, else each row alone. alone: all of them, as they are quantised already.
     """
     quantization = config.quantization
     fc: TensorRow | None = None
     waiting: list[TensorRow] = []  # of one layer
     for row in stage_rows(config, pp_rank):
-        quantised = is_quantized(quantization, row.target)
+        quantised = not alone and is_quantized(quantization, row.target)
         paired = quantization.quant_algo == "FP8" and not config.gate_in_fc
         if quantised and quantization.pre_quant_scale:
             if waiting and _layer_of(waiting[0].target) != _layer_of(row.target):
@@ -152,6 +157,10 @@ def _convert_unit(
         for row in rows:
             router = row.target.endswith("router.weight")
             yield row.target, read_row(row, source, config).to(torch.float32 if router else dtype)
+    elif source.quantized is not None:
+        for row in rows:
+            for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
+                yield row.target.removesuffix("weight") + kind, tensor
     elif quantization.pre_quant_scale:
         assert calibration.linears is not None
         local = _layer_of(rows[0].target)

@@ -56,13 +56,18 @@ def is_quantized(quantization: QuantConfig, target: str) -> bool:
 
 
 def linear_tensors(
-    quantization: QuantConfig, dtype: str, module: str, out_features: int, in_features: int
+    quantization: QuantConfig,
+    dtype: str,
+    module: str,
+    out_features: int,
+    in_features: int,
+    scale_dtype: str | None = None,
 ) -> dict[str, OutputTensor]:
     """What stands on disk for a linear's weight, by name; features are those of one rank.
 
     INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
-    disk are those that a GPU computes with. W8A16 is the form that fits every GPU: the weight as
-    it is, which the loader of each rank quantises.
+    disk are those that a GPU computes with. Those of a source keep their own, scale_dtype. W8A16
+    is the form that fits every GPU: the weight as it is, which the loader of each rank quantises.
     """
     weight, one = f"{module}.weight", OutputTensor("float32", (1,))
     algo, group_size = quantization.quant_algo, quantization.group_size
@@ -80,9 +85,11 @@ def linear_tensors(
     table = {
         weight: OutputTensor("int8", (out_features // 2, in_features)),
         f"{module}.weights_scaling_factor": OutputTensor(
-            dtype, (out_features, in_features // group_size)
+            scale_dtype or dtype, (out_features, in_features // group_size)
         ),
     }
+    if quantization.has_zero_point:
+        table[f"{module}.zero"] = OutputTensor(dtype, (in_features // group_size, out_features))
     if quantization.pre_quant_scale:
         table[f"{module}.prequant_scaling_factor"] = OutputTensor(dtype, (in_features,))
     if algo == "W4A8_AWQ":

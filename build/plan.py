@@ -35,6 +35,7 @@ from enginehouse.build.forms import (
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
+from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.runtime.config import DTYPES, Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
@@ -61,7 +62,14 @@ class BuildSettings:
     )
     output: str | None = _choice(None, "engine directory; without it, engines/NAME-QUANT")
     name: str | None = _choice(None, "the name clients ask for; without it, the source's")
-    quant: str = _choice("none", "form of the weights", choices=tuple(QUANT_CONFIGS))
+    tokenizer: str | None = _choice(
+        None, "directory of the tokenizer; without it, the source's own"
+    )
+    quant: str = _choice(
+        "auto",
+        "form of the weights; auto is the source's own, none for an unquantised one",
+        choices=("auto", *QUANT_CONFIGS),
+    )
     group_size: int | None = _choice(
         None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
     )
@@ -164,8 +172,9 @@ def _check_value(key: Any, value: Any, where: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
-    """A build that is legal. config carries mapping and quantization.
+    """A build that is legal. config carries mapping and quantization; settings.quant is settled.
 
+    scale_dtype: of INT4 scales that the source has already; None for the model's.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
     peak_memory_bytes: an estimate for the conversion, without calibration and verification.
     """
@@ -178,6 +187,7 @@ class BuildPlan:
     rank_bytes: tuple[int, ...]
     peak_memory_bytes: int
     num_parameters: int
+    scale_dtype: str | None = None
 
     @property
     def max_attention_window(self) -> tuple[int, ...] | None:
@@ -188,23 +198,31 @@ class BuildPlan:
 
 def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
-    config = model_config(source.config, settings.dtype)
+    config = source.engine_config or model_config(source.config, settings.dtype)
+    if source.engine_config is not None and settings.dtype not in ("auto", config.dtype):
+        raise PlanError(
+            f"dtype={settings.dtype} would round the tensors of a TensorRT-LLM checkpoint in "
+            f"{config.dtype} again; leave dtype out"
+        )
     if source.has_weights or settings.until != "plan":
         check_tensors(source.tensors, config)
     max_seq_len = _check_limits(settings, config)
     check_mapping(config, settings.tp, settings.pp)
     config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
+    form = _source_form(settings, source, config)
+    settings = replace(settings, quant=form.quant)
     if config.num_experts and settings.quant not in EXPERT_QUANTS:
         raise PlanError(
             f"quant={settings.quant} has no known form for a mixture of experts "
             f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
-    quantization = _quantization(settings, config)
+    own = source.quantized is not None
+    quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
 
     stage_bytes = [
-        sum(tensor.num_bytes for tensor in output_tensors(config, pp_rank).values())
+        sum(item.num_bytes for item in output_tensors(config, pp_rank, form.scale_dtype).values())
         for pp_rank in range(settings.pp)
     ]
     return BuildPlan(
@@ -216,15 +234,42 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
         peak_memory_bytes=_peak_memory_bytes(config, source),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+        scale_dtype=form.scale_dtype,
     )
 
 
-def _quantization(settings: BuildSettings, config: ModelConfig) -> QuantConfig:
-    """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses."""
+def _source_form(
+    settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
+) -> QuantizedForm:
+    """The form asked for, or the only one of a source that is quantised already."""
+    if source.quantized is None:
+        quant = "none" if settings.quant == "auto" else settings.quant
+        return QuantizedForm(quant, QUANT_CONFIGS[quant])
+    form = source.quantized.form(config)
+    if settings.quant not in ("auto", form.quant):
+        raise PlanError(
+            f"quant={settings.quant} would quantise {source.name} a second time: it is quantised "
+            f"already, and stays in the form {form.quant}; leave quant out"
+        )
+    if settings.group_size not in (None, form.quantization.group_size):
+        raise PlanError(
+            f"group_size={settings.group_size} is not the checkpoint's own, "
+            f"{form.quantization.group_size}; leave group_size out"
+        )
+    return form
+
+
+def _quantization(
+    settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
+) -> QuantConfig:
+    """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses.
+
+    quantization: of the form; own: it is the source's, with a group size that stays.
+    """
     quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
-    quantization = QUANT_CONFIGS[quant]
     if quant in GROUP_SIZES:
-        group_size = choose_group_size(config, settings.group_size, quant)
+        asked = quantization.group_size if own else settings.group_size
+        group_size = choose_group_size(config, asked, quant)
         quantization = replace(quantization, group_size=group_size)
     elif settings.group_size is not None:
         raise PlanError(
@@ -252,6 +297,11 @@ def _quantization(settings: BuildSettings, config: ModelConfig) -> QuantConfig:
     quantization = replace(quantization, kv_cache_quant_algo=KV_CACHE_ALGOS[kv_cache_dtype])
     if settings.exclude is None:
         return quantization
+    if own:
+        raise PlanError(
+            "exclude is of no use with a source that is quantised already: its linears stay in "
+            "the form they have; leave exclude out"
+        )
     modules = (
         row.target.rpartition(".")[0]
         for pp_rank in range(config.mapping.pp_size)
@@ -403,8 +453,13 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers) or "none"
 
 
-def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]:
-    """The exact table of a rank file; equal on all tensor parallel ranks of a stage."""
+def output_tensors(
+    config: ModelConfig, pp_rank: int, scale_dtype: str | None = None
+) -> dict[str, OutputTensor]:
+    """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
+
+    scale_dtype: of INT4 scales that the source has already; None for the model's.
+    """
     linears = linear_shapes(config)
     vocab = config.padded_vocab_size() // config.mapping.tp_size
     table: dict[str, OutputTensor] = {}
@@ -423,7 +478,7 @@ def output_tensors(config: ModelConfig, pp_rank: int) -> dict[str, OutputTensor]
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
         else:
             quantization, dtype = config.quantization, config.dtype
-            table.update(linear_tensors(quantization, dtype, module, *linear[:2]))
+            table.update(linear_tensors(quantization, dtype, module, *linear[:2], scale_dtype))
     if config.quantization.kv_cache_quant_algo is not None:
         for local in range(len(config.mapping.layers(pp_rank, config.num_hidden_layers))):
             table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))

@@ -29,6 +29,8 @@ from huggingface_hub.errors import (
 
 from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, open_checkpoint
 from enginehouse.build.gguf_checkpoint import open_gguf
+from enginehouse.build.quantized_source import open_quantized
+from enginehouse.build.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError
 
@@ -45,6 +47,9 @@ HUB_FILES = (
     "config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
+    "rank*.safetensors",
+    "hf_quant_config.json",
+    "quantize_config.json",
     *TOKENIZER_FILES,
     "README.md",
 )
@@ -72,7 +77,7 @@ def resolve_source(
         return _sample(cache_dir / "sample", progress)
     path = Path(model).expanduser()
     if path.is_dir():
-        return open_checkpoint(path)
+        return _open_directory(path)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return open_gguf(path)
@@ -83,6 +88,13 @@ def resolve_source(
     if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise CheckpointError(f"{model} does not exist, and is no hub id (owner/name); {_LOCAL}")
     return _hub(model, progress)
+
+
+def _open_directory(path: Path) -> SourceCheckpoint:
+    """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
+    if is_trtllm_checkpoint(path):
+        return open_trtllm(path)
+    return open_quantized(open_checkpoint(path))
 
 
 def _sample(directory: Path, progress: Progress) -> SourceCheckpoint:
@@ -165,7 +177,7 @@ def _hub(model: str, progress: Progress) -> SourceCheckpoint:
         raise CheckpointError(
             f"{model} could not be fetched from the hub: {reason}; {_HUB_LOCAL}"
         ) from None
-    return replace(open_checkpoint(directory), name=model.rpartition("/")[2])
+    return replace(_open_directory(directory), name=model.rpartition("/")[2])
 
 
 def snapshot_download(model: str) -> Path:

@@ -33,6 +33,7 @@ from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (
     MANIFEST,
@@ -63,12 +64,22 @@ def build(
 
     Raises an EnginehouseError in one sentence; nothing half-made is left at the output.
     """
+    if settings.tokenizer is not None:
+        source = with_tokenizer(source, Path(settings.tokenizer))
     with progress.stage("plan") as stage:
         plan = make_plan(settings, source)
         stage.finish(describe_plan(plan, source))
     if settings.until == "plan":
         return BuildResult(None)
+    if settings.until != "convert":
+        check_tokenizer(source)
+    if source.quantized is not None and source.quantized.kv_scales(plan.config):
+        kept = settings.kv_cache_dtype == "auto"
+        instead = "it stays in 16 bit" if kept else "it is calibrated again"
+        progress.note(f"the checkpoint's scales for the KV cache are left out: {instead}")
     output = output_path(plan)
+    if output.resolve() == source.path.resolve():
+        raise PlanError(f"{output} is the source itself; choose another output")
     _refuse_foreign(output, settings.until)
     record = _source_record(source, output, progress)
     if settings.backend == "torch" and settings.until != "convert":
@@ -132,20 +143,25 @@ def _calibrate(
     directory: Path,
     progress: BuildProgress,
 ) -> Calibration:
-    """Run the calibration text where a form needs it; AWQ does so while the layers are written."""
+    """Run the calibration text where a form needs it; AWQ does so while the layers are written.
+
+    Linears that the source has quantised need none; a quantised KV cache does.
+    """
     quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
-    if quant != "fp8" and quant not in AWQ_FORMS and kv_algo is None:
+    calibrated = quant == "fp8" and source.quantized is None
+    searched = quant in AWQ_FORMS and source.quantized is None
+    if not calibrated and not searched and kv_algo is None:
         return Calibration({}, {})
     sequences = _calibration_sequences(plan, source, directory)
     maxima: dict[str, float] = {}
     scales: dict[int, float] = {}
-    if quant == "fp8" or kv_algo is not None:
+    if calibrated or kv_algo is not None:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
             maxima, keys_values = activation_maxima(reference, sequences, stage.advance)
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
         scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
-    awq = LayerwiseAwq(plan.config, reference, sequences) if quant in AWQ_FORMS else None
+    awq = LayerwiseAwq(plan.config, reference, sequences) if searched else None
     return Calibration(maxima, scales, awq)
 
 
@@ -191,7 +207,7 @@ def run_verify(
     """Compare the engine with the unquantised model; EngineError beyond the threshold."""
     threshold = plan.settings.verify_max_mean_kl
     if threshold is None:
-        threshold = MAX_MEAN_KL[plan.settings.quant]
+        threshold = MAX_MEAN_KL[_rounded_form(plan, source)]
     engine = Engine(directory, plan.config, manifest)
     with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
         figures = verify(engine, reference, source.bos_token_id, threshold, stage.advance)
@@ -207,6 +223,16 @@ def run_verify(
             "another form, or set verify_max_mean_kl if this loss is acceptable"
         )
     return figures
+
+
+def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
+    """The form whose loss against the reference is to be expected.
+
+    A source that was quantised is its own reference: only what FP8 does to activations differs.
+    """
+    if source.quantized is None:
+        return plan.settings.quant
+    return "fp8" if plan.settings.quant.startswith("fp8") else "none"
 
 
 def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:

@@ -69,19 +69,28 @@ class Fp8Linear:
 
 
 class Int4Linear:
-    """Symmetric INT4 groups through torch's packed 4-bit product (weight-only: x is not rounded).
+    """INT4 groups through torch's packed 4-bit product (weight-only: x is not rounded).
 
-    q: int8 [out, in] in [-8, 7]; scale: floating [out, in // group_size].
+    q: int8 [out, in] in [-8, 7]; scale: floating [out, in // group_size]; zero: what is added
+    to q * scale, [in // group_size, out].
     """
 
-    def __init__(self, q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        q: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        zero: Tensor | None = None,
+    ) -> None:
         self.out_features = q.shape[0]
         self.group_size = q.shape[1] // scale.shape[1]
         self.bias = None if bias is None else bias.to(dtype)
         unsigned = (q.to(torch.int32) + 8).contiguous()  # the kernel subtracts 8 again
         self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unsigned, 1)
         scale = scale.to(dtype).T  # [groups, out]
-        self.scale_and_zero = torch.stack([scale, torch.zeros_like(scale)], dim=-1).contiguous()
+        added = torch.zeros_like(scale) if zero is None else zero.to(dtype)
+        self.scale_and_zero = torch.stack([scale, added], dim=-1).contiguous()
 
     @staticmethod
     def fits(out_features: int, in_features: int, group_size: int) -> bool:
@@ -222,7 +231,8 @@ def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Lin
     scale = _stacked(modules, "weights_scaling_factor")
     if "weights_scaling_factor_2" in first:
         return _w4a8_linear(first, weight, scale, bias, dtype)
-    linear = _int4_linear(weight, scale, bias, dtype)
+    zero = torch.cat([m["zero"] for m in modules], dim=1) if "zero" in first else None
+    linear = _int4_linear(weight, scale, zero, bias, dtype)
     if "prequant_scaling_factor" in first:
         return PrequantLinear(linear, first["prequant_scaling_factor"], dtype, fp8=False)
     return linear
@@ -246,11 +256,13 @@ def _joinable(first: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(first[name], other[name]) for name in names if name in first)
 
 
-def _int4_linear(packed: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+def _int4_linear(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, dtype: torch.dtype
+) -> Linear:
     out_features, in_features = packed.shape[0] * 2, packed.shape[1]
     if Int4Linear.fits(out_features, in_features, in_features // scale.shape[1]):
-        return Int4Linear(unpack_int4(packed), scale, bias, dtype)
-    return DenseLinear(dequantize_int4(packed, scale), bias, dtype)
+        return Int4Linear(unpack_int4(packed), scale, bias, dtype, zero)
+    return DenseLinear(dequantize_int4(packed, scale, zero), bias, dtype)
 
 
 def _w4a8_linear(
@@ -265,7 +277,7 @@ def _w4a8_linear(
     """
     second, activation = module["weights_scaling_factor_2"], module["activation_scaling_factor"]
     prequant = module["prequant_scaling_factor"]
-    inner = _int4_linear(packed, (scale.float() / second).half(), None, dtype)
+    inner = _int4_linear(packed, (scale.float() / second).half(), None, None, dtype)
     factor = (prequant.float() / activation).to(prequant.dtype)
     scaled = ScaledLinear(inner, float(activation) * float(second), bias, dtype)
     return PrequantLinear(scaled, factor, dtype, fp8=True)

@@ -42,13 +42,16 @@ def unpack_int4(packed: Tensor) -> Tensor:
     return torch.stack([low, high], dim=1).flatten(0, 1)
 
 
-def dequantize_int4(packed: Tensor, scale: Tensor) -> Tensor:
+def dequantize_int4(packed: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     """float32 [out_features, in_features] from packed nibbles and one scale per group.
 
-    scale: floating [out_features, in_features // group_size].
+    scale: floating [out_features, in_features // group_size]. zero: what is added after it,
+    [in_features // group_size, out_features].
     """
     q = unpack_int4(packed).float()  # [out, in]
     groups = q.view(*scale.shape, -1) * scale.float().unsqueeze(-1)  # [out, groups, g]
+    if zero is not None:
+        groups = groups + zero.float().T.unsqueeze(-1)
     return groups.flatten(1)
 
 

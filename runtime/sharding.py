@@ -83,6 +83,11 @@ def kv_heads_of_rank(config: ModelConfig, tp_rank: int) -> range:
     return range(head, head + 1)
 
 
+def _scale_of(name: str) -> str:
+    """INT4 zeros are [groups, out]: their transpose is cut as the scales [out, groups] are."""
+    return name.removesuffix("zero") + "weights_scaling_factor"
+
+
 def _unit(rows: int, size: int, name: str) -> int:
     """Rows of the model per row of the tensor: 2 for packed nibbles, else 1."""
     unit, rest = divmod(size, rows)
@@ -108,6 +113,8 @@ def shard_tensor(name: str, tensor: Tensor, config: ModelConfig, tp_rank: int) -
     tensor's size is no multiple of what the cut needs.
     """
     tp = config.mapping.tp_size
+    if name.endswith(".zero"):
+        return shard_tensor(_scale_of(name), tensor.mT, config, tp_rank).mT.contiguous()
     cut = config_cut(name, tensor.ndim, config)
     if tp == 1 or cut is Cut.COPY:
         return tensor
@@ -150,6 +157,9 @@ def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Te
     first = parts[0]
     if len(parts) == 1:
         return first
+    if name.endswith(".zero"):
+        scales = [part.mT for part in parts]
+        return merge_tensors(_scale_of(name), scales, config).mT.contiguous()
     cut = config_cut(name, first.ndim, config)
     if cut is Cut.COPY:
         for rank, part in enumerate(parts[1:], start=1):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
@@ -64,3 +65,12 @@ def make_engine(
 def sample_source() -> SourceCheckpoint:
     """SmolLM2-135M-Instruct, from the cache that `make test` shares with `make serve`."""
     return resolve_source(None, ROOT / ".cache", lambda line: None)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tensors so small that a second thread only costs time, and much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

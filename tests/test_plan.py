@@ -280,7 +280,10 @@ def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path: Path) -> None
         ("tp: null", "tp is NoneType None; wanted int"),
         ("tp: 0", "tp=0 is out of range; wanted 1 or more"),
         ("kv_cache_gib: .nan", "kv_cache_gib=nan is out of range"),
-        ("quant: int5", "quant='int5' is not known; choose one of none, fp8, fp8_rowwise, int4"),
+        (
+            "quant: int5",
+            "quant='int5' is not known; choose one of auto, none, fp8, fp8_rowwise, int4",
+        ),
         ("model: [a]", r"model is list \['a'\]; wanted str"),
         ("tp: 1\n  pp: 2", "not YAML at line 2: "),
         ("a: *b", "not YAML at line 1: "),

@@ -1,0 +1,275 @@
+"""A quantised Hugging Face checkpoint as a source: its own integers and scales, one linear at a
+time, and the weights they mean for whoever asks by name.
+
+Nothing is quantised again: the engine's form follows from the checkpoint's. This file knows no
+bit of a format (quantized_formats.py) and no rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.architectures import stage_rows
+from enginehouse.build.checkpoint import (
+    SourceCheckpoint,
+    TensorInfo,
+    TensorSource,
+    read_json,
+)
+from enginehouse.build.forms import QUANT_CONFIGS
+from enginehouse.build.quantization import check_finite
+from enginehouse.build.quantized_config import QuantizedLayout, read_layout
+from enginehouse.build.quantized_formats import Fp8Format
+from enginehouse.build.quantized_linear import (
+    QuantizedForm,
+    QuantizedLinear,
+    join_linears,
+)
+from enginehouse.runtime.config import Mapping as RankMapping
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import CheckpointError
+
+# Files beside config.json that say how the weights are quantised, and the method of each.
+_CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+
+_JOINED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# ModelOpt's names, then compressed-tensors'.
+_KV_SCALES = (
+    "model.layers.{}.self_attn.k_proj.k_scale",
+    "model.layers.{}.self_attn.v_proj.v_scale",
+    "model.layers.{}.self_attn.k_scale",
+    "model.layers.{}.self_attn.v_scale",
+)
+
+
+def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the checkpoint's files say of its quantisation, or None for an unquantised one."""
+    found = config.get("quantization_config")
+    if isinstance(found, dict) and found.get("quant_method") != "modelopt":
+        return found
+    for name, method in _CONFIG_FILES.items():
+        if (path / name).exists():
+            data = read_json(path / name)
+            return {"quant_method": method, **data.get("quantization", data)}
+    return found if isinstance(found, dict) else None
+
+
+def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
+    """`source` itself when it is unquantised; else with its linears as they are stored.
+
+    Raises CheckpointError for a quantisation that no engine can hold.
+    """
+    found = quantization_config(source.path, source.config)
+    if found is None:
+        return source
+    tensors = QuantizedTensors(source.tensors, read_layout(found))
+    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    beside = [source.path / name for name in _CONFIG_FILES]
+    files = (*source.files, *(path for path in beside if path.exists()))
+    return replace(source, config=config, tensors=tensors, quantized=tensors, files=files)
+
+
+class QuantizedTensors:
+    """A checkpoint's tensors with its quantised linears under `MODULE.weight`, dequantised.
+
+    `linear` and `engine_tensors` give what is stored; `read` gives what it means, in float32.
+    """
+
+    def __init__(self, stored: TensorSource, layout: QuantizedLayout) -> None:
+        self._stored = stored
+        self._layout = layout
+
+    @cached_property
+    def modules(self) -> frozenset[str]:
+        """The modules that are quantised: `model.layers.0.mlp.up_proj`."""
+        ending = "." + self._layout.format.marker
+        return frozenset(
+            name.removesuffix(ending) for name in self._stored.infos if name.endswith(ending)
+        )
+
+    @cached_property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        own = {f"{m}.{name}" for m in self.modules for name in self._layout.format.tensors}
+        infos = {name: info for name, info in self._stored.infos.items() if name not in own}
+        for module in self.modules:
+            self._check_complete(module)
+            shape = self._layout.format.shape(self._stored.infos, module)
+            infos[f"{module}.weight"] = TensorInfo(torch.float32, shape)
+            bias = f"{module}.bias"  # AutoGPTQ writes zeros for the biases that a model lacks
+            if self._layout.format.name == "GPTQ" and bias in infos:
+                if not self._stored.read(bias).any():
+                    del infos[bias]
+        return infos
+
+    def _check_complete(self, module: str) -> None:
+        layout = self._layout
+        needed = [layout.format.scale_name(module)]
+        needed += [f"{module}.qzeros"] if layout.zero_point and "qzeros" in self._names else []
+        needed += [f"{module}.input_scale"] if layout.static_activations else []
+        if layout.format.marker == "weight_scale":
+            needed.append(f"{module}.weight")
+        if layout.zero_point and "weight_zero_point" in self._names:
+            needed.append(f"{module}.weight_zero_point")
+        for name in needed:
+            if name not in self._stored.infos:
+                raise CheckpointError(
+                    f"tensor {name} is missing from the {layout.format.name} checkpoint; "
+                    "download its files again"
+                )
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return self._layout.format.tensors
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        module = name.removesuffix(".weight")
+        if name == module or module not in self.modules:
+            return self._stored.read(name, rows)
+        weight = self.linear(module).dequantized()
+        return weight if rows is None else weight[rows]
+
+    def linear(self, module: str) -> QuantizedLinear:
+        """A module as it is stored. QuantizationError for scales or weights that are not finite."""
+        linear = self._layout.format.read(self._stored, module)
+        check_finite(self._layout.format.scale_name(module), linear.scale.float())
+        if linear.q.dtype == torch.float8_e4m3fn:
+            largest = (linear.q.view(torch.uint8) & 0x7F).amax()  # 0x7F is NaN, above 448
+            check_finite(f"{module}.weight", largest.view(torch.float8_e4m3fn).float())
+        return linear
+
+    def form(self, config: ModelConfig) -> QuantizedForm:
+        """The engine's form that holds these linears exactly, found from their scales alone.
+
+        Raises CheckpointError for a decoder linear that is not quantised, or another that is.
+        """
+        groups = _linear_groups(config)
+        check_plainly_joined(groups)
+        wanted = {name.removesuffix(".weight") for group in groups for name in group}
+        self._check_modules(wanted)
+        layout = self._layout
+        if isinstance(layout.format, Fp8Format):
+            shared = layout.static_activations and all(map(self._share_one_scale, groups))
+            if shared:
+                return QuantizedForm("fp8", QUANT_CONFIGS["fp8"])
+            return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
+        prequant = any(f"{module}.pre_quant_scale" in self._stored.infos for module in wanted)
+        quantization = replace(
+            QUANT_CONFIGS["int4"],
+            group_size=layout.group_size,
+            has_zero_point=layout.zero_point,
+            pre_quant_scale=prequant,
+        )
+        dtype = str(self._scale_dtype).removeprefix("torch.")
+        return QuantizedForm("int4_awq" if prequant else "int4", quantization, dtype)
+
+    def _check_modules(self, wanted: set[str]) -> None:
+        for missing in sorted(wanted - self.modules):
+            raise CheckpointError(
+                f"{missing} is not quantised while other linears of the checkpoint are; an engine "
+                "holds all decoder linears in one form: give the unquantised checkpoint"
+            )
+        for extra in sorted(self.modules - wanted):
+            raise CheckpointError(
+                f"{extra} is quantised, which an engine keeps in 16 bit: give a checkpoint that "
+                "leaves it out, or the unquantised one"
+            )
+        for module in sorted(wanted):
+            self._layout.format.check(self._stored, module)
+            self._check_groups(module)
+
+    def _check_groups(self, module: str) -> None:
+        size = self._layout.group_size
+        if not size:
+            return
+        infos, form = self._stored.infos, self._layout.format
+        out_features, in_features = form.shape(infos, module)
+        groups = in_features // size
+        across = form.marker == "qweight"  # AutoAWQ and GPTQ: one row for each group
+        wanted: dict[str, tuple[int, ...]] = {
+            form.scale_name(module): (groups, out_features) if across else (out_features, groups),
+            f"{module}.qzeros": (groups, out_features // 8),
+            f"{module}.weight_zero_point": (-(-out_features // 8), groups),
+            f"{module}.pre_quant_scale": (in_features,),
+        }
+        for name, shape in wanted.items():
+            if name in infos and (infos[name].shape != shape or in_features % size):
+                raise CheckpointError(
+                    f"{name} has shape {list(infos[name].shape)}; groups of {size} of "
+                    f"{in_features} inputs and {out_features} outputs give {list(shape)}: do "
+                    "config.json and weights belong together?"
+                )
+        words = infos[f"{module}.{form.marker}"].dtype
+        if form.marker != "weight_scale" and words != torch.int32:
+            raise CheckpointError(f"{module}.{form.marker} has dtype {words}; wanted int32")
+
+    def _share_one_scale(self, group: Sequence[str]) -> bool:
+        assert isinstance(self._layout.format, Fp8Format)
+        modules = [name.removesuffix(".weight") for name in group]
+        scales = [self._layout.format.scale(self._stored, module) for module in modules]
+        return all(len(scale) == 1 and scale == scales[0] for scale in scales)
+
+    @cached_property
+    def _scale_dtype(self) -> torch.dtype:
+        """The INT4 scales' own dtype; float32 holds those of several."""
+        names = map(self._layout.format.scale_name, self.modules)
+        dtypes = {self._stored.infos[name].dtype for name in names}
+        return dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+    def kv_scales(self, config: ModelConfig) -> dict[int, float]:
+        """Of each layer, the larger of its keys' and its values': the engine has one for both.
+
+        Raises CheckpointError when some layers have them and others not.
+        """
+        scales: dict[int, float] = {}
+        for layer in range(config.num_hidden_layers):
+            names = [name.format(layer) for name in _KV_SCALES]
+            found = [name for name in names if name in self._stored.infos]
+            if found:
+                scales[layer] = max(float(self._stored.read(name)) for name in found)
+        if scales and len(scales) != config.num_hidden_layers:
+            raise CheckpointError(
+                f"{len(scales)} of {config.num_hidden_layers} layers have scales for the KV cache; "
+                "wanted all or none: download the checkpoint again"
+            )
+        return scales
+
+    def engine_tensors(self, sources: Sequence[str], config: ModelConfig) -> dict[str, Tensor]:
+        """What the engine holds for the linear that these Hugging Face weights make, whole."""
+        modules = [name.removesuffix(".weight") for name in sources]
+        linears = [self.linear(module) for module in modules]
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        scale_dtype = self._scale_dtype if self._layout.group_size else None
+        return join_linears(modules, linears, config.quantization, dtype, scale_dtype)
+
+
+def check_plainly_joined(groups: Sequence[Sequence[str]]) -> None:
+    """CheckpointError unless the engine's linears are these weights, one below the other."""
+    for name in (name for group in groups for name in group):
+        if ".experts." in name or name.split(".")[-2] not in _JOINED:
+            raise CheckpointError(
+                f"{name} belongs to experts or to a projection that is fused or put in another "
+                "order, of which no quantised form is read; give the unquantised checkpoint"
+            )
+
+
+def _linear_groups(config: ModelConfig) -> list[tuple[str, ...]]:
+    """Hugging Face weights that share one FP8 scale in the engine: q, k, v; gate and up."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for row in stage_rows(replace(config, mapping=RankMapping()), 0):
+        if is_decoder_linear(row.target):
+            key = row.target.replace("mlp.gate.", "mlp.fc.")
+            groups[key] = groups.get(key, ()) + row.sources
+    return list(groups.values())
+
+
+def is_decoder_linear(target: str) -> bool:
+    """Whether an engine's tensor is a linear's weight inside a decoder layer."""
+    *_, module, kind = target.split(".")
+    return kind == "weight" and module in ("qkv", "dense", "fc", "gate", "proj")
