@@ -3,9 +3,9 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 
 # What to build: make engine MODEL=path-or-hub-id QUANT=int4 TP=4 CONFIG=configs/x.yaml
-# Without QUANT the form is the config file's, else int4.
+# Without QUANT the form is the config file's, else int4 for the sample model, else the source's.
 MODEL  ?=
-QUANT  ?= $(if $(CONFIG),,int4)
+QUANT  ?= $(if $(CONFIG)$(MODEL),,int4)
 TP     ?=
 PP     ?=
 BACKEND ?=
