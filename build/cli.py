@@ -16,8 +16,9 @@ from types import FrameType
 from rich.console import Console
 
 from enginehouse.build.footprint import print_page
-from enginehouse.build.plan import BuildSettings, load_settings, make_plan
+from enginehouse.build.plan import make_plan
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.settings import BuildSettings, load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import BuildResult, build
 from enginehouse.runtime.errors import EnginehouseError

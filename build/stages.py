@@ -30,9 +30,10 @@ from enginehouse.build.compile import (
 from enginehouse.build.convert import Calibration, convert
 from enginehouse.build.forms import AWQ_FORMS
 from enginehouse.build.layerwise import LayerwiseAwq
-from enginehouse.build.plan import BuildPlan, BuildSettings, make_plan
+from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (

@@ -12,8 +12,8 @@ import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
-from enginehouse.build.plan import load_settings
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import build
 

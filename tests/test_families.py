@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 from enginehouse.build.architectures import expected_shapes
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.hf_config import model_config
-from enginehouse.build.plan import load_settings, make_plan
+from enginehouse.build.plan import make_plan
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.settings import load_settings
 from enginehouse.build.stages import describe_plan
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError

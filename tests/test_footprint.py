@@ -18,7 +18,8 @@ from enginehouse.build.footprint import (
     kv_budget,
     print_page,
 )
-from enginehouse.build.plan import BuildPlan, load_settings, make_plan
+from enginehouse.build.plan import BuildPlan, make_plan
+from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 
 

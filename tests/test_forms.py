@@ -14,8 +14,9 @@ from torch import Tensor
 from enginehouse.build.capabilities import GPU_SM, check_gpu, refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import QUANT_CONFIGS
-from enginehouse.build.plan import load_settings, make_plan
+from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import quantize_fp8_rowwise, quantize_int4
+from enginehouse.build.settings import load_settings
 from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError

@@ -14,14 +14,13 @@ import pytest
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.forms import GROUP_SIZES, QUANT_CONFIGS
 from enginehouse.build.plan import (
-    BuildSettings,
     check_mapping,
     choose_group_size,
     legal_tp,
-    load_settings,
     make_plan,
     output_tensors,
 )
+from enginehouse.build.settings import BuildSettings, load_settings
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import CheckpointError, PlanError
 

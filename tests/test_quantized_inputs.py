@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from enginehouse.build import cli
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.plan import load_settings, make_plan
+from enginehouse.build.plan import make_plan
 from enginehouse.build.quantized_source import check_plainly_joined
+from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
