@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from enginehouse.build.activations import SavedActivations
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.model import causal_attention
@@ -66,11 +67,15 @@ class ActivationMaxima(NamedTuple):
 
 
 def activation_maxima(
-    model: ReferenceModel, sequences: list[Tensor], advance: Callable[[int], None]
+    model: ReferenceModel,
+    sequences: list[Tensor],
+    advance: Callable[[int], None],
+    saved: SavedActivations,
 ) -> ActivationMaxima:
-    """What the unquantised model meets on `sequences`."""
-    linears: dict[str, float] = {}
-    keys_values: dict[int, float] = {}
+    """What the unquantised model meets on `sequences`; goes on where an earlier run was."""
+    earlier = saved.load()
+    linears: dict[str, float] = dict(earlier.notes["linears"]) if earlier else {}
+    keys_values: dict[int, float] = dict(earlier.notes["keys_values"]) if earlier else {}
 
     def observe(layer: int, module: str, x: Tensor) -> None:
         name = f"transformer.layers.{layer}.{module}"
@@ -81,7 +86,11 @@ def activation_maxima(
         keys_values[layer] = max(keys_values.get(layer, 0.0), largest)
         return causal_attention(layer, q, k, v, rule)
 
-    model.hidden_states(sequences, observe, advance, attend)
+    def passed(layer: int, hidden: list[Tensor]) -> None:
+        notes = {"linears": linears, "keys_values": list(keys_values.items())}
+        saved.save(layer, hidden, notes, last=layer == model.config.num_hidden_layers)
+
+    model.hidden_states(sequences, observe, advance, attend, earlier, passed)
     return ActivationMaxima(linears, keys_values)
 
 

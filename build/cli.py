@@ -89,8 +89,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         print(f"enginehouse-build: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("enginehouse-build: interrupted; nothing was left behind", file=sys.stderr)
+    except KeyboardInterrupt as interruption:
+        left = str(interruption) or "nothing was left behind"
+        print(f"enginehouse-build: interrupted; {left}", file=sys.stderr)
         return 130
     return _report(result)
 

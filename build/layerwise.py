@@ -8,12 +8,13 @@ Source: AWQ (Lin et al., 2023); sequential calibration as in GPTQ (Frantar et al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from enginehouse.build.activations import SavedActivations
 from enginehouse.build.awq import AwqLinear, InputMoments, quantize_awq
 from enginehouse.build.quantization import Int4Weight, fp8_scale
 from enginehouse.build.reference import ReferenceModel
@@ -43,31 +44,42 @@ class _Inputs:
 
 
 class LayerwiseAwq:
-    """Satisfies `convert.LayerLinears`. Layers must be asked for in order, each once."""
+    """Satisfies `units.LayerLinears`. Layers must be asked for in order, each once; those that are
+    not asked for run unquantised.
+
+    layer: the one it stands before. An earlier run's activations are gone on with when they stand
+    at `first`, the first layer that is still wanted, or before it.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
         reference: ReferenceModel,
         sequences: Sequence[Tensor],
-        advance: Callable[[int], None] = lambda layers: None,
+        saved: SavedActivations,
+        first: int = 0,
     ) -> None:
         self.config = config
         self.reference = reference
-        self.advance = advance
-        embedding = reference.tensors("transformer.vocab_embedding.")["weight"]
-        scale = reference.traits.embedding_scale
-        self._hidden = [embedding[ids] * scale for ids in sequences]
+        self.saved = saved
         self._rotary = Rotary(reference.config, max(len(ids) for ids in sequences))
-        self._next = 0
+        earlier = saved.load()
+        if earlier is not None and earlier.layer <= first:
+            self.layer, self._hidden = earlier.layer, earlier.hidden
+        else:
+            self.layer, self._hidden = 0, reference.embed(sequences)
         # What attention gave for each sequence: it stands once a layer's q, k and v are settled.
         self._attended: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, layer: int) -> dict[str, Tensor]:
         """The checkpoint's tensors of the layer's quantised linears, whole, by module."""
-        assert layer == self._next, f"layer {layer} asked for after {self._next - 1}"
-        self._next += 1
+        assert layer >= self.layer, f"layer {layer} asked for after {self.layer - 1}"
+        for unquantized in range(self.layer, layer):
+            self._attended.clear()
+            self._run(unquantized, self.reference.tensors(PREFIX.format(unquantized)))
+        self.layer = layer
+        self.saved.save(layer, self._hidden)
         tensors = self.reference.tensors(PREFIX.format(layer))
         self._attended.clear()
         result: dict[str, Tensor] = {}
@@ -83,7 +95,7 @@ class LayerwiseAwq:
             for module, part in zip(modules, parts, strict=True):
                 tensors[f"{module}.weight"] = part
         self._run(layer, tensors)
-        self.advance(1)
+        self.layer = layer + 1
         return result
 
     def _quantized(self, weight: Tensor, inputs: _Inputs) -> AwqLinear:

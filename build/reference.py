@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.build.activations import LayerProgress
 from enginehouse.build.architectures import stage_rows
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.convert import read_row
+from enginehouse.build.units import read_row
 from enginehouse.runtime.attention import soft_cap
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.model import PREFIX, Attention, DecoderLayer, causal_attention
@@ -43,6 +44,11 @@ class ReferenceModel:
             if name.startswith(prefix)
         }
 
+    def embed(self, sequences: Sequence[Tensor]) -> list[Tensor]:
+        """What enters the first layer: [tokens, hidden_size] for each int64 [tokens]."""
+        embedding = self.tensors("transformer.vocab_embedding.")["weight"]
+        return [embedding[ids] * self.traits.embedding_scale for ids in sequences]
+
     @torch.inference_mode()
     def hidden_states(
         self,
@@ -50,16 +56,18 @@ class ReferenceModel:
         observe: LayerObserver | None = None,
         advance: Callable[[int], None] = lambda layers: None,
         attention: Attention = causal_attention,
+        earlier: LayerProgress | None = None,
+        passed: Callable[[int, list[Tensor]], None] = lambda layer, hidden: None,
     ) -> list[Tensor]:
         """Each sequence of ids: int64 [tokens] -> [tokens, hidden_size] before the last norm.
 
-        advance(1) after each layer. Memory: one layer in float32, and the sequences' activations.
+        advance(1) after each layer, and passed(its successor, what enters that). earlier: start
+        from there. Memory: one layer in float32, and the sequences' activations.
         """
-        embedding = self.tensors("transformer.vocab_embedding.")["weight"]
-        hidden = [embedding[ids] * self.traits.embedding_scale for ids in sequences]
-        del embedding
+        first, hidden = (earlier.layer, earlier.hidden) if earlier else (0, self.embed(sequences))
+        advance(first)
         rotary = Rotary(self.config, max(len(ids) for ids in sequences))
-        for index in range(self.config.num_hidden_layers):
+        for index in range(first, self.config.num_hidden_layers):
             layer = DecoderLayer(self.config, self.tensors(PREFIX.format(index)), torch.float32)
             if observe is not None:
                 layer.observe = partial(observe, index)
@@ -67,6 +75,7 @@ class ReferenceModel:
                 angles = rotary.at(torch.arange(len(states)))[self.traits.local_rope[index]]
                 hidden[i] = layer(index, states, angles, attention)
             advance(1)
+            passed(index + 1, hidden)
         return hidden
 
     @torch.inference_mode()

@@ -125,13 +125,12 @@ def read_tensor(tensor: SafetensorsTensor, rows: slice | None = None) -> torch.T
     count = prod(shape)
     if count == 0:
         return torch.empty(shape, dtype=dtype)
-    buffer = bytearray(count * dtype.itemsize)
-    _read_into(path, buffer, offset)
-    return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
+    buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+    _read_into(path, buffer.numpy().data, offset)
+    return buffer.view(dtype).reshape(shape)
 
 
-def _read_into(path: Path, buffer: bytearray, offset: int) -> None:
-    view = memoryview(buffer)
+def _read_into(path: Path, view: memoryview, offset: int) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,17 +1,14 @@
 """The life of a build: plan -> convert -> compile -> verify, each one line of progress.
 
 What is being made lies in a hidden folder beside its place, and is renamed there when it is
-whole; whatever stops the build before that leaves nothing that looks like an engine.
+whole; whatever stops the build before that leaves nothing that looks like an engine. A build that
+was interrupted is gone on with.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +17,27 @@ import psutil
 from torch import Tensor
 
 from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
-from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, source_digest
+from enginehouse.build.checkpoint import SourceCheckpoint, source_digest
 from enginehouse.build.compile import (
     choices,
     compile_torch,
     trtllm_build_command,
     write_tokenizer,
 )
-from enginehouse.build.convert import Calibration, convert
+from enginehouse.build.convert import convert
 from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.journal import Journal, conversion_key
 from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
 from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.rank_files import RankFiles
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
+from enginehouse.build.units import Calibration, awq_layer, units
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (
-    MANIFEST,
     Engine,
     Manifest,
     read_engine,
@@ -45,8 +45,6 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
-
-_RANK_FILE = re.compile(r"rank\d+\.safetensors")
 
 
 class BuildResult(NamedTuple):
@@ -81,21 +79,23 @@ def build(
     output = output_path(plan)
     if output.resolve() == source.path.resolve():
         raise PlanError(f"{output} is the source itself; choose another output")
-    _refuse_foreign(output, settings.until)
-    record = _source_record(source, output, progress)
+    refuse_foreign(output, settings.until)
+    record: dict[str, Any] = {}
     if settings.backend == "torch" and settings.until != "convert":
+        record = _source_record(source, output, progress)
         existing = _existing(plan, output, record)
         if existing is not None:
             return BuildResult(output, existing, reused=True)
     _check_disk(plan, output)
-    with _partial(output) as partial:
-        return _make(plan, source, partial, output, record, progress)
+    with unfinished(output, conversion_key(plan, source)) as (partial, journal):
+        return _make(plan, source, partial, journal, output, record, progress)
 
 
 def _make(
     plan: BuildPlan,
     source: SourceCheckpoint,
     partial: Path,
+    journal: Journal,
     output: Path,
     record: dict[str, Any],
     progress: BuildProgress,
@@ -104,14 +104,14 @@ def _make(
     reference = ReferenceModel(plan.config, source)
     if settings.until != "convert":
         write_tokenizer(source, partial)
-    run_convert(plan, source, reference, partial, progress)
+    run_convert(plan, source, reference, partial, journal, progress)
     if settings.until == "convert":
-        _replace(partial, output)
+        replace_folder(partial, output)
         return BuildResult(output)
     if settings.backend == "tensorrt_llm":
         checkpoint = output.with_name(output.name + ".checkpoint")
-        _refuse_foreign(checkpoint, "convert")
-        _replace(partial, checkpoint)
+        refuse_foreign(checkpoint, "convert")
+        replace_folder(partial, checkpoint)
         command = trtllm_build_command(plan, checkpoint, output)
         return BuildResult(checkpoint, finish_command=command)
     manifest = run_compile(plan, source, partial, record, progress)
@@ -119,7 +119,7 @@ def _make(
         figures = run_verify(plan, source, reference, partial, manifest, progress)
         manifest = msgspec.structs.replace(manifest, verify=figures._asdict())
     write_manifest(partial, manifest)
-    _replace(partial, output)
+    replace_folder(partial, output)
     return BuildResult(output, manifest)
 
 
@@ -128,13 +128,26 @@ def run_convert(
     source: SourceCheckpoint,
     reference: ReferenceModel,
     directory: Path,
+    journal: Journal,
     progress: BuildProgress,
 ) -> None:
-    """Calibrate if the form needs it, then write config.json and the rank files."""
-    calibration = _calibrate(plan, source, reference, directory, progress)
-    with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-        convert(plan, source, directory, calibration, stage.advance)
-        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+    """Calibrate if the form needs it, then write config.json and the rank files.
+
+    What the journal knows to be finished is checked by its digests and left as it is.
+    """
+    with RankFiles(plan, directory) as sink:
+        entries = journal.entries()
+        finished: set[str] = set()
+        if entries:
+            size = sum(stored.num_bytes for unit in entries.values() for stored in unit)
+            with progress.stage("resume", size, "bytes") as stage:
+                finished = journal.finished(sink, stage.advance)
+                stage.finish(f"{len(finished)} of {len(entries)} finished parts are intact")
+        calibration = _calibrate(plan, source, reference, directory, journal, finished, progress)
+        with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
+            stage.advance(sum(item.num_bytes for key in finished for item in entries[key]))
+            convert(plan, source, sink, calibration, stage.advance, journal, finished)
+            stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
 
 
 def _calibrate(
@@ -142,11 +155,14 @@ def _calibrate(
     source: SourceCheckpoint,
     reference: ReferenceModel,
     directory: Path,
+    journal: Journal,
+    finished: set[str],
     progress: BuildProgress,
 ) -> Calibration:
     """Run the calibration text where a form needs it; AWQ does so while the layers are written.
 
-    Linears that the source has quantised need none; a quantised KV cache does.
+    Linears that the source has quantised need none; a quantised KV cache does. Of the finished
+    units, those of layers that AWQ must walk through again are struck out.
     """
     quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
     calibrated = quant == "fp8" and source.quantized is None
@@ -158,11 +174,20 @@ def _calibrate(
     scales: dict[int, float] = {}
     if calibrated or kv_algo is not None:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
-            maxima, keys_values = activation_maxima(reference, sequences, stage.advance)
+            maxima, keys_values = activation_maxima(
+                reference, sequences, stage.advance, journal.activations("calibration")
+            )
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
         scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
-    awq = LayerwiseAwq(plan.config, reference, sequences) if searched else None
+    if not searched:
+        return Calibration(maxima, scales)
+    layers = {unit.key: awq_layer(plan.config, unit) for unit in units(plan.config, source)}
+    left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
+    if not left:
+        return Calibration(maxima, scales)
+    awq = LayerwiseAwq(plan.config, reference, sequences, journal.activations("awq"), min(left))
+    finished -= {key for key, layer in layers.items() if layer is not None and layer >= awq.layer}
     return Calibration(maxima, scales, awq)
 
 
@@ -315,34 +340,6 @@ def _source_record(
     }
 
 
-def _refuse_foreign(output: Path, until: str) -> None:
-    """Never replace what this project did not make, nor a verified engine by less than one."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise PlanError(f"{output} is a file; choose another output")
-    names = {path.name for path in output.iterdir()}
-    try:
-        manifest = msgspec.json.decode((output / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError):
-        ours = {"config.json", *TOKENIZER_FILES}
-        extra = {name for name in names - ours if not _RANK_FILE.fullmatch(name)}
-        if names and "config.json" not in names:
-            extra = names
-    else:
-        extra = names - {MANIFEST, *manifest.files}
-        if until != "verify" and manifest.verify is not None and not extra:
-            raise PlanError(
-                f"{output} is a verified engine, which --until {until} would replace; "
-                "choose another output"
-            )
-    if extra:
-        raise PlanError(
-            f"{output} holds {min(extra)}, which is no part of an engine or a checkpoint; "
-            "choose another output, or move it away"
-        )
-
-
 def _check_disk(plan: BuildPlan, output: Path) -> None:
     parent = output.parent
     try:
@@ -358,55 +355,3 @@ def _check_disk(plan: BuildPlan, output: Path) -> None:
             f"{parent} has {_mib(free)} free; this build needs {_mib(needed)}: "
             "free some space or choose another output"
         )
-
-
-@contextmanager
-def _partial(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, for one build at a time, gone when the build is over."""
-    partial = output.with_name(f".{output.name}.partial")
-    lock_path = output.with_name(f".{output.name}.lock")
-    try:
-        lock = lock_path.open("w")
-    except OSError as error:
-        raise PlanError(f"{output.parent} cannot be written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            current = lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            current = False  # held, or just unlinked by the build that held it
-        if not current:
-            raise PlanError(
-                f"another build of {output} is running; wait for it or choose another output"
-            )
-        _clear_remains(partial, output)
-        partial.mkdir()
-        try:
-            yield partial
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            lock_path.unlink(missing_ok=True)
-
-
-def _replace(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place. An older one is moved aside first, then deleted;
-    when the build is killed in between, the next one moves it back (`_partial`).
-    """
-    aside = _aside(output)
-    if output.exists():
-        output.rename(aside)
-    partial.rename(output)
-    shutil.rmtree(aside, ignore_errors=True)
-
-
-def _aside(output: Path) -> Path:
-    return output.with_name(f".{output.name}.old")
-
-
-def _clear_remains(partial: Path, output: Path) -> None:
-    """Undo what a build that was killed left behind."""
-    shutil.rmtree(partial, ignore_errors=True)
-    aside = _aside(output)
-    if aside.exists() and not output.exists():
-        aside.rename(output)
-    shutil.rmtree(aside, ignore_errors=True)

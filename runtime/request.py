@@ -18,11 +18,37 @@ class FinishReason(str, enum.Enum):
     ERROR = "error"  # the engine failed on it; TokenOutput.error says how
 
 
+class ConstraintKind(str, enum.Enum):
+    """What the value of a Constraint is."""
+
+    JSON_OBJECT = "json_object"  # any JSON object; the value is empty
+    JSON_SCHEMA = "json_schema"  # a JSON schema, as JSON text
+    REGEX = "regex"  # a regular expression for the whole answer
+    EBNF = "ebnf"  # a grammar in xgrammar's GBNF, its root named `root`
+    CHOICE = "choice"  # a JSON list of strings, one of which is the answer
+    STRUCTURAL_TAG = "structural_tag"  # xgrammar's structural tag format, as JSON text
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A grammar that the generated text must follow: a plain value, compiled by the engine.
+
+    param: the request's field it came from, for a refusal.
+    """
+
+    kind: ConstraintKind
+    value: str
+    param: str = "response_format"
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence's tokens are chosen.
 
-    Applied in this order: penalties, temperature, min_p, top_k, top_p.
+    Applied in this order: constraint, logit_bias, penalties, temperature, min_p, top_k, top_p.
+    Before min_tokens tokens have been generated no end-of-sequence or stop token is chosen.
+    logit_bias: (token id, what is added to its logit). num_logprobs: how many alternatives are
+    reported beside each chosen token, from the logits before any of the above; None: nothing.
     repetition_penalty counts prompt and generated tokens (Keskar et al., 2019, section 4.1);
     presence_penalty and frequency_penalty count generated tokens only, as OpenAI's do.
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off. seed None is random.
@@ -39,23 +65,49 @@ class SamplingParams:
     seed: int | None = None
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One sequence to generate. request_id is unique for its submitter."""
+    """One sequence to generate. request_id is unique for its submitter. A lower priority runs
+    first.
+    """
 
     request_id: int
     prompt_ids: list[int]
     sampling: SamplingParams
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities. top: (token id, logprob), the likeliest first."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why an engine takes a request no further that its server found legal: the sender's fault."""
+
+    message: str
+    param: str | None = None
+    code: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
     """What one iteration added to one sequence.
 
-    The end-of-sequence or stop token itself is not among token_ids. num_cached_tokens is how
-    many prompt tokens were found in the KV cache instead of computed.
+    The end-of-sequence or stop token itself is not among token_ids: it is stop_token_id.
+    num_cached_tokens is how many prompt tokens were found in the KV cache instead of computed.
+    logprobs: one for each of token_ids, when they were asked for. refusal: of a request that
+    ended with ERROR and is its sender's to mend.
     """
 
     request_id: int
@@ -63,6 +115,9 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    stop_token_id: int | None = None
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)

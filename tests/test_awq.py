@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import EngineMaker
 from torch import Tensor
 
+from enginehouse.build.activations import SavedActivations
 from enginehouse.build.awq import (
     InputMoments,
     quantize_awq,
@@ -98,14 +101,15 @@ def test_dead_channels_and_zero_weights_are_no_trouble() -> None:
 
 
 def test_what_is_written_is_what_the_search_found(
-    tiny_source: SourceCheckpoint, make_engine: EngineMaker
+    tiny_source: SourceCheckpoint, make_engine: EngineMaker, tmp_path: Path
 ) -> None:
     """The engine's tensors against a second run of the search, layer by layer."""
     settings = {"quant": "int4_awq", "group_size": 64, "calib_samples": 2, "calib_length": 64}
     path = make_engine(**settings, tp=2, until="compile")
     plan = make_plan(load_settings(settings), tiny_source)
     sequences = calibration_sequences(tiny_source.path, 2, 64, tiny_source.bos_token_id)
-    awq = LayerwiseAwq(plan.config, ReferenceModel(plan.config, tiny_source), sequences)
+    saved = SavedActivations(tmp_path / "a")
+    awq = LayerwiseAwq(plan.config, ReferenceModel(plan.config, tiny_source), sequences, saved)
     weights = CheckpointWeights(path, read_config(path))
     for layer in range(2):
         found = weights(f"transformer.layers.{layer}.")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -140,7 +137,7 @@ def test_verification_catches_scrambled_weights(
     tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The silent garbage: nibbles packed in the wrong order give an engine that loads well."""
-    from enginehouse.build import convert as module
+    from enginehouse.build import units as module
     from enginehouse.build.quantization import quantize_int4
     from enginehouse.runtime.packing import pack_int4
 
@@ -187,11 +184,12 @@ def test_a_verified_engine_is_not_replaced_by_less(
 def test_an_engine_moved_aside_by_a_killed_build_comes_back(
     tiny_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
-    from enginehouse.build.stages import _clear_remains
+    from enginehouse.build.output_folder import unfinished
 
     out = build_engine(tiny_source, tmp_path / "e")
     out.rename(tmp_path / ".e.old")
-    _clear_remains(tmp_path / ".e.partial", out)
+    with unfinished(out, "key"):
+        pass
     verify_files(read_engine(out))
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
 
@@ -207,53 +205,13 @@ def test_a_template_that_no_server_could_use_is_refused_before_conversion(
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-def test_an_interrupted_build_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """SIGTERM in the middle of conversion: the hidden folder goes, the exit status is 130."""
-    script = (
-        "import os, signal, sys\n"
-        "from enginehouse.build import cli, stages\n"
-        "real = stages.convert\n"
-        "def convert(*args):\n"
-        "    real(*args)\n"
-        "    assert os.path.exists(sys.argv[3][:-1] + '.e.partial/rank0.safetensors')\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "stages.convert = convert\n"
-        "sys.exit(cli.main(sys.argv[1:]))\n"
-    )
-    flags = [str(tiny_checkpoint), "-o", str(tmp_path / "e"), "--quiet"]
-    run = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True, text=True)
-    assert (run.returncode, run.stderr) == (
-        130,
-        "enginehouse-build: interrupted; nothing was left behind\n",
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_build_left_is_no_engine_and_the_next_build_clears_it(
-    tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    script = (
-        "import os, sys\n"
-        "from enginehouse.build import cli, stages\n"
-        "stages.run_compile = lambda *args: os.kill(os.getpid(), 9)\n"
-        "cli.main(sys.argv[1:])\n"
-    )
-    flags = [str(tiny_checkpoint), "-o", str(tmp_path / "e"), *SMALL]
-    run = subprocess.run([sys.executable, "-c", script, *flags], capture_output=True)
-    assert run.returncode == -signal.SIGKILL
-    assert not (tmp_path / "e").exists()
-    with pytest.raises(EngineError, match="no manifest.json"):
-        read_engine(tmp_path / ".e.partial")
-    assert cli.main(flags) == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["e"]
-
-
 def test_two_builds_of_one_engine_do_not_meet(
     tiny_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
-    from enginehouse.build.stages import _partial
+    from enginehouse.build.output_folder import unfinished
 
-    with _partial(tmp_path / "e"), pytest.raises(PlanError, match="another build .* is running"):
+    running = pytest.raises(PlanError, match="another build .* is running")
+    with unfinished(tmp_path / "e", "key"), running:
         build_engine(tiny_source, tmp_path / "e")
 
 
