@@ -22,9 +22,9 @@ class Reasoning(NamedTuple):
 
 
 class ToolCallStart(NamedTuple):
-    """A call begins. index counts the calls of this answer from 0; id is `call_` and 24 hex."""
+    """A call begins. number counts the calls of this answer from 0; id is `call_` and 24 hex."""
 
-    index: int
+    number: int
     id: str
     name: str
 
@@ -32,7 +32,7 @@ class ToolCallStart(NamedTuple):
 class ToolArguments(NamedTuple):
     """More of a call's arguments, as JSON text; all of a call's together parse as an object."""
 
-    index: int
+    number: int
     text: str
 
 
