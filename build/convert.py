@@ -1,16 +1,13 @@
-"""A plan and a source become a TensorRT-LLM checkpoint: config.json and rankN.safetensors.
+"""A plan and a source become the tensors of a checkpoint, whole, for a sink that writes them.
 
-Tensor by tensor: read, fuse, quantise, cut, write to every rank that holds a part. What is
+Tensor by tensor: read, fuse, quantise, put into the sink. What is
 held at a time is one fused tensor in the source's dtype and its quantised form (for FP8, the
 pair fc and gate, which share a scale; for AWQ, the linears of one layer), never the model.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,7 +16,7 @@ from torch import Tensor
 from enginehouse.build.architectures import TensorRow, stage_rows
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import is_quantized
-from enginehouse.build.plan import KV_SCALE, BuildPlan, output_tensors
+from enginehouse.build.plan import KV_SCALE, BuildPlan
 from enginehouse.build.quantization import (
     check_finite,
     fp8_scale,
@@ -27,10 +24,9 @@ from enginehouse.build.quantization import (
     quantize_fp8_rowwise,
     quantize_int4,
 )
-from enginehouse.build.rank_file import RankFile
+from enginehouse.build.rank_files import Sink
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.packing import pack_int4
-from enginehouse.runtime.sharding import shard_tensor
 
 Advance = Callable[[int], None]
 # The tensors of one layer's linears, by the layer's number in the whole model: asked for once
@@ -53,38 +49,25 @@ class Calibration(NamedTuple):
 def convert(
     plan: BuildPlan,
     source: SourceCheckpoint,
-    directory: Path,
+    sink: Sink,
     calibration: Calibration,
     advance: Advance,
 ) -> None:
-    """Write the checkpoint into an existing directory; advance(bytes) after each write.
+    """Put every tensor of the plan into the sink; advance(bytes) after each write.
 
     Raises QuantizationError for weights with NaN or Inf.
     """
     config = plan.config
     for pp_rank in range(config.mapping.pp_size):
-        table = output_tensors(config, pp_rank, plan.scale_dtype)
-        with ExitStack() as stack:
-            files = [
-                stack.enter_context(
-                    RankFile(
-                        directory / f"rank{config.mapping.rank(pp_rank, tp)}.safetensors", table
-                    )
-                )
-                for tp in range(config.mapping.tp_size)
-            ]
-            alone = source.quantized is not None
-            for rows in _units(config, pp_rank, alone):
-                for name, tensor in _convert_unit(config, pp_rank, rows, source, calibration):
-                    for tp_rank, file in enumerate(files):
-                        advance(file.write(name, shard_tensor(name, tensor, config, tp_rank)))
-            if config.quantization.kv_cache_quant_algo is not None:
-                for local, layer in enumerate(_stage_layers(config, pp_rank)):
-                    scale = torch.tensor([calibration.kv_scales[layer]])
-                    for file in files:
-                        advance(file.write(KV_SCALE.format(local), scale))
-    text = json.dumps(config.to_dict(), indent=2)
-    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+        alone = source.quantized is not None
+        for rows in _units(config, pp_rank, alone):
+            for name, tensor in _convert_unit(config, pp_rank, rows, source, calibration):
+                advance(sum(item.num_bytes for item in sink.put(pp_rank, name, tensor)))
+        if config.quantization.kv_cache_quant_algo is not None:
+            for local, layer in enumerate(_stage_layers(config, pp_rank)):
+                scale = torch.tensor([calibration.kv_scales[layer]])
+                sink.put(pp_rank, KV_SCALE.format(local), scale)
+    sink.finish()
 
 
 def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Tensor:

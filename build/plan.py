@@ -23,6 +23,7 @@ from enginehouse.build.capabilities import check_gpu, kv_refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.exclude import with_excluded
 from enginehouse.build.forms import (
+    FP8_FORMS,
     GROUP_SIZES,
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
@@ -30,6 +31,7 @@ from enginehouse.build.forms import (
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
+from enginehouse.build.hf_layout import HfLayout, check_format
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
@@ -83,6 +85,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
+    if carries_kv_scales(settings, source, config):
+        settings = replace(settings, kv_cache_dtype="fp8")
     if config.num_experts and settings.quant not in EXPERT_QUANTS:
         raise PlanError(
             f"quant={settings.quant} has no known form for a mixture of experts "
@@ -91,11 +95,10 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
+    if settings.format == "hf":
+        check_format(settings, source, config)
 
-    stage_bytes = [
-        sum(item.num_bytes for item in output_tensors(config, pp_rank, form.scale_dtype).values())
-        for pp_rank in range(settings.pp)
-    ]
+    stage_bytes = [_stage_bytes(settings, config, r, form) for r in range(settings.pp)]
     return BuildPlan(
         settings=settings,
         config=config,
@@ -107,6 +110,15 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
         scale_dtype=form.scale_dtype,
     )
+
+
+def _stage_bytes(
+    settings: BuildSettings, config: ModelConfig, pp_rank: int, form: QuantizedForm
+) -> int:
+    table = output_tensors(config, pp_rank, form.scale_dtype)
+    if settings.format == "hf":
+        table = HfLayout(config).table(table)
+    return sum(item.num_bytes for item in table.values())
 
 
 def _source_form(
@@ -130,6 +142,14 @@ def _source_form(
     return form
 
 
+def carries_kv_scales(
+    settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
+) -> bool:
+    """Whether the source has the scales of an FP8 KV cache, and the engine is to have one too."""
+    wanted = settings.quant in FP8_FORMS and settings.kv_cache_dtype in ("auto", "fp8")
+    return wanted and source.quantized is not None and bool(source.quantized.kv_scales(config))
+
+
 def _quantization(
     settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
 ) -> QuantConfig:
@@ -148,7 +168,8 @@ def _quantization(
         )
     if quant == "int8":
         _check_int8(config)
-    if quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+    on_gpu = settings.backend != "torch" or settings.format == "hf"
+    if quant != "none" and on_gpu and config.dtype == "float32":
         raise PlanError(
             f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
         )

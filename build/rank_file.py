@@ -1,7 +1,8 @@
 """Write one safetensors file whose tensors arrive in any order, without holding them.
 
 The header is known from the plan before the first tensor is, so each tensor goes straight to
-its place. Source: the safetensors format (8-byte little-endian header length, JSON, data).
+its place; a file that was begun with the same header is gone on with.
+Source: the safetensors format (8-byte little-endian header length, JSON, data).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from xxhash import xxh3_128
 
 from enginehouse.build.forms import OutputTensor
 from enginehouse.runtime.errors import EnginehouseError
@@ -25,21 +27,33 @@ _DTYPE_WORDS = {
     "float32": "F32",
     "float8_e4m3fn": "F8_E4M3",
     "int8": "I8",
+    "uint8": "U8",
 }
+_READ_BYTES = 8 << 20
+
+
+class Stored(NamedTuple):
+    """A tensor on the disk: its file's name, its own, and the XXH3 (128 bit) of its bytes."""
+
+    file: str
+    name: str
+    num_bytes: int
+    digest: str
 
 
 class RankFile:
-    """A file of exactly the tensors in `table`; closing it checks that all were written.
-
-    Tensors with wide elements come first, so that each is aligned to its element.
+    """A file of exactly the tensors in `table`, in the order of their dtypes' width, so that each
+    is aligned to its element. Several threads may write, each its own tensors.
     """
 
-    def __init__(self, path: Path, table: Mapping[str, OutputTensor]) -> None:
+    def __init__(
+        self, path: Path, table: Mapping[str, OutputTensor], metadata: Mapping[str, str] = {}
+    ) -> None:
         self.path = path
         self._table = table
         self._missing = set(table)
         self._offsets: dict[str, int] = {}
-        header: dict[str, object] = {}
+        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         end = 0
         for name in sorted(table, key=lambda n: -getattr(torch, table[n].dtype).itemsize):
             tensor = table[name]
@@ -52,20 +66,40 @@ class RankFile:
             }
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
-        self._data_start = 8 + len(text)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._put(struct.pack("<Q", len(text)) + text, 0)
-        os.truncate(self._descriptor, self._data_start + end)
+        head = struct.pack("<Q", len(text)) + text
+        self._data_start = len(head)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        begun = os.pread(self._descriptor, len(head), 0) == head
+        if not begun or os.fstat(self._descriptor).st_size != len(head) + end:
+            os.ftruncate(self._descriptor, 0)
+            self._put(head, 0)
+            os.ftruncate(self._descriptor, len(head) + end)
 
-    def write(self, name: str, tensor: Tensor) -> int:
-        """Put a tensor in its place; returns its bytes. Its dtype and shape are the table's."""
+    def write(self, name: str, tensor: Tensor) -> Stored:
+        """Put a tensor in its place. Its dtype and shape are the table's."""
         wanted = self._table[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
         assert (dtype, tuple(tensor.shape)) == (wanted.dtype, wanted.shape), (name, tensor, wanted)
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
         self._put(data, self._data_start + self._offsets[name])
         self._missing.discard(name)
-        return len(data)
+        return Stored(self.path.name, name, len(data), xxh3_128(data).hexdigest())
+
+    def holds(self, stored: Stored) -> bool:
+        """Whether the tensor is here as it was once written; if so, it need not be again."""
+        if stored.name not in self._table:
+            return False
+        left = self._table[stored.name].num_bytes
+        offset = self._data_start + self._offsets[stored.name]
+        digest = xxh3_128()
+        while left:
+            data = os.pread(self._descriptor, min(left, _READ_BYTES), offset)
+            digest.update(data)
+            left, offset = left - len(data), offset + len(data)
+        if digest.hexdigest() != stored.digest:
+            return False
+        self._missing.discard(stored.name)
+        return True
 
     def _put(self, data: bytes | memoryview, offset: int) -> None:
         try:
@@ -76,16 +110,13 @@ class RankFile:
         except OSError as error:
             raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
 
-    def __enter__(self) -> RankFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+    def finish(self) -> None:
+        """Every tensor was written: have them on the disk."""
+        assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
+        try:
             os.fsync(self._descriptor)
+        except OSError as error:
+            raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def close(self) -> None:
         os.close(self._descriptor)

@@ -10,8 +10,9 @@ import fcntl
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,17 @@ from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, sour
 from enginehouse.build.compile import (
     choices,
     compile_torch,
+    hf_manifest,
     trtllm_build_command,
     write_tokenizer,
 )
 from enginehouse.build.convert import Calibration, convert
 from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.hf_export import HfCheckpoint
 from enginehouse.build.layerwise import LayerwiseAwq
-from enginehouse.build.plan import BuildPlan, make_plan
+from enginehouse.build.plan import BuildPlan, carries_kv_scales, make_plan
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.rank_files import RankFiles
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
@@ -72,12 +76,14 @@ def build(
         stage.finish(describe_plan(plan, source))
     if settings.until == "plan":
         return BuildResult(None)
-    if settings.until != "convert":
+    if settings.until != "convert" or settings.format == "hf":
         check_tokenizer(source)
-    if source.quantized is not None and source.quantized.kv_scales(plan.config):
-        kept = settings.kv_cache_dtype == "auto"
-        instead = "it stays in 16 bit" if kept else "it is calibrated again"
-        progress.note(f"the checkpoint's scales for the KV cache are left out: {instead}")
+    if source.quantized is not None and plan.config.quantization.kv_cache_quant_algo is None:
+        if source.quantized.kv_scales(plan.config):
+            progress.note("the checkpoint's FP8 KV cache needs FP8 weights: it stays in 16 bit")
+    if settings.format == "hf" and settings.until != "convert":
+        progress.note("format=hf ends with convert: the runtime that loads it compiles by itself")
+        settings = replace(settings, until="convert")
     output = output_path(plan)
     if output.resolve() == source.path.resolve():
         raise PlanError(f"{output} is the source itself; choose another output")
@@ -102,9 +108,14 @@ def _make(
 ) -> BuildResult:
     settings = plan.settings
     reference = ReferenceModel(plan.config, source)
-    if settings.until != "convert":
+    if settings.until != "convert" or settings.format == "hf":  # soon refused
         write_tokenizer(source, partial)
     run_convert(plan, source, reference, partial, progress)
+    if settings.format == "hf":
+        manifest = hf_manifest(plan, source, partial, record)
+        write_manifest(partial, manifest)
+        _replace(partial, output)
+        return BuildResult(output, manifest)
     if settings.until == "convert":
         _replace(partial, output)
         return BuildResult(output)
@@ -133,8 +144,19 @@ def run_convert(
     """Calibrate if the form needs it, then write config.json and the rank files."""
     calibration = _calibrate(plan, source, reference, directory, progress)
     with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-        convert(plan, source, directory, calibration, stage.advance)
-        stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
+        with open_sink(plan, source, directory) as sink:
+            convert(plan, source, sink, calibration, stage.advance)
+        files = len(list(directory.glob("*.safetensors")))
+        stage.finish(f"{files} file(s), {_mib(sum(plan.rank_bytes))}")
+
+
+def open_sink(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> HfCheckpoint | RankFiles:
+    """What the format's files are written by."""
+    if plan.settings.format == "hf":
+        return HfCheckpoint(plan, source, directory)
+    return RankFiles(plan, directory)
 
 
 def _calibrate(
@@ -146,22 +168,28 @@ def _calibrate(
 ) -> Calibration:
     """Run the calibration text where a form needs it; AWQ does so while the layers are written.
 
-    Linears that the source has quantised need none; a quantised KV cache does.
+    Linears that the source has quantised need none; a quantised KV cache does, unless its scales
+    are the source's.
     """
     quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
     calibrated = quant == "fp8" and source.quantized is None
     searched = quant in AWQ_FORMS and source.quantized is None
-    if not calibrated and not searched and kv_algo is None:
-        return Calibration({}, {})
+    scales: Mapping[int, float] = {}
+    carried = carries_kv_scales(plan.settings, source, plan.config)
+    if carried and source.quantized is not None:
+        scales = source.quantized.kv_scales(plan.config)
+    measured = kv_algo is not None and not carried
+    if not calibrated and not searched and not measured:
+        return Calibration({}, scales)
     sequences = _calibration_sequences(plan, source, directory)
     maxima: dict[str, float] = {}
-    scales: dict[int, float] = {}
-    if calibrated or kv_algo is not None:
+    if calibrated or measured:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
             maxima, keys_values = activation_maxima(reference, sequences, stage.advance)
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
-        scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
+        if kv_algo is not None and measured:
+            scales = kv_scales(keys_values, kv_algo)
     awq = LayerwiseAwq(plan.config, reference, sequences) if searched else None
     return Calibration(maxima, scales, awq)
 
@@ -264,6 +292,7 @@ def output_path(plan: BuildPlan) -> Path:
     cut = f"-tp{settings.tp}" if settings.tp > 1 else ""
     cut += f"-pp{settings.pp}" if settings.pp > 1 else ""
     name = plan.name.rpartition("/")[2].lower()
+    cut += "-hf" if settings.format == "hf" else ""
     return Path("engines").absolute() / f"{name}-{settings.quant}{cut}"
 
 

@@ -1,0 +1,79 @@
+"""The TensorRT-LLM checkpoint as conversion fills it: config.json and a rank file per GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from torch import Tensor
+
+from enginehouse.build.plan import BuildPlan, output_tensors
+from enginehouse.build.rank_file import RankFile, Stored
+from enginehouse.runtime.sharding import shard_tensor
+
+
+class Sink(Protocol):
+    """Where converted tensors go. Threads may call `put` and `holds` at once."""
+
+    def put(self, pp_rank: int, name: str, tensor: Tensor) -> Sequence[Stored]:
+        """A tensor of a pipeline stage by its TensorRT-LLM name, whole; what was stored of it."""
+
+    def holds(self, stored: Stored) -> bool:
+        """Whether this is on the disk still, of an earlier run."""
+
+    def finish(self) -> None:
+        """All tensors were put: write what goes beside them."""
+
+
+class RankFiles:
+    """Cuts each tensor and puts each tensor-parallel rank's part into its file."""
+
+    def __init__(self, plan: BuildPlan, directory: Path) -> None:
+        self._config = plan.config
+        self._directory = directory
+        self._files: dict[str, RankFile] = {}
+        mapping = plan.config.mapping
+        with ExitStack() as stack:
+            for pp_rank in range(mapping.pp_size):
+                table = output_tensors(plan.config, pp_rank, plan.scale_dtype)
+                for tp_rank in range(mapping.tp_size):
+                    path = self._path(pp_rank, tp_rank)
+                    self._files[path.name] = RankFile(path, table)
+                    stack.callback(self._files[path.name].close)
+            self._open = stack.pop_all()
+
+    def put(self, pp_rank: int, name: str, tensor: Tensor) -> list[Stored]:
+        stored = []
+        for tp_rank in range(self._config.mapping.tp_size):
+            file = self._files[self._path(pp_rank, tp_rank).name]
+            stored.append(file.write(name, shard_tensor(name, tensor, self._config, tp_rank)))
+        return stored
+
+    def holds(self, stored: Stored) -> bool:
+        file = self._files.get(stored.file)
+        return file is not None and file.holds(stored)
+
+    def finish(self) -> None:
+        for file in self._files.values():
+            file.finish()
+        text = json.dumps(self._config.to_dict(), indent=2)
+        (self._directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+    def _path(self, pp_rank: int, tp_rank: int) -> Path:
+        rank = self._config.mapping.rank(pp_rank, tp_rank)
+        return self._directory / f"rank{rank}.safetensors"
+
+    def __enter__(self) -> RankFiles:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._open.close()
