@@ -56,13 +56,12 @@ class HfCheckpoint:
         layout = self._layout
         if layout.waits_for_factors(name):
             return []
+        parts = layout.tensors(name, tensor)
         norm = layout.norm_of(name)
         if norm is not None:
-            parts = {layout.row(norm).sources[0]: self._norm(norm, tensor)}
-        else:
-            parts = layout.tensors(name, tensor)
-            if self._is_norm_plus_one(name):
-                parts = {source: self._norm(name, None) for source in parts}
+            parts[layout.row(norm).sources[0]] = self._norm(norm, tensor)
+        elif self._is_norm_plus_one(name):
+            parts = {source: self._norm(name, None) for source in parts}
         return [self._file_of[part].write(part, value) for part, value in parts.items()]
 
     def _is_norm_plus_one(self, name: str) -> bool:

@@ -105,8 +105,8 @@ class HfLayout:
         return self._norms.get(module) if kind == "prequant_scaling_factor" else None
 
     def tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
-        """The Hugging Face tensors that a whole TensorRT-LLM tensor holds; none for factors that a
-        norm takes up, and for a tied lm_head.
+        """The Hugging Face tensors that a whole TensorRT-LLM tensor holds; none for a tied lm_head,
+        and none or ones for factors that a norm takes up.
 
         Views of it where dtype and order allow. Norms that one was added to are not undone.
         """
@@ -131,20 +131,21 @@ class HfLayout:
         return result
 
     def _wants_ones(self, row: TensorRow, kind: str) -> bool:
-        """TensorRT-LLM's loader wants factors for every INT4 linear that is not fused."""
+        """TensorRT-LLM's loader wants factors for every INT4 linear that it does not fuse."""
         quantization = self.config.quantization
         int4 = quantization.quant_algo == "W4A16_AWQ" and not quantization.pre_quant_scale
-        single = row.target.endswith((".attention.dense.weight", ".mlp.proj.weight"))
-        return int4 and single and kind == "weight" and is_quantized(quantization, row.target)
+        quantised = kind == "weight" and is_quantized(quantization, row.target)
+        return int4 and quantised and _is_single(row)
 
     def _scales(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
         fp8 = self.config.quantization.quant_algo == "FP8"
         last = _SCALES[kind]
         if kind == "prequant_scaling_factor":
-            if row.target.endswith((".qkv.weight", ".fc.weight", ".gate.weight")):
+            if not _is_single(row):
                 return {}
             (source,) = row.sources
-            return {_of_module(source, last): tensor}
+            own = row.target.removesuffix(".weight") not in self._norms
+            return {_of_module(source, last): tensor if own else torch.ones_like(tensor)}
         if tensor.numel() == 1 or fp8:  # one number for all sources, or for each expert's
             numbers, count = tensor.flatten(), len(row.sources)
             return {
@@ -187,6 +188,13 @@ class HfLayout:
             if is_linear and not is_quantized(self.config.quantization, row.target):
                 names |= {source.removesuffix(".weight") for source in row.sources}
         return sorted(names)
+
+
+def _is_single(row: TensorRow) -> bool:
+    """Whether a linear is one in Hugging Face's model too, and shares its input with no other."""
+    joined = row.target.endswith((".qkv.weight", ".fc.weight", ".gate.weight"))
+    fused_before = row.recipe == "swap_halves" or row.sources[0].endswith(".qkv_proj.weight")
+    return not joined or fused_before
 
 
 def _of_module(source: str, kind: str) -> str:

@@ -23,7 +23,6 @@ from enginehouse.build.capabilities import check_gpu, kv_refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.exclude import with_excluded
 from enginehouse.build.forms import (
-    FP8_FORMS,
     GROUP_SIZES,
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
@@ -32,6 +31,7 @@ from enginehouse.build.forms import (
 )
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.hf_layout import HfLayout, check_format
+from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
@@ -98,7 +98,10 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     if settings.format == "hf":
         check_format(settings, source, config)
 
-    stage_bytes = [_stage_bytes(settings, config, r, form) for r in range(settings.pp)]
+    tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
+    if settings.format == "hf":
+        tables = [HfLayout(config).table(table) for table in tables]
+    stage_bytes = [sum(item.num_bytes for item in table.values()) for table in tables]
     return BuildPlan(
         settings=settings,
         config=config,
@@ -110,15 +113,6 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
         scale_dtype=form.scale_dtype,
     )
-
-
-def _stage_bytes(
-    settings: BuildSettings, config: ModelConfig, pp_rank: int, form: QuantizedForm
-) -> int:
-    table = output_tensors(config, pp_rank, form.scale_dtype)
-    if settings.format == "hf":
-        table = HfLayout(config).table(table)
-    return sum(item.num_bytes for item in table.values())
 
 
 def _source_form(
@@ -140,14 +134,6 @@ def _source_form(
             f"{form.quantization.group_size}; leave group_size out"
         )
     return form
-
-
-def carries_kv_scales(
-    settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
-) -> bool:
-    """Whether the source has the scales of an FP8 KV cache, and the engine is to have one too."""
-    wanted = settings.quant in FP8_FORMS and settings.kv_cache_dtype in ("auto", "fp8")
-    return wanted and source.quantized is not None and bool(source.quantized.kv_scales(config))
 
 
 def _quantization(

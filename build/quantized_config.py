@@ -37,6 +37,7 @@ class QuantizedLayout(NamedTuple):
     static_activations: its FP8 products round x with a scale that is in the checkpoint.
     pre_quant_scale: False when those that are stored are all ones.
     scale_dtype: of which every INT4 scale is a value, where that is not its dtype on disk.
+    fp8_kv_cache: False when its scales of keys and values are of another cache than an FP8 one.
     """
 
     format: LinearFormat
@@ -45,6 +46,7 @@ class QuantizedLayout(NamedTuple):
     static_activations: bool = False
     pre_quant_scale: bool = True
     scale_dtype: torch.dtype | None = None
+    fp8_kv_cache: bool = True
 
 
 def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -58,13 +60,21 @@ def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
     if method in ("gptq", "gptqmodel"):
         return _gptq(config)
     if method == "compressed-tensors":
-        return _compressed_tensors(config)
+        return _compressed_tensors(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
     if method == "modelopt":
-        return _modelopt(config)
+        return _modelopt(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
     raise CheckpointError(
         f"config.json has quantization_config with quant_method={config.get('quant_method')!r}; "
         f"quantised checkpoints are read from {READABLE}: {_UNQUANTISED}"
     )
+
+
+def _says_fp8_kv(config: Mapping[str, Any]) -> bool:
+    """Whether the KV cache is FP8 by what the config says, or it says nothing."""
+    algo, scheme = config.get("kv_cache_quant_algo"), config.get("kv_cache_scheme")
+    if isinstance(scheme, dict):
+        return (scheme.get("type"), scheme.get("num_bits")) == ("float", 8)
+    return (algo or scheme or "FP8") == "FP8"
 
 
 def _refused(what: str, key: str, found: object, wanted: str) -> CheckpointError:

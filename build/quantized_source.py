@@ -233,6 +233,8 @@ class QuantizedTensors:
         Raises CheckpointError when some layers have them and others not.
         """
         scales: dict[int, float] = {}
+        if not self._layout.fp8_kv_cache:
+            return scales
         for layer in range(config.num_hidden_layers):
             names = [name.format(layer) for name in _KV_SCALES]
             found = [name for name in names if name in self._stored.infos]

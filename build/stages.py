@@ -32,8 +32,9 @@ from enginehouse.build.compile import (
 from enginehouse.build.convert import Calibration, convert
 from enginehouse.build.forms import AWQ_FORMS
 from enginehouse.build.hf_export import HfCheckpoint
+from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.layerwise import LayerwiseAwq
-from enginehouse.build.plan import BuildPlan, carries_kv_scales, make_plan
+from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.rank_files import RankFiles
 from enginehouse.build.reference import ReferenceModel
@@ -268,9 +269,10 @@ def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """What will be made and what it will cost, on one line."""
     settings, config = plan.settings, plan.config
     quant = settings.quant + (f" g={plan.group_size}" if plan.group_size else "")
+    cut = f"tp={settings.tp} pp={settings.pp}" if settings.format != "hf" else "format=hf"
     return (
         f"{source.name} ({config.architecture}, {plan.num_parameters / 1e6:.0f}M parameters) -> "
-        f"{quant}, tp={settings.tp} pp={settings.pp}, {_mib(sum(plan.rank_bytes))} on disk, "
+        f"{quant}, {cut}, {_mib(sum(plan.rank_bytes))} on disk, "
         f"about {_mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
     )
 
