@@ -9,7 +9,7 @@ QUANT  ?= $(if $(CONFIG)$(MODEL),,int4)
 TP     ?=
 PP     ?=
 BACKEND ?=
-FORMAT ?=
+FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
 

@@ -64,8 +64,8 @@ def make_engine(
 
 @pytest.fixture(scope="session")
 def family_source(tmp_path_factory: pytest.TempPathFactory) -> SourceMaker:
-    """family_source("gemma2"): a tiny checkpoint of a family, in float32; "llama" is in bfloat16 and
-    without biases, "biased" with them.
+    """family_source("gemma2"): a tiny checkpoint of a family, in float32; "llama" is in bfloat16
+    and without biases, "biased" with them.
     """
     from family_models import FAMILIES, save_family  # imports transformers, which takes seconds
 
