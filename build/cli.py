@@ -112,6 +112,8 @@ def _report(result: BuildResult) -> int:
     if result.path is not None:
         if result.manifest is None:
             print(f"{result.path}  (TensorRT-LLM checkpoint)")
+        elif result.manifest.choices["format"] == "hf":
+            print(f"{result.path}  (Hugging Face checkpoint, {result.manifest.digest[:19]})")
         else:
             state = "up to date" if result.reused else "built"
             print(f"{result.path}  ({state}, {result.manifest.digest[:19]})")

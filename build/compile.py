@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError
+from msgspec.structs import replace
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import FP8_FORMS
@@ -92,6 +93,13 @@ def compile_torch(
         files=files,
         digest=engine_digest(files),
     )
+
+
+def hf_manifest(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path, source_record: Mapping[str, Any]
+) -> Manifest:
+    """What a Hugging Face checkpoint is known again by; nothing here runs it."""
+    return replace(compile_torch(plan, source, directory, source_record), backend="none")
 
 
 def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:

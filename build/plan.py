@@ -30,6 +30,8 @@ from enginehouse.build.forms import (
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
+from enginehouse.build.hf_layout import HfLayout, check_format
+from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
@@ -83,6 +85,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
+    if carries_kv_scales(settings, source, config):
+        settings = replace(settings, kv_cache_dtype="fp8")
     if config.num_experts and settings.quant not in EXPERT_QUANTS:
         raise PlanError(
             f"quant={settings.quant} has no known form for a mixture of experts "
@@ -91,11 +95,13 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
+    if settings.format == "hf":
+        check_format(settings, source, config)
 
-    stage_bytes = [
-        sum(item.num_bytes for item in output_tensors(config, pp_rank, form.scale_dtype).values())
-        for pp_rank in range(settings.pp)
-    ]
+    tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
+    if settings.format == "hf":
+        tables = [HfLayout(config).table(table) for table in tables]
+    stage_bytes = [sum(item.num_bytes for item in table.values()) for table in tables]
     return BuildPlan(
         settings=settings,
         config=config,
@@ -148,7 +154,8 @@ def _quantization(
         )
     if quant == "int8":
         _check_int8(config)
-    if quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+    on_gpu = settings.backend != "torch" or settings.format == "hf"
+    if quant != "none" and on_gpu and config.dtype == "float32":
         raise PlanError(
             f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
         )

@@ -75,10 +75,15 @@ def join_linears(
     if quantization.quant_algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return _join_fp8(linears, quantization)
     assert scale_dtype is not None
-    scale = torch.cat([linear.scale.to(scale_dtype) for linear in linears])
+    scale = torch.cat([linear.scale for linear in linears])
+    if not torch.equal(scale.to(scale_dtype).to(scale.dtype), scale):
+        raise CheckpointError(
+            f"{names[0]} has scales that are no values of {scale_dtype}, of which its checkpoint "
+            "says that they are: download its files again"
+        )
     tensors = {
         "weight": pack_int4(torch.cat([linear.q for linear in linears])),
-        "weights_scaling_factor": scale,
+        "weights_scaling_factor": scale.to(scale_dtype),
     }
     if quantization.has_zero_point:
         zeros = [_zero(linear) for linear in linears]

@@ -57,7 +57,8 @@ def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
     for name, method in _CONFIG_FILES.items():
         if (path / name).exists():
             data = read_json(path / name)
-            return {"quant_method": method, **data.get("quantization", data)}
+            said = data.get("quantization", data)
+            return {"quant_method": method, "producer": data.get("producer"), **said}
     return found if isinstance(found, dict) else None
 
 
@@ -142,7 +143,7 @@ class QuantizedTensors:
         if linear.q.dtype == torch.float8_e4m3fn:
             largest = (linear.q.view(torch.uint8) & 0x7F).amax()  # 0x7F is NaN, above 448
             check_finite(f"{module}.weight", largest.view(torch.float8_e4m3fn).float())
-        return linear
+        return linear if self._layout.pre_quant_scale else _without_ones(module, linear)
 
     def form(self, config: ModelConfig) -> QuantizedForm:
         """The engine's form that holds these linears exactly, found from their scales alone.
@@ -159,7 +160,9 @@ class QuantizedTensors:
             if shared:
                 return QuantizedForm("fp8", QUANT_CONFIGS["fp8"])
             return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
-        prequant = any(f"{module}.pre_quant_scale" in self._stored.infos for module in wanted)
+        prequant = layout.pre_quant_scale and any(
+            f"{module}.pre_quant_scale" in self._stored.infos for module in wanted
+        )
         quantization = replace(
             QUANT_CONFIGS["int4"],
             group_size=layout.group_size,
@@ -217,7 +220,9 @@ class QuantizedTensors:
 
     @cached_property
     def _scale_dtype(self) -> torch.dtype:
-        """The INT4 scales' own dtype; float32 holds those of several."""
+        """The INT4 scales' own dtype, or what the checkpoint says of it; float32 holds several."""
+        if self._layout.scale_dtype is not None:
+            return self._layout.scale_dtype
         names = map(self._layout.format.scale_name, self.modules)
         dtypes = {self._stored.infos[name].dtype for name in names}
         return dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -228,6 +233,8 @@ class QuantizedTensors:
         Raises CheckpointError when some layers have them and others not.
         """
         scales: dict[int, float] = {}
+        if not self._layout.fp8_kv_cache:
+            return scales
         for layer in range(config.num_hidden_layers):
             names = [name.format(layer) for name in _KV_SCALES]
             found = [name for name in names if name in self._stored.infos]
@@ -247,6 +254,17 @@ class QuantizedTensors:
         dtype: torch.dtype = getattr(torch, config.dtype)
         scale_dtype = self._scale_dtype if self._layout.group_size else None
         return join_linears(modules, linears, config.quantization, dtype, scale_dtype)
+
+
+def _without_ones(module: str, linear: QuantizedLinear) -> QuantizedLinear:
+    """The linear without the factors that its checkpoint says to be of no effect."""
+    factors = linear.pre_quant_scale
+    if factors is not None and not bool((factors == 1).all()):
+        raise CheckpointError(
+            f"{module}.pre_quant_scale holds other factors than ones, while hf_quant_config.json "
+            "says pre_quant_scale=false: do config and weights belong together?"
+        )
+    return replace(linear, pre_quant_scale=None)
 
 
 def check_plainly_joined(groups: Sequence[Sequence[str]]) -> None:

@@ -231,8 +231,10 @@ class TrtllmTensors:
         return QuantizedForm(quant, quantization)
 
     def kv_scales(self, config: ModelConfig) -> dict[int, float]:
-        """Of each layer, the largest that its stage's first rank holds."""
+        """Of each layer, the largest that its stage's first rank holds; none of an INT8 cache."""
         mapping, scales = self._config.mapping, {}
+        if self._config.quantization.kv_cache_quant_algo != "FP8":
+            return {}
         for pp_rank in range(mapping.pp_size):
             header = self._headers[mapping.rank(pp_rank, 0)]
             layers = mapping.layers(pp_rank, self._config.num_hidden_layers)

@@ -160,6 +160,11 @@ def read_engine(directory: Path) -> Engine:
             f"{path} has format {manifest.format}; this version reads {MANIFEST_FORMAT}: "
             "build the engine again"
         )
+    if manifest.choices.get("format") == "hf":
+        raise EngineError(
+            f"{directory} is a quantised Hugging Face checkpoint, for TensorRT-LLM's PyTorch "
+            "backend, vLLM or SGLang; build an engine with format=trtllm"
+        )
     for name, record in manifest.files.items():
         file = directory / name
         if not file.is_file() or file.stat().st_size != record.bytes:

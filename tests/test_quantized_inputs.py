@@ -338,23 +338,3 @@ def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -
     (quantized / "config.json").write_text(json.dumps(config))
     plan = make_plan(load_settings({}), opened(quantized))
     assert (plan.settings.quant, plan.group_size) == ("int4_awq", 64)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [("k_proj.k_scale", "v_proj.v_scale"), ("k_scale", "v_scale")],
-    ids=["modelopt", "compressed-tensors"],
-)
-def test_scales_of_the_kv_cache_are_the_larger_of_keys_and_values(
-    names: tuple[str, str], tmp_path: Path
-) -> None:
-    def add(tensors: Written) -> None:
-        for layer in (0, 1):
-            for i, name in enumerate(names):
-                key = f"model.layers.{layer}.self_attn.{name}"
-                tensors[key] = torch.tensor(0.25 + layer + 0.5 * i)
-
-    source = opened(write_quantized("modelopt fp8", tmp_path, add).quantized)
-    config = make_plan(load_settings({}), source).config
-    assert source.quantized is not None
-    assert source.quantized.kv_scales(config) == {0: 0.75, 1: 1.75}

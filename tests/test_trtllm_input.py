@@ -192,8 +192,11 @@ def test_a_folders_tensors_read_as_hugging_faces(
         assert torch.equal(rows, again.read("model.layers.1.self_attn.k_proj.weight")[3:9])
 
 
-def test_scales_of_the_kv_cache_are_found_by_layer(
-    source_of: Callable[[str], tuple[SourceCheckpoint, dict[str, Any]]], tmp_path: Path
+@pytest.mark.parametrize("algo", [None, "FP8", "INT8"])
+def test_scales_of_an_fp8_kv_cache_are_found_by_layer(
+    algo: str | None,
+    source_of: Callable[[str], tuple[SourceCheckpoint, dict[str, Any]]],
+    tmp_path: Path,
 ) -> None:
     source, settings = source_of("fp8")
     folder = build_engine(source, tmp_path / "one", pp=2, until="convert", **settings)
@@ -202,9 +205,13 @@ def test_scales_of_the_kv_cache_are_found_by_layer(
         name = "transformer.layers.0.attention.kv_cache_scaling_factor"
         tensors[name] = torch.tensor([0.5 + rank])
         save_file(tensors, folder / f"rank{rank}.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["kv_cache_quant_algo"] = algo
+    (folder / "config.json").write_text(json.dumps(config))
     again = opened(folder)
     assert again.quantized is not None and again.engine_config is not None
-    assert again.quantized.kv_scales(again.engine_config) == {0: 0.5, 1: 1.5}
+    wanted = {0: 0.5, 1: 1.5} if algo == "FP8" else {}
+    assert again.quantized.kv_scales(again.engine_config) == wanted
 
 
 def algo(name: str) -> Callable[[Path], None]:
