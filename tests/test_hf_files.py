@@ -21,11 +21,12 @@ from quantized_writers import write_quantized
 from safetensors.torch import load_file
 
 from enginehouse.build import cli
+from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import convert
 from enginehouse.build.hf_export import MAX_SHARD_BYTES, HfCheckpoint, plan_shards
 from enginehouse.build.hf_layout import HfLayout
 from enginehouse.build.journal import Journal
-from enginehouse.build.plan import make_plan, output_tensors
+from enginehouse.build.plan import BuildPlan, make_plan, output_tensors
 from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.units import Calibration
@@ -72,17 +73,44 @@ def test_an_awq_export_converts_to_the_same_integers_and_folded_norms(
     assert ones & changed == {name for name in ones if bool((wanted[name] != 1).any())} != set()
 
 
+def sharded(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path, journal: Journal
+) -> tuple[int, int]:
+    """Go on with a conversion into shards of 600 kB; units found finished, and bytes written."""
+    written: list[int] = []
+    with HfCheckpoint(plan, source, directory, max_shard_bytes=600_000) as sink:
+        finished = journal.finished(sink, lambda count: None)
+        convert(plan, source, sink, Calibration({}, {}), written.append, journal, finished)
+    return len(finished), sum(written)
+
+
+def test_an_interrupted_export_goes_on_with_the_shards_that_are_missing(
+    family_source: SourceMaker, tmp_path: Path
+) -> None:
+    source = family_source("biased")
+    plan = make_plan(load_settings({"quant": "int4", "format": "hf"}), source)
+    (tmp_path / "e").mkdir()
+    journal = Journal(tmp_path / "journal")
+    journal.begin("key")
+    found, total = sharded(plan, source, tmp_path / "e", journal)
+    whole = {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()}
+    assert found == 0 and total == sum(plan.rank_bytes)
+    lost = sorted(path for path in (tmp_path / "e").glob("*.safetensors"))[1]
+    lost.unlink()
+    found, again = sharded(plan, source, tmp_path / "e", journal)
+    assert 0 < found and 0 < again < total
+    assert {path.name: path.read_bytes() for path in (tmp_path / "e").iterdir()} == whole
+
+
 def test_a_large_checkpoint_is_written_in_shards_with_an_index(
     family_source: SourceMaker, tmp_path: Path
 ) -> None:
     source = family_source("biased")
     settings = load_settings({"quant": "fp8_rowwise", "format": "hf"})
     plan = make_plan(settings, source)
-    written = []
-    with HfCheckpoint(plan, source, tmp_path, max_shard_bytes=600_000) as sink:
-        journal = Journal(tmp_path / "journal")
-        journal.begin("key")
-        convert(plan, source, sink, Calibration({}, {}), written.append, journal)
+    journal = Journal(tmp_path / "journal")
+    journal.begin("key")
+    _, written = sharded(plan, source, tmp_path, journal)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in tmp_path.glob("*.safetensors"))
     assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05}.safetensors"
@@ -93,7 +121,7 @@ def test_a_large_checkpoint_is_written_in_shards_with_an_index(
         assert {key for key, file in index["weight_map"].items() if file == name} == set(tensors)
         found |= tensors
     total = sum(tensor.nbytes for tensor in found.values())
-    assert index["metadata"]["total_size"] == total == sum(written) == sum(plan.rank_bytes)
+    assert index["metadata"]["total_size"] == total == written == sum(plan.rank_bytes)
     whole = load_file(exported(source, tmp_path / "one", quant="fp8_rowwise") / "model.safetensors")
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name].view(torch.uint8), whole[name].view(torch.uint8))
