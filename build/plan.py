@@ -27,6 +27,7 @@ from enginehouse.build.forms import (
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
     OutputTensor,
+    is_quantized,
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
@@ -367,7 +368,7 @@ def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]
     }[module.rpartition(".")[2]]
     if len(shape) == 2:
         return {f"{module}.weight": OutputTensor("float32", shape)}
-    if config.quantization.quant_algo is None:
+    if not is_quantized(config.quantization, f"{module}.weight"):
         return {f"{module}.weight": OutputTensor(config.dtype, shape)}
     assert config.quantization.quant_algo == "FP8", config.quantization
     return {

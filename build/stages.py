@@ -28,7 +28,7 @@ from enginehouse.build.compile import (
     write_tokenizer,
 )
 from enginehouse.build.convert import Calibration, convert
-from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.forms import AWQ_FORMS, FP8_FORMS
 from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress
@@ -230,10 +230,12 @@ def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """The form whose loss against the reference is to be expected.
 
     A source that was quantised is its own reference: only what FP8 does to activations differs.
+    W8A16 is quantised where it is loaded.
     """
-    if source.quantized is None:
-        return plan.settings.quant
-    return "fp8" if plan.settings.quant.startswith("fp8") else "none"
+    quant = plan.settings.quant
+    if source.quantized is None or quant == "int8":
+        return quant
+    return "fp8" if quant in (*FP8_FORMS, "w4a8_awq") else "none"
 
 
 def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
