@@ -174,12 +174,12 @@ def write_tokenizer(file: GgufFile, dest: Path) -> list[str]:
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": list(eos_token_ids(metadata)),
     }
-    build_tokenizer(file).save(str(dest / "tokenizer.json"))
     texts = {
+        "tokenizer.json": build_tokenizer(file).to_str(pretty=True),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "generation_config.json": json.dumps(generation, indent=2) + "\n",
         **({"chat_template.jinja": template} if template else {}),
     }
     for name, text in texts.items():
         (dest / name).write_text(text, encoding="utf-8")
-    return ["tokenizer.json", *texts]
+    return list(texts)

@@ -58,7 +58,13 @@ def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
     for name, method in _CONFIG_FILES.items():
         if (path / name).exists():
             data = read_json(path / name)
-            return {"quant_method": method, **data.get("quantization", data)}
+            own = data.get("quantization", data)
+            if not isinstance(own, dict):
+                raise CheckpointError(
+                    f"{path / name} has quantization={own!r}; wanted a JSON object: download the "
+                    "file again"
+                )
+            return {"quant_method": method, **own}
     return found if isinstance(found, dict) else None
 
 
@@ -142,10 +148,12 @@ class QuantizedTensors:
     def linear(self, module: str) -> QuantizedLinear:
         """A module as it is stored. QuantizationError for scales or weights that are not finite."""
         linear = self._layout.format.read(self._stored, module)
-        check_finite(self._layout.format.scale_name(module), linear.scale.float())
-        if linear.q.dtype == torch.float8_e4m3fn:
-            largest = (linear.q.view(torch.uint8) & 0x7F).amax()  # 0x7F is NaN, above 448
-            check_finite(f"{module}.weight", largest.view(torch.float8_e4m3fn).float())
+        check_finite(self._layout.format.scale_name(module), linear.scale)
+        check_finite(f"{module}.weight", linear.q)
+        if linear.pre_quant_scale is not None:
+            check_finite(f"{module}.pre_quant_scale", linear.pre_quant_scale)
+        if linear.activation_scale is not None:
+            check_finite(f"{module}.input_scale", linear.activation_scale)
         return linear
 
     def form(self, config: ModelConfig) -> QuantizedForm:

@@ -53,9 +53,12 @@ class RankFile:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._data_start = 8 + len(text)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._put(struct.pack("<Q", len(text)) + text, 0)
-        os.truncate(self._descriptor, self._data_start + end)
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._put(struct.pack("<Q", len(text)) + text, 0)
+            os.truncate(self._descriptor, self._data_start + end)
+        except OSError as error:
+            raise EnginehouseError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> int:
         """Put a tensor in its place; returns its bytes. Its dtype and shape are the table's."""

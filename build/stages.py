@@ -382,8 +382,8 @@ def _partial(output: Path) -> Iterator[Path]:
                 f"another build of {output} is running; wait for it or choose another output"
             )
         _clear_remains(partial, output)
-        partial.mkdir()
         try:
+            partial.mkdir()
             yield partial
         finally:
             shutil.rmtree(partial, ignore_errors=True)

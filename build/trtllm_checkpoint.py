@@ -25,6 +25,7 @@ from enginehouse.build.checkpoint import (
     special_token_ids,
 )
 from enginehouse.build.exclude import excluded_patterns
+from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.quantized_source import is_decoder_linear
 from enginehouse.build.safetensors_file import (
@@ -75,7 +76,7 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         )
     try:
         config = read_config(path)
-    except (EngineError, ValueError, TypeError) as error:
+    except (EngineError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}/config.json: {error}") from None
     if data.get("embedding_sharding_dim", 0) != 0 and config.use_parallel_embedding:
         raise CheckpointError(
@@ -275,6 +276,8 @@ class TrtllmTensors:
             name = "weights_scaling_factor"
             tensors[name] = tensors[name].to(getattr(torch, scale_dtype))
         dtype: torch.dtype = getattr(torch, config.dtype)
+        for name, tensor in tensors.items():
+            check_finite(f"{module}.{name}", tensor)
         for name in ("zero", "prequant_scaling_factor"):
             if name in tensors:
                 tensors[name] = _in_dtype(f"{module}.{name}", tensors[name], dtype)
