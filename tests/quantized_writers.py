@@ -202,6 +202,11 @@ KINDS: dict[str, Kind] = {
         "int4",
         True,
     ),
+    "gptq v2 symmetric": Kind(
+        lambda: gptq(Draw(64, True, HALF), 0),
+        {**_GPTQ, "sym": True, "checkpoint_format": "gptq_v2"},
+        "int4",
+    ),
     "compressed-tensors w4a16": Kind(
         lambda: packed(Draw(64, True, BRAIN)),
         ct_config({**_INT4, "symmetric": True}, None, "pack-quantized"),
@@ -230,6 +235,11 @@ KINDS: dict[str, Kind] = {
     ),
     "modelopt fp8": Kind(
         lambda: fp8(Draw(0, True, FLOAT), "shared", True), {**_MODELOPT, "quant_algo": "FP8"}, "fp8"
+    ),
+    "modelopt fp8 per channel": Kind(
+        lambda: fp8(Draw(0, True, FLOAT), "channel", False),
+        {**_MODELOPT, "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+        "fp8_rowwise",
     ),
     "modelopt int4 awq": Kind(
         lambda: modelopt_int4(

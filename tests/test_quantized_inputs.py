@@ -162,6 +162,11 @@ def swap_groups(tensors: Written) -> None:
     tensors[name] = tensors[name].flip(0)
 
 
+def swap_packed_groups(tensors: Written) -> None:
+    index = (torch.arange(512, dtype=torch.int32) // 64).flip(0)
+    tensors["model.layers.1.mlp.down_proj.weight_g_idx"] = index
+
+
 def move_zero(tensors: Written) -> None:
     tensors["model.layers.0.mlp.up_proj.qzeros"][0, 0] += 1
 
@@ -238,6 +243,11 @@ def wide_words(tensors: Written) -> None:
 
 STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "act-order": ("gptq v1", swap_groups, "down_proj.g_idx puts inputs into groups out of order"),
+    "act-order, packed": (
+        "compressed-tensors w4a16",
+        swap_packed_groups,
+        "down_proj.weight_g_idx puts inputs into groups out of order",
+    ),
     "wrongly symmetric": ("gptq v1", move_zero, "zero points other than 8"),
     "half of q, k, v": ("awq", unquantise_one, "q_proj is not quantised while .*k_proj is"),
     "gate alone": ("awq", unquantise_the_gate, "gate_proj is not quantised while .*up_proj is"),
