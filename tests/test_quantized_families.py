@@ -143,16 +143,25 @@ def test_a_mixture_that_no_engine_holds_is_refused_in_a_sentence(
     assert not (tmp_path / "e").exists()
 
 
-def test_experts_alone_may_be_quantised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("quantised", "left_out"),
+    [
+        (".experts.", {"*attention.qkv", "*attention.dense"}),
+        ("self_attn", {"*mlp.fc", "*mlp.proj"}),
+    ],
+)
+def test_experts_or_attention_alone_may_be_quantised(
+    quantised: str, left_out: set[str], tmp_path: Path
+) -> None:
     pair = write_quantized(
         "compressed-tensors fp8 static",
         tmp_path / "in",
         family="mixtral",
-        quantises=lambda module: ".experts." in module,
+        quantises=lambda module: module.endswith(LINEARS) and quantised in module,
     )
     engine = build_engine(opened(pair.quantized), tmp_path / "e", tp=2, pp=2, until="convert")
     patterns = read_config(engine).quantization.exclude_modules
-    assert patterns is not None and {"*attention.qkv", "*attention.dense"} < set(patterns)
+    assert patterns is not None and left_out < set(patterns)
     assert_same_weights(pair, tmp_path / "plain", engine)
 
 
