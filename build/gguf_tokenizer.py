@@ -60,9 +60,14 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
 
 # What each key of the vocabulary holds: one of it, or a list of them.
-_WORD, _NUMBER = (str,), (int, float)
-_SCALAR_KEYS = {"tokenizer.ggml.model": _WORD, "tokenizer.ggml.pre": _WORD}
-_SCALAR_KEYS["tokenizer.chat_template"] = _WORD
+_Kinds = tuple[type, ...]
+_WORD: _Kinds = (str,)
+_NUMBER: _Kinds = (int, float)
+_SCALAR_KEYS = {
+    "tokenizer.ggml.model": _WORD,
+    "tokenizer.ggml.pre": _WORD,
+    "tokenizer.chat_template": _WORD,
+}
 _LIST_KEYS = {
     "tokenizer.ggml.tokens": _WORD,
     "tokenizer.ggml.merges": _WORD,
