@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"enginehouse-build: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"enginehouse-build: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or "the output"
+        print(f"enginehouse-build: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         left = str(interruption) or "nothing was left behind"

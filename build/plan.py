@@ -27,6 +27,7 @@ from enginehouse.build.forms import (
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
     OutputTensor,
+    is_quantized,
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
@@ -189,14 +190,22 @@ def _quantization(
 
 
 def _check_int8(config: ModelConfig) -> None:
-    """PlanError where the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit."""
+    """PlanError where the weight-only kernel's tiles do not fit."""
+    untiled = _untiled(config)
+    if untiled is not None:
+        raise PlanError(
+            f"int8: {untiled} per rank at tp={config.mapping.tp_size}; its kernel wants multiples "
+            f"of 16 x 64; legal tp for int8: {_listed(legal_tp(config, int8=True))}: choose one of "
+            "them, or quant=none"
+        )
+
+
+def _untiled(config: ModelConfig) -> str | None:
+    """A linear that the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit, or None."""
     for name, linear in linear_shapes(config).items():
         if linear.in_features % 64 or linear.out_features % 16:
-            raise PlanError(
-                f"int8: {name} is {linear.out_features} x {linear.in_features} per rank at "
-                f"tp={config.mapping.tp_size}; its kernel wants multiples of 16 x 64: choose a "
-                "smaller tp, or quant=none"
-            )
+            return f"{name} is {linear.out_features} x {linear.in_features}"
+    return None
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
@@ -222,14 +231,16 @@ def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
     return max_seq_len
 
 
-def legal_tp(config: ModelConfig, group_sizes: tuple[int, ...] = ()) -> list[int]:
+def legal_tp(
+    config: ModelConfig, group_sizes: tuple[int, ...] = (), int8: bool = False
+) -> list[int]:
     """The tensor parallel sizes this model can be cut over; with int4 groups, one must fit."""
     sizes = []
     for tp in range(1, config.num_attention_heads + 1):
         cut = config.with_mapping(Mapping(tp, config.mapping.pp_size))
-        if _uncut(config, tp) is None:
-            if not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes):
-                sizes.append(tp)
+        grouped = not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes)
+        if _uncut(config, tp) is None and grouped and not (int8 and _untiled(cut)):
+            sizes.append(tp)
     return sizes
 
 
@@ -374,7 +385,7 @@ def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]
     }[module.rpartition(".")[2]]
     if len(shape) == 2:
         return {f"{module}.weight": OutputTensor("float32", shape)}
-    if config.quantization.quant_algo is None:
+    if not is_quantized(config.quantization, f"{module}.weight"):
         return {f"{module}.weight": OutputTensor(config.dtype, shape)}
     assert config.quantization.quant_algo == "FP8", config.quantization
     return {

@@ -81,6 +81,13 @@ def _refused(what: str, key: str, found: object, wanted: str) -> CheckpointError
     return CheckpointError(f"{what} with {key}={found!r}; wanted {wanted}: {_UNQUANTISED}")
 
 
+def _object(what: str, key: str, found: Any) -> dict[str, Any]:
+    """An object, empty when it is absent."""
+    if not isinstance(found or {}, dict):
+        raise _refused(what, key, found, "a JSON object")
+    return found or {}
+
+
 def _group_size(what: str, found: Any) -> int:
     if found not in GROUP_SIZES:
         raise _refused(what, "group_size", found, "64 or 128, for which there are kernels")
@@ -122,8 +129,9 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
     if config.get("transform_config"):
         found = config["transform_config"]
         raise _refused(what, "transform_config", found, "none: rotations are no part of an engine")
-    group: dict[str, Any] = next(iter(groups.values()))
-    weights, inputs = group.get("weights") or {}, group.get("input_activations")
+    group = _object(what, "config_groups", next(iter(groups.values())))
+    weights = _object(what, "weights", group.get("weights"))
+    inputs = _object(what, "input_activations", group.get("input_activations"))
     kind, bits = weights.get("type"), weights.get("num_bits")
     strategy = weights.get("strategy")
     if kind == "float" and bits == 8:
@@ -154,11 +162,10 @@ def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
             raise _refused(what, "has_zero_point", True, "false, as ModelOpt's INT4 AWQ has it")
         group_size = config.get("group_size")
         if group_size is None:  # in config.json it stands in the scheme of the weights
-            schemes: list[Any] = list((config.get("config_groups") or {}).values())
-            weights = (schemes[0].get("weights") if schemes else None) or {}
-            group_size = weights.get("group_size", 128)
-        producer = config.get("producer") or {}
-        word = producer.get("weight_scale_dtype")
+            schemes = list(_object(what, "config_groups", config.get("config_groups")).values())
+            scheme = _object(what, "config_groups", schemes[0] if schemes else None)
+            group_size = _object(what, "weights", scheme.get("weights")).get("group_size", 128)
+        word = _object(what, "producer", config.get("producer")).get("weight_scale_dtype")
         if word not in (None, *DTYPES):
             raise _refused(what, "weight_scale_dtype", word, f"one of {', '.join(DTYPES)}")
         return QuantizedLayout(

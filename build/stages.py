@@ -24,6 +24,7 @@ from enginehouse.build.compile import (
     write_tokenizer,
 )
 from enginehouse.build.convert_stage import run_convert
+from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
 from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
 from enginehouse.build.plan import BuildPlan, make_plan
@@ -173,10 +174,12 @@ def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """The form whose loss against the reference is to be expected.
 
     A source that was quantised is its own reference: only what FP8 does to activations differs.
+    W8A16 is quantised where it is loaded.
     """
-    if source.quantized is None:
-        return plan.settings.quant
-    return "fp8" if plan.settings.quant.startswith("fp8") else "none"
+    quant = plan.settings.quant
+    if source.quantized is None or quant == "int8":
+        return quant
+    return "fp8" if quant in (*FP8_FORMS, "w4a8_awq") else "none"
 
 
 def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:

@@ -28,6 +28,7 @@ class Sequence:
     hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, as far as needed
     num_remembered: int = 0  # blocks already given to the pool under their hash
     num_cached_tokens: int | None = None  # found at the first admission
+    root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
 
     @property
     def num_generated(self) -> int:
@@ -152,6 +153,13 @@ class Scheduler:
         self.waiting.appendleft(sequence)
         self.num_preemptions += 1
 
+    def restart(self, sequence: Sequence, root_hash: BlockHash) -> None:
+        """Let a running sequence compute all of its tokens again, under another root."""
+        self._drop(sequence)
+        sequence.hashes = []
+        sequence.root_hash = root_hash
+        self.waiting.appendleft(sequence)
+
     def _drop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.pool.release(sequence.blocks)
@@ -167,7 +175,7 @@ class Scheduler:
         hashes, size = sequence.hashes, self.block_size
         while len(hashes) < count:
             start = len(hashes) * size
-            parent = hashes[-1] if hashes else ROOT_HASH
+            parent = hashes[-1] if hashes else sequence.root_hash
             hashes.append(hash_block(parent, sequence.token_ids[start : start + size]))
         return hashes[:count]
 

@@ -24,7 +24,7 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.kv_cache import BlockPool
+from enginehouse.runtime.kv_cache import LONG_ROOT_HASH, ROOT_HASH, BlockPool
 from enginehouse.runtime.model import PREFIX, Decoder
 from enginehouse.runtime.request import (
     EngineInfo,
@@ -118,6 +118,8 @@ class TorchExecutor:
             raise RequestError(f"request_id {request.request_id} is already running")
         state = SamplingState(sampling, prompt, vocab_size)
         sequence = Sequence(request, state, list(prompt))
+        if self._is_long(sequence):
+            sequence.root_hash = LONG_ROOT_HASH
         self._sequences[request.request_id] = sequence
         self.scheduler.add(sequence)
 
@@ -169,9 +171,10 @@ class TorchExecutor:
             for token in sequence.token_ids[start : start + count]
         ]
         positions = [p for _, start, count in chunks for p in range(start, start + count)]
+        contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
         attention = plan_attention(self.cache, chunks, self.model.traits.windows)
         hidden = self.model.hidden_states(
-            torch.tensor(token_ids), torch.tensor(positions), attention
+            torch.tensor(token_ids), torch.tensor(positions), attention, torch.tensor(contexts)
         )
         complete = [(row, c) for row, c in _last_rows(chunks) if c.completes]
         sampled: dict[int, int] = {}
@@ -207,7 +210,14 @@ class TorchExecutor:
             self._num_generated_tokens += 1
         if finish is not None:
             del self._sequences[request.request_id]
+        elif self._is_long(sequence) and sequence.root_hash == ROOT_HASH:
+            self.scheduler.restart(sequence, LONG_ROOT_HASH)
         return TokenOutput(request.request_id, [] if stops else [token], finish, cached)
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        """Whether longrope turns the sequence's keys by its long factors."""
+        pretrained = self.model.rotary.pretrained
+        return pretrained is not None and len(sequence.token_ids) > pretrained
 
     def _stops(self, request: Request, token: int) -> bool:
         sampling = request.sampling
