@@ -254,7 +254,7 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         'enginehouse_requests_total{status="400"} 1.0',
         'enginehouse_request_success_total{finish_reason="stop"} 1.0',
         'enginehouse_request_success_total{finish_reason="cancelled"} 1.0',
-        "enginehouse_time_to_first_token_seconds_count 1.0",
+        "enginehouse_time_to_first_token_seconds_count 2.0",
         "enginehouse_e2e_request_latency_seconds_count 1.0",
         "enginehouse_time_per_output_token_seconds_count 1.0",
         "enginehouse_num_requests_running 3.0",
