@@ -21,10 +21,10 @@ class KeyRing:
 
     def check(self, path: str, authorization: str) -> None:
         """RequestError with status 401 when keys are set and none of them was given."""
-        if not self._digests or path.startswith(_OPEN):
+        if not self._digests or _is_open(path):
             return
         scheme, _, key = authorization.strip().partition(" ")
-        given = _digest(key.strip())
+        given = _digest(key.strip(), "latin-1")  # as WSGI hands bytes over
         known = [hmac.compare_digest(given, digest) for digest in self._digests]
         if scheme.lower() != "bearer" or not any(known):
             found = "an unknown key" if authorization else "none"
@@ -35,5 +35,9 @@ class KeyRing:
             )
 
 
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode("utf-8", errors="surrogateescape")).digest()
+def _is_open(path: str) -> bool:
+    return any(path == name or path.startswith(f"{name}/") for name in _OPEN)
+
+
+def _digest(key: str, encoding: str = "utf-8") -> bytes:
+    return hashlib.sha256(key.encode(encoding, errors="replace")).digest()
