@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from api_fixtures import address as address
+from api_fixtures import engine as engine
+from api_fixtures import http as http
+from api_fixtures import settings as settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
