@@ -34,7 +34,7 @@ _Key = tuple[ConstraintKind, str]
 
 
 class GrammarCompiler:
-    """Owns the process that tries grammars, started by the first constraint, and the compiled grammars."""
+    """Owns the compiled grammars, and the process that tries them: the first one starts it."""
 
     def __init__(
         self,

@@ -297,6 +297,15 @@ def test_hostile_schemas_are_compiled_or_refused_and_harm_nobody(
     executor.close()
 
 
+def test_a_grammar_that_grows_slow_is_given_up(executor: TorchExecutor) -> None:
+    params = constrained(
+        ConstraintKind.EBNF, "root ::= root root | [a-c]", 1500, ignore_eos=True, seed=3
+    )
+    answer = run(executor, [Request(1, [4], params)])[1]
+    assert answer.last.refusal is not None, len(answer.token_ids)
+    assert "too long to follow" in answer.last.refusal.message
+
+
 def test_a_grammar_that_is_waited_for_by_nobody_is_given_up(engine: Path) -> None:
     executor = open_torch(engine)
     for i in range(20):
