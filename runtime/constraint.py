@@ -11,6 +11,7 @@ from typing import Any
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.json_schema import MAX_DEPTH, SchemaError, exact_schema
+from enginehouse.runtime.regex_classes import spell_out
 from enginehouse.runtime.request import Constraint, ConstraintKind
 
 MAX_VALUE_BYTES = 64 * 1024
@@ -52,7 +53,7 @@ def _translate(kind: ConstraintKind, value: str) -> tuple[ConstraintKind, str]:
     if kind is ConstraintKind.REGEX:
         if not value:
             raise SchemaError("the regular expression is empty; wanted at least one character")
-        return kind, lines_excluded(value)
+        return kind, spell_out(value)
     if kind is ConstraintKind.EBNF:
         return kind, value
     data = _parse(kind, value)
@@ -111,25 +112,7 @@ def _with_exact_schemas(data: Any, depth: int) -> Any:
                 value = _parse(ConstraintKind.JSON_SCHEMA, value)
             result[key] = exact_schema(value)
         elif key == "pattern" and isinstance(value, str):
-            result[key] = lines_excluded(value)
+            result[key] = spell_out(value)
         else:
             result[key] = _with_exact_schemas(value, depth + 1)
     return result
-
-
-def lines_excluded(pattern: str) -> str:
-    """A regular expression in which a dot matches no line break, as everywhere but in xgrammar."""
-    out, in_class, i = [], False, 0
-    while i < len(pattern):
-        char = pattern[i]
-        if char == "\\":
-            out.append(pattern[i : i + 2])
-            i += 2
-            continue
-        if char == "[":
-            in_class = True
-        elif char == "]":
-            in_class = False
-        out.append("[^\\n\\r]" if char == "." and not in_class else char)
-        i += 1
-    return "".join(out)

@@ -1,5 +1,7 @@
-"""The process that compiles grammars: whatever a constraint does to it, the engine goes on.
+"""The process that tries grammars out: whatever a constraint does to it, the engine goes on.
 
+A grammar that compiled here, in time and within memory, the engine compiles again for itself: as
+text it can be a thousand times as large as in memory, and take seconds to read.
 It reads the vocabulary once and then forks for every grammar. A fork has a limit on its memory
 and on its time, both enforced by the kernel, and dies alone. Started by `grammar_compiler.py`,
 with which it shares a socket; a job and its result pass through pipes of their own.
@@ -27,13 +29,14 @@ from enginehouse.runtime.request import ConstraintKind
 from enginehouse.runtime.vocabulary import read_vocabulary
 
 MEMORY_BYTES = 1 << 30  # that one grammar may take beyond what the process has
-MAX_GRAMMAR_BYTES = 8 << 20  # of a compiled one; reading it holds up the engine
-_REHEARSED_TOKENS = 64
-_SLOW_S = 0.25  # for one step: the engine would wait for it
+MAX_GRAMMAR_BYTES = 64 << 20  # of a compiled one, in memory
+_MAX_COMPILE_S = 2.0  # of processor time: the engine will take as long
+_REHEARSED_TOKENS = 128
+_SLOW_S = 0.1  # of processor time for one token: the engine would wait for it
 
 
 class Job(NamedTuple):
-    """One grammar to compile, and the seconds it may take."""
+    """One grammar to try, and the seconds it may take."""
 
     kind: ConstraintKind
     value: str
@@ -41,9 +44,8 @@ class Job(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """A compiled grammar as JSON, or why there is none."""
+    """What is wrong with a grammar, if anything is."""
 
-    grammar: str | None
     error: str | None = None
 
 
@@ -59,31 +61,35 @@ def tokenizer_info(
     )
 
 
-def compile_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
-    """Compile and try out; what xgrammar only warns of is an error here."""
-    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
+    """Compile and follow it for a while; what xgrammar only warns of is an error here."""
+    began_s = time.process_time()
     with _CapturedStderr() as captured:
         try:
-            compiled = _compile(compiler, job)
+            compiled = build_grammar(info, job.kind, job.value)
         except Exception as error:  # a C++ error of any kind, or pydantic's
-            return Verdict(None, _sentence(str(error)))
+            return Verdict(error=_sentence(str(error)))
     if warnings := captured.text.strip():
-        return Verdict(None, _sentence(warnings))
-    text = compiled.serialize_json()
-    if len(text) > MAX_GRAMMAR_BYTES:
-        return Verdict(None, "it makes too large a grammar; make it simpler")
-    problem = rehearse(xgrammar.CompiledGrammar.deserialize_json(text, info))
-    return Verdict(None if problem else text, problem)
+        return Verdict(error=_sentence(warnings))
+    if compiled.memory_size_bytes > MAX_GRAMMAR_BYTES:
+        return Verdict(error="it makes too large a grammar; make it simpler")
+    if time.process_time() - began_s > _MAX_COMPILE_S:
+        return Verdict(error="it takes too long to compile; make it simpler")
+    return Verdict(rehearse(compiled))
 
 
-def _compile(compiler: xgrammar.GrammarCompiler, job: Job) -> xgrammar.CompiledGrammar:
-    if job.kind is ConstraintKind.JSON_SCHEMA:
-        return compiler.compile_json_schema(job.value, any_whitespace=False)
-    if job.kind is ConstraintKind.REGEX:
-        return compiler.compile_regex(job.value)
-    if job.kind is ConstraintKind.STRUCTURAL_TAG:
-        return compiler.compile_structural_tag(job.value)
-    return compiler.compile_grammar(job.value)
+def build_grammar(
+    info: xgrammar.TokenizerInfo, kind: ConstraintKind, value: str
+) -> xgrammar.CompiledGrammar:
+    """One constraint, checked by `constraint.py`, by xgrammar; RuntimeError where it cannot."""
+    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    if kind is ConstraintKind.JSON_SCHEMA:
+        return compiler.compile_json_schema(value, any_whitespace=False)
+    if kind is ConstraintKind.REGEX:
+        return compiler.compile_regex(value)
+    if kind is ConstraintKind.STRUCTURAL_TAG:
+        return compiler.compile_structural_tag(value)
+    return compiler.compile_grammar(value)
 
 
 def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
@@ -94,14 +100,14 @@ def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
     choose = random.Random(0)
     bits = torch.arange(32, dtype=torch.int32)
     for _ in range(_REHEARSED_TOKENS):
-        began_s = time.monotonic()
+        began_s = time.process_time()
         matcher.fill_next_token_bitmask(bitmask)
         allowed = ((bitmask[0, :, None] >> bits) & 1).flatten()[:size].nonzero().flatten()
         if not len(allowed):
             return "nothing satisfies it; change it so that some text does"
         token = int(allowed[choose.randrange(len(allowed))])
         matcher.accept_token(token)
-        if time.monotonic() - began_s > _SLOW_S:
+        if time.process_time() - began_s > _SLOW_S:
             return "it takes too long to follow; make it less ambiguous"
         if matcher.is_terminated():
             matcher.reset()
@@ -145,7 +151,7 @@ def _run_job(info: xgrammar.TokenizerInfo, job_pipe: int, result_pipe: int) -> N
         limit = psutil.Process().memory_info().vms + MEMORY_BYTES
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    verdict = compile_grammar(info, job)
+    verdict = try_grammar(info, job)
     with os.fdopen(result_pipe, "wb") as pipe:
         pipe.write(msgspec.msgpack.encode(verdict))
 

@@ -1,4 +1,4 @@
-"""Constraints -> compiled grammars, off the engine's loop, in a process that may be lost.
+"""Constraints -> compiled grammars, off the engine's loop, tried in a process that may be lost.
 
 `compile` checks at once and answers with a future. Compiled grammars are kept, the last used
 longest. Knows no sequence and no token.
@@ -21,7 +21,7 @@ import xgrammar
 
 from enginehouse.runtime.constraint import check, refusal
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.grammar_child import Job, Verdict, tokenizer_info
+from enginehouse.runtime.grammar_child import Job, Verdict, build_grammar, tokenizer_info
 from enginehouse.runtime.request import Constraint, ConstraintKind
 
 DEFAULT_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ _Key = tuple[ConstraintKind, str]
 
 
 class GrammarCompiler:
-    """Owns the compiling process, started by the first constraint, and the compiled grammars."""
+    """Owns the compiled grammars, and the process that tries them: the first one starts it."""
 
     def __init__(
         self,
@@ -107,15 +107,18 @@ class GrammarCompiler:
             why = f"{self.timeout_s:g} seconds" if slow else "too much memory"
             raise refusal(constraint, f"the {name} takes {why} to compile; make it simpler")
         verdict = msgspec.msgpack.decode(answer, type=Verdict)
-        if verdict.grammar is None:
+        if verdict.error is not None:
             raise refusal(constraint, f"the {name} cannot be followed: {verdict.error}")
-        return xgrammar.CompiledGrammar.deserialize_json(verdict.grammar, info)
+        return build_grammar(info, constraint.kind, constraint.value)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
         """The process, started again if it is gone, and the vocabulary it was started with."""
         with self._lock:
             args = (self._engine_dir, self._vocab_size, self._stop_token_ids)
-            if self._child is None or self._child.gone:
+            if self._child is not None and self._child.gone:
+                self._child.close()
+                self._child = None
+            if self._child is None:
                 self._child = _Child(*args)
             if self._info is None:
                 self._info = tokenizer_info(*args)

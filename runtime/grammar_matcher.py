@@ -11,7 +11,9 @@ from collections.abc import Iterable
 import xgrammar
 from torch import Tensor
 
-_SLOW_S = 1.0  # for one token, while the whole batch waits
+# Processor seconds, in which the whole batch waits: at once, and for each token besides.
+_MAX_S = 0.5
+_MAX_S_PER_TOKEN = 0.01
 
 
 class GrammarMatcher:
@@ -24,17 +26,24 @@ class GrammarMatcher:
         vocab_size = compiled.tokenizer_info.vocab_size
         self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=sorted(stop_ids))
         self._bitmask = xgrammar.allocate_token_bitmask(1, vocab_size)
+        self._allowed_s = _MAX_S
         self.failure: str | None = None
 
     def mask(self, logits: Tensor) -> None:
-        began_s = time.monotonic()
+        began_s = time.thread_time()
         self._matcher.fill_next_token_bitmask(self._bitmask)
         xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
         if not self._bitmask.any():
             self.failure = "no token can follow; change the constraint so that some text does"
-        elif time.monotonic() - began_s > _SLOW_S:
-            self.failure = "the constraint takes too long to follow; make it less ambiguous"
+        self._spend(time.thread_time() - began_s)
 
     def accept(self, token_id: int) -> None:
+        began_s = time.thread_time()
         if not self._matcher.accept_token(token_id):
             self.failure = "the constraint allowed a token and then refused it; change it"
+        self._spend(time.thread_time() - began_s - _MAX_S_PER_TOKEN)
+
+    def _spend(self, seconds: float) -> None:
+        self._allowed_s -= seconds
+        if self._allowed_s < 0:
+            self.failure = "the constraint takes too long to follow; make it less ambiguous"

@@ -9,7 +9,10 @@ Source: JSON Schema 2020-12, core and validation; xgrammar's json_schema_convert
 from __future__ import annotations
 
 import re
+from collections import deque
 from typing import Any
+
+from enginehouse.runtime.regex_classes import spell_out
 
 MAX_DEPTH = 64
 MAX_REPEAT = 10_000  # of maxLength, maxItems and the like: each is that many states
@@ -74,9 +77,17 @@ class _Walk:
         self.root = root
         self.names: dict[str, str] = {}  # where a $ref points -> its name in defs
         self.defs: dict[str, dict[str, Any]] = {}
+        self.pending: deque[tuple[str, str, Any]] = deque()  # name, path, schema of a $ref
+        self.one_ofs: list[dict[str, Any]] = []
 
     def run(self) -> dict[str, Any]:
         result = self.schema(self.root, "schema", 0)
+        while self.pending:
+            name, path, target = self.pending.popleft()
+            self.defs[name] = self.schema(target, path, 0)
+        for node in self.one_ofs:
+            if self._disjoint(node["oneOf"]):  # else xgrammar must prove it, or refuses
+                node["anyOf"] = node.pop("oneOf")
         return {**result, "$defs": self.defs} if self.defs else result
 
     def schema(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
@@ -106,7 +117,7 @@ class _Walk:
                 f"{path}.{other} beside {keyword} is not supported; move it into the branches"
             )
         if keyword == "$ref":
-            return {"$ref": self._reference(value, where, depth)}
+            return {"$ref": self._reference(value, where)}
         if not isinstance(value, list) or not value:
             raise SchemaError(f"{where} is no list of schemas; wanted at least one schema in it")
         if keyword == "allOf" and len(value) > 1:
@@ -116,9 +127,10 @@ class _Walk:
         branches = [self.schema(v, f"{where}[{i}]", depth + 1) for i, v in enumerate(value)]
         if len(branches) == 1:
             return branches[0]
-        if keyword == "oneOf" and self._disjoint(branches):
-            keyword = "anyOf"
-        return {keyword: branches}
+        made = {keyword: branches}
+        if keyword == "oneOf":
+            self.one_ofs.append(made)
+        return made
 
     def _values(self, keyword: str, value: Any, node: dict[str, Any], where: str) -> dict[str, Any]:
         """const or enum, perhaps beside a type: the values of that type."""
@@ -137,7 +149,7 @@ class _Walk:
             _check_numbers(item, where)
         return {"enum": values}
 
-    def _reference(self, value: Any, where: str, depth: int) -> str:
+    def _reference(self, value: Any, where: str) -> str:
         """The name of a translated copy of what a $ref points to."""
         if value == "#":
             return "#"
@@ -153,7 +165,7 @@ class _Walk:
             target = target[part]
         if value not in self.names:
             name = self.names[value] = f"ref{len(self.names)}"
-            self.defs[name] = self.schema(target, value, depth + 1)
+            self.pending.append((name, value, target))
         return f"#/$defs/{self.names[value]}"
 
     def _disjoint(self, branches: list[dict[str, Any]]) -> bool:
@@ -211,9 +223,12 @@ class _Walk:
             )
         else:
             # xgrammar's own bounds let raw control characters through
-            return {"pattern": f"^.{{{shortest},{'' if longest is None else longest}}}$"}
-        if "pattern" in node and not isinstance(node["pattern"], str):
-            raise SchemaError(f"{path}.pattern is no string; wanted a regular expression")
+            bounds = f"{shortest},{'' if longest is None else longest}"
+            return {"pattern": spell_out(f"^[\\s\\S]{{{bounds}}}$", in_json=True)}
+        if "pattern" in node:
+            if not isinstance(node["pattern"], str):
+                raise SchemaError(f"{path}.pattern is no string; wanted a regular expression")
+            return {"pattern": spell_out(node["pattern"], in_json=True)}
         if "format" in node:
             name = node["format"]
             if name in _PATTERNS:
@@ -226,12 +241,12 @@ class _Walk:
         return node
 
     def _number(self, node: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
-        for keyword, value in node.items():
+        for keyword, value in list(node.items()):
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise SchemaError(f"{path}.{keyword} is no number; wanted a number")
             if abs(value) > 2**53 or round(value, 6) != value:
                 raise SchemaError(
-                    f"{path}.{keyword} is {value}; wanted a number of at most 6 decimals "
+                    f"{path}.{keyword} is out of reach; wanted a number of at most 6 decimals "
                     "between -2**53 and 2**53"
                 )
         if "multipleOf" in node:
@@ -272,7 +287,9 @@ class _Walk:
             result["properties"] = properties
         if patterns:
             self._check_patterns(patterns, properties, closed, node, path)
-            result["patternProperties"] = patterns
+            result["patternProperties"] = {
+                spell_out(pattern, in_json=True): s for pattern, s in patterns.items()
+            }
         if "propertyNames" in node:
             if properties or patterns:
                 raise SchemaError(_unsupported(path, "propertyNames", "beside named properties"))
@@ -392,4 +409,4 @@ def _check_numbers(value: Any, where: str) -> None:
         for item in value.values() if isinstance(value, dict) else value:
             _check_numbers(item, where)
     elif isinstance(value, int | float) and abs(value) > 2**53:
-        raise SchemaError(f"{where} has the number {value:.3g}; wanted at most 2**53")
+        raise SchemaError(f"{where} has a number beyond 2**53; wanted a smaller one")

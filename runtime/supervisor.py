@@ -36,11 +36,11 @@ os.register_at_fork(
 )
 
 
-def host_command(engine_dir: Path | str, address: str) -> list[str]:
+def host_command(engine_dir: Path | str, address: str, *flags: str) -> list[str]:
     """The command line of an engine host: the script beside this interpreter, else on PATH."""
     beside = Path(sys.executable).with_name("enginehouse-host")
     script = str(beside) if beside.exists() else shutil.which("enginehouse-host")
-    return [script or str(beside), str(engine_dir), "--address", address]
+    return [script or str(beside), str(engine_dir), "--address", address, *flags]
 
 
 class HostSupervisor:

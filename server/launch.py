@@ -51,8 +51,19 @@ def num_workers() -> int:
     return int(text)
 
 
+def host_flags() -> list[str]:
+    """What ENGINEHOUSE_DETERMINISTIC asks of the host; one sentence and the end when it is no
+    switch.
+    """
+    text = os.environ.get("ENGINEHOUSE_DETERMINISTIC", "")
+    if text not in ("", "0", "1"):
+        sys.exit(f"enginehouse: ENGINEHOUSE_DETERMINISTIC={text!r}; wanted 0 or 1")
+    return ["--deterministic"] if text == "1" else []
+
+
 def check_engine() -> None:
     """End the process with one sentence, before any fork, when there is no engine to serve."""
+    host_flags()
     try:
         read_engine(Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)"))
     except EngineError as error:
@@ -76,7 +87,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address)
+    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address, *host_flags())
     _supervisor = HostSupervisor(command, lambda facts: announce(url, facts), give_up)
     _supervisor.start()
 

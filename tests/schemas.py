@@ -1,6 +1,6 @@
 """JSON schemas of growing nastiness, for every test that sends some. Plain data and makers.
 
-GOOD: ordinary ones. ODD: legal, and unusual; each compiles or is refused. BAD: what must be refused.
+GOOD: ordinary ones. ODD: legal and unusual, each compiled or refused. BAD: refused.
 """
 
 from __future__ import annotations

@@ -174,12 +174,12 @@ def test_every_kind_of_constraint_is_followed(
 def test_a_constraint_holds_through_chunks_preemption_bias_and_other_stop_tokens(
     engine: Path, tokenizer: Tokenizer
 ) -> None:
-    schema = json.dumps(GOOD["string_length"] | {"minLength": 30, "maxLength": 60})
+    schema = json.dumps(GOOD["string_length"] | {"minLength": 110, "maxLength": 120})
     quote = tokenizer.token_to_id('"')
     letter = tokenizer.token_to_id("a")
     params = {
         "constraint": Constraint(ConstraintKind.JSON_SCHEMA, schema),
-        "stop_token_ids": (letter, quote),
+        "stop_token_ids": (letter,),
         "logit_bias": ((quote, 5.0),),
         "min_tokens": 500,
         "num_logprobs": 2,
@@ -200,7 +200,7 @@ def test_a_constraint_holds_through_chunks_preemption_bias_and_other_stop_tokens
         assert answer.last.finish_reason is FinishReason.STOP, answer.last
         assert answer.last.stop_token_id is not None
         text = json.loads(words(tokenizer, answer.token_ids))
-        assert 30 <= len(text) <= 60
+        assert 110 <= len(text) <= 120
         assert answer.token_ids == wanted[i]
         for output in answer.outputs[:-1]:
             assert output.logprobs is not None and len(output.logprobs[0].top) == 2
@@ -293,9 +293,17 @@ def test_hostile_schemas_are_compiled_or_refused_and_harm_nobody(
             Draft202012Validator(ODD[name]).validate(json.loads(text))
         elif last.finish_reason is not FinishReason.LENGTH:
             assert last.refusal is not None, (name, last)
-    refused = {names[i] for i in range(len(names)) if answers[i].last.refusal}
-    assert "blow_up" in refused or "square" in refused, "nothing of it was hostile at all"
+    assert any(answers[i].last.refusal for i in range(len(names))), "none of it was hostile"
     executor.close()
+
+
+def test_a_grammar_that_grows_slow_is_given_up(executor: TorchExecutor) -> None:
+    params = constrained(
+        ConstraintKind.EBNF, "root ::= root root | [a-c]", 1500, ignore_eos=True, seed=3
+    )
+    answer = run(executor, [Request(1, [4], params)])[1]
+    assert answer.last.refusal is not None, len(answer.token_ids)
+    assert "too long to follow" in answer.last.refusal.message
 
 
 def test_a_grammar_that_is_waited_for_by_nobody_is_given_up(engine: Path) -> None:

@@ -20,11 +20,15 @@ from enginehouse.runtime.client import EngineClient, Generation
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.host import EngineHost
 from enginehouse.runtime.request import (
+    Constraint,
+    ConstraintKind,
     EngineInfo,
     ExecutorStats,
     FinishReason,
+    Refusal,
     Request,
     SamplingParams,
+    TokenLogprobs,
     TokenOutput,
 )
 
@@ -55,11 +59,13 @@ class ScriptedExecutor:
         self.running: dict[int, Iterator[int]] = {}
         self.cancelled: list[int] = []
         self.num_iterations = 0
+        self.priorities: list[int] = []
         self.pace = threading.Event()
 
     def submit(self, request: Request) -> None:
         if 99 in request.prompt_ids:
-            raise RequestError("99 is an unlucky token")
+            raise RequestError("99 is an unlucky token", param="prompt", code="unlucky")
+        self.priorities.append(request.priority)
         count = request.sampling.max_tokens
         cycle = itertools.cycle(request.prompt_ids)
         self.running[request.request_id] = (token + 1 for token in itertools.islice(cycle, count))
@@ -76,9 +82,11 @@ class ScriptedExecutor:
             token = next(tokens, None)
             if token is None:
                 del self.running[request_id]
-                outputs.append(TokenOutput(request_id, [], FinishReason.LENGTH))
+                end = TokenOutput(request_id, [], FinishReason.LENGTH, stop_token_id=2)
+                outputs.append(end)
             else:
-                outputs.append(TokenOutput(request_id, [token]))
+                logprobs = [TokenLogprobs(-0.5, ((token, -0.5),))]
+                outputs.append(TokenOutput(request_id, [token], logprobs=logprobs))
         return outputs
 
     @property
@@ -204,12 +212,23 @@ def test_a_finished_generation_sends_no_cancel(client: EngineClient, host: Runni
     assert host.executor.cancelled == []
 
 
+def test_priority_logprobs_and_stop_tokens_pass_through(
+    client: EngineClient, host: RunningHost
+) -> None:
+    generation = client.submit([1], [SamplingParams(1)], priority=-3)
+    first, last = generation.get(10), generation.get(10)
+    assert first is not None and first[1].logprobs == [TokenLogprobs(-0.5, ((2, -0.5),))]
+    assert last is not None and last[1].stop_token_id == 2
+    assert host.executor.priorities == [-3]
+
+
 def test_what_the_executor_refuses_is_an_error_of_that_request_only(client: EngineClient) -> None:
     good = client.submit([1], [SamplingParams(5)])
     bad = client.submit([99], [SamplingParams(5)])
     event = bad.get(10)
     assert event is not None and event[1].finish_reason is FinishReason.ERROR
     assert event[1].error == "99 is an unlucky token"
+    assert event[1].refusal == Refusal("99 is an unlucky token", "prompt", "unlucky")
     assert read(good) == {0: [2] * 5}
 
 
@@ -272,9 +291,15 @@ def test_any_bytes_are_a_message_or_a_message_error(data: bytes) -> None:
 
 def test_messages_come_back_as_they_were_sent() -> None:
     params = SamplingParams(5, 0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, 2**63 - 1, (1, 2), True)
-    submit = messages.Submit([Request(7, [1, 2, 3], params)])
+    constraint = Constraint(ConstraintKind.CHOICE, '["a"]', "guided_choice")
+    rest = SamplingParams(5, logit_bias=((3, -1.5),), num_logprobs=4, constraint=constraint)
+    submit = messages.Submit([Request(7, [1, 2, 3], params), Request(8, [1], rest, -2)])
     assert messages.decode_to_host(messages.encode(submit)) == submit
-    outputs = messages.Outputs([TokenOutput(7, [1], FinishReason.STOP, 3, None)])
+    logprobs = [TokenLogprobs(-0.25, ((1, -0.25), (2, -3.0)))]
+    refused = TokenOutput(8, finish_reason=FinishReason.ERROR, refusal=Refusal("no", "x", "y"))
+    outputs = messages.Outputs(
+        [TokenOutput(7, [1], FinishReason.STOP, 3, None, logprobs, 2), refused]
+    )
     assert messages.decode_to_worker(messages.encode(outputs)) == outputs
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enginehouse.runtime.request import SamplingParams
+from enginehouse.runtime.logprobs import sample_with_logprobs
+from enginehouse.runtime.request import Constraint, ConstraintKind, SamplingParams
 from enginehouse.runtime.sampling import SamplingState, sample
 
 VOCAB = 3000
@@ -141,3 +142,89 @@ def test_a_penalty_changes_its_own_row_only() -> None:
     strict = state(temperature=0.0, presence_penalty=1.0)
     strict.accept(8)
     assert sample(logits, [strict, state(temperature=0.0)]) == [9, 8]
+
+
+def test_logit_bias_is_added_before_penalties_and_temperature() -> None:
+    bias = ((3, 90.0), (5, -90.0), (8, 0.5))
+    one = state([8], logit_bias=bias, repetition_penalty=2.0, temperature=0.5)
+    logits = make_logits(9)
+    wanted = logits.clone()
+    for token, added in bias:
+        wanted[token] += added
+    wanted[8] = wanted[8] / 2 if wanted[8] > 0 else wanted[8] * 2
+    one.shape(logits)
+    assert torch.allclose(logits, wanted)
+    assert sample(make_logits(9)[None], [state(logit_bias=bias)]) == [3]
+
+
+def test_no_end_and_no_stop_token_before_min_tokens() -> None:
+    params = SamplingParams(9, temperature=0.0, min_tokens=2, stop_token_ids=(4,))
+    one = SamplingState(params, [0], VOCAB, eos_token_ids=(2, 6))
+    logits = torch.zeros(1, VOCAB)
+    logits[0, [2, 4, 6, 7]] = torch.tensor([9.0, 8.0, 7.0, 1.0])
+    drawn = []
+    for _ in range(3):
+        drawn += sample(logits.clone(), [one])
+        if drawn[-1] not in one.stop_ids:
+            one.accept(drawn[-1])
+    assert drawn == [7, 7, 2]
+
+
+def test_ignore_eos_leaves_other_stop_tokens_in_force() -> None:
+    params = SamplingParams(9, stop_token_ids=(4,), ignore_eos=True)
+    assert SamplingState(params, [0], VOCAB, eos_token_ids=(2,)).stop_ids == {4}
+
+
+class Scripted:
+    """A matcher that allows only some tokens."""
+
+    failure: str | None = None
+
+    def __init__(self, allowed: list[int]) -> None:
+        self.allowed = allowed
+
+    def mask(self, logits: Tensor) -> None:
+        kept = logits[self.allowed]
+        logits.fill_(float("-inf"))
+        logits[self.allowed] = kept
+
+    def accept(self, token_id: int) -> None:
+        assert token_id in self.allowed
+
+
+def test_a_constraint_that_is_fulfilled_ends_the_text_whatever_else_was_asked() -> None:
+    constraint = Constraint(ConstraintKind.REGEX, "a")
+    params = SamplingParams(9, min_tokens=5, ignore_eos=True, constraint=constraint)
+    one = SamplingState(params, [0], VOCAB, (2,), Scripted([2]))
+    assert sample(make_logits(1)[None], [one]) == [2] and 2 in one.stop_ids
+    one.matcher = Scripted([2, 9])
+    assert all(sample(make_logits(i)[None], [one]) == [9] for i in range(10))
+
+
+@pytest.mark.parametrize("filters", FILTERS, ids=str)
+def test_only_allowed_tokens_are_drawn_under_any_filter(filters: dict[str, float]) -> None:
+    allowed = [5, 77, 1999]
+    for seed in range(20):
+        one = state(seed=seed, repetition_penalty=1.3, **filters)
+        one.matcher = Scripted(allowed)
+        assert sample(make_logits(seed)[None], [one])[0] in allowed
+
+
+def test_logprobs_are_of_the_logits_as_the_model_gave_them() -> None:
+    logits = torch.stack([make_logits(1), make_logits(2), make_logits(3)])
+    wanted = logits.double() - logits.double().exp().sum(-1, keepdim=True).log()
+    states = [
+        state(temperature=0.3, logit_bias=((11, 50.0),), num_logprobs=5),
+        state(),
+        state(temperature=0.0, num_logprobs=0),
+    ]
+    first, second, third = sample_with_logprobs(logits, states)
+    assert first.token_id == 11 and first.logprobs is not None
+    assert math.isclose(first.logprobs.logprob, float(wanted[0, 11]), abs_tol=1e-4)
+    best = wanted[0].sort(descending=True)
+    assert [token for token, _ in first.logprobs.top] == best.indices[:5].tolist()
+    for (_, found), expected in zip(first.logprobs.top, best.values.tolist(), strict=False):
+        assert math.isclose(found, expected, abs_tol=1e-4)
+    assert second.logprobs is None
+    assert third.logprobs is not None and third.logprobs.top == ()
+    assert math.isclose(third.logprobs.logprob, float(wanted[2].max()), abs_tol=1e-4)

@@ -27,11 +27,16 @@ def make_scheduler(
     )
 
 
-def make_sequence(number: int, prompt: list[int], max_tokens: int = 4) -> Sequence:
-    params = SamplingParams(max_tokens)
-    return Sequence(
-        Request(number, prompt, params), SamplingState(params, prompt, 1000), list(prompt)
-    )
+def make_sequence(
+    number: int,
+    prompt: list[int],
+    max_tokens: int = 4,
+    priority: int = 0,
+    seed: int | None = None,
+) -> Sequence:
+    params = SamplingParams(max_tokens, seed=seed)
+    request = Request(number, prompt, params, priority)
+    return Sequence(request, SamplingState(params, prompt, 1000), list(prompt))
 
 
 def step(scheduler: Scheduler, token: Callable[[Chunk], int] = lambda chunk: 7) -> list[Chunk]:
@@ -116,6 +121,62 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert old.token_ids[7:] == [7, *range(8, 16)]
     assert young.token_ids[4:] == [7, *range(5, 13)], "nothing was lost or sampled twice"
     assert scheduler.pool.num_free == 4
+
+
+def test_the_lower_priority_runs_first_and_equals_in_their_order() -> None:
+    scheduler = make_scheduler(max_batch_size=1)
+    for number, priority in ((1, 5), (2, 0), (3, -1), (4, 0)):
+        scheduler.add(make_sequence(number, [number], max_tokens=1, priority=priority))
+    order = [shape(step(scheduler))[0][0] for _ in range(4)]
+    assert order == [3, 2, 4, 1]
+
+
+def test_the_victim_is_of_the_lowest_priority_and_among_those_the_latest() -> None:
+    scheduler = make_scheduler(num_blocks=6, max_num_tokens=32, max_seq_len=16)
+    for number, priority in ((1, 3), (2, 0), (3, 3)):
+        scheduler.add(make_sequence(number, [number] * 6, 10, priority))
+    finished = []
+    for _ in range(60):
+        for chunk in scheduler.schedule():
+            token = 7 if chunk.completes else None
+            if scheduler.settle(chunk, token, stops=False):
+                finished.append(chunk.sequence.request.request_id)
+    assert scheduler.num_preemptions > 0
+    assert finished == [2, 1, 3]
+    assert scheduler.pool.num_free == 6
+
+
+def test_a_sequence_with_a_seed_shares_no_blocks() -> None:
+    scheduler = make_scheduler()
+    prompt = list(range(10))
+    for number, seed in ((1, None), (2, 5), (3, 5), (4, None)):
+        scheduler.add(make_sequence(number, prompt, seed=seed))
+        chunks = step(scheduler)
+        wanted = (number, 8, 2) if number == 4 else (number, 0, 10)
+        assert shape(chunks)[-1] == wanted
+
+
+def test_deterministic_chunks_do_not_depend_on_neighbours() -> None:
+    def chunks_of_seven(crowd: int) -> list[tuple[int, int, int]]:
+        scheduler = Scheduler(
+            BlockPool(64),
+            block_size=BLOCK,
+            max_batch_size=4,
+            max_num_tokens=16,
+            max_seq_len=64,
+            deterministic=True,
+        )
+        for number in range(crowd):
+            scheduler.add(make_sequence(number, [number] * (3 + number), 6))
+        scheduler.add(make_sequence(7, list(range(30)), 5))
+        seen = []
+        for _ in range(60):
+            seen += [chunk for chunk in shape(step(scheduler)) if chunk[0] == 7]
+        return seen
+
+    alone = chunks_of_seven(0)
+    assert alone[:3] == [(7, 0, 12), (7, 12, 12), (7, 24, 6)]
+    assert all(chunks_of_seven(crowd) == alone for crowd in (1, 2, 3))
 
 
 def test_a_cancelled_sequence_gives_its_blocks_back() -> None:
