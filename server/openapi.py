@@ -126,9 +126,16 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.answer is not None:
         content = {"application/json": {"schema": _ref(operation.answer)}}
     if operation.chunk is not None:
+        data = {
+            "type": "string",
+            "description": "A chunk or an error, as JSON; of the last event, [DONE].",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "anyOf": [_ref(operation.chunk), _ref(answers.Error), {"const": "[DONE]"}]
+            },
+        }
         content["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event": _ref(operation.chunk),
+            "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
         }
     statuses: Iterable[int] = _ERRORS if operation.bodies else _GET_ERRORS
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
