@@ -126,14 +126,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.answer is not None:
         content = {"application/json": {"schema": _ref(operation.answer)}}
     if operation.chunk is not None:
-        data = {
-            "type": "string",
-            "description": "A chunk or an error, as JSON; of the last event, [DONE].",
+        chunk = {
             "contentMediaType": "application/json",
-            "contentSchema": {
-                "anyOf": [_ref(operation.chunk), _ref(answers.Error), {"const": "[DONE]"}]
-            },
+            "contentSchema": {"anyOf": [_ref(operation.chunk), _ref(answers.Error)]},
         }
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, chunk]}
         content["text/event-stream"] = {
             "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
         }
