@@ -126,9 +126,13 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.answer is not None:
         content = {"application/json": {"schema": _ref(operation.answer)}}
     if operation.chunk is not None:
+        chunk = {
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [_ref(operation.chunk), _ref(answers.Error)]},
+        }
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, chunk]}
         content["text/event-stream"] = {
-            "schema": {"type": "string"},
-            "x-event": _ref(operation.chunk),
+            "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
         }
     statuses: Iterable[int] = _ERRORS if operation.bodies else _GET_ERRORS
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}

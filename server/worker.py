@@ -20,6 +20,8 @@ from gunicorn.workers.ggevent import GeventWorker
 from enginehouse.server.app import start_draining
 from enginehouse.server.error_body import make_error
 
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
 
 class Worker(GeventWorker):
     """Counts which connections carry a request; lets go of the others once it drains."""
@@ -98,7 +100,7 @@ def _error_bytes(status_line: bytes, exc: BaseException) -> bytes:
     message, code = "the server failed on this request; its log has more", None
     if status != 500:
         message = f"the request is not HTTP that this server reads: {str(exc)[:200]}"
-        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(exc).__name__).lower()
+        code = _WORDS.sub("_", type(exc).__name__).lower()
     body = msgspec.json.encode(make_error(status, message, code=code).body)
     head = (
         "Connection: close\r\nContent-Type: application/json\r\n"

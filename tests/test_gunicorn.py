@@ -238,6 +238,36 @@ def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
         assert answer.choices[0].finish_reason
 
 
+NO_HTTP: list[tuple[bytes, int, str]] = [
+    (b"garbage\r\n\r\n", 400, "invalid_request_line"),
+    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "invalid_request_line"),
+    (b"GET / HTTP/9.9\r\n\r\n", 400, "invalid_http_version"),
+    (b"GET / HTTP/1.1\r\nbad header\r\n\r\n", 400, "invalid_header"),
+    (b"GET / HTTP/1.1\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", 431, "limit_request_headers"),
+    (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 414, "limit_request_line"),
+    (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "invalid_header"),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "code"), NO_HTTP, ids=lambda item: str(item)[:24])
+def test_what_is_no_http_is_refused_in_the_one_shape(
+    server: Server, data: bytes, status: int, code: str
+) -> None:
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(data)
+        try:
+            while part := connection.recv(65536):
+                answer += part
+        except ConnectionResetError:
+            pass  # it closed with bytes of ours unread
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status, answer
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert set(error) == {"message", "type", "param", "code"}
+
+
 def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_path: Path) -> None:
     server = Server(engine, tmp_path / "log")
     host_pid = server.host_pid()
