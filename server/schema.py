@@ -13,26 +13,8 @@ from typing import NoReturn
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import SamplingParams
+from enginehouse.server.message import ChatMessage
 from enginehouse.server.shapes import WANTED_FIELD, Body, Message, Shape, found_text, parse_body
-
-
-@dataclass(frozen=True, slots=True)
-class ChatMessage:
-    """One message with its text parts joined; role is system, user, assistant or tool."""
-
-    role: str
-    content: str
-    name: str | None = None
-    tool_call_id: str | None = None
-
-    def to_template(self) -> dict[str, str]:
-        """The message as a chat template reads it: absent fields are absent, not None."""
-        fields = {"role": self.role, "content": self.content}
-        if self.name is not None:
-            fields["name"] = self.name
-        if self.tool_call_id is not None:
-            fields["tool_call_id"] = self.tool_call_id
-        return fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,270 @@
+"""One compiled chat template: what it does with messages, calls and tools, and how it renders them.
+
+What a template does is found out by trying it, once, when the engine is opened. This file does not
+know HTTP, tokenizers or how an answer is read.
+Source: the rendering rules of transformers' `apply_chat_template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes, parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.server.message import ChatMessage, ToolCall
+from enginehouse.server.tool_format import ToolFunction
+
+_PROBE = "enginehouseprobe"
+_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # its space tells whether the template trims
+# What a request may not set by chat_template_kwargs: other fields do, or nothing may.
+_RESERVED = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "chat_template",
+)
+# What a template can do wrong with the messages it is given; all else is a bug of ours.
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's text for training; here it prints its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """What a template was seen to do, and its rendering.
+
+    keeps_system, keeps_tool, keeps_calls: such a message, or the calls in one, reach the prompt.
+    system_anywhere: a system message that is not the first is kept in its place.
+    knows_tools: the functions of a request reach the prompt. takes_several_calls: in one message.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
+        self.source = source
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise EngineError(f"the chat template does not compile: {error}") from None
+        self._special_tokens = special_tokens
+        self._arguments_as_text = self._short_ids = False
+        user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
+        system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
+        self.keeps_system = self._keeps([system, user])
+        self.system_anywhere = self._keeps([user, assistant, system, user])
+        call = ToolCall("call0", "f", {"x": _PROBE})
+        self.keeps_calls = self._settle_calls([user, *_called(call)])
+        self.takes_several_calls = self._keeps([user, *_called(replace(call, arguments={}), call)])
+        self.keeps_tool = self._keeps([user, assistant, tool]) or self._keeps(
+            [user, _called(replace(call, arguments={}))[0], tool]
+        )
+        self.knows_tools = self._num_probes([user], [ToolFunction(_PROBE)]) > 0
+
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[ToolFunction] = (),
+        *,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool = False,
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt's text. RequestError when the template refuses the conversation.
+
+        add_generation_prompt: the opening of the assistant's turn follows; None: it does unless
+        continue_final_message, where the prompt ends with the text of the last message.
+        """
+        given = dict(template_kwargs or {})
+        for name in _RESERVED:
+            if name in given:
+                param = f"chat_template_kwargs.{name}"
+                raise RequestError(
+                    f"{param}: may not be set here; leave it out",
+                    param=param,
+                    code="unsupported_parameter",
+                )
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
+        if continue_final_message and add_generation_prompt:
+            raise RequestError(
+                "continue_final_message: found together with add_generation_prompt; "
+                "wanted one of the two",
+                param="continue_final_message",
+                code="invalid_value",
+            )
+        plain = [self._to_template(message) for message in messages]
+        if continue_final_message:
+            plain[-1]["content"] += _CONTINUE
+        values = {
+            **self._special_tokens,
+            **given,
+            "messages": plain,
+            "tools": [tool.to_template() for tool in tools] or None,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        try:
+            text = self._template.render(values)
+        except _TEMPLATE_ERRORS as error:
+            raise RequestError(
+                f"messages: the model's chat template refuses this conversation: {error}",
+                param="messages",
+                code="invalid_value",
+            ) from None
+        return _cut_at_end(text, messages[-1].content) if continue_final_message else text
+
+    def _to_template(self, message: ChatMessage) -> dict[str, Any]:
+        """The message as this template was found to take it."""
+        fields = message.to_template()
+        for call in fields.get("tool_calls", ()):
+            if self._arguments_as_text:
+                arguments = call["function"]["arguments"]
+                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+            if self._short_ids:
+                call["id"] = _short_id(call["id"])
+        if self._short_ids and "tool_call_id" in fields:
+            fields["tool_call_id"] = _short_id(fields["tool_call_id"])
+        return fields
+
+    def _num_probes(
+        self, messages: Sequence[ChatMessage], tools: Sequence[ToolFunction] = ()
+    ) -> int:
+        try:
+            return self.render(messages, tools).count(_PROBE)
+        except RequestError:
+            return 0
+
+    def _keeps(self, messages: Sequence[ChatMessage]) -> bool:
+        """The probe reaches the prompt; once, as else it would be a guess where it belongs."""
+        return self._num_probes(messages) == 1
+
+    def _settle_calls(self, messages: Sequence[ChatMessage]) -> bool:
+        """Find the form of calls that it shows: arguments as an object or text, any id or short."""
+        for self._arguments_as_text, self._short_ids in product((False, True), repeat=2):
+            if self._keeps(messages):
+                return True
+        self._arguments_as_text = self._short_ids = False
+        return False
+
+    def arrange(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """The messages in an order and form this template takes, or RequestError.
+
+        Where the template knows a system message only at the front, one found later moves there;
+        several would have to be merged, which is not what was asked, and are refused. Where it
+        takes one call in a message, each call gets a message, with its result behind it.
+        """
+        if not self.takes_several_calls:
+            messages = _one_call_each(messages)
+        systems = [index for index, item in enumerate(messages) if item.role == "system"]
+        tools = [index for index, item in enumerate(messages) if item.role == "tool"]
+        if tools and not self.keeps_tool:
+            raise _role_refused(tools[0], "this model's chat template has no tool messages")
+        if systems and not self.keeps_system:
+            raise _role_refused(systems[0], "this model's chat template has no system message")
+        if systems in ([], [0]) or self.system_anywhere:
+            return list(messages)
+        if len(systems) > 1:
+            raise _role_refused(
+                systems[1], "this model's chat template takes one system message; found another"
+            )
+        rest = [item for item in messages if item.role != "system"]
+        return [messages[systems[0]], *rest]
+
+
+def _called(*calls: ToolCall) -> list[ChatMessage]:
+    results = [ChatMessage("tool", "three", call.name, call.id) for call in calls]
+    return [ChatMessage("assistant", "", tool_calls=calls), *results]
+
+
+def _one_call_each(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    arranged: list[ChatMessage] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        if len(message.tool_calls) < 2:
+            arranged.append(message)
+            continue
+        results = []
+        while rest and rest[0].role == "tool":
+            results.append(rest.pop(0))
+        content = message.content
+        for call in message.tool_calls:
+            arranged.append(replace(message, tool_calls=(call,), content=content))
+            arranged += [item for item in results if item.tool_call_id == call.id]
+            content = ""
+        known = {call.id for call in message.tool_calls}
+        arranged += [item for item in results if item.tool_call_id not in known]
+    return arranged
+
+
+def _cut_at_end(text: str, content: str) -> str:
+    """The text up to the mark, as transformers cuts it."""
+    mark = _CONTINUE.strip()
+    if mark not in text or content.strip() not in text:
+        raise RequestError(
+            "continue_final_message: the model's chat template does not show the last message as "
+            "it is; leave continue_final_message out",
+            param="continue_final_message",
+            code="invalid_value",
+        )
+    end = text.rindex(mark)
+    cut = text[:end]
+    return cut if text[end : end + len(_CONTINUE)] == _CONTINUE else cut.rstrip()
+
+
+def _short_id(call_id: str) -> str:
+    """Nine letters and digits, as Mistral's templates want them."""
+    if len(call_id) == 9 and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _role_refused(index: int, why: str) -> RequestError:
+    param = f"messages[{index}].role"
+    return RequestError(f"{param}: {why}", param=param, code="unsupported_parameter")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it: jinja's own filter would escape HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
