@@ -59,7 +59,7 @@ def plan_answer(
         parser = tools.parser(form)
         return ReasoningParser(parser, begun, include_reasoning) if reasons else parser
 
-    kept: tuple[str, ...] = (OPEN, CLOSE) if reasons else ()
+    kept: tuple[str, ...] = (OPEN, CLOSE) if reasons or chat.reasons else ()
     if form is not None and tools.shown:
         kept += form.kept
     constraint = _joined(chat, tools, constraint)

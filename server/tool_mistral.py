@@ -81,8 +81,14 @@ class Mistral(Format):
         return MistralParser(names, max_calls)
 
 
+class MistralSpaced(Mistral):
+    """As sentencepiece templates write it."""
+
+    opening = OPEN + " ["
+
+
 class MistralNamed(Mistral):
-    """The newer of the two."""
+    """Since tokenizer v11."""
 
     opening = ""
     before = OPEN
@@ -90,3 +96,10 @@ class MistralNamed(Mistral):
     after = ""
     between = ""
     closing = ""
+
+
+def mistral_of(template: str) -> Mistral:
+    """The form that a chat template writes past calls in."""
+    if ARGS in template:
+        return MistralNamed()
+    return MistralSpaced() if OPEN + " [" in template else Mistral()

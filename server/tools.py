@@ -15,7 +15,7 @@ from enginehouse.server.answer import AnswerParser, PlainParser
 from enginehouse.server.tool_format import Format, ToolFunction
 from enginehouse.server.tool_hermes import Hermes
 from enginehouse.server.tool_llama import GenericJson, LlamaJson
-from enginehouse.server.tool_mistral import Mistral, MistralNamed
+from enginehouse.server.tool_mistral import mistral_of
 from enginehouse.server.tool_pythonic import Pythonic
 
 TOOL_FORMATS = ("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json")
@@ -48,7 +48,7 @@ def choose_format(template: str | None, wanted: str = "auto") -> Format | None:
         case "hermes":
             return Hermes()
         case "mistral":
-            return MistralNamed() if "[ARGS]" in (template or "") else Mistral()
+            return mistral_of(template or "")
         case "json":
             return GenericJson()
     raise ValueError(f"{wanted!r} is no format of tool calls")

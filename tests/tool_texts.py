@@ -17,7 +17,7 @@ from enginehouse.server.answer import (
 from enginehouse.server.tool_format import Format
 from enginehouse.server.tool_hermes import Hermes
 from enginehouse.server.tool_llama import GenericJson, LlamaJson
-from enginehouse.server.tool_mistral import Mistral, MistralNamed
+from enginehouse.server.tool_mistral import Mistral, MistralNamed, MistralSpaced
 from enginehouse.server.tool_pythonic import Pythonic
 
 FORMATS: dict[str, Format] = {
@@ -25,6 +25,7 @@ FORMATS: dict[str, Format] = {
     "llama_pythonic": Pythonic(),
     "hermes": Hermes(),
     "mistral": Mistral(),
+    "mistral_spaced": MistralSpaced(),
     "mistral_named": MistralNamed(),
     "json": GenericJson(),
 }
