@@ -127,8 +127,11 @@ class Chat:
         has_calls = any(message.tool_calls for message in messages)
         if self.tool_format is not None and not self.tool_format.in_template:
             return not has_tools and not has_calls
-        return (self.template.knows_tools or not has_tools) and (
-            self.template.keeps_calls or not has_calls
+        has_results = any(message.role == "tool" for message in messages)
+        return (
+            (self.template.knows_tools or not has_tools)
+            and (self.template.keeps_calls or not has_calls)
+            and (self.template.keeps_tool or not has_results)
         )
 
     def _prompt(

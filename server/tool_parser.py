@@ -8,8 +8,10 @@ This file does not know any model's format, the request or the template.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from collections.abc import Callable, Collection, Generator
+from itertools import groupby
 
 from enginehouse.server.answer import Content, Part, ToolArguments, ToolCallStart
 from enginehouse.server.tool_json import JsonValue, NotJson, object_text
@@ -48,6 +50,8 @@ class CallParser:
         new_id: Callable[[], str] = new_call_id,
     ) -> None:
         self.num_failed = 0
+        marks = "".join({text[0] for text in (*self.openings, *self.bare_openings)})
+        self._plain = re.compile(f"[^{re.escape(marks)}\\s]+")  # may begin nothing
         self._names = frozenset(names)
         self._max_calls = max_calls
         self._new_id = new_id
@@ -68,8 +72,18 @@ class CallParser:
         raise NotImplementedError
 
     def push(self, text: str) -> list[Part]:
-        for char in text:
-            self._take(char)
+        place = 0
+        while place < len(text):
+            plain = None
+            if self._reader is None and not self._opening:
+                plain = self._plain.match(text, place)
+            if plain is None:
+                self._take(text[place])
+                place += 1
+            else:
+                self._write(self._space + plain[0])
+                self._space = ""
+                place = plain.end()
         return self._drain()
 
     def flush(self) -> list[Part]:
@@ -87,14 +101,12 @@ class CallParser:
     def _drain(self) -> list[Part]:
         """The parts so far, neighbours of one kind joined."""
         joined: list[Part] = []
-        for part in self._parts:
-            last = joined[-1] if joined else None
-            if isinstance(part, Content) and isinstance(last, Content):
-                joined[-1] = Content(last.text + part.text)
-            elif isinstance(part, ToolArguments) and isinstance(last, ToolArguments):
-                joined[-1] = ToolArguments(last.number, last.text + part.text)
-            else:
-                joined.append(part)
+        for _, group in groupby(self._parts, _kind):
+            part = next(group)
+            if isinstance(part, (Content, ToolArguments)):
+                rest = (item.text for item in group if not isinstance(item, ToolCallStart))
+                part = part._replace(text="".join([part.text, *rest]))
+            joined.append(part)
         self._parts = []
         return joined
 
@@ -240,6 +252,11 @@ class CallParser:
             char = yield
             self._add_arguments(value.take(char))
         self._end_call()
+
+
+def _kind(part: Part) -> tuple[type, int]:
+    number = part.number if isinstance(part, (ToolCallStart, ToolArguments)) else 0
+    return type(part), number
 
 
 def skip_space() -> Reader:
