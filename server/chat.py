@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.detokenizer import TokenPieces
 from enginehouse.server.message import ChatMessage
+from enginehouse.server.prompt_options import PLAIN_PROMPT, PromptOptions
 from enginehouse.server.reasoning import reasons
 from enginehouse.server.template import ChatTemplate
 from enginehouse.server.tool_format import Format
@@ -35,16 +36,6 @@ T = TypeVar("T")
 class Prompt(NamedTuple):
     text: str
     ids: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptOptions:
-    """What a request says of its prompt besides the messages; see ChatTemplate.render."""
-
-    tools: ToolUse = ToolUse()
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool = False
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Chat:
@@ -78,7 +69,7 @@ class Chat:
         self,
         messages: Sequence[ChatMessage],
         max_seq_len: int,
-        options: PromptOptions = PromptOptions(),
+        options: PromptOptions = PLAIN_PROMPT,
     ) -> Prompt:
         """Render and tokenise; RequestError when the prompt leaves no room for an answer."""
         num_chars = sum(len(message.content) + _CHARS_AROUND for message in messages)
@@ -88,9 +79,7 @@ class Chat:
             return self._prompt(messages, max_seq_len, options)
         return call_beside_the_loop(lambda: self._prompt(messages, max_seq_len, options))
 
-    def render(
-        self, messages: Sequence[ChatMessage], options: PromptOptions = PromptOptions()
-    ) -> str:
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
         """The prompt's text.
 
         Tools and calls are the template's business where it knows them and writes them in the
@@ -113,14 +102,8 @@ class Chat:
         if not self._template_takes(messages, bool(tools)):
             form = self.tool_format or GenericJson()
             messages = as_text(messages, form, tools, self.template.keeps_system)
-            tools = ()
-        return self.template.render(
-            self.template.arrange(messages),
-            tools,
-            add_generation_prompt=options.add_generation_prompt,
-            continue_final_message=options.continue_final_message,
-            template_kwargs=options.template_kwargs,
-        )
+            options = replace(options, tools=ToolUse())
+        return self.template.render(self.template.arrange(messages), options)
 
     def _template_takes(self, messages: Sequence[ChatMessage], has_tools: bool) -> bool:
         assert self.template is not None
@@ -138,7 +121,7 @@ class Chat:
         self, messages: Sequence[ChatMessage], max_seq_len: int, options: PromptOptions
     ) -> Prompt:
         text = self.render(messages, options)
-        self._check_length(text, max_seq_len)
+        self.check_length(text, max_seq_len)
         # The batch call, unlike encode(), lets other threads run meanwhile.
         [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = list(encoding.ids)
@@ -153,15 +136,15 @@ class Chat:
             )
         return Prompt(text, ids)
 
-    def _check_length(self, text: str, max_seq_len: int) -> None:
+    def check_length(self, text: str, max_seq_len: int, param: str = "messages") -> None:
         """Refuse what cannot fit before a core spends seconds on counting its tokens."""
         if self._longest_token and len(text) > max_seq_len * self._longest_token:
             at_least = -(-len(text) // self._longest_token)
             raise RequestError(
-                f"messages: the prompt has {len(text)} characters, which are more than "
+                f"{param}: the prompt has {len(text)} characters, which are more than "
                 f"{at_least - 1} tokens, and this engine's context holds {max_seq_len}; "
-                "shorten the conversation",
-                param="messages",
+                "shorten it",
+                param=param,
                 code="context_length_exceeded",
             )
 

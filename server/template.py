@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from datetime import datetime
 from itertools import product
@@ -17,24 +17,19 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2 import nodes, parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.message import ChatMessage, ToolCall
+from enginehouse.server.prompt_options import PLAIN_PROMPT, PromptOptions
 from enginehouse.server.tool_format import ToolFunction
+from enginehouse.server.tools import ToolUse
 
 _PROBE = "enginehouseprobe"
-_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # its space tells whether the template trims
-# What a request may not set by chat_template_kwargs: other fields do, or nothing may.
-_RESERVED = (
-    "messages",
-    "tools",
-    "documents",
-    "add_generation_prompt",
-    "continue_final_message",
-    "chat_template",
-)
+_CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
@@ -55,6 +50,7 @@ class ChatTemplate:
     keeps_system, keeps_tool, keeps_calls: such a message, or the calls in one, reach the prompt.
     system_anywhere: a system message that is not the first is kept in its place.
     knows_tools: the functions of a request reach the prompt. takes_several_calls: in one message.
+    variables: what it reads beside the messages, tools and special tokens it is given anyhow.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
@@ -72,6 +68,8 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise EngineError(f"the chat template does not compile: {error}") from None
         self._special_tokens = special_tokens
+        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        self.variables = read - _OWN_VARIABLES - special_tokens.keys() - environment.globals.keys()
         self._arguments_as_text = self._short_ids = False
         user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
         system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
@@ -83,60 +81,35 @@ class ChatTemplate:
         self.keeps_tool = self._keeps([user, assistant, tool]) or self._keeps(
             [user, _called(replace(call, arguments={}))[0], tool]
         )
-        self.knows_tools = self._num_probes([user], [ToolFunction(_PROBE)]) > 0
+        shown = PromptOptions(tools=ToolUse((ToolFunction(_PROBE),)))
+        self.knows_tools = self._num_probes([user], shown) > 0
 
-    def render(
-        self,
-        messages: Sequence[ChatMessage],
-        tools: Sequence[ToolFunction] = (),
-        *,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool = False,
-        template_kwargs: Mapping[str, Any] | None = None,
-    ) -> str:
-        """The prompt's text. RequestError when the template refuses the conversation.
-
-        add_generation_prompt: the opening of the assistant's turn follows; None: it does unless
-        continue_final_message, where the prompt ends with the text of the last message.
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
+        """The prompt's text. RequestError when the template refuses the conversation, or would
+        not read one of the options' variables.
         """
-        given = dict(template_kwargs or {})
-        for name in _RESERVED:
-            if name in given:
-                param = f"chat_template_kwargs.{name}"
-                raise RequestError(
-                    f"{param}: may not be set here; leave it out",
-                    param=param,
-                    code="unsupported_parameter",
-                )
-        if add_generation_prompt is None:
-            add_generation_prompt = not continue_final_message
-        if continue_final_message and add_generation_prompt:
-            raise RequestError(
-                "continue_final_message: found together with add_generation_prompt; "
-                "wanted one of the two",
-                param="continue_final_message",
-                code="invalid_value",
-            )
-        plain = [self._to_template(message) for message in messages]
-        if continue_final_message:
-            plain[-1]["content"] += _CONTINUE
-        values = {
-            **self._special_tokens,
-            **given,
-            "messages": plain,
-            "tools": [tool.to_template() for tool in tools] or None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        for name in options.variables:
+            if name not in self.variables:
+                raise _variable_refused(name, self.variables)
+        shown = [self._to_template(message) for message in messages]
+        if options.continue_final_message:
+            shown[-1]["content"] += _CUT
         try:
-            text = self._template.render(values)
+            text = self._template.render(
+                messages=shown,
+                tools=[tool.to_template() for tool in options.tools.shown] or None,
+                documents=None,
+                add_generation_prompt=options.add_generation_prompt,
+                **self._special_tokens,
+                **options.variables,
+            )
         except _TEMPLATE_ERRORS as error:
             raise RequestError(
                 f"messages: the model's chat template refuses this conversation: {error}",
                 param="messages",
                 code="invalid_value",
             ) from None
-        return _cut_at_end(text, messages[-1].content) if continue_final_message else text
+        return _cut(text, messages[-1].content) if options.continue_final_message else text
 
     def _to_template(self, message: ChatMessage) -> dict[str, Any]:
         """The message as this template was found to take it."""
@@ -152,10 +125,10 @@ class ChatTemplate:
         return fields
 
     def _num_probes(
-        self, messages: Sequence[ChatMessage], tools: Sequence[ToolFunction] = ()
+        self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT
     ) -> int:
         try:
-            return self.render(messages, tools).count(_PROBE)
+            return self.render(messages, options).count(_PROBE)
         except RequestError:
             return 0
 
@@ -222,19 +195,27 @@ def _one_call_each(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     return arranged
 
 
-def _cut_at_end(text: str, content: str) -> str:
-    """The text up to the mark, as transformers cuts it."""
-    mark = _CONTINUE.strip()
-    if mark not in text or content.strip() not in text:
+def _cut(text: str, content: str) -> str:
+    """What stands before the mark; without white space at its end where the template trims."""
+    before, found, after = text.rpartition(_CUT.strip())
+    if not found or content.strip() not in text:
         raise RequestError(
-            "continue_final_message: the model's chat template does not show the last message as "
-            "it is; leave continue_final_message out",
+            "continue_final_message: this model's chat template does not show the final message "
+            "as it is; leave continue_final_message out",
             param="continue_final_message",
-            code="invalid_value",
+            code="unsupported_parameter",
         )
-    end = text.rindex(mark)
-    cut = text[:end]
-    return cut if text[end : end + len(_CONTINUE)] == _CONTINUE else cut.rstrip()
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _variable_refused(name: str, known: Set[str]) -> RequestError:
+    param = f"chat_template_kwargs.{name[:64]}"
+    wanted = f"wanted one of {', '.join(sorted(known))}" if known else "it reads none"
+    return RequestError(
+        f"{param}: this model's chat template reads no such variable; {wanted}",
+        param=param,
+        code="unsupported_parameter",
+    )
 
 
 def _short_id(call_id: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from text_engine import CHATML, byte_level_tokenizer
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.server.chat import Chat, PromptOptions
+from enginehouse.server.chat import Chat
 from enginehouse.server.message import ChatMessage, ToolCall
+from enginehouse.server.prompt_options import PromptOptions
 from enginehouse.server.template import ChatTemplate
 from enginehouse.server.tool_format import ToolFunction
 from enginehouse.server.tools import ToolUse
@@ -27,6 +29,7 @@ WEATHER = ToolFunction(
     {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
 )
 CLOCK = ToolFunction("get_time")
+CONTINUED = PromptOptions(False, continue_final_message=True)
 PARIS = ToolCall("abc123DEF", "get_weather", {"city": "Paris & Orléans", "days": [1, None]})
 TIME = ToolCall("zzz000AAA", "get_time", {})
 SYSTEM, USER = ChatMessage("system", "be brief"), ChatMessage("user", "  What now? ")
@@ -74,14 +77,15 @@ def test_tools_calls_and_results_render_as_transformers_does(
     form: str, name: str, tools: list[ToolFunction]
 ) -> None:
     template, messages = ChatTemplate(TEMPLATES[form], SPECIAL), CONVERSATIONS[name]
+    shown = PromptOptions(tools=ToolUse(tuple(tools)))
     if form == "llama3_json" and name == "two":  # it refuses several calls in one message
         with pytest.raises(RequestError, match="single tool-calls"):
-            template.render(messages, tools)
+            template.render(messages, shown)
         messages = template.arrange(messages)
         assert [len(message.tool_calls) for message in messages] == [0, 1, 0, 1, 0]
     for add in (True, False):
         expected = theirs(TEMPLATES[form], messages, tools, add_generation_prompt=add)
-        assert template.render(messages, tools, add_generation_prompt=add) == expected
+        assert template.render(messages, replace(shown, add_generation_prompt=add)) == expected
 
 
 @pytest.mark.parametrize("form", sorted({*TEMPLATES, "chatml"}))
@@ -89,34 +93,27 @@ def test_tools_calls_and_results_render_as_transformers_does(
 def test_a_final_message_is_continued_as_transformers_does(form: str, text: str) -> None:
     source = {**TEMPLATES, "chatml": CHATML}[form]
     messages = [USER, ChatMessage("assistant", text)]
-    ours = ChatTemplate(source, SPECIAL).render(messages, continue_final_message=True)
+    ours = ChatTemplate(source, SPECIAL).render(messages, CONTINUED)
     assert ours == theirs(source, messages, [], continue_final_message=True)
     assert ours.rstrip().endswith(text.strip())
 
 
-def test_template_kwargs_reach_the_template_and_replace_nothing_of_the_request() -> None:
-    template = ChatTemplate(TEMPLATES["hermes"], SPECIAL)
-    kwargs = {"enable_thinking": False, "bos_token": "<x>"}
-    text = template.render([USER], template_kwargs=kwargs)
-    assert text.endswith("<think>\n\n</think>\n\n")
+def test_variables_reach_the_template_and_replace_nothing_of_the_request() -> None:
     source = TEMPLATES["hermes"]
+    template = ChatTemplate(source, SPECIAL)
+    text = template.render([USER], PromptOptions(variables={"enable_thinking": False}))
+    assert text.endswith("<think>\n\n</think>\n\n")
     assert text == theirs(source, [USER], [], add_generation_prompt=True, enable_thinking=False)
-    for name in ("messages", "tools", "add_generation_prompt", "documents"):
-        with pytest.raises(RequestError) as caught:
-            template.render([USER], template_kwargs={name: []})
+    for name in ("messages", "tools", "add_generation_prompt", "documents", "eos_token", "other"):
+        with pytest.raises(RequestError, match="wanted one of enable_thinking") as caught:
+            template.render([USER], PromptOptions(variables={name: []}))
         assert caught.value.param == f"chat_template_kwargs.{name}"
-
-
-def test_a_prompt_is_opened_or_continued_and_not_both() -> None:
-    template = ChatTemplate(CHATML, {})
-    with pytest.raises(RequestError, match="one of the two"):
-        template.render([USER, ANSWER], add_generation_prompt=True, continue_final_message=True)
 
 
 def test_a_final_message_the_template_does_not_show_cannot_be_continued() -> None:
     template = ChatTemplate("{{ messages[0].content }}", {})
     with pytest.raises(RequestError) as caught:
-        template.render([USER, ANSWER], continue_final_message=True)
+        template.render([USER, ANSWER], CONTINUED)
     assert caught.value.param == "continue_final_message"
 
 
@@ -151,7 +148,7 @@ def test_ids_and_arguments_take_the_form_a_template_wants() -> None:
 
 def test_without_a_place_for_tools_they_are_words_in_the_messages() -> None:
     chat = Chat(byte_level_tokenizer(), ChatTemplate(CHATML, {}))
-    options = PromptOptions(ToolUse((WEATHER,)))
+    options = PromptOptions(tools=ToolUse((WEATHER,)))
     two = CONVERSATIONS["two"]
     text = chat.render([SYSTEM, *two, MORE], options)
     turns = text.removesuffix("<|im_start|>assistant\n").split("<|im_end|>\n")
@@ -177,14 +174,14 @@ def test_without_a_system_message_the_words_stand_before_the_user_s() -> None:
         "[{{ m.content }}]{% endfor %}"
     )
     chat = Chat(byte_level_tokenizer(), ChatTemplate(source, {}))
-    text = chat.render([USER], PromptOptions(ToolUse((WEATHER,))))
+    text = chat.render([USER], PromptOptions(tools=ToolUse((WEATHER,))))
     assert text.startswith("[You can call") and text.endswith(f"\n\n{USER.content}]")
 
 
 def test_an_engine_that_calls_no_tools_says_so() -> None:
     chat = Chat(byte_level_tokenizer(), ChatTemplate(TEMPLATES["hermes"], {}), tool_format="none")
     with pytest.raises(RequestError) as caught:
-        chat.render([USER], PromptOptions(ToolUse((WEATHER,))))
+        chat.render([USER], PromptOptions(tools=ToolUse((WEATHER,))))
     assert caught.value.param == "tools"
-    hidden = chat.render([USER], PromptOptions(ToolUse((WEATHER,), choice="none")))
+    hidden = chat.render([USER], PromptOptions(tools=ToolUse((WEATHER,), choice="none")))
     assert hidden == chat.render([USER])

@@ -17,9 +17,10 @@ from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer import Content, Reasoning, ToolCallStart
 from enginehouse.server.answer_plan import plan_answer
-from enginehouse.server.chat import Chat, PromptOptions, load_chat
+from enginehouse.server.chat import Chat, load_chat
 from enginehouse.server.detokenizer import Detokenizer
 from enginehouse.server.message import ChatMessage, ToolCall
+from enginehouse.server.prompt_options import PromptOptions
 from enginehouse.server.reasoning import REASONING_FORMATS
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.template import ChatTemplate
