@@ -43,7 +43,7 @@ def plan_answer(
     """prompt: its text. constraint: of response_format, for an answer that calls no tool.
 
     reasoning: whether it is parted from the content; None: as the engine says. Raises RequestError
-    for tool_choice without a tool, and for schemas that cannot be promised.
+    for tool_choice without a tool, two tools of a name, and schemas that cannot be promised.
     """
     if tools.forced and not tools.functions:
         raise RequestError(
@@ -51,6 +51,16 @@ def plan_answer(
             param="tool_choice",
             code="invalid_value",
         )
+    names = [item.name for item in tools.functions]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            param = f"tools[{index}].function.name"
+            raise RequestError(
+                f'{param}: "{name}" is the name of tools[{names.index(name)}] too; '
+                "wanted a name for each function",
+                param=param,
+                code="invalid_value",
+            )
     reasons = chat.reasons if reasoning is None else reasoning
     begun = reasons and opens_reasoning(prompt)
     form = chat.tool_format
@@ -63,7 +73,7 @@ def plan_answer(
     if form is not None and tools.shown:
         kept += form.kept
     constraint = _joined(chat, tools, constraint)
-    may_reason = chat.reasons and not prompt.rstrip().endswith(CLOSE)
+    may_reason = (reasons or chat.reasons) and not prompt.rstrip().endswith(CLOSE)
     if constraint is not None and may_reason:
         tag = after_reasoning(as_tag(constraint), opens_reasoning(prompt))
         constraint = as_constraint(tag, constraint.param)

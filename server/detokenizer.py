@@ -24,7 +24,7 @@ class TokenPieces:
     A byte-level token is its characters mapped back to bytes; `<0xE2>` is one byte; any other
     token is what the tokenizer's own decoder makes of it, at the start of a text or within one
     (sentencepiece drops the space before the first word only). Special tokens are empty; some
-    are the marks of a tool call, and `special_text` has what those are written as.
+    are the marks of a tool call, and have their `name` as text where they are asked for.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -45,9 +45,9 @@ class TokenPieces:
             piece = self._known[key] = self._make(token_id, first)
         return piece
 
-    def special_text(self, token_id: int) -> bytes:
-        """What a special token is written as in a prompt."""
-        return (self._tokenizer.id_to_token(token_id) or "").encode()
+    def name(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; empty for unknown ids."""
+        return self._tokenizer.id_to_token(token_id) or ""
 
     def ids_of(self, texts: Iterable[str]) -> frozenset[int]:
         """The special tokens that are written so: what a Detokenizer is told to keep."""
@@ -103,7 +103,7 @@ class Detokenizer:
                 data += self._pieces.piece(token_id, self._first)
                 self._first = False
             elif token_id in self._keep:
-                data += self._pieces.special_text(token_id)
+                data += self._pieces.name(token_id).encode()
         return self._decoder.decode(data)
 
     def flush(self) -> str:

@@ -133,6 +133,13 @@ def test_a_tool_choice_without_tools_is_refused() -> None:
         assert caught.value.param == "tool_choice"
 
 
+def test_two_functions_of_one_name_are_refused() -> None:
+    chat = Chat(byte_level_tokenizer(), ChatTemplate(CHATML, {}))
+    with pytest.raises(RequestError) as caught:
+        plan_answer(chat, "", ToolUse((WEATHER, ToolFunction("f"), ToolFunction("get_weather"))))
+    assert caught.value.param == "tools[2].function.name"
+
+
 def test_reasoning_is_parted_where_the_engine_or_the_request_says() -> None:
     chat = Chat(tokenizer_with_marks(), ChatTemplate(TEMPLATES["reasoning"], SPECIAL))
     prompt = chat.render([ChatMessage("user", "2 + 2?")])
