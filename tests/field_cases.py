@@ -227,6 +227,8 @@ CHAT: dict[str, Field] = {
         ],
     ),
     "parallel_tool_calls": flag("parallel_tool_calls"),
+    "include_reasoning": flag("include_reasoning"),
+    "separate_reasoning": flag("separate_reasoning"),
 }
 CHAT["continue_final_message"] = flag("continue_final_message", (True,), messages=[HELLO, ANSWER])
 COMPLETIONS: dict[str, Field] = {
