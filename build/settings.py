@@ -94,6 +94,16 @@ class BuildSettings:
     price_output: float | None = _choice(
         None, "dollars per million generated tokens; without it, the server's", minimum=0
     )
+    tool_format: str = _choice(
+        "auto",
+        "how the model writes calls of tools; auto is what its chat template shows",
+        choices=("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json"),
+    )
+    reasoning_format: str = _choice(
+        "auto",
+        "whether answers begin with <think>; auto is what the chat template shows",
+        choices=("auto", "none", "think"),
+    )
     until: str = _choice("verify", "the last stage to run", choices=STAGES)
 
 

@@ -18,7 +18,7 @@ from werkzeug.exceptions import HTTPException
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server import completion_routes, openapi, token_routes
 from enginehouse.server.auth import KeyRing
-from enginehouse.server.chat import load_chat
+from enginehouse.server.chat import Chat, load_chat
 from enginehouse.server.completion import EngineClient
 from enginehouse.server.error_body import error_answer, make_error
 from enginehouse.server.metrics import CONTENT_TYPE, Metrics
@@ -47,7 +47,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     """
     settings = ServerSettings.from_environment() if settings is None else settings
     client = _open_client(settings.host_address) if client is None else client
-    service = Service(settings, client, load_chat(settings.engine_dir))
+    service = Service(settings, client, _open_chat(settings))
     app = Flask(__name__, static_folder=None)
     app.extensions["enginehouse"] = service
     # One byte more than is allowed: a body without a Content-Length is cut there, and seen.
@@ -60,6 +60,10 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_request_ids(app, service.metrics)
     _add_keys(app, KeyRing(settings.api_keys))
     return app
+
+
+def _open_chat(settings: ServerSettings) -> Chat:
+    return load_chat(settings.engine_dir, settings.tool_format, settings.reasoning_format)
 
 
 def start_draining(app: Flask) -> None:

@@ -177,11 +177,16 @@ def read_common(fields: SamplingFields) -> dict[str, Any]:
                 "the best are known when all have ended; wanted no stream, or best_of equal to n",
             )
     constraint = read_constraint(fields)
+    check_constraint(fields, constraint)
+    return {"fields": fields, "constraint": constraint, "ignored_fields": ignored}
+
+
+def check_constraint(fields: SamplingFields, constraint: Constraint | None) -> None:
+    """RequestError where the fields would let an answer go on, or end, against its grammar."""
     if constraint is not None and fields.ignore_eos:
         refuse("ignore_eos", f"contradicts {constraint.param}: a grammar has to end the answer")
     if constraint is not None and fields.min_tokens:
         refuse("min_tokens", f"contradicts {constraint.param}: a grammar may end earlier")
-    return {"fields": fields, "constraint": constraint, "ignored_fields": ignored}
 
 
 def check_min_tokens(min_tokens: int, max_tokens: int | None) -> None:

@@ -135,6 +135,10 @@ class ChatBody(TemplateFields, SamplingFields):
     ] = None
     parallel_tool_calls: bool = True
     """false: at most one call is made."""
+    include_reasoning: bool = True
+    """Tell the reasoning before the answer, where a model gives any."""
+    separate_reasoning: bool | None = None
+    """Tell it as reasoning_content, apart from the content; absent: as the engine is set."""
 
 
 def _read_prompts(value: object) -> object:

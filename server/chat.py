@@ -1,41 +1,34 @@
 """Messages -> prompt ids, by the engine directory's own chat template and tokenizer.
 
 Reads tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json.
-What a template does with a message is found out by trying it, once, when the engine is opened.
 This file does not know HTTP, sampling or the engine host.
-Source: the rendering rules of transformers' `apply_chat_template`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
-import jinja2
-import jinja2.ext
-import jinja2.meta
 from gevent import get_hub, monkey
-from jinja2 import nodes, parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.detokenizer import TokenPieces
 from enginehouse.server.message import ChatMessage
-from enginehouse.server.schema import PLAIN_PROMPT, PromptOptions
+from enginehouse.server.prompt_options import PLAIN_PROMPT, PromptOptions
+from enginehouse.server.reasoning import reasons
+from enginehouse.server.template import ChatTemplate
+from enginehouse.server.tool_format import Format
+from enginehouse.server.tool_llama import GenericJson
+from enginehouse.server.tool_messages import as_text
+from enginehouse.server.tools import ToolUse, choose_format
 
 MAX_INLINE_CHARS = 2_000  # longer prompts are rendered and tokenised beside the event loop
 _CHARS_AROUND = 32  # what a template writes around each message, about
-_PROBE = "enginehouseprobe"
-_CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
-_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
-# What a template can do wrong with the messages it is given; all else is a bug of ours.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
 T = TypeVar("T")
 
@@ -45,114 +38,29 @@ class Prompt(NamedTuple):
     ids: list[int]
 
 
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text for training; here it prints its body."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-class ChatTemplate:
-    """One compiled chat template, and what it was seen to do with system and tool messages.
-
-    system_anywhere: a system message that is not the first is kept in its place.
-    keeps_system, keeps_tool: such a message reaches the prompt at all.
-    variables: what it reads beside the messages, tools and special tokens it is given anyhow.
-    """
-
-    def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateSyntaxError as error:
-            raise EngineError(f"the chat template does not compile: {error}") from None
-        self._special_tokens = special_tokens
-        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        self.variables = read - _OWN_VARIABLES - special_tokens.keys() - environment.globals.keys()
-        user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
-        system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
-        self.keeps_system = self._keeps([system, user])
-        self.keeps_tool = self._keeps([user, assistant, tool])
-        self.system_anywhere = self._keeps([user, assistant, system, user])
-
-    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
-        """The prompt's text; as options say, with the opening of the assistant's turn, or cut off
-        where the final message ends.
-        """
-        for name in options.variables:
-            if name not in self.variables:
-                raise _variable_refused(name, self.variables)
-        shown = [message.to_template() for message in messages]
-        if options.continue_final_message:
-            shown[-1]["content"] += _CUT
-        try:
-            text = self._template.render(
-                messages=shown,
-                tools=None,
-                documents=None,
-                add_generation_prompt=options.add_generation_prompt,
-                **self._special_tokens,
-                **options.variables,
-            )
-        except _TEMPLATE_ERRORS as error:
-            raise RequestError(
-                f"messages: the model's chat template refuses this conversation: {error}",
-                param="messages",
-                code="invalid_value",
-            ) from None
-        return _cut(text) if options.continue_final_message else text
-
-    def _keeps(self, messages: Sequence[ChatMessage]) -> bool:
-        try:
-            return self.render(messages).count(_PROBE) == 1
-        except RequestError:
-            return False
-
-    def arrange(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """The messages in an order this template takes, or RequestError.
-
-        Where the template knows a system message only at the front, one found later moves there;
-        several would have to be merged, which is not what was asked, and are refused.
-        """
-        systems = [index for index, item in enumerate(messages) if item.role == "system"]
-        tools = [index for index, item in enumerate(messages) if item.role == "tool"]
-        if tools and not self.keeps_tool:
-            raise _role_refused(tools[0], "this model's chat template has no tool messages")
-        if systems and not self.keeps_system:
-            raise _role_refused(systems[0], "this model's chat template has no system message")
-        if systems in ([], [0]) or self.system_anywhere:
-            return list(messages)
-        if len(systems) > 1:
-            raise _role_refused(
-                systems[1], "this model's chat template takes one system message; found another"
-            )
-        rest = [item for item in messages if item.role != "system"]
-        return [messages[systems[0]], *rest]
-
-
 class Chat:
-    """The text side of an engine directory: template, tokenizer, token texts, stop tokens."""
+    """The text side of an engine directory: template, tokenizer, token texts, stop tokens.
+
+    tool_format: how the model writes calls; None: it is not to call tools. reasons: its answers
+    may begin with reasoning.
+    """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         template: ChatTemplate | None,
         stop_token_ids: tuple[int, ...] = (),
+        *,
+        tool_format: str = "auto",
+        reasoning_format: str = "auto",
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.template = template
+        source = None if template is None else template.source
+        self.tool_format: Format | None = choose_format(source, tool_format)
+        self.reasons = reasons(source, reasoning_format)
         self.stop_token_ids = stop_token_ids
         self.pieces = TokenPieces(tokenizer)
         self._longest_token = _longest_token(tokenizer)
@@ -165,12 +73,18 @@ class Chat:
     ) -> Prompt:
         """Render and tokenise; RequestError when the prompt leaves no room for an answer."""
         num_chars = sum(len(message.content) + _CHARS_AROUND for message in messages)
+        num_chars += sum(len(str(call.arguments)) for item in messages for call in item.tool_calls)
+        num_chars += sum(len(str(item.to_template())) for item in options.tools.shown)
         if num_chars <= MAX_INLINE_CHARS:
             return self._prompt(messages, max_seq_len, options)
         return call_beside_the_loop(lambda: self._prompt(messages, max_seq_len, options))
 
-    def render(self, messages: Sequence[ChatMessage], options: PromptOptions) -> str:
-        """The prompt's text; RequestError when there is no template, or it refuses."""
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
+        """The prompt's text.
+
+        Tools and calls are the template's business where it knows them and writes them in the
+        engine's tool format; else they are put into the messages as text.
+        """
         if self.template is None:
             raise RequestError(
                 "messages: this engine has no chat template; build it from a checkpoint that has "
@@ -178,7 +92,30 @@ class Chat:
                 param="messages",
                 code="no_chat_template",
             )
+        tools = options.tools.shown
+        if tools and self.tool_format is None:
+            raise RequestError(
+                "tools: this engine's tool_format is none, it calls no tools; leave tools out",
+                param="tools",
+                code="unsupported_parameter",
+            )
+        if not self._template_takes(messages, bool(tools)):
+            form = self.tool_format or GenericJson()
+            messages = as_text(messages, form, tools, self.template.keeps_system)
+            options = replace(options, tools=ToolUse())
         return self.template.render(self.template.arrange(messages), options)
+
+    def _template_takes(self, messages: Sequence[ChatMessage], has_tools: bool) -> bool:
+        assert self.template is not None
+        has_calls = any(message.tool_calls for message in messages)
+        if self.tool_format is not None and not self.tool_format.in_template:
+            return not has_tools and not has_calls
+        has_results = any(message.role == "tool" for message in messages)
+        return (
+            (self.template.knows_tools or not has_tools)
+            and (self.template.keeps_calls or not has_calls)
+            and (self.template.keeps_tool or not has_results)
+        )
 
     def _prompt(
         self, messages: Sequence[ChatMessage], max_seq_len: int, options: PromptOptions
@@ -219,7 +156,7 @@ class _TokenizerConfig:
     eos_token: str | None
 
 
-def load_chat(engine_dir: Path) -> Chat:
+def load_chat(engine_dir: Path, tool_format: str = "auto", reasoning_format: str = "auto") -> Chat:
     """Open the text side of an engine directory; EngineError when a file cannot be used."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork, cores are the engine's
     path = engine_dir / "tokenizer.json"
@@ -235,7 +172,13 @@ def load_chat(engine_dir: Path) -> Chat:
     if template_path.is_file():
         source = template_path.read_text(encoding="utf-8")
     template = None if source is None else ChatTemplate(source, config.special_tokens)
-    return Chat(tokenizer, template, _stop_token_ids(engine_dir, tokenizer, config.eos_token))
+    return Chat(
+        tokenizer,
+        template,
+        _stop_token_ids(engine_dir, tokenizer, config.eos_token),
+        tool_format=tool_format,
+        reasoning_format=reasoning_format,
+    )
 
 
 def call_beside_the_loop(function: Callable[[], T]) -> T:
@@ -309,51 +252,3 @@ def _longest_token(tokenizer: Tokenizer) -> int | None:
     if spec["normalizer"] is not None or "ByteLevel" not in json.dumps(spec["decoder"]):
         return None
     return max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=None)
-
-
-def _role_refused(index: int, why: str) -> RequestError:
-    param = f"messages[{index}].role"
-    return RequestError(f"{param}: {why}", param=param, code="unsupported_parameter")
-
-
-def _variable_refused(name: str, known: Set[str]) -> RequestError:
-    param = f"chat_template_kwargs.{name[:64]}"
-    wanted = f"wanted one of {', '.join(sorted(known))}" if known else "it reads none"
-    return RequestError(
-        f"{param}: this model's chat template reads no such variable; {wanted}",
-        param=param,
-        code="unsupported_parameter",
-    )
-
-
-def _cut(text: str) -> str:
-    """What stands before the mark; without white space at its end where the template trims."""
-    before, found, after = text.rpartition(_CUT.strip())
-    if not found:
-        raise RequestError(
-            "continue_final_message: this model's chat template does not show the final message",
-            param="continue_final_message",
-            code="unsupported_parameter",
-        )
-    return before if after.startswith(" ") else before.rstrip()
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers has it: jinja's own filter would escape HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

@@ -50,7 +50,7 @@ class Call:
 class Choice:
     """Text, calls, counts and the reason of its end, while they grow.
 
-    parallel_calls false: calls after the first are dropped. stop_reason: the stop string or the
+    kept_ids: special tokens whose text is shown to the parser. stop_reason: the stop string or the
     client's stop token that ended it. mean_logprob: over all its tokens.
     """
 
@@ -61,7 +61,7 @@ class Choice:
         parser: AnswerParser | None = None,
         *,
         wants_logprobs: bool = False,
-        parallel_calls: bool = True,
+        kept_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
@@ -71,10 +71,9 @@ class Choice:
         self.entries: list[TokenEntry] = []
         self.parser = PlainParser() if parser is None else parser
         self._endings = endings
-        self._detokenizer = Detokenizer(pieces)
+        self._detokenizer = Detokenizer(pieces, kept_ids)
         self._matcher = StopMatcher(endings.texts)
         self._wants_logprobs = wants_logprobs
-        self._parallel_calls = parallel_calls
         self._logprobs = LogprobQueue()
         self._sum_logprobs = 0.0
         self._num_chars_read = 0  # of the text as tokens gave it
@@ -167,22 +166,19 @@ class Choice:
             parts += self.parser.flush()
             was_cut = isinstance(self.stop_reason, str)
             self.entries += self._logprobs.end(self._num_chars_sent, was_cut)
-        parts = [part for part in parts if self._keep(part)]
+        for part in parts:
+            self._keep(part)
         if self.calls and self.finish_reason == FinishReason.STOP.value:
             self.finish_reason = "tool_calls"
         return parts
 
-    def _keep(self, part: Part) -> bool:
-        """Remember a part; False for one of a call too many."""
+    def _keep(self, part: Part) -> None:
         if isinstance(part, Content):
             self._contents.append(part.text)
         elif isinstance(part, Reasoning):
             self._thoughts.append(part.text)
-        elif part.number > 0 and not self._parallel_calls:
-            return False
         elif isinstance(part, ToolCallStart):
             self.calls.append(Call(part.id, part.name))
         else:
             assert isinstance(part, ToolArguments)
             self.calls[part.number].arguments += part.text
-        return True

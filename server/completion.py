@@ -95,8 +95,8 @@ class Terms:
     """What is to be answered, and how it is told.
 
     num_sequences are generated for each of num_prompts; num_returned of them, the best by mean
-    logprob, are told. num_logprobs None: no log probabilities are told. parallel_calls false: of a
-    choice's tool calls the first is told.
+    logprob, are told. num_logprobs None: no log probabilities are told. kept_ids: special
+    tokens whose text is shown to the parser.
     """
 
     model: str
@@ -110,7 +110,7 @@ class Terms:
     num_logprobs: int | None = None
     include_usage: bool = False
     continuous_usage: bool = False
-    parallel_calls: bool = True
+    kept_ids: frozenset[int] = frozenset()
     fingerprint: str | None = None
 
 
@@ -141,7 +141,7 @@ class Completion:
                 terms.endings,
                 make_parser(),
                 wants_logprobs=ranks or terms.num_logprobs is not None,
-                parallel_calls=terms.parallel_calls,
+                kept_ids=terms.kept_ids,
             )
             for _ in range(terms.num_prompts * terms.num_sequences)
         ]

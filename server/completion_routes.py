@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from flask import Response
 
 from enginehouse.runtime.request import EngineInfo
-from enginehouse.server.asked import Asked
+from enginehouse.server.answer_plan import plan_answer
+from enginehouse.server.asked import Asked, check_constraint
 from enginehouse.server.choice import Endings
 from enginehouse.server.completion import Completion, Generation, Terms
 from enginehouse.server.prompts import echo_of, text_prompt
@@ -25,12 +27,20 @@ def chat_completions(service: Service) -> Response:
     asked = service.read(lambda body: parse_chat_request(body, max_messages))
     info = _check(service, asked)
     prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
-    terms = Terms(
-        **_terms(service, info, asked),
-        num_prompt_tokens=len(prompt.ids),
-        parallel_calls=asked.parallel_calls,
+    plan = plan_answer(
+        service.chat,
+        prompt.text,
+        asked.options.tools,
+        asked.constraint,
+        reasoning=asked.separate_reasoning,
+        include_reasoning=asked.include_reasoning,
     )
-    completion = Completion(terms, started_s=started_s)
+    check_constraint(asked.fields, plan.constraint)
+    asked = replace(asked, constraint=plan.constraint)
+    terms = Terms(
+        **_terms(service, info, asked), num_prompt_tokens=len(prompt.ids), kept_ids=plan.keep
+    )
+    completion = Completion(terms, plan.new_parser, started_s=started_s)
     generation = _submit(service, asked, prompt.ids, info)
     response = service.answer(completion, generation, asked.fields.stream)
     return tell_ignored(response, asked.ignored_fields)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -23,7 +23,8 @@ class TokenPieces:
 
     A byte-level token is its characters mapped back to bytes; `<0xE2>` is one byte; any other
     token is what the tokenizer's own decoder makes of it, at the start of a text or within one
-    (sentencepiece drops the space before the first word only). Special tokens are empty.
+    (sentencepiece drops the space before the first word only). Special tokens are empty; some
+    are the marks of a tool call, and have their `name` as text where they are asked for.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -47,6 +48,11 @@ class TokenPieces:
     def name(self, token_id: int) -> str:
         """The token as the vocabulary spells it; empty for unknown ids."""
         return self._tokenizer.id_to_token(token_id) or ""
+
+    def ids_of(self, texts: Iterable[str]) -> frozenset[int]:
+        """The special tokens that are written so: what a Detokenizer is told to keep."""
+        found = {self._tokenizer.token_to_id(text) for text in texts}
+        return frozenset(self.special_ids & found)
 
     def _make(self, token_id: int, first: bool) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
@@ -78,10 +84,14 @@ class TokenPieces:
 
 
 class Detokenizer:
-    """The text of one sequence. An incomplete character at the end is never sent."""
+    """The text of one sequence. An incomplete character at the end is never sent.
 
-    def __init__(self, pieces: TokenPieces) -> None:
+    keep: special tokens whose text is shown, as the parser of an answer looks for it.
+    """
+
+    def __init__(self, pieces: TokenPieces, keep: Collection[int] = ()) -> None:
         self._pieces = pieces
+        self._keep = keep
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._first = True
 
@@ -97,6 +107,8 @@ class Detokenizer:
             if token_id not in self._pieces.special_ids:
                 data += self._pieces.piece(token_id, self._first)
                 self._first = False
+            elif token_id in self._keep:
+                data += self._pieces.name(token_id).encode()
         return self._decoder.decode(data)
 
     def flush(self) -> str:

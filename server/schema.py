@@ -5,39 +5,41 @@ This file does not know Flask, the model or its chat template.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.asked import Asked, check_min_tokens, read_common
-from enginehouse.server.bodies import CalledTool, ChatBody, Message, TemplateFields
+from enginehouse.server.bodies import (
+    CalledTool,
+    ChatBody,
+    Message,
+    NamedTool,
+    TemplateFields,
+    Tool,
+)
 from enginehouse.server.json_body import found_text
 from enginehouse.server.message import ChatMessage, ToolCall
+from enginehouse.server.prompt_options import PromptOptions
 from enginehouse.server.refusal import WANTED_FIELD, parse_body, refuse
-
-
-@dataclass(frozen=True, slots=True)
-class PromptOptions:
-    """How messages become a prompt. variables: more of them, for the chat template."""
-
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    variables: Mapping[str, Any] = field(default_factory=dict)
-
-
-PLAIN_PROMPT = PromptOptions()
+from enginehouse.server.tool_format import ToolFunction
+from enginehouse.server.tools import ToolUse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(Asked):
-    """A chat request that is legal in every field."""
+    """A chat request that is legal in every field.
+
+    options has the tools. separate_reasoning None: as the engine does.
+    """
 
     messages: tuple[ChatMessage, ...]
     options: PromptOptions
-    parallel_calls: bool
+    separate_reasoning: bool | None
+    include_reasoning: bool
 
 
 def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequest:
@@ -48,7 +50,6 @@ def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequ
     shape = parse_body(ChatBody, body, lambda data: check_num_messages(data, max_messages))
     common = read_common(shape)
     messages, options = read_conversation(shape)
-    refuse_tools(shape)
     max_tokens = _max_tokens(shape)
     check_min_tokens(shape.min_tokens, max_tokens)
     if shape.top_logprobs and not shape.logprobs:
@@ -58,8 +59,9 @@ def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequ
         max_tokens=max_tokens,
         num_logprobs=shape.top_logprobs if shape.logprobs else None,
         messages=messages,
-        options=options,
-        parallel_calls=shape.parallel_tool_calls,
+        options=replace(options, tools=_tool_use(shape)),
+        separate_reasoning=shape.separate_reasoning,
+        include_reasoning=shape.include_reasoning,
     )
 
 
@@ -157,19 +159,21 @@ def _check_conversation(
         )
 
 
-def refuse_tools(shape: ChatBody) -> None:
-    if shape.tools:
-        refuse(
-            "tools",
-            "this version does not call tools yet; leave out tools and tool_choice",
-            "unsupported_parameter",
-        )
-    if shape.tool_choice not in (None, "none", "auto"):
-        refuse(
-            "tool_choice",
-            'this version does not call tools yet; wanted "none" or "auto"',
-            "unsupported_parameter",
-        )
+def read_tools(tools: Sequence[Tool]) -> tuple[ToolFunction, ...]:
+    """The functions as prompts and grammars take them."""
+    functions = [tool.function for tool in tools]
+    return tuple(
+        ToolFunction(item.name, item.description, item.parameters or None, item.strict)
+        for item in functions
+    )
+
+
+def _tool_use(shape: ChatBody) -> ToolUse:
+    choice = shape.tool_choice
+    functions, parallel = read_tools(shape.tools), shape.parallel_tool_calls
+    if isinstance(choice, NamedTool):
+        return ToolUse(functions, "required", choice.function.name, parallel)
+    return ToolUse(functions, choice or "auto", None, parallel)
 
 
 def _max_tokens(shape: ChatBody) -> int | None:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.reasoning import REASONING_FORMATS
+from enginehouse.server.tools import TOOL_FORMATS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,8 @@ class ServerSettings:
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
     api_keys: none: every request is taken.
+    tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
+    template shows.
     """
 
     engine_dir: Path
@@ -36,13 +40,15 @@ class ServerSettings:
     keepalive_s: float = 15.0
     body_timeout_s: float = 60.0
     api_keys: tuple[str, ...] = ()
+    tool_format: str = "auto"
+    reasoning_format: str = "auto"
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
         """Read ENGINEHOUSE_*; EnginehouseError names the variable that is missing or wrong."""
         engine_dir = Path(_required(env, "ENGINEHOUSE_ENGINE", "an engine directory"))
         model = read_model(engine_dir)
-        given: dict[str, Any] = dict(model.prices)
+        given: dict[str, Any] = {**model.prices, **model.formats}
         # a variable that is absent or empty leaves the engine's value, or the field's default
         for variable, (field, parse) in _OPTIONAL.items():
             if text := env.get(variable, "").strip():
@@ -60,15 +66,16 @@ class ServerSettings:
 
 
 class ModelFacts(NamedTuple):
-    """What the engine's manifest says of its model; prices holds only those it names."""
+    """What the engine's manifest says of its model; prices and formats hold those it names."""
 
     name: str
     prices: dict[str, Decimal]
     digest: str | None
+    formats: dict[str, str]
 
 
 def read_model(engine_dir: Path) -> ModelFacts:
-    """The manifest's `model`: its name, and prices if the engine was built with any."""
+    """The manifest's `model`, and of its `choices` those that are the server's."""
     path = engine_dir / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -78,6 +85,12 @@ def read_model(engine_dir: Path) -> ModelFacts:
             key: _price(f"{path}: {key}", str(model[key]))
             for key in ("price_input", "price_output")
             if model.get(key) is not None
+        }
+        choices = manifest.get("choices") or {}
+        formats = {
+            key: parse(f"{path}: {key}", choices[key])
+            for key, parse in (("tool_format", _tool_format), ("reasoning_format", _reasoning))
+            if choices.get(key) is not None
         }
     except OSError as error:
         raise EnginehouseError(
@@ -90,7 +103,7 @@ def read_model(engine_dir: Path) -> ModelFacts:
         raise EnginehouseError(
             f"{path} names no model; build the engine again or set ENGINEHOUSE_MODEL_NAME"
         )
-    return ModelFacts(name, prices, digest)
+    return ModelFacts(name, prices, digest, formats)
 
 
 def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:
@@ -151,10 +164,28 @@ def _seconds(variable: str, text: str) -> float:
     return seconds
 
 
+def _tool_format(variable: str, text: str) -> str:
+    return _one_of(variable, text, TOOL_FORMATS)
+
+
+def _reasoning(variable: str, text: str) -> str:
+    return _one_of(variable, text, REASONING_FORMATS)
+
+
+def _one_of(variable: str, text: str, known: tuple[str, ...]) -> str:
+    if text not in known:
+        raise EnginehouseError(
+            f"{variable}={text!r} is not known; choose one of {', '.join(known)}"
+        )
+    return text
+
+
 _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_PRICE_INPUT": ("price_input", _price),
     "ENGINEHOUSE_PRICE_OUTPUT": ("price_output", _price),
     "ENGINEHOUSE_MAX_BODY_BYTES": ("max_body_bytes", _num_bytes),
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
+    "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
+    "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
 }

@@ -6,6 +6,7 @@ and answers {"prompt": TEXT}, as llama.cpp's server does.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from flask import Response
@@ -21,8 +22,9 @@ from enginehouse.server.json_body import decode_json
 from enginehouse.server.prompts import check_token_ids, detokenize, tokenize
 from enginehouse.server.refusal import parse_body, refuse, validate
 from enginehouse.server.responses import json_response
-from enginehouse.server.schema import check_num_messages, read_conversation
+from enginehouse.server.schema import check_num_messages, read_conversation, read_tools
 from enginehouse.server.service import Service, tell_ignored
+from enginehouse.server.tools import ToolUse
 
 
 def tokenize_route(service: Service) -> Response:
@@ -75,10 +77,9 @@ def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | Tok
 
 
 def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> str:
-    if shape.tools:
-        refuse("tools", "this version does not render tools yet", "unsupported_parameter")
     messages, options = read_conversation(shape)
-    return service.chat.render(messages, options)
+    tools = ToolUse(read_tools(shape.tools))
+    return service.chat.render(messages, replace(options, tools=tools))
 
 
 def _max_messages(service: Service) -> int | None:

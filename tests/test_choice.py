@@ -171,15 +171,14 @@ def call(number: int, name: str, arguments: str) -> dict[str, Any]:
     return {"id": f"call_{number}", "type": "function", "function": function}
 
 
-@pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("step", [1, 3, 40])
-def test_calls_and_reasoning_are_told_apart_from_content(parallel: bool, step: int) -> None:
-    answer = completion(make_parser=MarkParser, parallel_calls=parallel)
+def test_calls_and_reasoning_are_told_apart_from_content(step: int) -> None:
+    answer = completion(make_parser=MarkParser)
     ids = bytes_ids('(hm)[f{"a": 1}][g{}]')
     script: list[Any] = [(0, TokenOutput(1, ids[i : i + step])) for i in range(0, len(ids), step)]
     deltas, _ = play(answer, [*script, (0, TokenOutput(1, [], STOP))])
     [choice] = answer.whole()["choices"]
-    calls = [call(0, "f", '{"a": 1}'), call(1, "g", "{}")][: 2 if parallel else 1]
+    calls = [call(0, "f", '{"a": 1}'), call(1, "g", "{}")]
     assert choice["finish_reason"] == "tool_calls"
     assert choice["message"] == {
         "role": "assistant",

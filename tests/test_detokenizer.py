@@ -85,6 +85,18 @@ def test_special_and_unknown_tokens_are_never_shown_and_plain_added_ones_are() -
     assert detokenize(BYTE_PIECES, [0, added, 1, 99_999], []) == "<think> é"
 
 
+def test_special_tokens_are_shown_where_they_are_asked_for() -> None:
+    pieces = TokenPieces(BYTE_LEVEL)
+    start, end = (BYTE_LEVEL.token_to_id(text) for text in ("<|im_start|>", "<|im_end|>"))
+    assert pieces.ids_of(["<|im_start|>", "<think> é", "nowhere"]) == {start}
+    ids = [start, *BYTE_LEVEL.encode("hé", add_special_tokens=False).ids, end]
+    detokenizer = Detokenizer(pieces, pieces.ids_of(["<|im_start|>"]))
+    assert "".join(detokenizer.push([token_id]) for token_id in ids) == "<|im_start|>hé"
+    begun = Detokenizer(TokenPieces(SENTENCEPIECE), {SENTENCEPIECE.token_to_id("<s>")})
+    first = SENTENCEPIECE.encode("he", add_special_tokens=False).ids
+    assert begun.push([SENTENCEPIECE.token_to_id("<s>"), *first]) == "<s>he"
+
+
 def match(stops: list[str], parts: list[str]) -> tuple[str, str | None]:
     """The text sent and the stop found, as a completion drives the matcher."""
     matcher, sent = StopMatcher(stops), ""
