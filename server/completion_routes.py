@@ -48,7 +48,9 @@ def chat_completions(service: Service) -> Response:
 
 def text_completions(service: Service) -> Response:
     started_s = time.monotonic()
-    asked = service.read(parse_text_request)
+    info = service.info
+    max_seq_len = info.max_seq_len if info else None
+    asked = service.read(lambda body: parse_text_request(body, max_seq_len))
     info = _check(service, asked)
     prompts = [
         text_prompt(service.chat, prompt, asked.add_special_tokens, info, param)

@@ -49,8 +49,12 @@ def check_token_ids(ids: list[int], vocab_size: int, param: str) -> None:
 
 def detokenize(chat: Chat, ids: list[int]) -> str:
     """The text with special tokens in it."""
-    text: str = chat.tokenizer.decode(ids, skip_special_tokens=False)
-    return text
+
+    def decode() -> str:
+        text: str = chat.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    return decode() if len(ids) <= MAX_INLINE_CHARS else call_beside_the_loop(decode)
 
 
 def echo_of(chat: Chat, prompt: str | list[int]) -> str:

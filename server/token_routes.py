@@ -28,15 +28,15 @@ from enginehouse.server.tools import ToolUse
 
 
 def tokenize_route(service: Service) -> Response:
-    shape = service.read(_parse_tokenize)
+    max_messages = _max_messages(service)
+    shape = service.read(lambda body: _parse_tokenize(body, max_messages))
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
     text = shape.prompt if isinstance(shape, TokenizeBody) else _render(service, shape)
     ids = tokenize(service.chat, text, shape.add_special_tokens)
-    info = service.info
     answer: dict[str, Any] = {
         "count": len(ids),
-        "max_model_len": info.max_seq_len if info else None,
+        "max_model_len": max_messages,
         "tokens": ids,
         "token_strs": None,
     }
@@ -55,27 +55,37 @@ def detokenize_route(service: Service) -> Response:
 
 
 def apply_template_route(service: Service) -> Response:
-    shape = service.read(lambda body: parse_body(TemplateBody, body, lambda data: None))
+    max_messages = _max_messages(service)
+    shape = service.read(
+        lambda body: parse_body(
+            TemplateBody, body, lambda data: check_num_messages(data, max_messages)
+        )
+    )
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
     return tell_ignored(json_response({"prompt": _render(service, shape)}), ignored)
 
 
-def _parse_tokenize(body: bytes) -> TokenizeBody | TokenizeChatBody:
+def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:
     data = decode_json(body)
     if data.get("messages") is None:
         return validate(TokenizeBody, data)
     if data.get("prompt") is not None:
         refuse("prompt", "contradicts messages; wanted one of the two")
+    check_num_messages(data, max_messages)
     return validate(TokenizeChatBody, data)
 
 
 def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> str:
-    info = service.info
-    check_num_messages({"messages": shape.messages}, info.max_seq_len if info else None)
     messages, options = read_conversation(shape)
     tools = ToolUse(read_tools(shape.tools))
     return service.chat.render(messages, replace(options, tools=tools))
+
+
+def _max_messages(service: Service) -> int | None:
+    """The context's length: every message takes a token at least."""
+    info = service.info
+    return info.max_seq_len if info else None
 
 
 def _check_model(service: Service, name: str | None) -> None:

@@ -224,13 +224,14 @@ CHAT: dict[str, Field] = {
             ("perhaps", "tool_choice", VALUE),
             (5, "tool_choice", VALUE),
             ({"type": "function"}, "tool_choice", VALUE),
+            ("required", "tool_choice", VALUE),
+            ({"type": "function", "function": {"name": "f"}}, "tool_choice", VALUE),
         ],
     ),
     "parallel_tool_calls": flag("parallel_tool_calls"),
     "include_reasoning": flag("include_reasoning"),
     "separate_reasoning": flag("separate_reasoning"),
 }
-CHAT["continue_final_message"] = flag("continue_final_message", (True,), messages=[HELLO, ANSWER])
 COMPLETIONS: dict[str, Field] = {
     **SHARED,
     "prompt": Field(

@@ -238,6 +238,45 @@ def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
         assert answer.choices[0].finish_reason
 
 
+def test_text_completions_of_several_prompts_have_logprobs(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny-llama", "prompt": [[9, 8], [5, 6, 7]], "max_tokens": 6}
+    answer = client.completions.create(**asked, temperature=0.0, logprobs=2, n=1)
+    for choice in answer.choices:
+        logprobs = choice.logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        assert len(logprobs.token_logprobs) == 6
+        for token, value, top in zip(
+            logprobs.tokens or [], logprobs.token_logprobs, logprobs.top_logprobs or [], strict=True
+        ):
+            assert value == top[token] == max(top.values()), "greedy takes the likeliest"
+    streamed: dict[int, str] = {0: "", 1: ""}
+    for chunk in client.completions.create(**asked, temperature=0.0, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert [streamed[choice.index] for choice in answer.choices] == [
+        choice.text for choice in answer.choices
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_is_followed_and_a_broken_one_is_the_sender_s_fault(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    def ask(**fields: object) -> str:
+        answer = client.chat.completions.create(
+            model="tiny-llama", messages=MESSAGES, seed=3, stream=stream, extra_body=fields
+        )
+        if not isinstance(answer, openai.Stream):
+            return answer.choices[0].message.content or ""
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+
+    assert ask(guided_choice=["yes", "no"]) in ("yes", "no")
+    assert re.fullmatch("[ab]{3}-[0-9]", ask(guided_regex="[ab]{3}-[0-9]"))
+    for fields in ({"guided_regex": "(a"}, {"guided_grammar": "root ::= missing"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(**fields)
+        assert caught.value.param == next(iter(fields))
+
+
 NO_HTTP: list[tuple[bytes, int, str]] = [
     (b"garbage\r\n\r\n", 400, "invalid_request_line"),
     (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "invalid_request_line"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from flask.testing import FlaskClient
+from gevent import socket as gsocket
+from gevent.pywsgi import WSGIServer
 from scripted_client import ScriptedClient
 from test_server import PATHS, ask, error_of
 from text_engine import CHATML, byte_level_tokenizer, engine_info, write_text_engine
 
-from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 
@@ -159,6 +163,34 @@ def test_the_fingerprint_is_the_engine_s_digest(engine: ScriptedClient, http: Fl
     assert ask(http).json["system_fingerprint"] == "fp_000000000000"
     engine.info = dataclasses.replace(engine_info(), digest="sha256:" + "ab" * 32)
     assert ask(http).json["system_fingerprint"] == "fp_abababababab"
+
+
+def test_a_body_that_does_not_arrive_is_a_408(
+    settings: ServerSettings, engine: ScriptedClient
+) -> None:
+    hasty = dataclasses.replace(settings, body_timeout_s=0.2)
+    server = WSGIServer(("127.0.0.1", 0), create_app(hasty, engine), log=None)
+    server.start()
+    head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with gevent.Timeout(10), gsocket.create_connection(server.address) as client:
+        client.sendall(head + b'Content-Length: 99\r\n\r\n{"prompt": ')
+        answer = b""
+        while not answer.endswith(b"}}"):
+            answer += client.recv(65536)
+    server.stop(timeout=1)
+    header, _, body = answer.partition(b"\r\n\r\n")
+    assert int(header.split()[1]) == 408
+    assert json.loads(body)["error"]["code"] == "request_timeout"
+
+
+def test_too_many_requests_would_be_told_when_to_come_again(http: FlaskClient) -> None:
+    @http.application.get("/busy")
+    def busy() -> None:
+        raise RequestError("busy", code="rate_limit_exceeded", status=429)
+
+    response = http.get("/busy")
+    assert (response.status_code, error_of(response)["type"]) == (429, "rate_limit_error")
+    assert int(response.headers["Retry-After"]) > 0
 
 
 @pytest.fixture

@@ -229,6 +229,8 @@ def test_a_refusal_names_the_field_at_fault(fields: dict[str, Any], param: str, 
 ACCEPTED: list[dict[str, Any]] = [
     {"tools": [], "tool_choice": "auto"},
     {"tool_choice": "none"},
+    {"tools": [FUNCTION], "tool_choice": "required", "parallel_tool_calls": False},
+    {"tools": [FUNCTION], "tool_choice": FUNCTION},
     {"response_format": {"type": "text"}},
     {"max_tokens": 3, "max_completion_tokens": 3},
     {"metadata": {"a": "b"}, "store": False, "service_tier": "flex", "parallel_tool_calls": False},

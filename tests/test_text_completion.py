@@ -127,6 +127,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompt": {}}, "prompt"),
     ({"prompt": "x " * 300}, "prompt"),
     ({"prompt": [5] * 256}, "prompt"),
+    ({"prompt": ["a"] * 257}, "prompt"),
+    ({"prompt": [[5], [5] * 257]}, "prompt"),
     ({"prompt": ["a"] * 129}, "prompt"),
     ({"suffix": "x"}, "suffix"),
     ({"messages": []}, "messages"),
