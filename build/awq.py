@@ -30,9 +30,9 @@ class InputMoments:
     channel; largest: the largest magnitude of all.
     """
 
-    def __init__(self, in_features: int) -> None:
-        self.second = torch.zeros(in_features, in_features)
-        self._sum = torch.zeros(in_features)
+    def __init__(self, in_features: int, device: torch.device | None = None) -> None:
+        self.second = torch.zeros(in_features, in_features, device=device)
+        self._sum = torch.zeros(in_features, device=device)
         self._count = 0
 
     def add(self, x: Tensor) -> None:
@@ -88,7 +88,7 @@ def search_prequant(
     """
     mean = moments.mean.clamp(min=1e-5)
     weight = weight[:: -(-len(weight) // _SEARCH_ROWS)]
-    best, best_error = torch.ones(len(mean), dtype=dtype), float("inf")
+    best, best_error = torch.ones_like(mean, dtype=dtype), float("inf")
     for alpha in ALPHAS:
         powers = mean**alpha
         powers = powers / (powers.amax() * powers.amin()).sqrt()
@@ -156,7 +156,7 @@ def round_compensated(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
                 errors,
             )
         rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    result = torch.empty(in_features, len(weight), dtype=torch.int8)
+    result = torch.empty_like(q, dtype=torch.int8)
     result[order] = q.to(torch.int8)
     return result.T.contiguous()
 

@@ -20,7 +20,6 @@ from enginehouse.build.reference import ReferenceModel
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
 from enginehouse.runtime.packing import pack_int4
-from enginehouse.runtime.rope import Rotary
 from enginehouse.runtime.traits import AttentionRule
 
 # Linears that share an input, and so its factors; in the order in which a layer runs them.
@@ -55,17 +54,17 @@ class LayerwiseAwq:
         self.config = config
         self.reference = reference
         self.advance = advance
-        embedding = reference.tensors("transformer.vocab_embedding.")["weight"]
-        scale = reference.traits.embedding_scale
-        self._hidden = [embedding[ids] * scale for ids in sequences]
-        self._rotary = Rotary(reference.config, max(len(ids) for ids in sequences))
+        self._hidden = reference.embedded(sequences)
+        self._rotary = reference.rotary(max(len(ids) for ids in sequences))
         self._next = 0
         # What attention gave for each sequence: it stands once a layer's q, k and v are settled.
         self._attended: dict[int, Tensor] = {}
 
     @torch.inference_mode()
     def __call__(self, layer: int) -> dict[str, Tensor]:
-        """The checkpoint's tensors of the layer's quantised linears, whole, by module."""
+        """The checkpoint's tensors of the layer's quantised linears, whole, by module; on the CPU,
+        wherever the reference runs.
+        """
         assert layer == self._next, f"layer {layer} asked for after {self._next - 1}"
         self._next += 1
         tensors = self.reference.tensors(PREFIX.format(layer))
@@ -84,7 +83,7 @@ class LayerwiseAwq:
                 tensors[f"{module}.weight"] = part
         self._run(layer, tensors)
         self.advance(1)
-        return result
+        return {name: tensor.cpu() for name, tensor in result.items()}
 
     def _quantized(self, weight: Tensor, inputs: _Inputs) -> AwqLinear:
         dtype: torch.dtype = getattr(torch, self.config.dtype)
@@ -108,7 +107,7 @@ class LayerwiseAwq:
             if name != module:
                 return
             if not seen:
-                seen.append(_Inputs(InputMoments(x.shape[1]), x.abs().amax(0)))
+                seen.append(_Inputs(InputMoments(x.shape[1], x.device), x.abs().amax(0)))
             seen[0].moments.add(x)
             torch.maximum(seen[0].largest, x.abs().amax(0), out=seen[0].largest)
             raise _Seen
@@ -132,7 +131,7 @@ class LayerwiseAwq:
 
         states = self._hidden[sequence]
         local = self.reference.traits.local_rope[layer]
-        angles = self._rotary.at(torch.arange(len(states)))[local]
+        angles = self._rotary.at(torch.arange(len(states), device=states.device))[local]
         return decoder(layer, states, angles, attend)
 
     def _run(self, layer: int, tensors: dict[str, Tensor]) -> None:

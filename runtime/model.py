@@ -40,7 +40,7 @@ class Attention(Protocol):
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
     """One whole sequence and nothing cached: for calibration and for checks."""
-    tokens = torch.arange(len(q))
+    tokens = torch.arange(len(q), device=q.device)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, tokens, D]
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 

@@ -179,6 +179,12 @@ class Rotary:
         """The angles of these positions in each table: the global one first."""
         return [table.at(positions) for table in self.tables]
 
+    def to(self, device: torch.device) -> Rotary:
+        """The tables moved to a device, where positions must then lie; itself."""
+        for table in self.tables:
+            table.cos, table.sin = table.cos.to(device), table.sin.to(device)
+        return self
+
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype.
