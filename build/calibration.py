@@ -15,7 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.reference import ReferenceModel, fast_products
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.packing import FP8_MAX, INT8_MAX
@@ -81,7 +81,8 @@ def activation_maxima(
         keys_values[layer] = max(keys_values.get(layer, 0.0), largest)
         return causal_attention(layer, q, k, v, rule)
 
-    model.hidden_states(sequences, observe, advance, attend)
+    with fast_products():
+        model.hidden_states(sequences, observe, advance, attend)
     return ActivationMaxima(linears, keys_values)
 
 

@@ -7,7 +7,8 @@ where there is one: a layer's weights are moved there, and logits brought back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -30,6 +31,19 @@ LayerObserver = Callable[[int, str, Tensor], None]  # layer, module, input [toke
 def default_device() -> torch.device:
     """Where calibration and the reference run: the current CUDA device, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def fast_products() -> Iterator[None]:
+    """float32 products as calibration needs them: oneDNN's, which on AMD take half of MKL's time,
+    and which may round their factors to bfloat16 on CPUs, or to TF32 on GPUs, that gain by it.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class ReferenceModel:

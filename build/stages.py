@@ -11,8 +11,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
@@ -169,18 +170,16 @@ def _calibrate(
 def _calibration_sequences(
     plan: BuildPlan, source: SourceCheckpoint, directory: Path
 ) -> list[Tensor]:
-    tokenizer_dir = directory / "tokenizer"
-    tokenizer_dir.mkdir()
-    try:
-        source.write_tokenizer(tokenizer_dir)
+    with ExitStack() as stack:
+        if not (directory / "tokenizer.json").exists():  # a checkpoint alone holds none
+            directory = Path(stack.enter_context(TemporaryDirectory(dir=directory)))
+            source.write_tokenizer(directory)
         return calibration_sequences(
-            tokenizer_dir,
+            directory,
             plan.settings.calib_samples,
             min(plan.settings.calib_length, plan.max_seq_len),
             source.bos_token_id,
         )
-    finally:
-        shutil.rmtree(tokenizer_dir)
 
 
 def run_compile(
