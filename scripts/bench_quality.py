@@ -9,8 +9,9 @@ same size, with lm_head unquantised as here; its model is evaluated with transfo
 Perplexity is over windows of 512 tokens of text that is not calibration text.
 
 Seconds are those of a whole process, from its start until the weights are quantised (ours: until
-they are written); for modelopt, those of mtq.quantize alone stand beside them. Peak memory is
-that of the same time. A run of more than --limit seconds is killed and reported.
+they are written); for modelopt, those of mtq.quantize alone stand beside them. CPU seconds, of all
+threads, depend less on what else the machine does. Peak memory is that of the same time. A run of
+more than --limit seconds is killed and reported.
 """
 
 from __future__ import annotations
@@ -53,12 +54,19 @@ MODELOPT_FORMS = "none,FP8_DEFAULT_CFG,INT4_AWQ_CFG"
 Windows = dict[str, list[Tensor]]
 
 
+class Usage(NamedTuple):
+    """What a process took: wall and CPU seconds, and its peak of resident bytes."""
+
+    seconds: float
+    cpu_s: float
+    peak_bytes: int
+
+
 class Result(NamedTuple):
     """nll: text -> its negative log-likelihood in nats, and its tokens. quantize_s: modelopt's."""
 
     form: str
-    seconds: float
-    peak_bytes: int
+    usage: Usage
     nll: dict[str, tuple[float, int]]
     quantize_s: float | None = None
 
@@ -112,10 +120,8 @@ def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int
     return result
 
 
-def run_child(command: list[str], threads: int, limit_s: float) -> tuple[str, float, int]:
-    """What a command prints, its wall seconds and its peak resident bytes; Failed unless it ends
-    well within the limit.
-    """
+def run_child(command: list[str], threads: int, limit_s: float) -> tuple[str, Usage]:
+    """What a command prints, and what it took; Failed unless it ends well within the limit."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
@@ -132,7 +138,8 @@ def run_child(command: list[str], threads: int, limit_s: float) -> tuple[str, fl
         output.seek(0)
         if process.returncode:
             raise Failed((errors.read().strip() or f"status {process.returncode}").split("\n")[-1])
-        return output.read(), seconds, usage.ru_maxrss * 1024
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return output.read(), Usage(seconds, cpu_s, usage.ru_maxrss * 1024)
 
 
 def run_form(form: str, args: argparse.Namespace, work: Path, windows: Windows) -> Result:
@@ -145,19 +152,19 @@ def run_form(form: str, args: argparse.Namespace, work: Path, windows: Windows) 
     command += ["--kv-cache-dtype", kv_cache_dtype or "auto"]
     if quant in ("int4", "int4_awq"):
         command += ["--group-size", str(args.group_size)]
-    _, seconds, peak = run_child(command, args.threads, args.limit)
-    return Result(form, seconds, peak, engine_nll(work / form, windows))
+    _, usage = run_child(command, args.threads, args.limit)
+    return Result(form, usage, engine_nll(work / form, windows))
 
 
 def run_modelopt(form: str, args: argparse.Namespace, work: Path) -> Result:
     """The same weights and ids through modelopt, in its own Python."""
     script = str(Path(__file__).with_name("modelopt_quality.py"))
     command = [args.modelopt, script, str(work), form, str(args.group_size), str(args.threads)]
-    output, _, _ = run_child([*command, str(time.time())], args.threads, args.limit)
+    output, _ = run_child([*command, str(time.time())], args.threads, args.limit)
     found = json.loads(output.strip().split("\n")[-1])
     nll = {name: tuple(counts) for name, counts in found["nll"].items()}
-    peak = found["peak_kib"] * 1024
-    return Result(f"modelopt {form}", found["whole_s"], peak, nll, found["quantize_s"])
+    usage = Usage(found["whole_s"], found["cpu_s"], found["peak_kib"] * 1024)
+    return Result(f"modelopt {form}", usage, nll, found["quantize_s"])
 
 
 def write_for_transformers(
@@ -177,8 +184,8 @@ def print_row(result: Result) -> None:
     each = "".join(f"{result.perplexity(text):10.2f}" for text in result.nll)
     alone = "" if result.quantize_s is None else f"   mtq.quantize {result.quantize_s:.1f} s"
     print(
-        f"{result.form:26}{result.perplexity():9.2f}{each}{result.seconds:9.1f} s"
-        f"{result.peak_bytes / 2**20:7.0f} MiB{alone}",
+        f"{result.form:26}{result.perplexity():9.2f}{each}{result.usage.seconds:9.1f} s"
+        f"{result.usage.cpu_s:9.1f} s{result.usage.peak_bytes / 2**20:7.0f} MiB{alone}",
         flush=True,
     )
 
@@ -222,7 +229,7 @@ def main() -> int:
         sizes = ", ".join(f"{text} {sum(map(len, part))}" for text, part in windows.items())
         print(f"held out: {sizes} tokens; calibration: {sum(map(len, calibration))} tokens")
         header = "".join(f"{text:>10}" for text in windows)
-        print(f"{'form':26}{'all':>9}{header}{'seconds':>11}{'peak RSS':>11}", flush=True)
+        print(f"{'form':26}{'all':>9}{header}{'wall':>11}{'CPU':>11}{'peak RSS':>11}", flush=True)
         for form in filter(None, args.forms.split(",")):
             attempt(form, run_form, work, windows)
         if args.modelopt:
@@ -230,7 +237,10 @@ def main() -> int:
             for form in args.modelopt_forms.split(","):
                 attempt(form, run_modelopt, work)
     if args.json:
-        rows = [{**result._asdict(), "perplexity": result.perplexity()} for result in results]
+        rows = [
+            {**result._asdict(), **result.usage._asdict(), "perplexity": result.perplexity()}
+            for result in results
+        ]
         args.json.write_text(json.dumps({"results": rows, "failures": failures}, indent=1) + "\n")
     return 0 if results else 1
 

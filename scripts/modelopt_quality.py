@@ -4,8 +4,8 @@
 
 FOLDER holds the model as transformers reads it, and data.pt: {"calibration": ids, "heldout":
 {text: windows of ids}}. FORM names one of modelopt's configs, or is `none`. STARTED is the clock's
-time at which the caller started this process. The last line is JSON: seconds of mtq.quantize,
-seconds of everything up to its end, peak KiB until then, and [nll, tokens] of each text.
+time at which the caller started this process. The last line is JSON: seconds of mtq.quantize; wall
+and CPU seconds and peak KiB of everything up to its end; [nll, tokens] of each text.
 """
 
 import copy
@@ -65,7 +65,8 @@ def main():
         quantize_s = time.perf_counter() - start
         check(model, form, int(group_size))
     whole_s = time.time() - float(started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s, peak = usage.ru_utime + usage.ru_stime, usage.ru_maxrss
     nll = {}
     with torch.inference_mode():
         for name, windows in data["heldout"].items():
@@ -74,8 +75,8 @@ def main():
                 logits = model(ids.unsqueeze(0)).logits[0, :-1].float()
                 total += float(functional.cross_entropy(logits, ids[1:], reduction="sum"))
             nll[name] = [total, sum(len(ids) - 1 for ids in windows)]
-    result = {"quantize_s": quantize_s, "whole_s": whole_s, "peak_kib": peak, "nll": nll}
-    print("\n" + json.dumps(result))
+    times = {"quantize_s": quantize_s, "whole_s": whole_s, "cpu_s": cpu_s}
+    print("\n" + json.dumps({**times, "peak_kib": peak, "nll": nll}))
 
 
 if __name__ == "__main__":
