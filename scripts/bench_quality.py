@@ -42,6 +42,7 @@ from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.model import PREFIX, Decoder, causal_attention
+from enginehouse.runtime.packing import dequantize_int4
 from enginehouse.runtime.traits import AttentionRule
 from enginehouse.runtime.weights import CheckpointWeights
 
@@ -93,12 +94,31 @@ def heldout(tokenizer: Tokenizer, first_token: int | None) -> Windows:
     return windows
 
 
+def multiplied_out(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """INT4 weights as the matrices they mean, which are faster to run on many tokens at once.
+
+    W4A8 stays as it is: it rounds its inputs.
+    """
+    result = dict(tensors)
+    for name in tensors:
+        module, _, kind = name.rpartition(".")
+        if kind == "weight" and tensors[name].dtype == torch.int8:
+            scale = result.get(f"{module}.weights_scaling_factor")
+            if scale is None or f"{module}.weights_scaling_factor_2" in tensors:
+                continue
+            weight = dequantize_int4(tensors[name], scale)
+            factor = result.pop(f"{module}.prequant_scaling_factor", torch.ones(1))
+            del result[f"{module}.weights_scaling_factor"]
+            result[name] = weight * factor.float()
+    return result
+
+
 @torch.inference_mode()
 def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int]]:
     """Negative log-likelihood and tokens of each text, through the checkpoint's own linears."""
     config = read_config(checkpoint)
     weights = CheckpointWeights(checkpoint, config)
-    model = Decoder(config, weights, torch.float32, WINDOW)
+    model = Decoder(config, lambda prefix: multiplied_out(weights(prefix)), torch.float32, WINDOW)
     scales = []
     if config.quantization.kv_cache_quant_algo is not None:
         for layer in range(config.num_hidden_layers):
@@ -110,6 +130,7 @@ def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int
         return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
 
     result = {}
+    torch.set_float32_matmul_precision("medium")  # oneDNN's products: see build/reference.py
     for name, sequences in windows.items():
         total = 0.0
         for ids in sequences:
