@@ -18,7 +18,9 @@ from enginehouse.build.quantization import INT4_MAX, Int4Weight, stored_scale
 
 ALPHAS = tuple(step / 10 for step in range(10))  # 0: no input scale at all
 SHRINKS = tuple(1 - step / 20 for step in range(9))  # of a group's largest magnitude, to 0.6
-DAMPING = 0.01  # of the mean of the second moment's diagonal
+# Added to the second moment's diagonal, as a share of its mean: calibration has few tokens for so
+# many channels, and what it says of their correlations holds for other text only in part.
+DAMPING = 0.3
 _SEARCH_ROWS = 256
 _BLOCK = 64  # columns rounded before the rest hears of their errors
 
@@ -26,25 +28,35 @@ _BLOCK = 64  # columns rounded before the rest hears of their errors
 class InputMoments:
     """What calibration keeps of a linear's inputs: sums, never the inputs themselves.
 
-    second: float32 [in, in], the sum of x x^T; mean: float32 [in], the mean magnitude of each
-    channel; largest: the largest magnitude of all.
+    second: float32 [in, in], the sum of x x^T; drift: float32 [in, in], that of (truth - x) x^T,
+    where truth is the input in the unquantised model; mean: float32 [in], the mean magnitude of
+    each channel.
     """
 
-    def __init__(self, in_features: int) -> None:
-        self.second = torch.zeros(in_features, in_features)
-        self._sum = torch.zeros(in_features)
+    def __init__(self, in_features: int, device: torch.device | None = None) -> None:
+        self.second = torch.zeros(in_features, in_features, device=device)
+        self.drift = torch.zeros(in_features, in_features, device=device)
+        self._sum = torch.zeros(in_features, device=device)
         self._count = 0
 
-    def add(self, x: Tensor) -> None:
-        """x: [tokens, in_features]."""
+    def add(self, x: Tensor, truth: Tensor | None = None) -> None:
+        """x, truth: [tokens, in_features]; without truth, x is what it should be."""
         x = x.float()
         self.second.addmm_(x.T, x)
+        if truth is not None:
+            self.drift.addmm_((truth - x).T, x)
         self._sum += x.abs().sum(0)
         self._count += len(x)
 
     @property
     def mean(self) -> Tensor:
         return self._sum / max(1, self._count)
+
+    def damped(self) -> Tensor:
+        """The second moment that errors are weighed with, [in, in], positive definite."""
+        damped = self.second.clone()
+        damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-8)
+        return damped
 
 
 class AwqLinear(NamedTuple):
@@ -63,85 +75,87 @@ class AwqLinear(NamedTuple):
 def quantize_awq(
     weight: Tensor, moments: InputMoments, group_size: int, scale_dtype: torch.dtype
 ) -> AwqLinear:
-    """Search the input scales, then the groups' scales, then round with compensation.
+    """Make up for earlier layers, search the input scales, then the groups' scales, round with
+    compensation, and fit the input scales to what was rounded.
 
     weight: float32 [out_features, in_features]; linears that share an input are stacked on dim 0.
     Each step minimises the squared error of the linear's outputs on the calibration inputs.
     Memory: a few copies of `weight` and of the second moment.
     """
-    prequant = search_prequant(weight, moments, group_size, scale_dtype)
-    factor = prequant.float()
-    scaled = weight / factor
-    second = moments.second * factor * factor.unsqueeze(1)
-    scale = search_scale(scaled, second, group_size, scale_dtype)
-    q = round_compensated(scaled, scale, second)
-    return AwqLinear(Int4Weight(q, scale), prequant)
+    second = moments.damped()
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+    weight = weight + weight @ moments.drift @ inverse
+    importance = 1 / inverse.diagonal()  # of an error that the other channels make up for
+    prequant = search_prequant(weight, moments.mean, importance, group_size, scale_dtype)
+    scale = search_scale(weight, prequant, importance, group_size, scale_dtype)
+    q = round_compensated(weight, scale, prequant, inverse)
+    fitted = fit_prequant(weight, Int4Weight(q, scale), prequant, second)
+    return AwqLinear(Int4Weight(q, scale), fitted)
 
 
 def search_prequant(
-    weight: Tensor, moments: InputMoments, group_size: int, dtype: torch.dtype
+    weight: Tensor, mean: Tensor, importance: Tensor, group_size: int, dtype: torch.dtype
 ) -> Tensor:
-    """The factors [in] on x, among mean_magnitude ** -alpha, that lose least by plain rounding.
+    """The factors [in] on x, among mean ** -alpha, that lose least by plain rounding.
 
-    A channel that carries large inputs gets large weights, and so finer steps. An even sample of
-    the rows decides.
+    mean: of each channel's magnitude, [in]; importance: what a squared error of a channel's
+    weights costs, [in]. A channel that carries large inputs gets large weights, and so finer
+    steps. An even sample of the rows decides.
     """
-    mean = moments.mean.clamp(min=1e-5)
+    mean = mean.clamp(min=1e-5)
     weight = weight[:: -(-len(weight) // _SEARCH_ROWS)]
-    best, best_error = torch.ones(len(mean), dtype=dtype), float("inf")
+    best, best_error = torch.ones_like(mean, dtype=dtype), float("inf")
     for alpha in ALPHAS:
         powers = mean**alpha
         powers = powers / (powers.amax() * powers.amin()).sqrt()
         prequant = (1 / powers.clamp(1e-4, 1e4)).to(dtype)
         factor = prequant.float()
-        scaled = weight / factor
-        groups = scaled.view(len(scaled), -1, group_size)
+        groups = (weight / factor).view(len(weight), -1, group_size)
         scale = stored_scale(groups.abs().amax(dim=-1) / INT4_MAX, dtype).unsqueeze(-1)
         rounded = (groups / scale).round_().clamp_(-8, 7).mul_(scale)
         difference = (groups - rounded).flatten(1).mul_(factor)
-        error = float((difference @ moments.second).mul_(difference).sum())
+        error = float((difference.square_() @ importance).sum())
         if error < best_error:
             best, best_error = prequant, error
     return best
 
 
-def search_scale(weight: Tensor, second: Tensor, group_size: int, dtype: torch.dtype) -> Tensor:
-    """The scale of each group, [out, groups] in `dtype`: clipped where that loses less.
-
-    The error of a group is weighed with its own inputs' second moment.
+def search_scale(
+    weight: Tensor, prequant: Tensor, importance: Tensor, group_size: int, dtype: torch.dtype
+) -> Tensor:
+    """The scale of each group of weight / prequant, [out, groups] in `dtype`: clipped where that
+    loses less. importance: what a squared error of a channel's weights costs, [in].
     """
-    in_features = weight.shape[1]
-    groups = weight.view(len(weight), -1, group_size).transpose(0, 1).contiguous()  # [G, out, g]
-    blocks = second.view(in_features // group_size, group_size, -1, group_size)
-    blocks = torch.stack([blocks[i, :, i] for i in range(len(groups))])  # [G, g, g]
-    largest = groups.abs().amax(dim=-1, keepdim=True) / INT4_MAX
+    factor = prequant.float()
+    groups = (weight / factor).view(len(weight), -1, group_size)
+    costs = (importance * factor * factor).view(-1, group_size)
+    largest = groups.abs().amax(dim=-1) / INT4_MAX  # [out, groups]
     best = stored_scale(largest, dtype)
     best_error = torch.full_like(best, float("inf"))
     for shrink in SHRINKS:
         scale = stored_scale(largest * shrink, dtype)
-        difference = (groups / scale).round_().clamp_(-8, 7).mul_(scale).sub_(groups)
-        error = (difference @ blocks).mul_(difference).sum(-1, keepdim=True)
+        steps = scale.unsqueeze(-1)
+        squares = (groups / steps).round_().clamp_(-8, 7).mul_(steps).sub_(groups).square_()
+        error = squares.mul_(costs).sum(-1)
         better = error < best_error
         best_error = torch.where(better, error, best_error)
         best = torch.where(better, scale, best)
-    return best.squeeze(-1).T.contiguous().to(dtype)
+    return best.to(dtype)
 
 
-def round_compensated(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
+def round_compensated(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor) -> Tensor:
     """int8 [out, in] in [-8, 7]: columns are rounded in turn, and the rest make up for each.
 
-    Columns with the largest inputs come first; the groups' scales stand fixed, so the order is
-    free. Source: GPTQ (Frantar et al., 2023), section 3.3, with static groups.
+    weight is about q * scale * prequant; inverse: of the inputs' second moment. Columns that the
+    rest can make up for least come first; the groups' scales stand fixed, so the order is free.
+    Source: GPTQ (Frantar et al., 2023), section 3.3, with static groups.
     """
     in_features = weight.shape[1]
-    diagonal = second.diagonal()
-    order = torch.argsort(diagonal, descending=True)
-    damped = second[order][:, order].clone()
-    damped.diagonal().add_(DAMPING * float(diagonal.mean()) + 1e-8)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    upper = torch.linalg.cholesky(inverse, upper=True)  # [in, in]
+    order = torch.argsort(inverse.diagonal())
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)  # [in, in]
     steps = stored_scale(scale.float(), scale.dtype)
-    steps = steps.repeat_interleave(in_features // scale.shape[1], dim=1)[:, order].T.contiguous()
+    steps = steps.repeat_interleave(in_features // scale.shape[1], dim=1) * prequant.float()
+    steps = steps[:, order].T.contiguous()
     rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
     q = torch.empty_like(rest)
     for start in range(0, in_features, _BLOCK):
@@ -156,9 +170,23 @@ def round_compensated(weight: Tensor, scale: Tensor, second: Tensor) -> Tensor:
                 errors,
             )
         rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    result = torch.empty(in_features, len(weight), dtype=torch.int8)
+    result = torch.empty_like(q, dtype=torch.int8)
     result[order] = q.to(torch.int8)
     return result.T.contiguous()
+
+
+def fit_prequant(weight: Tensor, rounded: Int4Weight, prequant: Tensor, second: Tensor) -> Tensor:
+    """The factors [in], in prequant's dtype, with which `rounded` loses least: least squares.
+
+    weight [out, in] is what rounded * prequant should be.
+    """
+    whole = AwqLinear(rounded, torch.ones_like(prequant)).dequantized()
+    system = (whole.T @ whole).mul_(second)
+    wanted = (whole.T @ weight).mul_(second).sum(1)
+    ridge = 1e-3 * float(system.diagonal().mean()) + 1e-12  # a channel of zeros keeps its factor
+    system.diagonal().add_(ridge)
+    factor: Tensor = torch.linalg.solve(system, wanted + ridge * prequant.float())
+    return factor.to(prequant.dtype)
 
 
 def _round_block(rest: Tensor, steps: Tensor, upper: Tensor, q: Tensor, errors: Tensor) -> None:

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
-from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.reference import ReferenceModel, fast_products
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.packing import FP8_MAX, INT8_MAX
@@ -90,7 +90,8 @@ def activation_maxima(
         notes = {"linears": linears, "keys_values": list(keys_values.items())}
         saved.save(layer, hidden, notes, last=layer == model.config.num_hidden_layers)
 
-    model.hidden_states(sequences, observe, advance, attend, earlier, passed)
+    with fast_products():
+        model.hidden_states(sequences, observe, advance, attend, earlier, passed)
     return ActivationMaxima(linears, keys_values)
 
 

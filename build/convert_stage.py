@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -110,15 +111,13 @@ def _calibrate(
 def _calibration_sequences(
     plan: BuildPlan, source: SourceCheckpoint, directory: Path
 ) -> list[Tensor]:
-    tokenizer_dir = directory / "tokenizer"
-    tokenizer_dir.mkdir()
-    try:
-        source.write_tokenizer(tokenizer_dir)
+    with ExitStack() as stack:
+        if not (directory / "tokenizer.json").exists():  # a checkpoint alone holds none
+            directory = Path(stack.enter_context(TemporaryDirectory(dir=directory)))
+            source.write_tokenizer(directory)
         return calibration_sequences(
-            tokenizer_dir,
+            directory,
             plan.settings.calib_samples,
             min(plan.settings.calib_length, plan.max_seq_len),
             source.bos_token_id,
         )
-    finally:
-        shutil.rmtree(tokenizer_dir)

@@ -38,16 +38,17 @@ TEXT = (
     "and twenty-five minutes.\n\n"
     "Le chat dort sur la chaise; dehors il pleut depuis ce matin, et personne ne veut sortir."
 )
-# Mean KL divergence, nats a token, beyond which a build fails. Measured on SmolLM2-135M, whose
-# small layers lose most: see docs/quality.md.
+# Mean KL divergence, nats a token, beyond which a build fails: two to four times what SmolLM2-135M
+# shows, whose small layers lose most (docs/measurements.md), none aside. W4A8 has no kernel for its
+# groups of 64: what int4_awq and fp8 show, together.
 MAX_MEAN_KL = {
     "none": 0.02,
     "fp8": 0.2,
-    "fp8_rowwise": 0.2,
+    "fp8_rowwise": 0.1,
     "int4": 1.0,
-    "int4_awq": 0.6,
-    "w4a8_awq": 0.8,
-    "int8": 0.05,
+    "int4_awq": 0.3,
+    "w4a8_awq": 0.4,
+    "int8": 0.015,
 }
 _ROWS_AT_ONCE = 64
 

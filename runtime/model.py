@@ -40,7 +40,7 @@ class Attention(Protocol):
 
 def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
     """One whole sequence and nothing cached: for calibration and for checks."""
-    tokens = torch.arange(len(q))
+    tokens = torch.arange(len(q), device=q.device)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, tokens, D]
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 
@@ -79,11 +79,17 @@ class DecoderLayer:
 
     def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
+        return self.feed_forward(self.attend(index, hidden, angles, attention))
+
+    def attend(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
+        """The layer's first half: hidden with what attention adds to it."""
         attended = self._attend(index, self._norm(hidden, "input_"), angles, attention)
+        return hidden + (self._norm(attended, "post_") if self.traits.norm_sublayers else attended)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The second half: hidden with what the MLP adds to it."""
         if not self.traits.norm_sublayers:
-            hidden = hidden + attended
             return hidden + self._feed_forward(self._norm(hidden, "post_"))
-        hidden = hidden + self._norm(attended, "post_")
         fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
         return hidden + self._norm(fed, "post_feedforward_")
 

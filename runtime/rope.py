@@ -202,6 +202,12 @@ class Rotary:
             angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
         return angles
 
+    def to(self, device: torch.device) -> Rotary:
+        """The tables moved to a device, where positions must then lie; itself."""
+        for table in self.tables:
+            table.cos, table.sin = table.cos.to(device), table.sin.to(device)
+        return self
+
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:
     """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype.

@@ -1,6 +1,7 @@
 """The bytes that each token of an engine stands for, as grammars see them.
 
-Special tokens and ids without a token are empty: no grammar ever allows them.
+Special tokens and ids without a token are empty: no grammar ever allows them. Those that are part
+of an answer, around a call of a tool or a thought, are as they are written.
 """
 
 from __future__ import annotations
@@ -13,6 +14,18 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+SHOWN_TOKENS = (
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[CALL_ID]",
+    "[ARGS]",
+    "<|python_tag|>",
+    "<|python_start|>",
+    "<|python_end|>",
+    "<think>",
+    "</think>",
+)
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -28,7 +41,8 @@ def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
     words = tokenizer.get_vocab(with_added_tokens=True)
     pieces = [b""] * vocab_size
     for token, token_id in words.items():
-        if token_id >= vocab_size or (token_id in added and added[token_id].special):
+        hidden = token_id in added and added[token_id].special and token not in SHOWN_TOKENS
+        if token_id >= vocab_size or hidden:
             continue
         if token_id in added:
             pieces[token_id] = token.encode()

@@ -3,6 +3,11 @@
     python scripts/bench_convert.py                  # a 1B Llama shape, every form
     python scripts/bench_convert.py --shape 8b --forms none int4 --dir /big/disk
 
+    python scripts/bench_convert.py --modelopt /venv/bin/python [--sample MODEL.gguf]
+
+The last puts FP8 and INT4 AWQ beside nvidia-modelopt's on the sample model instead: time, memory
+and held-out perplexity, by bench_quality.py.
+
 Forms and cp take turns, `--rounds` times each; a row gives medians, the ratio of medians to cp,
 and the child's peak resident memory. The checkpoint (2.5 GB for 1b, 16 GB for 8b) is made once in
 --dir and left there.
@@ -140,6 +145,15 @@ def run(source: Path, work: Path, forms: list[str], rounds: int) -> list[Result]
     return list(results.values())
 
 
+def beside_modelopt(python: str, sample: str | None, figures: Path | None) -> int:
+    """bench_quality.py for the two forms that modelopt has too; its exit status."""
+    script = str(Path(__file__).with_name("bench_quality.py"))
+    command = [sys.executable, script, "--modelopt", python, "--forms", "fp8,int4_awq"]
+    command += ["--modelopt-forms", "FP8_DEFAULT_CFG,INT4_AWQ_CFG"]
+    command += [sample] if sample else []
+    return subprocess.call(command + (["--json", str(figures)] if figures else []))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=tuple(SHAPES), default="1b")
@@ -147,7 +161,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, default=Path(".cache/bench"), help="where the files go")
     parser.add_argument("--json", type=Path, help="write the figures here too")
+    parser.add_argument("--modelopt", help="Python of a venv with nvidia-modelopt, transformers")
+    parser.add_argument("--sample", help="with --modelopt: another model, a directory or .gguf")
     args = parser.parse_args()
+    if args.modelopt:
+        return beside_modelopt(args.modelopt, args.sample, args.json)
     source = args.dir / f"checkpoint-{args.shape}"
     largest = 2 * max(torch.Size(dims).numel() for dims in tensor_shapes(args.shape).values())
     if not (source / "config.json").exists():

@@ -12,6 +12,7 @@ from torch import Tensor
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.awq import (
     InputMoments,
+    fit_prequant,
     quantize_awq,
     round_compensated,
     search_prequant,
@@ -60,17 +61,20 @@ def test_moments_are_those_of_all_inputs_together() -> None:
 def test_each_step_lowers_the_error_of_the_outputs(seed: int) -> None:
     weight, x, moments = skewed(seed)
     plain = meant(*quantize_int4(weight, 64, torch.float32))
-    factor = search_prequant(weight, moments, 64, torch.float32)
+    second = moments.damped()
+    inverse = torch.linalg.inv(second)
+    importance = 1 / inverse.diagonal()
+    factor = search_prequant(weight, moments.mean, importance, 64, torch.float32)
     scaled = weight / factor
-    second = moments.second * factor * factor.unsqueeze(1)
     awq = meant(*quantize_int4(scaled, 64, torch.float32)) * factor
-    scale = search_scale(scaled, second, 64, torch.float32)
+    scale = search_scale(weight, factor, importance, 64, torch.float32)
     rounded = (scaled / scale.repeat_interleave(64, 1)).round().clamp(-8, 7)
     clipped = meant(rounded, scale) * factor
-    compensated = meant(round_compensated(scaled, scale, second), scale) * factor
-    errors = [output_error(weight, w, x) for w in (plain, awq, compensated)]
+    q = round_compensated(weight, scale, factor, inverse)
+    fitted = fit_prequant(weight, Int4Weight(q, scale), factor, second)
+    compensated, refitted = meant(q, scale) * factor, meant(q, scale) * fitted
+    errors = [output_error(weight, w, x) for w in (plain, awq, clipped, compensated, refitted)]
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.5 * errors[0], errors
-    assert output_error(weight, clipped, x) > errors[-1]
 
 
 def test_the_whole_search_is_its_steps_and_keeps_the_format() -> None:
@@ -89,7 +93,19 @@ def test_the_whole_search_is_its_steps_and_keeps_the_format() -> None:
 def test_rounding_without_correlation_is_plain_rounding() -> None:
     weight, _, _ = skewed()
     q, scale = quantize_int4(weight, 64, torch.float32)
-    assert torch.equal(round_compensated(weight, scale, torch.eye(128)), q)
+    assert torch.equal(round_compensated(weight, scale, torch.ones(128), torch.eye(128)), q)
+
+
+def test_what_earlier_layers_lost_is_made_up_for() -> None:
+    """Inputs that came out a half too small everywhere: the weight grows as much."""
+    weight, x, _ = skewed()
+    moments = InputMoments(128)
+    moments.add(x / 1.5, x)
+    aware = quantize_awq(weight, moments, 64, torch.float32).dequantized()
+    moments.drift.zero_()
+    unaware = quantize_awq(weight, moments, 64, torch.float32).dequantized()
+    lost = [float((x @ weight.T - x / 1.5 @ w.T).square().sum()) for w in (unaware, aware)]
+    assert lost[1] < 0.2 * lost[0], lost
 
 
 def test_dead_channels_and_zero_weights_are_no_trouble() -> None:
