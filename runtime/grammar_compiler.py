@@ -7,6 +7,7 @@ longest. Knows no sequence and no token.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -140,6 +141,7 @@ class _Child:
                 ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # its forks end with it
                 cwd="/",  # its folders never shadow a library
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
@@ -172,5 +174,8 @@ class _Child:
 
     def close(self) -> None:
         self._channel.close()
-        self._process.terminate()
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         self._process.wait()

@@ -13,6 +13,7 @@ from collections import deque
 from typing import Any
 
 from enginehouse.runtime.regex_classes import spell_out
+from enginehouse.runtime.string_formats import BUILT_IN, PATTERNS
 
 MAX_DEPTH = 64
 MAX_REPEAT = 10_000  # of maxLength, maxItems and the like: each is that many states
@@ -44,22 +45,6 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,),
     "boolean": (bool,),
     "null": (type(None),),
-}
-_DATE = (
-    r"[1-9]\d{3}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
-    r"|02-(0[1-9]|1\d|2[0-8]))"
-)
-_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,6})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
-_OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_PATTERNS = {  # stricter than xgrammar's own: no 31 February, no 01.1.1.1
-    "date": f"^{_DATE}$",
-    "time": f"^{_TIME}$",
-    "date-time": f"^{_DATE}T{_TIME}$",
-    "ipv4": rf"^({_OCTET}\.){{3}}{_OCTET}$",
-}
-_FORMATS = {
-    *("email", "duration", "ipv6", "hostname", "uuid", "uri", "uri-reference", "uri-template"),
-    *("json-pointer", "relative-json-pointer"),
 }
 
 
@@ -231,12 +216,12 @@ class _Walk:
             return {"pattern": spell_out(node["pattern"], in_json=True)}
         if "format" in node:
             name = node["format"]
-            if name in _PATTERNS:
-                return {"pattern": _PATTERNS[name]}
-            if name not in _FORMATS:
+            if name in PATTERNS:
+                return {"pattern": PATTERNS[name]}
+            if name not in BUILT_IN:
                 raise SchemaError(
                     f"{path}.format is {str(name)[:40]!r}; "
-                    f"wanted one of {', '.join(sorted({*_FORMATS, *_PATTERNS}))}"
+                    f"wanted one of {', '.join(sorted({*BUILT_IN, *PATTERNS}))}"
                 )
         return node
 

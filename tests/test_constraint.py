@@ -293,8 +293,18 @@ def test_hostile_schemas_are_compiled_or_refused_and_harm_nobody(
             Draft202012Validator(ODD[name]).validate(json.loads(text))
         elif last.finish_reason is not FinishReason.LENGTH:
             assert last.refusal is not None, (name, last)
-    assert any(answers[i].last.refusal for i in range(len(names))), "none of it was hostile"
     executor.close()
+
+
+def test_a_grammar_that_is_not_compiled_in_time_is_killed_and_refused(engine: Path) -> None:
+    compiler = GrammarCompiler(engine, 512, (2, 0), timeout_s=0.05)
+    slow = Constraint(ConstraintKind.JSON_SCHEMA, as_text(ODD["big_counts"]), "p")
+    with pytest.raises(RequestError, match=r"takes 0\.05 seconds to compile") as caught:
+        compiler.compile(slow).result(60)
+    assert (caught.value.param, caught.value.code) == ("p", "invalid_value")
+    compiler.timeout_s = 10.0
+    compiler.compile(Constraint(ConstraintKind.REGEX, "a")).result(60)
+    compiler.close()
 
 
 def test_a_grammar_that_grows_slow_is_given_up(executor: TorchExecutor) -> None:

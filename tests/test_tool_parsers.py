@@ -6,14 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tool_texts import FORMATS, NAMES, calls_of, content_of, feed
 
 from enginehouse.server.answer import Content, Part, ToolArguments, ToolCallStart
 from enginehouse.server.message import ToolCall
 from enginehouse.server.tool_format import Format
-from enginehouse.server.tool_json import MAX_DEPTH
+from enginehouse.server.tool_json import MAX_DEPTH, object_text
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
 SCALARS |= st.floats(allow_nan=False, allow_infinity=False)
@@ -92,7 +92,7 @@ def test_calls_among_text_are_read_whatever_the_split(
 
 @EVERY_FORMAT
 @given(fragments=st.lists(FRAGMENTS, max_size=14), cuts=CUTS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_any_text_gives_the_same_parts_in_pieces_of_any_size(
     form: Format, fragments: list[str], cuts: list[int]
 ) -> None:
@@ -132,6 +132,40 @@ def test_text_without_calls_is_content_to_the_letter(
     assert read(form, split(text, cuts)) == ([Content(text)] if text else [], 0)
 
 
+@EVERY_FORMAT
+@given(fragments=st.lists(FRAGMENTS, max_size=14), cuts=CUTS)
+@settings(max_examples=100, deadline=None)
+def test_where_no_function_is_known_all_is_content_to_the_letter(
+    form: Format, fragments: list[str], cuts: list[int]
+) -> None:
+    text = "".join(fragments)
+    parts = feed(form.parser(()), split(text, cuts))
+    assert parts == ([Content(text)] if text else [])
+
+
+JSON_FRAGMENTS = ["{", "}", "[", "]", ",", ":", '"a"', '"', "\\", "u00e9", "true", "nul", "null"]
+JSON_FRAGMENTS += [" ", "\n", "0", "1", "-", ".", "e", "E+", "x", "\x1f", "{}", '{"b":', '"\\n"']
+JSON_TEXTS = st.lists(st.sampled_from(JSON_FRAGMENTS), max_size=6).map("".join)
+
+
+@given(JSON_TEXTS | JSON_TEXTS.map(lambda text: f'{{"a": {text}}}'))
+@settings(max_examples=1000, deadline=None)
+@example('{"a": 1.}')
+@example('{"a": 01}')
+@example('{"a": [1, ]}')
+@example('{"a": -}')
+@example('{"a": "\\x"}')
+def test_an_object_is_what_the_json_module_says(text: str) -> None:
+    try:
+        expected = json.loads(text, strict=False)
+    except ValueError:
+        expected = None
+    found = object_text(text)
+    assert (found is not None) == isinstance(expected, dict)
+    if found is not None:
+        assert json.loads(found) == expected
+
+
 START = ToolCallStart(0, "", "f")
 READINGS: list[tuple[str, str, list[Part], int]] = [
     # arguments under either name, before the function's, as text, null, or left out
@@ -149,6 +183,19 @@ READINGS: list[tuple[str, str, list[Part], int]] = [
         "json",
         '{"name":"f","arguments":{"a":"1\n2"}}',
         [START, ToolArguments(0, '{"a":"1\\n2"}')],
+        0,
+    ),
+    # one that goes wrong may be followed by one that does not, at once
+    (
+        "hermes",
+        '<tool_call><tool_call>{"name":"f"}</tool_call>',
+        [Content("<tool_call>"), START, ToolArguments(0, "{}")],
+        1,
+    ),
+    (
+        "llama_pythonic",
+        r"""[f(a='\')]', b="\"\\")]""",
+        [START, ToolArguments(0, r"""{"a": "')]", "b": "\"\\"}""")],
         0,
     ),
     # not calls: unknown functions, other JSON, a call in the middle of a line

@@ -18,7 +18,7 @@ from enginehouse.runtime.executor import (
     open_executor,
     stream,
 )
-from enginehouse.runtime.request import FinishReason, Request, SamplingParams
+from enginehouse.runtime.request import FinishReason, Request, SamplingParams, TokenOutput
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")
 PROMPTS = [
@@ -134,6 +134,39 @@ def test_a_seeded_sequence_does_not_depend_on_its_neighbours(make_engine: Engine
     assert together[0] == alone
 
 
+def test_logprobs_equal_transformers_whatever_is_done_to_the_sampling(
+    make_engine: EngineMaker, tiny_checkpoint: Path
+) -> None:
+    executor = open_executor(make_engine(quant="none", dtype="float32"), FLOAT32)
+    params = [
+        SamplingParams(12, 0.0, ignore_eos=True, num_logprobs=5),
+        SamplingParams(12, 0.7, seed=1, ignore_eos=True, num_logprobs=3, logit_bias=((9, 4.0),)),
+        SamplingParams(12, 1.3, seed=2, ignore_eos=True, num_logprobs=0, presence_penalty=1.5),
+        SamplingParams(12, 1.0, seed=3, ignore_eos=True, top_k=4),
+    ]
+    outputs: dict[int, list[TokenOutput]] = {i: [] for i in range(4)}
+    for i, sampling in enumerate(params):
+        executor.submit(Request(i, PROMPTS[i], sampling))
+    while executor.busy:
+        for output in executor.poll():
+            outputs[output.request_id].append(output)
+    assert all(output.logprobs is None for output in outputs.pop(3))
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    for i, found in outputs.items():
+        tokens = [token for output in found for token in output.token_ids]
+        with torch.inference_mode():
+            logits = model(torch.tensor([PROMPTS[i] + tokens])).logits[0]
+        wanted = logits[len(PROMPTS[i]) - 1 : -1].log_softmax(-1)
+        given = [logprobs for output in found for logprobs in output.logprobs or []]
+        assert len(given) == len(tokens)
+        for row, token, logprobs in zip(wanted, tokens, given, strict=True):
+            assert abs(float(row[token]) - logprobs.logprob) < 1e-4
+            best = row.topk(params[i].num_logprobs or 0)
+            assert [t for t, _ in logprobs.top] == best.indices.tolist()
+            for (_, value), expected in zip(logprobs.top, best.values.tolist(), strict=True):
+                assert abs(value - expected) < 1e-4
+
+
 @pytest.fixture
 def executor(make_engine: EngineMaker) -> Executor:
     return open_executor(make_engine(quant="none", dtype="float32"), FLOAT32)
@@ -146,6 +179,7 @@ def test_a_stop_token_ends_the_sequence_and_is_not_given_out(executor: Executor)
     outputs = list(stream(executor, Request(2, [5, 6, 7], params)))
     assert [t for o in outputs for t in o.token_ids] == free[: free.index(stop)]
     assert outputs[-1].finish_reason is FinishReason.STOP
+    assert outputs[-1].stop_token_id == stop
 
 
 def test_max_tokens_ends_a_sequence_with_length(executor: Executor) -> None:
@@ -180,6 +214,13 @@ def test_what_can_never_run_is_refused(
     with pytest.raises(RequestError, match=message):
         executor.submit(Request(1, prompt, SamplingParams(max_tokens)))
     assert not executor.busy
+
+
+def test_a_bias_on_a_token_that_is_none_is_refused(executor: Executor) -> None:
+    params = SamplingParams(4, logit_bias=((512, 1.0),))
+    with pytest.raises(RequestError, match="outside the vocabulary of 512") as caught:
+        executor.submit(Request(1, [3], params))
+    assert caught.value.param == "logit_bias" and not executor.busy
 
 
 def test_a_cache_too_small_for_one_sequence_is_refused(make_engine: EngineMaker) -> None:
