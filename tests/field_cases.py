@@ -187,13 +187,7 @@ CHAT: dict[str, Field] = {
         required=True,
     ),
     "add_generation_prompt": flag("add_generation_prompt"),
-    "continue_final_message": flag(
-        "continue_final_message",
-        messages=[
-            HELLO,
-            ANSWER,
-        ],
-    ),
+    "continue_final_message": flag("continue_final_message", (True,), messages=[HELLO, ANSWER]),
     "chat_template_kwargs": Field(
         [{}],
         [
