@@ -1,7 +1,7 @@
 """The engine directory: what is in it, and whether it is still what was built.
 
-    config.json           TensorRT-LLM's checkpoint config
-    rankN.safetensors     one per GPU
+    config.json           TensorRT-LLM's: of the checkpoint, or of the compiled engine
+    rankN.safetensors     one per GPU; rankN.engine when it is compiled
     tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
     manifest.json         source, choices, versions, and the SHA-256 of every other file
 
@@ -77,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileRecord]
     digest: str
     verify: dict[str, Any] | None = None
+    machine: dict[str, str | None] | None = None  # what a compiled engine is bound to
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ def read_config(directory: Path) -> ModelConfig:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
     if not isinstance(data, dict):
         raise EngineError(f"{path} holds no JSON object; build the engine again")
-    return ModelConfig.from_dict(data)
+    return ModelConfig.from_dict(data.get("pretrained_config", data))  # an engine's is inside
 
 
 def read_engine(directory: Path) -> Engine:
@@ -168,9 +169,10 @@ def read_engine(directory: Path) -> Engine:
                 f"{file}: {found}; the manifest says {record.bytes} bytes: build the engine again"
             )
     config = read_config(directory)
+    suffix = "engine" if manifest.backend == "tensorrt_llm" else "safetensors"
     for rank in range(config.mapping.world_size):
-        if f"rank{rank}.safetensors" not in manifest.files:
-            raise EngineError(f"{path} lists no rank{rank}.safetensors; build the engine again")
+        if f"rank{rank}.{suffix}" not in manifest.files:
+            raise EngineError(f"{path} lists no rank{rank}.{suffix}; build the engine again")
     return Engine(directory, config, manifest)
 
 
