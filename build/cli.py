@@ -119,7 +119,9 @@ def _build(words: Sequence[str]) -> int:
         print_page(plan, console)
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")
-            console.print(planned_command(plan, Path(os.path.relpath(output_path(plan)))), markup=False)
+            console.print(
+                planned_command(plan, Path(os.path.relpath(output_path(plan)))), markup=False
+            )
         return 0
     return _report(build(settings, source, progress))
 

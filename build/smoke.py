@@ -14,11 +14,10 @@ import torch
 from tokenizers import Tokenizer
 
 from enginehouse.build.checkpoint import special_token_ids
-from enginehouse.build.verify import PROMPT
+from enginehouse.build.verify import PROMPT, text_logits
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
-from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch_executor import TorchExecutor
 
@@ -70,9 +69,8 @@ def judge(checkpoint: Engine, prompt: list[int], answer: list[int]) -> SmokeFigu
     )
     cpu = TorchExecutor(checkpoint, options)
     try:
-        ids = torch.tensor(prompt + answer)
-        hidden = cpu.model.hidden_states(ids, torch.arange(len(ids)), causal_attention)
-        logits = cpu.model.logits(hidden[len(prompt) - 1 : -1]).float()  # [answer, vocab_size]
+        logits = text_logits(cpu, torch.tensor(prompt + answer))
+        logits = logits[len(prompt) - 1 : -1]  # [answer, vocab_size]
     finally:
         cpu.close()
     chosen = torch.tensor(answer)
