@@ -29,7 +29,8 @@ import psutil
 from enginehouse.build.capabilities import lays_out_wrongly, refusal
 from enginehouse.build.checkpoint import copy_tokenizer
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.trtllm_flags import Facts, command_words, serving_flags, sm_of
+from enginehouse.build.trtllm_flags import command_words, facts_of, serving_flags
+from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine, Manifest, engine_digest, hash_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.gpus import Gpu
@@ -87,7 +88,8 @@ def builder_machine(program: str) -> dict[str, str | None]:
 
 
 def check_builder(
-    choices: Mapping[str, Any],
+    quant: str,
+    config: ModelConfig,
     machine: Mapping[str, str | None],
     gpus: Sequence[Gpu],
     checked: bool,
@@ -103,13 +105,13 @@ def check_builder(
             f"trtllm-build is TensorRT-LLM {version}'s; the checkpoint and its flags are for "
             f"{TENSORRT_LLM}: install tensorrt-llm=={TENSORRT_LLM} (docs/migrating.md says why)"
         )
-    quant = choices["quant"]
+    kv_cache_dtype = facts_of(quant, None, config).kv_cache_dtype
     for sm in sorted({gpu.sm for gpu in gpus}):
         wrong = lays_out_wrongly(quant, sm)
-        reason = None if wrong else refusal(quant, sm, choices["kv_cache_dtype"])
+        reason = None if wrong else refusal(quant, sm, kv_cache_dtype)
         if reason is not None:
             raise PlanError(
-                f"quant={quant} with kv_cache_dtype={choices['kv_cache_dtype']} does not run on "
+                f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on "
                 f"this machine's SM{sm}: {reason}; choose another quant, or the GPUs with "
                 "CUDA_VISIBLE_DEVICES"
             )
@@ -118,7 +120,7 @@ def check_builder(
                 f"quant={quant} on SM{sm} answers wrongly with some releases of TensorRT-LLM, so "
                 "its answer must be checked; leave --until compile out"
             )
-    world_size = choices["tp"] * choices["pp"]
+    world_size = config.mapping.world_size
     if gpus and checked and len(gpus) < world_size:
         raise PlanError(
             f"{len(gpus)} of the {world_size} GPUs that this engine runs on are visible; make "
@@ -126,16 +128,9 @@ def check_builder(
         )
 
 
-def builder_flags(choices: Mapping[str, Any], architecture: str) -> dict[str, str]:
+def builder_flags(choices: Mapping[str, Any], config: ModelConfig) -> dict[str, str]:
     """Every flag but the two directories and workers, from a build's settled choices."""
-    facts = Facts(
-        choices["quant"],
-        choices["kv_cache_dtype"],
-        choices["tp"],
-        choices["pp"],
-        architecture,
-        sm_of(choices["gpu"]),
-    )
+    facts = facts_of(choices["quant"], choices["gpu"], config)
     limits = ("max_seq_len", "max_batch_size", "max_num_tokens", "kv_block_size")
     asked: dict[str, str] = choices["trtllm_build"]
     return serving_flags(facts, *(choices[name] for name in limits)) | asked
@@ -246,7 +241,7 @@ def compile_engine(
     go away when FP8 attention over the prompt is left off: then that is tried once, and said.
     Raises EngineError, naming the log, for any other.
     """
-    flags = builder_flags(checkpoint.manifest.choices, checkpoint.config.architecture)
+    flags = builder_flags(checkpoint.manifest.choices, checkpoint.config)
     log = log_path(output)
     log.unlink(missing_ok=True)
     with progress.stage("compile") as stage:

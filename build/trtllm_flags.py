@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enginehouse.build.capabilities import GPU_SM
-from enginehouse.build.forms import FP8_FORMS
+from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS
+from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
 
 FLAGS: dict[str, dict[str, Any]] = json.loads(
@@ -42,6 +43,19 @@ class Facts(NamedTuple):
     pp: int
     architecture: str
     sm: int | None
+
+
+def facts_of(quant: str, gpu: str | None, config: ModelConfig) -> Facts:
+    """The facts of a build. config: the checkpoint's, with mapping and quantization."""
+    kinds = {algo: kind for kind, algo in KV_CACHE_ALGOS.items()}
+    return Facts(
+        quant,
+        kinds[config.quantization.kv_cache_quant_algo],
+        config.mapping.tp_size,
+        config.mapping.pp_size,
+        config.architecture,
+        None if gpu is None else GPU_SM[gpu],
+    )
 
 
 def _always(facts: Facts) -> bool:
@@ -199,7 +213,3 @@ def serving_flags(
         "use_paged_context_fmha": "enable",
         "use_fp8_context_fmha": "disable" if _no_fp8_attention(facts) else "enable",
     }
-
-
-def sm_of(gpu: str | None) -> int | None:
-    return None if gpu is None else GPU_SM[gpu]

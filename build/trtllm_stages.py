@@ -72,7 +72,8 @@ def check_machine_early(plan: BuildPlan) -> None:
     program = find_builder()
     if program is not None:
         checked = plan.settings.until == "verify"
-        check_builder(choices(plan), builder_machine(program), visible_gpus(), checked)
+        machine, quant = builder_machine(program), plan.settings.quant
+        check_builder(quant, plan.config, machine, visible_gpus(), checked)
 
 
 def refuse_own_checkpoint(source: SourceCheckpoint, output: Path) -> None:
@@ -104,13 +105,13 @@ def kept_checkpoint(plan: BuildPlan, record: dict[str, Any], path: Path) -> Engi
 def finish_commands(checkpoint: Engine, output: Path) -> tuple[str, str]:
     """What the GPU machine runs: our command, and trtllm-build's own without manifest and check."""
     ours = shlex.join(["enginehouse-build", "compile", str(checkpoint.path), "-o", str(output)])
-    flags = builder_flags(checkpoint.manifest.choices, checkpoint.config.architecture)
+    flags = builder_flags(checkpoint.manifest.choices, checkpoint.config)
     return ours, shlex.join(trtllm_build_command(flags, checkpoint.path, output))
 
 
 def planned_command(plan: BuildPlan, output: Path) -> str:
     """The trtllm-build line of a plan, whose checkpoint is not there yet."""
-    flags = builder_flags(choices(plan), plan.config.architecture)
+    flags = builder_flags(choices(plan), plan.config)
     return shlex.join(trtllm_build_command(flags, checkpoint_path(output), output))
 
 
@@ -142,7 +143,8 @@ def run_compile_checkpoint(
         )
     machine = builder_machine(program)
     gpus = visible_gpus()
-    check_builder(checkpoint.manifest.choices, machine, gpus, until == "verify")
+    quant = checkpoint.manifest.choices["quant"]
+    check_builder(quant, checkpoint.config, machine, gpus, until == "verify")
     if not gpus:
         progress.note("nvidia-smi shows no GPU; trtllm-build needs one")
     refuse_foreign(output, until)

@@ -22,7 +22,11 @@ from enginehouse.runtime.request import (
 
 
 class ExecutorOptions(NamedTuple):
-    """What may be decided when an engine is opened; None keeps the engine's own limit."""
+    """What may be decided when an engine is opened; None keeps the engine's own limit.
+
+    deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
+    grammar_timeout_s: how long a constraint may take to compile.
+    """
 
     max_seq_len: int | None = None
     max_batch_size: int | None = None
@@ -30,6 +34,8 @@ class ExecutorOptions(NamedTuple):
     kv_cache_gib: float | None = None
     compute_dtype: str | None = None
     num_threads: int | None = None
+    deterministic: bool = False
+    grammar_timeout_s: float | None = None
 
 
 class Executor(Protocol):

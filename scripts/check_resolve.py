@@ -1,4 +1,4 @@
-"""Do both sets of packages resolve for these Pythons? pip's resolver runs; no package is fetched.
+"""Do both sets of packages resolve for these Pythons? The resolver runs; no package is fetched.
 
     cpu       what `make install` brings, with the lock
     trtllm    the extra `trtllm`, with what tensorrt-llm 1.2.1 itself requires
