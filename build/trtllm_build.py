@@ -106,7 +106,8 @@ def check_builder(
             f"{TENSORRT_LLM}: install tensorrt-llm=={TENSORRT_LLM} (docs/migrating.md says why)"
         )
     kv_cache_dtype = facts_of(quant, None, config).kv_cache_dtype
-    for sm in sorted({gpu.sm for gpu in gpus}):
+    kinds = {gpu.sm for gpu in gpus} or {int(sm) for sm in [machine.get("sm")] if sm}
+    for sm in sorted(kinds):
         wrong = lays_out_wrongly(quant, sm)
         reason = None if wrong else refusal(quant, sm, kv_cache_dtype)
         if reason is not None:

@@ -10,17 +10,20 @@ Also all of `enginehouse-build compile`, which starts from the checkpoint on the
 from __future__ import annotations
 
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 
+from enginehouse.build.capabilities import lays_out_wrongly
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile import choices
 from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
 from enginehouse.build.plan import BuildPlan
-from enginehouse.build.progress import BuildProgress
-from enginehouse.build.smoke import greedy_answer, judge, refuse_garbage
+from enginehouse.build.progress import BuildProgress, mib
+from enginehouse.build.smoke import SmokeFigures, greedy_answer, judge, refuse_garbage
 from enginehouse.build.trtllm_build import (
     builder_flags,
     builder_machine,
@@ -145,19 +148,23 @@ def run_compile_checkpoint(
     gpus = visible_gpus()
     quant = checkpoint.manifest.choices["quant"]
     check_builder(quant, checkpoint.config, machine, gpus, until == "verify")
-    if not gpus:
+    if not gpus and machine.get("sm") is None:
         progress.note("nvidia-smi shows no GPU; trtllm-build needs one")
     refuse_foreign(output, until)
     try:
         with unfinished(output, "compile") as (directory, _):
-            manifest = compile_engine(
-                checkpoint, directory, output, program, machine, workers, progress
-            )
-            write_manifest(directory, manifest)
-            if until == "verify":
-                figures = run_smoke(checkpoint, directory, progress)
-                manifest = msgspec.structs.replace(manifest, verify=figures)
+            manifest = _compiled_before(checkpoint, output)
+            if manifest is None:
+                manifest = compile_engine(
+                    checkpoint, directory, output, program, machine, workers, progress
+                )
                 write_manifest(directory, manifest)
+            else:
+                progress.note(f"{output} is compiled already, and will be checked")
+                shutil.rmtree(directory)
+                output.rename(directory)
+            if until == "verify":
+                manifest = _checked(checkpoint, directory, output, manifest, progress)
             replace_folder(directory, output)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -166,8 +173,54 @@ def run_compile_checkpoint(
     return manifest
 
 
-def run_smoke(checkpoint: Engine, directory: Path, progress: BuildProgress) -> dict[str, Any]:
-    """Let the compiled engine answer, and the CPU backend judge; the figures for the manifest."""
+def _compiled_before(checkpoint: Engine, output: Path) -> Manifest | None:
+    """The manifest of an engine that was compiled of this very checkpoint and never checked."""
+    try:
+        engine = read_engine(output)
+        verify_files(engine)
+    except EngineError:
+        return None
+    manifest = engine.manifest
+    same = manifest.source.get("checkpoint") == checkpoint.manifest.digest
+    same = same and manifest.choices == checkpoint.manifest.choices and still_fits(manifest)
+    return manifest if same and manifest.verify is None else None
+
+
+def _checked(
+    checkpoint: Engine, directory: Path, output: Path, manifest: Manifest, progress: BuildProgress
+) -> Manifest:
+    """The manifest with the answer's figures; EngineError when the answer is wrong.
+
+    An engine whose answer could not be had is kept, as compiling takes long.
+    """
+    try:
+        figures = run_smoke(checkpoint, directory, progress)
+    except EngineError as error:
+        sm = (manifest.machine or {}).get("sm")
+        if sm is not None and lays_out_wrongly(manifest.choices["quant"], int(sm)):
+            raise
+        replace_folder(directory, output)
+        raise EngineError(
+            f"{output} is compiled, but its answer could not be checked: {error} (the same "
+            "command checks it without compiling again)"
+        ) from None
+    refuse_garbage(figures)
+    manifest = msgspec.structs.replace(manifest, verify=figures._asdict())
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def run_smoke(checkpoint: Engine, directory: Path, progress: BuildProgress) -> SmokeFigures:
+    """Let the compiled engine answer, and the CPU backend judge.
+
+    Raises EngineError when the engine cannot be opened or the weights do not fit in memory.
+    """
+    needed = sum(checkpoint.manifest.files[name].bytes for name in _rank_names(checkpoint))
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise EngineError(
+            f"the CPU backend needs {mib(needed)} of memory to judge it and {mib(free)} are free"
+        )
     with progress.stage("verify") as stage:
         executor = open_executor(directory)
         try:
@@ -180,8 +233,11 @@ def run_smoke(checkpoint: Engine, directory: Path, progress: BuildProgress) -> d
             f"CPU backend's choice, none further off than {figures.max_gap:.2f} nats"
         )
     progress.note(f"{figures.prompt!r} -> {figures.answer.strip().splitlines()[:1]}")
-    refuse_garbage(figures)
-    return figures._asdict()
+    return figures
+
+
+def _rank_names(checkpoint: Engine) -> list[str]:
+    return [f"rank{rank}.safetensors" for rank in range(checkpoint.config.mapping.world_size)]
 
 
 def still_fits(manifest: Manifest) -> bool:

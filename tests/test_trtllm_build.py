@@ -368,6 +368,56 @@ def test_an_engine_that_answers_as_another_model_is_not_kept(
     assert not (tmp_path / "e").exists()
 
 
+def test_an_engine_that_cannot_be_checked_now_is_kept_and_checked_later(
+    builder: Path,
+    tiny_source: SourceCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def busy(directory: Path) -> Any:
+        raise EngineError("another process holds the GPU's memory")
+
+    monkeypatch.setattr(trtllm_stages, "open_executor", busy)
+    with pytest.raises(EngineError, match="e is compiled, but its answer could not be checked: an"):
+        build(tiny_source, tmp_path / "e")
+    compiled = read_engine(tmp_path / "e").manifest
+    assert compiled.verify is None
+    monkeypatch.setattr(trtllm_stages, "open_executor", open_beside)
+    monkeypatch.setenv("TRTLLM_BUILDER", "broken")
+    checked = build(tiny_source, tmp_path / "e").manifest
+    assert checked.verify is not None and checked.digest == compiled.digest
+    assert checked.created == compiled.created, "it was compiled again"
+
+
+def test_where_only_the_answer_can_tell_nothing_unchecked_is_kept(
+    builder: Path,
+    tiny_source: SourceCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def busy(directory: Path) -> Any:
+        raise EngineError("another process holds the GPU's memory")
+
+    machine = {"tensorrt_llm": "1.2.1", "tensorrt": None, "sm": "120"}
+    monkeypatch.setattr(trtllm_stages, "builder_machine", lambda program: machine)
+    monkeypatch.setattr(trtllm_stages, "open_executor", busy)
+    with pytest.raises(EngineError, match="^another process holds"):
+        build(tiny_source, tmp_path / "e", quant="int4")
+    assert not (tmp_path / "e").exists()
+
+
+def test_memory_that_the_check_needs_is_counted_first(
+    builder: Path,
+    tiny_source: SourceCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    little = psutil.virtual_memory()._replace(available=1 << 20)
+    monkeypatch.setattr(trtllm_stages.psutil, "virtual_memory", lambda: little)
+    with pytest.raises(EngineError, match="MiB of memory to judge it and 1 MiB are free"):
+        build(tiny_source, tmp_path / "e")
+
+
 def test_an_engine_of_other_arithmetic_is_accepted(
     sample_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
