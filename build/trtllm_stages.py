@@ -151,25 +151,58 @@ def run_compile_checkpoint(
     if not gpus and machine.get("sm") is None:
         progress.note("nvidia-smi shows no GPU; trtllm-build needs one")
     refuse_foreign(output, until)
+    compiled = f"{output} is compiled, and the same command checks its answer"
+    left = f"{checkpoint.path} is whole: the same command compiles it again"
     try:
         with unfinished(output, "compile") as (directory, _):
-            manifest = _compiled_before(checkpoint, output)
-            if manifest is None:
+            earlier = _compiled_before(checkpoint, output)
+            if earlier is not None:
+                directory, manifest, left = output, earlier, compiled
+            else:
                 manifest = compile_engine(
                     checkpoint, directory, output, program, machine, workers, progress
                 )
                 write_manifest(directory, manifest)
-            else:
-                progress.note(f"{output} is compiled already, and will be checked")
-                shutil.rmtree(directory)
-                output.rename(directory)
-            if until == "verify":
-                manifest = _checked(checkpoint, directory, output, manifest, progress)
-            replace_folder(directory, output)
+            if until == "compile":
+                _put(directory, output)
+                return manifest
+            try:
+                figures = run_smoke(checkpoint, directory, progress)
+            except (EngineError, KeyboardInterrupt) as error:
+                if _may_be_wrong(manifest):
+                    raise
+                _put(directory, output)  # compiling takes long
+                left = compiled
+                if isinstance(error, KeyboardInterrupt):
+                    raise
+                raise EngineError(f"{compiled}, which could not be had now: {error}") from None
+            manifest = _judged(directory, manifest, figures)
+            _put(directory, output)
+            return manifest
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{checkpoint.path} is whole: the same command compiles it again"
-        ) from None
+        raise KeyboardInterrupt(left) from None
+
+
+def _put(directory: Path, output: Path) -> None:
+    if directory != output:
+        replace_folder(directory, output)
+
+
+def _may_be_wrong(manifest: Manifest) -> bool:
+    """Whether only its answer can tell that this engine computes rightly."""
+    sm = (manifest.machine or {}).get("sm")
+    return sm is not None and lays_out_wrongly(manifest.choices["quant"], int(sm))
+
+
+def _judged(directory: Path, manifest: Manifest, figures: SmokeFigures) -> Manifest:
+    """The manifest with its figures, written; EngineError, and no engine, for a wrong answer."""
+    try:
+        refuse_garbage(figures)
+    except EngineError:
+        shutil.rmtree(directory)
+        raise
+    manifest = msgspec.structs.replace(manifest, verify=figures._asdict())
+    write_manifest(directory, manifest)
     return manifest
 
 
@@ -184,30 +217,6 @@ def _compiled_before(checkpoint: Engine, output: Path) -> Manifest | None:
     same = manifest.source.get("checkpoint") == checkpoint.manifest.digest
     same = same and manifest.choices == checkpoint.manifest.choices and still_fits(manifest)
     return manifest if same and manifest.verify is None else None
-
-
-def _checked(
-    checkpoint: Engine, directory: Path, output: Path, manifest: Manifest, progress: BuildProgress
-) -> Manifest:
-    """The manifest with the answer's figures; EngineError when the answer is wrong.
-
-    An engine whose answer could not be had is kept, as compiling takes long.
-    """
-    try:
-        figures = run_smoke(checkpoint, directory, progress)
-    except EngineError as error:
-        sm = (manifest.machine or {}).get("sm")
-        if sm is not None and lays_out_wrongly(manifest.choices["quant"], int(sm)):
-            raise
-        replace_folder(directory, output)
-        raise EngineError(
-            f"{output} is compiled, but its answer could not be checked: {error} (the same "
-            "command checks it without compiling again)"
-        ) from None
-    refuse_garbage(figures)
-    manifest = msgspec.structs.replace(manifest, verify=figures._asdict())
-    write_manifest(directory, manifest)
-    return manifest
 
 
 def run_smoke(checkpoint: Engine, directory: Path, progress: BuildProgress) -> SmokeFigures:

@@ -44,7 +44,8 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def open_beside(directory: Path) -> Any:
     """The CPU executor of the checkpoint that a half-made engine belongs to."""
     assert read_engine(directory).manifest.backend == "tensorrt_llm"
-    [checkpoint] = directory.parents[1].glob("*.checkpoint")
+    folders = list(directory.parents)[:2]  # an engine that is in its place has it beside itself
+    [checkpoint] = (path for folder in folders for path in folder.glob("*.checkpoint"))
     return open_executor(checkpoint)
 
 
@@ -378,7 +379,9 @@ def test_an_engine_that_cannot_be_checked_now_is_kept_and_checked_later(
         raise EngineError("another process holds the GPU's memory")
 
     monkeypatch.setattr(trtllm_stages, "open_executor", busy)
-    with pytest.raises(EngineError, match="e is compiled, but its answer could not be checked: an"):
+    with pytest.raises(
+        EngineError, match="compiled, and the same command checks its answer, which"
+    ):
         build(tiny_source, tmp_path / "e")
     compiled = read_engine(tmp_path / "e").manifest
     assert compiled.verify is None
@@ -387,6 +390,23 @@ def test_an_engine_that_cannot_be_checked_now_is_kept_and_checked_later(
     checked = build(tiny_source, tmp_path / "e").manifest
     assert checked.verify is not None and checked.digest == compiled.digest
     assert checked.created == compiled.created, "it was compiled again"
+
+
+def test_an_interruption_of_the_check_keeps_what_was_compiled(
+    builder: Path,
+    tiny_source: SourceCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(directory: Path) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(trtllm_stages, "open_executor", interrupted)
+    for _ in range(2):  # of a new engine, and of one that is in its place already
+        with pytest.raises(KeyboardInterrupt, match="e is compiled, and the same command checks"):
+            build(tiny_source, tmp_path / "e")
+        verify_files(read_engine(tmp_path / "e"))
+        monkeypatch.setenv("TRTLLM_BUILDER", "broken")
 
 
 def test_where_only_the_answer_can_tell_nothing_unchecked_is_kept(
