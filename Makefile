@@ -22,7 +22,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help install engine plan serve test lint format build clean
+.PHONY: help install engine plan doctor serve test resolve lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -38,11 +38,16 @@ $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
 engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFIG=...
 	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
-	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG))
+	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG)) \
+	  $(if $(WORKERS),--workers $(WORKERS))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
 	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
+
+# Status 3: everything but TensorRT-LLM works here, which is no error of make's.
+doctor: install ## what works on this machine, and how to mend what does not
+	@$(BIN)/enginehouse-build doctor || test $$? -eq 3
 
 serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
 ifeq ($(ENGINE),$(SAMPLE))
@@ -51,8 +56,11 @@ endif
 	ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
 	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
 
-test: install ## run the whole test suite
+test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest
+
+resolve: ## do the CPU and the TensorRT-LLM set of packages resolve: make resolve PYTHON=python3.12
+	$(PYTHON) scripts/check_resolve.py $(PYTHON)
 
 # mypy and pyright follow folders, not import hooks: three links give them the namespace.
 .cache/links/enginehouse: Makefile

@@ -45,6 +45,12 @@ def refusal(quant: str, sm: int, kv_cache_dtype: str) -> str | None:
     return kv_refusal(quant, kv_cache_dtype)
 
 
+def lays_out_wrongly(quant: str, sm: int) -> bool:
+    """Whether an engine may load here and answer wrongly, which only its answer can tell."""
+    _, high, _, above = _RANGES[quant]
+    return sm > high and above is _MIXED_LAYOUT
+
+
 def kv_refusal(quant: str, kv_cache_dtype: str) -> str | None:
     """Why no GPU runs this KV cache dtype with these weights, or None."""
     if kv_cache_dtype == "fp8" and quant not in FP8_FORMS:

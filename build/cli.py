@@ -1,5 +1,8 @@
 """Command line of `enginehouse-build`: flags -> settings -> stages. Knows no tensor.
 
+`enginehouse-build compile` goes on from a checkpoint for TensorRT-LLM, and `enginehouse-build
+doctor` looks at the machine: their flags are their own.
+
 Exit status: 0 done, 2 refused or failed in one sentence, 3 the GPU machine must finish the
 build, 130 interrupted.
 """
@@ -7,20 +10,29 @@ build, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
+from enginehouse.build import doctor
 from enginehouse.build.footprint import print_page
 from enginehouse.build.plan import make_plan
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.settings import BuildSettings, load_settings
 from enginehouse.build.sources import resolve_source
-from enginehouse.build.stages import BuildResult, build
+from enginehouse.build.stages import BuildResult, build, output_path
+from enginehouse.build.trtllm_stages import (
+    engine_path,
+    open_compilable,
+    planned_command,
+    run_compile_checkpoint,
+)
 from enginehouse.runtime.errors import EnginehouseError
 
 _TYPES = {"str": str, "int": int, "float": float}
@@ -42,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
         names = [f"--{item.name.replace('_', '-')}"]
         if item.name == "output":
             names.insert(0, "-o")
+        if item.name == "trtllm_build":
+            parser.add_argument(*names, action="append", metavar="FLAG=VALUE", help=help_text)
+            continue
         parser.add_argument(
             *names,
             type=_TYPES[str(item.type).removesuffix(" | None")],
@@ -67,22 +82,14 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a build; returns the exit status."""
-    args = vars(make_parser().parse_args(argv))
-    config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
-    page = args.pop("plan")
-    if page:
-        args["until"] = "plan"
-    progress = BuildProgress(quiet=quiet)
+    words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["doctor"]:
+        return doctor.main(words[1:])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
+    run = _compile if words[:1] == ["compile"] else _build
     try:
-        settings = load_settings(args, config_file)
-        source = resolve_source(settings.model, cache_dir, progress.note)
-        if page:
-            console = Console(highlight=False, soft_wrap=True)
-            print_page(make_plan(settings, source), console)
-            return 0
-        result = build(settings, source, progress)
+        return run(words)
     except EnginehouseError as error:
         print(f"enginehouse-build: {error}", file=sys.stderr)
         return 2
@@ -94,7 +101,65 @@ def main(argv: list[str] | None = None) -> int:
         left = str(interruption) or "nothing was left behind"
         print(f"enginehouse-build: interrupted; {left}", file=sys.stderr)
         return 130
-    return _report(result)
+
+
+def _build(words: Sequence[str]) -> int:
+    args = vars(make_parser().parse_args(words))
+    config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
+    page = args.pop("plan")
+    if page:
+        args["until"] = "plan"
+    if args["trtllm_build"] is not None:
+        args["trtllm_build"] = _pairs(args["trtllm_build"])
+    progress = BuildProgress(quiet=quiet)
+    settings = load_settings(args, config_file)
+    source = resolve_source(settings.model, cache_dir, progress.note)
+    if page:
+        console = Console(highlight=False, soft_wrap=True)
+        plan = make_plan(settings, source)
+        print_page(plan, console)
+        if settings.backend == "tensorrt_llm":
+            console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")
+            console.print(
+                planned_command(plan, Path(os.path.relpath(output_path(plan)))), markup=False
+            )
+        return 0
+    return _report(build(settings, source, progress))
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    """FLAG=VALUE words; a FLAG alone is switched on."""
+    return {flag: value or "enable" for flag, _, value in (word.partition("=") for word in words)}
+
+
+def _compile(words: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-build compile",
+        description="Compile a checkpoint that a build for TensorRT-LLM left, on this machine's "
+        "GPU. Limits and flags are the ones it was built for.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="engines/NAME.checkpoint")
+    parser.add_argument("-o", "--output", type=Path, help="engine directory; without it, NAME")
+    parser.add_argument("--workers", type=int, default=1, help="ranks compiled at once (default 1)")
+    parser.add_argument(
+        "--until",
+        choices=("compile", "verify"),
+        default="verify",
+        help="compile leaves out the check of the engine's answer (default verify)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
+    args = parser.parse_args(words[1:])
+    if args.workers < 1:
+        parser.error("--workers is below 1")
+    path = Path(os.path.abspath(args.checkpoint))
+    output = args.output or engine_path(path)
+    if output is None:
+        parser.error(f"{path.name} does not end in .checkpoint; say where with --output")
+    output = Path(os.path.abspath(output))
+    progress = BuildProgress(quiet=args.quiet)
+    checkpoint = open_compilable(path)
+    manifest = run_compile_checkpoint(checkpoint, output, args.workers, args.until, progress)
+    return _report(BuildResult(output, manifest))
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -103,11 +168,12 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def _report(result: BuildResult) -> int:
     """Say on standard output what there is now."""
-    if result.finish_command is not None:
+    if result.finish_commands is not None:
+        ours, theirs = result.finish_commands
         print(
             f"{result.path} is the TensorRT-LLM checkpoint. TensorRT-LLM compiles it on a GPU of "
-            f"the kind that will serve it; on that machine, with tensorrt-llm==1.2.1, run:\n"
-            f"{result.finish_command}"
+            "the kind that will serve it; on that machine, with tensorrt-llm==1.2.1, run:\n"
+            f"{ours}\nwhich runs this, checks the answer and writes the manifest:\n{theirs}"
         )
         return 3
     if result.path is not None:

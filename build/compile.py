@@ -1,13 +1,11 @@
 """A checkpoint becomes an engine directory: tokenizer, manifest, and nothing of Python's.
 
-For `torch` the rank files are the engine. For `tensorrt_llm` the engines are compiled on the
-GPU machine: this file knows the command that does it.
+The rank files are the engine that the torch backend runs; trtllm_build.py compiles them further.
 """
 
 from __future__ import annotations
 
 import platform
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -20,11 +18,11 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.plan import BuildPlan
 from enginehouse.runtime.engine import (
     MANIFEST,
     MANIFEST_FORMAT,
+    FileRecord,
     Limits,
     Manifest,
     ModelRecord,
@@ -34,7 +32,7 @@ from enginehouse.runtime.engine import (
 from enginehouse.runtime.errors import CheckpointError
 
 # Where an engine is put or how far a build goes says nothing of the engine itself.
-_NOT_CHOICES = ("output", "until", "model")
+_NOT_CHOICES = ("output", "until", "model", "workers")
 
 
 def choices(plan: BuildPlan) -> dict[str, Any]:
@@ -43,6 +41,8 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
     settled |= {
         "name": plan.name,
         "max_seq_len": plan.max_seq_len,
+        "max_num_tokens": plan.max_num_tokens,
+        "trtllm_build": plan.builder_flags,
         "group_size": plan.group_size,
         "dtype": plan.config.dtype,
     }
@@ -54,19 +54,22 @@ def compile_torch(
     source: SourceCheckpoint,
     directory: Path,
     source_record: Mapping[str, Any],
+    files: dict[str, FileRecord] | None = None,
 ) -> Manifest:
     """What makes a checkpoint folder with tokenizer an engine: its manifest, not yet written.
 
-    source_record: where the weights came from, with their digest.
+    source_record: where the weights came from, with their digest. files: the folder's, where
+    they are known.
     """
     settings = plan.settings
-    names = [path.name for path in directory.iterdir() if path.name != MANIFEST]
-    files = hash_files(directory, names)
+    if files is None:
+        names = [path.name for path in directory.iterdir() if path.name != MANIFEST]
+        files = hash_files(directory, names)
     return Manifest(
         format=MANIFEST_FORMAT,
         name=Path(settings.output).name if settings.output else plan.name,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        backend=settings.backend,
+        backend="torch",
         model=ModelRecord(
             plan.name,
             source.eos_token_ids,
@@ -77,7 +80,7 @@ def compile_torch(
         limits=Limits(
             max_seq_len=plan.max_seq_len,
             max_batch_size=settings.max_batch_size,
-            max_num_tokens=settings.max_num_tokens,
+            max_num_tokens=plan.max_num_tokens,
             kv_block_size=settings.kv_block_size,
             kv_cache_gib=settings.kv_cache_gib,
             compute_dtype=settings.compute_dtype,
@@ -127,29 +130,3 @@ def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
                 f"the chat template is not valid: {error.message} (line {error.lineno}); "
                 "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
             ) from None
-
-
-def trtllm_build_command(plan: BuildPlan, checkpoint_dir: Path, engine_dir: Path) -> str:
-    """The `trtllm-build` line of TensorRT-LLM 1.2.1 for this plan, ready to paste.
-
-    max_input_len is max_seq_len: its default of 1024 would refuse longer prompts. FP8 leaves
-    the GEMM plugin off, as TensorRT's own FP8 products are the faster ones.
-    """
-    settings = plan.settings
-    flags = {
-        "checkpoint_dir": checkpoint_dir,
-        "output_dir": engine_dir,
-        "max_seq_len": plan.max_seq_len,
-        "max_input_len": plan.max_seq_len,
-        "max_batch_size": settings.max_batch_size,
-        "max_num_tokens": max(settings.max_num_tokens, 8192),
-        "gemm_plugin": "disable" if settings.quant in FP8_FORMS else "auto",
-        "gpt_attention_plugin": "auto",
-        "remove_input_padding": "enable",
-        "context_fmha": "enable",
-        "kv_cache_type": "paged",
-        "use_paged_context_fmha": "enable",
-        "workers": 1,
-    }
-    words = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-    return shlex.join(["trtllm-build", *words])

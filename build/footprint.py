@@ -79,7 +79,7 @@ def _activation_bytes(plan: BuildPlan) -> int:
         shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features,
         shapes["mlp.fc"].out_features + shapes["mlp.proj"].in_features,
     )
-    tokens = settings.max_num_tokens * (2 * config.hidden_size + widest) * width
+    tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
     logits = settings.max_batch_size * config.padded_vocab_size() * 4
     return tokens + logits
 
@@ -120,8 +120,7 @@ def print_page(plan: BuildPlan, console: Console) -> None:
         ("weights", f"{needs.weights / GIB:.2f} GiB"),
         (
             "activations",
-            f"about {needs.activations / GIB:.2f} GiB at {settings.max_num_tokens} tokens "
-            "an iteration",
+            f"about {needs.activations / GIB:.2f} GiB at {plan.max_num_tokens} tokens an iteration",
         ),
         ("runtime", f"about {needs.runtime / GIB:.2f} GiB"),
         ("KV cache", _budget_words(budget, needs)),

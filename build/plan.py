@@ -35,10 +35,13 @@ from enginehouse.build.hf_layout import HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.trtllm_flags import check_flags, facts_of
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
+# Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
+MAX_NUM_TOKENS = {"torch": 512, "tensorrt_llm": 8192}
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
@@ -49,6 +52,7 @@ class BuildPlan:
     """A build that is legal. config carries mapping and quantization; settings.quant is settled.
 
     scale_dtype: of INT4 scales that the source has already; None for the model's.
+    builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
     peak_memory_bytes: an estimate for the conversion, without calibration and verification.
     """
@@ -57,10 +61,12 @@ class BuildPlan:
     config: ModelConfig
     name: str
     max_seq_len: int
+    max_num_tokens: int
     group_size: int | None
     rank_bytes: tuple[int, ...]
     peak_memory_bytes: int
     num_parameters: int
+    builder_flags: dict[str, str]
     scale_dtype: str | None = None
 
     @property
@@ -80,7 +86,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         )
     if source.has_weights or settings.until != "plan":
         check_tensors(source.tensors, config)
-    max_seq_len = _check_limits(settings, config)
+    max_num_tokens = settings.max_num_tokens or MAX_NUM_TOKENS[settings.backend]
+    max_seq_len = _check_limits(settings, config, max_num_tokens)
     check_mapping(config, settings.tp, settings.pp)
     config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
@@ -96,6 +103,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
+    flags = check_flags(settings.trtllm_build or {}, facts_of(settings.quant, settings.gpu, config))
     if settings.format == "hf":
         check_format(settings, source, config)
 
@@ -108,10 +116,12 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         config=config,
         name=settings.name or source.name,
         max_seq_len=max_seq_len,
+        max_num_tokens=max_num_tokens,
         group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
         peak_memory_bytes=_peak_memory_bytes(config, source),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+        builder_flags=flags,
         scale_dtype=form.scale_dtype,
     )
 
@@ -208,7 +218,7 @@ def _untiled(config: ModelConfig) -> str | None:
     return None
 
 
-def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
+def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:
     """The context length; PlanError when the limits contradict the model or each other."""
     max_seq_len = settings.max_seq_len or config.max_position_embeddings
     if max_seq_len > config.max_position_embeddings:
@@ -216,9 +226,9 @@ def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
             f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
         )
-    if settings.max_num_tokens < settings.max_batch_size:
+    if max_num_tokens < settings.max_batch_size:
         raise PlanError(
-            f"max_num_tokens={settings.max_num_tokens} is below max_batch_size="
+            f"max_num_tokens={max_num_tokens} is below max_batch_size="
             f"{settings.max_batch_size}; each sequence in flight needs one token per iteration"
         )
     if settings.kv_block_size & (settings.kv_block_size - 1):

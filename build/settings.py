@@ -75,7 +75,9 @@ class BuildSettings:
         None, "prompt and answer together, tokens; without it, the model's limit", minimum=16
     )
     max_batch_size: int = _choice(64, "sequences in flight")
-    max_num_tokens: int = _choice(512, "tokens computed in one iteration")
+    max_num_tokens: int | None = _choice(
+        None, "tokens computed in one iteration; without it, 512 for torch, else 8192"
+    )
     kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
     kv_cache_gib: float | None = _choice(
         None, "KV cache, GiB; without it, chosen at start", minimum=0.001
@@ -104,6 +106,10 @@ class BuildSettings:
         "whether answers begin with <think>; auto is what the chat template shows",
         choices=("auto", "none", "think"),
     )
+    workers: int = _choice(1, "tensorrt_llm: ranks compiled at once, each on a GPU of its own")
+    trtllm_build: dict[str, Any] | None = _choice(
+        None, "tensorrt_llm: any further flag of trtllm-build, FLAG=VALUE; may be repeated"
+    )
     until: str = _choice("verify", "the last stage to run", choices=STAGES)
 
 
@@ -118,7 +124,8 @@ def load_settings(flags: AnyMapping[str, Any], config_file: Path | None = None) 
     for key, value in flags.items():
         if value is not None:
             _check_value(key, value, "")
-            values[key] = value
+            together = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = {**values[key], **value} if together else value
     return BuildSettings(**values)
 
 
@@ -153,9 +160,10 @@ def _check_value(key: Any, value: Any, where: str) -> None:
         return
     kind = str(setting.type).removesuffix(" | None")
     legal: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    if not isinstance(value, legal[kind]) or isinstance(value, bool):
+    if not isinstance(value, legal.get(kind, (dict,))) or isinstance(value, bool):
         found = f"{type(value).__name__} {value!r}"
-        raise PlanError(f"{where}{key} is {found}; wanted {kind}")
+        wanted = kind if kind in legal else "a mapping of flags to values"
+        raise PlanError(f"{where}{key} is {found}; wanted {wanted}")
     choices, minimum = setting.metadata["choices"], setting.metadata["minimum"]
     if choices and value not in choices:
         raise PlanError(f"{where}{key}={value!r} is not known; choose one of {', '.join(choices)}")

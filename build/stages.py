@@ -20,7 +20,6 @@ from enginehouse.build.compile import (
     choices,
     compile_torch,
     hf_manifest,
-    trtllm_build_command,
     write_tokenizer,
 )
 from enginehouse.build.convert_stage import run_convert
@@ -32,6 +31,16 @@ from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
+from enginehouse.build.trtllm_build import find_builder
+from enginehouse.build.trtllm_stages import (
+    check_machine_early,
+    checkpoint_path,
+    finish_commands,
+    kept_checkpoint,
+    refuse_own_checkpoint,
+    run_compile_checkpoint,
+    still_fits,
+)
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (
     Engine,
@@ -44,12 +53,14 @@ from enginehouse.runtime.errors import EngineError, PlanError
 
 
 class BuildResult(NamedTuple):
-    """path: what was made, or was there already. finish_command: what the GPU machine must run."""
+    """path: what was made, or was there already. finish_commands: what the GPU machine must run,
+    ours or trtllm-build's own.
+    """
 
     path: Path | None
     manifest: Manifest | None = None
     reused: bool = False
-    finish_command: str | None = None
+    finish_commands: tuple[str, str] | None = None
 
 
 def build(
@@ -78,16 +89,42 @@ def build(
     if output.resolve() == source.path.resolve():
         raise PlanError(f"{output} is the source itself; choose another output")
     refuse_foreign(output, settings.until)
+    compiles = settings.backend == "tensorrt_llm" and settings.until != "convert"
     record: dict[str, Any] = {}
+    if compiles:
+        check_machine_early(plan)
     if settings.until != "convert" or settings.format == "hf":
         record = _source_record(source, output, progress)
-    if settings.backend == "torch" and settings.until != "convert":
+    if settings.until != "convert":
         existing = _existing(plan, output, record)
         if existing is not None:
             return BuildResult(output, existing, reused=True)
-    _check_disk(plan, output)
-    with unfinished(output, conversion_key(plan, source)) as (partial, journal):
-        return _make(plan, source, partial, journal, output, record, progress)
+    earlier = None
+    if compiles:
+        refuse_own_checkpoint(source, output)
+        earlier = kept_checkpoint(plan, record, checkpoint_path(output))
+    if earlier is not None:  # it takes this build's limits and flags
+        path, files = earlier.path, earlier.manifest.files
+        write_manifest(path, compile_torch(plan, source, path, record, files))
+        result = BuildResult(path)
+    else:
+        _check_disk(plan, output)
+        with unfinished(output, conversion_key(plan, source)) as (partial, journal):
+            result = _make(plan, source, partial, journal, output, record, progress)
+    return _finish_tensorrt_llm(settings, output, progress) if compiles else result
+
+
+def _finish_tensorrt_llm(
+    settings: BuildSettings, output: Path, progress: BuildProgress
+) -> BuildResult:
+    """Compile the checkpoint where trtllm-build is; elsewhere say the commands that do."""
+    checkpoint = read_engine(checkpoint_path(output))
+    if find_builder() is None:
+        return BuildResult(checkpoint.path, finish_commands=finish_commands(checkpoint, output))
+    manifest = run_compile_checkpoint(
+        checkpoint, output, settings.workers, settings.until, progress
+    )
+    return BuildResult(output, manifest)
 
 
 def _make(
@@ -113,11 +150,9 @@ def _make(
         replace_folder(partial, output)
         return BuildResult(output)
     if settings.backend == "tensorrt_llm":
-        checkpoint = output.with_name(output.name + ".checkpoint")
-        refuse_foreign(checkpoint, "convert")
-        replace_folder(partial, checkpoint)
-        command = trtllm_build_command(plan, checkpoint, output)
-        return BuildResult(checkpoint, finish_command=command)
+        write_manifest(partial, compile_torch(plan, source, partial, record))
+        replace_folder(partial, checkpoint_path(output))
+        return BuildResult(checkpoint_path(output))
     manifest = run_compile(plan, source, partial, record, progress)
     if settings.until == "verify":
         figures = run_verify(plan, source, reference, partial, manifest, progress)
@@ -227,6 +262,8 @@ def _existing(plan: BuildPlan, output: Path, record: dict[str, Any]) -> Manifest
     # as JSON has them: a tuple reads back as a list
     same = manifest.choices == msgspec.to_builtins(choices(plan))
     same = same and manifest.source.get("digest") == record["digest"]
+    if plan.settings.backend == "tensorrt_llm":
+        same = same and still_fits(manifest)
     return manifest if verified and same else None
 
 

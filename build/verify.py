@@ -94,14 +94,7 @@ def verify(
         answer = generate(executor, [Request(1, prompt, sampling)])[1]
         text = tokenizer.encode("\n\n" + TEXT, add_special_tokens=False).ids
         ids = torch.tensor((prompt + answer + text)[:room])
-        positions = torch.arange(len(ids))
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-            stored = executor.cache.round_trip
-            return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
-
-        hidden = executor.model.hidden_states(ids, positions, attend)
-        logits = executor.model.logits(hidden)
+        logits = text_logits(executor, ids)
     finally:
         executor.close()
     truth = reference.logits(reference.hidden_states([ids], advance=advance))[0]
@@ -116,6 +109,20 @@ def verify(
         prompt=PROMPT,
         answer=tokenizer.decode(answer),
     )
+
+
+def text_logits(executor: TorchExecutor, ids: Tensor) -> Tensor:
+    """Logits after each token of a text that is read at once: [tokens] -> float32 [tokens, vocab].
+
+    Keys and values are rounded as the executor's cache stores them.
+    """
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        stored = executor.cache.round_trip
+        return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
+
+    hidden = executor.model.hidden_states(ids, torch.arange(len(ids)), attend)
+    return executor.model.logits(hidden)
 
 
 def kl_divergence(truth: Tensor, logits: Tensor) -> Tensor:

@@ -41,10 +41,10 @@ def layer_weights(tp: int) -> int:
 def test_fp8_weights_and_kv_of_nemotron_are_as_worked_out_by_hand(tp: int) -> None:
     needs = footprint(nemotron("nemotron-70b-fp8.yaml", tp=tp))
     norms = (2 * 80 + 1) * 8192 * 2
-    scales = 80 * 5 * 2 * 4
+    scales = 80 * (5 * 2 + 1) * 4  # of the linears, and of the KV cache
     vocabulary = 2 * 128256 // tp * 8192 * 2
     assert needs.weights == 80 * layer_weights(tp) + norms + scales + vocabulary
-    assert needs.kv_per_token == 2 * 80 * (8 // tp) * 128 * 2
+    assert needs.kv_per_token == 2 * 80 * (8 // tp) * 128
 
 
 def test_int4_weights_of_nemotron_are_as_worked_out_by_hand() -> None:
@@ -78,7 +78,7 @@ def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> N
     flags = [str(ROOT / "configs" / "nemotron-70b"), "--config", config, "--plan", "--tp", "4"]
     assert cli.main(flags) == 0
     page = capsys.readouterr().out
-    for words in ("TP 4 x PP 1 = 4 GPUs", "1, 2, 4, 8, 16, 32, 64", "131,072", "80.0 KiB"):
+    for words in ("TP 4 x PP 1 = 4 GPUs", "1, 2, 4, 8, 16, 32, 64", "131,072", "40.0 KiB"):
         assert words in page
 
 

@@ -29,6 +29,7 @@ def requirements() -> list[Requirement]:
     extras = [
         line
         for extra in SETUP["options.extras_require"]
+        if extra != "trtllm"  # never installed together with the lock
         for line in lines_of("options.extras_require", extra)
     ]
     return [Requirement(line) for line in lines_of("options", "install_requires") + extras]
@@ -98,6 +99,28 @@ def test_constraints_pin_a_fitting_version_of_every_requirement() -> None:
             assert wanted.specifier.contains(version, prereleases=True), (
                 f"constraints.txt pins {wanted.name}=={version}; setup.cfg wants {wanted}"
             )
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.12"])
+def test_the_lower_bounds_leave_room_for_tensorrt_llm(python: str) -> None:
+    """What tensorrt-llm 1.2.1 pins must be allowed by every bound of ours on the same package."""
+    pinned = [
+        Requirement(line)
+        for line in lines_of("options.extras_require", "trtllm")
+        if Requirement(line).marker.evaluate({"python_version": python})  # type: ignore[union-attr]
+    ]
+    assert len(pinned) == 4, "the extra names what 1.2.1 pins, on each of its Pythons"
+    versions = {"tensorrt-llm": "1.2.1", "tensorrt": "10.14.1.48", "torch": "2.9.1"}
+    for wanted in [*pinned, *requirements()]:
+        version = {**versions, "transformers": "4.57.3"}.get(wanted.name)
+        if version is not None:
+            assert wanted.specifier.contains(version, prereleases=True), wanted
+
+
+def test_the_extra_for_tensorrt_llm_is_empty_on_a_python_without_wheels() -> None:
+    for line in lines_of("options.extras_require", "trtllm"):
+        marker = Requirement(line).marker
+        assert marker is not None and not marker.evaluate({"python_version": "3.11"})
 
 
 @pytest.fixture(scope="module")

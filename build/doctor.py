@@ -1,0 +1,382 @@
+"""`enginehouse-build doctor`: what of a build and of serving works on this machine, and why not.
+
+Facts are gathered once (`gather`); each check is a pure function of them. Nothing is imported that
+could hang: libraries are tried in child processes with a deadline.
+Source: TensorRT-LLM 1.2.1's requirements; NVIDIA/TensorRT-LLM issues 2405, 2597, 9680, 16899.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from enginehouse.build.trtllm_build import TENSORRT_LLM, find_builder
+from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.gpus import Gpu, visible_gpus
+from enginehouse.runtime.machine import installed_version, nvidia_smi
+from enginehouse.runtime.mpi_environment import is_rank_variable
+
+GIB = 2**30
+_DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers")
+_LIBRARY_S = 20
+_MIN_CUDA = 13000  # as cuDriverGetVersion counts: the wheel of 1.2.1 is built for CUDA 13
+_MPI = """
+import ctypes
+text, size = ctypes.create_string_buffer(9000), ctypes.c_int()
+ctypes.CDLL("libmpi.so.40").MPI_Get_library_version(text, ctypes.byref(size))
+print(text.value.decode())
+"""
+_NUMA = "import ctypes; print(ctypes.CDLL('libnuma.so.1').numa_available())"
+_CUDA = """
+import ctypes
+cuda, found = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+assert cuda.cuDriverGetVersion(ctypes.byref(found)) == 0
+print(found.value)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found. None stands for what is not there; sizes are bytes.
+
+    compiled_bindings: whether the tensorrt_llm package holds its compiled library, or is a stub.
+    driver_cuda: the newest CUDA the driver runs, 13000 for 13.0. mpi: what libmpi.so.40 says of
+    itself. p2p: nvidia-smi's table of reads between GPUs.
+    """
+
+    python: tuple[int, int] = (0, 0)
+    processor: str = ""
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    compiled_bindings: bool = False
+    builder: str | None = None
+    driver_cuda: int | None = None
+    gpus: tuple[Gpu, ...] = ()
+    p2p: str | None = None
+    mpi: str | None = None
+    numa: bool = False
+    env: Mapping[str, str] = field(default_factory=dict)
+    disk_free: int = 0
+    memory_free: int = 0
+    shm: int = 0
+    memlock: int | None = None  # None: no limit
+
+
+class Finding(NamedTuple):
+    """mend: how to make it right; empty when it is."""
+
+    name: str
+    found: str
+    mend: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.mend
+
+
+def check_python(facts: Facts) -> Finding:
+    text = f"{facts.python[0]}.{facts.python[1]} on {facts.processor}"
+    mend = "" if facts.python >= (3, 10) else "use Python 3.10 or newer"
+    return Finding("Python", text, mend)
+
+
+def check_torch(facts: Facts) -> Finding:
+    found = facts.versions.get("torch")
+    mend = "" if found and _numbers(found) >= (2, 9) else "install torch 2.9 or newer: make install"
+    return Finding("torch", found or "none", mend)
+
+
+def check_room(facts: Facts) -> Finding:
+    text = f"{facts.disk_free / GIB:.0f} GiB of disk, {facts.memory_free / GIB:.0f} GiB of memory"
+    enough = facts.disk_free >= 2 * GIB and facts.memory_free >= 2 * GIB
+    return Finding("room", text, "" if enough else "free 2 GiB of disk and of memory")
+
+
+def check_trtllm_python(facts: Facts) -> Finding:
+    right = facts.python in ((3, 10), (3, 12)) and facts.processor in ("x86_64", "aarch64")
+    return Finding(
+        "Python for TensorRT-LLM",
+        f"{facts.python[0]}.{facts.python[1]} on {facts.processor}",
+        ""
+        if right
+        else "its wheels are for Python 3.10 and 3.12 on x86_64 and aarch64: make an "
+        "environment with one of them, or use the container",
+    )
+
+
+def check_tensorrt_llm(facts: Facts) -> Finding:
+    found = facts.versions.get("tensorrt_llm")
+    install = f"pip install -e '.[trtllm]' --extra-index-url https://pypi.nvidia.com, or use the \
+container nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM}"
+    if found is None:
+        return Finding("tensorrt_llm", "none", install)
+    if found.partition("+")[0] != TENSORRT_LLM:
+        return Finding("tensorrt_llm", found, f"engines want {TENSORRT_LLM} exactly: {install}")
+    if not facts.compiled_bindings:
+        stub = f"{found}, but its compiled library is missing: the package index gave the stub"
+        return Finding("tensorrt_llm", stub, f"pip uninstall tensorrt-llm, then {install}")
+    return Finding("tensorrt_llm", found)
+
+
+def check_builder(facts: Facts) -> Finding:
+    mend = "it comes with tensorrt_llm; put it on PATH or set ENGINEHOUSE_TRTLLM_BUILD"
+    return Finding("trtllm-build", facts.builder or "none", "" if facts.builder else mend)
+
+
+def check_tensorrt(facts: Facts) -> Finding:
+    found = facts.versions.get("tensorrt")
+    right = found is not None and _numbers(found)[:2] == (10, 14) and _numbers(found) >= (10, 14, 1)
+    return Finding("TensorRT", found or "none", "" if right else "pip install 'tensorrt~=10.14.1'")
+
+
+def check_trtllm_torch(facts: Facts) -> Finding:
+    """2.9.1 up to the container's 2.10.0a0."""
+    found = facts.versions.get("torch")
+    right = found is not None and (2, 9, 1) <= _numbers(found) and _numbers(found)[:2] <= (2, 10)
+    if found is not None and _numbers(found)[:2] == (2, 10):
+        right = found.startswith("2.10.0a0")
+    mend = f"tensorrt_llm {TENSORRT_LLM} wants 2.9.1 to 2.10.0a0: give it an environment of its own"
+    return Finding("torch for TensorRT-LLM", found or "none", "" if right else mend)
+
+
+def check_transformers(facts: Facts) -> Finding:
+    found = facts.versions.get("transformers")
+    mend = "" if found == "4.57.3" else f"tensorrt_llm {TENSORRT_LLM} wants 4.57.3 exactly"
+    return Finding("transformers for TensorRT-LLM", found or "none", mend)
+
+
+def check_driver(facts: Facts) -> Finding:
+    found = facts.driver_cuda
+    if found is None:
+        mend = "install NVIDIA's driver; in a container, start it with --gpus all"
+        return Finding("CUDA driver", "none (no libcuda.so.1)", mend)
+    text = f"CUDA {found // 1000}.{found % 1000 // 10}"
+    if found < _MIN_CUDA:
+        return Finding("CUDA driver", text, "CUDA 13.0 is wanted: install driver 580 or newer")
+    return Finding("CUDA driver", text)
+
+
+def check_gpus(facts: Facts) -> Finding:
+    if not facts.gpus:
+        mend = "nvidia-smi lists none that CUDA_VISIBLE_DEVICES leaves; engines need SM80 or newer"
+        return Finding("GPUs", "none", mend)
+    kinds = sorted({(gpu.name, gpu.sm) for gpu in facts.gpus})
+    text = f"{len(facts.gpus)} x " + ", ".join(f"{name} (SM{sm})" for name, sm in kinds)
+    if len({gpu.sm for gpu in facts.gpus}) > 1:
+        mend = "an engine runs on one SM: choose equal GPUs with CUDA_VISIBLE_DEVICES"
+        return Finding("GPUs", text, mend)
+    return Finding("GPUs", text, "" if kinds[0][1] >= 80 else "bfloat16 and INT4 need SM80")
+
+
+def check_gpu_memory(facts: Facts) -> Finding:
+    if not facts.gpus:
+        return Finding("GPU memory", "none", "see GPUs")
+    least = min(facts.gpus, key=lambda gpu: gpu.free_mib / gpu.memory_mib)
+    text = f"{least.free_mib:,} of {least.memory_mib:,} MiB free on GPU {least.number}"
+    free = least.free_mib >= 0.9 * least.memory_mib
+    mend = "other processes hold the rest: `nvidia-smi` names them; a server that was killed may \
+have left its workers"
+    return Finding("GPU memory", text, "" if free else mend)
+
+
+def check_p2p(facts: Facts) -> Finding:
+    if len(facts.gpus) < 2:
+        return Finding("GPU to GPU", "one GPU or none: not needed")
+    if facts.env.get("NCCL_P2P_DISABLE") == "1":
+        return Finding("GPU to GPU", "switched off by NCCL_P2P_DISABLE=1")
+    if facts.p2p is None:
+        mend = "update the driver: `nvidia-smi topo -p2p r` should print a table"
+        return Finding("GPU to GPU", "nvidia-smi says nothing of it", mend)
+    wanted = {gpu.number for gpu in facts.gpus}
+    pairs = broken_pairs(facts.p2p, wanted)
+    if pairs:
+        first, second = pairs[0]
+        return Finding(
+            "GPU to GPU",
+            f"{len(pairs)} pairs cannot read each other, such as {first} and {second}",
+            "set NCCL_P2P_DISABLE=1, else the first all-reduce may hang",
+        )
+    return Finding("GPU to GPU", "all pairs read each other")
+
+
+def broken_pairs(table: str, wanted: set[int]) -> list[tuple[int, int]]:
+    """Pairs of GPUs that `nvidia-smi topo -p2p r` does not call OK."""
+    pairs = []
+    for line in table.splitlines():
+        words = line.split()
+        row = re.fullmatch(r"GPU(\d+)", words[0]) if words else None
+        if row is None or len(words) < 2 or words[1].startswith("GPU"):
+            continue
+        for column, word in enumerate(words[1:]):
+            first = int(row[1])
+            if first < column and {first, column} <= wanted and word != "OK":
+                pairs.append((first, column))
+    return pairs
+
+
+def check_mpi(facts: Facts) -> Finding:
+    if facts.mpi is None:
+        mend = "apt-get install libopenmpi-dev (Debian, Ubuntu)"
+        return Finding("MPI", "no libmpi.so.40 that answers", mend)
+    name = facts.mpi.partition(",")[0].strip()
+    version = re.match(r"Open MPI v(\d+)", name)
+    if version is None:
+        mend = "TensorRT-LLM hangs with it: install libopenmpi-dev and put it first in "
+        return Finding("MPI", name.splitlines()[0][:60], mend + "LD_LIBRARY_PATH")
+    mend = "" if int(version[1]) >= 4 else "Open MPI 4 or newer is wanted: libopenmpi-dev"
+    return Finding("MPI", name, mend)
+
+
+def check_numa(facts: Facts) -> Finding:
+    mend = "" if facts.numa else "apt-get install libnuma1"
+    return Finding("libnuma", "libnuma.so.1" if facts.numa else "none", mend)
+
+
+def check_rank_variables(facts: Facts) -> Finding:
+    found = sorted(name for name in facts.env if is_rank_variable(name))
+    if not found:
+        return Finding("SLURM and MPI variables", "none")
+    text = f"{len(found)}, such as {found[0]}"
+    return Finding(
+        "SLURM and MPI variables",
+        text,
+        "a server that is no rank takes itself for one: start it with enginehouse-launch, which "
+        "leaves them out",
+    )
+
+
+def check_trtllm_room(facts: Facts) -> Finding:
+    mend = "" if facts.disk_free >= 30 * GIB else "30 GiB at least: TensorRT-LLM alone takes 19"
+    return Finding("disk for TensorRT-LLM", f"{facts.disk_free / GIB:.0f} GiB free", mend)
+
+
+def check_limits(facts: Facts) -> Finding:
+    locked = "no limit" if facts.memlock is None else f"{facts.memlock // 1024:,} KiB"
+    text = f"/dev/shm {facts.shm / GIB:.1f} GiB, memlock {locked}"
+    enough = facts.shm >= GIB and facts.memlock is None
+    mend = "in a container: --ipc host --ulimit memlock=-1 --ulimit stack=67108864"
+    return Finding("shared and locked memory", text, "" if enough else mend)
+
+
+HERE = (check_python, check_torch, check_room)
+TRTLLM: tuple[Callable[[Facts], Finding], ...] = (
+    check_trtllm_python,
+    check_tensorrt_llm,
+    check_builder,
+    check_tensorrt,
+    check_trtllm_torch,
+    check_transformers,
+    check_driver,
+    check_gpus,
+    check_gpu_memory,
+    check_p2p,
+    check_mpi,
+    check_numa,
+    check_rank_variables,
+    check_trtllm_room,
+    check_limits,
+)
+
+
+def gather(directory: Path) -> Facts:
+    """Look at this machine. directory: where engines would be written."""
+    cuda = _library(_CUDA)
+    memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
+    try:
+        builder = find_builder()
+    except PlanError:
+        builder = None
+    return Facts(
+        python=sys.version_info[:2],
+        processor=platform.machine(),
+        versions={name: installed_version(name) for name in _DISTRIBUTIONS},
+        compiled_bindings=_has_bindings(),
+        builder=builder,
+        driver_cuda=int(cuda) if cuda and cuda.strip().isdigit() else None,
+        gpus=tuple(visible_gpus()),
+        p2p=nvidia_smi("topo", "-p2p", "r"),
+        mpi=_library(_MPI),
+        numa=_library(_NUMA) is not None,
+        env=dict(os.environ),
+        disk_free=shutil.disk_usage(directory).free,
+        memory_free=psutil.virtual_memory().available,
+        shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0,
+        memlock=None if memlock == resource.RLIM_INFINITY else memlock,
+    )
+
+
+def _library(code: str) -> str | None:
+    """What a few lines of Python print, in a process of their own; None when they fail or hang."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=_LIBRARY_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _has_bindings() -> bool:
+    """Whether the tensorrt_llm package has its compiled part. It is not imported."""
+    spec = importlib.util.find_spec("tensorrt_llm")
+    folders = spec.submodule_search_locations if spec is not None else None
+    return any(any(Path(folder).glob("bindings*.so")) for folder in folders or ())
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0])[:3])
+
+
+def print_report(facts: Facts, console: Console) -> int:
+    """The table and what follows from it; the exit status."""
+    table = Table("", "check", "found; how to mend it", box=None, pad_edge=False)
+    findings = [[check(facts) for check in checks] for checks in (HERE, TRTLLM)]
+    for number, group in enumerate(findings):
+        if number:
+            table.add_row()
+        for finding in group:
+            mark = Text("ok", "green") if finding.ok else Text("wrong", "red")
+            lines = [finding.found] if finding.ok else [finding.found, f"-> {finding.mend}"]
+            table.add_row(mark, Text(finding.name), Text("\n".join(lines)))
+    console.print(table)
+    here, trtllm = (all(finding.ok for finding in group) for group in findings)
+    works = "yes" if here else "no"
+    compiled = "yes" if here and trtllm else "no: see what is wrong above"
+    console.print()
+    console.print(f"plan, convert, quantise, cut for any TP x PP: {works}")
+    console.print(f"serve with the CPU backend: {works}")
+    console.print(f"compile and serve TensorRT-LLM engines: {compiled}")
+    if not here:
+        return 2
+    return 0 if trtllm else 3
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `enginehouse-build doctor`.
+
+    Exit status: 0 everything works here, 3 all but TensorRT-LLM, 2 not even the CPU backend.
+    """
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-build doctor",
+        description="Say what works on this machine and how to mend what does not. Exit status: "
+        "0 everything works, 3 all but TensorRT-LLM, 2 not even the CPU backend.",
+    )
+    parser.add_argument("--directory", type=Path, default=Path(), help="where engines will be put")
+    args = parser.parse_args(argv)
+    console = Console(highlight=False)
+    return print_report(gather(args.directory), console)
