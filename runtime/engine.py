@@ -1,7 +1,7 @@
 """The engine directory: what is in it, and whether it is still what was built.
 
-    config.json           TensorRT-LLM's checkpoint config
-    rankN.safetensors     one per GPU
+    config.json           TensorRT-LLM's: of the checkpoint, or of the compiled engine
+    rankN.safetensors     one per GPU; rankN.engine when it is compiled
     tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
     manifest.json         source, choices, versions, and the SHA-256 of every other file
 
@@ -77,6 +77,7 @@ class Manifest(msgspec.Struct, frozen=True):
     files: dict[str, FileRecord]
     digest: str
     verify: dict[str, Any] | None = None
+    machine: dict[str, str | None] | None = None  # what a compiled engine is bound to
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +137,11 @@ def read_config(directory: Path) -> ModelConfig:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
     if not isinstance(data, dict):
         raise EngineError(f"{path} holds no JSON object; build the engine again")
-    return ModelConfig.from_dict(data)
+    return ModelConfig.from_dict(data.get("pretrained_config", data))  # an engine's is inside
 
 
-def read_engine(directory: Path) -> Engine:
-    """Open an engine directory: everything but the weights, and no hashing yet.
-
-    Raises EngineError when it is no engine or lacks a file.
-    """
+def read_manifest(directory: Path) -> Manifest:
+    """manifest.json, and whether each file is there in its size; EngineError in one sentence."""
     if not directory.is_dir():
         raise EngineError(f"{directory} is not a directory; build an engine with enginehouse-build")
     path = directory / MANIFEST
@@ -167,19 +165,46 @@ def read_engine(directory: Path) -> Engine:
             raise EngineError(
                 f"{file}: {found}; the manifest says {record.bytes} bytes: build the engine again"
             )
+    return manifest
+
+
+def read_engine(directory: Path) -> Engine:
+    """Open an engine directory: everything but the weights, and no hashing yet.
+
+    Raises EngineError when it is no engine or lacks a file.
+    """
+    manifest = read_manifest(directory)
+    if is_hf_checkpoint(manifest):
+        raise EngineError(
+            f"{directory} is a quantised Hugging Face checkpoint, for TensorRT-LLM's PyTorch "
+            "backend, vLLM or SGLang; build an engine with format=trtllm"
+        )
     config = read_config(directory)
+    suffix = "engine" if manifest.backend == "tensorrt_llm" else "safetensors"
     for rank in range(config.mapping.world_size):
-        if f"rank{rank}.safetensors" not in manifest.files:
-            raise EngineError(f"{path} lists no rank{rank}.safetensors; build the engine again")
+        if f"rank{rank}.{suffix}" not in manifest.files:
+            raise EngineError(
+                f"{directory / MANIFEST} lists no rank{rank}.{suffix}; build the engine again"
+            )
     return Engine(directory, config, manifest)
+
+
+def is_hf_checkpoint(manifest: Manifest) -> bool:
+    """Whether the directory was made by `--format hf`: a checkpoint, not an engine."""
+    return manifest.choices.get("format") == "hf"
 
 
 def verify_files(engine: Engine) -> None:
     """Hash every file and compare with the manifest; EngineError names the first that differs."""
-    found = hash_files(engine.path, engine.manifest.files)
-    for name, record in engine.manifest.files.items():
+    verify_digests(engine.path, engine.manifest)
+
+
+def verify_digests(directory: Path, manifest: Manifest) -> None:
+    """`verify_files` for a directory whose config no engine has."""
+    found = hash_files(directory, manifest.files)
+    for name, record in manifest.files.items():
         if found[name].sha256 != record.sha256:
             raise EngineError(
-                f"{engine.path / name}: its SHA-256 is not the manifest's; "
+                f"{directory / name}: its SHA-256 is not the manifest's; "
                 "the file was changed or damaged: build the engine again"
             )
