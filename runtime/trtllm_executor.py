@@ -86,7 +86,7 @@ class TrtllmExecutor:
         except BaseException:
             self.close()
             raise
-        self._guard.look()
+        self._guard.settle()
         self.info = deployment.info(int(stats.get("kvCacheStats", {}).get("maxNumBlocks", 0)))
 
     async def _warm_up(self) -> dict[str, Any]:
@@ -237,8 +237,12 @@ class TrtllmExecutor:
 
     def close(self) -> None:
         """Shut TensorRT-LLM down, and end every process of it that is still there afterwards."""
+        if self._loop.is_closed():
+            return
         self._active.clear()
         self._waiting.clear()
+        if self._thread.is_alive():
+            self._wait(_cancel_tasks(), _SHUTDOWN_S)
         if self._llm is not None:
             ending = threading.Thread(target=self._llm.shutdown, name="shutdown", daemon=True)
             ending.start()
@@ -248,8 +252,7 @@ class TrtllmExecutor:
             self._llm = None
         self._guard.close()
         if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(_cancel_tasks(), self._loop)
-            self._loop.call_soon_threadsafe(self._loop.call_soon, self._loop.stop)
+            self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(_SHUTDOWN_S)
         if not self._loop.is_running() and not self._loop.is_closed():
             self._loop.close()
@@ -331,9 +334,10 @@ def _load(deployment: Deployment) -> tuple[Any, Callable[..., Any], Callable[...
 
 
 async def _cancel_tasks() -> None:
-    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
         task.cancel()
-    await asyncio.sleep(0)
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _as_dict(stats: Any) -> dict[str, Any]:

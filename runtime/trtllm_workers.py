@@ -33,7 +33,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class WorkerGuard:
-    """Knows every descendant of this process but those that were there before, and ends them.
+    """Knows the descendants that a start-up makes, until it is settled, and ends them.
 
     A guard process of its own learns each of them, so that they end even when this process is
     killed and can do nothing any more.
@@ -49,19 +49,25 @@ class WorkerGuard:
         )
         self.workers: set[psutil.Process] = set()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self._settled = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="worker-guard", daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._closed.wait(_WATCH_S):
-            self.look()
+        while not self._settled.wait(_WATCH_S):
+            self._look()
 
-    def look(self) -> None:
+    def settle(self) -> None:
+        """The start is over: those alive now are the workers, and must stay so."""
+        if not self._settled.is_set():
+            self._look()
+            self._settled.set()
+            self._thread.join()
+            self.workers = {process for process in self.workers if _lives(process)}
+
+    def _look(self) -> None:
         """Learn the descendants there are now, and tell the guard process of the new ones."""
         with self._lock:
-            if self._closed.is_set():
-                return
             found = set(self._own.children(recursive=True)) - self._before
             new = {process for process in found if process.pid != self._guard.pid} - self.workers
             self.workers |= new
@@ -79,7 +85,7 @@ class WorkerGuard:
 
     def end(self) -> None:
         """Terminate, then kill, every worker and its process group; returns when they are gone."""
-        self.look()
+        self.settle()
         for number in (signal.SIGTERM, signal.SIGKILL):
             alive = [process for process in self.workers if _lives(process)]
             for process in alive:
@@ -89,12 +95,9 @@ class WorkerGuard:
     def close(self) -> None:
         """End the workers, then the guard, which has nothing left to do."""
         self.end()
-        with self._lock:
-            self._closed.set()
-            assert self._guard.stdin is not None, "it was opened as a pipe"
-            self._guard.stdin.close()
+        assert self._guard.stdin is not None, "it was opened as a pipe"
+        self._guard.stdin.close()
         self._guard.wait()
-        self._thread.join()
 
 
 def _lives(process: psutil.Process) -> bool:
