@@ -174,9 +174,11 @@ def test_a_cancelled_sequence_gives_nothing_more_and_the_engine_lets_it_go(
 
 def test_a_sequence_with_logprobs_is_never_aborted(executor: Executor) -> None:
     """The double dies of abort + streaming + logprobs, as TensorRT-LLM's worker does."""
-    executor.submit(Request(32, [5, 6, 7], greedy(30, num_logprobs=2)))
-    executor.poll(0.05)
+    executor.submit(Request(32, [5, 6, 7], greedy(300, num_logprobs=2)))
+    first: list[TokenOutput] = []
+    wait_for(lambda: bool(first) or first.extend(executor.poll(0.01)) is not None)
     executor.cancel(32)
+    assert executor.busy, "it runs on"
     wait_for(lambda: not executor.busy, executor)
     assert len(generate(executor, [Request(33, [5], greedy(3))])[33]) == 3
 

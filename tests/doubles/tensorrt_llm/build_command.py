@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from tensorrt_llm.contract import CLASSES, SIGNATURES
@@ -71,7 +70,7 @@ def check_combination(args: argparse.Namespace, config: dict[str, Any], sm: int)
         raise ValueError("max_num_tokens must not be smaller than max_batch_size")
 
 
-def check_tensors(config: dict[str, Any], rank: int, tensors: dict[str, torch.Tensor]) -> None:
+def check_tensors(config: dict[str, Any], rank: int, tensors: dict[str, Any]) -> None:
     expected = expected_tensors(config, rank)
     missing = sorted(expected.keys() - tensors.keys())
     if missing:
@@ -108,6 +107,7 @@ def build_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, 
 
 def main() -> None:
     args = make_parser().parse_args()
+
     checkpoint, output = Path(args.checkpoint_dir), Path(args.output_dir)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     check_config(config)

@@ -61,7 +61,12 @@ class LLM:
         self._caller: int | None = None
         self._num_requests = 0
         self._shut = False
-        executor = self._open(Path(model))
+        try:
+            executor = self._open(Path(model))
+        except BaseException:
+            self._temporary.cleanup()
+            self._end_workers()
+            raise
         limit = arguments.get("iter_stats_max_iterations") or 1000
         self._engine = EngineThread(executor, limit, wants("SHOWS_END_ID"))
 
@@ -78,9 +83,7 @@ class LLM:
             asked = self.args.get(f"{kind}_parallel_size", 1)
             found = mapping["tp_size" if kind == "tensor" else "pp_size"]
             if asked not in (1, found):
-                raise ValueError(
-                    f"{kind}_parallel_size {asked} does not match the engine's {found}"
-                )
+                raise ValueError(f"{kind}_parallel_size {asked} is not the engine's {found}")
         for name in ("max_batch_size", "max_num_tokens"):
             if (self.args.get(name) or 0) > limits[name]:
                 raise ValueError(f"{name} [{self.args[name]}] is greater than the engine's")
@@ -122,18 +125,16 @@ class LLM:
         for rank in range(world_size):
             command = [sys.executable, "-S", "-c", _RANK.format(rank=rank, what=what)]
             self._workers.append(subprocess.Popen(command, start_new_session=True))
-        try:
-            while wants("START_HANGS"):
-                time.sleep(0.01)
-        finally:
-            if wants("START_HANGS"):
-                self._temporary.cleanup()
-                self._forget_workers()
+        while wants("START_HANGS"):
+            time.sleep(0.01)
 
-    def _forget_workers(self) -> None:
+    def _end_workers(self) -> None:
         for worker in self._workers:
-            worker.returncode = -1  # else Popen warns of a process that nobody waits for
-        self._workers.clear()
+            if wants("LEAVES_WORKERS") or wants("START_HANGS"):
+                worker.returncode = -1  # else Popen warns of a process that nobody waits for
+            else:
+                worker.kill()
+                worker.wait()
 
     def generate_async(
         self,
@@ -170,7 +171,8 @@ class LLM:
             raise RuntimeError("Assertion failed: guided decoding is not configured (issue 2624)")
         bias = params.embedding_bias
         if bias is not None:
-            assert bias.dtype == torch.float32 and tuple(bias.shape) == (self.vocab_size,)
+            right = bias.dtype == torch.float32 and tuple(bias.shape) == (self.vocab_size,)
+            assert right, "embedding_bias must be float32 [vocab_size]"
 
     def _abort(self, request_id: int) -> None:
         self._check_thread()
@@ -207,11 +209,7 @@ class LLM:
         self._shut = True
         self._engine.stop()
         self._temporary.cleanup()
-        if wants("LEAVES_WORKERS"):
-            self._forget_workers()
-        for worker in self._workers:
-            worker.kill()
-            worker.wait()
+        self._end_workers()
 
 
 def open_torch(

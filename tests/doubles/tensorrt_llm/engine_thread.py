@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from enginehouse.runtime import errors as ours_errors
@@ -29,7 +29,9 @@ class _Running:
     result: RequestOutput
     params: SamplingParams
     streaming: bool
-    stops: dict[int, str]  # token id -> the kind of stop
+    stops: set[int]
+    tokens: list[int] = field(default_factory=list)  # not told yet
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
 
 
 def our_params(params: SamplingParams, prompt_len: int) -> ours.SamplingParams:
@@ -112,9 +114,7 @@ class EngineThread:
     def _submit(self, value: tuple[RequestOutput, bool]) -> None:
         result, streaming = value
         params = result.sampling_params
-        stops = dict.fromkeys(params.stop_token_ids or (), "stop word")
-        if not params.ignore_eos:
-            stops[params.end_id] = "end id"
+        stops = set(params.stop_token_ids or ())  # end_id is the CPU backend's to watch for
         self._running[result.request_id] = _Running(result, params, streaming, stops)
         sampling = our_params(params, len(result.prompt_token_ids))
         try:
@@ -150,8 +150,12 @@ class EngineThread:
         if finish is not None:
             del self._running[output.request_id]
         error = output.error or (output.refusal.message if output.refusal else None)
+        running.tokens += tokens
+        running.logprobs += logprobs
         if running.streaming or finish is not None:
-            running.result.put(Response(tokens, logprobs, finish, stop_reason, error))
+            found = Response(running.tokens, running.logprobs, finish, stop_reason, error)
+            running.tokens, running.logprobs = [], []
+            running.result.put(found)
 
     def _note_stats(self) -> None:
         found = self.executor.stats()
