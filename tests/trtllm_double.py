@@ -50,19 +50,21 @@ def install_double(patch: pytest.MonkeyPatch, *, later: bool = False) -> None:
             patch.setenv(name, value)
 
 
-def trtllm_build(
-    checkpoint: Path, output: Path, *flags: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """The double's trtllm-build with a serving engine's flags, and more of them."""
-    command = [str(DOUBLES / "bin" / "trtllm-build"), "--checkpoint_dir", str(checkpoint)]
-    command += ["--output_dir", str(output), "--max_batch_size", "8", "--max_num_tokens", "64"]
-    command += ["--max_input_len", "2048", "--tokens_per_block", "16", *flags]
+def build_arguments(checkpoint: Path, output: Path) -> list[str]:
+    """A small serving engine's flags."""
+    arguments = ["--checkpoint_dir", str(checkpoint), "--output_dir", str(output)]
+    arguments += ["--max_batch_size", "8", "--max_num_tokens", "64"]
+    return [*arguments, "--max_input_len", "2048", "--tokens_per_block", "16"]
+
+
+def trtllm_build(checkpoint: Path, output: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The double's trtllm-build as a program, with more flags."""
     return subprocess.run(
-        command,
+        [str(DOUBLES / "bin" / "trtllm-build"), *build_arguments(checkpoint, output), *flags],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**double_environment(), **environment},
+        env=double_environment(),
     )
 
 

@@ -105,8 +105,8 @@ def build_config(args: argparse.Namespace, config: dict[str, Any]) -> dict[str, 
     return fields
 
 
-def main() -> None:
-    args = make_parser().parse_args()
+def main(arguments: list[str] | None = None) -> None:
+    args = make_parser().parse_args(arguments)
 
     checkpoint, output = Path(args.checkpoint_dir), Path(args.output_dir)
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
