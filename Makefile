@@ -9,6 +9,7 @@ QUANT  ?= $(if $(CONFIG)$(MODEL),,int4)
 TP     ?=
 PP     ?=
 BACKEND ?=
+FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
 
@@ -37,7 +38,7 @@ $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
 engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFIG=...
 	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
-	  $(if $(CONFIG),--config $(CONFIG))
+	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
 	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \

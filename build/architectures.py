@@ -7,7 +7,7 @@ Source: TensorRT-LLM 1.2.1 checkpoint format (tensor names); transformers' model
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -197,6 +197,13 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
 def _layer_sources(row: TensorRow, layer: int, config: ModelConfig) -> tuple[str, ...]:
     experts = range(config.num_experts) if row.recipe == "experts" else range(1)
     return tuple(name.format(layer, expert=e) for e in experts for name in row.sources)
+
+
+def recipe_of(config: ModelConfig, sources: Sequence[str]) -> Recipe:
+    """How a tensor is made of `sources`, which are all of its row."""
+    family, word = architecture_of(config.architecture), sources[0].split(".")[-2]
+    rows = (*family.layer_rows, *family.last_rows)
+    return next((row.recipe for row in rows if row.sources[0].split(".")[-2] == word), "join")
 
 
 def _has_bias(config: ModelConfig, name: str) -> bool:

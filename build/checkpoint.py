@@ -243,6 +243,10 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from None
+    except RecursionError:
+        raise CheckpointError(
+            f"{path} is not JSON that anyone wrote: it is nested too deep"
+        ) from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
     if not isinstance(data, dict):
@@ -277,8 +281,14 @@ def default_chat_template(value: Any) -> str | None:
 
 
 def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    if (path / "chat_template.jinja").exists():
-        return (path / "chat_template.jinja").read_text(encoding="utf-8")
+    template = path / "chat_template.jinja"
+    if template.exists():
+        try:
+            return template.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{template} is not UTF-8 text: byte {error.start} is wrong"
+            ) from None
     return default_chat_template(tokenizer_config.get("chat_template"))
 
 
@@ -307,12 +317,17 @@ def _token_text(value: Any) -> str | None:
 
 def _added_token_ids(path: Path, tokenizer_config: dict[str, Any]) -> dict[str | None, int]:
     decoder = tokenizer_config.get("added_tokens_decoder")
-    if isinstance(decoder, dict):
-        return {_token_text(token): int(number) for number, token in decoder.items()}
-    if not (path / "tokenizer.json").exists():
-        return {}
-    added = read_json(path / "tokenizer.json").get("added_tokens") or []
-    return {token["content"]: int(token["id"]) for token in added}
+    name, key = "tokenizer_config.json", "added_tokens_decoder"
+    try:
+        if isinstance(decoder, dict):
+            return {_token_text(token): int(number) for number, token in decoder.items()}
+        name, key = "tokenizer.json", "added_tokens"
+        added = (read_json(path / name).get(key) or []) if (path / name).exists() else []
+        return {str(token["content"]): int(token["id"]) for token in added}
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(
+            f"{path / name} has {key} that are no tokens with their ids; download the file again"
+        ) from None
 
 
 def _license(readme: Path) -> str | None:

@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"enginehouse-build: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"enginehouse-build: {error.filename}: {error.strerror}", file=sys.stderr)
+        where = error.filename or "the output"
+        print(f"enginehouse-build: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         left = str(interruption) or "nothing was left behind"
@@ -112,6 +113,8 @@ def _report(result: BuildResult) -> int:
     if result.path is not None:
         if result.manifest is None:
             print(f"{result.path}  (TensorRT-LLM checkpoint)")
+        elif result.manifest.choices["format"] == "hf":
+            print(f"{result.path}  (Hugging Face checkpoint, {result.manifest.digest[:19]})")
         else:
             state = "up to date" if result.reused else "built"
             print(f"{result.path}  ({state}, {result.manifest.digest[:19]})")

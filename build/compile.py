@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, TemplateSyntaxError
+from msgspec.structs import replace
+from tokenizers import Tokenizer
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import FP8_FORMS
@@ -94,12 +96,28 @@ def compile_torch(
     )
 
 
+def hf_manifest(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path, source_record: Mapping[str, Any]
+) -> Manifest:
+    """What a Hugging Face checkpoint is known again by; nothing here runs it."""
+    return replace(compile_torch(plan, source, directory, source_record), backend="none")
+
+
 def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
     """Put tokenizer and chat template into the engine; first of all, as it is soon refused.
 
-    Raises CheckpointError when there is no tokenizer, or a template no server could use.
+    Raises CheckpointError when there is no tokenizer or none that can be read, and for a template
+    that no server could use.
     """
     source.write_tokenizer(directory)
+    path = directory / "tokenizer.json"
+    try:
+        Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"tokenizer.json of {source.path} is no tokenizer: {reason}; download it again"
+        ) from None
     template = directory / "chat_template.jinja"
     if template.exists():
         try:

@@ -214,7 +214,8 @@ def _sliding_layers(hf: Hf, name: str) -> list[bool]:
     types = hf.get("layer_types")
     if types is not None:
         known = ("sliding_attention", "full_attention")
-        if not isinstance(types, list) or len(types) != count or not set(types) <= set(known):
+        wrong = not isinstance(types, list) or any(kind not in known for kind in types)
+        if wrong or len(types) != count:
             raise CheckpointError(
                 f"config.json has layer_types={types!r}; wanted {count} times {' or '.join(known)}"
             )

@@ -106,12 +106,13 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     settings, config = plan.settings, plan.config
     budget = kv_budget(needs, memory_gib)
     groups = GROUP_SIZES.get(settings.quant, ())
+    legal = legal_tp(config, groups, int8=settings.quant == "int8")
     quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
     rows = [
         ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),
         ("form", f"{quant}; the rest {config.dtype}"),
         ("cut", f"TP {settings.tp} x PP {settings.pp} = {config.mapping.world_size} GPUs"),
-        ("legal TP", ", ".join(map(str, legal_tp(config, groups))) or "none"),
+        ("legal TP", ", ".join(map(str, legal)) or "none"),
         ("on disk", f"{sum(plan.rank_bytes) / GIB:.2f} GiB in {len(plan.rank_bytes)} rank files"),
         ("peak host memory", f"about {plan.peak_memory_bytes / GIB:.2f} GiB to convert"),
         ("", ""),

@@ -21,7 +21,7 @@ import torch
 
 from enginehouse.build.checkpoint import SourceCheckpoint, TensorInfo
 from enginehouse.build.gguf_file import FloatArray, GgufFile, GgufTensor, read_gguf, read_rows
-from enginehouse.build.gguf_tokenizer import eos_token_ids, write_tokenizer
+from enginehouse.build.gguf_tokenizer import check_vocabulary, eos_token_ids, write_tokenizer
 from enginehouse.runtime.errors import CheckpointError
 
 _NAMES = {
@@ -108,6 +108,7 @@ def open_gguf(path: Path) -> SourceCheckpoint:
     Raises CheckpointError for damage, another family, and what config.json cannot express.
     """
     file = read_gguf(path)
+    check_vocabulary(file)
     config = _hf_config(file)
     metadata = file.metadata
     return SourceCheckpoint(

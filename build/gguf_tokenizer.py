@@ -59,6 +59,38 @@ _WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word in the vocabulary is not 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
 
+# What each key of the vocabulary holds: one of it, or a list of them.
+_Kinds = tuple[type, ...]
+_WORD: _Kinds = (str,)
+_NUMBER: _Kinds = (int, float)
+_SCALAR_KEYS = {
+    "tokenizer.ggml.model": _WORD,
+    "tokenizer.ggml.pre": _WORD,
+    "tokenizer.chat_template": _WORD,
+}
+_LIST_KEYS = {
+    "tokenizer.ggml.tokens": _WORD,
+    "tokenizer.ggml.merges": _WORD,
+    "tokenizer.ggml.scores": _NUMBER,
+    "tokenizer.ggml.token_type": _NUMBER,
+}
+
+
+def check_vocabulary(file: GgufFile) -> None:
+    """CheckpointError for a key of the tokenizer that holds something of another kind."""
+    for key, value in file.metadata.items():
+        scalar, items = _SCALAR_KEYS.get(key), _LIST_KEYS.get(key)
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            scalar = (int,)
+        wrong = scalar is not None and not isinstance(value, scalar)
+        if items is not None:
+            wrong = not isinstance(value, list) or any(not isinstance(v, items) for v in value)
+        if wrong:
+            raise CheckpointError(
+                f"{file.path} has {key} of another kind than a tokenizer's; download the file again"
+            )
+
+
 def build_tokenizer(file: GgufFile) -> Tokenizer:
     """The file's tokenizer: byte-level BPE ("gpt2") or sentencepiece BPE ("llama")."""
     metadata = file.metadata
@@ -174,12 +206,12 @@ def write_tokenizer(file: GgufFile, dest: Path) -> list[str]:
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": list(eos_token_ids(metadata)),
     }
-    build_tokenizer(file).save(str(dest / "tokenizer.json"))
     texts = {
+        "tokenizer.json": build_tokenizer(file).to_str(pretty=True),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
         "generation_config.json": json.dumps(generation, indent=2) + "\n",
         **({"chat_template.jinja": template} if template else {}),
     }
     for name, text in texts.items():
         (dest / name).write_text(text, encoding="utf-8")
-    return ["tokenizer.json", *texts]
+    return list(texts)

@@ -83,7 +83,8 @@ class LayerwiseAwq:
         tensors = self.reference.tensors(PREFIX.format(layer))
         self._attended.clear()
         result: dict[str, Tensor] = {}
-        for modules in SHARED_INPUTS:
+        for shared in SHARED_INPUTS:
+            modules = [name for name in shared if f"{name}.weight" in tensors]
             if self._excluded(layer, modules[0]):
                 continue
             inputs = self._inputs(layer, tensors, modules[0])

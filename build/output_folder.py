@@ -74,10 +74,10 @@ def unfinished(output: Path, key: str) -> Iterator[tuple[Path, Journal]]:
             raise PlanError(
                 f"another build of {output} is running; wait for it or choose another output"
             )
-        _restore_older(output)
         journal = Journal(hidden / "journal")
         kept = False
         try:
+            _restore_older(output)
             if not journal.belongs_to(key):
                 shutil.rmtree(hidden, ignore_errors=True)
                 (hidden / "engine").mkdir(parents=True)

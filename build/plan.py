@@ -27,9 +27,12 @@ from enginehouse.build.forms import (
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
     OutputTensor,
+    is_quantized,
     linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
+from enginehouse.build.hf_layout import HfLayout, check_format
+from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
@@ -83,6 +86,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
+    if carries_kv_scales(settings, source, config):
+        settings = replace(settings, kv_cache_dtype="fp8")
     if config.num_experts and settings.quant not in EXPERT_QUANTS:
         raise PlanError(
             f"quant={settings.quant} has no known form for a mixture of experts "
@@ -91,11 +96,13 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
+    if settings.format == "hf":
+        check_format(settings, source, config)
 
-    stage_bytes = [
-        sum(item.num_bytes for item in output_tensors(config, pp_rank, form.scale_dtype).values())
-        for pp_rank in range(settings.pp)
-    ]
+    tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
+    if settings.format == "hf":
+        tables = [HfLayout(config).table(table) for table in tables]
+    stage_bytes = [sum(item.num_bytes for item in table.values()) for table in tables]
     return BuildPlan(
         settings=settings,
         config=config,
@@ -148,7 +155,8 @@ def _quantization(
         )
     if quant == "int8":
         _check_int8(config)
-    if quant != "none" and settings.backend != "torch" and config.dtype == "float32":
+    on_gpu = settings.backend != "torch" or settings.format == "hf"
+    if quant != "none" and on_gpu and config.dtype == "float32":
         raise PlanError(
             f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
         )
@@ -182,14 +190,22 @@ def _quantization(
 
 
 def _check_int8(config: ModelConfig) -> None:
-    """PlanError where the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit."""
+    """PlanError where the weight-only kernel's tiles do not fit."""
+    untiled = _untiled(config)
+    if untiled is not None:
+        raise PlanError(
+            f"int8: {untiled} per rank at tp={config.mapping.tp_size}; its kernel wants multiples "
+            f"of 16 x 64; legal tp for int8: {_listed(legal_tp(config, int8=True))}: choose one of "
+            "them, or quant=none"
+        )
+
+
+def _untiled(config: ModelConfig) -> str | None:
+    """A linear that the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit, or None."""
     for name, linear in linear_shapes(config).items():
         if linear.in_features % 64 or linear.out_features % 16:
-            raise PlanError(
-                f"int8: {name} is {linear.out_features} x {linear.in_features} per rank at "
-                f"tp={config.mapping.tp_size}; its kernel wants multiples of 16 x 64: choose a "
-                "smaller tp, or quant=none"
-            )
+            return f"{name} is {linear.out_features} x {linear.in_features}"
+    return None
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
@@ -215,14 +231,16 @@ def _check_limits(settings: BuildSettings, config: ModelConfig) -> int:
     return max_seq_len
 
 
-def legal_tp(config: ModelConfig, group_sizes: tuple[int, ...] = ()) -> list[int]:
+def legal_tp(
+    config: ModelConfig, group_sizes: tuple[int, ...] = (), int8: bool = False
+) -> list[int]:
     """The tensor parallel sizes this model can be cut over; with int4 groups, one must fit."""
     sizes = []
     for tp in range(1, config.num_attention_heads + 1):
         cut = config.with_mapping(Mapping(tp, config.mapping.pp_size))
-        if _uncut(config, tp) is None:
-            if not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes):
-                sizes.append(tp)
+        grouped = not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes)
+        if _uncut(config, tp) is None and grouped and not (int8 and _untiled(cut)):
+            sizes.append(tp)
     return sizes
 
 
@@ -367,7 +385,7 @@ def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]
     }[module.rpartition(".")[2]]
     if len(shape) == 2:
         return {f"{module}.weight": OutputTensor("float32", shape)}
-    if config.quantization.quant_algo is None:
+    if not is_quantized(config.quantization, f"{module}.weight"):
         return {f"{module}.weight": OutputTensor(config.dtype, shape)}
     assert config.quantization.quant_algo == "FP8", config.quantization
     return {

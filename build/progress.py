@@ -71,3 +71,8 @@ class BuildProgress:
     def note(self, text: str) -> None:
         """A line of its own, under the stage before it."""
         self.console.print(" " * 21 + text, markup=False)
+
+
+def mib(count: int) -> str:
+    """Bytes for people: `1,234 MiB`."""
+    return f"{count / 2**20:,.0f} MiB"

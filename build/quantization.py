@@ -29,6 +29,10 @@ class Int4Weight(NamedTuple):
 
 def check_finite(name: str, tensor: Tensor) -> None:
     """QuantizationError when a tensor holds NaN or infinity: no scale could be chosen."""
+    if tensor.dtype == torch.float8_e4m3fn:  # its largest bits, but for the sign, are NaN's
+        tensor = (tensor.view(torch.uint8) & 0x7F).amax().view(tensor.dtype).float()
+    if not tensor.is_floating_point():
+        return
     low, high = torch.aminmax(tensor)
     if not (torch.isfinite(low) and torch.isfinite(high)):
         raise QuantizationError(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
+
 from enginehouse.build.quantized_formats import (
     AwqFormat,
     Fp8Format,
@@ -18,6 +20,7 @@ from enginehouse.build.quantized_formats import (
     ModelOptInt4Format,
     PackedFormat,
 )
+from enginehouse.runtime.config import DTYPES
 from enginehouse.runtime.errors import CheckpointError
 
 GROUP_SIZES = (128, 64)
@@ -32,12 +35,18 @@ class QuantizedLayout(NamedTuple):
     """How a checkpoint's linears are stored. group_size 0 for FP8.
 
     static_activations: its FP8 products round x with a scale that is in the checkpoint.
+    pre_quant_scale: False when those that are stored are all ones.
+    scale_dtype: of which every INT4 scale is a value, where that is not its dtype on disk.
+    fp8_kv_cache: False when its scales of keys and values are of another cache than an FP8 one.
     """
 
     format: LinearFormat
     group_size: int = 0
     zero_point: bool = False
     static_activations: bool = False
+    pre_quant_scale: bool = True
+    scale_dtype: torch.dtype | None = None
+    fp8_kv_cache: bool = True
 
 
 def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -51,17 +60,32 @@ def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
     if method in ("gptq", "gptqmodel"):
         return _gptq(config)
     if method == "compressed-tensors":
-        return _compressed_tensors(config)
+        return _compressed_tensors(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
     if method == "modelopt":
-        return _modelopt(config)
+        return _modelopt(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
     raise CheckpointError(
         f"config.json has quantization_config with quant_method={config.get('quant_method')!r}; "
         f"quantised checkpoints are read from {READABLE}: {_UNQUANTISED}"
     )
 
 
+def _says_fp8_kv(config: Mapping[str, Any]) -> bool:
+    """Whether the KV cache is FP8 by what the config says, or it says nothing."""
+    algo, scheme = config.get("kv_cache_quant_algo"), config.get("kv_cache_scheme")
+    if isinstance(scheme, dict):
+        return (scheme.get("type"), scheme.get("num_bits")) == ("float", 8)
+    return (algo or scheme or "FP8") == "FP8"
+
+
 def _refused(what: str, key: str, found: object, wanted: str) -> CheckpointError:
     return CheckpointError(f"{what} with {key}={found!r}; wanted {wanted}: {_UNQUANTISED}")
+
+
+def _object(what: str, key: str, found: Any) -> dict[str, Any]:
+    """An object, empty when it is absent."""
+    if not isinstance(found or {}, dict):
+        raise _refused(what, key, found, "a JSON object")
+    return found or {}
 
 
 def _group_size(what: str, found: Any) -> int:
@@ -105,8 +129,9 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
     if config.get("transform_config"):
         found = config["transform_config"]
         raise _refused(what, "transform_config", found, "none: rotations are no part of an engine")
-    group: dict[str, Any] = next(iter(groups.values()))
-    weights, inputs = group.get("weights") or {}, group.get("input_activations")
+    group = _object(what, "config_groups", next(iter(groups.values())))
+    weights = _object(what, "weights", group.get("weights"))
+    inputs = _object(what, "input_activations", group.get("input_activations"))
     kind, bits = weights.get("type"), weights.get("num_bits")
     strategy = weights.get("strategy")
     if kind == "float" and bits == 8:
@@ -137,8 +162,16 @@ def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
             raise _refused(what, "has_zero_point", True, "false, as ModelOpt's INT4 AWQ has it")
         group_size = config.get("group_size")
         if group_size is None:  # in config.json it stands in the scheme of the weights
-            schemes: list[Any] = list((config.get("config_groups") or {}).values())
-            weights = (schemes[0].get("weights") if schemes else None) or {}
-            group_size = weights.get("group_size", 128)
-        return QuantizedLayout(ModelOptInt4Format(), _group_size(what, group_size))
+            schemes = list(_object(what, "config_groups", config.get("config_groups")).values())
+            scheme = _object(what, "config_groups", schemes[0] if schemes else None)
+            group_size = _object(what, "weights", scheme.get("weights")).get("group_size", 128)
+        word = _object(what, "producer", config.get("producer")).get("weight_scale_dtype")
+        if word not in (None, *DTYPES):
+            raise _refused(what, "weight_scale_dtype", word, f"one of {', '.join(DTYPES)}")
+        return QuantizedLayout(
+            ModelOptInt4Format(),
+            _group_size(what, group_size),
+            pre_quant_scale=bool(config.get("pre_quant_scale", True)),
+            scale_dtype=getattr(torch, word) if word else None,
+        )
     raise _refused(what, "quant_algo", algo, "FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ")

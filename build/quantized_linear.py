@@ -8,7 +8,7 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, tensors of FP8, FP8_PER_CHANNEL_PE
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,14 @@ class QuantizedLinear:
     pre_quant_scale: Tensor | None = None
     activation_scale: Tensor | None = None
 
+    def with_halves_swapped(self) -> QuantizedLinear:
+        """The same linear, its lower half of rows first."""
+        half = len(self.q) // 2
+        raw = self.q.view(torch.uint8).roll(half, dims=0).view(self.q.dtype)
+        scale = self.scale if len(self.scale) == 1 else self.scale.roll(half, dims=0)
+        zero = None if self.zero is None else self.zero.roll(half, dims=0)
+        return replace(self, q=raw, scale=scale, zero=zero)
+
     def dequantized(self) -> Tensor:
         """float32 [out, in], the weight that the format defines."""
         if self.q.dtype == torch.float8_e4m3fn:
@@ -75,10 +83,15 @@ def join_linears(
     if quantization.quant_algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return _join_fp8(linears, quantization)
     assert scale_dtype is not None
-    scale = torch.cat([linear.scale.to(scale_dtype) for linear in linears])
+    scale = torch.cat([linear.scale for linear in linears])
+    if not torch.equal(scale.to(scale_dtype).to(scale.dtype), scale):
+        raise CheckpointError(
+            f"{names[0]} has scales that are no values of {scale_dtype}, of which its checkpoint "
+            "says that they are: download its files again"
+        )
     tensors = {
         "weight": pack_int4(torch.cat([linear.q for linear in linears])),
-        "weights_scaling_factor": scale,
+        "weights_scaling_factor": scale.to(scale_dtype),
     }
     if quantization.has_zero_point:
         zeros = [_zero(linear) for linear in linears]
@@ -110,6 +123,20 @@ def _join_fp8(linears: Sequence[QuantizedLinear], quantization: QuantConfig) -> 
         rows = [linear.scale.expand(len(linear.q)) for linear in linears]
         tensors["per_channel_scale"] = torch.cat(rows)
     return tensors
+
+
+def stack_experts(experts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """FP8 experts as one linear: weight [experts, out, in], weights_scaling_factor [experts, 1].
+
+    What enters them has one scale for all, the largest: activation_scaling_factor [1].
+    """
+    raw = torch.stack([expert["weight"].view(torch.uint8) for expert in experts])
+    activations = torch.stack([expert["activation_scaling_factor"] for expert in experts])
+    return {
+        "weight": raw.view(torch.float8_e4m3fn),
+        "weights_scaling_factor": torch.stack([e["weights_scaling_factor"] for e in experts]),
+        "activation_scaling_factor": activations.amax(dim=0),
+    }
 
 
 def _zero(linear: QuantizedLinear) -> Tensor:

@@ -16,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enginehouse.build.architectures import stage_rows
+from enginehouse.build.architectures import Recipe, expected_shapes, recipe_of, stage_rows
 from enginehouse.build.checkpoint import (
     SourceCheckpoint,
     TensorInfo,
     TensorSource,
     read_json,
 )
+from enginehouse.build.exclude import excluded_patterns
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_config import QuantizedLayout, read_layout
@@ -31,6 +32,7 @@ from enginehouse.build.quantized_linear import (
     QuantizedForm,
     QuantizedLinear,
     join_linears,
+    stack_experts,
 )
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
@@ -39,7 +41,6 @@ from enginehouse.runtime.errors import CheckpointError
 # Files beside config.json that say how the weights are quantised, and the method of each.
 _CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 
-_JOINED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # ModelOpt's names, then compressed-tensors'.
 _KV_SCALES = (
     "model.layers.{}.self_attn.k_proj.k_scale",
@@ -57,7 +58,13 @@ def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any]
     for name, method in _CONFIG_FILES.items():
         if (path / name).exists():
             data = read_json(path / name)
-            return {"quant_method": method, **data.get("quantization", data)}
+            own = data.get("quantization", data)
+            if not isinstance(own, dict):
+                raise CheckpointError(
+                    f"{path / name} has quantization={own!r}; wanted a JSON object: download the "
+                    "file again"
+                )
+            return {"quant_method": method, "producer": data.get("producer"), **own}
     return found if isinstance(found, dict) else None
 
 
@@ -98,6 +105,9 @@ class QuantizedTensors:
     def infos(self) -> Mapping[str, TensorInfo]:
         own = {f"{m}.{name}" for m in self.modules for name in self._layout.format.tensors}
         infos = {name: info for name, info in self._stored.infos.items() if name not in own}
+        for name, info in infos.items():
+            if name.endswith(".weight") and info.dtype.itemsize == 1:
+                self._check_complete(name.removesuffix(".weight"))
         for module in self.modules:
             self._check_complete(module)
             shape = self._layout.format.shape(self._stored.infos, module)
@@ -138,28 +148,49 @@ class QuantizedTensors:
     def linear(self, module: str) -> QuantizedLinear:
         """A module as it is stored. QuantizationError for scales or weights that are not finite."""
         linear = self._layout.format.read(self._stored, module)
-        check_finite(self._layout.format.scale_name(module), linear.scale.float())
-        if linear.q.dtype == torch.float8_e4m3fn:
-            largest = (linear.q.view(torch.uint8) & 0x7F).amax()  # 0x7F is NaN, above 448
-            check_finite(f"{module}.weight", largest.view(torch.float8_e4m3fn).float())
-        return linear
+        check_finite(self._layout.format.scale_name(module), linear.scale)
+        check_finite(f"{module}.weight", linear.q)
+        if linear.pre_quant_scale is not None:
+            check_finite(f"{module}.pre_quant_scale", linear.pre_quant_scale)
+        if linear.activation_scale is not None:
+            check_finite(f"{module}.input_scale", linear.activation_scale)
+        return linear if self._layout.pre_quant_scale else _without_ones(module, linear)
 
     def form(self, config: ModelConfig) -> QuantizedForm:
         """The engine's form that holds these linears exactly, found from their scales alone.
 
-        Raises CheckpointError for a decoder linear that is not quantised, or another that is.
+        Linears that the checkpoint left as they are become exclude_modules. Raises
+        CheckpointError for what no engine holds: half a fused linear, experts in most forms.
         """
-        groups = _linear_groups(config)
-        check_plainly_joined(groups)
-        wanted = {name.removesuffix(".weight") for group in groups for name in group}
-        self._check_modules(wanted)
+        linears = _engine_linears(config)
+        self._check_modules(config)
+        excluded = [name for name, modules in linears.items() if self._left_out(modules)]
+        quantized = {name: linears[name] for name in linears if name not in excluded}
+        if not quantized:
+            raise CheckpointError(
+                f"config.json says that the linears are quantised as {self._layout.format.name}, "
+                "but none is: do config.json and the weights belong together?"
+            )
+        form = self._form(config, quantized)
+        known = form.quantization.exclude_modules or ()
+        patterns = (*known, *excluded_patterns(excluded, config))
+        return replace(form, quantization=replace(form.quantization, exclude_modules=patterns))
+
+    def _form(self, config: ModelConfig, linears: Mapping[str, tuple[str, ...]]) -> QuantizedForm:
         layout = self._layout
         if isinstance(layout.format, Fp8Format):
-            shared = layout.static_activations and all(map(self._share_one_scale, groups))
-            if shared:
-                return QuantizedForm("fp8", QUANT_CONFIGS["fp8"])
-            return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
-        prequant = any(f"{module}.pre_quant_scale" in self._stored.infos for module in wanted)
+            return self._fp8_form(config, linears)
+        experts = next((name for name in linears if config.num_experts and ".mlp." in name), None)
+        if experts is not None:
+            raise CheckpointError(
+                f"{linears[experts][0]} is an expert in {layout.format.name}; experts are "
+                "read in FP8 only, the one quantised form that is known for a mixture: give the "
+                "unquantised checkpoint"
+            )
+        wanted = {module for modules in linears.values() for module in modules}
+        prequant = layout.pre_quant_scale and any(
+            f"{module}.pre_quant_scale" in self._stored.infos for module in wanted
+        )
         quantization = replace(
             QUANT_CONFIGS["int4"],
             group_size=layout.group_size,
@@ -169,18 +200,45 @@ class QuantizedTensors:
         dtype = str(self._scale_dtype).removeprefix("torch.")
         return QuantizedForm("int4_awq" if prequant else "int4", quantization, dtype)
 
-    def _check_modules(self, wanted: set[str]) -> None:
-        for missing in sorted(wanted - self.modules):
+    def _fp8_form(
+        self, config: ModelConfig, linears: Mapping[str, tuple[str, ...]]
+    ) -> QuantizedForm:
+        """fp8 where scales are shared as the engine shares them, else a scale for each row."""
+        groups = [group for m in linears.values() for group in _scale_groups(m, config)]
+        unshared = next((group for group in groups if not self._share_one_scale(group)), None)
+        if self._layout.static_activations and unshared is None:
+            return QuantizedForm("fp8", QUANT_CONFIGS["fp8"])
+        if config.num_experts:
+            what = "the checkpoint scales activations token by token"
+            if self._layout.static_activations and unshared is not None:
+                what = f"{unshared[0]} has a scale for each row"
+                if len(unshared) > 1:
+                    what = f"{' and '.join(unshared)} do not share one scale"
             raise CheckpointError(
-                f"{missing} is not quantised while other linears of the checkpoint are; an engine "
-                "holds all decoder linears in one form: give the unquantised checkpoint"
+                f"{what}; a mixture of experts is held in FP8 with static activations and one "
+                "scale for q, k, v and for an expert's gate and up: give the unquantised checkpoint"
             )
-        for extra in sorted(self.modules - wanted):
+        return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
+
+    def _left_out(self, modules: Sequence[str]) -> bool:
+        """Whether the checkpoint left these as they are; the engine quantises all or none."""
+        missing = [module for module in modules if module not in self.modules]
+        if missing and len(missing) < len(modules):
+            there = next(module for module in modules if module in self.modules)
             raise CheckpointError(
-                f"{extra} is quantised, which an engine keeps in 16 bit: give a checkpoint that "
-                "leaves it out, or the unquantised one"
+                f"{missing[0]} is not quantised while {there} is; the engine holds the two as one "
+                "or runs them as one product: give the unquantised checkpoint"
             )
-        for module in sorted(wanted):
+        return bool(missing)
+
+    def _check_modules(self, config: ModelConfig) -> None:
+        known = {name.removesuffix(".weight") for name in expected_shapes(config)}
+        for module in sorted(self.modules):
+            if module not in known:
+                raise CheckpointError(
+                    f"{module} is quantised, but is no part of a {config.architecture} as "
+                    "config.json describes it: do config.json and the weights belong together?"
+                )
             self._layout.format.check(self._stored, module)
             self._check_groups(module)
 
@@ -211,13 +269,14 @@ class QuantizedTensors:
 
     def _share_one_scale(self, group: Sequence[str]) -> bool:
         assert isinstance(self._layout.format, Fp8Format)
-        modules = [name.removesuffix(".weight") for name in group]
-        scales = [self._layout.format.scale(self._stored, module) for module in modules]
+        scales = [self._layout.format.scale(self._stored, module) for module in group]
         return all(len(scale) == 1 and scale == scales[0] for scale in scales)
 
     @cached_property
     def _scale_dtype(self) -> torch.dtype:
-        """The INT4 scales' own dtype; float32 holds those of several."""
+        """The INT4 scales' own dtype, or what the checkpoint says of it; float32 holds several."""
+        if self._layout.scale_dtype is not None:
+            return self._layout.scale_dtype
         names = map(self._layout.format.scale_name, self.modules)
         dtypes = {self._stored.infos[name].dtype for name in names}
         return dtypes.pop() if len(dtypes) == 1 else torch.float32
@@ -228,6 +287,8 @@ class QuantizedTensors:
         Raises CheckpointError when some layers have them and others not.
         """
         scales: dict[int, float] = {}
+        if not self._layout.fp8_kv_cache:
+            return scales
         for layer in range(config.num_hidden_layers):
             names = [name.format(layer) for name in _KV_SCALES]
             found = [name for name in names if name in self._stored.infos]
@@ -243,30 +304,56 @@ class QuantizedTensors:
     def engine_tensors(self, sources: Sequence[str], config: ModelConfig) -> dict[str, Tensor]:
         """What the engine holds for the linear that these Hugging Face weights make, whole."""
         modules = [name.removesuffix(".weight") for name in sources]
+        recipe = recipe_of(config, sources)
+        if recipe == "experts":
+            groups = _scale_groups(modules, config)
+            return stack_experts([self._joined(group, config, recipe) for group in groups])
+        return self._joined(modules, config, recipe)
+
+    def _joined(
+        self, modules: Sequence[str], config: ModelConfig, recipe: Recipe
+    ) -> dict[str, Tensor]:
         linears = [self.linear(module) for module in modules]
+        if recipe == "swap_halves":
+            linears = [linear.with_halves_swapped() for linear in linears]
         dtype: torch.dtype = getattr(torch, config.dtype)
         scale_dtype = self._scale_dtype if self._layout.group_size else None
         return join_linears(modules, linears, config.quantization, dtype, scale_dtype)
 
 
-def check_plainly_joined(groups: Sequence[Sequence[str]]) -> None:
-    """CheckpointError unless the engine's linears are these weights, one below the other."""
-    for name in (name for group in groups for name in group):
-        if ".experts." in name or name.split(".")[-2] not in _JOINED:
-            raise CheckpointError(
-                f"{name} belongs to experts or to a projection that is fused or put in another "
-                "order, of which no quantised form is read; give the unquantised checkpoint"
-            )
+def _without_ones(module: str, linear: QuantizedLinear) -> QuantizedLinear:
+    """The linear without the factors that its checkpoint says to be of no effect."""
+    factors = linear.pre_quant_scale
+    if factors is not None and not bool((factors == 1).all()):
+        raise CheckpointError(
+            f"{module}.pre_quant_scale holds other factors than ones, while hf_quant_config.json "
+            "says pre_quant_scale=false: do config and weights belong together?"
+        )
+    return replace(linear, pre_quant_scale=None)
 
 
-def _linear_groups(config: ModelConfig) -> list[tuple[str, ...]]:
-    """Hugging Face weights that share one FP8 scale in the engine: q, k, v; gate and up."""
-    groups: dict[str, tuple[str, ...]] = {}
-    for row in stage_rows(replace(config, mapping=RankMapping()), 0):
-        if is_decoder_linear(row.target):
-            key = row.target.replace("mlp.gate.", "mlp.fc.")
-            groups[key] = groups.get(key, ()) + row.sources
-    return list(groups.values())
+def _engine_linears(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    """The engine's linears, layers counted through the model, and the modules that make each.
+
+    fc and gate, which run as one product, are made of both's.
+    """
+    rows = stage_rows(replace(config, mapping=RankMapping()), 0)
+    linears = {
+        row.target.removesuffix(".weight"): tuple(s.removesuffix(".weight") for s in row.sources)
+        for row in rows
+        if is_decoder_linear(row.target)
+    }
+    for name in [name for name in linears if name.endswith("mlp.gate")]:
+        fc = name.replace("mlp.gate", "mlp.fc")
+        linears[name] = linears[fc] = linears[fc] + linears[name]
+    return linears
+
+
+def _scale_groups(modules: Sequence[str], config: ModelConfig) -> list[tuple[str, ...]]:
+    """Modules that have one FP8 scale in the engine: q, k, v; gate and up, of each expert."""
+    count = config.num_experts if ".experts." in modules[0] else 1
+    size = len(modules) // count
+    return [tuple(modules[i * size : (i + 1) * size]) for i in range(count)]
 
 
 def is_decoder_linear(target: str) -> bool:

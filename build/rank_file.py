@@ -68,12 +68,15 @@ class RankFile:
         text += b" " * (-len(text) % 8)
         head = struct.pack("<Q", len(text)) + text
         self._data_start = len(head)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        begun = os.pread(self._descriptor, len(head), 0) == head
-        if not begun or os.fstat(self._descriptor).st_size != len(head) + end:
-            os.ftruncate(self._descriptor, 0)
-            self._put(head, 0)
-            os.ftruncate(self._descriptor, len(head) + end)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            begun = os.pread(self._descriptor, len(head), 0) == head
+            if not begun or os.fstat(self._descriptor).st_size != len(head) + end:
+                os.ftruncate(self._descriptor, 0)
+                self._put(head, 0)
+                os.ftruncate(self._descriptor, len(head) + end)
+        except OSError as error:
+            raise EnginehouseError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> Stored:
         """Put a tensor in its place. Its dtype and shape are the table's."""

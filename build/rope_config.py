@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from enginehouse.build.config_values import number
+from enginehouse.build.config_values import json_object, number
 from enginehouse.runtime.errors import CheckpointError
 
 ROPE_TYPES = ("linear", "dynamic", "llama3", "longrope", "yarn")
@@ -34,7 +34,7 @@ class RopeConfig(NamedTuple):
 
 def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeConfig:
     """Raises CheckpointError for a type, a key or a layout that no engine can run."""
-    parameters = dict(hf.get("rope_parameters") or {})
+    parameters = json_object(hf, "rope_parameters")
     extra: dict[str, Any] = {}
     if architecture == "Gemma3ForCausalLM":
         parameters, extra = _gemma3(hf, parameters)
@@ -74,7 +74,7 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
 
 def _scaling(hf: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any] | None:
     """rotary_scaling under both spellings of its type, with the pretrained length written out."""
-    scaling = dict(hf.get("rope_scaling") or {}) or parameters
+    scaling = json_object(hf, "rope_scaling") or parameters
     scaling.pop("rope_theta", None)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     kind = {"su": "longrope", "none": "default"}.get(kind, kind)
@@ -110,14 +110,14 @@ def _gemma3(
     hf: Mapping[str, Any], parameters: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The global layers' rope, and the local base, which knows no scaling."""
-    local = dict(parameters.get("sliding_attention") or {})
+    local = json_object(parameters, "sliding_attention")
     kind = local.get("rope_type") or local.get("type") or "default"
     if kind != "default":
         raise CheckpointError(
             f"config.json asks for rope type {kind!r} on sliding layers; wanted the default there"
         )
     if "full_attention" in parameters or local:
-        parameters = dict(parameters.get("full_attention") or {})
+        parameters = json_object(parameters, "full_attention")
     if not (parameters.get("rope_theta") or hf.get("rope_theta")):
         parameters["rope_theta"] = 1_000_000.0  # the default of its global layers
     base = local.get("rope_theta") or hf.get("rope_local_base_freq")

@@ -67,7 +67,7 @@ def read_safetensors_header(path: Path) -> dict[str, SafetensorsTensor]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path} has a header that is not JSON; {again}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} has a header that is not a JSON object; {again}")
@@ -79,7 +79,7 @@ def read_safetensors_header(path: Path) -> dict[str, SafetensorsTensor]:
         try:
             dtype_name, shape = str(item["dtype"]), tuple(int(n) for n in item["shape"])
             begin, end = (int(n) for n in item["data_offsets"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError(
                 f"{path} describes tensor {name!r} without dtype, shape and data_offsets; {again}"
             ) from None

@@ -18,6 +18,7 @@ from enginehouse.build.forms import KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.config import DTYPES
 from enginehouse.runtime.errors import PlanError
 
+FORMATS = ("trtllm", "hf")
 STAGES = ("plan", "convert", "compile", "verify")
 
 
@@ -48,8 +49,15 @@ class BuildSettings:
     group_size: int | None = _choice(
         None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
     )
+    format: str = _choice(
+        "trtllm",
+        "what is written: a TensorRT-LLM checkpoint, or a quantised Hugging Face one",
+        choices=FORMATS,
+    )
     kv_cache_dtype: str = _choice(
-        "auto", "dtype of the KV cache; auto is the model's", choices=tuple(KV_CACHE_ALGOS)
+        "auto",
+        "dtype of the KV cache; auto is the model's, or fp8 with the scales that an FP8 source has",
+        choices=tuple(KV_CACHE_ALGOS),
     )
     exclude: str | None = _choice(
         None, "modules to leave unquantised: patterns such as *mlp.proj, separated by commas"

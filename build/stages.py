@@ -8,34 +8,30 @@ was interrupted is gone on with.
 from __future__ import annotations
 
 import os
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import psutil
-from torch import Tensor
 
-from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
 from enginehouse.build.checkpoint import SourceCheckpoint, source_digest
 from enginehouse.build.compile import (
     choices,
     compile_torch,
+    hf_manifest,
     trtllm_build_command,
     write_tokenizer,
 )
-from enginehouse.build.convert import convert
-from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.convert_stage import run_convert
+from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
-from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
 from enginehouse.build.plan import BuildPlan, make_plan
-from enginehouse.build.progress import BuildProgress
-from enginehouse.build.rank_files import RankFiles
+from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
-from enginehouse.build.units import Calibration, awq_layer, units
 from enginehouse.build.verify import MAX_MEAN_KL, VerifyFigures, verify
 from enginehouse.runtime.engine import (
     Engine,
@@ -70,19 +66,22 @@ def build(
         stage.finish(describe_plan(plan, source))
     if settings.until == "plan":
         return BuildResult(None)
-    if settings.until != "convert":
+    if settings.until != "convert" or settings.format == "hf":
         check_tokenizer(source)
-    if source.quantized is not None and source.quantized.kv_scales(plan.config):
-        kept = settings.kv_cache_dtype == "auto"
-        instead = "it stays in 16 bit" if kept else "it is calibrated again"
-        progress.note(f"the checkpoint's scales for the KV cache are left out: {instead}")
+    if source.quantized is not None and plan.config.quantization.kv_cache_quant_algo is None:
+        if source.quantized.kv_scales(plan.config):
+            progress.note("the checkpoint's FP8 KV cache needs FP8 weights: it stays in 16 bit")
+    if settings.format == "hf" and settings.until != "convert":
+        progress.note("format=hf ends with convert: the runtime that loads it compiles by itself")
+        settings = replace(settings, until="convert")
     output = output_path(plan)
     if output.resolve() == source.path.resolve():
         raise PlanError(f"{output} is the source itself; choose another output")
     refuse_foreign(output, settings.until)
     record: dict[str, Any] = {}
-    if settings.backend == "torch" and settings.until != "convert":
+    if settings.until != "convert" or settings.format == "hf":
         record = _source_record(source, output, progress)
+    if settings.backend == "torch" and settings.until != "convert":
         existing = _existing(plan, output, record)
         if existing is not None:
             return BuildResult(output, existing, reused=True)
@@ -102,9 +101,14 @@ def _make(
 ) -> BuildResult:
     settings = plan.settings
     reference = ReferenceModel(plan.config, source)
-    if settings.until != "convert":
+    if settings.until != "convert" or settings.format == "hf":  # soon refused
         write_tokenizer(source, partial)
     run_convert(plan, source, reference, partial, journal, progress)
+    if settings.format == "hf":
+        manifest = hf_manifest(plan, source, partial, record)
+        write_manifest(partial, manifest)
+        replace_folder(partial, output)
+        return BuildResult(output, manifest)
     if settings.until == "convert":
         replace_folder(partial, output)
         return BuildResult(output)
@@ -121,91 +125,6 @@ def _make(
     write_manifest(partial, manifest)
     replace_folder(partial, output)
     return BuildResult(output, manifest)
-
-
-def run_convert(
-    plan: BuildPlan,
-    source: SourceCheckpoint,
-    reference: ReferenceModel,
-    directory: Path,
-    journal: Journal,
-    progress: BuildProgress,
-) -> None:
-    """Calibrate if the form needs it, then write config.json and the rank files.
-
-    What the journal knows to be finished is checked by its digests and left as it is.
-    """
-    with RankFiles(plan, directory) as sink:
-        entries = journal.entries()
-        finished: set[str] = set()
-        if entries:
-            size = sum(stored.num_bytes for unit in entries.values() for stored in unit)
-            with progress.stage("resume", size, "bytes") as stage:
-                finished = journal.finished(sink, stage.advance)
-                stage.finish(f"{len(finished)} of {len(entries)} finished parts are intact")
-        calibration = _calibrate(plan, source, reference, directory, journal, finished, progress)
-        with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-            stage.advance(sum(item.num_bytes for key in finished for item in entries[key]))
-            convert(plan, source, sink, calibration, stage.advance, journal, finished)
-            stage.finish(f"{len(plan.rank_bytes)} rank file(s), {_mib(sum(plan.rank_bytes))}")
-
-
-def _calibrate(
-    plan: BuildPlan,
-    source: SourceCheckpoint,
-    reference: ReferenceModel,
-    directory: Path,
-    journal: Journal,
-    finished: set[str],
-    progress: BuildProgress,
-) -> Calibration:
-    """Run the calibration text where a form needs it; AWQ does so while the layers are written.
-
-    Linears that the source has quantised need none; a quantised KV cache does. Of the finished
-    units, those of layers that AWQ must walk through again are struck out.
-    """
-    quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
-    calibrated = quant == "fp8" and source.quantized is None
-    searched = quant in AWQ_FORMS and source.quantized is None
-    if not calibrated and not searched and kv_algo is None:
-        return Calibration({}, {})
-    sequences = _calibration_sequences(plan, source, directory)
-    maxima: dict[str, float] = {}
-    scales: dict[int, float] = {}
-    if calibrated or kv_algo is not None:
-        with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
-            maxima, keys_values = activation_maxima(
-                reference, sequences, stage.advance, journal.activations("calibration")
-            )
-            tokens = sum(len(sequence) for sequence in sequences)
-            stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
-        scales = kv_scales(keys_values, kv_algo) if kv_algo else {}
-    if not searched:
-        return Calibration(maxima, scales)
-    layers = {unit.key: awq_layer(plan.config, unit) for unit in units(plan.config, source)}
-    left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
-    if not left:
-        return Calibration(maxima, scales)
-    awq = LayerwiseAwq(plan.config, reference, sequences, journal.activations("awq"), min(left))
-    finished -= {key for key, layer in layers.items() if layer is not None and layer >= awq.layer}
-    return Calibration(maxima, scales, awq)
-
-
-def _calibration_sequences(
-    plan: BuildPlan, source: SourceCheckpoint, directory: Path
-) -> list[Tensor]:
-    tokenizer_dir = directory / "tokenizer"
-    tokenizer_dir.mkdir()
-    try:
-        source.write_tokenizer(tokenizer_dir)
-        return calibration_sequences(
-            tokenizer_dir,
-            plan.settings.calib_samples,
-            min(plan.settings.calib_length, plan.max_seq_len),
-            source.bos_token_id,
-        )
-    finally:
-        shutil.rmtree(tokenizer_dir)
 
 
 def run_compile(
@@ -255,20 +174,23 @@ def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """The form whose loss against the reference is to be expected.
 
     A source that was quantised is its own reference: only what FP8 does to activations differs.
+    W8A16 is quantised where it is loaded.
     """
-    if source.quantized is None:
-        return plan.settings.quant
-    return "fp8" if plan.settings.quant.startswith("fp8") else "none"
+    quant = plan.settings.quant
+    if source.quantized is None or quant == "int8":
+        return quant
+    return "fp8" if quant in (*FP8_FORMS, "w4a8_awq") else "none"
 
 
 def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """What will be made and what it will cost, on one line."""
     settings, config = plan.settings, plan.config
     quant = settings.quant + (f" g={plan.group_size}" if plan.group_size else "")
+    cut = f"tp={settings.tp} pp={settings.pp}" if settings.format != "hf" else "format=hf"
     return (
         f"{source.name} ({config.architecture}, {plan.num_parameters / 1e6:.0f}M parameters) -> "
-        f"{quant}, tp={settings.tp} pp={settings.pp}, {_mib(sum(plan.rank_bytes))} on disk, "
-        f"about {_mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
+        f"{quant}, {cut}, {mib(sum(plan.rank_bytes))} on disk, "
+        f"about {mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
     )
 
 
@@ -289,11 +211,8 @@ def output_path(plan: BuildPlan) -> Path:
     cut = f"-tp{settings.tp}" if settings.tp > 1 else ""
     cut += f"-pp{settings.pp}" if settings.pp > 1 else ""
     name = plan.name.rpartition("/")[2].lower()
+    cut += "-hf" if settings.format == "hf" else ""
     return Path("engines").absolute() / f"{name}-{settings.quant}{cut}"
-
-
-def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
 
 
 def _existing(plan: BuildPlan, output: Path, record: dict[str, Any]) -> Manifest | None:
@@ -352,6 +271,6 @@ def _check_disk(plan: BuildPlan, output: Path) -> None:
     needed = sum(plan.rank_bytes) + (64 << 20)
     if free < needed:
         raise PlanError(
-            f"{parent} has {_mib(free)} free; this build needs {_mib(needed)}: "
+            f"{parent} has {mib(free)} free; this build needs {mib(needed)}: "
             "free some space or choose another output"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from enginehouse.build.architectures import expected_shapes, stage_rows
+from enginehouse.build.architectures import expected_shapes, recipe_of, stage_rows
 from enginehouse.build.checkpoint import (
     TOKENIZER_FILES,
     SourceCheckpoint,
@@ -24,6 +24,8 @@ from enginehouse.build.checkpoint import (
     read_json,
     special_token_ids,
 )
+from enginehouse.build.exclude import excluded_patterns
+from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.quantized_source import is_decoder_linear
 from enginehouse.build.safetensors_file import (
@@ -40,7 +42,15 @@ from enginehouse.runtime.weights import CheckpointWeights
 
 _KV_SCALES = ("kv_cache_scaling_factor", "k_cache_scaling_factor", "v_cache_scaling_factor")
 _TIED = ("tie_word_embeddings", "share_embedding_table")
-_READABLE = "null, FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ"
+# quant_algo and the form that it is.
+_FORMS = {
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8_rowwise",
+    "W4A16_AWQ": "int4_awq",  # or int4, without pre_quant_scale
+    "W4A8_AWQ": "w4a8_awq",
+    "W8A16": "int8",
+}
+_READABLE = "null, " + ", ".join(_FORMS)
 _UNQUANTISED = "convert the Hugging Face checkpoint instead"
 
 
@@ -66,7 +76,7 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         )
     try:
         config = read_config(path)
-    except (EngineError, ValueError, TypeError) as error:
+    except (EngineError, ValueError, TypeError, OverflowError) as error:
         raise CheckpointError(f"{path}/config.json: {error}") from None
     if data.get("embedding_sharding_dim", 0) != 0 and config.use_parallel_embedding:
         raise CheckpointError(
@@ -134,12 +144,7 @@ class TrtllmTensors:
                 f"{self._path} has quant_algo={algo}, whose weights were arranged for the kernels "
                 f"of one kind of GPU and cannot be cut again; {_UNQUANTISED}"
             )
-        if algo in ("W4A16", "W8A16"):
-            raise CheckpointError(
-                f"{self._path} has quant_algo={algo} with unquantised weights, which TensorRT-LLM "
-                f"rounds while it loads them: wanted {_READABLE}; {_UNQUANTISED}"
-            )
-        if algo not in (None, "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W4A16_AWQ"):
+        if algo is not None and algo not in _FORMS:
             raise CheckpointError(
                 f"{self._path} has quant_algo={algo}; wanted {_READABLE}: {_UNQUANTISED}"
             )
@@ -186,8 +191,17 @@ class TrtllmTensors:
         if sources is None:
             raise CheckpointError(f"{self._path} has nothing that was made of {name!r}")
         sizes = [self.infos[source].shape[0] for source in sources]
-        part: Tensor = self.read_row(sources).split(sizes)[sources.index(name)]
+        part: Tensor = self._unfused(sources).split(sizes)[sources.index(name)]
         return part if rows is None else part[rows]
+
+    def _unfused(self, sources: Sequence[str]) -> Tensor:
+        """A row before its recipe: the sources one below the other."""
+        row, recipe = self.read_row(sources), recipe_of(self._config, sources)
+        if recipe == "experts":
+            return row.flatten(0, 1)
+        if recipe == "swap_halves":
+            return row.roll(len(row) // 2, dims=0)
+        return row.float() - 1 if recipe == "plus_one" else row
 
     def read_row(self, sources: Sequence[str]) -> Tensor:
         """The whole tensor in its own dtype; a quantised linear dequantised, in float32."""
@@ -210,29 +224,40 @@ class TrtllmTensors:
 
     def form(self, config: ModelConfig) -> QuantizedForm:
         """The folder's own form."""
-        patterns = self._config.quantization.exclude_modules or ()
+        quantization = replace(self._config.quantization, kv_cache_quant_algo=None)
+        patterns = quantization.exclude_modules or ()
         stages = self._config.mapping.pp_size
         if config.mapping.pp_size != stages and any("layers" in pattern for pattern in patterns):
-            raise CheckpointError(
-                f"{self._path} excludes layers by their number in a pipeline stage, of which it "
-                f"has {stages}; choose pp={stages}"
-            )
-        quantization = replace(self._config.quantization, kv_cache_quant_algo=None)
-        algo = quantization.quant_algo
-        if algo == "W4A16_AWQ":
-            quant = "int4_awq" if quantization.pre_quant_scale else "int4"
-            scales = (
-                t for n, t in self._headers[0].items() if n.endswith("weights_scaling_factor")
-            )
-            dtypes = {tensor.dtype for tensor in scales}
-            dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-            return QuantizedForm(quant, quantization, str(dtype).removeprefix("torch."))
-        quant = "fp8" if algo == "FP8" else "fp8_rowwise"
-        return QuantizedForm(quant, quantization)
+            general = [pattern for pattern in patterns if "layers" not in pattern]
+            patterns = (*general, *excluded_patterns(self._excluded(), config))
+            quantization = replace(quantization, exclude_modules=patterns)
+        quant = _FORMS[str(quantization.quant_algo)]
+        if quant not in ("int4_awq", "w4a8_awq"):
+            return QuantizedForm(quant, quantization)
+        if not quantization.pre_quant_scale:
+            quant = "int4"
+        scales = (t for n, t in self._headers[0].items() if n.endswith("weights_scaling_factor"))
+        dtypes = {tensor.dtype for tensor in scales}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        return QuantizedForm(quant, quantization, str(dtype).removeprefix("torch."))
+
+    def _excluded(self) -> list[str]:
+        """The linears that stay unquantised, layers counted through the model."""
+        mapping, found = self._config.mapping, []
+        for pp_rank in range(mapping.pp_size):
+            first = mapping.layers(pp_rank, self._config.num_hidden_layers).start
+            for row in stage_rows(self._config, pp_rank):
+                module = row.target.removesuffix(".weight")
+                if is_decoder_linear(row.target) and self._config.quantization.excludes(module):
+                    head, layers, local, name = module.split(".", 3)
+                    found.append(f"{head}.{layers}.{first + int(local)}.{name}")
+        return found
 
     def kv_scales(self, config: ModelConfig) -> dict[int, float]:
-        """Of each layer, the largest that its stage's first rank holds."""
+        """Of each layer, the largest that its stage's first rank holds; none of an INT8 cache."""
         mapping, scales = self._config.mapping, {}
+        if self._config.quantization.kv_cache_quant_algo != "FP8":
+            return {}
         for pp_rank in range(mapping.pp_size):
             header = self._headers[mapping.rank(pp_rank, 0)]
             layers = mapping.layers(pp_rank, self._config.num_hidden_layers)
@@ -253,6 +278,8 @@ class TrtllmTensors:
             name = "weights_scaling_factor"
             tensors[name] = tensors[name].to(getattr(torch, scale_dtype))
         dtype: torch.dtype = getattr(torch, config.dtype)
+        for name, tensor in tensors.items():
+            check_finite(f"{module}.{name}", tensor)
         for name in ("zero", "prequant_scaling_factor"):
             if name in tensors:
                 tensors[name] = _in_dtype(f"{module}.{name}", tensors[name], dtype)
@@ -270,8 +297,12 @@ class TrtllmTensors:
 
     @cached_property
     def _weights(self) -> CheckpointWeights:
+        # int8's weights are not quantised yet: its loader would, and so would CheckpointWeights
+        quantization = self._config.quantization
+        if quantization.quant_algo == "W8A16":
+            quantization = replace(quantization, quant_algo=None)
         try:
-            return CheckpointWeights(self._path, self._config)
+            return CheckpointWeights(self._path, replace(self._config, quantization=quantization))
         except EngineError as error:
             raise CheckpointError(f"{self._path}: {error}") from None
 

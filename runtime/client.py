@@ -120,13 +120,17 @@ class EngineClient:
     def stats(self) -> ExecutorStats:
         return self._stats
 
-    def submit(self, prompt_ids: list[int], samplings: Sequence[SamplingParams]) -> Generation:
+    def submit(
+        self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
+    ) -> Generation:
         """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be."""
         if not self._ready:
             raise HostUnavailable("the engine host is not ready; try again shortly")
         ids = [next(self._next_id) for _ in samplings]
         generation = Generation(self, ids)
-        requests = [Request(i, prompt_ids, s) for i, s in zip(ids, samplings, strict=True)]
+        requests = [
+            Request(i, prompt_ids, s, priority) for i, s in zip(ids, samplings, strict=True)
+        ]
         data = messages.encode(messages.Submit(requests))
         self._generations.update(dict.fromkeys(ids, generation))
         if not self._send(data):

@@ -15,6 +15,8 @@ from enginehouse.runtime.errors import EngineError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
+_MOST_LAYERS = 10_000  # more are damage, which nobody should count to
+
 # Written for every algorithm: a list here replaces TensorRT-LLM's defaults, so it must be whole.
 EXCLUDE_MODULES = (
     "*lm_head",
@@ -64,6 +66,11 @@ class Mapping:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Mapping:
         mapping = cls(int(data.get("tp_size", 1)), int(data.get("pp_size", 1)))
+        if mapping.tp_size < 1 or mapping.pp_size < 1:
+            raise EngineError(
+                f"mapping says tp_size={mapping.tp_size}, pp_size={mapping.pp_size}; "
+                "wanted 1 or more"
+            )
         world_size = int(data.get("world_size", mapping.world_size))
         if data.get("cp_size", 1) != 1 or world_size != mapping.world_size:
             raise EngineError(
@@ -103,9 +110,15 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> QuantConfig:
         exclude = data.get("exclude_modules")
+        if not isinstance(exclude or [], list) or not all(
+            isinstance(p, str) for p in exclude or []
+        ):
+            raise EngineError(
+                f"config.json has exclude_modules={exclude!r}; wanted a list of words"
+            )
         return cls(
-            quant_algo=data.get("quant_algo"),
-            kv_cache_quant_algo=data.get("kv_cache_quant_algo"),
+            quant_algo=_word(data, "quant_algo"),
+            kv_cache_quant_algo=_word(data, "kv_cache_quant_algo"),
             group_size=int(data.get("group_size", 128)),
             has_zero_point=bool(data.get("has_zero_point", False)),
             pre_quant_scale=bool(data.get("pre_quant_scale", False)),
@@ -215,6 +228,14 @@ class ModelConfig:
         """Read config.json; EngineError names a missing key."""
         known = set(cls(**_PROBE).to_dict())
         try:
+            if data["dtype"] not in DTYPES:
+                wanted = ", ".join(DTYPES)
+                raise EngineError(f"config.json has dtype={data['dtype']!r}; wanted {wanted}")
+            if not 0 < int(data["num_hidden_layers"]) <= _MOST_LAYERS:
+                found = data["num_hidden_layers"]
+                raise EngineError(
+                    f"config.json has num_hidden_layers={found!r}; wanted 1 to {_MOST_LAYERS}"
+                )
             heads = int(data["num_attention_heads"])
             hidden = int(data["hidden_size"])
             return cls(
@@ -231,17 +252,31 @@ class ModelConfig:
                 max_position_embeddings=int(data["max_position_embeddings"]),
                 hidden_act=str(data["hidden_act"]),
                 rotary_base=float(data.get("rotary_base", 10000.0)),
-                rotary_scaling=data.get("rotary_scaling"),
+                rotary_scaling=_object(data, "rotary_scaling") or None,
                 attn_bias=bool(data.get("attn_bias", False)),
                 mlp_bias=bool(data.get("mlp_bias", False)),
                 tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
                 use_parallel_embedding=bool(data.get("use_parallel_embedding", False)),
-                mapping=Mapping.from_dict(data.get("mapping") or {}),
-                quantization=QuantConfig.from_dict(data.get("quantization") or {}),
+                mapping=Mapping.from_dict(_object(data, "mapping")),
+                quantization=QuantConfig.from_dict(_object(data, "quantization")),
                 extra={key: value for key, value in data.items() if key not in known},
             )
         except KeyError as error:
             raise EngineError(f"config.json has no {error.args[0]!r}") from None
+
+
+def _object(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        raise EngineError(f"config.json has {key}={value!r}; wanted a JSON object")
+    return value
+
+
+def _word(data: dict[str, Any], key: str) -> str | None:
+    value = data.get(key)
+    if value is not None and not isinstance(value, str):
+        raise EngineError(f"config.json has {key}={value!r}; wanted a word, or null")
+    return value
 
 
 _PROBE: dict[str, Any] = dict(

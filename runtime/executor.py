@@ -27,7 +27,12 @@ from enginehouse.runtime.request import (
 
 
 class ExecutorOptions(NamedTuple):
-    """What may be decided when an engine is opened; None keeps the engine's own limit."""
+    """What may be decided when an engine is opened; None keeps the engine's own limit.
+
+    deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
+    grammar_timeout_s: how long a constraint may take to compile. tp_size: of a Hugging Face
+    checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
+    """
 
     max_seq_len: int | None = None
     max_batch_size: int | None = None
@@ -35,8 +40,10 @@ class ExecutorOptions(NamedTuple):
     kv_cache_gib: float | None = None
     compute_dtype: str | None = None
     num_threads: int | None = None
-    tp_size: int | None = None  # of a Hugging Face checkpoint: an engine has its own
-    start_s: float | None = None  # how long TensorRT-LLM may take to start
+    deterministic: bool = False
+    grammar_timeout_s: float | None = None
+    tp_size: int | None = None
+    start_s: float | None = None
 
 
 class Executor(Protocol):

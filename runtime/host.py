@@ -7,6 +7,7 @@ Spawned, never forked, one per engine; gunicorn's workers are its clients. Conso
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -23,12 +24,13 @@ import zmq
 from enginehouse.runtime import messages
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
-from enginehouse.runtime.request import FinishReason, Request, TokenOutput
+from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
 log = logging.getLogger("enginehouse.host")
 
 _STATS_PERIOD_S = 1.0
 _IDLE_POLL_MS = 500
+_LONGEST_POLL_S = 0.01  # while nothing but grammars is under way
 _MAX_UNREAD_MESSAGES = 100_000
 
 
@@ -52,7 +54,7 @@ class EngineHost:
         while wanted():
             self._receive(0 if self.executor.busy else _IDLE_POLL_MS)
             if self.executor.busy:
-                self._hand_out(self.executor.poll())
+                self._hand_out(self.executor.poll(_LONGEST_POLL_S))
             self._report_stats()
 
     def _receive(self, timeout_ms: int) -> None:
@@ -85,10 +87,16 @@ class EngineHost:
     def _submit(self, client: bytes, request: Request) -> None:
         self._next_id += 1
         try:
-            self.executor.submit(Request(self._next_id, request.prompt_ids, request.sampling))
+            self.executor.submit(dataclasses.replace(request, request_id=self._next_id))
         except RequestError as error:
-            refusal = TokenOutput(request.request_id, [], FinishReason.ERROR, 0, error.message)
-            self._send(client, messages.Outputs([refusal]))
+            refusal = Refusal(error.message, error.param, error.code)
+            output = TokenOutput(
+                request.request_id,
+                finish_reason=FinishReason.ERROR,
+                error=error.message,
+                refusal=refusal,
+            )
+            self._send(client, messages.Outputs([output]))
             return
         self._ids[client, request.request_id] = self._next_id
         self._owners[self._next_id] = (client, request.request_id)
@@ -106,13 +114,7 @@ class EngineHost:
             client, request_id = self._owners[output.request_id]
             if output.finish_reason is not None:
                 del self._owners[output.request_id], self._ids[client, request_id]
-            translated = TokenOutput(
-                request_id,
-                output.token_ids,
-                output.finish_reason,
-                output.num_cached_tokens,
-                output.error,
-            )
+            translated = dataclasses.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)
         for client, translated_outputs in by_client.items():
             self._send(client, messages.Outputs(translated_outputs))
@@ -191,6 +193,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kv-cache-gib", type=float, help="memory of the KV cache")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
+    parser.add_argument("--grammar-timeout-s", type=float, help="time to compile a grammar in")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="let no neighbour in the batch change a result (slower: see docs/determinism.md)",
+    )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="[%(process)d] %(name)s: %(message)s")
@@ -201,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
         kv_cache_gib=args.kv_cache_gib,
         compute_dtype=args.compute_dtype,
         num_threads=args.num_threads,
+        deterministic=args.deterministic,
+        grammar_timeout_s=args.grammar_timeout_s,
     )
     try:
         serve(args.engine, args.address, options, args.ready_fd)

@@ -15,6 +15,7 @@ from typing import NewType
 
 BlockHash = NewType("BlockHash", bytes)
 ROOT_HASH = BlockHash(b"")
+LONG_ROOT_HASH = BlockHash(b"long")  # the same tokens after it have other keys
 
 
 def hash_block(parent: BlockHash, token_ids: Iterable[int]) -> BlockHash:

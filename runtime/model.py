@@ -154,10 +154,19 @@ class Decoder:
         self.rotary = Rotary(config, max_positions or config.max_position_embeddings)
 
     @torch.inference_mode()
-    def hidden_states(self, token_ids: Tensor, positions: Tensor, attention: Attention) -> Tensor:
-        """[tokens] int64 ids and positions -> [tokens, hidden_size] before the last norm."""
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        contexts: Tensor | None = None,
+    ) -> Tensor:
+        """[tokens] int64 ids and positions -> [tokens, hidden_size] before the last norm.
+
+        contexts: what `Rotary.at` wants of tokens that are not one sequence from its start.
+        """
         hidden = self.embedding[token_ids] * self.traits.embedding_scale
-        angles = self.rotary.at(positions)
+        angles = self.rotary.at(positions, contexts)
         for index, layer in enumerate(self.layers):
             hidden = layer(index, hidden, angles[self.traits.local_rope[index]], attention)
         return hidden

@@ -37,11 +37,10 @@ def scaling_type(scaling: dict[str, Any] | None) -> str:
 
 
 def rotary_frequencies(config: ModelConfig, max_positions: int) -> Frequencies:
-    """The model's frequencies for contexts of at most `max_positions` tokens.
+    """The model's frequencies in a context of `max_positions` tokens.
 
     Only longrope depends on max_positions: its long factors serve when that exceeds the
-    pretrained length, its short ones otherwise. One choice holds for every sequence, as keys in
-    the cache were turned by it.
+    pretrained length, its short ones otherwise.
 
     Raises EngineError for a scaling that this runtime does not know.
     """
@@ -166,18 +165,42 @@ class RotaryTable:
 
 
 class Rotary:
-    """A model's tables: one, and where config.json has a local base (Gemma 3), a second."""
+    """A model's tables: one, and where config.json has a local base (Gemma 3), a second.
+
+    longrope's short factors have a table of their own. Which of the two turns a token is settled
+    by its context, the length of its sequence. `pretrained` is the longest that the short factors
+    serve, None where nothing changes: keys of a shorter sequence are of no use to a longer one.
+    """
 
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
         self.tables = [RotaryTable(rotary_frequencies(config, max_positions), max_positions)]
+        self.pretrained: int | None = None
+        scaling = config.rotary_scaling
+        if scaling is not None and scaling_type(scaling) == "longrope":
+            pretrained = int(_original(config, scaling))
+            if max_positions > pretrained:
+                self.pretrained = pretrained
+                self._short = RotaryTable(rotary_frequencies(config, pretrained), pretrained)
         local = config.extra.get("rope_local_base_freq")
         if local:
             plain = Frequencies(_plain(config, float(local)))
             self.tables.append(RotaryTable(plain, max_positions))
 
-    def at(self, positions: Tensor) -> list[Angles]:
-        """The angles of these positions in each table: the global one first."""
-        return [table.at(positions) for table in self.tables]
+    def at(self, positions: Tensor, contexts: Tensor | None = None) -> list[Angles]:
+        """The angles of these positions in each table: the global one first.
+
+        contexts: int64 [tokens], each above its position; without it all positions are of one
+        whole sequence.
+        """
+        angles = [table.at(positions) for table in self.tables]
+        if self.pretrained is not None and len(positions):
+            if contexts is None:
+                contexts = (positions.max() + 1).expand(len(positions))
+            short = (contexts <= self.pretrained).view(-1, 1, 1)
+            turned = self._short.at(positions.clamp(max=self.pretrained - 1))
+            pairs = zip(turned, angles[0], strict=True)
+            angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
+        return angles
 
 
 def rotate(x: Tensor, angles: Angles) -> Tensor:

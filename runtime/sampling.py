@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,11 +22,48 @@ _FIRST_CANDIDATES = 256
 _GROWTH = 8
 
 
-class SamplingState:
-    """One sequence's generator, and the token counts its penalties need."""
+class Matcher(Protocol):
+    """What a constraint allows next; its state is that of the text so far.
 
-    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int) -> None:
+    failure: why it can be followed no further, if so.
+    """
+
+    failure: str | None
+
+    def mask(self, logits: Tensor) -> None:
+        """Set what is not allowed to -inf, in place; logits: float32 [vocab_size]."""
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind a token that `mask` allowed."""
+
+
+class SamplingState:
+    """One sequence's generator, the token counts its penalties need, and its constraint.
+
+    eos_token_ids: of the engine. stop_ids: what ends this sequence.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: Sequence[int],
+        vocab_size: int,
+        eos_token_ids: Sequence[int] = (),
+        matcher: Matcher | None = None,
+    ) -> None:
         self.params = params
+        self.matcher = matcher
+        self.num_generated = 0
+        constrained = params.constraint is not None
+        ends_by_eos = constrained or not params.ignore_eos
+        self.stop_ids = {*params.stop_token_ids, *(eos_token_ids if ends_by_eos else ())}
+        early = {*params.stop_token_ids, *eos_token_ids}
+        self._not_early = torch.tensor(sorted(i for i in early if 0 <= i < vocab_size))
+        self._unwanted = self._not_early[:0]
+        if constrained and params.ignore_eos:  # the end of the text is nevertheless one
+            self._unwanted = torch.tensor(sorted(eos_token_ids))
+        self._biased = torch.tensor([i for i, _ in params.logit_bias], dtype=torch.int64)
+        self._biases = torch.tensor([bias for _, bias in params.logit_bias])
         self.random = random.Random(params.seed)  # None: seeded by the operating system
         self.greedy = params.temperature < _GREEDY_BELOW
         self.filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
@@ -37,12 +75,29 @@ class SamplingState:
             self._seen = torch.zeros(vocab_size, dtype=torch.bool)
             self._seen[torch.tensor(prompt_ids)] = True
 
-    @property
-    def penalized(self) -> bool:
-        return self._counts is not None or self._seen is not None
+    def shape(self, logits: Tensor) -> None:
+        """All that comes before temperature, in place; logits: float32 [vocab_size]."""
+        if self.matcher is not None:
+            self.matcher.mask(logits)
+        if len(self._biased):
+            logits.index_add_(0, self._biased, self._biases)
+        self.penalize(logits)
+        early = self.num_generated < self.params.min_tokens
+        self._forbid(logits, self._not_early if early else self._unwanted)
+
+    def _forbid(self, logits: Tensor, token_ids: Tensor) -> None:
+        """Unless nothing else is left: a constraint that is fulfilled allows only the end."""
+        if len(token_ids):
+            kept = logits[token_ids]
+            logits[token_ids] = float("-inf")
+            if self.matcher is not None and float(logits.max()) == float("-inf"):
+                logits[token_ids] = kept
 
     def accept(self, token_id: int) -> None:
-        """Count a token that was generated."""
+        """Count a token that was generated, and does not end the sequence."""
+        self.num_generated += 1
+        if self.matcher is not None:
+            self.matcher.accept(token_id)
         if self._counts is not None:
             self._counts[token_id] += 1
         if self._seen is not None:
@@ -63,12 +118,11 @@ class SamplingState:
 def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
     """The next token of each row.
 
-    logits: float32 [rows, vocab_size], changed in place by penalties and temperature.
+    logits: float32 [rows, vocab_size], changed in place.
     Returns one id a row, -1 for a row with a NaN or infinite largest logit.
     """
     for row, state in zip(logits, states, strict=True):
-        if state.penalized:
-            state.penalize(row)
+        state.shape(row)
     best, tokens = logits.max(dim=-1)
     sound = torch.isfinite(best).tolist()
     chosen = [token if ok else -1 for token, ok in zip(tokens.tolist(), sound, strict=True)]
@@ -90,7 +144,9 @@ def _pick(weights: Tensor, state: SamplingState) -> int:
     total = weights.cumsum(0, dtype=torch.float64)
     point = state.random.random() * float(total[-1])
     index = int(torch.searchsorted(total, point, right=True))
-    return min(index, len(weights) - 1)
+    if index == len(weights):  # the product was rounded up: the last that weighs anything
+        index = int(torch.searchsorted(total, float(total[-1])))
+    return index
 
 
 def _draw(scaled: Tensor, states: Sequence[SamplingState]) -> list[int]:

@@ -203,5 +203,5 @@ def _merge_qkv(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tenso
 
 
 def _comparable(tensor: Tensor) -> Tensor:
-    """float8 has no equality of its own: compare its bytes."""
-    return tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
+    """Its bytes: float8 has no equality of its own, and NaN none with itself."""
+    return tensor.contiguous().view(-1).view(torch.uint8)

@@ -6,35 +6,36 @@ One iteration reads: schedule, run, settle. Knows no text and no socket.
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, wait
 from datetime import datetime
 from pathlib import Path
 
 import psutil
 import torch
 
-from enginehouse.runtime.attention import (
-    DecodeGroup,
-    PagedKVCache,
-    PrefillChunk,
-    StepAttention,
-    visible,
-)
+from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.constraint import refusal
 from enginehouse.runtime.engine import Engine
-from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.kv_cache import BlockPool
+from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
+from enginehouse.runtime.grammar_matcher import GrammarMatcher
+from enginehouse.runtime.kv_cache import LONG_ROOT_HASH, ROOT_HASH, BlockPool
+from enginehouse.runtime.logprobs import Sampled, sample_with_logprobs
 from enginehouse.runtime.model import PREFIX, Decoder
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
     FinishReason,
+    Refusal,
     Request,
     TokenOutput,
 )
-from enginehouse.runtime.sampling import SamplingState, sample
+from enginehouse.runtime.sampling import SamplingState
 from enginehouse.runtime.scheduler import Chunk, Scheduler, Sequence
+from enginehouse.runtime.step_plan import plan_attention
 from enginehouse.runtime.weights import CheckpointWeights
 
 _KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
@@ -90,9 +91,18 @@ class TorchExecutor:
             max_batch_size=max_batch_size,
             max_num_tokens=max(max_num_tokens, max_batch_size),
             max_seq_len=max_seq_len,
+            deterministic=options.deterministic,
         )
         self.info = _describe(engine, self.scheduler)
+        self.deterministic = options.deterministic
+        self.grammars = GrammarCompiler(
+            engine.path,
+            engine.config.vocab_size,
+            self.info.eos_token_ids,
+            options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
+        )
         self._sequences: dict[int, Sequence] = {}
+        self._compiling: dict[int, tuple[Sequence, Grammar]] = {}
         self._num_iterations = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -114,16 +124,32 @@ class TorchExecutor:
             raise RequestError(
                 f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
             )
+        if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
+            raise RequestError(
+                f"logit_bias names a token outside the vocabulary of {vocab_size}",
+                param="logit_bias",
+                code="invalid_value",
+            )
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id} is already running")
-        state = SamplingState(sampling, prompt, vocab_size)
+        state = SamplingState(sampling, prompt, vocab_size, self.info.eos_token_ids)
         sequence = Sequence(request, state, list(prompt))
+        if self._is_long(sequence):
+            sequence.root_hash = LONG_ROOT_HASH
+        if sampling.constraint is None:
+            self.scheduler.add(sequence)
+        else:
+            grammar = self.grammars.compile(sampling.constraint)
+            self._compiling[request.request_id] = (sequence, grammar)
         self._sequences[request.request_id] = sequence
-        self.scheduler.add(sequence)
 
     def cancel(self, request_id: int) -> None:
         sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is not None:
+            if all(grammar is not compiling[1] for _, grammar in self._compiling.values()):
+                self.grammars.forget(compiling[1])
+        elif sequence is not None:
             self.scheduler.remove(sequence)
 
     @property
@@ -131,20 +157,61 @@ class TorchExecutor:
         return bool(self._sequences)
 
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
-        """One iteration: every scheduled chunk is computed, every complete sequence sampled."""
+        """One iteration: every scheduled chunk is computed, every complete sequence sampled.
+
+        Sequences whose grammar is being compiled join when it is there; timeout_s is waited for
+        one when nothing else is to be done.
+        """
+        outputs = self._start_compiled()
         chunks = self.scheduler.schedule()
         if not chunks:
-            return []
-        tokens = self._run(chunks)
+            if self._compiling and not outputs and timeout_s:
+                wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
+            return outputs
+        results = self._run(chunks)
         self._num_iterations += 1
-        outputs = (self._settle(chunk, token) for chunk, token in zip(chunks, tokens, strict=True))
-        return [output for output in outputs if output is not None]
+        for chunk, sampled in zip(chunks, results, strict=True):
+            output = self._settle(chunk, sampled)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _start_compiled(self) -> list[TokenOutput]:
+        """Schedule the sequences whose grammar is there; tell of those whose grammar failed."""
+        failed = []
+        for request_id, (sequence, grammar) in list(self._compiling.items()):
+            if not grammar.done():
+                continue
+            del self._compiling[request_id]
+            state = sequence.sampling
+            try:
+                state.matcher = GrammarMatcher(grammar.result(), state.stop_ids)
+            except EnginehouseError as error:
+                failed.append(self._fail(sequence.request, error))
+            else:
+                self.scheduler.add(sequence)
+        return failed
+
+    def _fail(self, request: Request, error: EnginehouseError) -> TokenOutput:
+        """End a sequence that is not, or no longer, scheduled."""
+        self._sequences.pop(request.request_id, None)
+        refusal = None
+        if isinstance(error, RequestError):
+            constraint = request.sampling.constraint
+            param = constraint.param if constraint is not None else error.param
+            refusal = Refusal(error.message, param, error.code)
+        return TokenOutput(
+            request.request_id,
+            finish_reason=FinishReason.ERROR,
+            error=str(error),
+            refusal=refusal,
+        )
 
     def stats(self) -> ExecutorStats:
         scheduler = self.scheduler
         return ExecutorStats(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
+            num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_kv_blocks=scheduler.pool.num_blocks,
             num_free_kv_blocks=scheduler.pool.num_free,
             num_iterations=self._num_iterations,
@@ -157,63 +224,85 @@ class TorchExecutor:
     def close(self) -> None:
         for request_id in list(self._sequences):
             self.cancel(request_id)
+        self.grammars.close()
         self.cache.layers.clear()
         self.model.layers.clear()
 
+    def _run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        """Compute the chunks; what was sampled for each that completes its sequence.
+
+        Together; one by one when deterministic, as a product of more rows rounds differently.
+        """
+        if self.deterministic:
+            return [self._compute([chunk])[0] for chunk in chunks]
+        return self._compute(chunks)
+
     @torch.inference_mode()
-    def _run(self, chunks: list[Chunk]) -> list[int | None]:
-        """Compute the chunks together; the sampled token of each that completes its sequence."""
+    def _compute(self, chunks: list[Chunk]) -> list[Sampled | None]:
         token_ids = [
             token
             for sequence, start, count in chunks
             for token in sequence.token_ids[start : start + count]
         ]
         positions = [p for _, start, count in chunks for p in range(start, start + count)]
+        contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
         attention = plan_attention(self.cache, chunks, self.model.traits.windows)
         hidden = self.model.hidden_states(
-            torch.tensor(token_ids), torch.tensor(positions), attention
+            torch.tensor(token_ids), torch.tensor(positions), attention, torch.tensor(contexts)
         )
         complete = [(row, c) for row, c in _last_rows(chunks) if c.completes]
-        sampled: dict[int, int] = {}
+        sampled: dict[int, Sampled] = {}
         if complete:
             logits = self.model.logits(hidden[torch.tensor([row for row, _ in complete])])
             states = [chunk.sequence.sampling for _, chunk in complete]
-            for (_, chunk), token in zip(complete, sample(logits, states), strict=True):
-                sampled[id(chunk.sequence)] = token
+            found = sample_with_logprobs(logits, states)
+            for (_, chunk), choice in zip(complete, found, strict=True):
+                sampled[id(chunk.sequence)] = choice
         return [sampled.get(id(chunk.sequence)) for chunk in chunks]
 
-    def _settle(self, chunk: Chunk, token: int | None) -> TokenOutput | None:
+    def _settle(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         """Book one chunk's result; what its submitter is told, if anything."""
         sequence = chunk.sequence
-        request = sequence.request
+        request, state = sequence.request, sequence.sampling
         self._num_prompt_tokens += max(
             0, min(chunk.num_tokens, len(request.prompt_ids) - chunk.start)
         )
-        if token == -1:
-            self.cancel(request.request_id)
-            reason = FinishReason.ERROR
-            return TokenOutput(
-                request.request_id, [], reason, 0, "the model's logits are not finite"
-            )
-        stops = token is not None and self._stops(request, token)
-        finish = self.scheduler.settle(chunk, token, stops)
-        if token is None:
+        if sampled is None:
+            self.scheduler.settle(chunk, None, stops=False)
             return None
+        token = sampled.token_id
+        stops = token in state.stop_ids
+        if token >= 0 and not stops:
+            state.accept(token)
+        if token < 0 or (state.matcher is not None and state.matcher.failure):
+            return self._give_up(sequence)
+        finish = self.scheduler.settle(chunk, token, stops)
         cached = sequence.num_cached_tokens or 0
         if sequence.num_generated + stops == 1:  # the first token: the prompt is done
             self._num_cached_tokens += cached
-        if not stops:
-            sequence.sampling.accept(token)
-            self._num_generated_tokens += 1
         if finish is not None:
             del self._sequences[request.request_id]
-        return TokenOutput(request.request_id, [] if stops else [token], finish, cached)
+        elif self._is_long(sequence) and sequence.root_hash == ROOT_HASH:
+            self.scheduler.restart(sequence, LONG_ROOT_HASH)
+        if stops:
+            return TokenOutput(request.request_id, [], finish, cached, stop_token_id=token)
+        self._num_generated_tokens += 1
+        logprobs = None if sampled.logprobs is None else [sampled.logprobs]
+        return TokenOutput(request.request_id, [token], finish, cached, logprobs=logprobs)
 
-    def _stops(self, request: Request, token: int) -> bool:
-        sampling = request.sampling
-        if token in sampling.stop_token_ids:
-            return True
-        return not sampling.ignore_eos and token in self.info.eos_token_ids
+    def _is_long(self, sequence: Sequence) -> bool:
+        """Whether longrope turns the sequence's keys by its long factors."""
+        pretrained = self.model.rotary.pretrained
+        return pretrained is not None and len(sequence.token_ids) > pretrained
+
+    def _give_up(self, sequence: Sequence) -> TokenOutput:
+        """End a sequence for which no token can be chosen."""
+        matcher, constraint = sequence.sampling.matcher, sequence.request.sampling.constraint
+        error: EnginehouseError = EngineError("the model's logits are not finite")
+        if matcher is not None and constraint is not None and matcher.failure:
+            error = refusal(constraint, matcher.failure)
+        self.cancel(sequence.request.request_id)
+        return self._fail(sequence.request, error)
 
 
 def _num_blocks(
@@ -280,63 +369,3 @@ def _last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
     for chunk in chunks:
         row += chunk.num_tokens
         yield row, chunk
-
-
-def plan_attention(
-    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | None]
-) -> StepAttention:
-    """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
-
-    Neighbouring decodes whose lengths are within a factor of two share one padded product.
-    """
-    size = cache.block_size
-    slots: list[int] = []
-    decodes: list[tuple[int, Chunk]] = []
-    prefills: list[PrefillChunk] = []
-    for chunk in chunks:
-        blocks, end = chunk.sequence.blocks, chunk.start + chunk.num_tokens
-        first_row = len(slots)
-        slots += [blocks[p // size] * size + p % size for p in range(chunk.start, end)]
-        if chunk.num_tokens == 1:
-            decodes.append((first_row, chunk))
-            continue
-        used = blocks[: -(-end // size)]
-        queries, keys = torch.arange(chunk.start, end), torch.arange(len(used) * size)
-        masks = {window: visible(queries, keys, window) for window in windows}
-        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), masks))
-    groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
-    return StepAttention(cache, torch.tensor(slots), groups, prefills)
-
-
-def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
-    """Decodes in groups whose longest has at most twice the blocks of its shortest."""
-    groups: list[list[tuple[int, Chunk]]] = []
-    shortest = 0
-    for row, chunk in sorted(decodes, key=lambda item: item[1].start):
-        blocks = chunk.start // size + 1
-        if not groups or blocks > 2 * shortest:
-            groups.append([])
-            shortest = blocks
-        groups[-1].append((row, chunk))
-    return groups
-
-
-def _decode_group(
-    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
-) -> DecodeGroup:
-    size = cache.block_size
-    width = max(chunk.start // size + 1 for _, chunk in group)
-    table = torch.zeros(len(group), width, dtype=torch.int64)
-    for i, (_, chunk) in enumerate(group):
-        used = chunk.sequence.blocks[: chunk.start // size + 1]
-        table[i, : len(used)] = torch.tensor(used)
-    starts = torch.tensor([chunk.start for _, chunk in group])
-    positions = torch.arange(width * size)
-    layer = cache.layers[0]
-    masks: dict[int | None, torch.Tensor] = {}
-    for window in windows:
-        hidden = ~visible(starts, positions, window)  # [sequences, positions]
-        mask = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill(hidden, float("-inf"))
-        masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
-    rows = torch.tensor([row for row, _ in group])
-    return DecodeGroup(rows, table.flatten(), masks)

@@ -59,6 +59,7 @@ class Deployment:
     max_num_tokens: int
     kv_block_size: int
     paged_context: bool  # paged context FMHA: what block reuse and chunked prefill need
+    deterministic: bool = False
     kv_cache_tokens: int | None = None
 
     def info(self, num_kv_blocks: int) -> EngineInfo:
@@ -125,7 +126,9 @@ def check_version(directory: Path, compiled: bool) -> None:
 
 
 def rebuild_command(directory: Path, manifest: Manifest) -> str:
-    """The command that makes this engine again, from the choices in its manifest."""
+    """The command that makes this engine again: the manifest's own, or one from its choices."""
+    if "rebuild" in manifest.source:
+        return str(manifest.source["rebuild"])
     words = ["enginehouse-build", str(manifest.source.get("name", manifest.model.name))]
     words += ["--backend", "tensorrt_llm", "-o", str(directory)]
     for choice in ("quant", "tp", "pp"):
@@ -164,6 +167,7 @@ def _of_engine(
         max_num_tokens=_limit("max_num_tokens", options.max_num_tokens, built["max_num_tokens"]),
         kv_block_size=plugins.get("tokens_per_block", 32),
         paged_context=bool(plugins.get("use_paged_context_fmha", True)),
+        deterministic=options.deterministic,
         kv_cache_tokens=_kv_cache_tokens(
             options.kv_cache_gib or manifest.limits.kv_cache_gib,
             layers=-(-config.num_hidden_layers // mapping.pp_size),
@@ -199,6 +203,7 @@ def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions
         max_num_tokens=options.max_num_tokens or limits.max_num_tokens,
         kv_block_size=32,
         paged_context=True,
+        deterministic=options.deterministic,
         kv_cache_tokens=_kv_cache_tokens(
             options.kv_cache_gib or limits.kv_cache_gib,
             layers=config["num_hidden_layers"],
@@ -235,7 +240,7 @@ def llm_arguments(deployment: Deployment) -> dict[str, Any]:
     """
     windows = deployment.manifest.limits.max_attention_window
     kv_cache: dict[str, Any] = {
-        "enable_block_reuse": deployment.paged_context,
+        "enable_block_reuse": deployment.paged_context and not deployment.deterministic,
         "free_gpu_memory_fraction": _FREE_GPU_MEMORY_FRACTION,
     }
     if deployment.kv_cache_tokens is not None:
@@ -258,6 +263,8 @@ def llm_arguments(deployment: Deployment) -> dict[str, Any]:
         "max_num_tokens": deployment.max_num_tokens,
         "iter_stats_max_iterations": _STATS_ITERATIONS,
     }
+    if deployment.deterministic:
+        arguments["env_overrides"] = {"FORCE_DETERMINISTIC": "1"}  # reaches the ranks
     if not deployment.compiled:
         arguments["max_seq_len"] = deployment.max_seq_len
         arguments["enable_iter_performance_stats"] = True  # off by default there

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from gevent import get_hub, monkey
 from jinja2 import nodes, parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -25,11 +26,14 @@ from tokenizers import Tokenizer
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.detokenizer import TokenPieces
-from enginehouse.server.schema import ChatMessage
+from enginehouse.server.message import ChatMessage
+from enginehouse.server.schema import PLAIN_PROMPT, PromptOptions
 
 MAX_INLINE_CHARS = 2_000  # longer prompts are rendered and tokenised beside the event loop
 _CHARS_AROUND = 32  # what a template writes around each message, about
 _PROBE = "enginehouseprobe"
+_CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
 
@@ -56,6 +60,7 @@ class ChatTemplate:
 
     system_anywhere: a system message that is not the first is kept in its place.
     keeps_system, keeps_tool: such a message reaches the prompt at all.
+    variables: what it reads beside the messages, tools and special tokens it is given anyhow.
     """
 
     def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
@@ -72,21 +77,32 @@ class ChatTemplate:
         except jinja2.TemplateSyntaxError as error:
             raise EngineError(f"the chat template does not compile: {error}") from None
         self._special_tokens = special_tokens
+        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        self.variables = read - _OWN_VARIABLES - special_tokens.keys() - environment.globals.keys()
         user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
         system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
         self.keeps_system = self._keeps([system, user])
         self.keeps_tool = self._keeps([user, assistant, tool])
         self.system_anywhere = self._keeps([user, assistant, system, user])
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt's text, with the opening of the assistant's turn."""
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
+        """The prompt's text; as options say, with the opening of the assistant's turn, or cut off
+        where the final message ends.
+        """
+        for name in options.variables:
+            if name not in self.variables:
+                raise _variable_refused(name, self.variables)
+        shown = [message.to_template() for message in messages]
+        if options.continue_final_message:
+            shown[-1]["content"] += _CUT
         try:
-            return self._template.render(
-                messages=[message.to_template() for message in messages],
+            text = self._template.render(
+                messages=shown,
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=options.add_generation_prompt,
                 **self._special_tokens,
+                **options.variables,
             )
         except _TEMPLATE_ERRORS as error:
             raise RequestError(
@@ -94,6 +110,7 @@ class ChatTemplate:
                 param="messages",
                 code="invalid_value",
             ) from None
+        return _cut(text) if options.continue_final_message else text
 
     def _keeps(self, messages: Sequence[ChatMessage]) -> bool:
         try:
@@ -140,14 +157,20 @@ class Chat:
         self.pieces = TokenPieces(tokenizer)
         self._longest_token = _longest_token(tokenizer)
 
-    def prompt(self, messages: Sequence[ChatMessage], max_seq_len: int) -> Prompt:
+    def prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        max_seq_len: int,
+        options: PromptOptions = PLAIN_PROMPT,
+    ) -> Prompt:
         """Render and tokenise; RequestError when the prompt leaves no room for an answer."""
         num_chars = sum(len(message.content) + _CHARS_AROUND for message in messages)
         if num_chars <= MAX_INLINE_CHARS:
-            return self._prompt(messages, max_seq_len)
-        return call_beside_the_loop(lambda: self._prompt(messages, max_seq_len))
+            return self._prompt(messages, max_seq_len, options)
+        return call_beside_the_loop(lambda: self._prompt(messages, max_seq_len, options))
 
-    def _prompt(self, messages: Sequence[ChatMessage], max_seq_len: int) -> Prompt:
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions) -> str:
+        """The prompt's text; RequestError when there is no template, or it refuses."""
         if self.template is None:
             raise RequestError(
                 "messages: this engine has no chat template; build it from a checkpoint that has "
@@ -155,8 +178,13 @@ class Chat:
                 param="messages",
                 code="no_chat_template",
             )
-        text = self.template.render(self.template.arrange(messages))
-        self._check_length(text, max_seq_len)
+        return self.template.render(self.template.arrange(messages), options)
+
+    def _prompt(
+        self, messages: Sequence[ChatMessage], max_seq_len: int, options: PromptOptions
+    ) -> Prompt:
+        text = self.render(messages, options)
+        self.check_length(text, max_seq_len)
         # The batch call, unlike encode(), lets other threads run meanwhile.
         [encoding] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)
         ids = list(encoding.ids)
@@ -171,15 +199,15 @@ class Chat:
             )
         return Prompt(text, ids)
 
-    def _check_length(self, text: str, max_seq_len: int) -> None:
+    def check_length(self, text: str, max_seq_len: int, param: str = "messages") -> None:
         """Refuse what cannot fit before a core spends seconds on counting its tokens."""
         if self._longest_token and len(text) > max_seq_len * self._longest_token:
             at_least = -(-len(text) // self._longest_token)
             raise RequestError(
-                f"messages: the prompt has {len(text)} characters, which are more than "
+                f"{param}: the prompt has {len(text)} characters, which are more than "
                 f"{at_least - 1} tokens, and this engine's context holds {max_seq_len}; "
-                "shorten the conversation",
-                param="messages",
+                "shorten it",
+                param=param,
                 code="context_length_exceeded",
             )
 
@@ -286,6 +314,28 @@ def _longest_token(tokenizer: Tokenizer) -> int | None:
 def _role_refused(index: int, why: str) -> RequestError:
     param = f"messages[{index}].role"
     return RequestError(f"{param}: {why}", param=param, code="unsupported_parameter")
+
+
+def _variable_refused(name: str, known: Set[str]) -> RequestError:
+    param = f"chat_template_kwargs.{name[:64]}"
+    wanted = f"wanted one of {', '.join(sorted(known))}" if known else "it reads none"
+    return RequestError(
+        f"{param}: this model's chat template reads no such variable; {wanted}",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def _cut(text: str) -> str:
+    """What stands before the mark; without white space at its end where the template trims."""
+    before, found, after = text.rpartition(_CUT.strip())
+    if not found:
+        raise RequestError(
+            "continue_final_message: this model's chat template does not show the final message",
+            param="continue_final_message",
+            code="unsupported_parameter",
+        )
+    return before if after.startswith(" ") else before.rstrip()
 
 
 def _raise_exception(message: str) -> None:

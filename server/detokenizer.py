@@ -44,6 +44,10 @@ class TokenPieces:
             piece = self._known[key] = self._make(token_id, first)
         return piece
 
+    def name(self, token_id: int) -> str:
+        """The token as the vocabulary spells it; empty for unknown ids."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
     def _make(self, token_id: int, first: bool) -> bytes:
         token = self._tokenizer.id_to_token(token_id)
         if token is None or token_id in self.special_ids:
@@ -80,6 +84,11 @@ class Detokenizer:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._first = True
+
+    @property
+    def first(self) -> bool:
+        """No token with text has been pushed yet."""
+        return self._first
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters that are complete now; bytes that are no UTF-8 become U+FFFD at once."""

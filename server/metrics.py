@@ -79,6 +79,11 @@ class Metrics:
         self._generation_tokens = Counter(
             "enginehouse_generation_tokens", "Tokens of answers", registry=registry
         )
+        self._failed_calls = Counter(
+            "enginehouse_tool_call_failures",
+            "Texts that looked like calls of tools and were told as content",
+            registry=registry,
+        )
         self._time_to_first_token = Histogram(
             "enginehouse_time_to_first_token_seconds",
             "From the request to the first token",
@@ -106,6 +111,7 @@ class Metrics:
         for choice in completion.choices:
             reason = choice.finish_reason or completion.unfinished_reason
             self._success.labels(finish_reason=reason).inc()
+            self._failed_calls.inc(choice.parser.num_failed)
         num_tokens = completion.num_completion_tokens
         self._prompt_tokens.inc(completion.num_prompt_tokens)
         self._generation_tokens.inc(num_tokens)

@@ -23,6 +23,7 @@ class ServerSettings:
 
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
+    api_keys: none: every request is taken.
     """
 
     engine_dir: Path
@@ -33,6 +34,8 @@ class ServerSettings:
     price_output: Decimal = Decimal("0.40")
     max_body_bytes: int = 16 * 1024 * 1024
     keepalive_s: float = 15.0
+    body_timeout_s: float = 60.0
+    api_keys: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -51,6 +54,7 @@ class ServerSettings:
             ),
             model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
             engine_digest=model.digest,
+            api_keys=_api_keys(env),
             **given,
         )
 
@@ -96,6 +100,25 @@ def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:
     return text
 
 
+def _api_keys(env: Mapping[str, str]) -> tuple[str, ...]:
+    """ENGINEHOUSE_API_KEYS, between commas, and the lines of the file ..._FILE names."""
+    keys = env.get("ENGINEHOUSE_API_KEYS", "").split(",")
+    if name := env.get("ENGINEHOUSE_API_KEYS_FILE", "").strip():
+        try:
+            lines = Path(name).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise EnginehouseError(
+                f"ENGINEHOUSE_API_KEYS_FILE={name!r} cannot be read ({error}); wanted a text file "
+                "with a key on each line"
+            ) from None
+        keys += lines
+        if not any(line.strip() for line in lines):
+            raise EnginehouseError(
+                f"ENGINEHOUSE_API_KEYS_FILE={name!r} holds no key; wanted one on each line"
+            )
+    return tuple(key.strip() for key in keys if key.strip())
+
+
 def _price(variable: str, text: str) -> Decimal:
     try:
         price = Decimal(text)
@@ -133,4 +156,5 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_PRICE_OUTPUT": ("price_output", _price),
     "ENGINEHOUSE_MAX_BODY_BYTES": ("max_body_bytes", _num_bytes),
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
+    "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
 }

@@ -20,8 +20,8 @@ import gevent
 import msgspec
 from gevent.socket import wait_read
 
-from enginehouse.runtime.errors import HostUnavailable
-from enginehouse.server.completion import ClientGone, Completion, Generation
+from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.server.completion import ClientGone, Completion, Delta, Generation
 from enginehouse.server.error_body import error_answer
 
 LOG = logging.getLogger("enginehouse.server")
@@ -42,13 +42,41 @@ def event(data: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def events(
-    completion: Completion, generation: Generation | None, keepalive_s: float, request_id: str
-) -> Generator[bytes, None, None]:
+class Stream:
+    """A completion that has begun: its first output, or a first silence, has been seen.
+
+    So whatever the engine refuses at once still gets a status line of its own.
+    """
+
+    def __init__(
+        self, completion: Completion, generation: Generation | None, keepalive_s: float
+    ) -> None:
+        """Waits. Raises what Completion.run raises."""
+        self.completion, self.generation = completion, generation
+        self._deltas = completion.run(generation, keepalive_s)
+        self._first = next(self._deltas)
+
+    def deltas(self) -> Generator[Delta | None, None, None]:
+        with closing(self._deltas):
+            yield self._first
+            yield from self._deltas
+
+    def close(self) -> bool:
+        """Cancel what still runs; whether anything did."""
+        self._deltas.close()
+        early = not self.completion.finished
+        if early and self.generation is not None:  # it may never have been begun
+            self.generation.cancel()
+        return early
+
+
+def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
     """The whole stream. An error after its beginning is an event of its own, then [DONE]."""
+    completion = stream.completion
     try:
-        yield b"".join(map(event, completion.opening_chunks()))
-        with closing(completion.run(generation, keepalive_s)) as deltas:
+        if opening := completion.opening_chunks():
+            yield b"".join(map(event, opening))
+        with closing(stream.deltas()) as deltas:
             for delta in deltas:
                 if delta is None:
                     yield KEEPALIVE
@@ -58,12 +86,11 @@ def events(
     except ClientGone:
         return
     except Exception as error:  # the status line is sent: a handler further out could not answer
-        if not isinstance(error, HostUnavailable):
+        if not isinstance(error, (HostUnavailable, RequestError)):
             LOG.exception("request %s failed in mid-stream", request_id)
         yield event(error_answer(error, request_id).body) + DONE
     finally:
-        if generation is not None and not completion.finished:
-            generation.cancel()
+        stream.close()
 
 
 class DisconnectWatch:

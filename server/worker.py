@@ -6,15 +6,19 @@ keeps it open. Knows no route and no engine.
 
 from __future__ import annotations
 
+import re
 import socket
+import uuid
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import gevent
+import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.server.app import start_draining
+from enginehouse.server.error_body import make_error
 
 
 class Worker(GeventWorker):
@@ -41,6 +45,20 @@ class Worker(GeventWorker):
             else:
                 _end(sock)
 
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """What is no HTTP is refused in the one shape of every error, not in gunicorn's HTML.
+
+        gunicorn logs it, chooses the status and writes it: here its writing is taken down.
+        """
+        taken = _Taken(client)
+        super().handle_error(req, cast(socket.socket, taken), addr, exc)
+        status_line, _, _ = taken.data.partition(b"\r\n")
+        if status_line:
+            try:
+                client.sendall(_error_bytes(status_line, exc))
+            except OSError:
+                self.log.debug("Failed to send an error: the client has gone")
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
         gevent.spawn(self._drain)  # not inside a signal handler
@@ -58,3 +76,32 @@ def _end(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RD)
     except OSError:
         pass  # it is closed already
+
+
+class _Taken:
+    """A socket that keeps what is sent, for another to send."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.data = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.data += data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def _error_bytes(status_line: bytes, exc: BaseException) -> bytes:
+    """status_line: `HTTP/1.1 400 Bad Request`."""
+    status = int(status_line.split()[1])
+    message, code = "the server failed on this request; its log has more", None
+    if status != 500:
+        message = f"the request is not HTTP that this server reads: {str(exc)[:200]}"
+        code = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(exc).__name__).lower()
+    body = msgspec.json.encode(make_error(status, message, code=code).body)
+    head = (
+        "Connection: close\r\nContent-Type: application/json\r\n"
+        f"X-Request-Id: {uuid.uuid4().hex}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return status_line + b"\r\n" + head.encode() + body

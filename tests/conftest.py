@@ -9,6 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from api_fixtures import address as address
+from api_fixtures import engine as engine
+from api_fixtures import http as http
+from api_fixtures import settings as settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
@@ -24,6 +28,7 @@ write_tiny_checkpoint: Callable[..., Path] = runpy.run_path(
 )["write_tiny_checkpoint"]
 
 EngineMaker = Callable[..., Path]
+SourceMaker = Callable[[str], SourceCheckpoint]
 
 
 def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
@@ -57,6 +62,29 @@ def make_engine(
             output = tmp_path_factory.mktemp("engines") / "tiny"
             made[key] = build_engine(tiny_source, output, **settings)
         return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def family_source(tmp_path_factory: pytest.TempPathFactory) -> SourceMaker:
+    """family_source("gemma2"): a tiny checkpoint of a family, in float32; "llama" is in bfloat16
+    and without biases, "biased" with them.
+    """
+    from family_models import FAMILIES, save_family  # imports transformers, which takes seconds
+
+    made: dict[str, SourceCheckpoint] = {}
+
+    def make(name: str) -> SourceCheckpoint:
+        if name not in made:
+            path = tmp_path_factory.mktemp("source") / name
+            if name in FAMILIES and name != "llama":
+                save_family(name, path)
+            else:
+                biased = name == "biased"
+                write_tiny_checkpoint(path, attention_bias=biased, mlp_bias=biased, seed=1)
+            made[name] = resolve_source(str(path), path)
+        return made[name]
 
     return make
 

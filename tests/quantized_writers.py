@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from conftest import write_tiny_checkpoint
+from family_models import save_family
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -201,6 +202,11 @@ KINDS: dict[str, Kind] = {
         "int4",
         True,
     ),
+    "gptq v2 symmetric": Kind(
+        lambda: gptq(Draw(64, True, HALF), 0),
+        {**_GPTQ, "sym": True, "checkpoint_format": "gptq_v2"},
+        "int4",
+    ),
     "compressed-tensors w4a16": Kind(
         lambda: packed(Draw(64, True, BRAIN)),
         ct_config({**_INT4, "symmetric": True}, None, "pack-quantized"),
@@ -230,6 +236,11 @@ KINDS: dict[str, Kind] = {
     "modelopt fp8": Kind(
         lambda: fp8(Draw(0, True, FLOAT), "shared", True), {**_MODELOPT, "quant_algo": "FP8"}, "fp8"
     ),
+    "modelopt fp8 per channel": Kind(
+        lambda: fp8(Draw(0, True, FLOAT), "channel", False),
+        {**_MODELOPT, "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+        "fp8_rowwise",
+    ),
     "modelopt int4 awq": Kind(
         lambda: modelopt_int4(
             Draw(64, True, FLOAT), ("o_proj", "down_proj", "gate_proj", "up_proj")
@@ -240,23 +251,35 @@ KINDS: dict[str, Kind] = {
 }
 
 
+LINEARS = ("_proj", ".w1", ".w2", ".w3")  # endings of the modules that are quantised
+
+
 def write_quantized(
     kind: str,
     path: Path,
     edit: Callable[[Written], None] = lambda tensors: None,
     dtype: str = "float16",
+    family: str | None = None,
+    quantises: Callable[[str], bool] = lambda module: module.endswith(LINEARS),
     **config_changes: Any,
 ) -> Pair:
-    """Both checkpoints under `path`; `edit` changes the stored tensors, the rest the config."""
+    """Both checkpoints under `path`; `edit` changes the stored tensors, the rest the config.
+
+    family: of family_models.FAMILIES, instead of the tiny Llama. quantises: by a module's name.
+    """
     chosen = KINDS[kind]
-    plain = write_tiny_checkpoint(path / "plain", dtype=dtype)
-    quantized = write_tiny_checkpoint(path / kind.replace(" ", "-"), dtype=dtype)
+    plain, quantized = path / "plain", path / kind.replace(" ", "-")
+    for directory in (plain, quantized):
+        if family is None:
+            write_tiny_checkpoint(directory, dtype=dtype)
+        else:
+            save_family(family, directory)
     stored: Written = {}
     meant: Written = {}
     writer = chosen.writer()
     for name, tensor in load_file(plain / "model.safetensors").items():
         module = name.removesuffix(".weight")
-        if not module.endswith("_proj"):
+        if not quantises(module):
             stored[name], meant[name] = tensor, tensor.float()
             continue
         tensors, meant[name] = writer(module, *tensor.shape)
@@ -267,8 +290,10 @@ def write_quantized(
     settings = {**chosen.config, **config_changes}
     for directory in (plain, quantized):
         config = json.loads((directory / "config.json").read_text())
+        config.pop("dtype", None)
+        config["torch_dtype"] = "float32" if directory == plain else dtype
         if directory == plain:
-            config["torch_dtype"] = "float32"
+            pass
         elif settings["quant_method"] == "modelopt":
             settings.pop("quant_method")
             text = json.dumps({"producer": {"name": "modelopt"}, "quantization": settings})

@@ -52,11 +52,15 @@ class ScriptedClient:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stats = ExecutorStats(num_running=3, num_kv_blocks=10, num_free_kv_blocks=4)
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
+        self.priorities: list[int] = []
         self.generations: list[ScriptedGeneration] = []
 
-    def submit(self, prompt_ids: list[int], samplings: list[SamplingParams]) -> ScriptedGeneration:
+    def submit(
+        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+    ) -> ScriptedGeneration:
         if not self.ready:
             raise HostUnavailable("the script says so")
         self.submitted.append((prompt_ids, samplings))
+        self.priorities.append(priority)
         self.generations.append(ScriptedGeneration(self.script, len(samplings)))
         return self.generations[-1]

@@ -121,7 +121,7 @@ def test_the_dtype_is_the_checkpoints_unless_asked(
         ({"hidden_size": None}, "has no hidden_size"),
         ({"rms_norm_eps": None}, "has no rms_norm_eps"),
         ({"vocab_size": "many"}, "has vocab_size='many'; wanted a positive number"),
-        ({"num_hidden_layers": 2.5}, "wanted a positive whole number"),
+        ({"num_hidden_layers": 2.5}, "=2.5; wanted a whole number from 1 to 10000"),
         ({"num_attention_heads": 0}, "has num_attention_heads=0"),
         ({"num_key_value_heads": 5}, "num_key_value_heads=5 does not divide"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'; wanted 'silu'"),

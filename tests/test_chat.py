@@ -11,7 +11,7 @@ from text_engine import CHATML, byte_level_tokenizer, write_text_engine
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.chat import Chat, ChatTemplate, load_chat
-from enginehouse.server.schema import ChatMessage
+from enginehouse.server.message import ChatMessage
 
 USER, ASSISTANT, LATER = (
     ChatMessage("user", "hello"),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -9,7 +10,9 @@ from text_engine import byte_level_tokenizer
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.completion import ClientGone, Completion, Delta, Prices
+from enginehouse.server.answer import AnswerParser, Content, PlainParser
+from enginehouse.server.choice import Endings
+from enginehouse.server.completion import ClientGone, Completion, Delta, Prices, Terms
 from enginehouse.server.detokenizer import TokenPieces
 
 TOKENIZER = byte_level_tokenizer()
@@ -29,17 +32,35 @@ def tokens(text: str, finish: FinishReason | None = None, index: int = 0) -> lis
     return [*steps, (index, output([], finish))] if finish else steps
 
 
-def completion(num_choices: int = 1, stops: tuple[str, ...] = (), **more: Any) -> Completion:
+MOMENTS = ("clock", "started_s")
+
+
+def terms(num_choices: int = 1, stops: tuple[str, ...] = (), **more: Any) -> Terms:
+    given: dict[str, Any] = {
+        "model": "tiny",
+        "pieces": PIECES,
+        "prices": PRICES,
+        "num_prompt_tokens": 15,
+        "num_sequences": num_choices,
+        "num_returned": num_choices,
+        "endings": Endings(stops),
+    }
+    return Terms(**{**given, **more})
+
+
+def completion(
+    num_choices: int = 1,
+    stops: tuple[str, ...] = (),
+    make_parser: Callable[[], AnswerParser] = PlainParser,
+    **more: Any,
+) -> Completion:
+    moments = {name: more.pop(name) for name in MOMENTS if name in more}
     return Completion(
-        model="tiny",
-        pieces=PIECES,
-        num_choices=num_choices,
-        stops=stops,
-        num_prompt_tokens=15,
-        prices=PRICES,
+        terms(num_choices, stops, **more),
+        make_parser,
         completion_id="chatcmpl-1",
         created=7,
-        **more,
+        **moments,
     )
 
 
@@ -57,17 +78,21 @@ def test_a_whole_answer_has_the_page_s_shape() -> None:
         "object": "chat.completion",
         "created": 7,
         "model": "tiny",
+        "system_fingerprint": None,
         "choices": [
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": "Hello the dog"},
+                "logprobs": None,
                 "finish_reason": "stop",
+                "stop_reason": None,
             }
         ],
         "usage": {
             "prompt_tokens": 15,
             "completion_tokens": num_tokens,
             "total_tokens": 15 + num_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0},
             "estimated_cost": PRICES.cost(15, num_tokens),
         },
     }
@@ -94,11 +119,14 @@ def test_chunks_give_the_role_once_then_text_then_an_empty_delta() -> None:
         assert delta is not None
         chunks += answer.chunks(delta)
     chunks += answer.closing_chunks()
-    assert [chunk["choices"][0] for chunk in chunks] == [
-        {"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None},
-        {"index": 0, "delta": {"content": "Hi"}, "finish_reason": None},
-        {"index": 0, "delta": {"content": " the"}, "finish_reason": None},
-        {"index": 0, "delta": {}, "finish_reason": "length"},
+    deltas_and_ends: list[tuple[dict[str, str], dict[str, Any]]] = [
+        ({"role": "assistant", "content": ""}, {"finish_reason": None}),
+        ({"content": "Hi"}, {"finish_reason": None}),
+        ({"content": " the"}, {"finish_reason": None}),
+        ({}, {"finish_reason": "length", "stop_reason": None}),
+    ]
+    assert [chunk["choices"] for chunk in chunks] == [
+        [{"index": 0, "delta": delta, "logprobs": None, **end}] for delta, end in deltas_and_ends
     ]
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert not any("usage" in chunk for chunk in chunks)
@@ -164,7 +192,7 @@ def test_choices_are_kept_apart_and_counted_together() -> None:
 
 def test_no_tokens_asked_for_is_an_empty_answer_ended_by_length() -> None:
     answer = completion(num_choices=2)
-    assert list(answer.run(None)) == [Delta(0, "", "length"), Delta(1, "", "length")]
+    assert list(answer.run(None)) == [Delta(0, (), "length"), Delta(1, (), "length")]
     assert answer.usage()["completion_tokens"] == 0
 
 
@@ -193,7 +221,7 @@ def test_an_engine_s_failure_ends_all_choices(event: Any, error: type[Exception]
 def test_a_cancel_from_outside_ends_the_answer() -> None:
     answer, generation = completion(), ScriptedGeneration(tokens("a"))
     deltas = answer.run(generation)
-    assert next(deltas) == Delta(0, "a", None)
+    assert next(deltas) == Delta(0, (Content("a"),))
     generation.cancel()
     with pytest.raises(ClientGone):
         next(deltas)

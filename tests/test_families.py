@@ -234,6 +234,45 @@ def test_longrope_takes_its_short_factors_for_a_short_engine(
     assert answer == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("length", [12, 31, 32, 33, 60])
+def test_longrope_changes_its_factors_where_transformers_does(
+    engine: Maker, original: Callable[[str], PreTrainedModel], length: int
+) -> None:
+    """From prompts before, at and beyond the pretrained length of 32: as soon as a sequence is
+    longer, all of it is computed again with the long factors, in transformers' `generate` too.
+    """
+    executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    compute, seen = executor.model.logits, []
+    executor.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    prompt = [7 * i % 500 + 3 for i in range(length)]
+    sampling = SamplingParams(24, temperature=0.0, ignore_eos=True)
+    answer = generate(executor, [Request(0, prompt, sampling)])[0]
+    model = original("phi3-longrope")
+    for i, logits in enumerate(torch.cat(seen)):
+        truth = logits_of(model, prompt + answer[:i])[-1]
+        torch.testing.assert_close(logits, truth, atol=2e-4, rtol=2e-4)
+    theirs = model.generate(
+        torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None
+    )
+    assert theirs[0, length:].tolist() == answer
+
+
+def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: Maker) -> None:
+    """A short prompt's keys are of no use to a longer one, whatever runs beside it."""
+    path = engine("phi3-longrope", tp=1, pp=1)
+    base = [7 * i % 500 + 3 for i in range(60)]
+    prompts = [base[:20], base[:60], base[:20], base[:50], base[:32], base[:33]]
+    alone = [
+        generate(open_executor(path, FLOAT32), [Request(0, prompt, GREEDY)])[0]
+        for prompt in prompts
+    ]
+    executor = open_executor(path, FLOAT32._replace(max_num_tokens=8))
+    together = generate(executor, [Request(i, prompt, GREEDY) for i, prompt in enumerate(prompts)])
+    assert [together[i] for i in range(len(prompts))] == alone
+    assert executor.stats().num_cached_tokens > 0, "equal factors still share"
+
+
 @pytest.mark.parametrize("name", sorted(MIXTURES))
 def test_int4_for_experts_is_refused_at_plan_time(
     checkpoint: Callable[[str], Path], name: str

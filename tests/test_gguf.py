@@ -21,7 +21,7 @@ from enginehouse.build.architectures import check_tensors
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.gguf_checkpoint import llama3_frequency_factors, open_gguf
 from enginehouse.build.gguf_file import read_gguf
-from enginehouse.build.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
+from enginehouse.build.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer, check_vocabulary
 from enginehouse.build.hf_config import model_config
 from enginehouse.runtime.errors import CheckpointError
 
@@ -307,6 +307,28 @@ def test_what_a_llama_config_cannot_say_is_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match=wanted):
         open_gguf(write_gguf(tmp_path / "x.gguf", original, edit=edit))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("tokenizer.ggml.model", 5),
+        ("tokenizer.ggml.tokens", 5),
+        ("tokenizer.ggml.tokens", [1, 2]),
+        ("tokenizer.ggml.merges", "a b"),
+        ("tokenizer.ggml.token_type", ["x"]),
+        ("tokenizer.ggml.bos_token_id", "one"),
+        ("tokenizer.ggml.eot_token_id", [1]),
+        ("tokenizer.chat_template", 5),
+    ],
+)
+def test_a_key_of_another_kind_is_refused_by_name(
+    key: str, value: Any, converted: SourceCheckpoint
+) -> None:
+    file = read_gguf(converted.path)
+    check_vocabulary(file)
+    with pytest.raises(CheckpointError, match=f"has {key} of another kind"):
+        check_vocabulary(file._replace(metadata={**file.metadata, key: value}))
 
 
 def test_another_family_is_refused(original: SourceCheckpoint, tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from enginehouse.build import cli
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import make_plan
-from enginehouse.build.quantized_source import check_plainly_joined
 from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
@@ -163,20 +162,45 @@ def swap_groups(tensors: Written) -> None:
     tensors[name] = tensors[name].flip(0)
 
 
+def swap_packed_groups(tensors: Written) -> None:
+    index = (torch.arange(512, dtype=torch.int32) // 64).flip(0)
+    tensors["model.layers.1.mlp.down_proj.weight_g_idx"] = index
+
+
 def move_zero(tensors: Written) -> None:
     tensors["model.layers.0.mlp.up_proj.qzeros"][0, 0] += 1
 
 
 def unquantise_one(tensors: Written) -> None:
-    module = "model.layers.1.self_attn.o_proj"
+    module = "model.layers.1.self_attn.q_proj"
     for key in ("qweight", "qzeros", "scales"):
         del tensors[f"{module}.{key}"]
     tensors[f"{module}.weight"] = torch.zeros(256, 256, dtype=torch.float16)
 
 
-def quantise_lm_head(tensors: Written) -> None:
+def unquantise_the_gate(tensors: Written) -> None:
+    module = "model.layers.0.mlp.gate_proj"
     for key in ("qweight", "qzeros", "scales"):
-        tensors[f"lm_head.{key}"] = tensors[f"model.layers.0.mlp.up_proj.{key}"].clone()
+        del tensors[f"{module}.{key}"]
+    tensors[f"{module}.weight"] = torch.zeros(512, 256, dtype=torch.float16)
+
+
+def quantise_the_router(tensors: Written) -> None:
+    for key in ("qweight", "qzeros", "scales"):
+        tensors[f"mlp.gate.{key}"] = tensors[f"model.layers.0.mlp.up_proj.{key}"].clone()
+
+
+def quantise_nothing(tensors: Written) -> None:
+    for name in [name for name in tensors if name.endswith((".qweight", ".scales"))]:
+        module = name.rpartition(".")[0]
+        rows = {"k_proj": 128, "v_proj": 128, "gate_proj": 512, "up_proj": 512}
+        out, inn = rows.get(module.rpartition(".")[2], 256), 512 if "down" in module else 256
+        tensors.pop(name), tensors.pop(f"{module}.qzeros", None)
+        tensors[f"{module}.weight"] = torch.zeros(out, inn, dtype=torch.float16)
+
+
+def drop_scale(tensors: Written) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight_scale"]
 
 
 def spoil_scale(tensors: Written) -> None:
@@ -219,9 +243,17 @@ def wide_words(tensors: Written) -> None:
 
 STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "act-order": ("gptq v1", swap_groups, "down_proj.g_idx puts inputs into groups out of order"),
+    "act-order, packed": (
+        "compressed-tensors w4a16",
+        swap_packed_groups,
+        "down_proj.weight_g_idx puts inputs into groups out of order",
+    ),
     "wrongly symmetric": ("gptq v1", move_zero, "zero points other than 8"),
-    "mixed": ("awq", unquantise_one, "o_proj is not quantised while other linears"),
-    "lm_head": ("awq", quantise_lm_head, "lm_head is quantised, which an engine keeps in 16 bit"),
+    "half of q, k, v": ("awq", unquantise_one, "q_proj is not quantised while .*k_proj is"),
+    "gate alone": ("awq", unquantise_the_gate, "gate_proj is not quantised while .*up_proj is"),
+    "a stranger": ("awq", quantise_the_router, "mlp.gate is quantised, but is no part of a Llama"),
+    "nothing": ("awq", quantise_nothing, "quantised as AutoAWQ, but none is"),
+    "no scale": ("modelopt fp8", drop_scale, "up_proj.weight_scale is missing from the FP8"),
     "NaN scale": ("awq", spoil_scale, "up_proj.scales holds NaN"),
     "NaN FP8": ("modelopt fp8", spoil_fp8, "layers.1.mlp.up_proj.weight holds NaN"),
     "factors": ("modelopt int4 awq", split_factor, "v_proj and .*q_proj have different pre_quant"),
@@ -316,15 +348,6 @@ def test_an_older_gptq_checkpoint_says_it_in_quantize_config(
     assert make_plan(load_settings({}), source).settings.quant == "int4"
 
 
-@pytest.mark.parametrize(
-    "module",
-    ["mlp.experts.3.up_proj", "block_sparse_moe.experts.0.w1", "mlp.gate_up_proj"],
-)
-def test_linears_that_are_more_than_joined_are_refused(module: str) -> None:
-    with pytest.raises(CheckpointError, match="no quantised form is read"):
-        check_plainly_joined([[f"model.layers.0.{module}.weight"]])
-
-
 def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -> None:
     quantized, _ = write_quantized("modelopt int4 awq", tmp_path)
     (quantized / "hf_quant_config.json").unlink()
@@ -338,23 +361,3 @@ def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -
     (quantized / "config.json").write_text(json.dumps(config))
     plan = make_plan(load_settings({}), opened(quantized))
     assert (plan.settings.quant, plan.group_size) == ("int4_awq", 64)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [("k_proj.k_scale", "v_proj.v_scale"), ("k_scale", "v_scale")],
-    ids=["modelopt", "compressed-tensors"],
-)
-def test_scales_of_the_kv_cache_are_the_larger_of_keys_and_values(
-    names: tuple[str, str], tmp_path: Path
-) -> None:
-    def add(tensors: Written) -> None:
-        for layer in (0, 1):
-            for i, name in enumerate(names):
-                key = f"model.layers.{layer}.self_attn.{name}"
-                tensors[key] = torch.tensor(0.25 + layer + 0.5 * i)
-
-    source = opened(write_quantized("modelopt fp8", tmp_path, add).quantized)
-    config = make_plan(load_settings({}), source).config
-    assert source.quantized is not None
-    assert source.quantized.kv_scales(config) == {0: 0.75, 1: 1.75}

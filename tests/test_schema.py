@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.server.schema import UNSUPPORTED, parse_chat_request
+from enginehouse.server.asked import UNSUPPORTED_IN_CHAT
+from enginehouse.server.schema import parse_chat_request
 from enginehouse.server.shapes import SEED_LIMIT
 
 HELLO = {"role": "user", "content": "Hello!"}
+TOOL = {"role": "tool", "content": "4"}
 NAN = float("nan")
 
 
@@ -33,8 +35,9 @@ def messages(*items: tuple[str, Any]) -> list[dict[str, Any]]:
 def test_the_defaults_are_the_page_s() -> None:
     request = parse_chat_request(body())
     [sampling] = request.samplings(7)
-    assert not request.stream and not request.include_usage and request.max_tokens is None
-    assert (request.n, request.stop, request.user, request.ignored_fields) == (1, (), None, ())
+    fields = request.fields
+    assert not fields.stream and not request.include_usage and request.max_tokens is None
+    assert (fields.n, fields.stop, fields.user, request.ignored_fields) == (1, [], None, ())
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1, 1, 0, 0)
     assert (sampling.presence_penalty, sampling.frequency_penalty) == (0, 0)
     assert (sampling.repetition_penalty, sampling.seed, sampling.max_tokens) == (1, None, 7)
@@ -84,6 +87,14 @@ def test_a_range_is_stated_in_words() -> None:
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
 FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}
+CALLED = "messages[1].tool_calls[0].function"
+
+
+def called(arguments: Any) -> dict[str, Any]:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [  # fields, param, code
     ({"model": None}, "model", "missing_required_parameter"),
     ({"model": 5}, "model", "invalid_type"),
@@ -124,9 +135,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [  # fields, param, code
     ),
     (
         {"messages": [HELLO, {"role": "assistant", "tool_calls": [{}]}, HELLO]},
-        "messages[1].tool_calls",
-        "unsupported_parameter",
+        "messages[1].tool_calls[0].id",
+        "missing_required_parameter",
     ),
+    *(
+        ({"messages": [HELLO, called(arguments), HELLO]}, f"{CALLED}.arguments", code)
+        for arguments, code in [
+            ({"a": 1}, "invalid_type"),
+            ("{", "invalid_value"),
+            ("[1]", "invalid_value"),
+            ("[" * 100_000, "invalid_value"),
+        ]
+    ),
+    (
+        {"messages": [{**called("{}"), "role": "user"}]},
+        "messages[0].tool_calls",
+        "invalid_value",
+    ),
+    ({"messages": [{**HELLO, "tool_call_id": "x"}]}, "messages[0].tool_call_id", "invalid_value"),
     (
         {"messages": [HELLO, {"role": "assistant", "content": "", "function_call": {}}, HELLO]},
         "messages[1].function_call",
@@ -140,11 +166,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [  # fields, param, code
         "stream_options.include_usage",
         "invalid_type",
     ),
-    (
-        {"stream": True, "stream_options": {"continuous_usage_stats": True}},
-        "stream_options.continuous_usage_stats",
-        "unsupported_parameter",
-    ),
+    ({"stream": True, "stream_options": 1}, "stream_options", "invalid_type"),
     ({"stop": ""}, "stop", "invalid_value"),
     ({"stop": 5}, "stop", "invalid_type"),
     ({"stop": ["a", "b", "c", ""]}, "stop[3]", "invalid_value"),
@@ -163,8 +185,13 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [  # fields, param, code
     ({"tool_choice": FUNCTION}, "tool_choice", "unsupported_parameter"),
     ({"tool_choice": "maybe"}, "tool_choice", "invalid_value"),
     ({"tool_choice": ["auto"]}, "tool_choice", "invalid_value"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
-    ({"response_format": SCHEMA}, "response_format", "unsupported_parameter"),
+    ({"guided_regex": "a", "response_format": SCHEMA}, "guided_regex", "invalid_value"),
+    ({"foo": 1, "strict_fields": True}, "foo", "unknown_parameter"),
+    (
+        {"messages": [{**HELLO, "mood": 1}], "strict_fields": True},
+        "messages[0].mood",
+        "unknown_parameter",
+    ),
     (
         {"response_format": {"type": "json_schema"}},
         "response_format.json_schema",
@@ -173,9 +200,24 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [  # fields, param, code
     ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value"),
     ({"response_format": "json"}, "response_format", "invalid_type"),
     ({"metadata": 1}, "metadata", "invalid_type"),
-    *(({field: {"x": 1}}, field, "unsupported_parameter") for field in UNSUPPORTED),
-    ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-    ({"logprobs": 0}, "logprobs", "unsupported_parameter"),
+    *(({field: {"x": 1}}, field, "unsupported_parameter") for field in UNSUPPORTED_IN_CHAT),
+    ({"logprobs": 0}, "logprobs", "invalid_type"),
+    ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+    ({"continue_final_message": True}, "continue_final_message", "invalid_value"),
+    (
+        {"continue_final_message": True, "add_generation_prompt": True},
+        "add_generation_prompt",
+        "invalid_value",
+    ),
+    ({"n": 2, "best_of": 1}, "best_of", "invalid_value"),
+    ({"best_of": 2, "stream": True}, "best_of", "invalid_value"),
+    ({"min_tokens": 3, "max_tokens": 2}, "min_tokens", "invalid_value"),
+    ({"guided_regex": "a", "min_tokens": 2}, "min_tokens", "invalid_value"),
+    ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos", "invalid_value"),
+    ({"logit_bias": {"x": 1}}, "logit_bias.x", "invalid_value"),
+    ({"logit_bias": {"7": 101}}, "logit_bias.7", "invalid_value"),
+    ({"logit_bias": {"7": "1"}}, "logit_bias.7", "invalid_type"),
+    ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value"),
     ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
 ]
 
@@ -199,6 +241,13 @@ ACCEPTED: list[dict[str, Any]] = [
     {"messages": messages(("user", "a"), ("assistant", ""), ("user", ""), ("system", "s"))},
     {"messages": [HELLO, {"role": "tool", "content": "4", "tool_call_id": "c"}]},
     {"messages": [{**HELLO, "name": "bob", "tool_calls": None}]},
+    {"messages": [HELLO, called('{"a": [1]}'), {**TOOL, "tool_call_id": "c"}]},
+    {"messages": [HELLO, {"role": "assistant", "content": "a"}], "continue_final_message": True},
+    {"messages": [HELLO, {"role": "assistant", "content": "a"}], "add_generation_prompt": False},
+    {"logprobs": True, "top_logprobs": 20},
+    {"logit_bias": {"7": -100, "8": 100.0}, "stop_token_ids": [0, 7]},
+    {"n": 2, "best_of": 3},
+    {"n": 2, "best_of": 2, "stream": True, "stream_options": {"continuous_usage_stats": True}},
 ]
 
 
@@ -234,6 +283,30 @@ def test_a_body_that_is_no_object_is_refused(data: bytes) -> None:
     assert refusal(data).code == "invalid_type"
 
 
+@pytest.mark.parametrize(
+    ("text", "param"),
+    [
+        ('{"model": "m", "messages": [], "model": "m"}', "model"),
+        ('{"a": [{"b": {"c": 1, "d": 2, "c": 1}}]}', "a[0].b.c"),
+        ('{"a": 1, "a": {"b": 1, "b": 2}}', "a"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_and_named(text: str, param: str) -> None:
+    error = refusal(text.encode())
+    assert (error.param, error.code) == (param, "duplicate_key")
+
+
+def test_replayed_calls_reach_the_template_with_arguments_as_an_object() -> None:
+    request = parse_chat_request(body(messages=[HELLO, called('{"a": [1]}'), HELLO]))
+    assert request.messages[1].to_template() == {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": [1]}}}
+        ],
+    }
+
+
 def test_text_parts_are_joined_by_line_breaks_and_developer_is_system() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = parse_chat_request(body(messages=messages(("developer", "s"), ("user", parts))))
@@ -257,9 +330,9 @@ def test_unknown_fields_are_reported_once_by_name() -> None:
     )
     assert request.ignored_fields == (
         "foo",
+        "stream_options.bar",
         "messages[].mood",
         "messages[].content[].tint",
-        "stream_options.bar",
     )
 
 

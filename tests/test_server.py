@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -10,37 +9,17 @@ import openai
 import pytest
 from flask.testing import FlaskClient
 from gevent import socket as gsocket
-from gevent.pywsgi import WSGIHandler, WSGIServer
 from scripted_client import ScriptedClient
 from test_completion import STOP, tokens
 from test_sse import data_of
-from text_engine import engine_info, write_text_engine
 from werkzeug.test import TestResponse
 
 from enginehouse.runtime.errors import EnginehouseError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 
 PATHS = ["/v1/chat/completions", "/v1/openai/chat/completions"]
 HELLO = {"model": "tiny/chat", "messages": [{"role": "user", "content": "hello"}]}
-
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> ServerSettings:
-    engine_dir = tmp_path_factory.mktemp("engines") / "tiny-engine"
-    write_text_engine(engine_dir)
-    return ServerSettings(engine_dir, "ipc://unused", "tiny/chat", max_body_bytes=100_000)
-
-
-@pytest.fixture
-def engine() -> ScriptedClient:
-    return ScriptedClient(engine_info(), tokens("the lazy dog", STOP))
-
-
-@pytest.fixture
-def http(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
-    return create_app(settings, engine).test_client()
 
 
 def ask(http: FlaskClient, path: str = PATHS[0], **fields: Any) -> TestResponse:
@@ -254,7 +233,7 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         'enginehouse_requests_total{status="400"} 1.0',
         'enginehouse_request_success_total{finish_reason="stop"} 1.0',
         'enginehouse_request_success_total{finish_reason="cancelled"} 1.0',
-        "enginehouse_time_to_first_token_seconds_count 1.0",
+        "enginehouse_time_to_first_token_seconds_count 2.0",
         "enginehouse_e2e_request_latency_seconds_count 1.0",
         "enginehouse_time_per_output_token_seconds_count 1.0",
         "enginehouse_num_requests_running 3.0",
@@ -262,21 +241,6 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         "enginehouse_preemptions_total 0.0",
     ):
         assert line in text.splitlines()
-
-
-@pytest.fixture
-def address(settings: ServerSettings, engine: ScriptedClient) -> Iterator[tuple[str, int]]:
-    """A real server on a loopback port that tells the socket as gunicorn does."""
-
-    class Handler(WSGIHandler):
-        def get_environ(self) -> dict[str, Any]:
-            return {**super().get_environ(), "gunicorn.socket": self.socket}
-
-    app = create_app(settings, engine)
-    server = WSGIServer(("127.0.0.1", 0), app, handler_class=Handler, log=None)
-    server.start()
-    yield server.address
-    server.stop(timeout=1)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -18,7 +18,7 @@ from enginehouse.server.completion import Completion
 
 def stream(answer: Completion, script: Script) -> tuple[list[bytes], ScriptedGeneration]:
     generation = ScriptedGeneration(script, len(answer.choices))
-    return list(sse.events(answer, generation, 15.0, "req-1")), generation
+    return list(sse.events(sse.Stream(answer, generation, 15.0), "req-1")), generation
 
 
 def data_of(frames: list[bytes]) -> list[Any]:
@@ -69,7 +69,7 @@ def test_a_bug_in_mid_stream_tells_the_request_id_and_nothing_else() -> None:
 
 def test_a_reader_that_stops_reading_cancels() -> None:
     answer, generation = completion(), ScriptedGeneration(tokens("ab"))
-    frames = sse.events(answer, generation, 15.0, "req-1")
+    frames = sse.events(sse.Stream(answer, generation, 15.0), "req-1")
     next(frames), next(frames)
     frames.close()
     assert generation.cancels == [None]

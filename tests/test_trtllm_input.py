@@ -23,7 +23,7 @@ from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanEr
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FORMS = ("none", "int4", "fp8", "awq", "modelopt int4 awq", "rowwise")
+FORMS = ("none", "int4", "int8", "fp8", "awq", "modelopt int4 awq", "rowwise")
 ROWWISE = "compressed-tensors fp8 dynamic"
 
 
@@ -192,8 +192,11 @@ def test_a_folders_tensors_read_as_hugging_faces(
         assert torch.equal(rows, again.read("model.layers.1.self_attn.k_proj.weight")[3:9])
 
 
-def test_scales_of_the_kv_cache_are_found_by_layer(
-    source_of: Callable[[str], tuple[SourceCheckpoint, dict[str, Any]]], tmp_path: Path
+@pytest.mark.parametrize("algo", [None, "FP8", "INT8"])
+def test_scales_of_an_fp8_kv_cache_are_found_by_layer(
+    algo: str | None,
+    source_of: Callable[[str], tuple[SourceCheckpoint, dict[str, Any]]],
+    tmp_path: Path,
 ) -> None:
     source, settings = source_of("fp8")
     folder = build_engine(source, tmp_path / "one", pp=2, until="convert", **settings)
@@ -202,9 +205,13 @@ def test_scales_of_the_kv_cache_are_found_by_layer(
         name = "transformer.layers.0.attention.kv_cache_scaling_factor"
         tensors[name] = torch.tensor([0.5 + rank])
         save_file(tensors, folder / f"rank{rank}.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization"]["kv_cache_quant_algo"] = algo
+    (folder / "config.json").write_text(json.dumps(config))
     again = opened(folder)
     assert again.quantized is not None and again.engine_config is not None
-    assert again.quantized.kv_scales(again.engine_config) == {0: 0.5, 1: 1.5}
+    wanted = {0: 0.5, 1: 1.5} if algo == "FP8" else {}
+    assert again.quantized.kv_scales(again.engine_config) == wanted
 
 
 def algo(name: str) -> Callable[[Path], None]:
@@ -245,7 +252,8 @@ def truncate(folder: Path) -> None:
     [
         (algo("W4A16_GPTQ"), "arranged for the kernels of one kind of GPU"),
         (algo("W8A16"), "quant_algo=W8A16, whose weights were arranged for the kernels"),
-        (algo("W4A8_AWQ"), "quant_algo=W4A8_AWQ; wanted null, FP8"),
+        (algo("W4A16"), "quant_algo=W4A16, whose weights were arranged for the kernels"),
+        (algo("W8A8_SQ_PER_CHANNEL"), "W8A8_SQ_PER_CHANNEL; wanted null, FP8, .* W4A8_AWQ, W8A16:"),
         (key("pretrained_config", {}), "compiled TensorRT-LLM engine"),
         (key("embedding_sharding_dim", 1), "embedding_sharding_dim=1; wanted 0"),
         (key("mapping", {"tp_size": 2, "world_size": 4}), "wanted cp_size=1 and world_size"),
@@ -299,10 +307,12 @@ CALIBRATED = {"calib_samples": 1, "calib_length": 16}
     "settings",
     [
         {"quant": "int4_awq", "group_size": 64, **CALIBRATED},
+        {"quant": "w4a8_awq", **CALIBRATED},
+        {"quant": "int8"},
         {"quant": "int4", "group_size": 64, "exclude": "*mlp.proj"},
         {"quant": "fp8", "exclude": "*attention.dense", **CALIBRATED},
     ],
-    ids=["int4_awq", "int4 excluded", "fp8 excluded"],
+    ids=["int4_awq", "w4a8_awq", "int8", "int4 excluded", "fp8 excluded"],
 )
 def test_forms_of_ours_are_cut_again_untouched(
     settings: dict[str, Any], tiny_source: SourceCheckpoint, tmp_path: Path
@@ -312,6 +322,45 @@ def test_forms_of_ours_are_cut_again_untouched(
     build_engine(opened(one), other, tp=2, pp=2, until="convert")
     build_engine(opened(other), back, until="convert")
     assert raw(one) == raw(back)
+
+
+@pytest.mark.parametrize("quant", ["w4a8_awq", "int8"])
+def test_an_engine_of_a_folder_is_verified_in_the_folders_form(
+    quant: str, tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    few = CALIBRATED if quant == "w4a8_awq" else {}
+    folder = build_engine(tiny_source, tmp_path / "one", tp=2, quant=quant, until="convert", **few)
+    engine = build_engine(
+        opened(folder), tmp_path / "engine", tokenizer=str(tiny_source.path), until="verify"
+    )
+    opened_engine = read_engine(engine)
+    before = json.loads((folder / "config.json").read_text())["quantization"]
+    assert opened_engine.config.quantization.to_dict() == before
+    assert opened_engine.manifest.choices["quant"] == quant
+    with pytest.raises(PlanError, match=f"stays in the form {quant}; leave quant out"):
+        make_plan(load_settings({"quant": "fp8_rowwise"}), opened(folder))
+
+
+def test_a_w4a8_folder_as_modelopt_writes_it_keeps_its_scales(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    """float32 group scales and factors in the model's dtype, with a scale of its own each."""
+    settings = {"quant": "w4a8_awq", "until": "convert", **CALIBRATED}
+    folder = build_engine(tiny_source, tmp_path / "one", tp=2, **settings)
+    for rank in (0, 1):
+        path = folder / f"rank{rank}.safetensors"
+        tensors = load_file(path)
+        for i, (name, tensor) in enumerate(sorted(tensors.items())):
+            if name.endswith("weights_scaling_factor"):
+                tensors[name] = tensor.float() * 1.001
+            if name.endswith(("weights_scaling_factor_2", "activation_scaling_factor")):
+                tensors[name] = torch.tensor([0.5 + i / 64])
+        save_file(tensors, path)
+    other = build_engine(opened(folder), tmp_path / "other", until="convert")
+    back = build_engine(opened(other), tmp_path / "back", tp=2, until="convert")
+    assert raw(back) == raw(folder)
+    scale = "transformer.layers.1.mlp.gate.weights_scaling_factor"
+    assert load_file(other / "rank0.safetensors")[scale].dtype == torch.float32
 
 
 def test_a_quantised_source_keeps_its_linears_beside_a_new_kv_cache(
@@ -333,7 +382,7 @@ def test_a_quantised_source_refuses_exclude_and_layers_of_another_stage(
     one, other = tmp_path / "one", tmp_path / "other"
     few = {"quant": "int4", "group_size": 64, "until": "convert"}
     build_engine(tiny_source, one, exclude="*layers.0.*", **few)
-    with pytest.raises(CheckpointError, match="choose pp=1"):
+    with pytest.raises(CheckpointError, match="attention.dense of layers 0 .* choose pp in 1$"):
         build_engine(opened(one), other, pp=2, until="convert")
     with pytest.raises(PlanError, match="leave exclude out"):
         build_engine(opened(one), other, exclude="*mlp.proj", until="convert")

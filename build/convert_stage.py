@@ -1,0 +1,124 @@
+"""The convert stage: what was finished before, the calibration the form needs, the conversion."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
+from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.convert import convert
+from enginehouse.build.forms import AWQ_FORMS
+from enginehouse.build.hf_export import HfCheckpoint
+from enginehouse.build.journal import Journal
+from enginehouse.build.kv_scales import carries_kv_scales
+from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.plan import BuildPlan
+from enginehouse.build.progress import BuildProgress, mib
+from enginehouse.build.rank_files import RankFiles
+from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.units import Calibration, awq_layer, units
+
+
+def run_convert(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    journal: Journal,
+    progress: BuildProgress,
+) -> None:
+    """Calibrate if the form needs it, then write the checkpoint's files.
+
+    What the journal knows to be finished is checked by its digests and left as it is.
+    """
+    with open_sink(plan, source, directory) as sink:
+        entries = journal.entries()
+        finished: set[str] = set()
+        if entries:
+            size = sum(stored.num_bytes for unit in entries.values() for stored in unit)
+            with progress.stage("resume", size, "bytes") as stage:
+                finished = journal.finished(sink, stage.advance)
+                stage.finish(f"{len(finished)} of {len(entries)} finished parts are intact")
+        calibration = _calibrate(plan, source, reference, directory, journal, finished, progress)
+        with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
+            stage.advance(sum(item.num_bytes for key in finished for item in entries[key]))
+            convert(plan, source, sink, calibration, stage.advance, journal, finished)
+            files = len(list(directory.glob("*.safetensors")))
+            stage.finish(f"{files} file(s), {mib(sum(plan.rank_bytes))}")
+
+
+def open_sink(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> HfCheckpoint | RankFiles:
+    """What the format's files are written by."""
+    if plan.settings.format == "hf":
+        return HfCheckpoint(plan, source, directory)
+    return RankFiles(plan, directory)
+
+
+def _calibrate(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    journal: Journal,
+    finished: set[str],
+    progress: BuildProgress,
+) -> Calibration:
+    """Run the calibration text where a form needs it; AWQ does so while the layers are written.
+
+    Linears that the source has quantised need none; a quantised KV cache does, unless its scales
+    are the source's. Of the finished units, those of layers that AWQ must walk through again are
+    struck out.
+    """
+    quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
+    calibrated = quant == "fp8" and source.quantized is None
+    searched = quant in AWQ_FORMS and source.quantized is None
+    scales: Mapping[int, float] = {}
+    carried = carries_kv_scales(plan.settings, source, plan.config)
+    if carried and source.quantized is not None:
+        scales = source.quantized.kv_scales(plan.config)
+    measured = kv_algo is not None and not carried
+    if not calibrated and not searched and not measured:
+        return Calibration({}, scales)
+    sequences = _calibration_sequences(plan, source, directory)
+    maxima: dict[str, float] = {}
+    if calibrated or measured:
+        with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
+            maxima, keys_values = activation_maxima(
+                reference, sequences, stage.advance, journal.activations("calibration")
+            )
+            tokens = sum(len(sequence) for sequence in sequences)
+            stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
+        if kv_algo is not None and measured:
+            scales = kv_scales(keys_values, kv_algo)
+    if not searched:
+        return Calibration(maxima, scales)
+    layers = {unit.key: awq_layer(plan.config, unit) for unit in units(plan.config, source)}
+    left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
+    if not left:
+        return Calibration(maxima, scales)
+    awq = LayerwiseAwq(plan.config, reference, sequences, journal.activations("awq"), min(left))
+    finished -= {key for key, layer in layers.items() if layer is not None and layer >= awq.layer}
+    return Calibration(maxima, scales, awq)
+
+
+def _calibration_sequences(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> list[Tensor]:
+    tokenizer_dir = directory / "tokenizer"
+    tokenizer_dir.mkdir()
+    try:
+        source.write_tokenizer(tokenizer_dir)
+        return calibration_sequences(
+            tokenizer_dir,
+            plan.settings.calib_samples,
+            min(plan.settings.calib_length, plan.max_seq_len),
+            source.bos_token_id,
+        )
+    finally:
+        shutil.rmtree(tokenizer_dir)

@@ -1,0 +1,40 @@
+"""Where one sequence is in its grammar: which tokens may follow, and going on by one.
+
+Part of the sequence's sampling state: a preempted sequence keeps it. Knows no logits but a row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import xgrammar
+from torch import Tensor
+
+_SLOW_S = 1.0  # for one token, while the whole batch waits
+
+
+class GrammarMatcher:
+    """Satisfies `sampling.Matcher`. stop_ids: tokens that are allowed at the grammar's end only.
+
+    failure: why the grammar can be followed no further, in words for its sender.
+    """
+
+    def __init__(self, compiled: xgrammar.CompiledGrammar, stop_ids: Iterable[int]) -> None:
+        vocab_size = compiled.tokenizer_info.vocab_size
+        self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=sorted(stop_ids))
+        self._bitmask = xgrammar.allocate_token_bitmask(1, vocab_size)
+        self.failure: str | None = None
+
+    def mask(self, logits: Tensor) -> None:
+        began_s = time.monotonic()
+        self._matcher.fill_next_token_bitmask(self._bitmask)
+        xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
+        if not self._bitmask.any():
+            self.failure = "no token can follow; change the constraint so that some text does"
+        elif time.monotonic() - began_s > _SLOW_S:
+            self.failure = "the constraint takes too long to follow; make it less ambiguous"
+
+    def accept(self, token_id: int) -> None:
+        if not self._matcher.accept_token(token_id):
+            self.failure = "the constraint allowed a token and then refused it; change it"

@@ -1,0 +1,76 @@
+"""From an iteration's chunks to the slots, block tables and masks that its attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from enginehouse.runtime.attention import (
+    DecodeGroup,
+    PagedKVCache,
+    PrefillChunk,
+    StepAttention,
+    visible,
+)
+from enginehouse.runtime.scheduler import Chunk
+
+
+def plan_attention(
+    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | None]
+) -> StepAttention:
+    """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
+
+    Neighbouring decodes whose lengths are within a factor of two share one padded product.
+    """
+    size = cache.block_size
+    slots: list[int] = []
+    decodes: list[tuple[int, Chunk]] = []
+    prefills: list[PrefillChunk] = []
+    for chunk in chunks:
+        blocks, end = chunk.sequence.blocks, chunk.start + chunk.num_tokens
+        first_row = len(slots)
+        slots += [blocks[p // size] * size + p % size for p in range(chunk.start, end)]
+        if chunk.num_tokens == 1:
+            decodes.append((first_row, chunk))
+            continue
+        used = blocks[: -(-end // size)]
+        queries, keys = torch.arange(chunk.start, end), torch.arange(len(used) * size)
+        masks = {window: visible(queries, keys, window) for window in windows}
+        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), masks))
+    groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
+    return StepAttention(cache, torch.tensor(slots), groups, prefills)
+
+
+def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
+    """Decodes in groups whose longest has at most twice the blocks of its shortest."""
+    groups: list[list[tuple[int, Chunk]]] = []
+    shortest = 0
+    for row, chunk in sorted(decodes, key=lambda item: item[1].start):
+        blocks = chunk.start // size + 1
+        if not groups or blocks > 2 * shortest:
+            groups.append([])
+            shortest = blocks
+        groups[-1].append((row, chunk))
+    return groups
+
+
+def _decode_group(
+    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
+) -> DecodeGroup:
+    size = cache.block_size
+    width = max(chunk.start // size + 1 for _, chunk in group)
+    table = torch.zeros(len(group), width, dtype=torch.int64)
+    for i, (_, chunk) in enumerate(group):
+        used = chunk.sequence.blocks[: chunk.start // size + 1]
+        table[i, : len(used)] = torch.tensor(used)
+    starts = torch.tensor([chunk.start for _, chunk in group])
+    positions = torch.arange(width * size)
+    layer = cache.layers[0]
+    masks: dict[int | None, torch.Tensor] = {}
+    for window in windows:
+        hidden = ~visible(starts, positions, window)  # [sequences, positions]
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill(hidden, float("-inf"))
+        masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
+    rows = torch.tensor([row for row, _ in group])
+    return DecodeGroup(rows, table.flatten(), masks)

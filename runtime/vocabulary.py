@@ -1,0 +1,67 @@
+"""The bytes that each token of an engine stands for, as grammars see them.
+
+Special tokens and ids without a token are empty: no grammar ever allows them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
+    """One entry for each of the model's vocab_size ids; None without a tokenizer.json."""
+    path = engine_dir / "tokenizer.json"
+    if not path.is_file():
+        return None
+    tokenizer = Tokenizer.from_file(str(path))
+    kinds = set(_types_of(json.loads(tokenizer.to_str())["decoder"]))
+    byte_of = byte_level_alphabet() if "ByteLevel" in kinds else {}
+    added = tokenizer.get_added_tokens_decoder()
+    words = tokenizer.get_vocab(with_added_tokens=True)
+    pieces = [b""] * vocab_size
+    for token, token_id in words.items():
+        if token_id >= vocab_size or (token_id in added and added[token_id].special):
+            continue
+        if token_id in added:
+            pieces[token_id] = token.encode()
+        elif byte_of:
+            pieces[token_id] = _byte_level(token, byte_of)
+        elif match := _BYTE_TOKEN.fullmatch(token):
+            pieces[token_id] = bytes.fromhex(match[1])
+        elif "WordPiece" in kinds:
+            pieces[token_id] = (token[2:] if token.startswith("##") else f" {token}").encode()
+        else:
+            pieces[token_id] = token.replace("\u2581", " ").encode()
+    return pieces
+
+
+def byte_level_alphabet() -> dict[str, int]:
+    """Character -> byte in byte-level vocabularies (GPT-2's bytes_to_unicode)."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    shifted = [byte for byte in range(256) if byte not in plain]
+    return {
+        **{chr(byte): byte for byte in plain},
+        **{chr(256 + i): byte for i, byte in enumerate(shifted)},
+    }
+
+
+def _byte_level(token: str, byte_of: dict[str, int]) -> bytes:
+    try:
+        return bytes(byte_of[char] for char in token)
+    except KeyError:
+        return token.encode()
+
+
+def _types_of(decoder: Any) -> Iterator[str]:
+    if isinstance(decoder, dict):
+        yield str(decoder.get("type"))
+        for part in decoder.get("decoders", []):
+            yield from _types_of(part)

@@ -1,0 +1,43 @@
+"""API keys, when the settings name any: `Authorization: Bearer KEY`.
+
+Source: RFC 9110, section 11 (the scheme's name is case-insensitive), and RFC 6750.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+
+from enginehouse.runtime.errors import RequestError
+
+_OPEN = ("/health", "/metrics")  # for probes and scrapers, which hold no key
+
+
+class KeyRing:
+    """Compares digests, so that neither a key's length nor its beginning shows in the time."""
+
+    def __init__(self, keys: tuple[str, ...]) -> None:
+        self._digests = [_digest(key) for key in keys]
+
+    def check(self, path: str, authorization: str) -> None:
+        """RequestError with status 401 when keys are set and none of them was given."""
+        if not self._digests or _is_open(path):
+            return
+        scheme, _, key = authorization.strip().partition(" ")
+        given = _digest(key.strip(), "latin-1")  # as WSGI hands bytes over
+        known = [hmac.compare_digest(given, digest) for digest in self._digests]
+        if scheme.lower() != "bearer" or not any(known):
+            found = "an unknown key" if authorization else "none"
+            raise RequestError(
+                f"the API key: found {found}; wanted the header Authorization: Bearer KEY",
+                code="invalid_api_key",
+                status=401,
+            )
+
+
+def _is_open(path: str) -> bool:
+    return any(path == name or path.startswith(f"{name}/") for name in _OPEN)
+
+
+def _digest(key: str, encoding: str = "utf-8") -> bytes:
+    return hashlib.sha256(key.encode(encoding, errors="replace")).digest()

@@ -1,0 +1,201 @@
+"""JSON schemas of growing nastiness, for every test that sends some. Plain data and makers.
+
+GOOD: ordinary ones. ODD: legal, and unusual; each compiles or is refused. BAD: what must be refused.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+_KIND = {"a": {"const": 1}, "b": {"const": 1}, "c": {"const": 1}}
+_DEFS = {
+    "cat": {
+        "type": "object",
+        "properties": {"kind": {"const": "cat"}, "lives": {"enum": [7, 9]}},
+        "required": ["kind", "lives"],
+    },
+    "dog": {
+        "type": "object",
+        "properties": {"kind": {"const": "dog"}, "good": {"type": "boolean"}},
+        "required": ["kind", "good"],
+    },
+}
+
+
+def obj(required: bool = True, **properties: Any) -> dict[str, Any]:
+    names = list(properties) if required else []
+    return {"type": "object", "properties": properties, "required": names}
+
+
+GOOD: dict[str, Any] = {
+    "boolean": {"type": "boolean"},
+    "null": {"type": "null"},
+    "integer": {"type": "integer"},
+    "integer_range": {"type": "integer", "minimum": -5, "maximum": 120},
+    "integer_exclusive": {"type": "integer", "exclusiveMinimum": 3, "exclusiveMaximum": 9},
+    "integer_multiple": {"type": "integer", "multipleOf": 7},
+    "number_range": {"type": "number", "minimum": -0.5, "maximum": 1.25},
+    "number_exclusive": {"type": "number", "exclusiveMinimum": 0, "maximum": 10},
+    "string_length": {"type": "string", "minLength": 2, "maxLength": 5},
+    "string_short": {"type": "string", "maxLength": 3},
+    "pattern": {"type": "string", "pattern": "^[a-z]{2,4}-[0-9]+$"},
+    "pattern_open": {"type": "string", "pattern": "cat|dog"},
+    "pattern_not": {"type": "string", "pattern": "^[^a]{1,6}$"},
+    "date": {"type": "string", "format": "date"},
+    "date_time": {"type": "string", "format": "date-time"},
+    "time": {"type": "string", "format": "time"},
+    "ipv4": {"type": "string", "format": "ipv4"},
+    "uuid": {"type": "string", "format": "uuid"},
+    "enum": {"enum": ["red", "gr\u00fcn", 'b"l\\u\ne', 4, 0.1, None, True]},
+    "enum_typed": {"type": "string", "enum": ["a", "b", 3]},
+    "const": {"const": {"a": [1, 2.5, "x\n\u00e9"], "b": None}},
+    "array": {"type": "array", "items": {"type": "integer", "maximum": 3}, "maxItems": 3},
+    "array_min": {"type": "array", "items": {"enum": [1, 2]}, "minItems": 2, "maxItems": 4},
+    "tuple": {"type": "array", "prefixItems": [{"const": 1}, {"type": "null"}], "items": False},
+    "tuple_open": {"type": "array", "prefixItems": [{"const": 1}], "items": {"const": 2}},
+    "object": obj(a={"type": "integer", "maximum": 9}, b={"type": "boolean"}),
+    "optional": obj(False, a={"const": 1}, b={"const": "x"}),
+    "closed": {**obj(a={"const": 1}), "additionalProperties": False},
+    "open": {**obj(a={"const": 1}), "additionalProperties": {"type": "null"}},
+    "map": {"type": "object", "additionalProperties": {"enum": [1, 2]}, "maxProperties": 2},
+    "keys": {"type": "object", "propertyNames": {"pattern": "^[a-c]$"}, "maxProperties": 2},
+    "min_properties": {"type": "object", "properties": _KIND, "minProperties": 2},
+    "max_properties": {"type": "object", "properties": _KIND, "maxProperties": 1},
+    "pattern_properties": {
+        "type": "object",
+        "patternProperties": {"^[a-c]$": {"const": 1}},
+        "additionalProperties": False,
+    },
+    "nullable": {"type": ["integer", "null"], "minimum": 3, "maximum": 5},
+    "any_of": {"anyOf": [{"const": 1}, {"type": "string", "pattern": "^z+$"}]},
+    "any_of_typed": {"type": "object", "anyOf": [obj(a={"const": 1}), obj(b={"const": 2})]},
+    "one_of_types": {"oneOf": [{"type": "boolean"}, {"type": "null"}]},
+    "discriminated": {
+        "oneOf": [{"$ref": "#/$defs/cat"}, {"$ref": "#/$defs/dog"}],
+        "discriminator": {"propertyName": "kind"},
+        "$defs": _DEFS,
+    },
+    "all_of_one": {"allOf": [{"$ref": "#/$defs/cat"}], "$defs": _DEFS},
+    "annotated": {"type": "null", "title": "t", "description": "d", "examples": [1], "$id": "x:y"},
+    "tree": {
+        "$ref": "#/$defs/n",
+        "$defs": {"n": {"anyOf": [{"type": "null"}, obj(n={"$ref": "#/$defs/n"})]}},
+    },
+    "root_recursion": {
+        "type": "object",
+        "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}},
+    },
+    "odd_keys": obj(**{"a/b": {"const": 1}, "\u00e9": {"const": 2}, 'q"': {"const": 3}}),
+    "required_elsewhere": {"type": "object", "required": ["x"], "properties": {"y": {"const": 1}}},
+}
+
+ODD: dict[str, Any] = {
+    "anything": True,
+    "empty": {},
+    "any_object": {"type": "object"},
+    "any_array": {"type": "array"},
+    "any_string": {"type": "string"},
+    "email": {"type": "string", "format": "email"},
+    "uri": {"type": "string", "format": "uri"},
+    "ipv6": {"type": "string", "format": "ipv6"},
+    "wide": obj(**{f"p{i}": {"type": "integer"} for i in range(300)}),
+    "wide_optional": obj(False, **{f"p{i}": {"type": "integer"} for i in range(200)}),
+    "wide_enum": {"enum": [f"value {i}" for i in range(3000)]},
+    "long_string": {"type": "string", "maxLength": 10_000},
+    "long_array": {"type": "array", "items": {"type": "integer"}, "maxItems": 10_000},
+    "square": {
+        "type": "array",
+        "maxItems": 1000,
+        "items": {"type": "array", "maxItems": 1000, "items": {"type": "string", "maxLength": 999}},
+    },
+    "deep": None,  # made below
+    "refs": {
+        "$ref": "#/$defs/d0",
+        "$defs": {
+            **{f"d{i}": obj(x={"$ref": f"#/$defs/d{i + 1}"}) for i in range(40)},
+            "d40": {"type": "null"},
+        },
+    },
+    "doubling": {
+        "$ref": "#/$defs/d0",
+        "$defs": {
+            **{
+                f"d{i}": obj(x={"$ref": f"#/$defs/d{i + 1}"}, y={"$ref": f"#/$defs/d{i + 1}"})
+                for i in range(40)
+            },
+            "d40": {"type": "null"},
+        },
+    },
+    "blow_up": {"type": "string", "pattern": "^((a{1,1000}){1,1000}){1,1000}$"},
+    "nested_stars": {"type": "string", "pattern": "^(((a*)*)*)*b$"},
+    "alternation": {"type": "string", "pattern": "^(a|a|aa|aaa){1,300}$"},
+    "big_counts": {"type": "string", "pattern": "^" + "[a-z]{0,999}" * 40 + "$"},
+    "subsets": {"type": "string", "pattern": "^(a|b)*a(a|b){22}$"},
+    "endless": {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+}
+
+
+def nested(depth: int, leaf: Any) -> Any:
+    schema = leaf
+    for _ in range(depth):
+        schema = obj(a=schema)
+    return schema
+
+
+ODD["deep"] = nested(25, {"type": "null"})
+
+BAD: dict[str, Any] = {
+    "false": False,
+    "number": 3,
+    "text": "{",
+    "list": [],
+    "not": {"not": {}},
+    "if": {"if": {}, "then": {}, "type": "object"},
+    "unique": {"type": "array", "uniqueItems": True},
+    "contains": {"type": "array", "contains": {"const": 1}},
+    "dependent": {"type": "object", "dependentRequired": {"a": ["b"]}},
+    "all_of_two": {"allOf": [{"type": "integer"}, {"minimum": 2}]},
+    "overlap": {"oneOf": [{"type": "integer"}, {"type": "number"}]},
+    "remote": {"$ref": "https://example.com/schema"},
+    "missing_ref": {"$ref": "#/$defs/nothing"},
+    "self_ref": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+    "ref_and_more": {"$ref": "#/$defs/a", "type": "object", "$defs": {"a": {}}},
+    "typo": {"type": "object", "proprties": {}},
+    "unknown_type": {"type": "float"},
+    "typeless": {"minimum": 3},
+    "format": {"type": "string", "format": "shoe size"},
+    "format_and_length": {"type": "string", "format": "date", "maxLength": 3},
+    "number_multiple": {"type": "number", "multipleOf": 0.5},
+    "range_multiple": {"type": "integer", "multipleOf": 7, "minimum": 3},
+    "huge_bound": {"type": "integer", "minimum": 10**30},
+    "fine_bound": {"type": "number", "minimum": 1e-9},
+    "empty_range": {"type": "integer", "minimum": 5, "maximum": 4},
+    "empty_enum": {"enum": []},
+    "enum_of_no_type": {"type": "integer", "enum": ["a"]},
+    "backreference": {"type": "string", "pattern": r"(a)\1"},
+    "lookahead": {"type": "string", "pattern": "a(?=b)"},
+    "half_group": {"type": "string", "pattern": "(a"},
+    "inner_anchor": {"type": "string", "pattern": "a^b"},
+    "required_forbidden": {"type": "object", "required": ["a"], "additionalProperties": False},
+    "huge_count": {"type": "array", "items": {}, "maxItems": 10**9},
+    "negative_count": {"type": "string", "minLength": -1},
+    "count_text": {"type": "string", "minLength": "2"},
+    "required_text": {"type": "object", "required": "a"},
+    "properties_list": {"type": "object", "properties": []},
+    "too_deep": nested(80, {"type": "null"}),
+    "surrogate": {"const": "\ud800"},
+    "huge_number": {"const": 10**400},
+}
+
+
+def as_text(schema: Any) -> str:
+    """The schema as a client would send it; a string is sent as it is."""
+    return schema if isinstance(schema, str) else json.dumps(schema)
+
+
+DEEP_TEXT = '{"items":' * 5000 + "{}" + "}" * 5000
+BAD["far_too_deep"] = DEEP_TEXT
+BAD["long"] = {"enum": ["x" * 70_000]}
+BAD["infinity"] = '{"const": Infinity}'
+BAD["huge_exponent"] = '{"const": 1e999}'
