@@ -13,6 +13,7 @@ import asyncio
 import heapq
 import json
 import logging
+import os
 import queue
 import threading
 import time
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.request import (
     ExecutorStats,
     Request,
@@ -59,13 +61,23 @@ class _Ended(NamedTuple):
     sequence: _Sequence
 
 
+class _Compiled(NamedTuple):
+    """A request's constraint has been tried: the future holds its RequestError, if any."""
+
+    request: Request
+    grammar: Grammar
+
+
+_Event = TokenOutput | _Ended | _Compiled | dict[str, Any]
+
+
 class TrtllmExecutor:
     """Satisfies `executor.Executor` for what `--backend tensorrt_llm` and `--format hf` make."""
 
     def __init__(self, deployment: Deployment, options: ExecutorOptions) -> None:
         self.deployment = deployment
         self._eos_token_ids = deployment.manifest.model.eos_token_ids
-        self._events: queue.SimpleQueue[TokenOutput | _Ended | dict[str, Any]] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._active: dict[int, _Sequence | None] = {}  # None while it waits here
         self._waiting: list[tuple[int, int, Request]] = []  # a heap: priority, arrival
         self._given: set[_Sequence] = set()  # cancelled ones too, until TensorRT-LLM lets go
@@ -74,12 +86,20 @@ class TrtllmExecutor:
         self._latest: dict[str, Any] = {}
         self._overfull_since_s: float | None = None
         self._next_look_s = 0.0
+        self._grammars = GrammarCompiler(
+            deployment.path,
+            deployment.vocab_size,
+            self._eos_token_ids,
+            options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
+        )
         self._ranks, self._guard = RankLog(), WorkerGuard()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trtllm", daemon=True)
         self._llm: Any = None
         try:
             with start_deadline(options.start_s or _START_S, self._ranks, self._guard):
+                if deployment.deterministic:
+                    os.environ["FORCE_DETERMINISTIC"] = "1"  # read here too, beside the ranks
                 self._llm, self._make_params, self._make_guide = _load(deployment)
                 self._thread.start()
                 stats = self._wait(self._warm_up())
@@ -106,6 +126,9 @@ class TrtllmExecutor:
         return latest
 
     def submit(self, request: Request) -> None:
+        """A constraint is compiled here first, aside: one that takes minutes, or kills its
+        compiler, would hold up every rank.
+        """
         check_request(
             request,
             max_seq_len=self.deployment.max_seq_len,
@@ -115,8 +138,17 @@ class TrtllmExecutor:
         )
         if request.request_id in self._active:
             raise RequestError(f"request_id {request.request_id} is already running")
-        self._num_submitted += 1
+        constraint = request.sampling.constraint
+        if constraint is None:
+            self._active[request.request_id] = None
+            self._queue(request)
+            return
+        grammar = self._grammars.compile(constraint)
         self._active[request.request_id] = None
+        grammar.add_done_callback(lambda done: self._events.put(_Compiled(request, done)))
+
+    def _queue(self, request: Request) -> None:
+        self._num_submitted += 1
         heapq.heappush(self._waiting, (request.priority, self._num_submitted, request))
         self._fill()
 
@@ -165,12 +197,20 @@ class TrtllmExecutor:
         self._look_after_ranks()
         return outputs
 
-    def _handle(
-        self, event: TokenOutput | _Ended | dict[str, Any], outputs: list[TokenOutput]
-    ) -> None:
+    def _handle(self, event: _Event, outputs: list[TokenOutput]) -> None:
         if isinstance(event, _Ended):
             self._given.discard(event.sequence)
             self._fill()
+        elif isinstance(event, _Compiled):
+            request_id = event.request.request_id
+            if request_id not in self._active:
+                return
+            error = event.grammar.exception()
+            if error is None:
+                self._queue(event.request)
+            else:
+                del self._active[request_id]
+                outputs.append(failed_output(event.request, error))
         elif isinstance(event, TokenOutput):
             if event.request_id in self._active:
                 self._count(event)
@@ -241,6 +281,7 @@ class TrtllmExecutor:
             return
         self._active.clear()
         self._waiting.clear()
+        self._grammars.close()
         if self._thread.is_alive():
             self._wait(_cancel_tasks(), _SHUTDOWN_S)
         if self._llm is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import (
     FinishReason,
     Refusal,
@@ -76,17 +77,17 @@ def token_logprobs(
     return found
 
 
-def failed_output(request: Request, error: Exception) -> TokenOutput:
+def failed_output(request: Request, error: BaseException) -> TokenOutput:
     """A sequence's end by an exception; a constraint that does not compile is its sender's."""
     constraint, refusal = request.sampling.constraint, None
-    if constraint is not None and any(word in str(error).lower() for word in _CONSTRAINT_WORDS):
+    message = f"TensorRT-LLM failed: {error}"
+    if isinstance(error, RequestError):
+        message = error.message
+        refusal = Refusal(message, constraint.param if constraint else error.param, error.code)
+    elif constraint is not None and any(word in str(error).lower() for word in _CONSTRAINT_WORDS):
         refusal = Refusal(f"{constraint.param} cannot be followed: {error}", constraint.param)
     return TokenOutput(
-        request.request_id,
-        [],
-        FinishReason.ERROR,
-        error=f"TensorRT-LLM failed: {error}",
-        refusal=refusal,
+        request.request_id, finish_reason=FinishReason.ERROR, error=message, refusal=refusal
     )
 
 

@@ -6,11 +6,11 @@ Source: TensorRT-LLM 1.2.1, `SamplingParams` and `GuidedDecodingParams`.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
+from enginehouse.runtime.constraint import check
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
 
@@ -119,15 +119,10 @@ def _seed(seed: int | None) -> int:
 
 
 def guided_fields(constraint: Constraint) -> dict[str, Any]:
-    """The one field of GuidedDecodingParams that says the constraint."""
-    if constraint.kind is ConstraintKind.JSON_OBJECT:
-        return {"json_object": True}
-    if constraint.kind is ConstraintKind.CHOICE:
-        return {"grammar": choice_grammar(json.loads(constraint.value))}
-    return {_GUIDES[constraint.kind]: constraint.value}
+    """The one field of GuidedDecodingParams that says the constraint.
 
-
-def choice_grammar(choices: Sequence[str]) -> str:
-    """xgrammar's EBNF for one of these strings; its string literals are escaped as JSON's are."""
-    literals = (json.dumps(choice, ensure_ascii=False) for choice in choices)
-    return "root ::= " + " | ".join(literals)
+    In the words that the CPU backend follows too: a choice is a grammar, and JSON_OBJECT a schema,
+    as TensorRT-LLM's json_object takes any JSON. RequestError when it cannot be followed.
+    """
+    checked = check(constraint)
+    return {_GUIDES[checked.kind]: checked.value}

@@ -22,12 +22,20 @@ from enginehouse.runtime.executor import (
     open_executor,
     stream,
 )
-from enginehouse.runtime.request import FinishReason, Request, SamplingParams, TokenOutput
+from enginehouse.runtime.request import (
+    Constraint,
+    ConstraintKind,
+    FinishReason,
+    Request,
+    SamplingParams,
+    TokenOutput,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32", kv_cache_gib=0.03)
 PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]
+SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
 SETTINGS: dict[str, Any] = {"quant": "none", "dtype": "float32", "until": "compile"}
 
 
@@ -218,12 +226,66 @@ def test_counters_grow_and_blocks_come_from_the_engine(executor: Executor) -> No
     assert 0 < after.num_free_kv_blocks <= after.num_kv_blocks
 
 
-def test_a_prefix_that_is_reused_is_counted(executor: Executor) -> None:
-    before = executor.stats().num_cached_tokens
-    prompt = list(range(120, 200))
-    for request_id in (42, 43):
-        list(stream(executor, Request(request_id, prompt, greedy(2))))
-    wait_for(lambda: executor.stats().num_cached_tokens - before == 64, executor)
+def test_a_prefix_that_is_reused_is_counted(engine: Path) -> None:
+    executor = open_executor(engine)
+    try:
+        for request_id in (42, 43):
+            list(stream(executor, Request(request_id, list(range(120, 200)), greedy(2))))
+        wait_for(lambda: executor.stats().num_cached_tokens == 64, executor)
+    finally:
+        executor.close()
+
+
+def told(executor: Executor, params: SamplingParams) -> tuple[list[int], list[Any]]:
+    """The tokens of one prompt and their logprobs."""
+    outputs = list(stream(executor, Request(81, [5, 6, 7], params)))
+    assert outputs[-1].finish_reason is not FinishReason.ERROR, outputs[-1].error
+    logprobs = [entry for output in outputs for entry in output.logprobs or []]
+    return [token for output in outputs for token in output.token_ids], logprobs
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"num_logprobs": 3},
+        {"logit_bias": ((77, 100.0), (3, -5.0))},
+        {"presence_penalty": 1.5, "frequency_penalty": 0.5},
+        {"repetition_penalty": 1.3},
+        {"constraint": Constraint(ConstraintKind.REGEX, "[ab]{3,9}"), "ignore_eos": False},
+        {"constraint": Constraint(ConstraintKind.JSON_SCHEMA, SCHEMA), "ignore_eos": False},
+    ],
+    ids=["logprobs", "logit_bias", "penalties", "repetition", "regex", "schema"],
+)
+def test_what_is_asked_changes_the_tokens_as_it_does_on_the_cpu(
+    executor: Executor, make_engine: EngineMaker, more: dict[str, Any]
+) -> None:
+    torch_executor = open_executor(make_engine(**SETTINGS), FLOAT32)
+    try:
+        wanted, plain = told(torch_executor, greedy(**more)), told(torch_executor, greedy())
+    finally:
+        torch_executor.close()
+    tokens, logprobs = told(executor, greedy(**more))
+    assert tokens == wanted[0] and tokens
+    if "num_logprobs" in more:
+        assert len(logprobs) == len(tokens)
+        for found, computed in zip(logprobs, wanted[1], strict=True):
+            assert found.logprob == pytest.approx(computed.logprob, abs=1e-4)
+            assert dict(found.top) == pytest.approx(dict(computed.top), abs=1e-4)
+    else:
+        assert tokens != plain[0], "the field made no difference"
+
+
+def test_a_constraint_that_cannot_be_followed_never_reaches_tensorrt_llm(
+    executor: Executor,
+) -> None:
+    asked = len(calls("generate_async"))
+    bad = Constraint(ConstraintKind.JSON_SCHEMA, "[1]", "response_format.json_schema")
+    with pytest.raises(RequestError):
+        executor.submit(Request(91, [5], greedy(constraint=bad)))
+    unclosed = Constraint(ConstraintKind.EBNF, 'root ::= "a', "guided_grammar")
+    outputs = list(stream(executor, Request(92, [5], greedy(constraint=unclosed))))
+    assert outputs[-1].refusal is not None and outputs[-1].refusal.param == "guided_grammar"
+    assert len(calls("generate_async")) == asked and not executor.busy
 
 
 def test_unseeded_sequences_differ_and_seeded_ones_do_not(executor: Executor) -> None:

@@ -12,6 +12,7 @@ import torch
 from trtllm_double import install_double
 
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.json_schema import exact_schema
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,
@@ -21,7 +22,7 @@ from enginehouse.runtime.request import (
     TokenLogprobs,
 )
 from enginehouse.runtime.trtllm_output import bias_tensor, failed_output, token_output
-from enginehouse.runtime.trtllm_sampling import check_request, choice_grammar, sampling_fields
+from enginehouse.runtime.trtllm_sampling import check_request, sampling_fields
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}}'
 CHOSEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -120,12 +121,10 @@ def test_a_seed_is_given_or_drawn_and_never_the_default() -> None:
 @pytest.mark.parametrize(
     ("kind", "value", "told"),
     [
-        (ConstraintKind.JSON_OBJECT, "", {"json_object": True}),
-        (ConstraintKind.JSON_SCHEMA, SCHEMA, {"json": SCHEMA}),
+        (ConstraintKind.JSON_OBJECT, "", {"json": '{"type": "object"}'}),
         (ConstraintKind.REGEX, r"\d+", {"regex": r"\d+"}),
         (ConstraintKind.EBNF, 'root ::= "a"', {"grammar": 'root ::= "a"'}),
-        (ConstraintKind.CHOICE, '["yes", "no"]', {"grammar": 'root ::= "yes" | "no"'}),
-        (ConstraintKind.STRUCTURAL_TAG, "{}", {"structural_tag": "{}"}),
+        (ConstraintKind.CHOICE, '["yes", "n\\"o"]', {"grammar": 'root ::= "yes" | "n\\"o"'}),
     ],
 )
 def test_a_constraint_becomes_one_guide(
@@ -134,16 +133,13 @@ def test_a_constraint_becomes_one_guide(
     assert fields_of(constraint=Constraint(kind, value))["guided_decoding"] == told
 
 
-def test_a_choice_with_quotes_and_lines_stays_one_literal() -> None:
-    choices = ['say "a|b"', "two\nlines", "naïve 🙂", "back\\slash"]
-    rule, _, alternatives = choice_grammar(choices).partition(" ::= ")
-    assert rule == "root"
-    decoder, found, rest = json.JSONDecoder(), [], alternatives
-    while rest:
-        text, end = decoder.raw_decode(rest)
-        found.append(text)
-        rest = rest[end:].removeprefix(" | ")
-    assert found == choices and "\n" not in alternatives and "🙂" in alternatives
+def test_a_schema_and_a_structural_tag_arrive_exactly() -> None:
+    told = fields_of(constraint=Constraint(ConstraintKind.JSON_SCHEMA, SCHEMA))["guided_decoding"]
+    assert list(told) == ["json"] and json.loads(told["json"]) == exact_schema(json.loads(SCHEMA))
+    tag = {"type": "structural_tag", "format": {"type": "any_text"}}
+    constraint = Constraint(ConstraintKind.STRUCTURAL_TAG, json.dumps(tag))
+    told = fields_of(constraint=constraint)["guided_decoding"]
+    assert list(told) == ["structural_tag"] and json.loads(told["structural_tag"]) == tag
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ class LLM:
                 raise ValueError(f"LLM got invalid argument: {name}")
             if not accepts(self.fields[name]["type"], value) and name != "tokenizer":
                 raise ValueError(f"LLM: {name}={value!r} is no {self.fields[name]['type']}")
-        self.args = arguments
+        self.model, self.args = model, arguments
         self.kv_cache_config = arguments.get("kv_cache_config") or KvCacheConfig()
         tokenizer = Path(arguments.get("tokenizer") or model)
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -101,6 +101,7 @@ class LLM:
         self.vocab_size = config["vocab_size"]
         self._start_ranks(mapping["world_size"])
         checkpoint = Path(self._temporary.name)
+        self._link_tokenizer(checkpoint)
         for rank in range(mapping["world_size"]):
             self._check_rank(path / f"rank{rank}.engine")
             (checkpoint / f"rank{rank}.safetensors").symlink_to(path / f"rank{rank}.engine")
@@ -111,7 +112,16 @@ class LLM:
             max_batch_size=self.args.get("max_batch_size") or limits["max_batch_size"],
             max_num_tokens=self.args.get("max_num_tokens") or limits["max_num_tokens"],
             block_size=limits["plugin_config"]["tokens_per_block"],
+            eos_token_ids=self.eos_token_ids,
         )
+
+    def _link_tokenizer(self, checkpoint: Path) -> None:
+        """For grammars; and the ids that end a text, as generation_config.json has them."""
+        tokenizer = Path(self.args.get("tokenizer") or self.model)
+        (checkpoint / "tokenizer.json").symlink_to(tokenizer / "tokenizer.json")
+        generation = json.loads((tokenizer / "generation_config.json").read_text("utf-8"))
+        found = generation["eos_token_id"]
+        self.eos_token_ids = tuple(found if isinstance(found, list) else [found])
 
     def _check_rank(self, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
@@ -220,6 +230,7 @@ def open_torch(
     max_batch_size: int,
     max_num_tokens: int,
     block_size: int,
+    eos_token_ids: tuple[int, ...],
 ) -> TorchExecutor:
     """The CPU backend over a checkpoint folder without a manifest."""
     limits = Limits(max_seq_len, max_batch_size, max_num_tokens, block_size)
@@ -228,7 +239,7 @@ def open_torch(
         name="double",
         created="2026-01-01T00:00:00+00:00",
         backend="torch",
-        model=ModelRecord("double", ()),
+        model=ModelRecord("double", eos_token_ids),
         limits=limits,
         source={},
         choices={},

@@ -29,7 +29,6 @@ class _Running:
     result: RequestOutput
     params: SamplingParams
     streaming: bool
-    stops: set[int]
     tokens: list[int] = field(default_factory=list)  # not told yet
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
 
@@ -63,9 +62,10 @@ def our_params(params: SamplingParams, prompt_len: int) -> ours.SamplingParams:
         presence_penalty=params.presence_penalty or 0.0,
         frequency_penalty=params.frequency_penalty or 0.0,
         repetition_penalty=params.repetition_penalty or 1.0,
-        seed=params.seed or 0,  # the C++ default
-        stop_token_ids=() if params.ignore_eos else (params.end_id,),
-        ignore_eos=True,
+        seed=None if params.greedy else params.seed or 0,  # the C++ default
+        stop_token_ids=tuple(params.stop_token_ids or ())
+        + (() if params.ignore_eos else (params.end_id,)),
+        ignore_eos=constraint is None or params.ignore_eos,  # else only what was asked for ends it
         min_tokens=params.min_tokens or 0,
         logit_bias=bias,
         num_logprobs=params.logprobs,
@@ -114,8 +114,7 @@ class EngineThread:
     def _submit(self, value: tuple[RequestOutput, bool]) -> None:
         result, streaming = value
         params = result.sampling_params
-        stops = set(params.stop_token_ids or ())  # end_id is the CPU backend's to watch for
-        self._running[result.request_id] = _Running(result, params, streaming, stops)
+        self._running[result.request_id] = _Running(result, params, streaming)
         sampling = our_params(params, len(result.prompt_token_ids))
         try:
             self.executor.submit(ours.Request(result.request_id, result.prompt_token_ids, sampling))
@@ -139,14 +138,13 @@ class EngineThread:
             for chosen, entry in zip(output.token_ids, output.logprobs or (), strict=False)
         ]
         tokens, finish, stop_reason = list(output.token_ids), None, None
-        if output.finish_reason is ours.FinishReason.STOP:  # the CPU backend watches for end_id
-            finish = "stop"
-            tokens += [running.params.end_id] if self._show_end_id else []
-        elif tokens and tokens[-1] in running.stops:
-            self.executor.cancel(output.request_id)
-            finish, stop_reason = "stop", tokens.pop()
-        elif output.finish_reason is not None:
+        if output.finish_reason is not None:
             finish = output.finish_reason.value
+        ends = output.stop_token_id == running.params.end_id and not running.params.ignore_eos
+        if finish == "stop" and ends:  # END_ID, which has no stop_reason
+            tokens += [running.params.end_id] if self._show_end_id else []
+        elif finish == "stop":
+            stop_reason = output.stop_token_id
         if finish is not None:
             del self._running[output.request_id]
         error = output.error or (output.refusal.message if output.refusal else None)

@@ -50,6 +50,7 @@ class LLM(engine_llm.LLM):
         checkpoint = Path(self._temporary.name) / "checkpoint"
         settings = {"output": str(checkpoint), "until": "convert", "tp": tp_size}
         build(load_settings(settings), open_checkpoint(path), BuildProgress(quiet=True))
+        self._link_tokenizer(checkpoint)
         return engine_llm.open_torch(
             checkpoint,
             read_config(checkpoint),
@@ -57,4 +58,5 @@ class LLM(engine_llm.LLM):
             max_batch_size=self.args["max_batch_size"],
             max_num_tokens=self.args["max_num_tokens"],
             block_size=self.kv_cache_config.tokens_per_block,
+            eos_token_ids=self.eos_token_ids,
         )
