@@ -131,6 +131,9 @@ class LLM:
 
     def _start_ranks(self, world_size: int) -> None:
         """Processes in sessions of their own, as MPI's daemon starts them."""
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if world_size > 1 and spec is not None and not spec.name.startswith("pytest"):
+            raise RuntimeError("MPI's pool imports the main module again: no python -m")
         what = "hangs" if wants("START_HANGS") else "loaded"
         for rank in range(world_size):
             command = [sys.executable, "-S", "-c", _RANK.format(rank=rank, what=what)]
