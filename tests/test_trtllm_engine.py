@@ -52,17 +52,10 @@ def engine(built: Path, tmp_path: Path) -> Path:
     return target
 
 
-@pytest.fixture
-def checkpoint(tiny_checkpoint: Path, engine: Path, tmp_path: Path) -> Path:
-    """A Hugging Face directory with the manifest that --format hf gives it."""
-    target = tmp_path / "hf"
-    target.mkdir()
-    for path in tiny_checkpoint.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    manifest = read_manifest(engine)
-    choices = {**manifest.choices, "format": "hf"}
-    rewrite_manifest(target, manifest, backend="none", choices=choices, machine=None)
-    return target
+@pytest.fixture(scope="module")
+def checkpoint(make_engine: EngineMaker) -> Path:
+    """A quantised Hugging Face directory, as --format hf makes it."""
+    return make_engine(quant="fp8", format="hf")
 
 
 @pytest.mark.parametrize(
@@ -148,7 +141,8 @@ def test_a_checkpoint_runs_on_the_pytorch_backend(
     finally:
         executor.close()
     assert (info.tp_size, info.max_batch_size, info.backend) == (2, 4, "tensorrt_llm")
-    torch_engine = make_engine(quant="none", dtype="bfloat16", until="compile")
+    assert info.quantization == "fp8"
+    torch_engine = make_engine(quant="fp8", until="compile")
     options = ExecutorOptions(compute_dtype="float32", kv_cache_gib=0.03)
     assert found == generate(open_executor(torch_engine, options), work)
 

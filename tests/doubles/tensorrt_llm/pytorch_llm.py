@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from enginehouse.build.checkpoint import open_checkpoint
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.settings import load_settings
+from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import build
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.torch_executor import TorchExecutor
@@ -49,7 +49,8 @@ class LLM(engine_llm.LLM):
         self._start_ranks(tp_size)
         checkpoint = Path(self._temporary.name) / "checkpoint"
         settings = {"output": str(checkpoint), "until": "convert", "tp": tp_size}
-        build(load_settings(settings), open_checkpoint(path), BuildProgress(quiet=True))
+        source = resolve_source(str(path), Path(self._temporary.name), lambda line: None)
+        build(load_settings(settings), source, BuildProgress(quiet=True))
         self._link_tokenizer(checkpoint)
         return engine_llm.open_torch(
             checkpoint,
