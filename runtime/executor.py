@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from enginehouse.runtime.engine import read_engine, verify_files
+from enginehouse.runtime.engine import (
+    is_hf_checkpoint,
+    read_engine,
+    read_manifest,
+    verify_files,
+)
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.request import (
     EngineInfo,
@@ -25,7 +30,8 @@ class ExecutorOptions(NamedTuple):
     """What may be decided when an engine is opened; None keeps the engine's own limit.
 
     deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
-    grammar_timeout_s: how long a constraint may take to compile.
+    grammar_timeout_s: how long a constraint may take to compile. tp_size: of a Hugging Face
+    checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
     """
 
     max_seq_len: int | None = None
@@ -36,6 +42,8 @@ class ExecutorOptions(NamedTuple):
     num_threads: int | None = None
     deterministic: bool = False
     grammar_timeout_s: float | None = None
+    tp_size: int | None = None
+    start_s: float | None = None
 
 
 class Executor(Protocol):
@@ -67,17 +75,25 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
 
     Raises EngineError when the directory is damaged, or its backend cannot run here.
     """
-    engine = read_engine(Path(engine_dir))
-    backend = engine.manifest.backend
-    if backend != "torch":
+    path, options = Path(engine_dir), options or ExecutorOptions()
+    manifest = read_manifest(path)
+    if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
+        from enginehouse.runtime.trtllm_engine import open_deployment
+
+        deployment = open_deployment(path, options)
+        from enginehouse.runtime.trtllm_executor import TrtllmExecutor
+
+        return TrtllmExecutor(deployment, options)
+    if manifest.backend != "torch":
         raise EngineError(
-            f"{engine.path} was built for backend {backend!r}; this machine runs torch: "
-            "build it with --backend torch"
+            f"{path} was built for backend {manifest.backend!r}; wanted torch or tensorrt_llm: "
+            "build the engine again"
         )
+    engine = read_engine(path)
     verify_files(engine)
     from enginehouse.runtime.torch_executor import TorchExecutor
 
-    return TorchExecutor(engine, options or ExecutorOptions())
+    return TorchExecutor(engine, options)
 
 
 def stream(executor: Executor, request: Request) -> Iterator[TokenOutput]:

@@ -1,0 +1,363 @@
+"""Check this GPU machine, all of it, with one command and no arguments; write a report.
+
+Looks at the machine (`enginehouse-build doctor`), then for the sample model and a random one of a
+billion parameters, each in FP8 and INT4: builds the engine, compares its greedy answers with the
+CPU backend's, measures tokens per second and time to the first token, and serves it under load.
+With TensorRT-LLM the engines are compiled; without, the torch backend runs on CUDA. A step that
+fails is a line of the report and stops nothing but what needs it. The report is
+docs/gpu/<date>-<gpu>.md; exit status 1 when a step failed, 2 when there is no GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
+from enginehouse.runtime.machine import installed_version, record_machine
+from enginehouse.runtime.request import FinishReason, Request, SamplingParams
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / ".cache" / "gpu_check"
+BIN = Path(sys.executable).parent
+MODELS = {"sample": None, "random-1b": WORK / "random-1b"}
+QUANTS = ("fp8", "int4_awq")
+RANDOM_1B = {"hidden": 2048, "layers": 16, "heads": 32, "kv-heads": 8, "intermediate": 8192}
+BATCHES = (1, 8, 32)
+NUM_PROMPTS, NUM_TOKENS, PROMPT_LEN = 8, 64, 128
+BUILD_S, RUN_S, READY_S = 7200, 1800, 1200
+
+
+class StepFailed(Exception):
+    """A step did not do what it is for; the message is one sentence for the report."""
+
+
+@dataclass
+class Report:
+    """What has been found: sections of text in order, and each step's outcome."""
+
+    machine: dict[str, str | None]
+    backend: str
+    dry_run: bool = False
+    outcomes: list[tuple[str, str]] = field(default_factory=list)
+    sections: list[str] = field(default_factory=list)
+
+    def step(self, name: str, work: Callable[[], str]) -> bool:
+        """Run one step; its text becomes a section. False when it failed."""
+        print(f"== {name}", flush=True)
+        if self.dry_run:
+            return True
+        began_s = time.monotonic()
+        try:
+            text, failure = work(), None
+        except (StepFailed, EnginehouseError, OSError, subprocess.SubprocessError) as error:
+            text, failure = "", f"{type(error).__name__}: {error}"
+        outcome = f"failed: {failure}" if failure else f"ok, {time.monotonic() - began_s:.0f} s"
+        print(f"   {outcome}", flush=True)
+        self.outcomes.append((name, outcome))
+        if text:
+            self.sections.append(f"## {name}\n\n{text.strip()}\n")
+        return failure is None
+
+    @property
+    def failed(self) -> list[str]:
+        return [name for name, outcome in self.outcomes if outcome.startswith("failed")]
+
+    def text(self) -> str:
+        facts = {**self.machine, "backend": self.backend, "python": platform.python_version()}
+        facts["enginehouse"] = installed_version("enginehouse")
+        facts["torch"] = installed_version("torch")
+        lines = [f"# {self.machine['gpu']}, {date.today().isoformat()}", ""]
+        lines += ["Written by `scripts/gpu_check.py`.", "", "| | |", "| --- | --- |"]
+        lines += [f"| {key} | {value or 'none'} |" for key, value in facts.items()]
+        lines += ["", "| step | outcome |", "| --- | --- |"]
+        lines += [
+            f"| {name} | {outcome.replace('|', '/').splitlines()[0]} |"
+            for name, outcome in self.outcomes
+        ]
+        return "\n".join([*lines, "", *self.sections])
+
+    def path(self) -> Path:
+        gpu = re.sub(r"[^a-z0-9]+", "-", (self.machine["gpu"] or "no-gpu").lower()).strip("-")
+        return ROOT / "docs" / "gpu" / f"{date.today().isoformat()}-{gpu}.md"
+
+
+def run(command: list[str | Path], timeout_s: float, **environment: str) -> str:
+    """A child's standard output; StepFailed with its last line when it fails or takes too long.
+
+    It leads its own process group, which is killed when it does not end.
+    """
+    print(f"   {shlex.join(map(str, command))}", flush=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise StepFailed(f"not done in {timeout_s:.0f} s; it said last: {last(output)}") from None
+    if process.returncode:
+        raise StepFailed(f"exit status {process.returncode}: {last(output)}")
+    return output
+
+
+def last(output: str) -> str:
+    lines = output.strip().splitlines()
+    return lines[-1] if lines else "nothing"
+
+
+def doctor() -> str:
+    """The doctor's table. It says itself what is wrong, so its exit status fails the step."""
+    return fenced(run([BIN / "enginehouse-build", "doctor"], 300))
+
+
+def make_random_1b() -> str:
+    """A Llama of 0.97 billion random parameters: its answers mean nothing, its speed does."""
+    path = MODELS["random-1b"]
+    assert path is not None, "it has a folder"
+    if not (path / "model.safetensors").exists():
+        sizes = [word for key, value in RANDOM_1B.items() for word in (f"--{key}", str(value))]
+        run([sys.executable, ROOT / "scripts" / "tiny_checkpoint.py", path, *sizes], BUILD_S)
+    return ""
+
+
+def engine_path(model: str, quant: str, backend: str) -> Path:
+    return WORK / "engines" / f"{model}-{quant}-{backend}"
+
+
+def build(model: str, quant: str, backend: str) -> str:
+    source = MODELS[model]
+    command: list[str | Path] = [BIN / "enginehouse-build", *([source] if source else [])]
+    command += ["--quant", quant, "--backend", backend, "--max-batch-size", "64"]
+    command += ["-o", engine_path(model, quant, backend)]
+    if backend == "torch":
+        command += ["--until", "compile"]
+    return fenced(last(run(command, BUILD_S)))
+
+
+def measure_apart(engine: Path, device: str) -> dict[str, Any]:
+    """`measure` in a process of its own, so that an engine that crashes takes nothing along."""
+    out = WORK / "measured.json"
+    out.unlink(missing_ok=True)
+    script = Path(__file__).resolve()
+    run([sys.executable, script, "--measure", engine, "--device", device, "--out", out], RUN_S)
+    found: dict[str, Any] = json.loads(out.read_text())
+    return found
+
+
+def options_for(device: str) -> ExecutorOptions:
+    if device == "engine":
+        return ExecutorOptions()
+    if device == "cpu":
+        return ExecutorOptions(compute_dtype="float32", kv_cache_gib=1.0)
+    if "device" not in ExecutorOptions._fields:
+        raise StepFailed("this version's torch backend runs on the CPU only; install TensorRT-LLM")
+    return ExecutorOptions(**{"device": device})
+
+
+def measure(engine: Path, device: str) -> dict[str, Any]:
+    """Greedy answers to fixed prompts, one at a time; then figures for each batch size."""
+    executor = open_executor(engine, options_for(device))
+    try:
+        vocab = executor.info.vocab_size
+        answers = [
+            generate(executor, [fixed_prompt(i, vocab)], NUM_TOKENS)[0][0]
+            for i in range(NUM_PROMPTS)
+        ]
+        batches = (
+            [] if device == "cpu" else [b for b in BATCHES if b <= executor.info.max_batch_size]
+        )
+        figures = []
+        for batch in batches:
+            prompts = [fixed_prompt(1000 * batch + i, vocab) for i in range(batch)]
+            tokens, first_s, total_s = generate(executor, prompts, NUM_TOKENS)
+            count = sum(map(len, tokens))
+            figures.append({"batch": batch, "tokens_per_s": count / total_s, "first_s": first_s})
+        return {"answers": answers, "figures": figures}
+    finally:
+        executor.close()
+
+
+def fixed_prompt(number: int, vocab_size: int) -> list[int]:
+    """PROMPT_LEN token ids that differ from any other number's from the first on."""
+    state, ids = number * 7919 + 17, []
+    for _ in range(PROMPT_LEN):
+        state = (state * 1103515245 + 12345) % 2**31
+        ids.append(8 + (state >> 8) % (vocab_size - 8))
+    return ids
+
+
+def generate(
+    executor: Executor, prompts: list[list[int]], max_tokens: int
+) -> tuple[list[list[int]], float, float]:
+    """Tokens of each prompt, mean seconds to the first of them, seconds in all."""
+    sampling = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+    tokens: list[list[int]] = [[] for _ in prompts]
+    first_s: dict[int, float] = {}
+    began_s = time.monotonic()
+    for i, prompt in enumerate(prompts):
+        executor.submit(Request(i, prompt, sampling))
+    while executor.busy:
+        for output in executor.poll(0.01):
+            if output.finish_reason is FinishReason.ERROR:
+                raise StepFailed(f"a sequence failed: {output.error}")
+            if output.token_ids:
+                first_s.setdefault(output.request_id, time.monotonic() - began_s)
+                tokens[output.request_id] += output.token_ids
+    total_s = time.monotonic() - began_s
+    return tokens, sum(first_s.values()) / len(prompts), total_s
+
+
+def compare(model: str, quant: str, backend: str, device: str) -> str:
+    """The GPU's answers beside the CPU's, token by token, and how fast they came.
+
+    Fails when fewer than half of the first four tokens agree: rounding parts answers late, a
+    wrong layout parts them at once.
+    """
+    found = measure_apart(engine_path(model, quant, backend), device)
+    wanted = measure_apart(engine_path(model, quant, "torch"), "cpu")["answers"]
+    equal = [common(a, b) for a, b in zip(found["answers"], wanted, strict=True)]
+    early = sum(min(count, 4) for count in equal) / (4 * NUM_PROMPTS)
+    lines = ["| sequences | tokens/s | first token, s |", "| --- | --- | --- |"]
+    lines += [
+        f"| {row['batch']} | {row['tokens_per_s']:.0f} | {row['first_s']:.3f} |"
+        for row in found["figures"]
+    ]
+    agreement = (
+        f"Greedy tokens equal to the CPU backend's before the first that differs, of {NUM_TOKENS}"
+    )
+    lines += ["", f"{agreement}: {', '.join(map(str, equal))}."]
+    if early < 0.5:
+        raise StepFailed(f"the answers differ from the CPU's at once: {equal} equal tokens")
+    return "\n".join(lines)
+
+
+def common(one: list[int], other: list[int]) -> int:
+    """Length of the common beginning."""
+    pairs = zip(one, other, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def serve(engine: Path) -> str:
+    """gunicorn over the engine, and `bench_serving.py` against it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    log = WORK / "server.log"
+    with log.open("w") as file:
+        server = subprocess.Popen(
+            [BIN / "gunicorn", "-c", ROOT / "configs" / "gunicorn.conf.py"]
+            + ["enginehouse.server.app:create_app()"],
+            cwd=ROOT,
+            env={**os.environ, "ENGINEHOUSE_ENGINE": str(engine), "ENGINEHOUSE_BIND": address},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_ready(server, f"http://{address}/health/ready", log)
+        bench = ROOT / "scripts" / "bench_serving.py"
+        return fenced(run([sys.executable, bench, f"http://{address}"], RUN_S))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def wait_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    deadline_s = time.monotonic() + READY_S
+    while time.monotonic() < deadline_s:
+        if server.poll() is not None:
+            raise StepFailed(f"the server ended: {last(log.read_text())}")
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(1)
+    raise StepFailed(f"the server was not ready in {READY_S} s: {last(log.read_text())}")
+
+
+def fenced(text: str) -> str:
+    return f"```\n{text.strip()}\n```"
+
+
+def check_all(report: Report, device: str) -> None:
+    """Every step, in order; what needs a failed one is left out and said to be."""
+    report.step("doctor", doctor)
+    made = {"sample": True, "random-1b": report.step("random model", make_random_1b)}
+    backend = report.backend
+    for model in MODELS:
+        for quant in QUANTS:
+            title = f"{model} {quant}"
+            if not made[model]:
+                report.outcomes.append((title, "left out: there is no checkpoint"))
+                continue
+            built = report.step(
+                f"{title}: CPU engine", lambda m=model, q=quant: build(m, q, "torch")
+            )
+            if backend != "torch":
+                work = lambda m=model, q=quant: build(m, q, backend)  # noqa: E731
+                built = report.step(f"{title}: compile", work) and built
+            if not built:
+                report.outcomes.append((f"{title}: run", "left out: it was not built"))
+                continue
+            work = lambda m=model, q=quant: compare(m, q, backend, device)  # noqa: E731
+            report.step(f"{title}: compare and measure", work)
+            path = engine_path(model, quant, backend)
+            report.step(f"{title}: serve", lambda path=path: serve(path))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--dry-run", action="store_true", help="print the steps only")
+    for name in ("--measure", "--out"):
+        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="engine", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.measure:
+        args.out.write_text(json.dumps(measure(args.measure, args.device)))
+        return 0
+    machine = record_machine()
+    compiled = machine["tensorrt_llm"] is not None or args.dry_run
+    report = Report(machine, "tensorrt_llm" if compiled else "torch", dry_run=args.dry_run)
+    if machine["gpu"] is None and not args.dry_run:
+        print("gpu_check: nvidia-smi shows no GPU; run it on a GPU machine", file=sys.stderr)
+        return 2
+    WORK.mkdir(parents=True, exist_ok=True)
+    check_all(report, "engine" if compiled else "cuda")
+    if args.dry_run:
+        print(f"== report: {report.path().relative_to(ROOT)}")
+        return 0
+    report.path().parent.mkdir(parents=True, exist_ok=True)
+    report.path().write_text(report.text(), encoding="utf-8")
+    print(f"{report.path()}: {len(report.failed)} of {len(report.outcomes)} steps failed")
+    return 1 if report.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The GPU check: its arithmetic, its report, and that a failing step stops nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, EngineMaker
+
+SCRIPT = ROOT / "scripts" / "gpu_check.py"
+H100 = dict(tensorrt_llm="1.2.1", tensorrt="10.14", cuda="13.0", sm="90", gpu="NVIDIA H100")
+
+
+@pytest.fixture(scope="module")
+def script():  # type: ignore[no-untyped-def]
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("gpu_check", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules["gpu_check"] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_dry_run_prints_every_step_and_starts_none() -> None:
+    result = subprocess.run(
+        [sys.executable, SCRIPT, "--dry-run"], capture_output=True, text=True, timeout=60
+    )
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0, result.stderr
+    for model in ("sample", "random-1b"):
+        for quant in ("fp8", "int4_awq"):
+            for step in ("CPU engine", "compile", "compare and measure", "serve"):
+                assert f"== {model} {quant}: {step}" in lines
+    assert lines[-1].startswith("== report: docs/gpu/")
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    result = subprocess.run(
+        [sys.executable, SCRIPT],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={"PATH": str(tmp_path)},
+    )
+    assert result.returncode == 2 and "shows no GPU" in result.stderr
+
+
+def test_a_failing_step_is_reported_and_stops_nothing(script) -> None:  # type: ignore[no-untyped-def]
+    report = script.Report(H100, "tensorrt_llm")
+
+    def fail() -> str:
+        raise script.StepFailed("no | kernel\nat all")
+
+    assert not report.step("compile", fail) and report.step("serve", lambda: "fast")
+    assert report.failed == ["compile"]
+    text = report.text()
+    assert "| compile | failed: StepFailed: no / kernel |" in text
+    assert "| serve | ok, 0 s |" in text and "## serve\n\nfast" in text
+    assert report.path().name.endswith("-nvidia-h100.md")
+
+
+def test_a_child_that_fails_or_hangs_gives_its_last_line(script) -> None:  # type: ignore[no-untyped-def]
+    command = [sys.executable, "-S", "-c"]
+    with pytest.raises(script.StepFailed, match="exit status 3: the reason"):
+        script.run([*command, "print('x'); print('the reason'); raise SystemExit(3)"], 30)
+    hang = "print('waiting', flush=True); import time; time.sleep(60)"
+    with pytest.raises(script.StepFailed, match="not done in 1 s; it said last: waiting"):
+        script.run([*command, hang], 1)
+
+
+def test_measure_gives_the_engines_greedy_tokens(
+    script,  # type: ignore[no-untyped-def]
+    make_engine: EngineMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(quant="none", dtype="float32", until="compile")
+    monkeypatch.setattr(script, "NUM_PROMPTS", 2)
+    monkeypatch.setattr(script, "BATCHES", (1, 2))
+    found = json.loads(json.dumps(script.measure(engine, "cpu")))
+    assert [len(answer) for answer in found["answers"]] == [64, 64] and found["figures"] == []
+    again = script.measure(engine, "engine")
+    assert [row["batch"] for row in again["figures"]] == [1, 2]
+    assert all(0 < row["first_s"] and 0 < row["tokens_per_s"] for row in again["figures"])
+
+
+def test_prompts_differ_from_their_first_tokens_on(script) -> None:  # type: ignore[no-untyped-def]
+    prompts = [script.fixed_prompt(number, 512) for number in range(200)]
+    assert all(8 <= token < 512 for prompt in prompts for token in prompt)
+    assert len({tuple(prompt[:16]) for prompt in prompts}) == 200, "no block is shared"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "count"), [([1, 2, 3], [1, 2, 4], 2), ([1], [1], 1), ([], [1], 0)]
+)
+def test_the_common_beginning(script, one, other, count) -> None:  # type: ignore[no-untyped-def]
+    assert script.common(one, other) == count
