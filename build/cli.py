@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="enginehouse-build",
         description="Compile a Hugging Face checkpoint into an engine directory.",
-        epilog="Flags override the YAML file, which overrides the defaults.",
+        epilog="Flags override the YAML file, which overrides the defaults. `enginehouse-build "
+        "compile` compiles a checkpoint on the GPU machine, `enginehouse-build doctor` looks at a "
+        "machine; both have their own --help.",
     )
     for item in fields(BuildSettings):
         default = "" if item.default is None else f" (default {item.default})"

@@ -121,7 +121,8 @@ def planned_command(plan: BuildPlan, output: Path) -> str:
 def open_compilable(path: Path) -> Engine:
     """A checkpoint folder that `compile` can go on from; EngineError in one sentence."""
     checkpoint = read_engine(path)
-    if checkpoint.manifest.backend != "torch" or "trtllm_build" not in checkpoint.manifest.choices:
+    manifest = checkpoint.manifest
+    if manifest.backend != "torch" or manifest.choices.get("backend") != "tensorrt_llm":
         raise EngineError(
             f"{path} is no checkpoint for TensorRT-LLM; make one with enginehouse-build --backend "
             "tensorrt_llm"

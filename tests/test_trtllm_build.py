@@ -15,7 +15,7 @@ import msgspec
 import psutil
 import pytest
 import trtllm_builder
-from conftest import build_engine, write_tiny_checkpoint
+from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli, trtllm_build, trtllm_stages
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
@@ -473,6 +473,11 @@ def test_a_changed_checkpoint_is_not_compiled(
     rank.write_bytes(data)
     with pytest.raises(EngineError, match="rank0.safetensors: its SHA-256 is not"):
         trtllm_stages.open_compilable(rank.parent)
+
+
+def test_an_engine_for_the_cpu_is_no_checkpoint_to_compile(make_engine: EngineMaker) -> None:
+    with pytest.raises(EngineError, match="is no checkpoint for TensorRT-LLM; make one with"):
+        trtllm_stages.open_compilable(make_engine())
 
 
 def test_a_new_source_is_converted_again(builder: Path, tmp_path: Path) -> None:
