@@ -78,7 +78,7 @@ class TrtllmExecutor:
         self.deployment = deployment
         self._eos_token_ids = deployment.manifest.model.eos_token_ids
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._active: dict[int, _Sequence | None] = {}  # None while it waits here
+        self._active: dict[int, Request | _Sequence] = {}  # a Request while it waits here
         self._waiting: list[tuple[int, int, Request]] = []  # a heap: priority, arrival
         self._given: set[_Sequence] = set()  # cancelled ones too, until TensorRT-LLM lets go
         self._num_submitted = 0
@@ -136,15 +136,17 @@ class TrtllmExecutor:
             vocab_size=self.deployment.vocab_size,
             num_eos=len(self._eos_token_ids),
         )
+        if not self._given:
+            self._overfull_since_s = None  # the last statistics are of another time
         if request.request_id in self._active:
             raise RequestError(f"request_id {request.request_id} is already running")
         constraint = request.sampling.constraint
         if constraint is None:
-            self._active[request.request_id] = None
+            self._active[request.request_id] = request
             self._queue(request)
             return
         grammar = self._grammars.compile(constraint)
-        self._active[request.request_id] = None
+        self._active[request.request_id] = request
         grammar.add_done_callback(lambda done: self._events.put(_Compiled(request, done)))
 
     def _queue(self, request: Request) -> None:
@@ -156,7 +158,7 @@ class TrtllmExecutor:
         """Give TensorRT-LLM, which knows no priorities, the next sequences it has places for."""
         while self._waiting and len(self._given) < self.deployment.max_batch_size + _AHEAD:
             request = heapq.heappop(self._waiting)[2]
-            if request.request_id in self._active:
+            if self._active.get(request.request_id) is request:  # else it was cancelled
                 sequence = _Sequence(request)
                 self._active[request.request_id] = sequence
                 self._given.add(sequence)
@@ -167,7 +169,7 @@ class TrtllmExecutor:
         kills the rank that computes them (NVIDIA/TensorRT-LLM issue 10810).
         """
         sequence = self._active.pop(request_id, None)
-        if sequence is not None:
+        if isinstance(sequence, _Sequence):
             self._loop.call_soon_threadsafe(self._abort, sequence)
 
     def _abort(self, sequence: _Sequence) -> None:
@@ -203,7 +205,7 @@ class TrtllmExecutor:
             self._fill()
         elif isinstance(event, _Compiled):
             request_id = event.request.request_id
-            if request_id not in self._active:
+            if self._active.get(request_id) is not event.request:
                 return
             error = event.grammar.exception()
             if error is None:
@@ -223,7 +225,7 @@ class TrtllmExecutor:
 
     def _count(self, output: TokenOutput) -> None:
         sequence = self._active[output.request_id]
-        assert sequence is not None, "a sequence that waits has no output"
+        assert isinstance(sequence, _Sequence), "a request that waits has no output"
         if not sequence.has_begun and output.error is None:
             sequence.has_begun = True
             self._counts["prompt"] += len(sequence.request.prompt_ids)
@@ -265,7 +267,7 @@ class TrtllmExecutor:
             running = min(running, int(self._latest.get("numActiveRequests", running)))
         return ExecutorStats(
             num_running=running,
-            num_waiting=len(self._given) - running + sum(s is None for s in self._active.values()),
+            num_waiting=len(self._given) - running + self._num_held(),
             num_kv_blocks=num_blocks,
             num_free_kv_blocks=int(cache.get("freeNumBlocks", num_blocks)),
             num_iterations=int(self._latest.get("iter", 0)),
@@ -274,6 +276,10 @@ class TrtllmExecutor:
             num_cached_tokens=int(cache.get("reusedBlocks", 0)) * self.info.kv_block_size,
             num_preemptions=self._counts["paused"],
         )
+
+    def _num_held(self) -> int:
+        """Requests that TensorRT-LLM has not been given yet."""
+        return sum(isinstance(entry, Request) for entry in self._active.values())
 
     def close(self) -> None:
         """Shut TensorRT-LLM down, and end every process of it that is still there afterwards."""
