@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from enginehouse.build.checkpoint import SourceCheckpoint, source_digest
+from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile import (
     choices,
     compile_torch,
@@ -30,6 +30,7 @@ from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source_digest import source_digest
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
 from enginehouse.build.trtllm_build import find_builder
 from enginehouse.build.trtllm_stages import (
