@@ -42,10 +42,15 @@ RANDOM_1B = {"hidden": 2048, "layers": 16, "heads": 32, "kv-heads": 8, "intermed
 BATCHES = (1, 8, 32)
 NUM_PROMPTS, NUM_TOKENS, PROMPT_LEN = 8, 64, 128
 BUILD_S, RUN_S, READY_S = 7200, 1800, 1200
+_MAX_LINES = 80  # of a failed program's output, in the report
 
 
 class StepFailed(Exception):
-    """A step did not do what it is for; the message is one sentence for the report."""
+    """A step did not do what it is for: one sentence, and what its program printed."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
 
 
 @dataclass
@@ -67,7 +72,9 @@ class Report:
         try:
             text, failure = work(), None
         except (StepFailed, EnginehouseError, OSError, subprocess.SubprocessError) as error:
-            text, failure = "", f"{type(error).__name__}: {error}"
+            failure = f"{type(error).__name__}: {error}"
+            tail = getattr(error, "output", None) or ""  # others have None, or bytes
+            text = fenced("\n".join(str(tail).splitlines()[-_MAX_LINES:])) if tail else ""
         outcome = f"failed: {failure}" if failure else f"ok, {time.monotonic() - began_s:.0f} s"
         print(f"   {outcome}", flush=True)
         self.outcomes.append((name, outcome))
@@ -118,9 +125,10 @@ def run(command: list[str | Path], timeout_s: float, **environment: str) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        raise StepFailed(f"not done in {timeout_s:.0f} s; it said last: {last(output)}") from None
+        message = f"not done in {timeout_s:.0f} s; it said last: {last(output)}"
+        raise StepFailed(message, output) from None
     if process.returncode:
-        raise StepFailed(f"exit status {process.returncode}: {last(output)}")
+        raise StepFailed(f"exit status {process.returncode}: {last(output)}", output)
     return output
 
 

@@ -54,12 +54,13 @@ def test_a_failing_step_is_reported_and_stops_nothing(script) -> None:  # type: 
     report = script.Report(H100, "tensorrt_llm")
 
     def fail() -> str:
-        raise script.StepFailed("no | kernel\nat all")
+        raise script.StepFailed("no | kernel\nat all", "line\n" * 100 + "the end")
 
     assert not report.step("compile", fail) and report.step("serve", lambda: "fast")
     assert report.failed == ["compile"]
     text = report.text()
     assert "| compile | failed: StepFailed: no / kernel |" in text
+    assert text.count("\nline") == 79 and "\nthe end\n" in text, "the last 80 lines are kept"
     assert "| serve | ok, 0 s |" in text and "## serve\n\nfast" in text
     assert report.path().name.endswith("-nvidia-h100.md")
 
