@@ -2,61 +2,22 @@
 
 One linear (or several that share their input) at a time, from its weights and the second moment
 of its inputs. Knows no layer and no file: `layerwise.py` walks the model.
-Source: AWQ (Lin et al., 2023), sections 3.2 and 4; GPTQ (Frantar et al., 2023), section 3.
+Source: AWQ (Lin et al., 2023), sections 3.2 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from enginehouse.build.compensation import InputMoments, round_compensated
 from enginehouse.build.quantization import INT4_MAX, Int4Weight, stored_scale
 
 ALPHAS = tuple(step / 10 for step in range(10))  # 0: no input scale at all
 SHRINKS = tuple(1 - step / 20 for step in range(9))  # of a group's largest magnitude, to 0.6
-# Added to the second moment's diagonal, as a share of its mean: calibration has few tokens for so
-# many channels, and what it says of their correlations holds for other text only in part.
-DAMPING = 0.3
 _SEARCH_ROWS = 256
-_BLOCK = 64  # columns rounded before the rest hears of their errors
-
-
-class InputMoments:
-    """What calibration keeps of a linear's inputs: sums, never the inputs themselves.
-
-    second: float32 [in, in], the sum of x x^T; drift: float32 [in, in], that of (truth - x) x^T,
-    where truth is the input in the unquantised model; mean: float32 [in], the mean magnitude of
-    each channel.
-    """
-
-    def __init__(self, in_features: int, device: torch.device | None = None) -> None:
-        self.second = torch.zeros(in_features, in_features, device=device)
-        self.drift = torch.zeros(in_features, in_features, device=device)
-        self._sum = torch.zeros(in_features, device=device)
-        self._count = 0
-
-    def add(self, x: Tensor, truth: Tensor | None = None) -> None:
-        """x, truth: [tokens, in_features]; without truth, x is what it should be."""
-        x = x.float()
-        self.second.addmm_(x.T, x)
-        if truth is not None:
-            self.drift.addmm_((truth - x).T, x)
-        self._sum += x.abs().sum(0)
-        self._count += len(x)
-
-    @property
-    def mean(self) -> Tensor:
-        return self._sum / max(1, self._count)
-
-    def damped(self) -> Tensor:
-        """The second moment that errors are weighed with, [in, in], positive definite."""
-        damped = self.second.clone()
-        damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-8)
-        return damped
 
 
 class AwqLinear(NamedTuple):
@@ -88,7 +49,7 @@ def quantize_awq(
     importance = 1 / inverse.diagonal()  # of an error that the other channels make up for
     prequant = search_prequant(weight, moments.mean, importance, group_size, scale_dtype)
     scale = search_scale(weight, prequant, importance, group_size, scale_dtype)
-    q = round_compensated(weight, scale, prequant, inverse)
+    q = round_int4(weight, scale, prequant, inverse)
     fitted = fit_prequant(weight, Int4Weight(q, scale), prequant, second)
     return AwqLinear(Int4Weight(q, scale), fitted)
 
@@ -143,36 +104,15 @@ def search_scale(
     return best.to(dtype)
 
 
-def round_compensated(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor) -> Tensor:
-    """int8 [out, in] in [-8, 7]: columns are rounded in turn, and the rest make up for each.
+def round_int4(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor) -> Tensor:
+    """int8 [out, in] in [-8, 7], rounded with compensation; weight is about q * scale * prequant.
 
-    weight is about q * scale * prequant; inverse: of the inputs' second moment. Columns that the
-    rest can make up for least come first; the groups' scales stand fixed, so the order is free.
-    Source: GPTQ (Frantar et al., 2023), section 3.3, with static groups.
+    inverse: of the inputs' second moment.
     """
-    in_features = weight.shape[1]
-    order = torch.argsort(inverse.diagonal())
-    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)  # [in, in]
     steps = stored_scale(scale.float(), scale.dtype)
-    steps = steps.repeat_interleave(in_features // scale.shape[1], dim=1) * prequant.float()
-    steps = steps[:, order].T.contiguous()
-    rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
-    q = torch.empty_like(rest)
-    for start in range(0, in_features, _BLOCK):
-        end = min(start + _BLOCK, in_features)
-        errors = torch.empty_like(rest[start:end])
-        with _one_thread():
-            _round_block(
-                rest[start:end],
-                steps[start:end],
-                upper[start:end, start:end],
-                q[start:end],
-                errors,
-            )
-        rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
-    result = torch.empty_like(q, dtype=torch.int8)
-    result[order] = q.to(torch.int8)
-    return result.T.contiguous()
+    steps = steps.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1) * prequant.float()
+    q = round_compensated(weight, steps, inverse, lambda x: x.round_().clamp_(-8, 7))
+    return q.to(torch.int8)
 
 
 def fit_prequant(weight: Tensor, rounded: Int4Weight, prequant: Tensor, second: Tensor) -> Tensor:
@@ -187,26 +127,3 @@ def fit_prequant(weight: Tensor, rounded: Int4Weight, prequant: Tensor, second: 
     system.diagonal().add_(ridge)
     factor: Tensor = torch.linalg.solve(system, wanted + ridge * prequant.float())
     return factor.to(prequant.dtype)
-
-
-def _round_block(rest: Tensor, steps: Tensor, upper: Tensor, q: Tensor, errors: Tensor) -> None:
-    """Round the rows of `rest` [block, out] in turn into q; what each leaves, into errors."""
-    for i in range(len(rest)):
-        torch.div(rest[i], steps[i], out=q[i]).round_().clamp_(-8, 7)
-        torch.addcmul(rest[i], q[i], steps[i], value=-1, out=errors[i])
-        errors[i].div_(upper[i, i])
-        if i + 1 < len(rest):
-            rest[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Thousands of small steps: a barrier after each, with a busy neighbour, costs more than a
-    second thread gives.
-    """
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(num_threads)

@@ -1,4 +1,4 @@
-"""The largest magnitudes that linears and the KV cache meet on a shipped text.
+"""The shipped text, and the largest magnitudes that a KV cache meets on it.
 
 Knows no weight format: it watches the unquantised model, one layer at a time.
 """
@@ -9,7 +9,6 @@ from collections.abc import Callable
 from importlib.resources import files
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -57,45 +56,33 @@ def calibration_sequences(
     return [torch.tensor(head + piece) for piece in pieces[:num_samples]]
 
 
-class ActivationMaxima(NamedTuple):
-    """linears: `transformer.layers.3.mlp.fc` -> the largest magnitude that enters it.
-    keys_values: layer -> the largest magnitude among its keys, rotated, and values.
-    """
-
-    linears: dict[str, float]
-    keys_values: dict[int, float]
-
-
-def activation_maxima(
+def kv_maxima(
     model: ReferenceModel,
     sequences: list[Tensor],
     advance: Callable[[int], None],
     saved: SavedActivations,
-) -> ActivationMaxima:
-    """What the unquantised model meets on `sequences`; goes on where an earlier run was."""
+) -> dict[int, float]:
+    """Layer -> the largest magnitude among its keys, rotated, and values, in the unquantised model
+    on `sequences`; goes on where an earlier run was.
+    """
     earlier = saved.load()
-    linears: dict[str, float] = dict(earlier.notes["linears"]) if earlier else {}
-    keys_values: dict[int, float] = dict(earlier.notes["keys_values"]) if earlier else {}
-
-    def observe(layer: int, module: str, x: Tensor) -> None:
-        name = f"transformer.layers.{layer}.{module}"
-        linears[name] = max(linears.get(name, 0.0), float(x.abs().amax()))
+    maxima: dict[int, float] = dict(earlier.notes["maxima"]) if earlier else {}
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         largest = max(float(k.abs().amax()), float(v.abs().amax()))
-        keys_values[layer] = max(keys_values.get(layer, 0.0), largest)
+        maxima[layer] = max(maxima.get(layer, 0.0), largest)
         return causal_attention(layer, q, k, v, rule)
 
     def passed(layer: int, hidden: list[Tensor]) -> None:
-        notes = {"linears": linears, "keys_values": list(keys_values.items())}
+        notes = {"maxima": list(maxima.items())}
         saved.save(layer, hidden, notes, last=layer == model.config.num_hidden_layers)
 
     with fast_products():
-        model.hidden_states(sequences, observe, advance, attend, earlier, passed)
-    return ActivationMaxima(linears, keys_values)
+        model.hidden_states(sequences, advance, attend, earlier, passed)
+    return maxima
 
 
-def kv_scales(keys_values: dict[int, float], algo: str) -> dict[int, float]:
+def kv_scales(maxima: dict[int, float], algo: str) -> dict[int, float]:
     """Each layer's multiplier for a KV cache of `algo`, FP8 or INT8; 1 for zeros."""
     largest = {"FP8": FP8_MAX, "INT8": float(INT8_MAX)}[algo]
-    return {layer: amax / largest or 1.0 for layer, amax in keys_values.items()}
+    return {layer: amax / largest or 1.0 for layer, amax in maxima.items()}

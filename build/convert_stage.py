@@ -9,19 +9,19 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from enginehouse.build.calibration import activation_maxima, calibration_sequences, kv_scales
+from enginehouse.build.calibration import calibration_sequences, kv_maxima, kv_scales
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import convert
-from enginehouse.build.forms import AWQ_FORMS
 from enginehouse.build.hf_export import HfCheckpoint
 from enginehouse.build.journal import Journal
 from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.layerwise_fp8 import LayerwiseFp8
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.rank_files import RankFiles
 from enginehouse.build.reference import ReferenceModel
-from enginehouse.build.units import Calibration, awq_layer, units
+from enginehouse.build.units import Calibration, by_layer, layer_of_unit, units
 
 
 def run_convert(
@@ -70,42 +70,40 @@ def _calibrate(
     finished: set[str],
     progress: BuildProgress,
 ) -> Calibration:
-    """Run the calibration text where a form needs it; AWQ does so while the layers are written.
+    """Run the calibration text where a form needs it; FP8 and AWQ do so while the layers are
+    written.
 
     Linears that the source has quantised need none; a quantised KV cache does, unless its scales
-    are the source's. Of the finished units, those of layers that AWQ must walk through again are
+    are the source's. Of the finished units, those of layers that must be walked through again are
     struck out.
     """
-    quant, kv_algo = plan.settings.quant, plan.config.quantization.kv_cache_quant_algo
-    calibrated = quant == "fp8" and source.quantized is None
-    searched = quant in AWQ_FORMS and source.quantized is None
+    kv_algo = plan.config.quantization.kv_cache_quant_algo
+    layerwise = by_layer(plan.config.quantization) and source.quantized is None
     scales: Mapping[int, float] = {}
     carried = carries_kv_scales(plan.settings, source, plan.config)
     if carried and source.quantized is not None:
         scales = source.quantized.kv_scales(plan.config)
     measured = kv_algo is not None and not carried
-    if not calibrated and not searched and not measured:
-        return Calibration({}, scales)
+    if not layerwise and not measured:
+        return Calibration(scales)
     sequences = _calibration_sequences(plan, source, directory)
-    maxima: dict[str, float] = {}
-    if calibrated or measured:
+    if kv_algo is not None and measured:
         with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
-            maxima, keys_values = activation_maxima(
-                reference, sequences, stage.advance, journal.activations("calibration")
-            )
+            saved = journal.activations("calibration")
+            maxima = kv_maxima(reference, sequences, stage.advance, saved)
+            scales = kv_scales(maxima, kv_algo)
             tokens = sum(len(sequence) for sequence in sequences)
             stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
-        if kv_algo is not None and measured:
-            scales = kv_scales(keys_values, kv_algo)
-    if not searched:
-        return Calibration(maxima, scales)
-    layers = {unit.key: awq_layer(plan.config, unit) for unit in units(plan.config, source)}
+    if not layerwise:
+        return Calibration(scales)
+    layers = {unit.key: layer_of_unit(plan.config, unit) for unit in units(plan.config, source)}
     left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
     if not left:
-        return Calibration(maxima, scales)
-    awq = LayerwiseAwq(plan.config, reference, sequences, journal.activations("awq"), min(left))
-    finished -= {key for key, layer in layers.items() if layer is not None and layer >= awq.layer}
-    return Calibration(maxima, scales, awq)
+        return Calibration(scales)
+    kind = LayerwiseAwq if plan.config.quantization.pre_quant_scale else LayerwiseFp8
+    walk = kind(plan.config, reference, sequences, journal.activations("layers"), min(left))
+    finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
+    return Calibration(scales, walk)
 
 
 def _calibration_sequences(

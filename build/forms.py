@@ -28,7 +28,6 @@ QUANT_CONFIGS: dict[str, QuantConfig] = {
 # Those that TensorRT-LLM has kernels for, largest first.
 GROUP_SIZES = {"int4": (128, 64), "int4_awq": (128, 64), "w4a8_awq": (128,)}
 FP8_FORMS = ("fp8", "fp8_rowwise")
-AWQ_FORMS = ("int4_awq", "w4a8_awq")  # their linears are searched for layer by layer
 KV_CACHE_ALGOS = {"auto": None, "fp8": "FP8", "int8": "INT8"}
 
 

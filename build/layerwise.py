@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
-from enginehouse.build.awq import AwqLinear, InputMoments, quantize_awq
+from enginehouse.build.awq import AwqLinear, quantize_awq
+from enginehouse.build.compensation import InputMoments
 from enginehouse.build.quantization import Int4Weight, fp8_scale
 from enginehouse.build.reference import ReferenceModel, fast_products
 from enginehouse.runtime.config import ModelConfig
@@ -33,6 +34,17 @@ SHARED_INPUTS = (
     ("mlp.fc", "mlp.gate"),
     ("mlp.proj",),
 )
+
+
+def is_excluded(config: ModelConfig, layer: int, module: str) -> bool:
+    """Whether a linear of a layer of the whole model stays as it is: patterns know a layer by its
+    number in its pipeline stage.
+    """
+    for pp_rank in range(config.mapping.pp_size):
+        layers = config.mapping.layers(pp_rank, config.num_hidden_layers)
+        if layer in layers:
+            return config.quantization.excludes(PREFIX.format(layer - layers.start) + module)
+    raise AssertionError(layer)
 
 
 class _Seen(Exception):
@@ -101,7 +113,7 @@ class LayerwiseAwq:
         result: dict[str, Tensor] = {}
         for shared in SHARED_INPUTS:
             modules = [name for name in shared if f"{name}.weight" in tensors]
-            if self._excluded(layer, modules[0]):
+            if is_excluded(self.config, layer, modules[0]):
                 continue
             inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0]))
             weights = [tensors[f"{module}.weight"] for module in modules]
@@ -121,16 +133,6 @@ class LayerwiseAwq:
     def _quantized(self, weight: Tensor, inputs: _Inputs) -> AwqLinear:
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         return quantize_awq(weight, inputs.moments, self.config.quantization.group_size, dtype)
-
-    def _excluded(self, layer: int, module: str) -> bool:
-        """Patterns know a layer by its number in its pipeline stage."""
-        config = self.config
-        for pp_rank in range(config.mapping.pp_size):
-            layers = config.mapping.layers(pp_rank, config.num_hidden_layers)
-            if layer in layers:
-                name = PREFIX.format(layer - layers.start) + module
-                return config.quantization.excludes(name)
-        raise AssertionError(layer)
 
     def _run_unquantised(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """What enters each module, sequence by sequence, in bfloat16 (they are differences' small

@@ -1,7 +1,7 @@
 """What is quantised together, and how: a unit of the source becomes tensors of the checkpoint.
 
-A unit is one tensor, or for FP8 the pair fc and gate, which share a scale, or for AWQ the linears
-of one layer. Tensors are whole here; who cuts and writes them is convert.py's business.
+A unit is one tensor, or for FP8 and AWQ the linears of one layer. Tensors are whole here; who cuts
+and writes them is the business of convert.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import is_quantized
 from enginehouse.build.quantization import (
     check_finite,
-    fp8_scale,
-    quantize_fp8,
     quantize_fp8_rowwise,
     quantize_int4,
 )
-from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.packing import pack_int4
 
 # The tensors of one layer's linears, by the layer's number in the whole model: asked for once
@@ -34,11 +32,10 @@ LayerLinears = Callable[[int], Mapping[str, Tensor]]
 class Calibration(NamedTuple):
     """What calibration found; layers count through the whole model. Empty where not needed.
 
-    maxima: largest input magnitude of a linear, `transformer.layers.3.attention.qkv`.
-    kv_scales: of each layer's keys and values. linears: quantised already, for the AWQ forms.
+    kv_scales: of each layer's keys and values. linears: quantised already, where that is done
+    layer by layer.
     """
 
-    maxima: Mapping[str, float]
     kv_scales: Mapping[int, float]
     linears: LayerLinears | None = None
 
@@ -75,43 +72,39 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
     return whole.float() + 1 if row.recipe == "plus_one" else whole
 
 
+def by_layer(quantization: QuantConfig) -> bool:
+    """Whether the form needs its linears quantised layer after layer, as the text meets them."""
+    return quantization.pre_quant_scale or quantization.quant_algo == "FP8"
+
+
 def units(config: ModelConfig, source: SourceCheckpoint) -> Iterator[Unit]:
-    """The whole model's rows as they must be converted together: fc and gate under FP8, the
-    linears of a layer that was quantised as one, else each row alone. Those that the source has
-    quantised are each alone.
+    """The whole model's rows as they must be converted together: the linears of a layer that is
+    quantised as one, else each row alone. Those that the source has quantised are each alone.
     """
+    together = by_layer(config.quantization) and source.quantized is None
     for pp_rank in range(config.mapping.pp_size):
-        for rows in _stage_units(config, pp_rank, source.quantized is not None):
+        for rows in _stage_units(config, pp_rank, together):
             yield Unit(pp_rank, rows)
 
 
-def _stage_units(config: ModelConfig, pp_rank: int, alone: bool) -> Iterator[list[TensorRow]]:
-    quantization = config.quantization
-    fc: TensorRow | None = None
+def _stage_units(config: ModelConfig, pp_rank: int, together: bool) -> Iterator[list[TensorRow]]:
     waiting: list[TensorRow] = []  # of one layer
     for row in stage_rows(config, pp_rank):
-        quantised = not alone and is_quantized(quantization, row.target)
-        paired = quantization.quant_algo == "FP8" and not config.gate_in_fc
-        if quantised and quantization.pre_quant_scale:
-            if waiting and _layer_of(waiting[0].target) != _layer_of(row.target):
-                yield waiting
-                waiting = []
-            waiting.append(row)
-        elif quantised and paired and "mlp.fc." in row.target:
-            fc = row
-        elif quantised and paired and "mlp.gate." in row.target:
-            assert fc is not None, "the table lists fc before gate"
-            yield [fc, row]
-        else:
+        if not together or not is_quantized(config.quantization, row.target):
             yield [row]
+            continue
+        if waiting and _layer_of(waiting[0].target) != _layer_of(row.target):
+            yield waiting
+            waiting = []
+        waiting.append(row)
     if waiting:
         yield waiting
 
 
-def awq_layer(config: ModelConfig, unit: Unit) -> int | None:
+def layer_of_unit(config: ModelConfig, unit: Unit) -> int | None:
     """The layer, in the whole model, whose linears the unit is; None for any other unit."""
     target = unit.rows[0].target
-    if not config.quantization.pre_quant_scale or not is_quantized(config.quantization, target):
+    if not by_layer(config.quantization) or not is_quantized(config.quantization, target):
         return None
     return stage_layers(config, unit.pp_rank)[_layer_of(target)]
 
@@ -156,14 +149,12 @@ def convert_unit(
         for row in rows:
             for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
                 yield row.target.removesuffix("weight") + kind, tensor
-    elif quantization.pre_quant_scale:
+    elif by_layer(quantization):
         assert calibration.linears is not None
         local = _layer_of(rows[0].target)
         linears = calibration.linears(stage_layers(config, pp_rank)[local])
         for name, tensor in linears.items():
             yield f"transformer.layers.{local}.{name}", tensor
-    elif algo == "FP8":
-        yield from _convert_fp8(config, pp_rank, rows, source, calibration.maxima)
     elif algo == "FP8_PER_CHANNEL_PER_TOKEN":
         for row in rows:
             q, scale = quantize_fp8_rowwise(read_row(row, source, config))
@@ -175,54 +166,3 @@ def convert_unit(
             q, scale = quantize_int4(weight, quantization.group_size, dtype)
             yield row.target, pack_int4(q)
             yield row.target.removesuffix("weight") + "weights_scaling_factor", scale
-
-
-def _convert_fp8(
-    config: ModelConfig,
-    pp_rank: int,
-    rows: list[TensorRow],
-    source: SourceCheckpoint,
-    maxima: Mapping[str, float],
-) -> Iterator[tuple[str, Tensor]]:
-    weights = [read_row(row, source, config) for row in rows]
-    if weights[0].ndim == 3:
-        yield from _convert_fp8_experts(config, pp_rank, rows[0], weights[0], maxima)
-        return
-    scale = fp8_scale(max(float(weight.abs().amax()) for weight in weights))
-    for row in rows:
-        module = row.target.removesuffix(".weight")
-        amax = maxima[global_name(config, pp_rank, module.replace("mlp.gate", "mlp.fc"))]
-        yield row.target, quantize_fp8(weights.pop(0), scale)
-        yield f"{module}.weights_scaling_factor", torch.tensor([scale])
-        yield f"{module}.activation_scaling_factor", torch.tensor([fp8_scale(amax)])
-
-
-def _convert_fp8_experts(
-    config: ModelConfig,
-    pp_rank: int,
-    row: TensorRow,
-    weight: Tensor,
-    maxima: Mapping[str, float],
-) -> Iterator[tuple[str, Tensor]]:
-    """A scale for each expert, [experts, 1]; one for what enters them.
-
-    weight: [experts, out_features, in_features]. An expert that calibration never chose shares
-    the maximum of those it did.
-    """
-    module = row.target.removesuffix(".weight")
-    scales = [fp8_scale(float(expert.abs().amax())) for expert in weight]
-    quantized = [quantize_fp8(expert, s) for expert, s in zip(weight, scales, strict=True)]
-    amax = maxima[global_name(config, pp_rank, module)]
-    yield row.target, torch.stack(quantized)
-    yield f"{module}.weights_scaling_factor", torch.tensor(scales).unsqueeze(1)
-    yield f"{module}.activation_scaling_factor", torch.tensor([fp8_scale(amax)])
-
-
-def global_name(config: ModelConfig, pp_rank: int, name: str) -> str:
-    """A name with its stage's local layer index replaced by the model's."""
-    head, layers, rest = name.partition(".layers.")
-    if not layers:
-        return name
-    local, _, tail = rest.partition(".")
-    first = stage_layers(config, pp_rank).start
-    return f"{head}.layers.{first + int(local)}.{tail}"

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.awq import (
-    InputMoments,
     fit_prequant,
     quantize_awq,
-    round_compensated,
+    round_int4,
     search_prequant,
     search_scale,
 )
 from enginehouse.build.calibration import calibration_sequences, passages
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.compensation import InputMoments
 from enginehouse.build.layerwise import LayerwiseAwq
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import Int4Weight, quantize_int4
@@ -70,7 +70,7 @@ def test_each_step_lowers_the_error_of_the_outputs(seed: int) -> None:
     scale = search_scale(weight, factor, importance, 64, torch.float32)
     rounded = (scaled / scale.repeat_interleave(64, 1)).round().clamp(-8, 7)
     clipped = meant(rounded, scale) * factor
-    q = round_compensated(weight, scale, factor, inverse)
+    q = round_int4(weight, scale, factor, inverse)
     fitted = fit_prequant(weight, Int4Weight(q, scale), factor, second)
     compensated, refitted = meant(q, scale) * factor, meant(q, scale) * fitted
     errors = [output_error(weight, w, x) for w in (plain, awq, clipped, compensated, refitted)]
@@ -93,7 +93,7 @@ def test_the_whole_search_is_its_steps_and_keeps_the_format() -> None:
 def test_rounding_without_correlation_is_plain_rounding() -> None:
     weight, _, _ = skewed()
     q, scale = quantize_int4(weight, 64, torch.float32)
-    assert torch.equal(round_compensated(weight, scale, torch.ones(128), torch.eye(128)), q)
+    assert torch.equal(round_int4(weight, scale, torch.ones(128), torch.eye(128)), q)
 
 
 def test_what_earlier_layers_lost_is_made_up_for() -> None:

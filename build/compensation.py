@@ -1,0 +1,111 @@
+"""Rounding in which the columns of a weight make up for each other, given what flows through.
+
+Knows no format: the steps, and what may stand in them, are the caller's.
+Source: GPTQ (Frantar et al., 2023), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# Added to the second moment's diagonal, as a share of its mean: calibration has few tokens for so
+# many channels, and what it says of their correlations holds for other text only in part.
+DAMPING = 0.3
+_BLOCK = 64  # columns rounded before the rest hears of their errors
+
+Rounding = Callable[[Tensor], object]  # makes float32 values those of the format, in place
+
+
+class InputMoments:
+    """What calibration keeps of a linear's inputs: sums, never the inputs themselves.
+
+    second: float32 [in, in], the sum of x x^T; drift: float32 [in, in], that of (truth - x) x^T,
+    where truth is the input in the unquantised model; mean: float32 [in], the mean magnitude of
+    each channel.
+    """
+
+    def __init__(self, in_features: int, device: torch.device | None = None) -> None:
+        self.second = torch.zeros(in_features, in_features, device=device)
+        self.drift = torch.zeros(in_features, in_features, device=device)
+        self._sum = torch.zeros(in_features, device=device)
+        self._count = 0
+
+    def add(self, x: Tensor, truth: Tensor | None = None) -> None:
+        """x, truth: [tokens, in_features]; without truth, x is what it should be."""
+        x = x.float()
+        self.second.addmm_(x.T, x)
+        if truth is not None:
+            self.drift.addmm_((truth - x).T, x)
+        self._sum += x.abs().sum(0)
+        self._count += len(x)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sum / max(1, self._count)
+
+    def damped(self) -> Tensor:
+        """The second moment that errors are weighed with, [in, in], positive definite."""
+        damped = self.second.clone()
+        damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-8)
+        return damped
+
+
+def round_compensated(weight: Tensor, steps: Tensor, inverse: Tensor, nearest: Rounding) -> Tensor:
+    """q, float32 [out, in], so that q * steps is about weight: columns are rounded in turn, by
+    `nearest`, and the rest make up for each.
+
+    weight: float32 [out, in]; steps: [out, in], or [1, in] where the rows share theirs; inverse:
+    of the inputs' second moment. Columns that the rest can make up for least come first; the steps
+    stand fixed, so the order is free. Memory: three copies of weight, two of inverse.
+    Source: GPTQ, section 3.3, with static groups.
+    """
+    in_features = weight.shape[1]
+    order = torch.argsort(inverse.diagonal())
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)  # [in, in]
+    steps = steps[:, order].T.contiguous()
+    rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
+    q = torch.empty_like(rest)
+    for start in range(0, in_features, _BLOCK):
+        end = min(start + _BLOCK, in_features)
+        errors = torch.empty_like(rest[start:end])
+        with _one_thread():
+            _round_block(
+                rest[start:end],
+                steps[start:end],
+                upper[start:end, start:end],
+                nearest,
+                q[start:end],
+                errors,
+            )
+        rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
+    rest[order] = q
+    return rest.T.contiguous()
+
+
+def _round_block(
+    rest: Tensor, steps: Tensor, upper: Tensor, nearest: Rounding, q: Tensor, errors: Tensor
+) -> None:
+    """Round the rows of `rest` [block, out] in turn into q; what each leaves, into errors."""
+    for i in range(len(rest)):
+        nearest(torch.div(rest[i], steps[i], out=q[i]))
+        torch.addcmul(rest[i], q[i], steps[i], value=-1, out=errors[i])
+        errors[i].div_(upper[i, i])
+        if i + 1 < len(rest):
+            rest[i + 1 :].addr_(upper[i, i + 1 :], errors[i], alpha=-1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Thousands of small steps: a barrier after each, with a busy neighbour, costs more than a
+    second thread gives.
+    """
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
