@@ -35,7 +35,7 @@ SHAPES = {
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
-FORMS = ("none", "int4")
+FORMS = ("none", "fp8_rowwise", "int4")
 
 
 class Result(NamedTuple):
