@@ -30,6 +30,7 @@ _DTYPE_WORDS = {
     "uint8": "U8",
 }
 _READ_BYTES = 8 << 20
+_WRITE_BYTES = 4 << 20  # at once: a file is locked while it is written to
 
 
 class Stored(NamedTuple):
@@ -108,7 +109,7 @@ class RankFile:
         try:
             view = memoryview(data)
             while view:
-                written = os.pwrite(self._descriptor, view, offset)
+                written = os.pwrite(self._descriptor, view[:_WRITE_BYTES], offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
