@@ -12,7 +12,7 @@ from conftest import build_engine
 from quantized_writers import Written, write_quantized
 from safetensors.torch import load_file
 
-from enginehouse.build import cli, stages
+from enginehouse.build import cli, convert_stage
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
@@ -50,8 +50,8 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("the text was run")
 
-    monkeypatch.setattr(stages, "activation_maxima", fail)
-    monkeypatch.setattr(stages, "calibration_sequences", fail)
+    monkeypatch.setattr(convert_stage, "kv_maxima", fail)
+    monkeypatch.setattr(convert_stage, "calibration_sequences", fail)
 
 
 def engine_scales(engine: Path, ranks: int) -> list[float]:
