@@ -107,11 +107,13 @@ def search_scale(
 def round_int4(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor) -> Tensor:
     """int8 [out, in] in [-8, 7], rounded with compensation; weight is about q * scale * prequant.
 
-    inverse: of the inputs' second moment.
+    inverse: of the inputs' second moment. Columns that the rest can make up for least come first.
     """
+    order = torch.argsort(inverse.diagonal())
+    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
     steps = stored_scale(scale.float(), scale.dtype)
     steps = steps.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1) * prequant.float()
-    q = round_compensated(weight, steps, inverse, lambda x: x.round_().clamp_(-8, 7))
+    q = round_compensated(weight, steps, order, upper, lambda x: x.round_().clamp_(-8, 7))
     return q.to(torch.int8)
 
 

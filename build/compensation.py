@@ -54,18 +54,18 @@ class InputMoments:
         return damped
 
 
-def round_compensated(weight: Tensor, steps: Tensor, inverse: Tensor, nearest: Rounding) -> Tensor:
+def round_compensated(
+    weight: Tensor, steps: Tensor, order: Tensor, upper: Tensor, nearest: Rounding
+) -> Tensor:
     """q, float32 [out, in], so that q * steps is about weight: columns are rounded in turn, by
     `nearest`, and the rest make up for each.
 
-    weight: float32 [out, in]; steps: [out, in], or [1, in] where the rows share theirs; inverse:
-    of the inputs' second moment. Columns that the rest can make up for least come first; the steps
-    stand fixed, so the order is free. Memory: three copies of weight, two of inverse.
+    weight: float32 [out, in]; steps: [out, in], or [1, in] where the rows share theirs; they stand
+    fixed, so any order [in] of the columns will do. upper: [in, in], of the second moment in that
+    order the inverse's Cholesky factor. Memory: three copies of weight.
     Source: GPTQ, section 3.3, with static groups.
     """
     in_features = weight.shape[1]
-    order = torch.argsort(inverse.diagonal())
-    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)  # [in, in]
     steps = steps[:, order].T.contiguous()
     rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
     q = torch.empty_like(rest)

@@ -1,6 +1,6 @@
 """The unquantised model, run with one decoder layer's weights in memory at a time.
 
-Calibration watches its linear inputs; verification takes its logits as the truth. Activations
+Calibration watches its keys and values; verification takes its logits as the truth. Activations
 are carried from layer to layer; nothing is cached and nothing is sampled. Runs on a CUDA device
 where there is one: a layer's weights are moved there, and logits brought back.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,8 +24,6 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.model import PREFIX, Attention, DecoderLayer, causal_attention
 from enginehouse.runtime.rope import Rotary
 from enginehouse.runtime.traits import traits_of
-
-LayerObserver = Callable[[int, str, Tensor], None]  # layer, module, input [tokens, in_features]
 
 
 def default_device() -> torch.device:
@@ -81,7 +78,6 @@ class ReferenceModel:
     def hidden_states(
         self,
         sequences: Sequence[Tensor],
-        observe: LayerObserver | None = None,
         advance: Callable[[int], None] = lambda layers: None,
         attention: Attention = causal_attention,
         earlier: LayerProgress | None = None,
@@ -89,7 +85,7 @@ class ReferenceModel:
     ) -> list[Tensor]:
         """Each sequence of ids: int64 [tokens] -> [tokens, hidden_size] before the last norm.
 
-        On the device, as is what observe and attention are given. advance(1) after each layer, and
+        On the device, as is what attention is given. advance(1) after each layer, and
         passed(its successor, what enters that). earlier: start from there.
         Memory: one layer in float32, and the sequences' activations.
         """
@@ -101,8 +97,6 @@ class ReferenceModel:
         rotary = self.rotary(max(len(ids) for ids in sequences))
         for index in range(first, self.config.num_hidden_layers):
             layer = DecoderLayer(self.config, self.tensors(PREFIX.format(index)), torch.float32)
-            if observe is not None:
-                layer.observe = partial(observe, index)
             for i, states in enumerate(hidden):
                 positions = torch.arange(len(states), device=self.device)
                 angles = rotary.at(positions)[self.traits.local_rope[index]]

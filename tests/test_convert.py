@@ -163,7 +163,7 @@ def test_fp8_scales_are_shared_as_the_contract_wants(
             amax = fused(tiny_source, layer, *both).abs().max().float()
             torch.testing.assert_close(scale, (amax / 448).view(1))
             back = dequantize_fp8(tensors[f"{ours}.weight"], scale)
-            assert ((back - truth).abs() <= truth.abs() / 16 + scale * 2**-10).all()
+            assert float((back - truth).norm() / truth.norm()) < 0.05
             assert 0 < tensors[f"{ours}.activation_scaling_factor"] < 1
 
 

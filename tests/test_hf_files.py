@@ -80,7 +80,7 @@ def sharded(
     written: list[int] = []
     with HfCheckpoint(plan, source, directory, max_shard_bytes=600_000) as sink:
         finished = journal.finished(sink, lambda count: None)
-        convert(plan, source, sink, Calibration({}, {}), written.append, journal, finished)
+        convert(plan, source, sink, Calibration({}), written.append, journal, finished)
     return len(finished), sum(written)
 
 

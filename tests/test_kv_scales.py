@@ -50,7 +50,7 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("the text was run")
 
-    monkeypatch.setattr(convert_stage, "activation_maxima", fail)
+    monkeypatch.setattr(convert_stage, "kv_maxima", fail)
     monkeypatch.setattr(convert_stage, "calibration_sequences", fail)
 
 

@@ -16,11 +16,13 @@ from conftest import build_engine, write_tiny_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.build import cli, convert, layerwise, units
+from enginehouse.build import cli, convert, units
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.convert import _MemoryGate
 from enginehouse.build.journal import Journal
+from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.layerwise_fp8 import LayerwiseFp8
 from enginehouse.build.plan import make_plan
 from enginehouse.build.rank_file import Stored
 from enginehouse.build.reference import ReferenceModel
@@ -110,13 +112,13 @@ def test_an_interrupted_conversion_goes_on(
     converted.clear()
     assert contents(build_engine(source, tmp_path / "e", **choices)) == whole
     again = len(converted) - (total - count)
-    assert again == 0 or (form in ("int4_awq", "hf") and again == 1), (
-        "the layer AWQ was saved in front of"
+    assert again == 0 or (form in ("fp8", "int4_awq", "hf") and again == 1), (
+        "the layer that the walk was saved in front of"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["e", "whole"]
 
 
-@pytest.mark.parametrize("form", ["none", "int4_awq"])
+@pytest.mark.parametrize("form", ["none", "fp8", "int4_awq"])
 def test_a_finished_part_that_was_damaged_is_made_again(
     source: SourceCheckpoint,
     tmp_path: Path,
@@ -124,7 +126,7 @@ def test_a_finished_part_that_was_damaged_is_made_again(
     converted: list[str],
     form: str,
 ) -> None:
-    """The damage is in the first layer: AWQ must then walk all of them again."""
+    """The damage is in the first layer: a walk must then meet all of them again."""
     choices = {**CHOICES[form], **SMALL}
     whole = contents(build_engine(source, tmp_path / "whole", **choices))
     with monkeypatch.context() as patch:
@@ -132,7 +134,7 @@ def test_a_finished_part_that_was_damaged_is_made_again(
         with pytest.raises(KeyboardInterrupt):
             build_engine(source, tmp_path / "e", **choices)
     entries = Journal(tmp_path / ".e.partial" / "journal").entries()
-    wanted = "layers.0.attention.qkv" if form == "int4_awq" else "layers.0."
+    wanted = "layers.0.attention.qkv" if form != "none" else "layers.0."
     key = next(key for key in entries if wanted in key)
     file = tmp_path / ".e.partial" / "engine" / "rank0.safetensors"
     data = bytearray(file.read_bytes())
@@ -179,25 +181,32 @@ def test_interrupted_calibration_goes_on_at_its_layer(
         build_engine(source, tmp_path / "e", **choices)
     assert asked[1:] == [f"transformer.layers.{i}." for i in range(3)]
     assert contents(build_engine(source, tmp_path / "e", **choices)) == whole
-    assert asked[4:] == [f"transformer.layers.{i}." for i in (2, 3)]
+    layers = [f"transformer.layers.{i}." for i in (2, 3, 0, 1, 2, 3)]
+    layers.insert(2, asked[0])  # the walk that quantises starts anew: it had not begun
+    assert asked[4:] == layers
 
 
-def test_awq_searches_no_layer_twice(
-    source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("form", "walk"), [("int4_awq", LayerwiseAwq), ("fp8", LayerwiseFp8)])
+def test_no_layer_is_quantised_twice(
+    source: SourceCheckpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+    walk: type[Any],
 ) -> None:
     searched: list[int] = []
-    real = layerwise.LayerwiseAwq.__call__
+    real = walk.__call__
 
-    def call(self: layerwise.LayerwiseAwq, layer: int) -> dict[str, torch.Tensor]:
+    def call(self: Any, layer: int) -> dict[str, torch.Tensor]:
         searched.append(layer)
         if searched == [0, 1, 2]:
             raise KeyboardInterrupt
         return real(self, layer)
 
-    monkeypatch.setattr(layerwise.LayerwiseAwq, "__call__", call)
+    monkeypatch.setattr(walk, "__call__", call)
     for _ in range(2):
         try:
-            build_engine(source, tmp_path / "e", **CHOICES["int4_awq"], **SMALL)
+            build_engine(source, tmp_path / "e", **CHOICES[form], **SMALL)
         except KeyboardInterrupt:
             continue
     # Layer 1 was saved as it was entered: it alone is done again.
