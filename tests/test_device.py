@@ -76,7 +76,9 @@ def test_a_gpu_gives_the_cpus_tokens(
     assert found == wanted
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3", "mixtral", "qwen3", "phi3", "biased"])
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "mixtral", "qwen3", "phi3-longrope", "biased"]
+)
 def test_every_kind_of_layer_stays_on_the_gpu(
     family_source: SourceMaker,
     monkeypatch: pytest.MonkeyPatch,
