@@ -70,12 +70,14 @@ class SamplingState:
         self.greedy = params.temperature < _GREEDY_BELOW
         self.filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
         self._counts: Tensor | None = None  # generated tokens, float32 [vocab_size]
-        self._seen: Tensor | None = None  # prompt and generated tokens, bool [vocab_size]
+        self._seen: set[int] | None = (
+            None  # prompt and generated tokens, for the repetition penalty
+        )
         if params.presence_penalty or params.frequency_penalty:
             self._counts = torch.zeros(vocab_size, device=device)
         if params.repetition_penalty != 1.0:
-            self._seen = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-            self._seen[index_tensor(prompt_ids, device)] = True
+            self._seen = set(prompt_ids)
+            self._seen_ids = index_tensor(sorted(self._seen), device)
 
     def shape(self, logits: Tensor) -> None:
         """All that comes before temperature, in place; logits: float32 [vocab_size]."""
@@ -103,16 +105,17 @@ class SamplingState:
             self.matcher.accept(token_id)
         if self._counts is not None:
             self._counts[token_id] += 1
-        if self._seen is not None:
-            self._seen[token_id] = True
+        if self._seen is not None and token_id not in self._seen:
+            self._seen.add(token_id)
+            new = index_tensor([token_id], self._seen_ids.device)
+            self._seen_ids = torch.cat([self._seen_ids, new])
 
     def penalize(self, logits: Tensor) -> None:
         """Apply the three penalties in place; logits: float32 [vocab_size]."""
         p = self.params
         if self._seen is not None:
-            penalty = p.repetition_penalty
-            less = torch.where(logits > 0, logits / penalty, logits * penalty)
-            logits.copy_(torch.where(self._seen, less, logits))
+            seen, penalty = logits[self._seen_ids], p.repetition_penalty
+            logits[self._seen_ids] = torch.where(seen > 0, seen / penalty, seen * penalty)
         if self._counts is not None:
             logits -= self._counts * p.frequency_penalty
             logits -= (self._counts > 0).float() * p.presence_penalty
@@ -162,7 +165,10 @@ def _pick(weights: Tensor, numbers: Tensor) -> Tensor:
 
 
 def _draw(scaled: Tensor, states: Sequence[SamplingState], numbers: Tensor) -> Tensor:
-    return _pick(scaled.exp(), numbers).squeeze(1)
+    """On a CPU one row at a time, which stays in its caches."""
+    size = 1 if scaled.device.type == "cpu" else len(scaled)
+    pairs = zip(scaled.split(size), numbers.split(size), strict=True)
+    return torch.cat([_pick(rows.exp(), own) for rows, own in pairs]).squeeze(1)
 
 
 class _Filters(NamedTuple):
