@@ -65,7 +65,7 @@ def judge(checkpoint: Engine, prompt: list[int], answer: list[int]) -> SmokeFigu
     if not answer:
         raise EngineError("the engine answered its first prompt with no token; build it again")
     options = ExecutorOptions(
-        max_seq_len=len(prompt) + len(answer), max_batch_size=1, max_num_tokens=512
+        max_seq_len=len(prompt) + len(answer), max_batch_size=1, max_num_tokens=512, device="cpu"
     )
     cpu = TorchExecutor(checkpoint, options)
     try:

@@ -82,7 +82,9 @@ def verify(
     """
     tokenizer = Tokenizer.from_file(str(engine.path / "tokenizer.json"))
     limits = engine.manifest.limits
-    options = ExecutorOptions(max_seq_len=min(limits.max_seq_len, 1024), max_batch_size=1)
+    options = ExecutorOptions(
+        max_seq_len=min(limits.max_seq_len, 1024), max_batch_size=1, device="cpu"
+    )
     executor = TorchExecutor(engine, options)
     try:
         head = [] if first_token is None else [first_token]

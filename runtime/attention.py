@@ -1,4 +1,4 @@
-"""Paged attention on a CPU: where keys and values live, and how one step reads them.
+"""Paged attention: where keys and values live, and how one step reads them.
 
 `PagedKVCache` is the memory; `StepAttention` is one iteration's view of it. Which block belongs
 to whom is decided elsewhere (`kv_cache.py`).
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.device import CPU
 from enginehouse.runtime.packing import INT8_MAX, to_fp8
 from enginehouse.runtime.traits import AttentionRule
 
@@ -61,8 +62,8 @@ class PagedKVCache:
     """Keys and values of all blocks, one tensor a layer: [2 * kv_heads, num_blocks * block, D].
 
     Heads lead, so that gathered blocks are a batch of matrices without another copy. Zeroed
-    at first: a masked position is multiplied by 0, which must not meet NaN. Untouched pages
-    take no memory.
+    at first: a masked position is multiplied by 0, which must not meet NaN. On a CPU untouched
+    pages take no memory.
 
     dtype: of arithmetic. scales: one multiplier a layer when the engine's cache is FP8 or INT8;
     values are then rounded as they are stored, and multiplied again as they are read.
@@ -75,6 +76,7 @@ class PagedKVCache:
         block_size: int,
         dtype: torch.dtype,
         scales: Sequence[float] = (),
+        device: torch.device = CPU,
     ) -> None:
         shape = (2 * config.num_key_value_heads, num_blocks * block_size, config.head_size)
         self.dtype = dtype
@@ -83,7 +85,8 @@ class PagedKVCache:
         assert self.storage_dtype == dtype or len(scales) == config.num_hidden_layers
         # float8 has neither copies nor selections by index: its bytes are kept.
         stored = torch.uint8 if self.storage_dtype == torch.float8_e4m3fn else self.storage_dtype
-        self.layers = [_lazy_zeros(shape, stored) for _ in range(config.num_hidden_layers)]
+        self.device = device
+        self.layers = [_zeros(shape, stored, device) for _ in range(config.num_hidden_layers)]
         self.block_size = block_size
         self.num_blocks = num_blocks
 
@@ -124,8 +127,10 @@ class PagedKVCache:
         return stored.to(self.dtype) * self.scales[layer]
 
 
-def _lazy_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until they are written (torch.zeros touches every page)."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU they take no memory until they are written (torch.zeros touches every page)."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
     return (
         torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
         .view(dtype)

@@ -32,6 +32,7 @@ class ExecutorOptions(NamedTuple):
     deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
     grammar_timeout_s: how long a constraint may take to compile. tp_size: of a Hugging Face
     checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
+    device: of the torch backend, auto, cpu or cuda.
     """
 
     max_seq_len: int | None = None
@@ -44,6 +45,7 @@ class ExecutorOptions(NamedTuple):
     grammar_timeout_s: float | None = None
     tp_size: int | None = None
     start_s: float | None = None
+    device: str = "auto"
 
 
 class Executor(Protocol):

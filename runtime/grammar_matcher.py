@@ -8,12 +8,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
+import torch
 import xgrammar
 from torch import Tensor
+
+from enginehouse.runtime.device import to_device
 
 # Processor seconds, in which the whole batch waits: at once, and for each token besides.
 _MAX_S = 0.5
 _MAX_S_PER_TOKEN = 0.01
+
+
+def forbid(logits: Tensor, bitmask: Tensor) -> None:
+    """Set the tokens whose bit is 0 to -inf, in place; bitmask: int32 [words of 32], on the CPU."""
+    words = to_device(bitmask, logits.device)
+    bits = words[:, None] >> torch.arange(32, dtype=torch.int32, device=logits.device)
+    logits.masked_fill_((bits & 1).flatten()[: len(logits)] == 0, float("-inf"))
 
 
 class GrammarMatcher:
@@ -32,7 +42,10 @@ class GrammarMatcher:
     def mask(self, logits: Tensor) -> None:
         began_s = time.thread_time()
         self._matcher.fill_next_token_bitmask(self._bitmask)
-        xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
+        if logits.device.type == "cpu":
+            xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
+        else:
+            forbid(logits, self._bitmask[0])
         if not self._bitmask.any():
             self.failure = "no token can follow; change the constraint so that some text does"
         self._spend(time.thread_time() - began_s)

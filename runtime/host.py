@@ -24,6 +24,7 @@ import zmq
 from enginehouse.runtime import messages
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
+from enginehouse.runtime.mpi_environment import forget_ranks
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
 log = logging.getLogger("enginehouse.host")
@@ -192,6 +193,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-num-tokens", type=int, help="tokens of one iteration")
     parser.add_argument("--kv-cache-gib", type=float, help="memory of the KV cache")
     parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="of the torch backend; auto: the first CUDA device, else the CPU",
+    )
+    parser.add_argument("--tp-size", type=int, help="GPUs that share a Hugging Face checkpoint")
+    parser.add_argument("--start-s", type=float, help="time for TensorRT-LLM to start in")
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
     parser.add_argument("--grammar-timeout-s", type=float, help="time to compile a grammar in")
     parser.add_argument(
@@ -211,7 +220,13 @@ def main(argv: list[str] | None = None) -> int:
         num_threads=args.num_threads,
         deterministic=args.deterministic,
         grammar_timeout_s=args.grammar_timeout_s,
+        tp_size=args.tp_size,
+        start_s=args.start_s,
+        device=args.device,
     )
+    forgotten = forget_ranks(os.environ)
+    if forgotten:
+        log.info("no launcher started this host; it leaves out %s", ", ".join(forgotten))
     try:
         serve(args.engine, args.address, options, args.ready_fd)
     except EnginehouseError as error:

@@ -1,7 +1,7 @@
-"""Matrix products on a CPU over the weights a checkpoint holds: dense, FP8, INT8, INT4 groups.
+"""Matrix products over the weights a checkpoint holds: dense, FP8, INT8, INT4 groups.
 
-Each class keeps one form of weight in memory and is called with x: [tokens, in_features].
-Knows nothing of layers or names.
+Each class keeps one form of weight in memory, on the device its tensors came on, and is called
+with x: [tokens, in_features]. Knows nothing of layers or names.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.runtime.device import native_products
+from enginehouse.runtime.packed_products import (
+    fits_int4,
+    fits_scaled,
+    int4_product,
+    pack_for_product,
+    scaled_product,
+)
 from enginehouse.runtime.packing import FP8_MAX, dequantize_int4, to_fp8, unpack_int4
-
-# Group sizes and row multiples of torch's packed 4-bit product on a CPU.
-_INT4_GROUPS = (32, 64, 128, 256)
-_INT4_ROWS = 16
 
 
 class Linear(Protocol):
@@ -43,8 +47,8 @@ class DenseLinear:
 class Fp8Linear:
     """Static per-tensor FP8: x is rounded to e4m3 too, as the GPU's FP8 product does.
 
-    Both factors are e4m3 values held exactly in the compute dtype, so the product has the
-    GPU's rounding; the two scales are applied to the result.
+    Without an FP8 product both factors are e4m3 values held exactly in the compute dtype, so the
+    product has the GPU's rounding; the two scales are applied to the result.
     weight: float8_e4m3fn [out, in]; weight_scale, activation_scale: float32 [1], multipliers.
     """
 
@@ -56,15 +60,16 @@ class Fp8Linear:
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> None:
-        self.weight = weight.to(dtype)
+        self.weight = _fp8_factor(weight, dtype)
         self.bias = None if bias is None else bias.to(dtype)
         self.out_features = weight.shape[0]
         self.inverse_activation_scale = 1.0 / float(activation_scale)
         self.output_scale = float(activation_scale) * float(weight_scale)
 
     def __call__(self, x: Tensor) -> Tensor:
-        quantized = to_fp8(x.float() * self.inverse_activation_scale).to(x.dtype)
-        y = functional.linear(quantized, self.weight) * self.output_scale
+        quantized = to_fp8(x.float() * self.inverse_activation_scale)
+        y = _fp8_product(quantized, self.weight, x.dtype) * self.output_scale
+        y = y.to(x.dtype)
         return y if self.bias is None else y + self.bias
 
 
@@ -86,25 +91,13 @@ class Int4Linear:
         self.out_features = q.shape[0]
         self.group_size = q.shape[1] // scale.shape[1]
         self.bias = None if bias is None else bias.to(dtype)
-        unsigned = (q.to(torch.int32) + 8).contiguous()  # the kernel subtracts 8 again
-        self.packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(unsigned, 1)
+        self.packed = pack_for_product(q)
         scale = scale.to(dtype).T  # [groups, out]
         added = torch.zeros_like(scale) if zero is None else zero.to(dtype)
         self.scale_and_zero = torch.stack([scale, added], dim=-1).contiguous()
 
-    @staticmethod
-    def fits(out_features: int, in_features: int, group_size: int) -> bool:
-        """Whether the packed product takes this shape."""
-        return (
-            group_size in _INT4_GROUPS
-            and in_features % group_size == 0
-            and out_features % _INT4_ROWS == 0
-        )
-
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.packed, self.group_size, self.scale_and_zero
-        )
+        y = int4_product(x.contiguous(), self.packed, self.group_size, self.scale_and_zero)
         return y if self.bias is None else y + self.bias
 
 
@@ -117,17 +110,30 @@ class Fp8RowwiseLinear:
     def __init__(
         self, weight: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> None:
-        self.weight = weight.to(dtype)
+        self.weight = _fp8_factor(weight, dtype)
         self.scale = scale.float()
         self.bias = None if bias is None else bias.to(dtype)
         self.out_features = weight.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         token_scale = x.float().abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12) / FP8_MAX
-        quantized = to_fp8(x.float() / token_scale).to(x.dtype)
-        y = functional.linear(quantized, self.weight).float() * token_scale * self.scale
+        quantized = to_fp8(x.float() / token_scale)
+        y = _fp8_product(quantized, self.weight, x.dtype).float() * token_scale * self.scale
         y = y.to(x.dtype)
         return y if self.bias is None else y + self.bias
+
+
+def _fp8_factor(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """float8 weights as they are where the device multiplies them, else in the compute dtype."""
+    native = native_products(weight.device, dtype).fp8 and fits_scaled(weight)
+    return weight.contiguous() if native else weight.to(dtype)
+
+
+def _fp8_product(quantized: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """x @ weight.T of float8 x and what `_fp8_factor` made; float32 from a product in float8."""
+    if weight.dtype == torch.float8_e4m3fn:
+        return scaled_product(quantized, weight)
+    return functional.linear(quantized.to(dtype), weight)
 
 
 class Int8Linear:
@@ -227,7 +233,7 @@ def make_linear(modules: Sequence[dict[str, Tensor]], dtype: torch.dtype) -> Lin
     if weight.dtype != torch.int8:
         return DenseLinear(weight, bias, dtype)
     if "per_channel_scale" in first:
-        return Int8Linear(weight, _stacked(modules, "per_channel_scale"), bias, dtype)
+        return _int8_linear(weight, _stacked(modules, "per_channel_scale"), bias, dtype)
     scale = _stacked(modules, "weights_scaling_factor")
     if "weights_scaling_factor_2" in first:
         return _w4a8_linear(first, weight, scale, bias, dtype)
@@ -260,9 +266,18 @@ def _int4_linear(
     packed: Tensor, scale: Tensor, zero: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> Linear:
     out_features, in_features = packed.shape[0] * 2, packed.shape[1]
-    if Int4Linear.fits(out_features, in_features, in_features // scale.shape[1]):
+    group_size, native = in_features // scale.shape[1], native_products(packed.device, dtype).int4
+    if native and fits_int4(out_features, in_features, group_size, packed.device):
         return Int4Linear(unpack_int4(packed), scale, bias, dtype, zero)
     return DenseLinear(dequantize_int4(packed, scale, zero), bias, dtype)
+
+
+def _int8_linear(q: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Linear:
+    if native_products(q.device, dtype).int8:
+        return Int8Linear(q, scale, bias, dtype)
+    scale = scale.float().view(len(q), -1)  # [out, ranks]
+    whole = q.float().view(*scale.shape, -1) * scale.unsqueeze(-1)
+    return DenseLinear(whole.flatten(1), bias, dtype)
 
 
 def _w4a8_linear(

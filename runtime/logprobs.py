@@ -5,11 +5,13 @@ Taken before constraint, bias, penalties and temperature. Knows nothing of batch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from enginehouse.runtime.device import index_tensor
 from enginehouse.runtime.request import TokenLogprobs
 from enginehouse.runtime.sampling import SamplingState, sample
 
@@ -28,17 +30,23 @@ def sample_with_logprobs(logits: Tensor, states: Sequence[SamplingState]) -> lis
     alternatives is that of their ids.
     """
     asked = [i for i, state in enumerate(states) if state.params.num_logprobs is not None]
-    raw = logits[asked].log_softmax(dim=-1) if asked else logits
+    if not asked:
+        return [Sampled(token) for token in sample(logits, states)]
+    raw = logits[index_tensor(asked, logits.device)].log_softmax(dim=-1)
     tokens = sample(logits, states)
-    found: dict[int, TokenLogprobs] = {}
-    sound = [(i, row) for i, row in zip(asked, raw, strict=False) if tokens[i] >= 0]
-    for i, row in sound:
-        found[i] = _of_row(row, tokens[i], states[i].params.num_logprobs or 0)
-    return [Sampled(token, found.get(i)) for i, token in enumerate(tokens)]
+    counts = [states[i].params.num_logprobs or 0 for i in asked]
+    found = dict(zip(asked, _of_rows(raw, [tokens[i] for i in asked], counts), strict=True))
+    return [Sampled(token, found.get(i) if token >= 0 else None) for i, token in enumerate(tokens)]
 
 
-def _of_row(logprobs: Tensor, token: int, count: int) -> TokenLogprobs:
-    """logprobs: float32 [vocab_size]."""
-    values, ids = logprobs.topk(min(count, len(logprobs)))
-    top = sorted(zip(ids.tolist(), values.tolist(), strict=True), key=lambda x: (-x[1], x[0]))
-    return TokenLogprobs(float(logprobs[token]), tuple(top))
+def _of_rows(
+    logprobs: Tensor, tokens: Sequence[int], counts: Sequence[int]
+) -> Iterator[TokenLogprobs]:
+    """Of each row the token and its count of alternatives; logprobs: float32 [rows, vocab_size]."""
+    size = min(max(counts), logprobs.shape[1])
+    index = index_tensor([max(token, 0) for token in tokens], logprobs.device).unsqueeze(1)
+    best, ids = logprobs.topk(size, dim=-1)
+    rows = torch.cat([logprobs.gather(1, index), best], dim=1).tolist()  # one copy from the device
+    for (own, *values), row_ids, count in zip(rows, ids.tolist(), counts, strict=True):
+        top = sorted(zip(row_ids, values, strict=True), key=lambda x: (-x[1], x[0]))
+        yield TokenLogprobs(own, tuple(top[:count]))

@@ -133,17 +133,22 @@ class DecoderLayer:
 class Decoder:
     """The whole model: embedding, layers, last norm, lm_head.
 
-    `tensors(prefix)` returns the merged checkpoint tensors below a prefix, without it; it is
-    asked for one layer at a time, so that only one layer is ever held twice.
+    `stored(prefix)` returns the merged checkpoint tensors below a prefix, without it; it is
+    asked for one layer at a time, so that only one layer is ever held twice. They are moved to
+    the device before anything is made of them.
     """
 
     def __init__(
         self,
         config: ModelConfig,
-        tensors: Callable[[str], Tensors],
+        stored: Callable[[str], Tensors],
         dtype: torch.dtype,
         max_positions: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
+        def tensors(prefix: str) -> Tensors:
+            return {name: tensor.to(device) for name, tensor in stored(prefix).items()}
+
         self.config = config
         self.traits = traits_of(config)
         self.dtype = dtype
@@ -157,7 +162,7 @@ class Decoder:
         if config.tie_word_embeddings and torch.equal(head, self.embedding):
             head = self.embedding  # one copy in memory
         self.lm_head = DenseLinear(head, None, dtype)
-        self.rotary = Rotary(config, max_positions or config.max_position_embeddings)
+        self.rotary = Rotary(config, max_positions or config.max_position_embeddings).to(device)
 
     @torch.inference_mode()
     def hidden_states(

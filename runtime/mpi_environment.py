@@ -7,8 +7,9 @@ Source: NVIDIA/TensorRT-LLM issues 2813, 1826.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
+_LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"  # set by trtllm-llmapi-launch
 _PREFIXES = ("SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PRTE_", "MPI_LOCAL")
 
 
@@ -19,3 +20,16 @@ def is_rank_variable(name: str) -> bool:
 def without_ranks(env: Mapping[str, str]) -> dict[str, str]:
     """The environment for a process that no launcher has started."""
     return {name: value for name, value in env.items() if not is_rank_variable(name)}
+
+
+def forget_ranks(env: MutableMapping[str, str]) -> list[str]:
+    """Take the launchers' variables out of a process's environment; the names of what went.
+
+    Under trtllm-llmapi-launch the process is a rank, and keeps them.
+    """
+    if _LAUNCHED in env:
+        return []
+    names = sorted(env.keys() - without_ranks(env).keys())
+    for name in names:
+        del env[name]
+    return names

@@ -202,9 +202,9 @@ class Rotary:
             angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
         return angles
 
-    def to(self, device: torch.device) -> Rotary:
+    def to(self, device: torch.device | None) -> Rotary:
         """The tables moved to a device, where positions must then lie; itself."""
-        for table in self.tables:
+        for table in [*self.tables, *([self._short] if self.pretrained is not None else [])]:
             table.cos, table.sin = table.cos.to(device), table.sin.to(device)
         return self
 

@@ -13,6 +13,7 @@ from enginehouse.runtime.attention import (
     StepAttention,
     visible,
 )
+from enginehouse.runtime.device import index_tensor, to_device
 from enginehouse.runtime.scheduler import Chunk
 
 
@@ -23,7 +24,7 @@ def plan_attention(
 
     Neighbouring decodes whose lengths are within a factor of two share one padded product.
     """
-    size = cache.block_size
+    size, device = cache.block_size, cache.device
     slots: list[int] = []
     decodes: list[tuple[int, Chunk]] = []
     prefills: list[PrefillChunk] = []
@@ -35,11 +36,13 @@ def plan_attention(
             decodes.append((first_row, chunk))
             continue
         used = blocks[: -(-end // size)]
-        queries, keys = torch.arange(chunk.start, end), torch.arange(len(used) * size)
+        queries = torch.arange(chunk.start, end, device=device)
+        keys = torch.arange(len(used) * size, device=device)
         masks = {window: visible(queries, keys, window) for window in windows}
-        prefills.append(PrefillChunk(slice(first_row, len(slots)), torch.tensor(used), masks))
+        rows = slice(first_row, len(slots))
+        prefills.append(PrefillChunk(rows, index_tensor(used, device), masks))
     groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
-    return StepAttention(cache, torch.tensor(slots), groups, prefills)
+    return StepAttention(cache, index_tensor(slots, device), groups, prefills)
 
 
 def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
@@ -58,19 +61,20 @@ def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[i
 def _decode_group(
     cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
 ) -> DecodeGroup:
-    size = cache.block_size
+    size, device = cache.block_size, cache.device
     width = max(chunk.start // size + 1 for _, chunk in group)
     table = torch.zeros(len(group), width, dtype=torch.int64)
     for i, (_, chunk) in enumerate(group):
         used = chunk.sequence.blocks[: chunk.start // size + 1]
         table[i, : len(used)] = torch.tensor(used)
-    starts = torch.tensor([chunk.start for _, chunk in group])
-    positions = torch.arange(width * size)
+    starts = index_tensor([chunk.start for _, chunk in group], device)
+    positions = torch.arange(width * size, device=device)
     layer = cache.layers[0]
     masks: dict[int | None, torch.Tensor] = {}
     for window in windows:
         hidden = ~visible(starts, positions, window)  # [sequences, positions]
-        mask = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill(hidden, float("-inf"))
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=device)
+        mask.masked_fill_(hidden, float("-inf"))
         masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
-    rows = torch.tensor([row for row, _ in group])
-    return DecodeGroup(rows, table.flatten(), masks)
+    rows = index_tensor([row for row, _ in group], device)
+    return DecodeGroup(rows, to_device(table.flatten(), device), masks)

@@ -1,22 +1,26 @@
-"""In-flight batching on a CPU: scheduler, paged KV cache, torch decoder and sampling, in a loop.
+"""In-flight batching: scheduler, paged KV cache, torch decoder and sampling, in a loop.
 
-One iteration reads: schedule, run, settle. Knows no text and no socket.
+One iteration reads: schedule, run, settle. Runs on a CPU or on one GPU, from which what is sampled
+comes back once an iteration. Knows no text and no socket.
 """
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from datetime import datetime
-from pathlib import Path
 
-import psutil
 import torch
 
 from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.constraint import refusal
+from enginehouse.runtime.device import (
+    choose_device,
+    choose_dtype,
+    free_memory,
+    index_tensor,
+)
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
@@ -38,26 +42,9 @@ from enginehouse.runtime.scheduler import Chunk, Scheduler, Sequence
 from enginehouse.runtime.step_plan import plan_attention
 from enginehouse.runtime.weights import CheckpointWeights
 
-_KV_SHARE = 0.25  # of the memory that is free once the weights are loaded
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def cpu_has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively (AVX-512 BF16, AMX, or Arm BF16)."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        words = set(cpuinfo.read_text(errors="replace").split())
-        return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-    return platform.machine() == "arm64"
-
-
-def choose_dtype(name: str) -> torch.dtype:
-    """auto: bfloat16 where the CPU has it, else float32."""
-    if name == "auto":
-        return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
-    if name not in _DTYPES:
-        raise EngineError(f"compute_dtype {name!r}; wanted auto, {' or '.join(_DTYPES)}")
-    return _DTYPES[name]
+# Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
+# it holds a step's activations, and its copies of the keys and values of one layer.
+_KV_SHARE = {"cpu": 0.25, "cuda": 0.6}
 
 
 class TorchExecutor:
@@ -68,13 +55,14 @@ class TorchExecutor:
         if options.num_threads:
             torch.set_num_threads(options.num_threads)
         self.engine = engine
-        dtype = choose_dtype(options.compute_dtype or limits.compute_dtype)
+        self.device = choose_device(options.device)
+        dtype = choose_dtype(options.compute_dtype or limits.compute_dtype, self.device)
         max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
         max_batch_size = options.max_batch_size or limits.max_batch_size
         max_num_tokens = options.max_num_tokens or limits.max_num_tokens
         block_size = limits.kv_block_size
         weights = CheckpointWeights(engine.path, engine.config)
-        self.model = Decoder(engine.config, weights, dtype, max_seq_len)
+        self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
         num_blocks = _num_blocks(
             engine.config,
             dtype,
@@ -82,9 +70,10 @@ class TorchExecutor:
             max_seq_len=max_seq_len,
             max_batch_size=max_batch_size,
             kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+            device=self.device,
         )
         scales = _kv_scales(engine.config, weights)
-        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales)
+        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
         self.scheduler = Scheduler(
             BlockPool(num_blocks),
             block_size=block_size,
@@ -132,7 +121,9 @@ class TorchExecutor:
             )
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id} is already running")
-        state = SamplingState(sampling, prompt, vocab_size, self.info.eos_token_ids)
+        state = SamplingState(
+            sampling, prompt, vocab_size, self.info.eos_token_ids, device=self.device
+        )
         sequence = Sequence(request, state, list(prompt))
         if self._is_long(sequence):
             sequence.root_hash = LONG_ROOT_HASH
@@ -248,12 +239,16 @@ class TorchExecutor:
         contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
         attention = plan_attention(self.cache, chunks, self.model.traits.windows)
         hidden = self.model.hidden_states(
-            torch.tensor(token_ids), torch.tensor(positions), attention, torch.tensor(contexts)
+            index_tensor(token_ids, self.device),
+            index_tensor(positions, self.device),
+            attention,
+            index_tensor(contexts, self.device),
         )
         complete = [(row, c) for row, c in _last_rows(chunks) if c.completes]
         sampled: dict[int, Sampled] = {}
         if complete:
-            logits = self.model.logits(hidden[torch.tensor([row for row, _ in complete])])
+            rows = index_tensor([row for row, _ in complete], self.device)
+            logits = self.model.logits(hidden[rows])
             states = [chunk.sequence.sampling for _, chunk in complete]
             found = sample_with_logprobs(logits, states)
             for (_, chunk), choice in zip(complete, found, strict=True):
@@ -313,12 +308,13 @@ def _num_blocks(
     max_seq_len: int,
     max_batch_size: int,
     kv_cache_gib: float | None,
+    device: torch.device,
 ) -> int:
     """KV blocks to hold: as asked, else a share of free memory, at most what can ever be used."""
     block_bytes = block_size * PagedKVCache.bytes_per_token(config, dtype)
     needed = -(-max_seq_len // block_size)
     if kv_cache_gib is None:
-        free = int(psutil.virtual_memory().available * _KV_SHARE)
+        free = int(free_memory(device) * _KV_SHARE[device.type])
         num_blocks = min(free // block_bytes, needed * max_batch_size)
     else:
         num_blocks = int(kv_cache_gib * 2**30) // block_bytes

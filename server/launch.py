@@ -7,6 +7,7 @@ so nothing here imports torch, ZeroMQ or gevent.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,6 +24,13 @@ RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
+
+# Variable, the host's flag, what its text must be, the same in words.
+_HOST_SETTINGS = (
+    ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
+    ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
+    ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
+)
 
 _supervisor: HostSupervisor | None = None  # gunicorn runs its configuration again on SIGHUP
 _failures: list[str] = []
@@ -52,13 +60,17 @@ def num_workers() -> int:
 
 
 def host_flags() -> list[str]:
-    """What ENGINEHOUSE_DETERMINISTIC asks of the host; one sentence and the end when it is no
-    switch.
-    """
+    """What the environment asks of the host; one sentence and the end when it cannot be that."""
     text = os.environ.get("ENGINEHOUSE_DETERMINISTIC", "")
     if text not in ("", "0", "1"):
         sys.exit(f"enginehouse: ENGINEHOUSE_DETERMINISTIC={text!r}; wanted 0 or 1")
-    return ["--deterministic"] if text == "1" else []
+    flags = ["--deterministic"] if text == "1" else []
+    for name, flag, pattern, wanted in _HOST_SETTINGS:
+        text = os.environ.get(name, "")
+        if text and not re.fullmatch(pattern, text):
+            sys.exit(f"enginehouse: {name}={text!r}; wanted {wanted}")
+        flags += [flag, text] if text else []
+    return flags
 
 
 def check_engine() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, EngineMaker
+from cuda_double import cuda_double
 
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
 H100 = dict(tensorrt_llm="1.2.1", tensorrt="10.14", cuda="13.0", sm="90", gpu="NVIDIA H100")
@@ -36,6 +37,9 @@ def test_a_dry_run_prints_every_step_and_starts_none() -> None:
         for quant in ("fp8", "int4_awq"):
             for step in ("CPU engine", "compile", "compare and measure", "serve"):
                 assert f"== {model} {quant}: {step}" in lines
+    assert lines[-2] == (
+        "== without TensorRT-LLM: no compile; the torch backend runs with device cuda"
+    )
     assert lines[-1].startswith("== report: docs/gpu/")
 
 
@@ -88,6 +92,25 @@ def test_measure_gives_the_engines_greedy_tokens(
     again = script.measure(engine, "engine")
     assert [row["batch"] for row in again["figures"]] == [1, 2]
     assert all(0 < row["first_s"] and 0 < row["tokens_per_s"] for row in again["figures"])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_torch_backend_runs_where_it_is_told(script, device: str) -> None:  # type: ignore[no-untyped-def]
+    assert script.options_for(device).device == device
+
+
+def test_measure_runs_on_the_gpu(
+    script,  # type: ignore[no-untyped-def]
+    make_engine: EngineMaker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(quant="fp8", until="compile")
+    for name, value in (("NUM_PROMPTS", 1), ("NUM_TOKENS", 4), ("BATCHES", (2,))):
+        monkeypatch.setattr(script, name, value)
+    with cuda_double(monkeypatch) as gpu:
+        found = script.measure(engine, "cuda")
+    assert "_scaled_mm" in gpu.products and [row["batch"] for row in found["figures"]] == [2]
+    assert len(found["answers"][0]) == 4
 
 
 def test_prompts_differ_from_their_first_tokens_on(script) -> None:  # type: ignore[no-untyped-def]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,11 @@ from gevent import monkey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginehouse.runtime import host as host_module
 from enginehouse.runtime import messages
 from enginehouse.runtime.client import EngineClient, Generation
 from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.host import EngineHost
 from enginehouse.runtime.request import (
     Constraint,
@@ -311,3 +314,48 @@ def test_a_message_beyond_the_bound_is_refused_on_both_sides() -> None:
         messages.encode(huge)
     with pytest.raises(messages.MessageError, match="at most"):
         messages.decode_to_host(b"\x00" * (messages.MAX_MESSAGE_BYTES + 1))
+
+
+def test_every_flag_of_the_host_reaches_the_executor(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[ExecutorOptions] = []
+    monkeypatch.setattr(host_module, "serve", lambda engine, at, options, fd: asked.append(options))
+    wanted = ExecutorOptions(
+        max_seq_len=64,
+        max_batch_size=2,
+        max_num_tokens=32,
+        kv_cache_gib=0.5,
+        compute_dtype="bfloat16",
+        num_threads=3,
+        deterministic=True,
+        grammar_timeout_s=4.5,
+        tp_size=4,
+        start_s=60.0,
+        device="cuda",
+    )
+    flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
+    flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
+    flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
+    command = [str(tmp_path), "--address", "ipc://x"]
+    assert host_module.main([*command, *flags]) == host_module.main(command) == 0
+    assert asked == [wanted, ExecutorOptions()]
+    assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_a_host_that_no_launcher_started_is_no_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launched: bool
+) -> None:
+    """trtllm-llmapi-launch runs it as a rank; gunicorn in a job of SLURM does not."""
+    if launched:
+        monkeypatch.setenv("TLLM_SPAWN_PROXY_PROCESS", "1")
+    ranks = {"SLURM_PROCID": "0", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    seen: list[set[str]] = []
+    monkeypatch.setattr(
+        host_module, "serve", lambda *_: seen.append(ranks.keys() & os.environ.keys())
+    )
+    host_module.main([str(tmp_path), "--address", "ipc://x"])
+    assert seen == [set(ranks) if launched else set()] and os.environ["PATH"]

@@ -18,6 +18,7 @@ from enginehouse.runtime.config import Mapping
 from enginehouse.runtime.engine import Engine, read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.server import start
+from enginehouse.server.launch import host_flags
 from enginehouse.server.start import plan_launch
 
 GUNICORN = ["gunicorn", "-c", "conf.py", start.APP]
@@ -116,3 +117,31 @@ def test_a_missing_engine_is_one_sentence(
 ) -> None:
     assert start.main([str(tmp_path / "none"), "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith("enginehouse-launch: ")
+
+
+def test_the_environment_is_handed_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"DETERMINISTIC": "1", "DEVICE": "cuda", "TP_SIZE": "4", "START_S": "90"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
+    flags = ["--deterministic", "--device", "cuda", "--tp-size", "4", "--start-s", "90"]
+    assert host_flags() == flags
+    for name in values:
+        monkeypatch.setenv(f"ENGINEHOUSE_{name}", "")
+    assert host_flags() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("DETERMINISTIC", "yes", "0 or 1"),
+        ("DEVICE", "gpu", "auto, cpu or cuda"),
+        ("TP_SIZE", "0", "a number of GPUs"),
+        ("START_S", "--x", "a number of seconds"),
+    ],
+)
+def test_a_setting_that_is_none_ends_the_server_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
+    with pytest.raises(SystemExit, match=f"ENGINEHOUSE_{name}='{value}'; wanted {wanted}"):
+        host_flags()

@@ -15,7 +15,7 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
 from enginehouse.runtime.machine import check_machine, has_engines, record_machine
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.trtllm_engine import llm_arguments, open_deployment
+from enginehouse.runtime.trtllm_engine import llm_arguments, open_deployment, rebuild_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_OPTIONS = ExecutorOptions()
@@ -112,6 +112,20 @@ def test_an_engine_of_another_sm_is_not_loaded(engine: Path, double: pytest.Monk
     command = "enginehouse-build .* --backend tensorrt_llm -o .*engine --quant none --tp 1 --pp 1"
     with pytest.raises(EngineError, match=command):
         open_executor(engine)
+
+
+def test_the_command_of_the_manifest_is_the_one_that_is_named(
+    engine: Path, double: pytest.MonkeyPatch
+) -> None:
+    """Choices that the made-up command would leave out are those of the checkpoint it names."""
+    manifest = read_manifest(engine)
+    command = "enginehouse-build compile '/some where/e.checkpoint' -o /engines/e"
+    write_manifest(engine, changed(manifest, source={**manifest.source, "rebuild": command}))
+    assert rebuild_command(engine, read_manifest(engine)) == command
+    double.setenv("DOUBLE_GPU", "NVIDIA L40S, 8.9")
+    with pytest.raises(EngineError) as refused:
+        open_executor(engine)
+    assert str(refused.value).endswith(f"; compile it here: {command}")
 
 
 def test_without_tensorrt_llm_both_ways_out_are_named(engine: Path, checkpoint: Path) -> None:
