@@ -25,7 +25,8 @@ class ExecutorOptions(NamedTuple):
     """What may be decided when an engine is opened; None keeps the engine's own limit.
 
     deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
-    grammar_timeout_s: how long a constraint may take to compile.
+    grammar_timeout_s: how long a constraint may take to compile. grammars_at_once: start what
+    compiles them with the engine, not with the first constraint.
     """
 
     max_seq_len: int | None = None
@@ -36,6 +37,7 @@ class ExecutorOptions(NamedTuple):
     num_threads: int | None = None
     deterministic: bool = False
     grammar_timeout_s: float | None = None
+    grammars_at_once: bool = False
 
 
 class Executor(Protocol):

@@ -211,6 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         num_threads=args.num_threads,
         deterministic=args.deterministic,
         grammar_timeout_s=args.grammar_timeout_s,
+        grammars_at_once=True,
     )
     try:
         serve(args.engine, args.address, options, args.ready_fd)

@@ -57,7 +57,6 @@ RESPONSE_FORMAT = {
     "type": "json_schema",
     "json_schema": {"name": "city", "schema": CITY, "strict": True},
 }
-Say = Callable[[str, Any], None]
 
 
 def say(title: str, told: Any) -> None:
@@ -117,6 +116,7 @@ def with_litellm(base_url: str, model: str, api_key: str) -> None:
     import litellm
 
     litellm.telemetry = False
+    litellm.suppress_debug_info = True
     common = {
         "model": f"openai/{model}",
         "api_base": base_url,
@@ -232,7 +232,10 @@ def with_langchain(base_url: str, model: str, api_key: str) -> None:
                 say(title, message.content)
                 assert choice == "auto", "no call was made"
                 continue
-            asked += [message, *(ToolMessage(RESULT, tool_call_id=c["id"]) for c in message.tool_calls)]
+            asked += [
+                message,
+                *(ToolMessage(RESULT, tool_call_id=c["id"]) for c in message.tool_calls),
+            ]
             second = chat.bind_tools([WEATHER], tool_choice="none")
             answer = _joined(second.stream(asked)) if stream else second.invoke(asked)
             say("  and then", answer.content)

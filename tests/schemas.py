@@ -143,6 +143,13 @@ def nested(depth: int, leaf: Any) -> Any:
     return schema
 
 
+def copied(depth: int, leaf: Any) -> dict[str, Any]:
+    """A small text in which each of `depth` references points to all that is below it."""
+    paths = ["#/$defs/x" + "/properties/a" * i for i in range(depth)]
+    refs = {f"r{i}": {"$ref": path} for i, path in enumerate(paths)}
+    return {**obj(False, **refs), "$defs": {"x": nested(depth, leaf)}}
+
+
 ODD["deep"] = nested(25, {"type": "null"})
 
 BAD: dict[str, Any] = {
@@ -354,6 +361,7 @@ def as_text(schema: Any) -> str:
     return schema if isinstance(schema, str) else json.dumps(schema)
 
 
+BAD["copied_by_refs"] = copied(40, obj(**{f"p{i}": {} for i in range(600)}))
 DEEP_TEXT = '{"items":' * 5000 + "{}" + "}" * 5000
 BAD["far_too_deep"] = DEEP_TEXT
 BAD["long"] = {"enum": ["x" * 70_000]}
