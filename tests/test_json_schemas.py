@@ -38,8 +38,8 @@ class Answer(NamedTuple):
 
 
 def ask(port: int, schema: Any, stream: bool) -> Answer:
-    """A hundred tokens of two answers. The schema's own text is sent: not all of it is JSON."""
-    head = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 100, "n": 2, "seed": 5}
+    """Eighty tokens of two answers. The schema's own text is sent: not all of it is JSON."""
+    head = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 80, "n": 2, "seed": 5}
     inner = f'{{"name": "x", "schema": {as_text(schema)}}}'
     body = json.dumps({**head, "stream": stream})[:-1]
     body += f', "response_format": {{"type": "json_schema", "json_schema": {inner}}}}}'
