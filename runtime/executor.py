@@ -30,7 +30,8 @@ class ExecutorOptions(NamedTuple):
     """What may be decided when an engine is opened; None keeps the engine's own limit.
 
     deterministic: nothing that runs beside a sequence, or ran before it, changes its tokens.
-    grammar_timeout_s: how long a constraint may take to compile. tp_size: of a Hugging Face
+    grammar_timeout_s: how long a constraint may take to compile. grammars_at_once: start what
+    compiles them with the engine, not with the first constraint. tp_size: of a Hugging Face
     checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
     device: of the torch backend, auto, cpu or cuda.
     """
@@ -46,6 +47,7 @@ class ExecutorOptions(NamedTuple):
     tp_size: int | None = None
     start_s: float | None = None
     device: str = "auto"
+    grammars_at_once: bool = False
 
 
 class Executor(Protocol):

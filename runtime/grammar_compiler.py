@@ -35,7 +35,9 @@ _Key = tuple[ConstraintKind, str]
 
 
 class GrammarCompiler:
-    """Owns the compiled grammars, and the process that tries them: the first one starts it."""
+    """Owns the compiled grammars, and the process that tries them: `start` or the first one
+    starts it.
+    """
 
     def __init__(
         self,
@@ -54,15 +56,19 @@ class GrammarCompiler:
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="grammar")
         self._kept: OrderedDict[_Key, Grammar] = OrderedDict()
 
+    def start(self) -> None:
+        """Start the process, which takes seconds, beside whatever the caller does next."""
+        if self._why_not() is None:
+            self._threads.submit(self._running)
+
     def compile(self, constraint: Constraint) -> Grammar:
         """The grammar, or its future's RequestError; RequestError at once when that can be seen.
 
         The future must be given back to `forget` when nobody waits for it any more.
         """
-        if not (self._engine_dir / "tokenizer.json").is_file() or not self._stop_token_ids:
-            what = "end-of-sequence token" if not self._stop_token_ids else "tokenizer.json"
+        if (missing := self._why_not()) is not None:
             raise refusal(
-                constraint, f"this engine has no {what}, so no constraint can be followed"
+                constraint, f"this engine has no {missing}, so no constraint can be followed"
             )
         checked = check(constraint)
         key = (checked.kind, checked.value)
@@ -82,6 +88,12 @@ class GrammarCompiler:
         with self._lock:
             if self._child is not None:
                 self._child.close()
+
+    def _why_not(self) -> str | None:
+        """What this engine lacks for any constraint to be followed."""
+        if not self._stop_token_ids:
+            return "end-of-sequence token"
+        return None if (self._engine_dir / "tokenizer.json").is_file() else "tokenizer.json"
 
     def _evict(self) -> None:
         done = [g for g in self._kept.values() if g.done() and not g.cancelled()]

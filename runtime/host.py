@@ -223,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         tp_size=args.tp_size,
         start_s=args.start_s,
         device=args.device,
+        grammars_at_once=True,
     )
     forgotten = forget_ranks(os.environ)
     if forgotten:

@@ -17,6 +17,7 @@ from enginehouse.runtime.string_formats import BUILT_IN, PATTERNS
 
 MAX_DEPTH = 64
 MAX_REPEAT = 10_000  # of maxLength, maxItems and the like: each is that many states
+MAX_NODES = 20_000  # each target of a $ref counted again: the engine waits for this walk
 
 _ANNOTATIONS = {
     *("title", "description", "default", "example", "examples", "deprecated", "readOnly"),
@@ -64,6 +65,7 @@ class _Walk:
         self.defs: dict[str, dict[str, Any]] = {}
         self.pending: deque[tuple[str, str, Any]] = deque()  # name, path, schema of a $ref
         self.one_ofs: list[dict[str, Any]] = []
+        self.num_nodes = 0
 
     def run(self) -> dict[str, Any]:
         result = self.schema(self.root, "schema", 0)
@@ -78,6 +80,12 @@ class _Walk:
     def schema(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
         if depth > MAX_DEPTH:
             raise SchemaError(f"the schema is nested more than {MAX_DEPTH} deep; make it flatter")
+        self.num_nodes += 1
+        if self.num_nodes > MAX_NODES:
+            raise SchemaError(
+                f"the schema and what its references point to have more than {MAX_NODES} parts; "
+                "make it smaller"
+            )
         if schema is True:
             return {}
         if not isinstance(schema, dict):

@@ -90,6 +90,8 @@ class TorchExecutor:
             self.info.eos_token_ids,
             options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
         )
+        if options.grammars_at_once:
+            self.grammars.start()
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, tuple[Sequence, Grammar]] = {}
         self._num_iterations = 0

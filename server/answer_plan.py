@@ -89,5 +89,5 @@ def _joined(chat: Chat, tools: ToolUse, constraint: Constraint | None) -> Constr
     if constraint is None or tools.forced:
         tag = tools.tag(form)
         return None if tag is None else as_constraint(tag)
-    tag = {"type": "or", "elements": [form.forced(tools.shown, tools.parallel), as_tag(constraint)]}
+    tag = {"type": "or", "elements": [tools.call_tag(form), as_tag(constraint)]}
     return as_constraint(tag, constraint.param)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.request import FinishReason, TokenLogprobs, TokenOutput
 from enginehouse.server.answer import (
@@ -168,9 +170,16 @@ class Choice:
             self.entries += self._logprobs.end(self._num_chars_sent, was_cut)
         for part in parts:
             self._keep(part)
-        if self.calls and self.finish_reason == FinishReason.STOP.value:
+        if self.finish_reason == FinishReason.STOP.value and self._has_whole_calls():
             self.finish_reason = "tool_calls"
         return parts
+
+    def _has_whole_calls(self) -> bool:
+        """False also where a stop string or the model itself broke off a call."""
+        try:
+            return bool([msgspec.json.decode(call.arguments) for call in self.calls])
+        except msgspec.MsgspecError:
+            return False
 
     def _keep(self, part: Part) -> None:
         if isinstance(part, Content):

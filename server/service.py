@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -181,6 +182,7 @@ def _read_body(max_bytes: int, timeout_s: float) -> bytes:
         with gevent.Timeout(timeout_s):
             body = request.get_data(cache=False)
     except gevent.Timeout:
+        _read_no_more()
         raise RequestError(
             f"the body did not arrive within {timeout_s:g} s; send the request again",
             code="request_timeout",
@@ -194,3 +196,13 @@ def _read_body(max_bytes: int, timeout_s: float) -> bytes:
     if len(body) > max_bytes:
         raise RequestEntityTooLarge
     return body
+
+
+def _read_no_more() -> None:
+    """The connection ends with this answer: what is left of the body is not waited for."""
+    sock = request.environ.get("gunicorn.socket")
+    try:
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # the client has gone already

@@ -214,7 +214,11 @@ class SamplingFields(Shape):
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=5)] = 1.0
-    logit_bias: Annotated[dict[TokenName, Bias], BeforeValidator(_few)] = {}
+    logit_bias: Annotated[
+        dict[TokenName, Bias],
+        BeforeValidator(_few),
+        Field(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_BIASES}),
+    ] = {}
     """Token ids as text -> what is added to their logits."""
     seed: Annotated[int | None, Field(ge=0, lt=SEED_LIMIT)] = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0

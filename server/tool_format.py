@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.json_schema import SchemaError, exact_schema
 from enginehouse.server.answer import AnswerParser
 from enginehouse.server.message import ToolCall
 from enginehouse.server.tool_json import to_json
@@ -39,19 +40,26 @@ class ToolFunction:
         function["parameters"] = dict(self.parameters or _NO_PARAMETERS)
         return {"type": "function", "function": function}
 
-    def schema(self, param: str) -> dict[str, Any]:
-        """What the arguments must be; RequestError at `param` when that is no object."""
+    def schema(self) -> dict[str, Any]:
+        """What the arguments must be."""
         schema = dict(self.parameters or {**_NO_PARAMETERS, "additionalProperties": False})
         if not any(key in schema for key in _COMBINED):
             schema = {"type": "object", **schema}
-        if schema.get("type", "object") != "object":
-            raise RequestError(
-                f"{param}: the arguments of a function are an object; "
-                'wanted a JSON schema with "type": "object"',
-                param=param,
-                code="invalid_value",
-            )
         return schema
+
+    def check_schema(self, param: str) -> None:
+        """RequestError at `param` when it is no object's, or cannot be enforced."""
+        schema = self.schema()
+        message = None
+        if schema.get("type", "object") != "object":
+            message = 'the arguments of a function are an object; wanted "type": "object"'
+        else:
+            try:
+                exact_schema(schema)
+            except SchemaError as error:
+                message = str(error)
+        if message is not None:
+            raise RequestError(f"{param}: {message}", param=param, code="invalid_value")
 
 
 class Format:
@@ -141,11 +149,10 @@ class Format:
 
     def _tags(self, functions: Sequence[ToolFunction]) -> list[dict[str, Any]]:
         tags = []
-        for index, item in enumerate(functions):
-            schema = item.schema(f"tools[{index}].function.parameters")
+        for item in functions:
             content = {
                 "type": "json_schema",
-                "json_schema": schema,
+                "json_schema": item.schema(),
                 "max_whitespace_cnt": MAX_SPACE,
             }
             begin = f"{self.before}{item.name}{self.middle}"

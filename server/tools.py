@@ -6,14 +6,17 @@ The formats are in tool_*.py. This file does not know HTTP, the tokenizer or how
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from enginehouse.runtime.constraint import MAX_VALUE_BYTES
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer import AnswerParser, PlainParser
 from enginehouse.server.tool_format import Format, ToolFunction
 from enginehouse.server.tool_hermes import Hermes
+from enginehouse.server.tool_json import to_json
 from enginehouse.server.tool_llama import GenericJson, LlamaJson
 from enginehouse.server.tool_mistral import mistral_of
 from enginehouse.server.tool_pythonic import Pythonic
@@ -91,10 +94,11 @@ class ToolUse:
         """
         functions = self._callable()
         if self.forced:
-            return form.forced(functions, self.parallel and self.named is None)
+            return self.call_tag(form)
         strict = [index for index, item in enumerate(functions) if item.strict]
         if not strict and (self.parallel or not functions):
             return None
+        self._check_schemas([functions[index] for index in strict])
         tag = form.free(functions, self.parallel)
         if tag is None and strict:
             param = f"tools[{strict[0]}].function.strict"
@@ -105,6 +109,26 @@ class ToolUse:
                 code="unsupported_parameter",
             )
         return tag
+
+    def call_tag(self, form: Format) -> dict[str, Any]:
+        """The structural tag's format of an answer that is nothing but calls."""
+        functions = self._callable()
+        self._check_schemas(functions)
+        return form.forced(functions, self.parallel and self.named is None)
+
+    def _check_schemas(self, functions: Sequence[ToolFunction]) -> None:
+        """RequestError where one of them cannot be enforced, or all are too long together."""
+        size = sum(len(to_json(item.schema()).encode(errors="replace")) for item in functions)
+        if size > MAX_VALUE_BYTES:
+            raise RequestError(
+                f"tools: the schemas to enforce have {size} bytes; wanted at most "
+                f"{MAX_VALUE_BYTES}: send fewer tools, or shorter descriptions",
+                param="tools",
+                code="invalid_value",
+            )
+        for index, item in enumerate(self.functions):
+            if item in functions:
+                item.check_schema(f"tools[{index}].function.parameters")
 
     def _callable(self) -> tuple[ToolFunction, ...]:
         if self.named is None:

@@ -16,6 +16,13 @@ from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 
 
+class SocketHandler(WSGIHandler):
+    """Tells the socket as gunicorn does."""
+
+    def get_environ(self) -> dict[str, Any]:
+        return {**super().get_environ(), "gunicorn.socket": self.socket}
+
+
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> ServerSettings:
     engine_dir = tmp_path_factory.mktemp("engines") / "tiny-engine"
@@ -35,14 +42,9 @@ def http(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
 
 @pytest.fixture
 def address(settings: ServerSettings, engine: ScriptedClient) -> Iterator[tuple[str, int]]:
-    """A real server on a loopback port that tells the socket as gunicorn does."""
-
-    class Handler(WSGIHandler):
-        def get_environ(self) -> dict[str, Any]:
-            return {**super().get_environ(), "gunicorn.socket": self.socket}
-
+    """A real server on a loopback port."""
     app = create_app(settings, engine)
-    server = WSGIServer(("127.0.0.1", 0), app, handler_class=Handler, log=None)
+    server = WSGIServer(("127.0.0.1", 0), app, handler_class=SocketHandler, log=None)
     server.start()
     yield server.address
     server.stop(timeout=1)

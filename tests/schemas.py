@@ -143,6 +143,13 @@ def nested(depth: int, leaf: Any) -> Any:
     return schema
 
 
+def copied(depth: int, leaf: Any) -> dict[str, Any]:
+    """A small text in which each of `depth` references points to all that is below it."""
+    paths = ["#/$defs/x" + "/properties/a" * i for i in range(depth)]
+    refs = {f"r{i}": {"$ref": path} for i, path in enumerate(paths)}
+    return {**obj(False, **refs), "$defs": {"x": nested(depth, leaf)}}
+
+
 ODD["deep"] = nested(25, {"type": "null"})
 
 BAD: dict[str, Any] = {
@@ -189,11 +196,172 @@ BAD: dict[str, Any] = {
 }
 
 
+_POINT = obj(x={"type": "integer", "maximum": 9}, y={"type": "integer", "maximum": 9})
+_EXPRESSION = {
+    "number": obj(value={"type": "integer", "minimum": 0, "maximum": 9}),
+    "sum": obj(left={"$ref": "#/$defs/number"}, right={"$ref": "#/$defs/any"}),
+    "any": {"anyOf": [{"$ref": "#/$defs/number"}, {"$ref": "#/$defs/sum"}]},
+}
+GOOD |= {
+    "const_empty": {"const": ""},
+    "const_null": {"const": None},
+    "const_false": {"const": False},
+    "const_number": {"const": -1.5},
+    "const_deep": {"const": [[], {}, [[{"a": [None]}]]]},
+    "const_text": {"const": '</think> <tool_call> \U0001f642 \\ " \u2028'},
+    "enum_nested": {"enum": [[1, 2], {"a": None}, "x", {"\u043a\u043b\u044e\u0447": "\u043d"}]},
+    "enum_prefixes": {"enum": ["a", "ab", "abc", "abcd", ""]},
+    "pattern_words": {"type": "string", "pattern": "^(red|green)(,(red|green)){0,2}$"},
+    "pattern_classes": {"type": "string", "pattern": r"^\d{4}/\d\d?\s\w$"},
+    "pattern_dots": {"type": "string", "pattern": "^.{1,4}$"},
+    "pattern_accents": {"type": "string", "pattern": "^[\u00e0-\u00fc]{1,3}$"},
+    "pattern_escaped": {"type": "string", "pattern": r"^\(\[\.\*\]\)$"},
+    "json_pointer": {"type": "string", "format": "json-pointer"},
+    "duration": {"type": "string", "format": "duration"},
+    "negative": {"type": "integer", "minimum": -99, "maximum": -1},
+    "one_number": {"type": "integer", "minimum": 7, "maximum": 7},
+    "wide_range": {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
+    "narrow_range": {"type": "number", "minimum": 0.25, "maximum": 0.5},
+    "array_empty": {"type": "array", "items": {"type": "integer"}, "maxItems": 0},
+    "array_exact": {"type": "array", "items": {"const": "x"}, "minItems": 3, "maxItems": 3},
+    "array_of_arrays": {
+        "type": "array",
+        "maxItems": 2,
+        "items": {"type": "array", "maxItems": 2, "items": {"type": "null"}},
+    },
+    "array_of_points": {"type": "array", "items": _POINT, "minItems": 1, "maxItems": 2},
+    "empty_object": {"type": "object", "properties": {}, "additionalProperties": False},
+    "required_backwards": {**obj(a={"const": 1}, b={"const": 2}), "required": ["b", "a"]},
+    "optional_middle": {
+        **obj(a={"const": 1}, b={"const": 2}, c={"const": 3}),
+        "required": ["a", "c"],
+    },
+    "property_named_properties": obj(properties={"const": 1}, type={"const": "object"}),
+    "map_of_points": {"type": "object", "additionalProperties": _POINT, "maxProperties": 1},
+    "nullable_object": {**_POINT, "type": ["object", "null"]},
+    "three_types": {"type": ["integer", "boolean", "null"], "minimum": 0, "maximum": 5},
+    "expression": {"$ref": "#/$defs/sum", "$defs": _EXPRESSION},
+    "ref_into_properties": {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}, "b": {"$ref": "#/properties/a"}},
+        "required": ["a", "b"],
+    },
+    "ref_of_old": {"$ref": "#/definitions/p", "definitions": {"p": _POINT}},
+    "as_pydantic_writes": {
+        "$defs": {"P": {**_POINT, "title": "P", "description": "A point."}},
+        "properties": {
+            "at": {"$ref": "#/$defs/P"},
+            "label": {"anyOf": [{"enum": ["a"]}, {"type": "null"}], "default": None},
+        },
+        "required": ["at"],
+        "title": "Place",
+        "type": "object",
+    },
+    "draft_named": {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "null"},
+}
+
+ODD |= {
+    "ref_escaped": {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 1}}},
+    "open_property": obj(a=True),
+    "number": {"type": "number"},
+    "hostname": {"type": "string", "format": "hostname"},
+    "uri_reference": {"type": "string", "format": "uri-reference"},
+    "uri_template": {"type": "string", "format": "uri-template"},
+    "array_huge_minimum": {"type": "array", "items": {"const": 1}, "minItems": 9_999},
+    "string_huge_minimum": {"type": "string", "minLength": 10_000, "maxLength": 10_000},
+    "many_required": {
+        "type": "object",
+        "required": [f"r{i}" for i in range(400)],
+        "additionalProperties": {"type": "null"},
+    },
+    "any_of_many": {"anyOf": [{"const": i} for i in range(1500)]},
+    "any_of_objects": {"anyOf": [obj(**{f"k{i}": {"type": "string"}}) for i in range(200)]},
+    "any_of_ambiguous": {"anyOf": [{"type": "string"}] * 200},
+    "array_of_anything": {"type": "array", "items": {}, "minItems": 50, "maxItems": 60},
+    "cube": {
+        "type": "array",
+        "maxItems": 100,
+        "items": {
+            "type": "array",
+            "maxItems": 100,
+            "items": {"type": "array", "maxItems": 100, "items": {"type": "number"}},
+        },
+    },
+    "long_key": obj(**{"k" * 20_000: {"const": 1}}),
+    "long_const": {"const": "\u00fc" * 20_000},
+    "key_of_controls": obj(**{"\x00\x1f\x7f\n\t": {"const": 1}}),
+    "mutual": {
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": obj(False, b={"$ref": "#/$defs/b"}),
+            "b": obj(False, a={"$ref": "#/$defs/a"}),
+        },
+    },
+    "mutual_endless": {
+        "$ref": "#/$defs/a",
+        "$defs": {"a": obj(b={"$ref": "#/$defs/b"}), "b": obj(a={"$ref": "#/$defs/a"})},
+    },
+    "fan_of_refs": {
+        "type": "object",
+        "properties": {f"p{i}": {"$ref": "#/$defs/x"} for i in range(400)},
+        "$defs": {"x": {"type": "array", "items": {"$ref": "#/$defs/x"}}},
+    },
+    "pattern_of_alternatives": {"type": "string", "pattern": "|".join(f"w{i}" for i in range(900))},
+    "pattern_counted_twice": {"type": "string", "pattern": "^(.{0,500}){0,500}$"},
+    "pattern_all_of_unicode": {"type": "string", "pattern": "^[^\\x00-\\x7f]{0,300}$"},
+    "pattern_properties_wide": {
+        "type": "object",
+        "patternProperties": {"^[a-z]{1,200}$": {"type": "integer"}},
+        "additionalProperties": False,
+    },
+    "names_of_a_pattern": {"type": "object", "propertyNames": {"pattern": "^(a|aa|aaa)*$"}},
+    "min_properties_open": {"type": "object", "minProperties": 200},
+    "required_and_named": {
+        **obj(False, **{f"p{i}": {"const": i} for i in range(60)}),
+        "minProperties": 30,
+        "maxProperties": 31,
+    },
+}
+
+BAD |= {
+    "null_schema": "null",
+    "string_schema": '"object"',
+    "draft_07_tuple": {"type": "array", "items": [{"type": "integer"}, {"type": "null"}]},
+    "draft_07_dependencies": {"type": "object", "dependencies": {"a": ["b"]}},
+    "dynamic_ref": {"$dynamicRef": "#a"},
+    "anchor_ref": {"$ref": "#a", "$defs": {"x": {"$anchor": "a"}}},
+    "file_ref": {"$ref": "file:///etc/passwd"},
+    "ref_number": {"$ref": 5},
+    "type_number": {"type": 5},
+    "type_empty": {"type": []},
+    "type_nested": {"type": [["string"]]},
+    "any_of_object": {"anyOf": {"type": "null"}},
+    "any_of_empty": {"anyOf": []},
+    "prefix_items_object": {"type": "array", "prefixItems": {"type": "null"}},
+    "items_text": {"type": "array", "items": "integer"},
+    "pattern_number": {"type": "string", "pattern": 5},
+    "pattern_range": {"type": "string", "pattern": "[z-a]"},
+    "pattern_count": {"type": "string", "pattern": "a{5,2}"},
+    "pattern_bracket": {"type": "string", "pattern": "[a"},
+    "pattern_boundary": {"type": "string", "pattern": r"a\bc"},
+    "pattern_lookbehind": {"type": "string", "pattern": "(?<=a)b"},
+    "minimum_text": {"type": "integer", "minimum": "5"},
+    "minimum_bool": {"type": "integer", "minimum": True},
+    "multiple_of_zero": {"type": "integer", "multipleOf": 0},
+    "length_fraction": {"type": "string", "maxLength": 2.5},
+    "length_crossed": {"type": "string", "minLength": 5, "maxLength": 2},
+    "items_crossed": {"type": "array", "items": {}, "minItems": 3, "maxItems": 2},
+    "required_of_numbers": {"type": "object", "required": [1, 2]},
+    "contradiction_in_all_of": {"allOf": [{"const": 1}, {"const": 2}]},
+}
+
+
 def as_text(schema: Any) -> str:
     """The schema as a client would send it; a string is sent as it is."""
     return schema if isinstance(schema, str) else json.dumps(schema)
 
 
+BAD["copied_by_refs"] = copied(40, obj(**{f"p{i}": {} for i in range(600)}))
 DEEP_TEXT = '{"items":' * 5000 + "{}" + "}" * 5000
 BAD["far_too_deep"] = DEEP_TEXT
 BAD["long"] = {"enum": ["x" * 70_000]}

@@ -348,6 +348,15 @@ def test_the_process_is_started_again_when_it_was_killed(engine: Path) -> None:
     compiler.close()
 
 
+def test_the_process_can_be_started_with_the_engine(engine: Path) -> None:
+    executor = open_torch(engine, OPTIONS._replace(grammars_at_once=True))
+    executor.grammars._threads.shutdown(wait=True)
+    child = executor.grammars._child
+    assert child is not None and not child.gone
+    executor.close()
+    assert child.gone
+
+
 def test_without_a_tokenizer_a_constraint_is_refused(tmp_path: Path) -> None:
     compiler = GrammarCompiler(tmp_path, 512, (2,))
     with pytest.raises(RequestError, match=r"has no tokenizer\.json"):

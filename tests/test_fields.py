@@ -63,8 +63,8 @@ def test_a_field_refuses_what_is_not_and_is_named(
 
 
 def _needs(field: Field, value: Any) -> dict[str, Any]:
-    """null is absent: then nothing else may hang on the field."""
-    return {} if value is None else field.needs
+    """null is absent, and false asks for nothing: then nothing else may hang on the field."""
+    return {} if value is None or value is False else field.needs
 
 
 @pytest.mark.parametrize("path", ENDPOINTS)

@@ -370,7 +370,7 @@ def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path
 def test_a_master_that_is_killed_takes_everything_along(engine: Path, tmp_path: Path) -> None:
     server = Server(engine, tmp_path / "log")
     family = psutil.Process(server.process.pid).children(recursive=True)
-    assert len(family) == 2
+    assert len(family) >= 2, "a worker and the host, and perhaps already its grammar process"
     server.process.kill()
     server.process.wait(10)
     _, alive = psutil.wait_procs(family, timeout=30)
