@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from enginehouse.build.network import DecoderNetwork
 from enginehouse.build.network_ops import NetworkOps
+from enginehouse.build.plan import BuildPlan
+from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError, PlanError
 
@@ -25,11 +27,17 @@ from enginehouse.runtime.errors import EngineError, PlanError
 _MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
+_OUTERMOST, _STEPS = "Building engine", 6
 # What every build without a CUDA driver says, and what points at no layer.
 _NOISE = re.compile(
     r"cudaError|cuda error|CUDA (initialization|lazy|driver)|cuInit|nvidia-smi", re.I
 )
-_WRAPPING = re.compile(r"^.*?Error Code \d+: [A-Za-z ]+\((?P<words>.*)\)\s*$", re.S)
+# Where in the compiler's source it stands says nothing to a reader.
+_WRAPPING = re.compile(
+    r"^(?:.*?Error Code \d+: [A-Za-z ]+\()?(?:\[[\w./]+:\d+: \w+\] )?"
+    r"(?P<words>.*?)\.?(?: In \w+ at \S+)?\)?\s*$",
+    re.S,
+)
 
 
 class PlanLimits(NamedTuple):
@@ -119,6 +127,52 @@ def compile_plan(
     return CompiledPlan(bytes(plan), seconds, max(0, _peak_memory() - before))
 
 
+def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> dict[str, Any]:
+    """Put the plans into an engine's folder; what its manifest says of them.
+
+    Peak memory holds at most one plan of some MiB twice; weights are not read.
+    """
+    trt = load_tensorrt()
+    limits = plan_limits(plan.max_seq_len, plan.settings.max_batch_size, plan.max_num_tokens)
+    plans = []
+    with progress.stage("compile", len(limits) * _STEPS, "steps") as stage:
+        for each in limits:
+            steps = _Steps(stage.advance)
+            compiled = compile_plan(trt, plan.config, plan.targets, each, steps)
+            steps.finish()
+            (directory / plan_file(each)).write_bytes(compiled.plan)
+            plans.append(
+                {
+                    "file": plan_file(each),
+                    **each._asdict(),
+                    "bytes": len(compiled.plan),
+                    "seconds": round(compiled.seconds, 1),
+                    "peak_memory_bytes": compiled.peak_memory_bytes,
+                }
+            )
+        sizes = mib(sum(item["bytes"] for item in plans))
+        targets = ", ".join(f"SM{sm}" for sm in plan.targets)
+        stage.finish(f"{len(plans)} TensorRT plans for {targets}, {sizes}")
+    version = str(trt.__version__)
+    return {"package": "tensorrt_rtx", "version": version, "targets": plan.targets, "plans": plans}
+
+
+class _Steps:
+    """The compiler's many phases as a number of steps: `Building engine` is the outermost."""
+
+    def __init__(self, advance: Callable[[int], None]) -> None:
+        self._advance = advance
+        self._done = 0
+
+    def __call__(self, phase: str, done: int, of: int) -> None:
+        if phase == _OUTERMOST and done < _STEPS:
+            self._advance(1)
+            self._done += 1
+
+    def finish(self) -> None:
+        self._advance(_STEPS - self._done)
+
+
 def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill: bool) -> Any:
     """The sizes that B, T and L take: one token of many sequences, or many of few."""
     batch = limits.prefill_batch if prefill else limits.batch
@@ -161,7 +215,8 @@ class _Words:
         if not self._said:
             return "it gave no reason"
         found = _WRAPPING.match(self._said[0])
-        return " ".join((found["words"] if found else self._said[0]).split())
+        assert found is not None
+        return " ".join(found["words"].split())
 
 
 def _monitor(trt: Any, step: Callable[[str, int, int], None]) -> Any:

@@ -29,8 +29,10 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
 from enginehouse.runtime.traits import AttentionRule, traits_of
 
-# Head sizes for which the compiler has a fused attention, in 16 bit.
+# What the compiler has a fused attention for, in 16 bit: these head sizes, and as many query
+# heads on a rank (seen with TensorRT-RTX 1.7.1; with fewer it refuses unless it may decompose).
 _FUSED_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
+_FUSED_HEADS = 4
 
 
 class DecoderNetwork:
@@ -76,12 +78,23 @@ class DecoderNetwork:
         self.write_indices = ops.input("write_indices", "int32", (-1,))
         self.last = ops.input("last_token_ids", "int32", (-1, 1))
         self.kv_positions = ops.input("kv_positions", "int32", (-1,))
-        self.kv_length = ops.shape(self.kv_positions)  # int64 [1]
         self.rotary = {
             name: self.linear.input(name, "float32", tuple(table.shape))
             for name, table in RotaryInputs(self.config, max_positions).tables.items()
         }
         self.masks = {window: self._mask(window) for window in self.traits.windows}
+        size = self.config.head_size
+        tokens = ops.shape(ops.reshape(self.positions, (0, 1, -1, 1)))
+        rows = ops.shape(ops.reshape(self.kv_positions, (1, 1, -1, 1)))
+        batch = ops.shape(ops.reshape(self.write_indices, (0, 1, 1, 1)))
+        self.query_sizes, self.key_sizes, self.cache_sizes = (
+            ops.elementwise("PROD", known, ops.constant([1, heads, 1, size], "int64"))
+            for known, heads in (
+                (tokens, self.heads),
+                (tokens, self.kv_heads),
+                (ops.elementwise("PROD", batch, rows), self.kv_heads),
+            )
+        )
 
     def _mask(self, window: int | None) -> Value:
         """bool [B, 1, T, L]: up to the token's own position, and the last `window` of those."""
@@ -145,9 +158,9 @@ class DecoderNetwork:
         rule = self.traits.rules[layer]
         count = self.heads + 2 * self.kv_heads
         qkv = ops.reshape(self.linear(f"{name}.qkv", x), (0, 0, count, size), after=(0, 2, 1, 3))
-        q = ops.slice(qkv, 1, 0, self.heads, 4)  # [B, heads, T, D]
-        k = ops.slice(qkv, 1, self.heads, self.kv_heads, 4)
-        v = ops.slice(qkv, 1, self.heads + self.kv_heads, self.kv_heads, 4)
+        q = ops.slice(qkv, (0, 0, 0, 0), self.query_sizes)  # [B, heads, T, D]
+        k = ops.slice(qkv, (0, self.heads, 0, 0), self.key_sizes)
+        v = ops.slice(qkv, (0, self.heads + self.kv_heads, 0, 0), self.key_sizes)
         if f"{name}.q_layernorm.weight" in self.table:
             q = self._norm(f"{name}.q_layernorm", q, 4)
             k = self._norm(f"{name}.k_layernorm", k, 4)
@@ -156,12 +169,16 @@ class DecoderNetwork:
         k, v = self._cached("key", layer, k), self._cached("value", layer, v)
         mask = self.masks[rule.window]
         if rule.soft_cap is None:
-            fused = self.dtype != "float32" and size in _FUSED_HEAD_SIZES
-            out = ops.attention(q, k, v, mask, fused)
+            out = ops.attention(q, k, v, mask, self._fused())
         else:
             out = self._capped(q, k, v, mask, rule)
         out = ops.reshape(out, (0, 0, self.heads * size), before=(0, 2, 1, 3))
         return self._summed(self.linear(f"{name}.dense", out))
+
+    def _fused(self) -> bool:
+        """Whether attention must become one kernel, or may be single products."""
+        known = self.config.head_size in _FUSED_HEAD_SIZES and self.heads >= _FUSED_HEADS
+        return known and self.dtype != "float32"
 
     def _rotate(self, layer: int, x: Value, scale: float) -> Value:
         """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
@@ -180,7 +197,7 @@ class DecoderNetwork:
         cache = self.ops.input(f"past_{side}_{layer}", self.dtype, shape)
         present = self.ops.update_cache(cache, update, self.write_indices)
         self.caches.append((f"present_{side}_{layer}", present))
-        return self.ops.slice(present, 2, 0, self.kv_length, 4)
+        return self.ops.slice(present, (0, 0, 0, 0), self.cache_sizes)
 
     def _capped(self, q: Value, k: Value, v: Value, mask: Value, rule: AttentionRule) -> Value:
         """Attention in single products, as no fused one bounds its scores.
@@ -232,7 +249,9 @@ class DecoderNetwork:
                 logits = ops.all_gather(ops.transpose(logits, (1, 0)), self.tp)
                 logits = ops.transpose(logits, (1, 0))
             if rows * self.tp != vocab:  # rows of zeros, which make the cuts equal
-                logits = ops.slice(logits, 1, 0, vocab, 2)
+                batch = ops.shape(ops.reshape(self.write_indices, (0, 1)))
+                sizes = ops.elementwise("PROD", batch, ops.constant([1, vocab], "int64"))
+                logits = ops.slice(logits, (0, 0), sizes)
             cap = self.traits.logits_soft_cap
             if cap is not None:
                 logits = ops.elementwise("DIV", logits, ops.number(cap, 2))

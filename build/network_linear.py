@@ -25,9 +25,8 @@ class InputSpec(NamedTuple):
 class Linears:
     """Products with the linears of one rank.
 
-    table: a rank file's tensors (`plan.output_tensors`); dtype: of activations; int8: whether
-    quantised linears are rounded to INT8 where they are loaded (W8A16). `weights` collects the
-    inputs that the network asks for.
+    table: a rank file's tensors (`plan.output_tensors`); dtype: of activations; algo: the
+    checkpoint's quant_algo. `weights` collects the inputs that the network asks for.
     """
 
     def __init__(
@@ -53,7 +52,8 @@ class Linears:
 
     def __call__(self, module: str, x: Value) -> Value:
         """x: [B, T, in_features] -> [B, T, out_features], with the module's bias."""
-        with self.ops.part(module.rpartition("layers.")[2]):
+        within = module.split(".", 3)[-1] if ".layers." in module else module
+        with self.ops.part(within):
             y = self._product(module, x)
             if f"{module}.bias" in self.table:
                 y = self.ops.elementwise("SUM", y, self.vector(f"{module}.bias", 3))

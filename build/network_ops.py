@@ -143,18 +143,10 @@ class NetworkOps:
         """The sizes of x: int64 [rank]."""
         return self._out(self.network.add_shape(x), "shape")
 
-    def slice(self, x: Value, axis: int, start: int, size: int | Value, rank: int) -> Value:
-        """`size` elements of one axis from `start` on; a Value is int64 [1]."""
-        kept = [int(i != axis) for i in range(rank)]
-        sizes = self.elementwise("PROD", self.shape(x), self.constant(kept, "int64"))
-        cut = [1 - keep for keep in kept]
-        if isinstance(size, int):
-            asked = self.constant([size * one for one in cut], "int64")
-        else:
-            asked = self.elementwise("PROD", size, self.constant(cut, "int64"))
-        sizes = self.elementwise("SUM", sizes, asked)
-        begin = tuple(start * one for one in cut)
-        layer = self.network.add_slice(x, begin, (0,) * rank, (1,) * rank)
+    def slice(self, x: Value, start: Sequence[int], sizes: Value) -> Value:
+        """The block of x from `start` on; sizes: int64 [rank], known when it runs."""
+        rank = len(start)
+        layer = self.network.add_slice(x, tuple(start), (0,) * rank, (1,) * rank)
         if layer is not None:
             layer.set_input(2, sizes)
         return self._out(layer, "slice")
