@@ -9,6 +9,8 @@ QUANT  ?= $(if $(CONFIG)$(MODEL),,int4)
 TP     ?=
 PP     ?=
 BACKEND ?=
+GPU     ?=
+SM      ?=
 FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
@@ -35,11 +37,11 @@ $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
-engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 CONFIG=...
+engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l40s CONFIG=...
 	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG)) \
-	  $(if $(WORKERS),--workers $(WORKERS))
+	  $(if $(GPU),--gpu $(GPU)) $(if $(SM),--sm $(SM)) $(if $(WORKERS),--workers $(WORKERS))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
 	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \

@@ -1,8 +1,10 @@
 """Which GPU can run what: (quant, SM, KV cache dtype) -> runs, or the reason why not.
 
-Knows no tensor. The facts are TensorRT-LLM 1.2.1's; where its kernels are known to answer
-wrongly, the combination counts as one that does not run.
-Source: NVIDIA/TensorRT-LLM issues 1113, 9253, 1547, pull request 11561; CUDA compute capabilities.
+Knows no tensor. The first facts are TensorRT-LLM 1.2.1's; where its kernels are known to answer
+wrongly, the combination counts as one that does not run. The others are the compiler's of
+TensorRT-RTX 1.7: what it was seen to refuse.
+Source: NVIDIA/TensorRT-LLM issues 1113, 9253, 1547, pull request 11561; CUDA compute capabilities;
+TensorRT-RTX 1.7.1's compiler (tests/test_compile_tensorrt.py), TensorRT 11.1's guide on devices.
 """
 
 from __future__ import annotations
@@ -78,3 +80,41 @@ def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
         f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on {gpu} (SM{sm}): "
         f"{reason}; {remedy}"
     )
+
+
+# What TensorRT-RTX compiles for, with no GPU present, and the lowest SM of each form there.
+RTX_SMS = (75, 80, 86, 89, 120, 121)
+_RTX_LOWEST = {
+    "none": (75, ""),
+    "int8": (75, ""),
+    "int4": (80, "INT4 weights need SM80"),
+    "int4_awq": (80, "INT4 weights need SM80"),
+    "fp8": (89, "FP8 products need SM89"),
+    "fp8_rowwise": (89, "FP8 products need SM89"),
+}
+_RTX_TURING = {
+    "bfloat16": "bfloat16 needs SM80, choose dtype=float16",
+    "float32": "TensorRT-RTX has no float32 products below SM80, choose dtype=float16",
+}
+
+
+def tensorrt_package(sm: int) -> str:
+    """The package that compiles for this SM: tensorrt_rtx on any machine, tensorrt on the GPU's."""
+    return "tensorrt_rtx" if sm in RTX_SMS else "tensorrt"
+
+
+def tensorrt_refusal(quant: str, dtype: str, sm: int, tp: int = 1) -> str | None:
+    """Why backend=tensorrt has no engine of this form for the SM, or None when it has."""
+    if sm not in RTX_SMS:
+        return (
+            f"TensorRT-RTX has no target SM{sm}; the data-centre package (tensorrt 11) has, on a "
+            "machine with such a GPU only, and is not used yet"
+        )
+    if quant not in _RTX_LOWEST:
+        return f"TensorRT's network has no {quant}"
+    lowest, reason = _RTX_LOWEST[quant]
+    if sm < lowest:
+        return reason
+    if sm < 80 and tp > 1:
+        return "TensorRT's collectives need SM80"
+    return _RTX_TURING.get(dtype) if sm < 80 else None

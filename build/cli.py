@@ -27,6 +27,7 @@ from enginehouse.build.progress import BuildProgress
 from enginehouse.build.settings import BuildSettings, load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import BuildResult, build, output_path
+from enginehouse.build.tensorrt_plan import print_targets
 from enginehouse.build.trtllm_stages import (
     engine_path,
     open_compilable,
@@ -125,6 +126,9 @@ def _build(words: Sequence[str]) -> int:
             console.print(
                 planned_command(plan, Path(os.path.relpath(output_path(plan)))), markup=False
             )
+        if settings.backend == "tensorrt":
+            console.print(f"\nCompiled for SM {', '.join(map(str, plan.targets))}. What is what:")
+            print_targets(plan.config.dtype, console)
         return 0
     return _report(build(settings, source, progress))
 

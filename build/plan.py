@@ -35,13 +35,14 @@ from enginehouse.build.hf_layout import HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.tensorrt_plan import check_tensorrt
 from enginehouse.build.trtllm_flags import check_flags, facts_of
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
-MAX_NUM_TOKENS = {"torch": 512, "tensorrt_llm": 8192}
+MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
@@ -52,6 +53,7 @@ class BuildPlan:
     """A build that is legal. config carries mapping and quantization; settings.quant is settled.
 
     scale_dtype: of INT4 scales that the source has already; None for the model's.
+    targets: the SMs that backend=tensorrt compiles for.
     builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
     peak_memory_bytes: an estimate for the conversion, without calibration and verification.
@@ -68,6 +70,7 @@ class BuildPlan:
     num_parameters: int
     builder_flags: dict[str, str]
     scale_dtype: str | None = None
+    targets: tuple[int, ...] = ()
 
     @property
     def max_attention_window(self) -> tuple[int, ...] | None:
@@ -123,6 +126,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
         builder_flags=flags,
         scale_dtype=form.scale_dtype,
+        targets=check_tensorrt(settings, config),
     )
 
 
@@ -165,12 +169,12 @@ def _quantization(
         )
     if quant == "int8":
         _check_int8(config)
-    on_gpu = settings.backend != "torch" or settings.format == "hf"
+    on_gpu = settings.backend == "tensorrt_llm" or settings.format == "hf"
     if quant != "none" and on_gpu and config.dtype == "float32":
         raise PlanError(
             f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
         )
-    if settings.gpu is not None:
+    if settings.gpu is not None and settings.backend != "tensorrt":
         check_gpu(settings.gpu, quant, kv_cache_dtype)
     reason = kv_refusal(quant, kv_cache_dtype)
     if reason is not None:

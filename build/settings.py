@@ -65,9 +65,14 @@ class BuildSettings:
     gpu: str | None = _choice(
         None, "the GPU that will serve; what it cannot run is refused", choices=tuple(GPU_SM)
     )
+    sm: str | None = _choice(
+        None, "tensorrt: the SMs to compile for, say 86,89,120; without it and gpu, all that can"
+    )
     tp: int = _choice(1, "tensor parallel GPUs")
     pp: int = _choice(1, "pipeline parallel stages")
-    backend: str = _choice("torch", "what runs the engine", choices=("torch", "tensorrt_llm"))
+    backend: str = _choice(
+        "torch", "what runs the engine", choices=("torch", "tensorrt", "tensorrt_llm")
+    )
     dtype: str = _choice(
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
     )
@@ -76,7 +81,8 @@ class BuildSettings:
     )
     max_batch_size: int = _choice(64, "sequences in flight")
     max_num_tokens: int | None = _choice(
-        None, "tokens computed in one iteration; without it, 512 for torch, else 8192"
+        None,
+        "tokens computed in one iteration; without it, torch 512, tensorrt 2048, else 8192",
     )
     kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
     kv_cache_gib: float | None = _choice(

@@ -22,6 +22,7 @@ from enginehouse.build.compile import (
     hf_manifest,
     write_tokenizer,
 )
+from enginehouse.build.compile_tensorrt import load_tensorrt, write_plans
 from enginehouse.build.convert_stage import run_convert
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
@@ -94,6 +95,8 @@ def build(
     record: dict[str, Any] = {}
     if compiles:
         check_machine_early(plan)
+    if settings.backend == "tensorrt" and settings.until != "convert":
+        load_tensorrt()  # soon refused
     if settings.until != "convert" or settings.format == "hf":
         record = _source_record(source, output, progress)
     if settings.until != "convert":
@@ -171,6 +174,10 @@ def run_compile(
     progress: BuildProgress,
 ) -> Manifest:
     """Turn the checkpoint folder into an engine directory; its manifest is written last."""
+    if plan.settings.backend == "tensorrt":
+        plans = write_plans(plan, directory, progress)
+        manifest = compile_torch(plan, source, directory, record)
+        return msgspec.structs.replace(manifest, backend="tensorrt", tensorrt=plans)
     with progress.stage("compile") as stage:
         manifest = compile_torch(plan, source, directory, record)
         stage.finish(f"{len(manifest.files)} files, {manifest.digest[:19]}")
@@ -248,6 +255,7 @@ def output_path(plan: BuildPlan) -> Path:
     cut += f"-pp{settings.pp}" if settings.pp > 1 else ""
     name = plan.name.rpartition("/")[2].lower()
     cut += "-hf" if settings.format == "hf" else ""
+    cut += "-tensorrt" if settings.backend == "tensorrt" else ""
     return Path("engines").absolute() / f"{name}-{settings.quant}{cut}"
 
 
@@ -265,6 +273,8 @@ def _existing(plan: BuildPlan, output: Path, record: dict[str, Any]) -> Manifest
     same = same and manifest.source.get("digest") == record["digest"]
     if plan.settings.backend == "tensorrt_llm":
         same = same and still_fits(manifest)
+    if plan.settings.backend == "tensorrt":
+        same = same and (manifest.tensorrt or {}).get("version") == load_tensorrt().__version__
     return manifest if verified and same else None
 
 

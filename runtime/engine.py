@@ -1,7 +1,8 @@
 """The engine directory: what is in it, and whether it is still what was built.
 
     config.json           TensorRT-LLM's: of the checkpoint, or of the compiled engine
-    rankN.safetensors     one per GPU; rankN.engine when it is compiled
+    rankN.safetensors     one per GPU; rankN.engine when TensorRT-LLM compiled it
+    decoder-N.plan        backend tensorrt: one for each context class of N tokens, for all ranks
     tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
     manifest.json         source, choices, versions, and the SHA-256 of every other file
 
@@ -78,6 +79,8 @@ class Manifest(msgspec.Struct, frozen=True):
     digest: str
     verify: dict[str, Any] | None = None
     machine: dict[str, str | None] | None = None  # what a compiled engine is bound to
+    # backend tensorrt: package, version, targets, and for each plan its file, limits and costs
+    tensorrt: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,9 +88,18 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
         from enginehouse.runtime.trtllm_executor import TrtllmExecutor
 
         return TrtllmExecutor(deployment, options)
+    if manifest.backend == "tensorrt":
+        built = manifest.tensorrt or {}
+        targets = " or ".join(f"SM{sm}" for sm in built.get("targets", ()))
+        raise EngineError(
+            f"{path} holds TensorRT plans, which need a GPU with {targets} and a runner that this "
+            "version has not yet; to run and verify the model on this CPU, build it with "
+            "--backend torch"
+        )
     if manifest.backend != "torch":
         raise EngineError(
-            f"{path} was built for backend {manifest.backend!r}; wanted torch or tensorrt_llm: "
+            f"{path} was built for backend {manifest.backend!r}; wanted torch, tensorrt or "
+            "tensorrt_llm: "
             "build the engine again"
         )
     engine = read_engine(path)

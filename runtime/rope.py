@@ -175,12 +175,13 @@ class Rotary:
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
         self.tables = [RotaryTable(rotary_frequencies(config, max_positions), max_positions)]
         self.pretrained: int | None = None
+        self.short: RotaryTable | None = None
         scaling = config.rotary_scaling
         if scaling is not None and scaling_type(scaling) == "longrope":
             pretrained = int(_original(config, scaling))
             if max_positions > pretrained:
                 self.pretrained = pretrained
-                self._short = RotaryTable(rotary_frequencies(config, pretrained), pretrained)
+                self.short = RotaryTable(rotary_frequencies(config, pretrained), pretrained)
         local = config.extra.get("rope_local_base_freq")
         if local:
             plain = Frequencies(_plain(config, float(local)))
@@ -193,11 +194,11 @@ class Rotary:
         whole sequence.
         """
         angles = [table.at(positions) for table in self.tables]
-        if self.pretrained is not None and len(positions):
+        if self.pretrained is not None and self.short is not None and len(positions):
             if contexts is None:
                 contexts = (positions.max() + 1).expand(len(positions))
             short = (contexts <= self.pretrained).view(-1, 1, 1)
-            turned = self._short.at(positions.clamp(max=self.pretrained - 1))
+            turned = self.short.at(positions.clamp(max=self.pretrained - 1))
             pairs = zip(turned, angles[0], strict=True)
             angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
         return angles

@@ -1,0 +1,354 @@
+"""A stand-in for TensorRT's INetworkDefinition that computes: each layer call, done in torch.
+
+Layers are recorded as the network is defined, with the checks of a strongly typed network, and
+`run` computes them for all tensor parallel ranks in lockstep, so that collectives have what they
+sum. Written from TensorRT's documentation of each layer, not from the network that uses it.
+Source: TensorRT 11 operator reference; NvInfer.h of 11.1 for KV cache, rotary and attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "FLOAT": torch.float32,
+    "HALF": torch.float16,
+    "BF16": torch.bfloat16,
+    "FP8": torch.float8_e4m3fn,
+    "INT8": torch.int8,
+    "INT32": torch.int32,
+    "INT64": torch.int64,
+    "BOOL": torch.bool,
+}
+ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "SUM": torch.add,
+    "SUB": torch.sub,
+    "PROD": torch.mul,
+    "DIV": torch.div,
+    "MAX": torch.maximum,
+    "MIN": torch.minimum,
+    "AND": torch.logical_and,
+    "GREATER": torch.gt,
+    "EQUAL": torch.eq,
+}
+UNARY = {"SQRT": torch.sqrt, "ABS": torch.abs, "NOT": torch.logical_not}
+ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
+    "SIGMOID": torch.sigmoid,
+    "TANH": torch.tanh,
+    "GELU_TANH": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+}
+FLOATS = ("FLOAT", "HALF", "BF16")
+
+
+class Recorded:
+    """An ITensor: a dtype by TensorRT's name, a rank, and a place among the values."""
+
+    def __init__(self, index: int, dtype: str, rank: int) -> None:
+        self.index = index
+        self.dtype = dtype
+        self.rank = rank
+        self.name = ""
+
+
+class Layer:
+    """An ILayer: compute(values of its inputs) -> value; attributes are read when it runs."""
+
+    def __init__(self, compute: Callable[..., Tensor], inputs: list[Recorded]) -> None:
+        self.compute = compute
+        self.inputs = inputs
+        self.collective: Callable[[list[Tensor]], list[Tensor]] | None = None
+        self.output: Recorded
+        self.name = ""
+        self.mask: Recorded | None = None
+        self.axis = self.axes = None
+        self.num_elementwise_dims = 0
+        self.first_transpose = self.second_transpose = self._reshape_dims = None
+        self.decomposable = False
+        self.num_ranks = 1
+
+    def get_output(self, index: int) -> Recorded:
+        assert index == 0
+        return self.output
+
+    def set_input(self, index: int, value: Recorded) -> None:
+        assert index >= len(self.inputs), "each layer here has one optional input, the last"
+        self.inputs.append(value)
+
+    @property
+    def reshape_dims(self) -> tuple[int, ...] | None:
+        return self._reshape_dims
+
+    @reshape_dims.setter
+    def reshape_dims(self, dims: tuple[int, ...]) -> None:
+        self._reshape_dims = dims
+        self.output.rank = len(dims)
+
+
+class RecordingNetwork:
+    """What the network's author calls, and `run`. inputs: name -> (dtype, shape, tensor)."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, tuple[str, tuple[int, ...], Recorded]] = {}
+        self.outputs: list[Recorded] = []
+        self.layers: list[Layer] = []
+        self._count = 0
+
+    def _tensor(self, dtype: str, rank: int) -> Recorded:
+        self._count += 1
+        return Recorded(self._count - 1, dtype, rank)
+
+    def _layer(
+        self, dtype: str, rank: int, compute: Callable[..., Tensor], *inputs: Recorded
+    ) -> Layer:
+        layer = Layer(compute, list(inputs))
+        layer.output = self._tensor(dtype, rank)
+        self.layers.append(layer)
+        return layer
+
+    def run(self, ranks: Sequence[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """Each rank's outputs from its inputs, by name. Cache inputs are written in place.
+
+        An INT4 input is uint8 with its last axis halved. A wrong dtype or shape is an error.
+        """
+        values: list[dict[int, Tensor]] = [{} for _ in ranks]
+        for feeds, known in zip(ranks, values, strict=True):
+            assert feeds.keys() == self.inputs.keys(), feeds.keys() ^ self.inputs.keys()
+            for name, (dtype, shape, tensor) in self.inputs.items():
+                known[tensor.index] = _fed(name, feeds[name], dtype, shape)
+        for layer in self.layers:
+            index = layer.output.index
+            found = [
+                layer.compute(layer, *(known[item.index] for item in layer.inputs))
+                if layer.mask is None
+                else layer.compute(layer, *(known[i.index] for i in (*layer.inputs, layer.mask)))
+                for known in values
+            ]
+            if layer.collective is not None:
+                assert layer.num_ranks == len(ranks), "a collective of another number of ranks"
+                found = layer.collective(found)
+            for known, value in zip(values, found, strict=True):
+                assert value.ndim == layer.output.rank, layer.name
+                wanted = DTYPES[layer.output.dtype]
+                assert value.dtype == wanted, f"{layer.name}: {value.dtype}, wanted {wanted}"
+                known[index] = value
+        return [{out.name: known[out.index] for out in self.outputs} for known in values]
+
+    # The methods of INetworkDefinition, by its names.
+
+    def add_input(self, name: str, dtype: Any, shape: tuple[int, ...]) -> Recorded:
+        assert name not in self.inputs, f"input {name} a second time"
+        tensor = self._tensor(dtype.name, len(shape))
+        tensor.name = name
+        self.inputs[name] = (dtype.name, shape, tensor)
+        return tensor
+
+    def mark_output(self, tensor: Recorded) -> None:
+        assert tensor.name and tensor.name not in [out.name for out in self.outputs]
+        self.outputs.append(tensor)
+
+    def add_constant(self, shape: tuple[int, ...], weights: Any) -> Layer:
+        value = torch.from_numpy(np.array(weights.numpy()).reshape(shape))
+        names = {torch_dtype: name for name, torch_dtype in DTYPES.items()}
+        return self._layer(names[value.dtype], len(shape), lambda _: value)
+
+    def add_cast(self, x: Recorded, dtype: Any) -> Layer:
+        to = DTYPES[dtype.name]
+        return self._layer(dtype.name, x.rank, lambda _, v: v.to(to), x)
+
+    def add_elementwise(self, a: Recorded, b: Recorded, op: Any) -> Layer:
+        assert a.dtype == b.dtype and a.rank == b.rank, (op, a.dtype, b.dtype, a.rank, b.rank)
+        assert op.name != "DIV" or a.dtype in FLOATS
+        dtype = "BOOL" if op.name in ("GREATER", "EQUAL", "AND") else a.dtype
+        assert op.name != "AND" or a.dtype == "BOOL"
+        return self._layer(dtype, a.rank, lambda _, x, y: ELEMENTWISE[op.name](x, y), a, b)
+
+    def add_unary(self, x: Recorded, op: Any) -> Layer:
+        assert (x.dtype == "BOOL") == (op.name == "NOT")
+        return self._layer(x.dtype, x.rank, lambda _, v: UNARY[op.name](v), x)
+
+    def add_activation(self, x: Recorded, op: Any) -> Layer:
+        assert x.dtype in FLOATS
+        return self._layer(x.dtype, x.rank, lambda _, v: ACTIVATION[op.name](v), x)
+
+    def add_reduce(self, x: Recorded, op: Any, axes: int, keep_dims: bool) -> Layer:
+        kept = [i for i in range(x.rank) if axes >> i & 1]
+        reduce = {"AVG": torch.mean, "MAX": torch.amax}[op.name]
+        assert keep_dims and x.dtype in FLOATS
+        return self._layer(x.dtype, x.rank, lambda _, v: reduce(v, dim=kept, keepdim=True), x)
+
+    def add_softmax(self, x: Recorded) -> Layer:
+        def compute(layer: Layer, v: Tensor) -> Tensor:
+            assert isinstance(layer.axes, int)
+            return torch.softmax(v, dim=layer.axes.bit_length() - 1)
+
+        return self._layer(x.dtype, x.rank, compute, x)
+
+    def add_select(self, condition: Recorded, then: Recorded, other: Recorded) -> Layer:
+        assert condition.dtype == "BOOL" and then.dtype == other.dtype
+        assert condition.rank == then.rank == other.rank
+        compute = lambda _, c, x, y: torch.where(c, x, y)  # noqa: E731
+        return self._layer(then.dtype, then.rank, compute, condition, then, other)
+
+    def add_matrix_multiply(self, a: Recorded, op_a: Any, b: Recorded, op_b: Any) -> Layer:
+        assert a.dtype == b.dtype and a.dtype in FLOATS and a.rank == b.rank
+        assert op_a.name == "NONE"
+        turned = op_b.name == "TRANSPOSE"
+        compute = lambda _, x, y: x @ (y.mT if turned else y)  # noqa: E731
+        return self._layer(a.dtype, a.rank, compute, a, b)
+
+    def add_shuffle(self, x: Recorded) -> Layer:
+        def compute(layer: Layer, v: Tensor) -> Tensor:
+            if layer.first_transpose is not None:
+                v = v.permute(layer.first_transpose)
+            if layer.reshape_dims is not None:
+                sizes = [
+                    v.shape[i] if size == 0 else size for i, size in enumerate(layer.reshape_dims)
+                ]
+                v = v.reshape(sizes)
+            return v if layer.second_transpose is None else v.permute(layer.second_transpose)
+
+        return self._layer(x.dtype, x.rank, compute, x)
+
+    def add_shape(self, x: Recorded) -> Layer:
+        return self._layer("INT64", 1, lambda _, v: torch.tensor(v.shape), x)
+
+    def add_slice(self, x: Recorded, start: Any, shape: Any, stride: Any) -> Layer:
+        assert all(step == 1 for step in stride)
+
+        def compute(_: Layer, v: Tensor, sizes: Tensor) -> Tensor:
+            for axis, (first, size) in enumerate(zip(start, sizes.tolist(), strict=True)):
+                assert 0 <= first and first + size <= v.shape[axis], "a slice beyond its tensor"
+                v = v.narrow(axis, first, size)
+            return v
+
+        return self._layer(x.dtype, x.rank, compute, x)
+
+    def add_gather(self, x: Recorded, indices: Recorded, axis: int) -> Layer:
+        assert indices.dtype == "INT32"
+
+        def compute(layer: Layer, v: Tensor, at: Tensor) -> Tensor:
+            assert bool(((at >= 0) & (at < v.shape[axis])).all()), "an index beyond its axis"
+            if layer.num_elementwise_dims == 0:
+                shape = (*v.shape[:axis], *at.shape, *v.shape[axis + 1 :])
+                return v.index_select(axis, at.flatten().long()).reshape(shape)
+            assert layer.num_elementwise_dims == axis == 1
+            return torch.stack([row[index.long()] for row, index in zip(v, at, strict=True)])
+
+        layer = self._layer(x.dtype, x.rank + indices.rank - 1, compute, x, indices)
+        _elementwise_changes_rank(layer)
+        return layer
+
+    def add_quantize(self, x: Recorded, scale: Recorded, dtype: Any) -> Layer:
+        assert dtype.name == "FP8" and scale.dtype == "FLOAT" and scale.rank == 0
+
+        def compute(_: Layer, v: Tensor, by: Tensor) -> Tensor:
+            return (v.float() / by).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+        return self._layer("FP8", x.rank, compute, x, scale)
+
+    def add_dequantize(self, q: Recorded, scale: Recorded, dtype: Any) -> Layer:
+        to = DTYPES[dtype.name]
+        assert q.dtype in ("FP8", "INT8", "INT4") and scale.dtype in FLOATS
+
+        def compute(layer: Layer, v: Tensor, by: Tensor) -> Tensor:
+            by = by.float()
+            if by.ndim == 2:  # blocks along axis 0
+                assert layer.axis == 0 and v.shape[1] == by.shape[1]
+                by = by.repeat_interleave(v.shape[0] // by.shape[0], dim=0)
+                assert by.shape == v.shape
+            elif by.ndim == 1:
+                assert layer.axis is not None and len(by) == v.shape[layer.axis]
+                by = by.view([-1 if i == layer.axis else 1 for i in range(v.ndim)])
+            return (v.float() * by).to(to)
+
+        return self._layer(dtype.name, q.rank, compute, q, scale)
+
+    def add_rotary_embedding(
+        self, x: Recorded, cos: Recorded, sin: Recorded, interleaved: bool, dim: int
+    ) -> Layer:
+        assert x.dtype == cos.dtype == sin.dtype and x.rank == 4 and not interleaved
+
+        def compute(_: Layer, v: Tensor, c: Tensor, s: Tensor, positions: Tensor) -> Tensor:
+            assert positions.dtype == torch.int32 and c.shape[-1] == dim // 2
+            c, s = (table[positions.long()].unsqueeze(1) for table in (c, s))  # [B, 1, T, dim / 2]
+            one, two, rest = v.split([dim // 2, dim // 2, v.shape[-1] - dim], dim=-1)
+            return torch.cat([one * c - two * s, two * c + one * s, rest], dim=-1)
+
+        return self._layer(x.dtype, 4, compute, x, cos, sin)
+
+    def add_kv_cache_update(
+        self, cache: Recorded, update: Recorded, write_indices: Recorded, mode: Any
+    ) -> Layer:
+        assert mode.name == "LINEAR" and cache.dtype == update.dtype
+        assert cache.name in self.inputs, "the cache is no network input"
+        assert write_indices.dtype == "INT32" and write_indices.rank == 1
+
+        def compute(_: Layer, kept: Tensor, new: Tensor, first: Tensor) -> Tensor:
+            assert len(kept) == len(new) == len(first)
+            for row, (values, start) in enumerate(zip(new, first.tolist(), strict=True)):
+                count = min(values.shape[1], kept.shape[2] - start)
+                kept[row, :, start : start + count] = values[:, :count]
+            return kept
+
+        return self._layer(cache.dtype, 4, compute, cache, update, write_indices)
+
+    def add_attention_v2(
+        self, q: Recorded, k: Recorded, v: Recorded, norm: Any, causal: Any
+    ) -> Layer:
+        assert norm.name == "SOFTMAX" and causal.name == "NONE"
+        assert q.dtype == k.dtype == v.dtype and q.rank == k.rank == v.rank == 4
+
+        def compute(layer: Layer, qs: Tensor, ks: Tensor, vs: Tensor, mask: Tensor) -> Tensor:
+            assert mask.dtype == torch.bool
+            assert layer.decomposable or qs.dtype != torch.float32, "no fused kernel"
+            share = qs.shape[1] // ks.shape[1]
+            ks, vs = (x.repeat_interleave(share, dim=1) for x in (ks, vs))
+            scores = (qs @ ks.mT).float().masked_fill(~mask, float("-inf"))
+            return torch.softmax(scores, dim=-1).to(vs.dtype) @ vs
+
+        return self._layer(q.dtype, 4, compute, q, k, v)
+
+    def add_dist_collective(
+        self, x: Recorded, op: Any, reduction: Any, root: int, groups: Sequence[int]
+    ) -> Layer:
+        layer = self._layer(x.dtype, x.rank, lambda _, v: v, x)
+        assert root == -1 and not groups
+        if op.name == "ALL_GATHER":
+            assert reduction.name == "NONE"
+            layer.collective = lambda parts: [torch.cat(parts)] * len(parts)
+        else:
+            assert (op.name, reduction.name) == ("ALL_REDUCE", "SUM")
+            layer.collective = lambda parts: [torch.stack(parts).sum(0)] * len(parts)
+        return layer
+
+
+def _elementwise_changes_rank(layer: Layer) -> None:
+    """A gather whose leading axes run along has one axis less for each of them."""
+    whole = layer.output.rank
+
+    class Gather(Layer):
+        def __setattr__(self, name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+            if name == "num_elementwise_dims":
+                self.output.rank = whole - value
+
+    layer.__class__ = Gather
+
+
+def _fed(name: str, value: Tensor, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """An input as the layers see it; INT4 is unpacked, the low nibble first."""
+    if dtype == "INT4":
+        assert value.dtype == torch.uint8, name
+        nibbles = np.stack([value.numpy() & 15, value.numpy() >> 4], axis=-1)
+        signed = np.where(nibbles > 7, nibbles.astype(np.int8) - 16, nibbles).astype(np.int8)
+        value = torch.from_numpy(signed.reshape(*value.shape[:-1], -1))
+    else:
+        assert value.dtype == DTYPES[dtype], f"{name}: {value.dtype} for {dtype}"
+    fits = all(size in (-1, found) for size, found in zip(shape, value.shape, strict=True))
+    assert fits, f"{name}: {tuple(value.shape)} for {shape}"
+    return value
