@@ -205,7 +205,7 @@ class Rotary:
 
     def to(self, device: torch.device | None) -> Rotary:
         """The tables moved to a device, where positions must then lie; itself."""
-        for table in [*self.tables, *([self._short] if self.pretrained is not None else [])]:
+        for table in [*self.tables, *([self.short] if self.short is not None else [])]:
             table.cos, table.sin = table.cos.to(device), table.sin.to(device)
         return self
 
