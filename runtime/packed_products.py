@@ -26,7 +26,9 @@ def scaled_product(x: Tensor, weight: Tensor) -> Tensor:
     Scales are left to the caller, who has them in float32 too.
     """
     one = torch.ones((), dtype=torch.float32, device=x.device)
-    y: Tensor = torch._scaled_mm(x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32)
+    y: Tensor = torch._scaled_mm(
+        x.contiguous(), weight.t(), scale_a=one, scale_b=one, out_dtype=torch.float32
+    )
     return y
 
 
