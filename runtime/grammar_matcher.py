@@ -34,7 +34,10 @@ class GrammarMatcher:
         self._matcher.fill_next_token_bitmask(self._bitmask)
         xgrammar.apply_token_bitmask_inplace(logits[None], self._bitmask)
         if not self._bitmask.any():
-            self.failure = "no token can follow; change the constraint so that some text does"
+            self.failure = (
+                "no token can follow; change the constraint so that some text does, or leave out "
+                "stop_token_ids that its text is made of"
+            )
         self._spend(time.thread_time() - began_s)
 
     def accept(self, token_id: int) -> None:
