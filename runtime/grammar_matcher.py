@@ -47,7 +47,10 @@ class GrammarMatcher:
         else:
             forbid(logits, self._bitmask[0])
         if not self._bitmask.any():
-            self.failure = "no token can follow; change the constraint so that some text does"
+            self.failure = (
+                "no token can follow; change the constraint so that some text does, or leave out "
+                "stop_token_ids that its text is made of"
+            )
         self._spend(time.thread_time() - began_s)
 
     def accept(self, token_id: int) -> None:

@@ -201,3 +201,11 @@ def test_auto_is_free_and_beside_a_grammar_either_or(client: openai.OpenAI) -> N
         else:
             assert choice.finish_reason == "stop"
             Draft202012Validator(schema).validate(json.loads(choice.message.content))
+
+
+def test_stop_tokens_that_a_call_is_made_of_are_the_sender_s_fault(client: openai.OpenAI) -> None:
+    """All plain text ends the answer, so that no letter of a call may be written."""
+    forbidden = {"stop_token_ids": list(range(3, 512))}
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, extra_body=forbidden, tool_choice="required")
+    assert caught.value.param == "tools" and "stop_token_ids" in str(caught.value)
