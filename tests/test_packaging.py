@@ -103,7 +103,9 @@ def test_constraints_pin_a_fitting_version_of_every_requirement() -> None:
 
 @pytest.mark.parametrize("python", ["3.10", "3.12"])
 def test_the_lower_bounds_leave_room_for_tensorrt_llm(python: str) -> None:
-    """What tensorrt-llm 1.2.1 pins must be allowed by every bound of ours on the same package."""
+    """What tensorrt-llm 1.2.1 pins must be allowed by every bound of the product on the same
+    package. The tests have an environment of their own: they compare with transformers 5.
+    """
     pinned = [
         Requirement(line)
         for line in lines_of("options.extras_require", "trtllm")
@@ -111,7 +113,8 @@ def test_the_lower_bounds_leave_room_for_tensorrt_llm(python: str) -> None:
     ]
     assert len(pinned) == 4, "the extra names what 1.2.1 pins, on each of its Pythons"
     versions = {"tensorrt-llm": "1.2.1", "tensorrt": "10.14.1.48", "torch": "2.9.1"}
-    for wanted in [*pinned, *requirements()]:
+    own = [Requirement(line) for line in lines_of("options", "install_requires")]
+    for wanted in [*pinned, *own]:
         version = {**versions, "transformers": "4.57.3"}.get(wanted.name)
         if version is not None:
             assert wanted.specifier.contains(version, prereleases=True), wanted
