@@ -44,7 +44,7 @@ engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l
 	  $(if $(GPU),--gpu $(GPU)) $(if $(SM),--sm $(SM)) $(if $(WORKERS),--workers $(WORKERS))
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
-	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) \
+	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
 
 # Status 3: everything but TensorRT-LLM works here, which is no error of make's.

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SourceMaker, build_engine
-from family_models import FAMILIES, MIXTURES
+from conftest import SourceMaker, build_engine, write_tiny_checkpoint
+from family_models import FAMILIES, LLAMA3, MIXTURES
 from network_runner import NetworkRunner
 from torch import Tensor
 
 from enginehouse.build.forms import FP8_FORMS
+from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.linear import Fp8RowwiseLinear
 from enginehouse.runtime.model import Decoder, causal_attention
@@ -98,6 +99,15 @@ def test_the_network_answers_as_the_torch_backend(
     print(family, quant, tp, *(f"{error:.1e}" for error in found))
     assert found[0] < 1e-4
     assert found[-1] < (0.5 if quant in FP8_FORMS else 1e-4)
+
+
+def test_llama_3s_rotary_scaling_reaches_the_network(tmp_path: Path) -> None:
+    """The other scalings are the families'."""
+    write_tiny_checkpoint(tmp_path / "in", rope_scaling=LLAMA3, dtype="float32")
+    source = resolve_source(str(tmp_path / "in"), tmp_path)
+    engine = build_engine(source, tmp_path / "e", dtype="float32", quant="none", until="convert")
+    assert read_config(engine).rotary_scaling is not None
+    assert max(errors(engine, torch.float32)) < 1e-4
 
 
 @pytest.mark.parametrize("quant", FORMS)
