@@ -333,13 +333,14 @@ def test_every_flag_of_the_host_reaches_the_executor(
         tp_size=4,
         start_s=60.0,
         device="cuda",
+        grammars_at_once=True,
     )
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
     command = [str(tmp_path), "--address", "ipc://x"]
     assert host_module.main([*command, *flags]) == host_module.main(command) == 0
-    assert asked == [wanted, ExecutorOptions()]
+    assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)
 
 
