@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import struct
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +31,6 @@ _DTYPE_WORDS = {
     "uint8": "U8",
 }
 _READ_BYTES = 8 << 20
-_WRITE_BYTES = 4 << 20  # at once: a file is locked while it is written to
 
 
 class Stored(NamedTuple):
@@ -51,6 +51,8 @@ class RankFile:
         self, path: Path, table: Mapping[str, OutputTensor], metadata: Mapping[str, str] = {}
     ) -> None:
         self.path = path
+        # The kernel lets one thread at a time write to a file, and the others spin.
+        self._writing = threading.Lock()
         self._table = table
         self._missing = set(table)
         self._offsets: dict[str, int] = {}
@@ -109,7 +111,8 @@ class RankFile:
         try:
             view = memoryview(data)
             while view:
-                written = os.pwrite(self._descriptor, view[:_WRITE_BYTES], offset)
+                with self._writing:
+                    written = os.pwrite(self._descriptor, view, offset)
                 view, offset = view[written:], offset + written
         except OSError as error:
             raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -19,7 +19,6 @@ from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.torch_executor import TorchExecutor
 
 ANSWER_TOKENS = 24
 # Nats between the CPU's best token and the engine's. Arithmetic of another order, or FP8
@@ -67,6 +66,8 @@ def judge(checkpoint: Engine, prompt: list[int], answer: list[int]) -> SmokeFigu
     options = ExecutorOptions(
         max_seq_len=len(prompt) + len(answer), max_batch_size=1, max_num_tokens=512, device="cpu"
     )
+    from enginehouse.runtime.torch_executor import TorchExecutor  # slow: it brings xgrammar
+
     cpu = TorchExecutor(checkpoint, options)
     try:
         logits = text_logits(cpu, torch.tensor(prompt + answer))

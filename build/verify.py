@@ -7,7 +7,7 @@ logits from the same loaded weights over the whole text at once. The reference r
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -19,8 +19,10 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.torch_executor import TorchExecutor
 from enginehouse.runtime.traits import AttentionRule
+
+if TYPE_CHECKING:  # slow: it brings xgrammar, which most builds do without
+    from enginehouse.runtime.torch_executor import TorchExecutor
 
 PROMPT = "The three primary colours are red, yellow and"
 ANSWER_TOKENS = 32
@@ -85,6 +87,8 @@ def verify(
     options = ExecutorOptions(
         max_seq_len=min(limits.max_seq_len, 1024), max_batch_size=1, device="cpu"
     )
+    from enginehouse.runtime.torch_executor import TorchExecutor
+
     executor = TorchExecutor(engine, options)
     try:
         head = [] if first_token is None else [first_token]
