@@ -84,9 +84,8 @@ class LayerwiseAwq:
             self._hidden, self._truth = states[: len(sequences)], states[len(sequences) :]
         else:
             self.layer, self._hidden = 0, reference.embedded(sequences)
-            self._truth = [
-                states.clone() for states in self._hidden
-            ]  # the same, in the unquantised model
+            # the same, in the unquantised model; clones, as both are saved
+            self._truth = [states.clone() for states in self._hidden]
         # Of each sequence: what attention gave stands once a layer's q, k and v are settled, and
         # what enters the MLP once dense is.
         self._attended: dict[int, Tensor] = {}

@@ -16,7 +16,7 @@ from enginehouse.runtime.engine import (
     read_manifest,
     verify_files,
 )
-from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
@@ -48,6 +48,32 @@ class ExecutorOptions(NamedTuple):
     start_s: float | None = None
     device: str = "auto"
     grammars_at_once: bool = False
+
+
+def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_size: int) -> None:
+    """RequestError for what no backend can run: a prompt of more than `longest` tokens, or ids
+    that are not of the vocabulary.
+    """
+    prompt, sampling = request.prompt_ids, request.sampling
+    if not 1 <= len(prompt) <= longest:
+        raise RequestError(
+            f"the prompt has {len(prompt)} tokens; wanted 1 to {longest}, "
+            f"as the context is {max_seq_len} tokens",
+            param="messages",
+            code="context_length_exceeded",
+        )
+    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
+        raise RequestError(f"a prompt token is outside the vocabulary of {vocab_size}")
+    if sampling.max_tokens < 1:
+        raise RequestError(
+            f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
+        )
+    if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
+        raise RequestError(
+            f"logit_bias names a token outside the vocabulary of {vocab_size}",
+            param="logit_bias",
+            code="invalid_value",
+        )
 
 
 class Executor(Protocol):

@@ -23,7 +23,7 @@ from enginehouse.runtime.device import (
 )
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.executor import ExecutorOptions, check_request
 from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar_matcher import GrammarMatcher
 from enginehouse.runtime.kv_cache import LONG_ROOT_HASH, ROOT_HASH, BlockPool
@@ -102,25 +102,7 @@ class TorchExecutor:
     def submit(self, request: Request) -> None:
         vocab_size, limit = self.engine.config.vocab_size, self.info.max_seq_len
         prompt, sampling = request.prompt_ids, request.sampling
-        if not prompt or len(prompt) >= limit:
-            raise RequestError(
-                f"the prompt has {len(prompt)} tokens; wanted 1 to {limit - 1}, "
-                f"as the context is {limit} tokens",
-                param="messages",
-                code="context_length_exceeded",
-            )
-        if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-            raise RequestError(f"a prompt token is outside the vocabulary of {vocab_size}")
-        if sampling.max_tokens < 1:
-            raise RequestError(
-                f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
-            )
-        if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
-            raise RequestError(
-                f"logit_bias names a token outside the vocabulary of {vocab_size}",
-                param="logit_bias",
-                code="invalid_value",
-            )
+        check_request(request, longest=limit - 1, max_seq_len=limit, vocab_size=vocab_size)
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id} is already running")
         state = SamplingState(

@@ -32,7 +32,7 @@ from enginehouse.runtime.request import (
 )
 from enginehouse.runtime.trtllm_engine import Deployment, llm_arguments
 from enginehouse.runtime.trtllm_output import bias_tensor, failed_output, token_output
-from enginehouse.runtime.trtllm_sampling import check_request, sampling_fields
+from enginehouse.runtime.trtllm_sampling import check_for_trtllm, sampling_fields
 from enginehouse.runtime.trtllm_workers import RankLog, WorkerGuard, start_deadline
 
 log = logging.getLogger("enginehouse.trtllm")
@@ -129,7 +129,7 @@ class TrtllmExecutor:
         """A constraint is compiled here first, aside: one that takes minutes, or kills its
         compiler, would hold up every rank.
         """
-        check_request(
+        check_for_trtllm(
             request,
             max_seq_len=self.deployment.max_seq_len,
             max_input_len=self.deployment.max_input_len,

@@ -12,6 +12,7 @@ from typing import Any
 
 from enginehouse.runtime.constraint import check
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.executor import check_request
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
 
 _SEED_BITS = 63
@@ -23,31 +24,15 @@ _GUIDES = {
 }
 
 
-def check_request(
+def check_for_trtllm(
     request: Request, *, max_seq_len: int, max_input_len: int, vocab_size: int, num_eos: int
 ) -> None:
     """RequestError for what this engine can never run."""
-    prompt, sampling = request.prompt_ids, request.sampling
+    sampling = request.sampling
     longest = min(max_seq_len - 1, max_input_len)
-    if not 1 <= len(prompt) <= longest:
-        raise RequestError(
-            f"the prompt has {len(prompt)} tokens; wanted 1 to {longest}, as the context is "
-            f"{max_seq_len} tokens",
-            param="messages",
-            code="context_length_exceeded",
-        )
-    if not 0 <= min(prompt) <= max(prompt) < vocab_size:
-        raise RequestError(f"a prompt token is outside the vocabulary of {vocab_size}")
-    if sampling.max_tokens < 1:
-        raise RequestError(
-            f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
-        )
+    check_request(request, longest=longest, max_seq_len=max_seq_len, vocab_size=vocab_size)
     if not 0.0 <= sampling.min_p <= 1.0:  # TensorRT-LLM does not look
         raise RequestError(f"min_p is {sampling.min_p}; wanted 0 to 1", param="min_p")
-    if not all(0 <= token < vocab_size for token, _ in sampling.logit_bias):
-        raise RequestError(
-            f"logit_bias names a token outside the vocabulary of {vocab_size}", param="logit_bias"
-        )
     num_stops = len(sampling.stop_token_ids) + (0 if sampling.ignore_eos else num_eos)
     if sampling.min_tokens > 1 and num_stops > 1:
         raise RequestError(

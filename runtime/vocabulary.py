@@ -26,7 +26,7 @@ SHOWN_TOKENS = (
     "<think>",
     "</think>",
 )
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
@@ -35,7 +35,7 @@ def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
     if not path.is_file():
         return None
     tokenizer = Tokenizer.from_file(str(path))
-    kinds = set(_types_of(json.loads(tokenizer.to_str())["decoder"]))
+    kinds = decoder_kinds(tokenizer)
     byte_of = byte_level_alphabet() if "ByteLevel" in kinds else {}
     added = tokenizer.get_added_tokens_decoder()
     words = tokenizer.get_vocab(with_added_tokens=True)
@@ -48,13 +48,18 @@ def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
             pieces[token_id] = token.encode()
         elif byte_of:
             pieces[token_id] = _byte_level(token, byte_of)
-        elif match := _BYTE_TOKEN.fullmatch(token):
+        elif match := BYTE_TOKEN.fullmatch(token):
             pieces[token_id] = bytes.fromhex(match[1])
         elif "WordPiece" in kinds:
             pieces[token_id] = (token[2:] if token.startswith("##") else f" {token}").encode()
         else:
             pieces[token_id] = token.replace("\u2581", " ").encode()
     return pieces
+
+
+def decoder_kinds(tokenizer: Tokenizer) -> set[str]:
+    """The types of the tokenizer's decoder and of the parts it is made of: ByteLevel, ..."""
+    return set(_types_of(json.loads(tokenizer.to_str())["decoder"]))
 
 
 def byte_level_alphabet() -> dict[str, int]:

@@ -8,14 +8,12 @@ where tokens come from, who reads the text, or why a sequence ended.
 from __future__ import annotations
 
 import codecs
-import json
-import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
+from enginehouse.runtime.vocabulary import BYTE_TOKEN, byte_level_alphabet, decoder_kinds
 
 
 class TokenPieces:
@@ -29,8 +27,8 @@ class TokenPieces:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        kinds = set(_types_of(json.loads(tokenizer.to_str())["decoder"]))
-        self._byte_of = _byte_level_alphabet() if "ByteLevel" in kinds else {}
+        kinds = decoder_kinds(tokenizer)
+        self._byte_of = byte_level_alphabet() if "ByteLevel" in kinds else {}
         self._has_byte_tokens = "ByteFallback" in kinds
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = {token_id for token_id, token in added.items() if token.special}
@@ -63,7 +61,7 @@ class TokenPieces:
                 return bytes(self._byte_of[char] for char in token)
             except KeyError:  # an added token, kept as plain text
                 return token.encode()
-        if self._has_byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
+        if self._has_byte_tokens and (match := BYTE_TOKEN.fullmatch(token)):
             return bytes.fromhex(match[1])
         if first or self._anchor_id is None:
             return self._decode([token_id]).encode()
@@ -182,22 +180,3 @@ class StopMatcher:
                 ):
                     return start
         return len(held)
-
-
-def _types_of(decoder: Any) -> Iterable[str]:
-    if isinstance(decoder, dict):
-        yield str(decoder.get("type"))
-        for part in decoder.get("decoders", ()):
-            yield from _types_of(part)
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes, mapped back.
-
-    Source: `bytes_to_unicode` in OpenAI's gpt-2 encoder.py.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    alphabet = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
-    return alphabet

@@ -22,7 +22,7 @@ from enginehouse.runtime.request import (
     TokenLogprobs,
 )
 from enginehouse.runtime.trtllm_output import bias_tensor, failed_output, token_output
-from enginehouse.runtime.trtllm_sampling import check_request, sampling_fields
+from enginehouse.runtime.trtllm_sampling import check_for_trtllm, sampling_fields
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}}'
 CHOSEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
@@ -159,15 +159,15 @@ def test_what_cannot_run_is_refused_by_its_name(
 ) -> None:
     request = Request(1, prompt, SamplingParams(**{"max_tokens": 10, **sampling}))
     with pytest.raises(RequestError, match=message) as caught:
-        check_request(request, max_seq_len=100, max_input_len=100, vocab_size=512, num_eos=2)
+        check_for_trtllm(request, max_seq_len=100, max_input_len=100, vocab_size=512, num_eos=2)
     assert caught.value.param == param
 
 
 def test_min_tokens_is_taken_where_one_token_at_most_ends_a_sequence() -> None:
     limits: dict[str, int] = {"max_seq_len": 100, "max_input_len": 100, "vocab_size": 512}
-    check_request(Request(1, [5], SamplingParams(9, min_tokens=5)), **limits, num_eos=1)
+    check_for_trtllm(Request(1, [5], SamplingParams(9, min_tokens=5)), **limits, num_eos=1)
     free = SamplingParams(9, min_tokens=5, ignore_eos=True)
-    check_request(Request(1, [5], free), **limits, num_eos=3)
+    check_for_trtllm(Request(1, [5], free), **limits, num_eos=3)
 
 
 def answer(token_ids: list[int], finish: str | None, stop: int | None = None, **more: Any) -> Any:
