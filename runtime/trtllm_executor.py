@@ -68,7 +68,7 @@ class _Compiled(NamedTuple):
     grammar: Grammar
 
 
-_Event = TokenOutput | _Ended | _Compiled | dict[str, Any]
+_Event = TokenOutput | _Ended | _Compiled
 
 
 class TrtllmExecutor:
@@ -83,6 +83,7 @@ class TrtllmExecutor:
         self._given: set[_Sequence] = set()  # cancelled ones too, until TensorRT-LLM lets go
         self._num_submitted = 0
         self._counts = dict.fromkeys(("prompt", "generated", "paused"), 0)
+        self._iterations: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._latest: dict[str, Any] = {}
         self._overfull_since_s: float | None = None
         self._next_look_s = 0.0
@@ -196,6 +197,7 @@ class TrtllmExecutor:
                 break
             timeout = None
             self._handle(event, outputs)
+        self._read_iterations()
         self._look_after_ranks()
         return outputs
 
@@ -213,15 +215,17 @@ class TrtllmExecutor:
             else:
                 del self._active[request_id]
                 outputs.append(failed_output(event.request, error))
-        elif isinstance(event, TokenOutput):
-            if event.request_id in self._active:
-                self._count(event)
-                outputs.append(event)
-        else:
-            self._latest = event
-            paused = event.get("inflightBatchingStats", {}).get("numPausedRequests", 0)
+        elif event.request_id in self._active:
+            self._count(event)
+            outputs.append(event)
+
+    def _read_iterations(self) -> None:
+        """TensorRT-LLM's statistics, of which the last come after the last sequence has ended."""
+        while not self._iterations.empty():
+            self._latest = latest = self._iterations.get_nowait()
+            paused = latest.get("inflightBatchingStats", {}).get("numPausedRequests", 0)
             self._counts["paused"] += paused
-            self._verify_aborts(event.get("numActiveRequests", 0))
+            self._verify_aborts(latest.get("numActiveRequests", 0))
 
     def _count(self, output: TokenOutput) -> None:
         sequence = self._active[output.request_id]
@@ -260,6 +264,7 @@ class TrtllmExecutor:
 
     def stats(self) -> ExecutorStats:
         """Counts are this class's; blocks, iterations and pauses are TensorRT-LLM's own."""
+        self._read_iterations()
         cache = self._latest.get("kvCacheStats", {})
         num_blocks = int(cache.get("maxNumBlocks", self.info.num_kv_blocks))
         running = len(self._given)
@@ -342,7 +347,7 @@ class TrtllmExecutor:
         while True:
             try:
                 async for stats in self._llm.get_stats_async(timeout=_STATS_S):
-                    self._events.put(_as_dict(stats))
+                    self._iterations.put(_as_dict(stats))
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # metrics must not end the engine
