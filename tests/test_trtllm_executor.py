@@ -126,6 +126,12 @@ def test_a_stream_gives_each_token_once_and_the_reason_last(executor: Executor) 
     assert len(outputs) > 1, "tokens come as they are made"
 
 
+def test_the_last_iterations_are_counted_though_nobody_polls(executor: Executor) -> None:
+    before = executor.stats().num_iterations
+    generate(executor, [Request(20, [5, 6, 7], greedy(6))])
+    wait_for(lambda: executor.stats().num_iterations >= before + 6)
+
+
 @pytest.mark.parametrize("position", [0, 3])
 def test_a_stop_token_is_told_and_not_given_out(executor: Executor, position: int) -> None:
     free = generate(executor, [Request(22, [5, 6, 7], greedy())])[22]
