@@ -16,6 +16,7 @@ import torch
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.journal import Journal
+from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import KV_SCALE, BuildPlan
 from enginehouse.build.rank_files import Sink
 from enginehouse.build.units import (
@@ -56,8 +57,8 @@ def convert(
         with gate.holding(unit_bytes(unit, config, source)):
             stored = [
                 item
-                for name, tensor in convert_unit(config, unit, source, calibration)
-                for item in sink.put(unit.pp_rank, name, tensor)
+                for name, pieces in convert_unit(config, unit, source, calibration)
+                for item in sink.put(unit.pp_rank, name, pieces)
             ]
         journal.record(unit.key, stored)
         advance(sum(item.num_bytes for item in stored))
@@ -72,7 +73,7 @@ def convert(
         for pp_rank in range(config.mapping.pp_size):
             for local, layer in enumerate(stage_layers(config, pp_rank)):
                 scale = torch.tensor([calibration.kv_scales[layer]])
-                sink.put(pp_rank, KV_SCALE.format(local), scale)
+                sink.put(pp_rank, KV_SCALE.format(local), Pieces.of(scale))
     sink.finish()
 
 

@@ -22,6 +22,7 @@ from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.hf_config_out import hf_config, quantization_files
 from enginehouse.build.hf_layout import HfLayout
+from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import BuildPlan, output_tensors
 from enginehouse.build.rank_file import RankFile, Stored
 
@@ -52,8 +53,8 @@ class HfCheckpoint:
                 self._file_of.update(dict.fromkeys(shard, file))
             self._open = stack.pop_all()
 
-    def put(self, pp_rank: int, name: str, tensor: Tensor) -> list[Stored]:
-        layout = self._layout
+    def put(self, pp_rank: int, name: str, pieces: Pieces) -> list[Stored]:
+        layout, tensor = self._layout, pieces.whole()
         if layout.waits_for_factors(name):
             return []
         parts = layout.tensors(name, tensor)

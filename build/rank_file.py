@@ -76,20 +76,34 @@ class RankFile:
             begun = os.pread(self._descriptor, len(head), 0) == head
             if not begun or os.fstat(self._descriptor).st_size != len(head) + end:
                 os.ftruncate(self._descriptor, 0)
-                self._put(head, 0)
+                self.put(memoryview(head), 0)
                 os.ftruncate(self._descriptor, len(head) + end)
         except OSError as error:
             raise EnginehouseError(f"{path} cannot be written: {error.strerror}") from None
 
     def write(self, name: str, tensor: Tensor) -> Stored:
         """Put a tensor in its place. Its dtype and shape are the table's."""
-        wanted = self._table[name]
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        assert (dtype, tuple(tensor.shape)) == (wanted.dtype, wanted.shape), (name, tensor, wanted)
-        data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data
-        self._put(data, self._data_start + self._offsets[name])
+        writer = self.begin(name)
+        writer.append(tensor)
+        return writer.end()
+
+    def begin(self, name: str) -> TensorWriter:
+        """For a tensor that comes in pieces."""
+        return TensorWriter(self, name, self._table[name], self._data_start + self._offsets[name])
+
+    def put(self, data: memoryview, offset: int) -> None:
+        """Write at a place in the file; EnginehouseError when that fails."""
+        try:
+            while data:
+                with self._writing:
+                    written = os.pwrite(self._descriptor, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def written(self, name: str) -> None:
+        """The whole tensor is in its place."""
         self._missing.discard(name)
-        return Stored(self.path.name, name, len(data), xxh3_128(data).hexdigest())
 
     def holds(self, stored: Stored) -> bool:
         """Whether the tensor is here as it was once written; if so, it need not be again."""
@@ -107,16 +121,6 @@ class RankFile:
         self._missing.discard(stored.name)
         return True
 
-    def _put(self, data: bytes | memoryview, offset: int) -> None:
-        try:
-            view = memoryview(data)
-            while view:
-                with self._writing:
-                    written = os.pwrite(self._descriptor, view, offset)
-                view, offset = view[written:], offset + written
-        except OSError as error:
-            raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
-
     def finish(self) -> None:
         """Every tensor was written: have them on the disk."""
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
@@ -127,3 +131,28 @@ class RankFile:
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+class TensorWriter:
+    """One tensor of a rank file, its rows in order."""
+
+    def __init__(self, file: RankFile, name: str, wanted: OutputTensor, offset: int) -> None:
+        self._file, self._name, self._wanted = file, name, wanted
+        self._start = self._offset = offset
+        self._digest = xxh3_128()
+
+    def append(self, piece: Tensor) -> None:
+        """The next rows, all of them or some."""
+        dtype, shape = self._wanted
+        found = str(piece.dtype).removeprefix("torch.")
+        assert (found, piece.shape[1:]) == (dtype, shape[1:]), (self._name, piece, self._wanted)
+        data = piece.contiguous().view(-1).view(torch.uint8).numpy().data
+        self._file.put(data, self._offset)
+        self._digest.update(data)
+        self._offset += len(data)
+
+    def end(self) -> Stored:
+        num_bytes = self._offset - self._start
+        assert num_bytes == self._wanted.num_bytes, (self._name, num_bytes, self._wanted)
+        self._file.written(self._name)
+        return Stored(self._file.path.name, self._name, num_bytes, self._digest.hexdigest())

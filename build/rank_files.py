@@ -9,18 +9,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from torch import Tensor
-
+from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import BuildPlan, output_tensors
 from enginehouse.build.rank_file import RankFile, Stored
-from enginehouse.runtime.sharding import shard_tensor
+from enginehouse.runtime.sharding import shard_piece
 
 
 class Sink(Protocol):
     """Where converted tensors go. Threads may call `put` and `holds` at once."""
 
-    def put(self, pp_rank: int, name: str, tensor: Tensor) -> Sequence[Stored]:
-        """A tensor of a pipeline stage by its TensorRT-LLM name, whole; what was stored of it."""
+    def put(self, pp_rank: int, name: str, pieces: Pieces) -> Sequence[Stored]:
+        """A tensor of a pipeline stage by its TensorRT-LLM name, uncut; what was stored of it."""
 
     def holds(self, stored: Stored) -> bool:
         """Whether this is on the disk still, of an earlier run."""
@@ -46,12 +45,17 @@ class RankFiles:
                     stack.callback(self._files[path.name].close)
             self._open = stack.pop_all()
 
-    def put(self, pp_rank: int, name: str, tensor: Tensor) -> list[Stored]:
-        stored = []
-        for tp_rank in range(self._config.mapping.tp_size):
-            file = self._files[self._path(pp_rank, tp_rank).name]
-            stored.append(file.write(name, shard_tensor(name, tensor, self._config, tp_rank)))
-        return stored
+    def put(self, pp_rank: int, name: str, pieces: Pieces) -> list[Stored]:
+        ranks = range(self._config.mapping.tp_size)
+        writers = [self._files[self._path(pp_rank, rank).name].begin(name) for rank in ranks]
+        row = 0
+        for piece in pieces.parts:
+            for rank, writer in zip(ranks, writers, strict=True):
+                part = shard_piece(name, piece, row, pieces.shape, self._config, rank)
+                if len(part):
+                    writer.append(part)
+            row += len(piece)
+        return [writer.end() for writer in writers]
 
     def holds(self, stored: Stored) -> bool:
         file = self._files.get(stored.file)

@@ -16,6 +16,7 @@ from torch import Tensor
 from enginehouse.build.architectures import TensorRow, stage_rows
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import is_quantized
+from enginehouse.build.pieces import Pieces, can_be_cut, read_pieces
 from enginehouse.build.quantization import (
     check_finite,
     quantize_fp8_rowwise,
@@ -135,34 +136,67 @@ def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint) -> int
 
 def convert_unit(
     config: ModelConfig, unit: Unit, source: SourceCheckpoint, calibration: Calibration
-) -> Iterator[tuple[str, Tensor]]:
-    """The checkpoint's tensors of a unit, by their TensorRT-LLM names, whole (before any cut)."""
+) -> Iterator[tuple[str, Pieces]]:
+    """The checkpoint's tensors of a unit, by their TensorRT-LLM names, uncut. The pieces of each
+    must be gone through before the next is asked for.
+    """
     pp_rank, rows = unit
-    dtype: torch.dtype = getattr(torch, config.dtype)
     quantization = config.quantization
     algo = quantization.quant_algo
     if algo == "W8A16" or not is_quantized(quantization, rows[0].target):
         for row in rows:
-            router = row.target.endswith("router.weight")
-            yield row.target, read_row(row, source, config).to(torch.float32 if router else dtype)
+            dtype: torch.dtype = getattr(torch, config.dtype)
+            if row.target.endswith("router.weight"):
+                dtype = torch.float32
+            shape, parts = _pieces(row, source, config)
+            yield row.target, Pieces(shape, (part.to(dtype) for part in parts))
     elif source.quantized is not None:
         for row in rows:
             for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
-                yield row.target.removesuffix("weight") + kind, tensor
+                yield row.target.removesuffix("weight") + kind, Pieces.of(tensor)
     elif by_layer(quantization):
         assert calibration.linears is not None
         local = _layer_of(rows[0].target)
         linears = calibration.linears(stage_layers(config, pp_rank)[local])
         for name, tensor in linears.items():
-            yield f"transformer.layers.{local}.{name}", tensor
-    elif algo == "FP8_PER_CHANNEL_PER_TOKEN":
-        for row in rows:
-            q, scale = quantize_fp8_rowwise(read_row(row, source, config))
-            yield row.target, q
-            yield row.target.removesuffix("weight") + "per_channel_scale", scale
+            yield f"transformer.layers.{local}.{name}", Pieces.of(tensor)
     else:
         for row in rows:
-            weight = read_row(row, source, config)
-            q, scale = quantize_int4(weight, quantization.group_size, dtype)
-            yield row.target, pack_int4(q)
-            yield row.target.removesuffix("weight") + "weights_scaling_factor", scale
+            yield from _convert_linear(row, source, config)
+
+
+def _convert_linear(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig
+) -> Iterator[tuple[str, Pieces]]:
+    """A weight whose rows can each be quantised alone, then its scales."""
+    (height, width), parts = _pieces(row, source, config)
+    scales: list[Tensor] = []
+    module = row.target.removesuffix("weight")
+    if config.quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
+
+        def rowwise() -> Iterator[Tensor]:
+            for part in parts:
+                q, scale = quantize_fp8_rowwise(part)
+                scales.append(scale)
+                yield q
+
+        yield row.target, Pieces((height, width), rowwise())
+        yield f"{module}per_channel_scale", Pieces.of(torch.cat(scales))
+        return
+    group_size, dtype = config.quantization.group_size, getattr(torch, config.dtype)
+
+    def grouped() -> Iterator[Tensor]:
+        for part in parts:
+            q, scale = quantize_int4(part, group_size, dtype)
+            scales.append(scale)
+            yield pack_int4(q)
+
+    yield row.target, Pieces((height // 2, width), grouped())
+    yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
+
+
+def _pieces(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Pieces:
+    """A row's tensor, in one piece where its recipe needs it whole."""
+    if can_be_cut(row, source):
+        return read_pieces(row, source)
+    return Pieces.of(read_row(row, source, config))

@@ -123,30 +123,73 @@ def shard_tensor(name: str, tensor: Tensor, config: ModelConfig, tp_rank: int) -
     if cut is Cut.COLUMNS:
         _check_divisible(name, "columns", tensor.shape[-1], tp)
         return tensor.chunk(tp, dim=-1)[tp_rank]
-    if cut is Cut.HALVES:
-        dim = _rows_dim(tensor)
-        _check_divisible(name, "rows", tensor.shape[dim], 2 * tp)
-        pieces = tensor.chunk(2 * tp, dim=dim)
-        return torch.cat([pieces[tp_rank], pieces[tp + tp_rank]], dim=dim)
+    dim = _rows_dim(tensor) if cut is Cut.HALVES else 0
+    runs = _row_runs(name, cut, tensor.shape[dim], config, tp_rank)
+    parts = [tensor.narrow(dim, run.start, len(run)) for run in runs]
+    padding = _padding(cut, tensor.shape[0], runs, tp)
+    if padding:
+        parts.append(tensor.new_zeros(padding, *tensor.shape[1:]))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def shard_piece(
+    name: str,
+    piece: Tensor,
+    first_row: int,
+    shape: Sequence[int],
+    config: ModelConfig,
+    tp_rank: int,
+) -> Tensor:
+    """What a rank holds of some rows of a tensor; of all pieces in order, its `shard_tensor`.
+
+    piece: rows first_row and on of a tensor of this shape, of two dimensions unless it is whole.
+    """
+    tp = config.mapping.tp_size
+    if len(piece) == shape[0]:
+        return shard_tensor(name, piece, config, tp_rank)
+    cut = config_cut(name, len(shape), config)
+    assert len(shape) == 2 and not name.endswith(".zero"), (name, shape)
+    if tp == 1 or cut in (Cut.COPY, Cut.COLUMNS):
+        return shard_tensor(name, piece, config, tp_rank)
+    runs = _row_runs(name, cut, shape[0], config, tp_rank)
+    end = first_row + len(piece)
+    bounds = [(max(run.start, first_row), min(run.stop, end)) for run in runs]
+    parts = [piece[a - first_row : b - first_row] for a, b in bounds if a < b]
+    if end == shape[0] and (padding := _padding(cut, shape[0], runs, tp)):
+        parts.append(piece.new_zeros(padding, shape[1]))
+    return parts[0] if len(parts) == 1 else torch.cat([*parts, piece[:0]])
+
+
+def _row_runs(name: str, cut: Cut, rows: int, config: ModelConfig, tp_rank: int) -> list[range]:
+    """The rows of a tensor that a rank holds, in the order it holds them, which is theirs."""
+    tp = config.mapping.tp_size
     if cut is Cut.VOCABULARY:
-        per_rank = -(-tensor.shape[0] // tp)
-        part = tensor[tp_rank * per_rank : (tp_rank + 1) * per_rank]
-        padding = per_rank - part.shape[0]
-        return torch.cat([part, part.new_zeros(padding, *part.shape[1:])]) if padding else part
+        per_rank = -(-rows // tp)
+        return [range(min(rows, tp_rank * per_rank), min(rows, (tp_rank + 1) * per_rank))]
     if cut is Cut.QKV:
-        head = config.head_size // _unit(tensor.shape[0], config.qkv_size, name)
+        head = config.head_size // _unit(rows, config.qkv_size, name)
         q_heads = config.num_attention_heads // tp
         kv_heads = kv_heads_of_rank(config, tp_rank)
         k_start = config.num_attention_heads
         v_start = k_start + config.num_key_value_heads
-        runs = [
-            (tp_rank * q_heads, q_heads),
-            (k_start + kv_heads.start, len(kv_heads)),
-            (v_start + kv_heads.start, len(kv_heads)),
+        return [
+            range(start * head, (start + count) * head)
+            for start, count in (
+                (tp_rank * q_heads, q_heads),
+                (k_start + kv_heads.start, len(kv_heads)),
+                (v_start + kv_heads.start, len(kv_heads)),
+            )
         ]
-        return torch.cat([tensor[start * head : (start + n) * head] for start, n in runs])
-    _check_divisible(name, "rows", tensor.shape[0], tp)
-    return tensor.chunk(tp, dim=0)[tp_rank]
+    halves = 2 if cut is Cut.HALVES else 1
+    _check_divisible(name, "rows", rows, halves * tp)
+    part = rows // (halves * tp)
+    starts = [(half * tp + tp_rank) * part for half in range(halves)]
+    return [range(start, start + part) for start in starts]
+
+
+def _padding(cut: Cut, rows: int, runs: Sequence[range], tp: int) -> int:
+    """Rows of zeros that a rank holds beyond those of the vocabulary."""
+    return -(-rows // tp) - len(runs[0]) if cut is Cut.VOCABULARY else 0
 
 
 def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
