@@ -12,6 +12,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +32,10 @@ _DTYPE_WORDS = {
     "uint8": "U8",
 }
 _READ_BYTES = 8 << 20
+# A page cache in large blocks looks for a block of each write's size. Up to eight pages the kernel
+# has lists of them; beyond, a write takes several times as long.
+_WRITE_BYTES = 32 << 10
+_FLUSH_BYTES = 128 << 20
 
 
 class Stored(NamedTuple):
@@ -53,6 +58,9 @@ class RankFile:
         self.path = path
         # The kernel lets one thread at a time write to a file, and the others spin.
         self._writing = threading.Lock()
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flushed: Future[None] | None = None
+        self._unflushed = 0
         self._table = table
         self._missing = set(table)
         self._offsets: dict[str, int] = {}
@@ -94,12 +102,22 @@ class RankFile:
     def put(self, data: memoryview, offset: int) -> None:
         """Write at a place in the file; EnginehouseError when that fails."""
         try:
-            while data:
-                with self._writing:
-                    written = os.pwrite(self._descriptor, data, offset)
-                data, offset = data[written:], offset + written
+            with self._writing:
+                self._unflushed += len(data)
+                while data:
+                    written = os.pwrite(self._descriptor, data[:_WRITE_BYTES], offset)
+                    data, offset = data[written:], offset + written
+                self._flush()
         except OSError as error:
             raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
+
+    def _flush(self) -> None:
+        """Have the disk begin before the last tensor comes. Raises OSError of the flush before."""
+        if self._unflushed >= _FLUSH_BYTES and (self._flushed is None or self._flushed.done()):
+            if self._flushed is not None:
+                self._flushed.result()
+            self._flushed = self._flusher.submit(os.fdatasync, self._descriptor)
+            self._unflushed = 0
 
     def written(self, name: str) -> None:
         """The whole tensor is in its place."""
@@ -125,11 +143,14 @@ class RankFile:
         """Every tensor was written: have them on the disk."""
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"
         try:
+            if self._flushed is not None:
+                self._flushed.result()
             os.fsync(self._descriptor)
         except OSError as error:
             raise EnginehouseError(f"{self.path} cannot be written: {error.strerror}") from None
 
     def close(self) -> None:
+        self._flusher.shutdown()
         os.close(self._descriptor)
 
 

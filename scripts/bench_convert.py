@@ -35,6 +35,9 @@ SHAPES = {
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
+# A virtual machine gives the memory that one run frees back to its host, which takes some seconds;
+# after them all runs start alike, and each asks for its pages anew.
+SETTLE_S = 6.0
 FORMS = ("none", "fp8_rowwise", "int4")
 
 
@@ -131,6 +134,7 @@ def run(source: Path, work: Path, forms: list[str], rounds: int) -> list[Result]
     for _ in range(rounds):
         for name, command in commands.items():
             os.sync()
+            time.sleep(SETTLE_S)
             start = time.perf_counter()
             _, peak = timed_child(command)
             os.sync()  # both write to the page cache; both pay for the disk
