@@ -16,8 +16,9 @@ import torch
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.journal import Journal
+from enginehouse.build.output_table import KV_SCALE
 from enginehouse.build.pieces import Pieces
-from enginehouse.build.plan import KV_SCALE, BuildPlan
+from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_files import Sink
 from enginehouse.build.units import (
     Calibration,
@@ -46,7 +47,8 @@ def convert(
     """Put every tensor of the plan into the sink; advance(bytes) after each unit.
 
     finished: keys of units that are in the sink already. Raises QuantizationError for weights
-    with NaN or Inf. Memory: two of the largest tensor, and what `calibration.linears` takes.
+    with NaN or Inf. Memory: a few pieces of tensors, at most two of the largest whole one where
+    a form or format needs it whole, and what `calibration.linears` takes.
     """
     config = plan.config
     every = list(units(config, source))
@@ -54,7 +56,7 @@ def convert(
     gate = _MemoryGate(2 * largest + _SPARE_BYTES)
 
     def work(unit: Unit) -> None:
-        with gate.holding(unit_bytes(unit, config, source)):
+        with gate.holding(unit_bytes(unit, config, source, plan.settings.format == "hf")):
             stored = [
                 item
                 for name, pieces in convert_unit(config, unit, source, calibration)

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from enginehouse.build.forms import GROUP_SIZES
-from enginehouse.build.plan import BuildPlan, legal_tp, linear_shapes
+from enginehouse.build.output_table import linear_shapes
+from enginehouse.build.plan import BuildPlan, legal_tp
 from enginehouse.runtime.config import ModelConfig
 
 GIB = 2**30

@@ -22,8 +22,9 @@ from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.hf_config_out import hf_config, quantization_files
 from enginehouse.build.hf_layout import HfLayout
+from enginehouse.build.output_table import output_tensors
 from enginehouse.build.pieces import Pieces
-from enginehouse.build.plan import BuildPlan, output_tensors
+from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_file import RankFile, Stored
 
 MAX_SHARD_BYTES = 5_000_000_000

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from enginehouse.build.network_linear import InputSpec, Linears
 from enginehouse.build.network_ops import NetworkOps, Value
-from enginehouse.build.plan import output_tensors
+from enginehouse.build.output_table import output_tensors
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
 from enginehouse.runtime.traits import AttentionRule, traits_of

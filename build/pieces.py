@@ -37,11 +37,13 @@ class Pieces(NamedTuple):
 
 def can_be_cut(row: TensorRow, source: SourceCheckpoint) -> bool:
     """Whether a row's tensor is the rows of its sources and nothing else; in pairs, as INT4 packs
-    two rows.
+    two rows. Of a source without weights, whether it would be.
     """
-    shapes = [source.tensors.infos[name].shape for name in row.sources]
     plain = row.recipe == "join" and source.rows is None
-    return plain and all(len(shape) == 2 and shape[0] % 2 == 0 for shape in shapes)
+    if not plain or not source.has_weights:
+        return plain
+    shapes = [source.tensors.infos[name].shape for name in row.sources]
+    return all(len(shape) == 2 and shape[0] % 2 == 0 for shape in shapes)
 
 
 def read_pieces(row: TensorRow, source: SourceCheckpoint) -> Pieces:

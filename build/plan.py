@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import NamedTuple
 
 import torch
 
@@ -26,24 +25,22 @@ from enginehouse.build.forms import (
     GROUP_SIZES,
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
-    OutputTensor,
-    is_quantized,
-    linear_tensors,
 )
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.hf_layout import HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
+from enginehouse.build.output_table import linear_shapes, output_tensors
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tensorrt_plan import check_tensorrt
 from enginehouse.build.trtllm_flags import check_flags, facts_of
+from enginehouse.build.units import is_whole
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
-KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_MEMORY_BYTES = 640 << 20
 
@@ -122,7 +119,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         max_num_tokens=max_num_tokens,
         group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
-        peak_memory_bytes=_peak_memory_bytes(config, source),
+        peak_memory_bytes=_peak_memory_bytes(config, source, settings),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
         builder_flags=flags,
         scale_dtype=form.scale_dtype,
@@ -285,33 +282,6 @@ def _uncut(config: ModelConfig, tp: int) -> str | None:
     return key if inner % tp else None
 
 
-class LinearShape(NamedTuple):
-    """A linear on one rank, and which of its axes tensor parallelism cuts (0: out, 1: in)."""
-
-    out_features: int
-    in_features: int
-    cut_axis: int
-
-
-def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
-    """The linears of one decoder layer, per rank; experts are no linears (`_expert_tensors`)."""
-    tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
-    query = config.num_attention_heads // tp * head
-    key = max(1, config.num_key_value_heads // tp) * head
-    inner = config.intermediate_size // tp
-    linears = {
-        "attention.qkv": LinearShape(query + 2 * key, hidden, 0),
-        "attention.dense": LinearShape(hidden, query, 1),
-    }
-    if config.num_experts:
-        return linears
-    if config.gate_in_fc:
-        linears["mlp.fc"] = LinearShape(2 * inner, hidden, 0)
-    else:
-        linears["mlp.fc"] = linears["mlp.gate"] = LinearShape(inner, hidden, 0)
-    return {**linears, "mlp.proj": LinearShape(hidden, inner, 1)}
-
-
 def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
     """Why int4 groups do not fit some linear, or None.
 
@@ -356,67 +326,20 @@ def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers) or "none"
 
 
-def output_tensors(
-    config: ModelConfig, pp_rank: int, scale_dtype: str | None = None
-) -> dict[str, OutputTensor]:
-    """The exact table of a rank file; equal on all tensor parallel ranks of a stage.
-
-    scale_dtype: of INT4 scales that the source has already; None for the model's.
+def _peak_memory_bytes(
+    config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings
+) -> int:
+    """The largest fused tensor that is held whole, as it is read, once more in float32 or as it is
+    written, and the base.
     """
-    linears = linear_shapes(config)
-    vocab = config.padded_vocab_size() // config.mapping.tp_size
-    table: dict[str, OutputTensor] = {}
-    for target in (row.target for row in stage_rows(config, pp_rank)):
-        module, _, kind = target.rpartition(".")
-        name = ".".join(module.split(".")[-2:])
-        linear = linears.get(name)
-        if linear is None and name.startswith("mlp."):
-            table.update(_expert_tensors(config, module))
-        elif linear is None:
-            vocabulary = module in ("transformer.vocab_embedding", "lm_head")
-            width = config.head_size if name.startswith("attention.") else config.hidden_size
-            shape = (vocab, width) if vocabulary else (width,)
-            table[target] = OutputTensor(config.dtype, shape)
-        elif kind == "bias":
-            table[target] = OutputTensor(config.dtype, (linear.out_features,))
-        else:
-            quantization, dtype = config.quantization, config.dtype
-            table.update(linear_tensors(quantization, dtype, module, *linear[:2], scale_dtype))
-    if config.quantization.kv_cache_quant_algo is not None:
-        for local in range(len(config.mapping.layers(pp_rank, config.num_hidden_layers))):
-            table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
-    return table
-
-
-def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]:
-    """A mixture's router, float32 in every form, or all its experts in one tensor."""
-    experts, hidden = config.num_experts, config.hidden_size
-    inner = config.moe_intermediate_size // config.mapping.tp_size
-    shape = {
-        "router": (experts, hidden),
-        "fc": (experts, 2 * inner, hidden),
-        "proj": (experts, hidden, inner),
-    }[module.rpartition(".")[2]]
-    if len(shape) == 2:
-        return {f"{module}.weight": OutputTensor("float32", shape)}
-    if not is_quantized(config.quantization, f"{module}.weight"):
-        return {f"{module}.weight": OutputTensor(config.dtype, shape)}
-    assert config.quantization.quant_algo == "FP8", config.quantization
-    return {
-        f"{module}.weight": OutputTensor("float8_e4m3fn", shape),
-        f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
-        f"{module}.weights_scaling_factor": OutputTensor("float32", (experts, 1)),
-    }
-
-
-def _peak_memory_bytes(config: ModelConfig, source: SourceCheckpoint) -> int:
-    """The largest fused tensor as it is read, once more in float32 or as written, and the base."""
     shapes = expected_shapes(config)
     infos = source.tensors.infos if source.has_weights else {}
     dtype: torch.dtype = getattr(torch, config.dtype)
     largest = 0
     for pp_rank in range(config.mapping.pp_size):
         for row in stage_rows(config, pp_rank):
+            if settings.format != "hf" and not is_whole(row, source, config):
+                continue
             read = sum(
                 prod(shapes[name]) * (infos[name].dtype if infos else dtype).itemsize
                 for name in row.sources

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from enginehouse.build.output_table import output_tensors
 from enginehouse.build.pieces import Pieces
-from enginehouse.build.plan import BuildPlan, output_tensors
+from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_file import RankFile, Stored
 from enginehouse.runtime.sharding import shard_piece
 

@@ -126,12 +126,22 @@ def source_bytes(row: TensorRow, source: SourceCheckpoint) -> int:
     return sum(prod(info.shape) * info.dtype.itemsize for info in infos)
 
 
-def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint) -> int:
-    """What a unit takes at its peak: its sources, and a second time where they are changed."""
-    names = [name for row in unit.rows for name in row.sources]
+def is_whole(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> bool:
+    """Whether a row's tensor is held as one while it is converted, and not in pieces."""
+    quantised = is_quantized(config.quantization, row.target)
+    by_itself = source.quantized is None and not by_layer(config.quantization)
+    return (quantised and not by_itself) or not can_be_cut(row, source)
+
+
+def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint, uncut: bool) -> int:
+    """What a unit takes at its peak: its sources, and a second time where they are changed; of
+    what goes in pieces, next to nothing. uncut: the sink takes whole tensors.
+    """
+    rows = [row for row in unit.rows if uncut or is_whole(row, source, config)]
+    names = [name for row in rows for name in row.sources]
     kept = len(names) == 1 and not is_quantized(config.quantization, unit.rows[0].target)
     kept = kept and source.tensors.infos[names[0]].dtype == getattr(torch, config.dtype)
-    return sum(source_bytes(row, source) for row in unit.rows) * (1 if kept else 2)
+    return sum(source_bytes(row, source) for row in rows) * (1 if kept else 2)
 
 
 def convert_unit(

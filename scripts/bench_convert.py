@@ -33,6 +33,7 @@ SHAPES = {
     # hidden, intermediate, layers, heads, kv heads, vocabulary
     "tiny": (512, 1408, 4, 8, 4, 8192),
     "1b": (2048, 8192, 16, 32, 8, 128256),
+    "3b": (3072, 8192, 28, 24, 8, 128256),
     "8b": (4096, 14336, 32, 32, 8, 128256),
 }
 # A virtual machine gives the memory that one run frees back to its host, which takes some seconds;

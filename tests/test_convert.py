@@ -14,6 +14,7 @@ from conftest import ROOT, EngineMaker, build_engine, write_tiny_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from enginehouse.build import pieces
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import QuantizationError
@@ -204,6 +205,21 @@ def test_an_odd_vocabulary_is_padded_in_the_shards_and_nowhere_else(tmp_path: Pa
     assert head.shape[0] == 128 and not head[-3:].any()
     assert json.loads((engine / "config.json").read_text())["vocab_size"] == 509
     assert torch.equal(merged(engine)("lm_head.")["weight"], source.tensors.read("lm_head.weight"))
+
+
+@pytest.mark.parametrize("quant", ["none", "int8", "fp8", "fp8_rowwise", "int4"])
+def test_what_is_written_does_not_depend_on_the_pieces(
+    tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
+) -> None:
+    settings = {"quant": quant, "tp": 4, "pp": 2, "until": "convert"}
+    settings |= {"calib_samples": 1, "calib_length": 16}
+    whole = build_engine(tiny_source, tmp_path / "whole", **settings)
+    monkeypatch.setattr(pieces, "_ELEMENTS", 700)
+    cut = build_engine(tiny_source, tmp_path / "cut", **settings)
+    names = sorted(path.name for path in whole.iterdir())
+    assert len(names) == 9
+    for name in names:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_tied_embeddings_are_written_out(tmp_path: Path) -> None:

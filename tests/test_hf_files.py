@@ -26,7 +26,8 @@ from enginehouse.build.convert import convert
 from enginehouse.build.hf_export import MAX_SHARD_BYTES, HfCheckpoint, plan_shards
 from enginehouse.build.hf_layout import HfLayout
 from enginehouse.build.journal import Journal
-from enginehouse.build.plan import BuildPlan, make_plan, output_tensors
+from enginehouse.build.output_table import output_tensors
+from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.units import Calibration

@@ -12,7 +12,7 @@ from torch import Tensor
 from enginehouse.build.checkpoint import read_json
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.hf_config import model_config
-from enginehouse.build.plan import output_tensors
+from enginehouse.build.output_table import output_tensors
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.linear import make_linear
 from enginehouse.runtime.packing import dequantize_int4, pack_int4

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.sharding import Cut, merge_tensors, shard_tensor, tensor_cut
+from enginehouse.runtime.sharding import Cut, merge_tensors, shard_piece, shard_tensor, tensor_cut
 
 LAYER = "transformer.layers.0."
 
@@ -206,3 +206,24 @@ def test_copies_that_differ_are_refused() -> None:
 def test_a_tensor_that_cannot_be_cut_is_refused() -> None:
     with pytest.raises(EngineError, match="47 rows cannot be cut over tp=2"):
         shard_tensor(LAYER + "mlp.fc.weight", torch.ones(47, 4), config(2), 0)
+
+
+@pytest.mark.parametrize("tp", [1, 2, 4, 8])
+@pytest.mark.parametrize("activation", ["silu", "swiglu"])  # swiglu: up and gate in one
+@given(data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_the_parts_of_pieces_are_the_part_of_the_whole(
+    tp: int, activation: str, data: st.DataObject
+) -> None:
+    c = replace(config(tp), hidden_act=activation)
+    for name, whole in tensors(c).items():
+        if whole.ndim != 2:
+            continue
+        cuts = data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5))
+        bounds = [0, *sorted(cuts), len(whole)]
+        for rank in range(tp):
+            parts = [
+                shard_piece(name, whole[a:b], a, whole.shape, c, rank)
+                for a, b in zip(bounds, bounds[1:], strict=False)
+            ]
+            assert torch.equal(torch.cat(parts), shard_tensor(name, whole, c, rank)), (name, rank)
