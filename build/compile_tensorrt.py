@@ -75,13 +75,17 @@ def load_tensorrt() -> ModuleType:
 
 
 def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> list[PlanLimits]:
-    """One plan for each context class up to the engine's own: a slot's memory is its class's."""
-    contexts = [*(size for size in _CONTEXT_CLASSES if size < max_seq_len), max_seq_len]
+    """One plan for each context class up to the engine's own: a slot's memory is its class's.
+
+    The engine's own is rounded up to 64 rows, so that each slot begins where 256 bytes do.
+    """
+    longest = -(-max_seq_len // 64) * 64
+    contexts = [*(size for size in _CONTEXT_CLASSES if size < longest), longest]
     limits = []
     for context in contexts:
         chunk = min(_MAX_CHUNK, max_num_tokens, context)
         prompts = max(1, min(max_num_tokens // chunk, max_batch_size))
-        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, max_seq_len))
+        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, longest))
     return limits
 
 

@@ -1,0 +1,93 @@
+"""Engines for the double of TensorRT's runtime, and a machine whose GPUs are doubles."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from conftest import build_engine
+from cuda_double import CudaDouble, cuda_double
+from tensorrt_double import STREAM, CommunicatorDouble, TensorRTDouble, compile_plan
+
+from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.runtime import tensorrt_rank
+from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.gpus import Gpu
+from enginehouse.runtime.tensorrt_machine import read_built
+from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
+
+RUNTIME = "enginehouse.runtime"
+
+
+def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
+    """An engine as `--backend tensorrt` builds it, with the double's plans, for contexts of 64,
+    128 and so on, up to max_seq_len.
+    """
+    values = dict(backend="tensorrt", dtype="float32", sm="89", until="compile", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("enginehouse.build.compile_tensorrt.compile_plan", compile_plan)
+        patch.setattr("enginehouse.build.compile_tensorrt._CONTEXT_CLASSES", (64, 128))
+        return build_engine(source, output, **values)
+
+
+def gpus(count: int, sm: int = 89) -> list[Gpu]:
+    return [Gpu(i, f"GPU-{i}", f"NVIDIA Double{sm}", sm, 8192, 8192, "580.1") for i in range(count)]
+
+
+@contextmanager
+def doubled_machine(
+    patch: pytest.MonkeyPatch, count: int = 1, sm: int = 89, free: int = 2**28
+) -> Iterator[TensorRTDouble]:
+    """A machine with so many GPUs and TensorRT-RTX's double; further ranks are threads."""
+    trt = TensorRTDouble(sm)
+    patch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: gpus(count, sm))
+    patch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
+    stream = lambda device: SimpleNamespace(cuda_stream=STREAM)  # noqa: E731
+    event = lambda: SimpleNamespace(record=lambda: None, query=lambda: True)  # noqa: E731
+    patch.setattr(torch.cuda, "Stream", stream)
+    patch.setattr(torch.cuda, "Event", event)
+    for name in ("set_device", "set_stream", "synchronize"):
+        patch.setattr(torch.cuda, name, lambda _: None)
+    patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", CommunicatorDouble)
+    patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", CommunicatorDouble.make_id)
+    patch.setattr(f"{RUNTIME}.tensorrt_followers.spawn_rank", spawn_thread(trt))
+    patch.setattr(f"{RUNTIME}.tensorrt_steps._LEAST_ROWS", 32)
+    with cuda_double(patch, divmod(sm, 10), free):
+        yield trt
+
+
+def spawn_thread(trt: TensorRTDouble) -> Callable[[Path, int, int], tuple[Connection, Any]]:
+    """A rank that follows in a thread of this process, with the pipe that a process would have."""
+
+    def spawn(engine_dir: Path, rank: int, max_seq_len: int) -> tuple[Connection, Any]:
+        ours, theirs = Pipe()
+
+        def run() -> None:
+            engine = read_engine(engine_dir)
+            built = read_built(engine.path, engine.manifest)
+            with CudaDouble():
+                mine = TensorRTRank(engine, built, trt, rank, max_seq_len)
+                follow(mine, theirs)
+                mine.close()
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+
+        def wait(timeout_s: float | None = None) -> int:
+            thread.join(timeout_s)
+            return 0
+
+        return ours, SimpleNamespace(wait=wait, kill=lambda: None)
+
+    return spawn
+
+
+__all__ = ["doubled_engine", "doubled_machine", "gpus", "tensorrt_rank"]
