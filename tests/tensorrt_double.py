@@ -80,24 +80,27 @@ class TensorRTDouble:
         self.contexts: list[Context] = []
         self.takes_cache = True
         self._known: set[tuple[int, int]] = set()
+        self._held: set[tuple[int, int]] = set()
 
     def Runtime(self, logger: Any) -> Runtime:
         return Runtime(self, logger)
 
     def check_memory(self, regions: list[tuple[int, int]]) -> None:
-        """Every region (address, bytes) lies within one tensor's memory."""
+        """Every region (address, bytes) lies within one tensor's memory, as far as it was seen:
+        memory that was let go of meanwhile is not noticed.
+        """
         new = set(regions) - self._known
-        if not new:
-            return
-        held = set()
-        for thing in gc.get_objects():
-            if issubclass(type(thing), Tensor):
-                storage = thing.untyped_storage()
-                held.add((storage.data_ptr(), storage.nbytes()))
+        if not all(self._inside(*region) for region in new):
+            for thing in gc.get_objects():
+                if issubclass(type(thing), Tensor):
+                    storage = thing.untyped_storage()
+                    self._held.add((storage.data_ptr(), storage.nbytes()))
         for address, size in new:
-            inside = any(at <= address and address + size <= at + n for at, n in held)
-            assert inside, f"{size} bytes at {address:#x} are in no tensor"
+            assert self._inside(address, size), f"{size} bytes at {address:#x} are in no tensor"
         self._known |= new
+
+    def _inside(self, address: int, size: int) -> bool:
+        return any(at <= address and address + size <= at + n for at, n in self._held)
 
 
 class Runtime:
