@@ -25,7 +25,7 @@ from enginehouse.runtime.tensorrt_followers import Followers
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
 from enginehouse.runtime.tensorrt_machine import check_machine
 from enginehouse.runtime.tensorrt_nccl import make_id
-from enginehouse.runtime.tensorrt_rank import TensorRTRank
+from enginehouse.runtime.tensorrt_rank import TensorRTRank, require_cuda
 from enginehouse.runtime.tensorrt_slots import SlotMemory
 from enginehouse.runtime.tensorrt_steps import StepPlanner
 
@@ -70,7 +70,7 @@ class TensorRTRunner:
     def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
         built, trt = check_machine(engine)
         verify_files(engine)
-        _require_cuda()
+        require_cuda()
         limits, config = engine.manifest.limits, engine.config
         max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
         batch = min(plan.batch for plan in built.plans)
@@ -155,14 +155,6 @@ class TensorRTRunner:
             self._rank.close()
             self._rank = None
         self._followers.close()
-
-
-def _require_cuda() -> None:
-    if not torch.cuda.is_available():
-        raise EngineError(
-            f"nvidia-smi shows a GPU and torch {torch.__version__} finds none; install a CUDA "
-            "build of torch, in which sampling runs"
-        )
 
 
 class TensorRTExecutor(InflightExecutor[TensorRTRunner]):

@@ -45,6 +45,15 @@ def plans_for(built: Built, max_seq_len: int) -> list[PlanRecord]:
     return plans[:needed]
 
 
+def require_cuda() -> None:
+    """EngineError when torch, in which logits are sampled and rows copied, has no GPU."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f"torch {torch.__version__} finds no GPU; install a CUDA build of torch, in which "
+            "the logits of TensorRT plans are sampled"
+        )
+
+
 class TensorRTRank:
     """One rank, loaded; `logits` are those of the last step, float32 [batch, vocab_size].
 
@@ -56,6 +65,7 @@ class TensorRTRank:
         self.engine = engine
         self.rank = rank
         self.records = plans_for(built, max_seq_len)
+        require_cuda()
         self.device = torch.device("cuda", rank)
         torch.cuda.set_device(self.device)
         self._stream = torch.cuda.Stream(self.device)
