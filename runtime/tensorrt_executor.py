@@ -114,7 +114,11 @@ class TensorRTRunner:
         """On every rank; the others first, as this one may wait for them."""
         assert self._rank is not None
         self._followers.tell(msgspec.msgpack.encode(command))
-        self._rank.do(command)
+        try:
+            self._rank.do(command)
+        except EngineError:
+            self._followers.check()  # a rank that has ended is the reason
+            raise
 
     def compute(self, chunks: list[Chunk]) -> Tensor:
         assert self._rank is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
@@ -93,6 +94,7 @@ class TensorRTRank:
         self._fed = torch.zeros(size, dtype=torch.int32, device=self.device)
         self.logits = torch.zeros(most, engine.config.vocab_size, device=self.device)
         self.communicator: Communicator | None = None
+        torch.cuda.empty_cache()  # what loading the weights took besides
         self.free_bytes = free_memory(self.device)
 
     def _cache_file(self, built: Built, record: PlanRecord) -> Path:
@@ -223,6 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pipe", type=int, required=True, help="descriptor of the leader's pipe")
     args = parser.parse_args(argv)
     pipe = Connection(args.pipe)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends with its pipe
     try:
         engine = read_engine(args.engine)
         built = read_built(engine.path, engine.manifest)

@@ -209,8 +209,8 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.trt)
 
-    def create_execution_context(self, config: RuntimeConfig) -> Context:
-        context = Context(self, config)
+    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
+        context = Context(self, config or RuntimeConfig(self.trt))
         self.trt.contexts.append(context)
         return context
 

@@ -4,12 +4,14 @@ touched that must not be.
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gevent
+import msgspec
 import pytest
 import torch
 import zmq
@@ -18,7 +20,7 @@ from tensorrt_double import TensorRTDouble
 from tensorrt_machine import doubled_engine, doubled_machine
 
 from enginehouse.runtime.client import EngineClient
-from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
 from enginehouse.runtime.host import EngineHost
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
@@ -231,6 +233,24 @@ def test_what_decodes_is_captured_and_kernels_are_kept_beside_the_engine(
     open_executor(engine).close()
     assert "is not for this machine and is written anew" in caplog.text
     assert sorted(folder.iterdir()) == files, "nothing half-written is left"
+
+
+def test_the_data_centre_package_has_neither_cache_nor_graphs(
+    engine: Path, machine: TensorRTDouble, tmp_path: Path
+) -> None:
+    path = tmp_path / "e"
+    shutil.copytree(engine, path)
+    manifest = read_engine(path).manifest
+    built = {**(manifest.tensorrt or {}), "package": "tensorrt"}
+    write_manifest(path, msgspec.structs.replace(manifest, tensorrt=built))
+    work = requests(PROMPTS, greedy(5))
+    with torch._C.DisableTorchFunction():
+        wanted = torch_answers(engine, work)
+    executor = open_executor(path)
+    assert generate(executor, work) == wanted
+    assert {c.config.cuda_graph_strategy.name for c in machine.contexts} == {"DISABLED"}
+    executor.close()
+    assert not path.with_name("e.kernels").exists()
 
 
 def test_a_host_serves_it(engine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
