@@ -18,7 +18,6 @@ from cuda_double import CudaDouble, cuda_double
 from tensorrt_double import STREAM, CommunicatorDouble, TensorRTDouble, compile_plan
 
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.runtime import tensorrt_rank
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.gpus import Gpu
 from enginehouse.runtime.tensorrt_machine import read_built
@@ -31,11 +30,11 @@ def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> P
     """An engine as `--backend tensorrt` builds it, with the double's plans, for contexts of 64,
     128 and so on, up to max_seq_len.
     """
-    values = dict(backend="tensorrt", dtype="float32", sm="89", until="compile", **settings)
+    values = {"dtype": "float32", "sm": "89", "until": "compile", **settings}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("enginehouse.build.compile_tensorrt.compile_plan", compile_plan)
         patch.setattr("enginehouse.build.compile_tensorrt._CONTEXT_CLASSES", (64, 128))
-        return build_engine(source, output, **values)
+        return build_engine(source, output, backend="tensorrt", **values)
 
 
 def gpus(count: int, sm: int = 89) -> list[Gpu]:
@@ -88,6 +87,3 @@ def spawn_thread(trt: TensorRTDouble) -> Callable[[Path, int, int], tuple[Connec
         return ours, SimpleNamespace(wait=wait, kill=lambda: None)
 
     return spawn
-
-
-__all__ = ["doubled_engine", "doubled_machine", "gpus", "tensorrt_rank"]

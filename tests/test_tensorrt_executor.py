@@ -177,15 +177,22 @@ def test_a_prefix_is_copied_and_sequences_move_together(
     assert executor.stats().num_free_kv_blocks == executor.stats().num_kv_blocks
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_no_neighbour_changes_a_step_when_deterministic(
-    engine: Path, machine: TensorRTDouble
+    family_source: SourceMaker, machine: TensorRTDouble, tmp_path: Path, dtype: str
 ) -> None:
-    executor = open_executor(engine, ExecutorOptions(deterministic=True))
+    """Whatever slot a sequence has, it is alone in its steps; the first tokens are torch's."""
+    settings = dict(quant="int4", dtype=dtype, max_seq_len=256)
+    with torch._C.DisableTorchFunction():
+        path = doubled_engine(family_source("llama"), tmp_path / "e", **settings)
+        wanted = torch_answers(path, requests(PROMPTS, greedy(1)))
+    executor = open_executor(path, ExecutorOptions(deterministic=True))
     machine.executions.clear()
     together = generate(executor, requests(PROMPTS, greedy(6)))
     assert {said.batch for said in machine.executions} == {1}
     alone = {i: generate(executor, [Request(i, p, greedy(6))])[i] for i, p in enumerate(PROMPTS)}
     assert together == alone
+    assert {i: tokens[:1] for i, tokens in together.items()} == wanted
     assert executor.stats().num_cached_tokens == 0
     executor.close()
 
