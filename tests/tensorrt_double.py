@@ -79,6 +79,7 @@ class TensorRTDouble:
         self.executions: list[SimpleNamespace] = []
         self.contexts: list[Context] = []
         self.takes_cache = True
+        self.cuda: Any = None  # the device's double, which counts what waits for it
         self._known: set[tuple[int, int]] = set()
         self._held: set[tuple[int, int]] = set()
 

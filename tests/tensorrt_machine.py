@@ -59,7 +59,7 @@ def doubled_machine(
     patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", CommunicatorDouble.make_id)
     patch.setattr(f"{RUNTIME}.tensorrt_followers.spawn_rank", spawn_thread(trt))
     patch.setattr(f"{RUNTIME}.tensorrt_steps._LEAST_ROWS", 32)
-    with cuda_double(patch, divmod(sm, 10), free):
+    with cuda_double(patch, divmod(sm, 10), free) as trt.cuda:
         yield trt
 
 

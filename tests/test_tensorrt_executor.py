@@ -207,6 +207,28 @@ def test_a_step_looks_at_no_more_rows_than_it_needs(engine: Path, machine: Tenso
     executor.close()
 
 
+def test_the_tokens_come_back_once_an_iteration(engine: Path, machine: TensorRTDouble) -> None:
+    executor = open_executor(engine)
+    for request in requests(PROMPTS, greedy(20)):
+        executor.submit(request)
+    for _ in range(4):
+        executor.poll()
+    for _ in range(4):
+        machine.cuda.waits.clear()
+        assert len(executor.poll()) == len(PROMPTS)
+        assert machine.cuda.waits == ["tolist"]
+    executor.close()
+
+
+def test_plans_beyond_the_context_asked_for_are_left_out(
+    engine: Path, machine: TensorRTDouble
+) -> None:
+    executor = open_executor(engine, ExecutorOptions(max_seq_len=100, max_batch_size=3))
+    assert len(machine.contexts) == 2 * 2, "64 and 128, each for decoding and for prefill"
+    assert executor.info.max_seq_len == 100 and executor.info.num_kv_blocks == 2 * 3
+    executor.close()
+
+
 def test_the_context_and_its_last_row_can_be_used(engine: Path, machine: TensorRTDouble) -> None:
     """A prompt that leaves no room for padding, and a sequence that fills its slot."""
     prompt = list(range(3, 250))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -146,6 +147,19 @@ def name_no_plan(path: Path) -> None:
     manifest = read_engine(path).manifest
     built = {**(manifest.tensorrt or {}), "plans": []}
     write_manifest(path, msgspec.structs.replace(manifest, tensorrt=built))
+
+
+def test_a_host_says_why_and_ends(engine: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "enginehouse.runtime.host", str(engine), "--address", "inproc"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, env={"PATH": str(tmp_path)}
+    )
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        f"enginehouse-host: {engine} holds TensorRT plans, which need a GPU with SM89 and NVIDIA's "
+        "driver, and nvidia-smi shows none here; to run and verify the model on a CPU, build it "
+        "with --backend torch"
+    ]
 
 
 @pytest.mark.parametrize(
