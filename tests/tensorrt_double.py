@@ -15,8 +15,12 @@ import ctypes
 import gc
 import json
 import math
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Client, Listener
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -261,6 +265,68 @@ class CommunicatorDouble:
         self.aborted = True
 
 
+class PeerCommunicator:
+    """Two ranks in two processes: each computes its own part, and collectives go over a socket."""
+
+    def __init__(self, nccl_id: bytes, num_ranks: int, rank: int) -> None:
+        assert num_ranks == 2
+        self.rank = rank
+        self.group = self
+        self.capsule = self
+        self.aborted = False
+        address = nccl_id.rstrip(b"\0").decode()
+        if rank == 0:
+            with Listener(address) as listener:
+                self._peer = listener.accept()
+        else:
+            deadline_s = time.monotonic() + _WAIT_S
+            while not Path(address).exists() and time.monotonic() < deadline_s:
+                time.sleep(0.01)
+            self._peer = Client(address)
+        self._mine: set[int] = set()
+
+    @classmethod
+    def make_id(cls) -> bytes:
+        return f"{tempfile.mkdtemp()}/peer".encode().ljust(128, b"\0")
+
+    def exchange(self, tensor: Tensor) -> list[Tensor]:
+        """Both ranks' tensors, in the ranks' order."""
+        data = tensor.flatten().clone().numpy().tobytes()
+        if self.rank == 0:
+            self._peer.send_bytes(data)
+        other = bytearray(self._peer.recv_bytes())
+        if self.rank == 1:
+            self._peer.send_bytes(data)
+        theirs = torch.frombuffer(other, dtype=tensor.dtype).view(tensor.shape)
+        return [tensor, theirs] if self.rank == 0 else [theirs, tensor]
+
+    def wait(self) -> None:
+        self.exchange(torch.zeros(1))
+
+    def run(
+        self, rank: int, network: RecordingNetwork, feeds: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if id(network) not in self._mine:
+            self._mine.add(id(network))
+            for layer in network.layers:
+                if layer.collective is not None:
+                    assert layer.num_ranks == 2
+                    layer.collective, layer.num_ranks = self._over_socket(layer.collective), 1
+        shape = torch.tensor([*feeds["input_ids"].shape, len(feeds["kv_positions"])])
+        one, other = self.exchange(shape)
+        assert torch.equal(one, other), "the ranks run unlike steps"
+        (found,) = network.run([feeds])
+        return found
+
+    def _over_socket(
+        self, collective: Callable[[list[Tensor]], list[Tensor]]
+    ) -> Callable[[list[Tensor]], list[Tensor]]:
+        return lambda parts: [collective(self.exchange(parts[0]))[self.rank]]
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
 class Context:
     """IExecutionContext."""
 
@@ -270,14 +336,14 @@ class Context:
         self.profile: int | None = None
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.communicator: CommunicatorDouble | None = None
+        self.communicator: CommunicatorDouble | PeerCommunicator | None = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         assert stream == STREAM and self.profile is None
         self.profile = index
         return index < len(self.engine.profiles)
 
-    def set_communicator(self, capsule: CommunicatorDouble) -> bool:
+    def set_communicator(self, capsule: CommunicatorDouble | PeerCommunicator) -> bool:
         capsule.group.wait()
         self.communicator = capsule
         return True

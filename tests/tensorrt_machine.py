@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,13 @@ import pytest
 import torch
 from conftest import build_engine
 from cuda_double import CudaDouble, cuda_double
-from tensorrt_double import STREAM, CommunicatorDouble, TensorRTDouble, compile_plan
+from tensorrt_double import (
+    STREAM,
+    CommunicatorDouble,
+    PeerCommunicator,
+    TensorRTDouble,
+    compile_plan,
+)
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.runtime.engine import read_engine
@@ -24,6 +32,7 @@ from enginehouse.runtime.tensorrt_machine import read_built
 from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
 
 RUNTIME = "enginehouse.runtime"
+POPEN = subprocess.Popen
 
 
 def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
@@ -43,9 +52,15 @@ def gpus(count: int, sm: int = 89) -> list[Gpu]:
 
 @contextmanager
 def doubled_machine(
-    patch: pytest.MonkeyPatch, count: int = 1, sm: int = 89, free: int = 2**28
+    patch: pytest.MonkeyPatch,
+    count: int = 1,
+    sm: int = 89,
+    free: int = 2**28,
+    processes: bool = False,
 ) -> Iterator[TensorRTDouble]:
-    """A machine with so many GPUs and TensorRT-RTX's double; further ranks are threads."""
+    """A machine with so many GPUs and TensorRT-RTX's double. Further ranks are threads, or with
+    `processes` what they are on GPUs.
+    """
     trt = TensorRTDouble(sm)
     patch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: gpus(count, sm))
     patch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
@@ -55,12 +70,24 @@ def doubled_machine(
     patch.setattr(torch.cuda, "Event", event)
     for name in ("set_device", "set_stream", "synchronize"):
         patch.setattr(torch.cuda, name, lambda _: None)
-    patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", CommunicatorDouble)
-    patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", CommunicatorDouble.make_id)
-    patch.setattr(f"{RUNTIME}.tensorrt_followers.spawn_rank", spawn_thread(trt))
+    communicator = PeerCommunicator if processes else CommunicatorDouble
+    patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", communicator)
+    patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", communicator.make_id)
+    if processes:
+        patch.setattr(f"{RUNTIME}.tensorrt_followers.subprocess.Popen", start_double)
+    else:
+        patch.setattr(f"{RUNTIME}.tensorrt_followers.spawn_rank", spawn_thread(trt))
     patch.setattr(f"{RUNTIME}.tensorrt_steps._LEAST_ROWS", 32)
     with cuda_double(patch, divmod(sm, 10), free) as trt.cuda:
         yield trt
+
+
+def start_double(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """The process of a rank, on doubles as this one is."""
+    assert command[1:3] == ["-m", "enginehouse.runtime.tensorrt_rank"]
+    here = Path(__file__).parent
+    script = [command[0], str(here / "tensorrt_rank_process.py"), *command[3:]]
+    return POPEN(script, env={**os.environ, "PYTHONPATH": str(here)}, **options)
 
 
 def spawn_thread(trt: TensorRTDouble) -> Callable[[Path, int, int], tuple[Connection, Any]]:

@@ -5,7 +5,9 @@ touched that must not be.
 from __future__ import annotations
 
 import shutil
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tensorrt_machine import doubled_engine, doubled_machine
 
 from enginehouse.runtime.client import EngineClient
 from enginehouse.runtime.engine import read_engine, write_manifest
+from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
 from enginehouse.runtime.host import EngineHost
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
@@ -69,16 +72,45 @@ def test_greedy_tokens_equal_the_torch_backends(
     quant: str,
     tp: int,
 ) -> None:
-    """Ragged prompts in chunks, in flight together; longrope's threshold is crossed."""
+    """Ragged prompts in chunks, in flight together; one crosses longrope's threshold of 32."""
     settings = dict(quant=quant, tp=tp, max_seq_len=256)
     engine = doubled_engine(family_source(family), tmp_path / "e", **settings)
-    work = requests(PROMPTS, greedy())
+    work = requests([*PROMPTS, list(range(100, 128))], greedy())
     wanted = torch_answers(engine, work)
     with doubled_machine(monkeypatch, tp):
         executor = open_executor(engine)
         found = generate(executor, work)
         executor.close()
     assert found == wanted
+
+
+def test_ranks_are_processes_and_one_that_dies_ends_the_engine(
+    family_source: SourceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rank's own program, on doubles as this process is, and each computes its own part."""
+    settings = dict(quant="int4", tp=2, max_seq_len=128)
+    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    stem = list(range(40, 70))
+    work = requests([stem, [5, 6], [11], [*stem, 3]], greedy(8))
+    wanted = torch_answers(engine, work)
+    with doubled_machine(monkeypatch, 2, processes=True):
+        executor = open_executor(engine)
+        assert generate(executor, work) == wanted
+        assert generate(executor, work) == wanted and executor.stats().num_cached_tokens > 0
+        executor.submit(Request(9, [5, 6, 7], greedy(50)))
+        executor.poll()
+        runner = executor.runner  # type: ignore[attr-defined]
+        (process,) = runner._followers._processes
+        process.send_signal(signal.SIGTERM)  # the group's, which is the leader's to answer
+        executor.poll()
+        process.kill()
+        deadline_s = time.monotonic() + 20
+        while not runner._rank.communicator.aborted:
+            assert time.monotonic() < deadline_s, "nobody noticed"
+            time.sleep(0.01)
+        with pytest.raises(EngineError, match=r"^rank 1 of 2 ended \(exit status -9\), without"):
+            executor.poll()
+        executor.close()
 
 
 @pytest.fixture(scope="module")
