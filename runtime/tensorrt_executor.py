@@ -142,12 +142,14 @@ class TensorRTRunner:
         """
         if self._rank is None or self._rank.communicator is None:
             return
-        event = torch.cuda.Event()
-        event.record()
-        while not event.query():
+        try:
+            event = torch.cuda.Event()
+            event.record()
+            while not event.query():
+                self._followers.check()
+                time.sleep(_LOOK_AGAIN_S)
+        finally:  # a rank that has ended is the reason of whatever CUDA says
             self._followers.check()
-            time.sleep(_LOOK_AGAIN_S)
-        self._followers.check()
 
     def _abort(self) -> None:
         """A rank has ended: let nothing wait for it."""
@@ -155,10 +157,12 @@ class TensorRTRunner:
             self._rank.communicator.abort()
 
     def close(self) -> None:
-        if self._rank is not None:
-            self._rank.close()
-            self._rank = None
-        self._followers.close()
+        rank, self._rank = self._rank, None
+        try:
+            if rank is not None:
+                rank.close(keep_kernels=not self._followers.lost)
+        finally:
+            self._followers.close()
 
 
 class TensorRTExecutor(InflightExecutor[TensorRTRunner]):

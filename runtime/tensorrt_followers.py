@@ -70,6 +70,11 @@ class Followers:
             "on; its own words are in the log above: start it again"
         )
 
+    @property
+    def lost(self) -> bool:
+        """Whether a rank has ended."""
+        return self._failure is not None
+
     def check(self) -> None:
         """EngineError when a rank has ended."""
         if self._failure is not None:

@@ -178,13 +178,11 @@ class TensorRTRank:
             for plan in self.plans:
                 plan.share_communicator(self.communicator.capsule)
 
-    def close(self) -> None:
-        """Keep the kernels that were made, if this is the first rank, and free the GPU.
-
-        The first rank waits for what is under way, as all of them then are done with it; the
-        others may have lost it, and wait for nothing.
+    def close(self, keep_kernels: bool = False) -> None:
+        """Free the GPU. The leader keeps the kernels that were made, after what is under way, with
+        which all ranks then are done; a rank that has lost another waits for nothing.
         """
-        if self.rank == 0:
+        if keep_kernels:
             torch.cuda.synchronize(self.device)
             for plan in self.plans:
                 plan.save_runtime_cache()
@@ -208,7 +206,7 @@ def follow(rank: TensorRTRank, pipe: Connection) -> None:
     while True:
         try:
             data = pipe.recv_bytes()
-        except EOFError:
+        except (EOFError, OSError):  # the leader is done, or gone
             return
         command = msgspec.msgpack.decode(data, type=Command)
         rank.do(command)
