@@ -58,6 +58,8 @@ class LoadedPlan:
         self._shapes: list[tuple[int, int, int]] = [(0, 0, 0)] * 2
         self._first_slots: list[int | None] = [None, None]
         self.caches: dict[str, Tensor] = {}
+        self._present: dict[str, str] = {}  # a cache's output -> its input
+        self._fed: Tensor | None = None
 
     def _context(self, package: str, profile: int) -> Any:
         if package == "tensorrt_rtx":
@@ -123,34 +125,26 @@ class LoadedPlan:
         """
         self.caches = dict(caches)
         self._fed = fed
-        inputs, outputs = self._names()
-        steps = step_layout(1, 1)[0]
-        wanted = {name for name in inputs if name not in steps and name not in caches}
-        if wanted - weights.keys() or caches.keys() - set(inputs) or steps.keys() - set(inputs):
-            missing = ", ".join(sorted(wanted - weights.keys())) or "no weight"
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        mode = self.trt.TensorIOMode.INPUT
+        inputs = {name for name in names if self.engine.get_tensor_mode(name) == mode}
+        wanted = inputs - caches.keys() - step_layout(1, 1)[0].keys()
+        missing = [*(wanted - weights.keys()), *(caches.keys() - inputs)]
+        if missing:
             raise EngineError(
-                f"{self.path} asks for inputs that the rank file lacks: {missing}; build it again"
+                f"{self.path} and the rank file do not fit: {', '.join(sorted(missing))} is in one "
+                "of them only; build the engine again"
             )
         for name in sorted(wanted):
             self._check(name, weights[name])
             self._address(name, weights[name].data_ptr())
-        for name in outputs:
-            if name == "logits":
-                self._address(name, out.data_ptr())
-            elif self.engine.get_aliased_input_tensor(name) not in caches:
-                raise EngineError(f"{self.path}: output {name} is no cache's; build it again")
-
-    def _names(self) -> tuple[list[str], list[str]]:
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        mode = self.trt.TensorIOMode.INPUT
-        inputs = [name for name in names if self.engine.get_tensor_mode(name) == mode]
-        self._past = [name for name in inputs if name in self.caches]
-        self._present = {
-            name: self.engine.get_aliased_input_tensor(name)
-            for name in names
-            if name not in inputs and name != "logits"
-        }
-        return inputs, [name for name in names if name not in inputs]
+        self._address("logits", out.data_ptr())
+        for name in set(names) - inputs - {"logits"}:
+            self._present[name] = self.engine.get_aliased_input_tensor(name)
+        if sorted(self._present.values()) != sorted(caches):
+            raise EngineError(
+                f"{self.path} does not write its caches in place; build the engine again"
+            )
 
     def _check(self, name: str, tensor: Tensor) -> None:
         """EngineError when a weight is not of the plan's dtype and shape."""
@@ -183,11 +177,12 @@ class LoadedPlan:
             raise self._words.refused(f"cannot run {self.path}")
 
     def _set_shapes(self, profile: int, step: Step) -> None:
+        assert self._fed is not None, "a step before bind"
         context, fields = self._contexts[profile], step_layout(step.batch, step.tokens)[0]
         shapes = {name: field.shape for name, field in fields.items()}
         shapes["kv_positions"] = (step.looked_at,)
-        for name in self._past:
-            shapes[name] = (step.batch, *self.caches[name].shape[1:])
+        for name, cache in self.caches.items():
+            shapes[name] = (step.batch, *cache.shape[1:])
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
                 raise self._words.refused(f"takes no {name} of {list(shape)}")

@@ -212,6 +212,27 @@ def test_the_real_runtime_knows_its_plans_from_others(tmp_path: Path) -> None:
         check_plan(trt, runtime, tmp_path / "x.plan")
 
 
+def test_a_plan_of_another_model_is_found_out_before_it_runs(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weight of another size, one that is missing, and caches that are not written in place."""
+    with doubled_machine(monkeypatch, 2):
+        executor = open_executor(engine)
+        rank = executor.runner._rank  # type: ignore[attr-defined]
+        (plan,), weights = rank.plans, rank._weights
+        bound = (plan.caches, rank._fed, rank.logits)
+        head = {**weights, "lm_head.weight": weights["lm_head.weight"][:1]}
+        with pytest.raises(EngineError, match=r"lm_head.weight is .* wants FLOAT \[.*; build the"):
+            plan.bind(head, *bound)
+        del head["lm_head.weight"]
+        with pytest.raises(EngineError, match="do not fit: lm_head.weight is in one of them only"):
+            plan.bind(head, *bound)
+        monkeypatch.setattr(plan.engine, "get_aliased_input_tensor", lambda name: "")
+        with pytest.raises(EngineError, match="does not write its caches in place"):
+            plan.bind(weights, *bound)
+        executor.close()
+
+
 def test_a_cache_too_small_for_one_sequence(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with doubled_machine(monkeypatch, 2):
         with pytest.raises(EngineError, match="one sequence of 64 tokens needs .* GiB: raise kv_"):
