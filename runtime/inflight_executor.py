@@ -225,6 +225,8 @@ class InflightExecutor(Generic[Runner]):
         error: EnginehouseError = EngineError("the model's logits are not finite")
         if matcher is not None and constraint is not None and matcher.failure:
             error = refusal(constraint, matcher.failure)
+        else:
+            sequence.spoiled = True
         self.cancel(sequence.request.request_id)
         return self._fail(sequence.request, error)
 

@@ -30,6 +30,7 @@ class Sequence:
     num_cached_tokens: int | None = None  # found at the first admission
     root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
     arrival: int = 0  # numbered by the scheduler
+    spoiled: bool = False  # its logits were not finite, and so may its keys and values be
 
     @property
     def num_generated(self) -> int:

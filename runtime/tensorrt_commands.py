@@ -56,7 +56,15 @@ class SwapRows(msgspec.Struct, frozen=True, tag="swap"):
     num_rows: int
 
 
-Command = Start | Step | CopyRows | SwapRows
+class ClearSlot(msgspec.Struct, frozen=True, tag="clear"):
+    """Zero a slot's rows, which may hold what is not finite: masked rows are multiplied by 0."""
+
+    plan: int
+    slot: int
+
+
+Move = CopyRows | SwapRows | ClearSlot
+Command = Start | Step | Move
 
 
 class Field(NamedTuple):

@@ -24,6 +24,7 @@ from enginehouse.runtime.device import free_memory, to_device
 from enginehouse.runtime.engine import Engine, read_engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.tensorrt_commands import (
+    ClearSlot,
     Command,
     CopyRows,
     Start,
@@ -155,6 +156,9 @@ class TensorRTRank:
                 kept = one.clone()
                 one.copy_(other)
                 other.copy_(kept)
+        elif isinstance(command, ClearSlot):
+            for cache in self.plans[command.plan].caches.values():
+                cache[command.slot].zero_()
         else:
             self._start(command)
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from enginehouse.runtime.kv_cache import ROOT_HASH, BlockHash
 from enginehouse.runtime.sequence import Sequence
-from enginehouse.runtime.tensorrt_commands import CopyRows, SwapRows
+from enginehouse.runtime.tensorrt_commands import ClearSlot, CopyRows, Move, SwapRows
 
 _LEAST_SHARED = 16  # tokens: fewer are computed about as fast as they are copied
 
@@ -67,7 +67,7 @@ class SlotMemory:
         self._shares_any = shares
         self._pools = [[_Slot() for _ in range(count)] for count in counts]
         self._places: dict[Sequence, Place] = {}
-        self._moves: list[CopyRows | SwapRows] = []
+        self._moves: list[Move] = []
         self._clock = 0
 
     @property
@@ -108,12 +108,16 @@ class SlotMemory:
         pass  # only rows that were computed are copied
 
     def release(self, sequence: Sequence) -> None:
-        slot = self._slot(self._places.pop(sequence))
-        kept = sequence.token_ids[: sequence.num_computed] if self._shares(sequence) else []
-        slot.sequence, slot.tokens = None, kept
+        place = self._places.pop(sequence)
+        slot = self._slot(place)
+        slot.sequence, slot.tokens = None, []
+        if sequence.spoiled:
+            self._moves.append(ClearSlot(*place))
+        elif self._shares(sequence):
+            slot.tokens = sequence.token_ids[: sequence.num_computed]
         self._touch(slot)
 
-    def moves(self) -> list[CopyRows | SwapRows]:
+    def moves(self) -> list[Move]:
         """What must be done before the next step, in order: prefixes copied, and the sequences of
         a pool brought together where a smaller batch then takes them all.
         """

@@ -26,7 +26,13 @@ from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
 from enginehouse.runtime.host import EngineHost
-from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
+from enginehouse.runtime.request import (
+    Constraint,
+    ConstraintKind,
+    FinishReason,
+    Request,
+    SamplingParams,
+)
 from enginehouse.runtime.torch_executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -249,6 +255,22 @@ def test_the_tokens_come_back_once_an_iteration(engine: Path, machine: TensorRTD
         machine.cuda.waits.clear()
         assert len(executor.poll()) == len(PROMPTS)
         assert machine.cuda.waits == ["tolist"]
+    executor.close()
+
+
+def test_what_is_not_finite_spoils_one_sequence_and_no_later_one(
+    engine: Path, machine: TensorRTDouble
+) -> None:
+    """A masked row is multiplied by 0, and 0 times NaN is NaN: the slot is cleared."""
+    executor = open_executor(engine, ExecutorOptions(max_seq_len=60, max_batch_size=1))
+    wanted = generate(executor, [Request(1, [5, 6, 7], greedy(4))])
+    executor.submit(Request(2, list(range(40, 60)), greedy(4)))
+    executor.poll()
+    (plan,) = executor.runner._rank.plans  # type: ignore[attr-defined]
+    plan.caches["past_value_0"][0, :, 18] = float("nan")
+    (output,) = executor.poll()
+    assert output.finish_reason is FinishReason.ERROR and "not finite" in (output.error or "")
+    assert generate(executor, [Request(1, [5, 6, 7], greedy(4))]) == wanted
     executor.close()
 
 

@@ -21,7 +21,7 @@ from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.sampling import SamplingState
 from enginehouse.runtime.scheduler import Scheduler
 from enginehouse.runtime.sequence import Chunk, Sequence
-from enginehouse.runtime.tensorrt_commands import CopyRows, Step, SwapRows, step_layout
+from enginehouse.runtime.tensorrt_commands import CopyRows, Move, Step, SwapRows, step_layout
 from enginehouse.runtime.tensorrt_executor import share_slots
 from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
 from enginehouse.runtime.tensorrt_steps import PlannedStep, PlanRecord, StepPlanner
@@ -59,7 +59,7 @@ class Machine:
             [[GARBAGE] * context for _ in range(count)]
             for context, count in zip(contexts, counts, strict=True)
         ]
-        self.moves: list[CopyRows | SwapRows] = []
+        self.moves: list[Move] = []
         self.steps: list[Step] = []
 
     def add(self, number: int, prompt: list[int], max_tokens: int, **more: Any) -> Sequence:
@@ -92,12 +92,13 @@ class Machine:
         place = self.memory.place(sequence)
         return self.rows[place.plan][place.slot]
 
-    def _move(self, move: CopyRows | SwapRows) -> None:
+    def _move(self, move: Move) -> None:
         pool = self.rows[move.plan]
         if isinstance(move, CopyRows):
             target = self.rows[move.to_plan][move.to_slot]
             target[: move.num_rows] = pool[move.slot][: move.num_rows]
         else:
+            assert isinstance(move, SwapRows)
             one, other, n = pool[move.slot], pool[move.other], move.num_rows
             one[:n], other[:n] = other[:n], one[:n]
 
