@@ -178,8 +178,10 @@ class SlotMemory:
             last = busy.pop()
             hole = next(index for index, slot in enumerate(pool) if slot.sequence is None)
             kept, rows = pool[hole].num_rows, pool[last].num_rows
-            if kept:
+            if kept and rows:
                 self._moves.append(SwapRows(plan, last, hole, max(kept, rows)))
+            elif kept:
+                self._moves.append(CopyRows(plan, hole, plan, last, kept))
             elif rows:
                 self._moves.append(CopyRows(plan, last, plan, hole, rows))
             pool[hole], pool[last] = pool[last], pool[hole]

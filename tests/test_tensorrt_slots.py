@@ -223,6 +223,15 @@ def test_sequences_move_together_when_a_smaller_batch_takes_them() -> None:
     assert isinstance(machine.moves[-1], SwapRows), "what slot 0 keeps is not lost"
 
 
+def test_what_a_slot_keeps_makes_way_in_one_copy() -> None:
+    machine = Machine((64,), (2,))
+    machine.add(1, list(range(200, 220)), 1)
+    machine.poll()
+    machine.add(2, list(range(300, 320)), 1)
+    machine.poll()
+    assert machine.moves == [CopyRows(0, 0, 0, 1, 20)] and machine.steps[-1].first_slot == 0
+
+
 def test_fields_of_a_step_begin_where_256_bytes_do() -> None:
     for batch, tokens in ((1, 1), (1, 512), (7, 1), (64, 1), (3, 65)):
         fields, size = step_layout(batch, tokens)
