@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.tensorrt_package import RTX_SMS
 
 # Streaming multiprocessor architecture: 89 is compute capability 8.9.
 GPU_SM = {
@@ -82,8 +83,7 @@ def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
     )
 
 
-# What TensorRT-RTX compiles for, with no GPU present, and the lowest SM of each form there.
-RTX_SMS = (75, 80, 86, 89, 120, 121)
+# The lowest SM of each form that TensorRT-RTX compiles, with no GPU present.
 _RTX_LOWEST = {
     "none": (75, ""),
     "int8": (75, ""),

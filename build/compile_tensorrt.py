@@ -8,7 +8,6 @@ Source: TensorRT-RTX 1.7, Python API; CPU-only ahead-of-time builds.
 
 from __future__ import annotations
 
-import importlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +21,8 @@ from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError, PlanError
+from enginehouse.runtime.tensorrt_package import PACKAGES, find_package
 
-# The meta package's name, and what its bindings are called without it.
-_MODULES = ("tensorrt_rtx", "tensorrt_rtx_bindings")
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
 _OUTERMOST, _STEPS = "Building engine", 6
@@ -62,26 +60,27 @@ class CompiledPlan(NamedTuple):
 
 def load_tensorrt() -> ModuleType:
     """The TensorRT-RTX package; EngineError when it is not installed."""
-    for name in _MODULES:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-    raise EngineError(
-        "TensorRT-RTX is not installed, which compiles for backend=tensorrt; "
-        "pip install 'enginehouse[tensorrt]'"
-    )
+    trt = find_package("tensorrt_rtx")
+    if trt is None:
+        raise EngineError(
+            "TensorRT-RTX is not installed, which compiles for backend=tensorrt; "
+            f"{PACKAGES['tensorrt_rtx'].install}"
+        )
+    return trt
 
 
 def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> list[PlanLimits]:
-    """One plan for each context class up to the engine's own: a slot's memory is its class's."""
-    contexts = [*(size for size in _CONTEXT_CLASSES if size < max_seq_len), max_seq_len]
+    """One plan for each context class up to the engine's own: a slot's memory is its class's.
+
+    The engine's own is rounded up to 64 rows, so that each slot begins where 256 bytes do.
+    """
+    longest = -(-max_seq_len // 64) * 64
+    contexts = [*(size for size in _CONTEXT_CLASSES if size < longest), longest]
     limits = []
     for context in contexts:
         chunk = min(_MAX_CHUNK, max_num_tokens, context)
         prompts = max(1, min(max_num_tokens // chunk, max_batch_size))
-        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, max_seq_len))
+        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, longest))
     return limits
 
 

@@ -124,11 +124,11 @@ def text_logits(executor: TorchExecutor, ids: Tensor) -> Tensor:
     """
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-        stored = executor.cache.round_trip
+        stored = executor.runner.cache.round_trip
         return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
 
-    hidden = executor.model.hidden_states(ids, torch.arange(len(ids)), attend)
-    return executor.model.logits(hidden)
+    hidden = executor.runner.model.hidden_states(ids, torch.arange(len(ids)), attend)
+    return executor.runner.model.logits(hidden)
 
 
 def kl_divergence(truth: Tensor, logits: Tensor) -> Tensor:

@@ -115,13 +115,9 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
 
         return TrtllmExecutor(deployment, options)
     if manifest.backend == "tensorrt":
-        built = manifest.tensorrt or {}
-        targets = " or ".join(f"SM{sm}" for sm in built.get("targets", ()))
-        raise EngineError(
-            f"{path} holds TensorRT plans, which need a GPU with {targets} and a runner that this "
-            "version has not yet; to run and verify the model on this CPU, build it with "
-            "--backend torch"
-        )
+        from enginehouse.runtime.tensorrt_executor import open_tensorrt
+
+        return open_tensorrt(path, options)
     if manifest.backend != "torch":
         raise EngineError(
             f"{path} was built for backend {manifest.backend!r}; wanted torch, tensorrt or "

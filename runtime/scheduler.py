@@ -1,68 +1,51 @@
 """In-flight batching: which sequence computes how many tokens in the next iteration.
 
-Admits, chunks, decodes and preempts. It knows token ids and block ids; it knows neither
-tensors nor logits, and the free list is the pool's.
+Admits, chunks, decodes and preempts. It knows token ids; it knows neither tensors nor logits, and
+where keys and values are kept, and how many fit, is the memory's.
 Source: Orca (Yu et al., 2022), section 4.1; chunked prefill as in Sarathi (Agrawal et al., 2023).
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Protocol
 
-from enginehouse.runtime.kv_cache import ROOT_HASH, BlockHash, BlockPool, hash_block
-from enginehouse.runtime.request import FinishReason, Request
-from enginehouse.runtime.sampling import SamplingState
+from enginehouse.runtime.kv_cache import BlockHash
+from enginehouse.runtime.request import FinishReason
+from enginehouse.runtime.sequence import Chunk, Sequence
 
 _FIXED_CHUNK = 128
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request on its way: its tokens so far, how many are computed, and the blocks they fill."""
-
-    request: Request
-    sampling: SamplingState
-    token_ids: list[int]
-    num_computed: int = 0
-    blocks: list[int] = field(default_factory=list)
-    hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, as far as needed
-    num_remembered: int = 0  # blocks already given to the pool under their hash
-    num_cached_tokens: int | None = None  # found at the first admission
-    root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
-    arrival: int = 0  # numbered by the scheduler
-
-    @property
-    def num_generated(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_ids)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """Who comes first: the lower priority, then the earlier."""
-        return self.request.priority, self.arrival
-
-    @property
-    def num_pending(self) -> int:
-        """Tokens whose keys and values are not computed yet; 1 while decoding."""
-        return len(self.token_ids) - self.num_computed
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
     return sequence.rank
 
 
-class Chunk(NamedTuple):
-    """A run of one sequence's tokens: [start, start + num_tokens) are computed this iteration."""
+class KVMemory(Protocol):
+    """Room for keys and values: who has how much of it, and what of theirs is there already.
 
-    sequence: Sequence
-    start: int
-    num_tokens: int
+    Counted in blocks of block_size tokens; what nobody holds is free, though it may be remembered.
+    """
+
+    num_blocks: int
+    block_size: int
 
     @property
-    def completes(self) -> bool:
-        """Whether the sequence's next token can be sampled afterwards."""
-        return self.start + self.num_tokens == len(self.sequence.token_ids)
+    def num_free(self) -> int: ...
+
+    def admit(self, sequence: Sequence, others: bool) -> int | None:
+        """Give a waiting sequence room for all its tokens: how many of them need not be computed,
+        or None when there is no room. others: some are running, and will want more.
+        """
+
+    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Room for so many tokens of a running sequence; false when there is none."""
+
+    def will_hold(self, sequence: Sequence, num_tokens: int) -> None:
+        """The coming iteration computes the sequence's tokens up to num_tokens."""
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back all of a sequence's room; num_computed still says what it holds."""
 
 
 class Scheduler:
@@ -71,25 +54,21 @@ class Scheduler:
     max_batch_size: sequences that run at once. max_num_tokens: tokens of one iteration, which
     bounds how long a prompt can hold up running streams. max_seq_len: prompt plus output.
 
-    deterministic: how a sequence is cut into chunks depends on its own prompt alone, and no
-    blocks are shared; else sequences with a seed share none, so that what the cache happens to
-    hold cannot change their arithmetic.
+    deterministic: how a sequence is cut into chunks depends on its own prompt alone.
     """
 
     def __init__(
         self,
-        pool: BlockPool,
+        memory: KVMemory,
         *,
-        block_size: int,
         max_batch_size: int,
         max_num_tokens: int,
         max_seq_len: int,
         deterministic: bool = False,
     ) -> None:
-        assert pool.num_blocks * block_size >= max_seq_len, "one sequence must always fit"
+        assert memory.num_blocks * memory.block_size >= max_seq_len, "one sequence must always fit"
         assert max_num_tokens >= max_batch_size, "every running sequence must be able to decode"
-        self.pool = pool
-        self.block_size = block_size
+        self.memory = memory
         self.max_batch_size = max_batch_size
         self.max_num_tokens = max_num_tokens
         self.max_seq_len = max_seq_len
@@ -108,8 +87,7 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """The next iteration: every decode, then chunks of prompts, by rank.
 
-        Blocks are held, and full ones findable, when this returns: an iteration stores keys
-        before it reads them, so a prefix can be shared within the very iteration that fills it.
+        Room for them is held when this returns.
         """
         chunks: list[Chunk] = []
         budget = self.max_num_tokens
@@ -144,53 +122,40 @@ class Scheduler:
         count = min(left, size - sequence.num_computed % size) if left > 0 else 1
         return count if count <= budget else 0
 
-    def _shares(self, sequence: Sequence) -> bool:
-        return not self.deterministic and sequence.request.sampling.seed is None
-
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
         chunk = Chunk(sequence, sequence.num_computed, count)
-        self._remember_full_blocks(sequence, chunk.start + count)
+        self.memory.will_hold(sequence, chunk.start + count)
         return chunk
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a running sequence blocks for `num_tokens`; false when it was itself preempted.
+        """Room for `num_tokens` of a running sequence; false when it was itself preempted.
 
-        Only a decoding sequence can lack any (a prompt gets all of its blocks when admitted),
+        Only a decoding sequence can lack any (a prompt gets all of its room when admitted),
         and the victim is the last by rank, so no victim has a chunk in this iteration already.
         """
         if sequence not in self.running:
             return False
-        missing = self._num_blocks(num_tokens) - len(sequence.blocks)
-        while self.pool.num_free < missing:
+        while not self.memory.grow(sequence, num_tokens):
             last = self.running[-1]
             self._preempt(last)
             if last is sequence:
                 return False
-        sequence.blocks += self.pool.allocate(max(missing, 0))
         return True
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Move the first waiting sequence to running if blocks for all its tokens are free."""
-        shared: list[int] = []
-        if self._shares(sequence):
-            reusable = (len(sequence.token_ids) - 1) // self.block_size  # the last is computed
-            shared = self.pool.find_prefix(self._hashes(sequence, reusable))
-        missing = self._num_blocks(len(sequence.token_ids)) - len(shared)
-        spare = 1 if self.running else 0  # room to decode, so that it is not preempted at once
-        if self.pool.num_free_without(shared) < missing + spare:
+        """Move the first waiting sequence to running if there is room for all its tokens."""
+        known = self.memory.admit(sequence, others=bool(self.running))
+        if known is None:
             return False
         self.waiting.pop(0)
-        self.pool.share(shared)
-        sequence.blocks = shared + self.pool.allocate(missing)
-        sequence.num_remembered = len(shared)
-        sequence.num_computed = len(shared) * self.block_size
+        sequence.num_computed = known
         if sequence.num_cached_tokens is None:
-            sequence.num_cached_tokens = sequence.num_computed
+            sequence.num_cached_tokens = known
         insort(self.running, sequence, key=_rank)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take a running sequence's blocks; it keeps its rank and computes its tokens again."""
+        """Take a running sequence's room; it keeps its rank and computes its tokens again."""
         self._drop(sequence)
         insort(self.waiting, sequence, key=_rank)
         self.num_preemptions += 1
@@ -204,30 +169,8 @@ class Scheduler:
 
     def _drop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self.pool.release(sequence.blocks)
-        sequence.blocks = []
+        self.memory.release(sequence)
         sequence.num_computed = 0
-        sequence.num_remembered = 0
-
-    def _num_blocks(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_size)
-
-    def _hashes(self, sequence: Sequence, count: int) -> list[BlockHash]:
-        """The hashes of the sequence's first `count` blocks, each computed once."""
-        hashes, size = sequence.hashes, self.block_size
-        while len(hashes) < count:
-            start = len(hashes) * size
-            parent = hashes[-1] if hashes else sequence.root_hash
-            hashes.append(hash_block(parent, sequence.token_ids[start : start + size]))
-        return hashes[:count]
-
-    def _remember_full_blocks(self, sequence: Sequence, num_tokens: int) -> None:
-        full = num_tokens // self.block_size
-        if full > sequence.num_remembered and self._shares(sequence):
-            hashes = self._hashes(sequence, full)
-            for i in range(sequence.num_remembered, full):
-                self.pool.remember(sequence.blocks[i], hashes[i])
-            sequence.num_remembered = full
 
     def settle(self, chunk: Chunk, token_id: int | None, stops: bool) -> FinishReason | None:
         """Record what an iteration did for a chunk; the reason if the sequence ended by it.

@@ -14,7 +14,7 @@ from enginehouse.runtime.attention import (
     visible,
 )
 from enginehouse.runtime.device import index_tensor, to_device
-from enginehouse.runtime.scheduler import Chunk
+from enginehouse.runtime.sequence import Chunk
 
 
 def plan_attention(

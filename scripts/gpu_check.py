@@ -3,9 +3,11 @@
 Looks at the machine (`enginehouse-build doctor`), then for the sample model and a random one of a
 billion parameters, each in FP8 and INT4: builds the engine, compares its greedy answers with the
 CPU backend's, measures tokens per second and time to the first token, and serves it under load.
-With TensorRT-LLM the engines are compiled; without, the torch backend runs on CUDA. A step that
-fails is a line of the report and stops nothing but what needs it. The report is
-docs/gpu/<date>-<gpu>.md; exit status 1 when a step failed, 2 when there is no GPU.
+With TensorRT-LLM the engines are compiled; without, the torch backend runs on CUDA. Where
+TensorRT-RTX is installed it is asked whether it takes this GPU at all, and if it has a target for
+it the same models run as TensorRT plans, with the share of the memory bandwidth that one sequence
+reaches. A step that fails is a line of the report and stops nothing but what needs it. The report
+is docs/gpu/<date>-<gpu>.md; exit status 1 when a step failed, 2 when there is no GPU.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
 from enginehouse.runtime.machine import installed_version, record_machine
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams
+from enginehouse.runtime.tensorrt_package import RTX_SMS, find_package
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = ROOT / ".cache" / "gpu_check"
@@ -39,7 +42,7 @@ BIN = Path(sys.executable).parent
 MODELS = {"sample": None, "random-1b": WORK / "random-1b"}
 QUANTS = ("fp8", "int4_awq")
 RANDOM_1B = {"hidden": 2048, "layers": 16, "heads": 32, "kv-heads": 8, "intermediate": 8192}
-BATCHES = (1, 8, 32)
+BATCHES = (1, 4, 16, 64)
 NUM_PROMPTS, NUM_TOKENS, PROMPT_LEN = 8, 64, 128
 BUILD_S, RUN_S, READY_S = 7200, 1800, 1200
 _MAX_LINES = 80  # of a failed program's output, in the report
@@ -156,12 +159,12 @@ def engine_path(model: str, quant: str, backend: str) -> Path:
     return WORK / "engines" / f"{model}-{quant}-{backend}"
 
 
-def build(model: str, quant: str, backend: str) -> str:
+def build(model: str, quant: str, backend: str, *flags: str) -> str:
     source = MODELS[model]
     command: list[str | Path] = [BIN / "enginehouse-build", *([source] if source else [])]
     command += ["--quant", quant, "--backend", backend, "--max-batch-size", "64"]
-    command += ["-o", engine_path(model, quant, backend)]
-    if backend == "torch":
+    command += ["-o", engine_path(model, quant, backend), *flags]
+    if backend in ("torch", "tensorrt"):
         command += ["--until", "compile"]
     return fenced(last(run(command, BUILD_S)))
 
@@ -202,7 +205,15 @@ def measure(engine: Path, device: str) -> dict[str, Any]:
             prompts = [fixed_prompt(1000 * batch + i, vocab) for i in range(batch)]
             tokens, first_s, total_s = generate(executor, prompts, NUM_TOKENS)
             count = sum(map(len, tokens))
-            figures.append({"batch": batch, "tokens_per_s": count / total_s, "first_s": first_s})
+            step_s = (total_s - first_s) / (NUM_TOKENS - 1)
+            figures.append(
+                {
+                    "batch": batch,
+                    "tokens_per_s": count / total_s,
+                    "first_s": first_s,
+                    "step_s": step_s,
+                }
+            )
         return {"answers": answers, "figures": figures}
     finally:
         executor.close()
@@ -239,7 +250,8 @@ def generate(
 
 
 def compare(model: str, quant: str, backend: str, device: str) -> str:
-    """The GPU's answers beside the CPU's, token by token, and how fast they came.
+    """The GPU's answers beside the CPU's, token by token, and how fast they came; of TensorRT
+    plans also how much of the memory's bandwidth a sequence alone reaches.
 
     Fails when fewer than half of the first four tokens agree: rounding parts answers late, a
     wrong layout parts them at once.
@@ -259,7 +271,93 @@ def compare(model: str, quant: str, backend: str, device: str) -> str:
     lines += ["", f"{agreement}: {', '.join(map(str, equal))}."]
     if early < 0.5:
         raise StepFailed(f"the answers differ from the CPU's at once: {equal} equal tokens")
+    if backend == "tensorrt":
+        step_s = found["figures"][0]["step_s"]
+        lines += ["", bandwidth(engine_path(model, quant, backend), step_s)]
     return "\n".join(lines)
+
+
+def bandwidth(engine: Path, step_s: float) -> str:
+    """What a decode step of one sequence reads in a second, beside what a copy on the GPU does."""
+    read = weight_bytes(engine) / step_s
+    copied = float(last(run([sys.executable, Path(__file__).resolve(), "--copy-speed"], RUN_S)))
+    return (
+        f"A sequence alone takes {1e3 * step_s:.2f} ms a token and so reads its weights at "
+        f"{read / 1e9:.0f} GB/s, {read / copied:.0%} of the {copied / 1e9:.0f} GB/s that a copy "
+        "within the GPU's memory reads and writes."
+    )
+
+
+def weight_bytes(engine: Path) -> int:
+    """Bytes of the first rank's tensors that every step reads: all but the embedding's table."""
+    with (engine / "rank0.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    del header["transformer.vocab_embedding.weight"]
+    header.pop("__metadata__", None)
+    return sum(end - start for start, end in (entry["data_offsets"] for entry in header.values()))
+
+
+def copy_speed() -> float:
+    """Bytes a second that copies of 1 GiB read and write on the first GPU."""
+    import torch
+
+    source = torch.zeros(2**30, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    for repeats in (3, 20):  # the first are for the clocks to rise
+        torch.cuda.synchronize()
+        began_s = time.monotonic()
+        for _ in range(repeats):
+            target.copy_(source)
+        torch.cuda.synchronize()
+        taken_s = time.monotonic() - began_s
+    return 2 * len(source) * repeats / taken_s
+
+
+def ask_tensorrt() -> str:
+    """What TensorRT-RTX says of this GPU, whatever it is: of a small plan for all of its targets,
+    and for the current GPU. In a process of its own; fails when it does not end well.
+    """
+    return fenced(run([sys.executable, Path(__file__).resolve(), "--ask-tensorrt"], RUN_S))
+
+
+def answers_of_tensorrt() -> list[str]:
+    """Compile a decoder of one layer, and try to load it: each step's outcome in a line."""
+    from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan, load_tensorrt
+    from enginehouse.runtime.config import ModelConfig
+    from enginehouse.runtime.tensorrt_package import Words
+
+    trt = load_tensorrt()
+    config = ModelConfig(
+        architecture="LlamaForCausalLM",
+        dtype="float16",
+        vocab_size=512,
+        hidden_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_size=32,
+        intermediate_size=512,
+        norm_epsilon=1e-5,
+        max_position_embeddings=256,
+    )
+    limits = PlanLimits(context=256, batch=8, chunk=64, prefill_batch=1, max_positions=256)
+    plan = compile_plan(trt, config, (80, 86, 89, 120), limits).plan
+    words = Words(trt)
+    runtime = trt.Runtime(words.logger)
+    validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    known = trt.EngineInvalidityDiagnostics.__members__.items()
+    reasons = [name for name, member in known if int(bits) & int(member.value)]
+    lines = [
+        f"TensorRT-RTX {trt.__version__}: a plan for SM80, 86, 89 and 120 on this GPU",
+        f"get_engine_validity: {validity.name} {' '.join(reasons)}".rstrip(),
+    ]
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return [*lines, f"deserialize_cuda_engine: {words.refused('loads it not')}"]
+    lines.append(f"deserialize_cuda_engine: {engine.num_io_tensors} tensors")
+    if engine.create_execution_context() is None:
+        return [*lines, f"create_execution_context: {words.refused('makes none')}"]
+    return [*lines, "create_execution_context: made"]
 
 
 def common(one: list[int], other: list[int]) -> int:
@@ -344,15 +442,44 @@ def check_all(report: Report, device: str) -> None:
             report.step(f"{title}: serve", lambda path=path: serve(path, device))
 
 
+def check_tensorrt(report: Report) -> None:
+    """The engines again as TensorRT plans, if TensorRT-RTX is installed and has such a target."""
+    if not report.dry_run and find_package("tensorrt_rtx") is None:
+        report.outcomes.append(("TensorRT-RTX", "left out: it is not installed"))
+        return
+    report.step("TensorRT-RTX: what it says of this GPU", ask_tensorrt)
+    sm = report.machine["sm"]
+    if not report.dry_run and (sm is None or int(sm) not in RTX_SMS):
+        report.outcomes.append(("TensorRT plans", f"left out: TensorRT-RTX has no target SM{sm}"))
+        return
+    for model in MODELS:
+        for quant in QUANTS:
+            title, path = f"{model} {quant}: TensorRT", engine_path(model, quant, "tensorrt")
+            work = lambda m=model, q=quant: build(m, q, "tensorrt", f"--sm={sm}")  # noqa: E731
+            if not report.step(f"{title} plans", work):
+                continue
+            work = lambda m=model, q=quant: compare(m, q, "tensorrt", "engine")  # noqa: E731
+            report.step(f"{title}, compare and measure", work)
+            report.step(f"{title}, serve", lambda path=path: serve(path, "engine"))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dry-run", action="store_true", help="print the steps only")
     for name in ("--measure", "--out"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    for name in ("--ask-tensorrt", "--copy-speed"):
+        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="engine", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         args.out.write_text(json.dumps(measure(args.measure, args.device)))
+        return 0
+    if args.ask_tensorrt:
+        print("\n".join(answers_of_tensorrt()))
+        return 0
+    if args.copy_speed:
+        print(copy_speed())
         return 0
     machine = record_machine()
     compiled = machine["tensorrt_llm"] is not None or args.dry_run
@@ -362,6 +489,7 @@ def main() -> int:
         return 2
     WORK.mkdir(parents=True, exist_ok=True)
     check_all(report, "engine" if compiled else "cuda")
+    check_tensorrt(report)
     if args.dry_run:
         print("== without TensorRT-LLM: no compile; the torch backend runs with device cuda")
         print(f"== report: {report.path().relative_to(ROOT)}")

@@ -13,7 +13,6 @@ from family_models import FAMILIES, MIXTURES
 from enginehouse.build import cli
 from enginehouse.build.capabilities import (
     GPU_SM,
-    RTX_SMS,
     tensorrt_package,
     tensorrt_refusal,
 )
@@ -31,6 +30,7 @@ from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.engine import read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.executor import open_executor
+from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
 TINY = PlanLimits(context=256, batch=8, chunk=64, prefill_batch=1, max_positions=256)
@@ -186,7 +186,8 @@ def test_the_page_of_a_plan_shows_which_package_compiles_for_which_gpu(
 def test_without_the_package_one_sentence_says_what_to_install(
     tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("enginehouse.build.compile_tensorrt._MODULES", ("no_such_tensorrt",))
+    known = PACKAGES["tensorrt_rtx"]
+    monkeypatch.setitem(PACKAGES, "tensorrt_rtx", known._replace(modules=("no_such_tensorrt",)))
     with pytest.raises(EngineError, match=r"not installed.*pip install 'enginehouse\[tensorrt\]'"):
         build_engine(tiny_source, tmp_path / "e", backend="tensorrt", quant="int4")
     assert not (tmp_path / "e").exists()

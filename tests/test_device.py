@@ -70,8 +70,8 @@ def test_a_gpu_gives_the_cpus_tokens(
     with cuda_double(monkeypatch) as gpu:
         executor = open_executor(engine, FLOAT32)
         found = generate(executor, mixed())
-        assert isinstance(executor, TorchExecutor) and executor.device == CUDA
-        assert all(isinstance(layer, GpuTensor) for layer in executor.cache.layers)
+        assert isinstance(executor, TorchExecutor) and executor.runner.device == CUDA
+        assert all(isinstance(layer, GpuTensor) for layer in executor.runner.cache.layers)
         assert ("_scaled_mm" in gpu.products) is quant.startswith("fp8")
     assert found == wanted
 

@@ -106,8 +106,9 @@ def test_logits_and_greedy_tokens_equal_transformers(
         truth = logits_of(original(name), ids)
         assert together[i] == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
         positions = torch.arange(len(ids))
-        hidden = executor.model.hidden_states(torch.tensor(ids), positions, causal_attention)
-        torch.testing.assert_close(executor.model.logits(hidden), truth, atol=2e-4, rtol=2e-4)
+        hidden = executor.runner.model.hidden_states(torch.tensor(ids), positions, causal_attention)
+        found = executor.runner.model.logits(hidden)
+        torch.testing.assert_close(found, truth, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -116,8 +117,8 @@ def test_logits_over_cached_keys_equal_transformers(
 ) -> None:
     executor = open_executor(engine(name, tp=1, pp=1), FLOAT32)
     assert isinstance(executor, TorchExecutor)
-    compute, seen = executor.model.logits, []
-    executor.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    compute, seen = executor.runner.model.logits, []
+    executor.runner.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
     prompt = PROMPTS[1]
     answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
     truth = logits_of(original(name), prompt + answer)[len(prompt) - 1 : -1]
@@ -245,8 +246,8 @@ def test_longrope_changes_its_factors_where_transformers_does(
     """
     executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32)
     assert isinstance(executor, TorchExecutor)
-    compute, seen = executor.model.logits, []
-    executor.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    compute, seen = executor.runner.model.logits, []
+    executor.runner.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
     prompt = [7 * i % 500 + 3 for i in range(length)]
     sampling = SamplingParams(24, temperature=0.0, ignore_eos=True)
     answer = generate(executor, [Request(0, prompt, sampling)])[0]

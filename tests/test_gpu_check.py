@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, EngineMaker
 from cuda_double import cuda_double
+from safetensors.torch import load_file
 
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
 H100 = dict(tensorrt_llm="1.2.1", tensorrt="10.14", cuda="13.0", sm="90", gpu="NVIDIA H100")
@@ -37,6 +38,11 @@ def test_a_dry_run_prints_every_step_and_starts_none() -> None:
         for quant in ("fp8", "int4_awq"):
             for step in ("CPU engine", "compile", "compare and measure", "serve"):
                 assert f"== {model} {quant}: {step}" in lines
+            for step in ("plans", ", compare and measure", ", serve"):
+                assert (
+                    f"== {model} {quant}: TensorRT{step if step[0] == ',' else f' {step}'}" in lines
+                )
+    assert "== TensorRT-RTX: what it says of this GPU" in lines
     assert lines[-2] == (
         "== without TensorRT-LLM: no compile; the torch backend runs with device cuda"
     )
@@ -124,3 +130,61 @@ def test_prompts_differ_from_their_first_tokens_on(script) -> None:  # type: ign
 )
 def test_the_common_beginning(script, one, other, count) -> None:  # type: ignore[no-untyped-def]
     assert script.common(one, other) == count
+
+
+def test_tensorrt_is_asked_in_its_own_words(script) -> None:  # type: ignore[no-untyped-def]
+    """The real compiler and runtime, which here have no driver to load a plan with."""
+    lines = script.answers_of_tensorrt()
+    assert lines[0].startswith("TensorRT-RTX 1.") and "get_engine_validity: INVALID" in lines
+    assert lines[-1].startswith("deserialize_cuda_engine: TensorRT loads it not: ")
+
+
+@pytest.mark.parametrize(
+    ("sm", "outcome"),
+    [("90", "left out: TensorRT-RTX has no target SM90"), (None, "left out: TensorRT-RTX has no")],
+)
+def test_a_gpu_without_a_target_is_asked_about_all_the_same(
+    script,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+    sm: str | None,
+    outcome: str,
+) -> None:
+    report = script.Report({**H100, "sm": sm}, "torch")
+    monkeypatch.setattr(script, "ask_tensorrt", lambda: "INVALID")
+    script.check_tensorrt(report)
+    assert "INVALID" in report.text()
+    assert report.outcomes[-1][0] == "TensorRT plans" and report.outcomes[-1][1].startswith(outcome)
+
+
+def test_plans_are_built_compared_and_served(
+    script,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every step's call, in order; a build that fails leaves out what needs it."""
+    calls: list[tuple[object, ...]] = []
+    for name in ("ask_tensorrt", "build", "compare", "serve"):
+        monkeypatch.setattr(script, name, lambda *a, name=name: calls.append((name, *a)) or "")
+    monkeypatch.setattr(script, "MODELS", {"sample": None})
+    monkeypatch.setattr(script, "QUANTS", ("fp8",))
+    script.check_tensorrt(script.Report({**H100, "sm": "89"}, "torch"))
+    path = script.engine_path("sample", "fp8", "tensorrt")
+    assert calls == [
+        ("ask_tensorrt",),
+        ("build", "sample", "fp8", "tensorrt", "--sm=89"),
+        ("compare", "sample", "fp8", "tensorrt", "engine"),
+        ("serve", path, "engine"),
+    ]
+
+
+def test_the_bandwidth_counts_what_a_step_reads(
+    script,  # type: ignore[no-untyped-def]
+    make_engine: EngineMaker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = make_engine(quant="int4", until="compile")
+    tensors = load_file(engine / "rank0.safetensors")
+    wanted = sum(t.nbytes for name, t in tensors.items() if "vocab_embedding" not in name)
+    assert script.weight_bytes(engine) == wanted
+    monkeypatch.setattr(script, "run", lambda *_: f"noise\n{4 * wanted / 0.002}\n")
+    assert script.bandwidth(engine, 0.002).startswith("A sequence alone takes 2.00 ms a token")
+    assert " 25% of the " in script.bandwidth(engine, 0.002)

@@ -226,8 +226,8 @@ def test_factors_in_the_norms_give_the_logits_of_factors_on_the_inputs(
         read_engine(engine), ExecutorOptions(compute_dtype="float32", max_batch_size=1)
     )
     try:
-        hidden = executor.model.hidden_states(IDS, torch.arange(len(IDS)), causal_attention)
-        found = executor.model.logits(hidden)
+        hidden = executor.runner.model.hidden_states(IDS, torch.arange(len(IDS)), causal_attention)
+        found = executor.runner.model.logits(hidden)
     finally:
         executor.close()
     assert float((found - wanted).abs().max()) < 0.01 * float(wanted.abs().max())

@@ -196,9 +196,9 @@ def test_a_partly_quantised_engine_answers_as_transformers(tmp_path: Path) -> No
     options = ExecutorOptions(compute_dtype="float32", max_batch_size=1)
     executor = TorchExecutor(read_engine(engine), options)
     ids = torch.tensor(IDS)
-    hidden = executor.model.hidden_states(ids, torch.arange(len(ids)), causal_attention)
+    hidden = executor.runner.model.hidden_states(ids, torch.arange(len(ids)), causal_attention)
     truth = logits_of(load_family(pair.plain), IDS)
-    torch.testing.assert_close(executor.model.logits(hidden), truth, rtol=0, atol=1e-3)
+    torch.testing.assert_close(executor.runner.model.logits(hidden), truth, rtol=0, atol=1e-3)
 
 
 def test_a_stage_that_would_differ_names_the_legal_pp(tmp_path: Path) -> None:

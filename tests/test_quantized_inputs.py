@@ -104,8 +104,8 @@ def logits_of(engine: Path) -> torch.Tensor:
     options = ExecutorOptions(compute_dtype="float32", max_batch_size=1)
     executor = TorchExecutor(read_engine(engine), options)
     try:
-        hidden = executor.model.hidden_states(IDS, torch.arange(len(IDS)), causal_attention)
-        return executor.model.logits(hidden)
+        hidden = executor.runner.model.hidden_states(IDS, torch.arange(len(IDS)), causal_attention)
+        return executor.runner.model.logits(hidden)
     finally:
         executor.close()
 

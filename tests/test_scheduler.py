@@ -7,10 +7,12 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from enginehouse.runtime.block_memory import BlockMemory
 from enginehouse.runtime.kv_cache import BlockPool
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams
 from enginehouse.runtime.sampling import SamplingState
-from enginehouse.runtime.scheduler import Chunk, Scheduler, Sequence
+from enginehouse.runtime.scheduler import Scheduler
+from enginehouse.runtime.sequence import Chunk, Sequence
 
 BLOCK = 4
 
@@ -19,8 +21,7 @@ def make_scheduler(
     num_blocks: int = 64, max_batch_size: int = 4, max_num_tokens: int = 16, max_seq_len: int = 64
 ) -> Scheduler:
     return Scheduler(
-        BlockPool(num_blocks),
-        block_size=BLOCK,
+        BlockMemory(BlockPool(num_blocks), BLOCK),
         max_batch_size=max_batch_size,
         max_num_tokens=max_num_tokens,
         max_seq_len=max_seq_len,
@@ -120,7 +121,7 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     assert reasons.count(FinishReason.LENGTH) == 2
     assert old.token_ids[7:] == [7, *range(8, 16)]
     assert young.token_ids[4:] == [7, *range(5, 13)], "nothing was lost or sampled twice"
-    assert scheduler.pool.num_free == 4
+    assert scheduler.memory.num_free == 4
 
 
 def test_the_lower_priority_runs_first_and_equals_in_their_order() -> None:
@@ -143,7 +144,7 @@ def test_the_victim_is_of_the_lowest_priority_and_among_those_the_latest() -> No
                 finished.append(chunk.sequence.request.request_id)
     assert scheduler.num_preemptions > 0
     assert finished == [2, 1, 3]
-    assert scheduler.pool.num_free == 6
+    assert scheduler.memory.num_free == 6
 
 
 def test_a_sequence_with_a_seed_shares_no_blocks() -> None:
@@ -159,8 +160,7 @@ def test_a_sequence_with_a_seed_shares_no_blocks() -> None:
 def test_deterministic_chunks_do_not_depend_on_neighbours() -> None:
     def chunks_of_seven(crowd: int) -> list[tuple[int, int, int]]:
         scheduler = Scheduler(
-            BlockPool(64),
-            block_size=BLOCK,
+            BlockMemory(BlockPool(64), BLOCK, shares=False),
             max_batch_size=4,
             max_num_tokens=16,
             max_seq_len=64,
@@ -187,7 +187,7 @@ def test_a_cancelled_sequence_gives_its_blocks_back() -> None:
     scheduler.add(waiting)
     scheduler.remove(running)
     scheduler.remove(waiting)
-    assert scheduler.pool.num_free == 64 and scheduler.schedule() == []
+    assert scheduler.memory.num_free == 64 and scheduler.schedule() == []
 
 
 def test_the_context_ends_a_sequence() -> None:
@@ -231,4 +231,4 @@ def test_everybody_ends_with_the_right_tokens_however_little_memory_there_is(
     for sequence, length in zip(sequences, prompts, strict=True):
         generated = sequence.token_ids[length:]
         assert generated == [500 + length + i for i in range(max_tokens)]
-    assert scheduler.pool.num_free == num_blocks
+    assert scheduler.memory.num_free == num_blocks

@@ -1,0 +1,248 @@
+"""One rank of an engine on its GPU: weights, slots and plans, doing what the leader tells.
+
+The leader has one in its own process; every other rank is a process of this module, which reads
+commands from a pipe until that ends. Knows no sequence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from enginehouse.runtime.device import free_memory, to_device
+from enginehouse.runtime.engine import Engine, read_engine
+from enginehouse.runtime.errors import EngineError, EnginehouseError
+from enginehouse.runtime.tensorrt_commands import (
+    ClearSlot,
+    Command,
+    CopyRows,
+    Start,
+    Step,
+    SwapRows,
+    step_layout,
+)
+from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
+from enginehouse.runtime.tensorrt_machine import Built, check_plan, find_matching, read_built
+from enginehouse.runtime.tensorrt_nccl import Communicator
+from enginehouse.runtime.tensorrt_package import Words
+from enginehouse.runtime.tensorrt_plan import LoadedPlan
+from enginehouse.runtime.tensorrt_steps import PlanRecord
+
+
+def plans_for(built: Built, max_seq_len: int) -> list[PlanRecord]:
+    """The plans that a context of max_seq_len needs, the shortest first."""
+    plans = sorted(built.plans, key=lambda plan: plan.context)
+    needed = sum(plan.context < max_seq_len for plan in plans) + 1
+    return plans[:needed]
+
+
+def require_cuda() -> None:
+    """EngineError when torch, in which logits are sampled and rows copied, has no GPU."""
+    if not torch.cuda.is_available():
+        raise EngineError(
+            f"torch {torch.__version__} finds no GPU; install a CUDA build of torch, in which "
+            "the logits of TensorRT plans are sampled"
+        )
+
+
+class TensorRTRank:
+    """One rank, loaded; `logits` are those of the last step, float32 [batch, vocab_size].
+
+    All of its work goes through one stream, which becomes the thread's own: that thread alone
+    may use it. free_bytes: what the GPU has left for the slots.
+    """
+
+    def __init__(self, engine: Engine, built: Built, trt: Any, rank: int, max_seq_len: int) -> None:
+        self.engine = engine
+        self.rank = rank
+        self.records = plans_for(built, max_seq_len)
+        require_cuda()
+        self.device = torch.device("cuda", rank)
+        torch.cuda.set_device(self.device)
+        self._stream = torch.cuda.Stream(self.device)
+        torch.cuda.set_stream(self._stream)
+        words = Words(trt)
+        runtime = trt.Runtime(words.logger)
+        for record in self.records:
+            check_plan(trt, runtime, engine.path / record.file)
+        self._weights = self._load_weights()
+        handle = int(self._stream.cuda_stream)
+        self.plans = [
+            LoadedPlan(
+                trt,
+                built.package,
+                words,
+                engine.path / record.file,
+                self._cache_file(built, record),
+                handle,
+            )
+            for record in self.records
+        ]
+        most = max(record.batch for record in self.records)
+        chunk = max(record.chunk for record in self.records)
+        size = max(step_layout(most, 1)[1], step_layout(1, chunk)[1])
+        self._fed = torch.zeros(size, dtype=torch.int32, device=self.device)
+        self.logits = torch.zeros(most, engine.config.vocab_size, device=self.device)
+        self.communicator: Communicator | None = None
+        torch.cuda.empty_cache()  # what loading the weights took besides
+        self.free_bytes = free_memory(self.device)
+
+    def _cache_file(self, built: Built, record: PlanRecord) -> Path:
+        """Beside the engine, named after all that TensorRT's kernels depend on."""
+        major, minor = torch.cuda.get_device_capability(self.device)
+        digest = self.engine.manifest.files[record.file].sha256[:16]
+        folder = self.engine.path.with_name(self.engine.path.name + ".kernels")
+        return folder / f"{digest}-sm{major}{minor}-{built.package}-{built.version}.cache"
+
+    def _load_weights(self) -> dict[str, Tensor]:
+        """All inputs that no step changes but the caches; one module of the rank file at a time."""
+        path, config = self.engine.rank_file(self.rank), self.engine.config
+        bound: dict[str, Tensor] = {}
+        try:
+            with safe_open(path, framework="pt") as file:
+                for names in _modules(list(file.keys())):
+                    tensors = {name: file.get_tensor(name).to(self.device) for name in names}
+                    bound |= bound_weights(config, tensors)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(f"{path} cannot be read: {error}; build it again") from None
+        head, embedding = "lm_head.weight", "transformer.vocab_embedding.weight"
+        if config.tie_word_embeddings and torch.equal(bound[head], bound[embedding]):
+            bound[head] = bound[embedding]  # one copy in memory
+        rotary = RotaryInputs(config, self.records[0].max_positions)
+        bound |= {name: table.to(self.device) for name, table in rotary.tables.items()}
+        longest = torch.arange(self.records[-1].context, dtype=torch.int32)
+        bound["kv_positions"] = to_device(longest, self.device)
+        start = torch.tensor([self.rank * len(bound[embedding])], dtype=torch.int32)
+        bound["vocab_start"] = to_device(start, self.device)
+        return bound
+
+    def row_bytes(self) -> int:
+        """Of one token in this rank's caches."""
+        config = self.engine.config
+        heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
+        itemsize: int = getattr(torch, config.dtype).itemsize
+        return 2 * config.num_hidden_layers * heads * config.head_size * itemsize
+
+    def do(self, command: Command) -> None:
+        """Enqueue a command. Raises EngineError when TensorRT refuses it."""
+        if isinstance(command, Step):
+            data = torch.frombuffer(bytearray(command.data), dtype=torch.int32)
+            self._fed[: len(data)].copy_(to_device(data, self.device))
+            self.plans[command.plan].run(command)
+        elif isinstance(command, CopyRows):
+            pairs = zip(
+                self.plans[command.plan].caches.values(),
+                self.plans[command.to_plan].caches.values(),
+                strict=True,
+            )
+            for cache, other in pairs:
+                rows = cache[command.slot, :, : command.num_rows]
+                other[command.to_slot, :, : command.num_rows].copy_(rows)
+        elif isinstance(command, SwapRows):
+            for cache in self.plans[command.plan].caches.values():
+                one = cache[command.slot, :, : command.num_rows]
+                other = cache[command.other, :, : command.num_rows]
+                kept = one.clone()
+                one.copy_(other)
+                other.copy_(kept)
+        elif isinstance(command, ClearSlot):
+            for cache in self.plans[command.plan].caches.values():
+                cache[command.slot].zero_()
+        else:
+            self._start(command)
+
+    def _start(self, command: Start) -> None:
+        config = self.engine.config
+        heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        names = [f"past_{s}_{n}" for n in range(config.num_hidden_layers) for s in ("key", "value")]
+        for plan, record, count in zip(self.plans, self.records, command.num_slots, strict=True):
+            # Zeroed once: a masked row is multiplied by 0, which must not meet NaN.
+            shape = (count, heads, record.context, config.head_size)
+            caches = {
+                name: torch.zeros(shape, dtype=dtype, device=self.device)
+                for name in (names if count else ())
+            }
+            if count:
+                plan.bind(self._weights, caches, self._fed, self.logits)
+        if command.nccl_id:
+            ranks = config.mapping.tp_size
+            self.communicator = Communicator(command.nccl_id, ranks, self.rank)
+            for plan in self.plans:
+                plan.share_communicator(self.communicator.capsule)
+
+    def close(self, keep_kernels: bool = False) -> None:
+        """Free the GPU. The leader keeps the kernels that were made, after what is under way, with
+        which all ranks then are done; a rank that has lost another waits for nothing.
+        """
+        if keep_kernels:
+            torch.cuda.synchronize(self.device)
+            for plan in self.plans:
+                plan.save_runtime_cache()
+        if self.communicator is not None:
+            self.communicator.abort()
+        self.plans.clear()
+        self._weights.clear()
+
+
+def _modules(names: list[str]) -> Iterator[list[str]]:
+    """A rank file's names, those of a module together."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    yield from modules.values()
+
+
+def follow(rank: TensorRTRank, pipe: Connection) -> None:
+    """Say what the rank has free, then do what comes through the pipe until it ends."""
+    pipe.send_bytes(json.dumps({"free_bytes": rank.free_bytes}).encode())
+    while True:
+        try:
+            data = pipe.recv_bytes()
+        except (EOFError, OSError):  # the leader is done, or gone
+            return
+        command = msgspec.msgpack.decode(data, type=Command)
+        rank.do(command)
+        if isinstance(command, Start):
+            pipe.send_bytes(b'{"started": true}')
+
+
+def main(argv: list[str] | None = None) -> int:
+    """A following rank's process; exit status 2 when the engine fails on it."""
+    parser = argparse.ArgumentParser(description="One rank of an engine; the host starts it.")
+    parser.add_argument("engine", type=Path)
+    parser.add_argument("--rank", type=int, required=True)
+    parser.add_argument("--max-seq-len", type=int, required=True)
+    parser.add_argument("--pipe", type=int, required=True, help="descriptor of the leader's pipe")
+    args = parser.parse_args(argv)
+    pipe = Connection(args.pipe)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends with its pipe
+    try:
+        engine = read_engine(args.engine)
+        built = read_built(engine.path, engine.manifest)
+        trt = find_matching(engine, built)
+        rank = TensorRTRank(engine, built, trt, args.rank, args.max_seq_len)
+        try:
+            follow(rank, pipe)
+        finally:
+            rank.close()
+    except (EnginehouseError, torch.cuda.OutOfMemoryError) as error:
+        pipe.send_bytes(json.dumps({"error": str(error)}).encode())
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
