@@ -360,7 +360,7 @@ def test_an_engine_that_answers_as_another_model_is_not_kept(
 
     def nonsense(directory: Path) -> Any:
         executor = open_beside(directory)
-        executor.model.layers.reverse()
+        executor.runner.model.layers.reverse()
         return executor
 
     monkeypatch.setattr(trtllm_stages, "open_executor", nonsense)
