@@ -1,7 +1,7 @@
 """INT4 with regard for what flows through: input scales, clipped groups, compensated rounding.
 
 One linear (or several that share their input) at a time, from its weights and the second moment
-of its inputs. Knows no layer and no file: `layerwise.py` walks the model.
+of its inputs. Knows no layer and no file: `layerwise_awq.py` walks the model.
 Source: AWQ (Lin et al., 2023), sections 3.2 and 4.
 """
 

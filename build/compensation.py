@@ -54,6 +54,17 @@ class InputMoments:
         return damped
 
 
+def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
+    """The weight [out, in] moved by a share of what takes its outputs on the inputs there are to
+    those on the inputs there should be, in least squares.
+
+    Source: GPTAQ (Li et al., 2025).
+    """
+    lower = torch.linalg.cholesky(moments.damped())
+    missing = (weight @ moments.drift).T
+    return weight + share * torch.cholesky_solve(missing, lower).T
+
+
 def round_compensated(
     weight: Tensor, steps: Tensor, order: Tensor, upper: Tensor, nearest: Rounding
 ) -> Tensor:

@@ -15,7 +15,7 @@ from enginehouse.build.convert import convert
 from enginehouse.build.hf_export import HfCheckpoint
 from enginehouse.build.journal import Journal
 from enginehouse.build.kv_scales import carries_kv_scales
-from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.layerwise_awq import LayerwiseAwq
 from enginehouse.build.layerwise_fp8 import LayerwiseFp8
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib

@@ -1,15 +1,17 @@
-"""AWQ through the whole model: each layer is quantised on what the layers before it now give.
+"""The calibration text through the model, layer by layer: each is quantised on what the layers
+before it now give.
 
 Asked for one layer at a time, in order. Within a layer too, a linear's inputs are those that the
 quantised linears before it produce; what they should have been is kept beside them. Memory: one
 layer in float32, two second moments of a linear's inputs, the calibration set's activations
 twice, and the inputs of one layer's linears in bfloat16.
-Source: AWQ (Lin et al., 2023); sequential calibration as in GPTQ (Frantar et al., 2023), section
-4; the unquantised model's outputs as the aim as in GPTAQ (Li et al., 2025).
+Source: sequential calibration as in GPTQ (Frantar et al., 2023), section 4; the unquantised
+model's outputs as the aim as in GPTAQ (Li et al., 2025).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,13 +19,10 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
-from enginehouse.build.awq import AwqLinear, quantize_awq
 from enginehouse.build.compensation import InputMoments
-from enginehouse.build.quantization import Int4Weight, fp8_scale
 from enginehouse.build.reference import ReferenceModel, fast_products
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
-from enginehouse.runtime.packing import pack_int4
 from enginehouse.runtime.rope import Angles
 from enginehouse.runtime.traits import AttentionRule
 
@@ -52,14 +51,18 @@ class _Seen(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Inputs:
-    moments: InputMoments
-    largest: Tensor  # [in], of each channel
+class Inputs:
+    """What enters the linears that share an input: sums, none for experts, each of which sees a
+    part of it; and each channel's largest magnitude, [in].
+    """
+
+    moments: InputMoments | None
+    largest: Tensor
 
 
-class LayerwiseAwq:
+class LayerwiseWalk(ABC):
     """Satisfies `units.LayerLinears`. Layers must be asked for in order, each once; those that are
-    not asked for run unquantised.
+    not asked for are quantised too, and not given out.
 
     layer: the one it stands before. An earlier run's activations are gone on with when they stand
     at `first`, the first layer that is still wanted, or before it.
@@ -114,14 +117,12 @@ class LayerwiseAwq:
             modules = [name for name in shared if f"{name}.weight" in tensors]
             if is_excluded(self.config, layer, modules[0]):
                 continue
-            inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0]))
+            inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0], []))
             weights = [tensors[f"{module}.weight"] for module in modules]
-            linear = self._quantized(torch.cat(weights), inputs)
-            rows = [len(weight) for weight in weights]
-            result |= self._stored(modules, linear, rows, inputs)
-            parts = linear.dequantized().split(rows)
-            for module, part in zip(modules, parts, strict=True):
-                tensors[f"{module}.weight"] = part
+            stored, meant = self._settle(modules, weights, inputs)
+            result |= stored
+            for module, weight in zip(modules, meant, strict=True):
+                tensors[f"{module}.weight"] = weight
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
         for i in range(len(self._hidden)):
             self._hidden[i] = decoder.feed_forward(self._enter_mlp(layer, decoder, i))
@@ -129,37 +130,53 @@ class LayerwiseAwq:
         self._middle.clear()
         return result
 
-    def _quantized(self, weight: Tensor, inputs: _Inputs) -> AwqLinear:
-        dtype: torch.dtype = getattr(torch, self.config.dtype)
-        return quantize_awq(weight, inputs.moments, self.config.quantization.group_size, dtype)
+    @abstractmethod
+    def _settle(
+        self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        """The checkpoint's tensors of linears that share an input, by name, and the weights in
+        float32 that they stand for.
+        """
+
+    def _entering(self, x: Tensor, largest: float) -> Tensor:
+        """x as it enters the product, where the form rounds it: by its largest magnitude."""
+        return x
 
     def _run_unquantised(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        """What enters each module, sequence by sequence, in bfloat16 (they are differences' small
-        part); the truth is one layer further.
+        """What enters each module but experts, sequence by sequence, in bfloat16 (they are
+        differences' small part); the truth is one layer further.
         """
         seen: dict[str, list[Tensor]] = {}
+
+        def observe(name: str, x: Tensor) -> None:
+            if tensors[f"{name}.weight"].ndim == 2:
+                seen.setdefault(name, []).append(x.bfloat16())
+
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
-        decoder.observe = lambda name, x: seen.setdefault(name, []).append(x.bfloat16())
+        decoder.observe = observe
         for i, states in enumerate(self._truth):
             self._truth[i] = decoder(layer, states, self._angles(layer, states), causal_attention)
         return seen
 
     def _inputs(
         self, layer: int, tensors: dict[str, Tensor], module: str, truths: list[Tensor]
-    ) -> _Inputs:
+    ) -> Inputs:
         """What enters `module` when the layer runs with `tensors`, and what should."""
         seen: list[Tensor] = []
 
         def observe(name: str, x: Tensor) -> None:
             if name == module:
                 seen.append(x)
-                raise _Seen
+                if truths:
+                    raise _Seen
 
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
-        moments: InputMoments | None = None
-        for i, truth in enumerate(truths):
-            in_mlp = module.startswith("mlp.")
-            middle = self._enter_mlp(layer, decoder, i) if in_mlp else None
+        peak = max((float(truth.abs().amax()) for truth in truths), default=0.0)
+        in_features = tensors[f"{module}.weight"].shape[-1]
+        largest = torch.zeros(in_features, device=self.reference.device)
+        moments = InputMoments(in_features, self.reference.device) if truths else None
+        for i in range(len(self._hidden)):
+            middle = self._enter_mlp(layer, decoder, i) if module.startswith("mlp.") else None
             decoder.observe = observe
             try:
                 if middle is None:
@@ -169,13 +186,12 @@ class LayerwiseAwq:
             except _Seen:
                 pass
             decoder.observe = None
-            x = seen.pop()
-            if moments is None:
-                moments, largest = InputMoments(x.shape[1], x.device), x.abs().amax(0)
-            moments.add(x, truth)
-            torch.maximum(largest, x.abs().amax(0), out=largest)
-        assert moments is not None, "there is no calibration text"
-        return _Inputs(moments, largest)
+            for x in seen:
+                torch.maximum(largest, x.abs().amax(0), out=largest)
+            if moments is not None:
+                moments.add(self._entering(seen[0], peak), truths[i])
+            seen.clear()
+        return Inputs(moments, largest)
 
     def _angles(self, layer: int, states: Tensor) -> Angles:
         local = self.reference.traits.local_rope[layer]
@@ -197,24 +213,3 @@ class LayerwiseAwq:
         if sequence not in self._middle:
             self._middle[sequence] = self._attend(layer, decoder, sequence)
         return self._middle[sequence]
-
-    def _stored(
-        self, modules: Sequence[str], linear: AwqLinear, rows: list[int], inputs: _Inputs
-    ) -> dict[str, Tensor]:
-        """A row range of the linear for each module. W4A8's two scales are one for them all."""
-        q, scale = linear.weight
-        extra = {"prequant_scaling_factor": linear.prequant}
-        if self.config.quantization.quant_algo == "W4A8_AWQ":
-            weight = Int4Weight(q, scale)
-            largest = float((weight.q.view(*scale.shape, -1).abs().amax(-1) * scale).amax())
-            entering = float((inputs.largest * linear.prequant.float()).amax())
-            extra["weights_scaling_factor_2"] = torch.tensor([fp8_scale(largest)])
-            extra["activation_scaling_factor"] = torch.tensor([fp8_scale(entering)])
-        result: dict[str, Tensor] = {}
-        parts = zip(modules, q.split(rows), scale.split(rows), strict=True)
-        for module, part, part_scale in parts:
-            result[f"{module}.weight"] = pack_int4(part)
-            result[f"{module}.weights_scaling_factor"] = part_scale
-            for name, tensor in extra.items():
-                result[f"{module}.{name}"] = tensor
-        return result

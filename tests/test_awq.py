@@ -20,7 +20,7 @@ from enginehouse.build.awq import (
 from enginehouse.build.calibration import calibration_sequences, passages
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compensation import InputMoments
-from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.layerwise_awq import LayerwiseAwq
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import Int4Weight, quantize_int4
 from enginehouse.build.reference import ReferenceModel

@@ -21,7 +21,7 @@ from enginehouse.build.activations import SavedActivations
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.convert import _MemoryGate
 from enginehouse.build.journal import Journal
-from enginehouse.build.layerwise import LayerwiseAwq
+from enginehouse.build.layerwise_awq import LayerwiseAwq
 from enginehouse.build.layerwise_fp8 import LayerwiseFp8
 from enginehouse.build.plan import make_plan
 from enginehouse.build.rank_file import Stored
