@@ -61,8 +61,8 @@ endif
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest
 
-resolve: ## do the CPU and the TensorRT-LLM set of packages resolve: make resolve PYTHON=python3.12
-	$(PYTHON) scripts/check_resolve.py $(PYTHON)
+resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
+	$(BIN)/python scripts/check_resolve.py
 
 # mypy and pyright follow folders, not import hooks: three links give them the namespace.
 .cache/links/enginehouse: Makefile

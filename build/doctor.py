@@ -30,7 +30,7 @@ from enginehouse.build.trtllm_build import TENSORRT_LLM, find_builder
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.gpus import Gpu, visible_gpus
 from enginehouse.runtime.machine import installed_version, nvidia_smi
-from enginehouse.runtime.mpi_environment import is_rank_variable
+from enginehouse.runtime.mpi_environment import LAUNCHED, is_rank_variable
 
 GIB = 2**30
 _DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers")
@@ -248,16 +248,16 @@ def check_numa(facts: Facts) -> Finding:
 
 
 def check_rank_variables(facts: Facts) -> Finding:
-    found = sorted(name for name in facts.env if is_rank_variable(name))
+    """They hurt only where a process keeps them that no launcher has started."""
+    name = "SLURM and MPI variables"
+    if LAUNCHED in facts.env:
+        mend = "what starts here takes itself for a rank: leave the shell, or unset it"
+        return Finding(name, f"{LAUNCHED}, which trtllm-llmapi-launch sets for its ranks", mend)
+    found = sorted(variable for variable in facts.env if is_rank_variable(variable))
     if not found:
-        return Finding("SLURM and MPI variables", "none")
-    text = f"{len(found)}, such as {found[0]}"
-    return Finding(
-        "SLURM and MPI variables",
-        text,
-        "a server that is no rank takes itself for one: start it with enginehouse-launch, which "
-        "leaves them out",
-    )
+        return Finding(name, "none")
+    left_out = "builds, and servers on one node, leave them out"
+    return Finding(name, f"{len(found)}, such as {found[0]}: {left_out}")
 
 
 def check_trtllm_room(facts: Facts) -> Finding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,7 @@ _SETTINGS = {
     "output_dir": "output",
     "checkpoint_dir": "model",
 }
+_WANTED = {"int": "a number", "str": "a word", "list[str]": "words"}
 _NO_ENGINE = ("dry_run", "model_config", "build_config", "model_cls_file", "model_cls_name")
 
 
@@ -101,6 +103,13 @@ _REFUSALS = (
     _Refusal("gpt_attention_plugin", ("disable",), _always, _IN_FLIGHT),
     _Refusal("context_fmha", ("disable",), _always, _IN_FLIGHT),
     _Refusal("use_paged_context_fmha", ("disable",), _always, _REUSE),
+    _Refusal("strip_plan", ("enable",), _always, "an engine without its weights cannot be served"),
+    _Refusal(
+        "speculative_decoding_mode",
+        ("medusa", "explicit_draft_tokens", "eagle"),
+        _always,
+        "the checkpoint has no draft heads",
+    ),
     _Refusal("streamingllm", ("enable",), _always, "TensorRT-LLM 1.2.1 asserts it off"),
     _Refusal(
         "use_fp8_context_fmha",
@@ -134,6 +143,8 @@ def check_flags(asked: Mapping[str, Any], facts: Facts) -> dict[str, str]:
                     f"{facts.kv_cache_dtype}, tp={facts.tp}, pp={facts.pp} does not work: "
                     f"{refusal.reason}; leave it out"
                 )
+        if name in found:
+            raise PlanError(f"trtllm_build: {name} is given twice; leave one out")
         found[name] = word
     return found
 
@@ -158,22 +169,34 @@ def _known(given: str) -> str:
 def _word(name: str, value: Any) -> str:
     """The value as trtllm-build reads it; PlanError for one it would refuse."""
     kind, choices = FLAGS[name]["type"], FLAGS[name].get("choices")
-    if kind in ("flag", "enable|disable"):
+    if kind in ("flag", "enable|disable") or name == "paged_kv_cache":
         choices = ["enable", "disable"]
         if value in (True, "true"):
             value = "enable"
         elif value in (False, "false"):
             value = "disable"
-    if kind == "list[str]" and isinstance(value, (list, tuple)):
-        value = ",".join(str(item) for item in value)
-    word = str(value)
-    wanted = ", ".join(choices) if choices else {"int": "a number", "str": "a word"}.get(kind, kind)
-    legal = word in choices if choices else bool(word) and not isinstance(value, (bool, dict, list))
-    if kind == "int":
-        legal = legal and word.isascii() and word.isdigit()
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if kind == "list[str]" and isinstance(value, str):
+        items = value.split(",")
+    word = ",".join(str(item) for item in items)
+    wanted = ", ".join(choices) if choices else _WANTED[kind]
+    if choices:
+        legal = word in choices
+    elif kind == "int":
+        legal = re.fullmatch("[0-9]{1,9}", word) is not None
+        legal = legal and (name != "max_beam_width" or int(word) > 0)
+    else:
+        legal = bool(items) and all(_is_word(item) for item in items)
+        legal = legal and (len(items) == 1 if kind == "str" else word.count(",") == len(items) - 1)
     if not legal:
         raise PlanError(f"trtllm_build: {name}={value!r} is not legal; wanted {wanted}")
     return word
+
+
+def _is_word(item: Any) -> bool:
+    """Whether it can stand on a command line; with a dash first it would be read as a flag."""
+    is_text = isinstance(item, (str, int, float)) and not isinstance(item, bool)
+    return is_text and re.match(r"[^-\s]", str(item)) is not None
 
 
 def command_words(flags: Mapping[str, str]) -> list[str]:

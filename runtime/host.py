@@ -24,7 +24,6 @@ import zmq
 from enginehouse.runtime import messages
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
-from enginehouse.runtime.mpi_environment import forget_ranks
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
 log = logging.getLogger("enginehouse.host")
@@ -225,9 +224,6 @@ def main(argv: list[str] | None = None) -> int:
         device=args.device,
         grammars_at_once=True,
     )
-    forgotten = forget_ranks(os.environ)
-    if forgotten:
-        log.info("no launcher started this host; it leaves out %s", ", ".join(forgotten))
     try:
         serve(args.engine, args.address, options, args.ready_fd)
     except EnginehouseError as error:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
 
-_LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"  # set by trtllm-llmapi-launch
+LAUNCHED = "TLLM_SPAWN_PROXY_PROCESS"  # set by trtllm-llmapi-launch
 _PREFIXES = ("SLURM_", "PMI_", "PMIX_", "OMPI_COMM_WORLD_", "OMPI_UNIVERSE_", "PRTE_", "MPI_LOCAL")
 
 
@@ -27,7 +27,7 @@ def forget_ranks(env: MutableMapping[str, str]) -> list[str]:
 
     Under trtllm-llmapi-launch the process is a rank, and keeps them.
     """
-    if _LAUNCHED in env:
+    if LAUNCHED in env:
         return []
     names = sorted(env.keys() - without_ranks(env).keys())
     for name in names:

@@ -24,12 +24,8 @@ from typing import Any, NamedTuple
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
-from enginehouse.runtime.request import (
-    ExecutorStats,
-    Request,
-    SamplingParams,
-    TokenOutput,
-)
+from enginehouse.runtime.mpi_environment import forget_ranks
+from enginehouse.runtime.request import ExecutorStats, Request, SamplingParams, TokenOutput
 from enginehouse.runtime.trtllm_engine import Deployment, llm_arguments
 from enginehouse.runtime.trtllm_output import bias_tensor, failed_output, token_output
 from enginehouse.runtime.trtllm_sampling import check_for_trtllm, sampling_fields
@@ -358,6 +354,8 @@ class TrtllmExecutor:
 
 def _load(deployment: Deployment) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
     """The LLM, and the two classes its requests are made of."""
+    if forgotten := forget_ranks(os.environ):  # before anything of it is imported
+        log.info("no launcher started this process; it leaves out %s", ", ".join(forgotten))
     from tensorrt_llm import SamplingParams as TrtllmSamplingParams
     from tensorrt_llm.llmapi import (
         CapacitySchedulerPolicy,

@@ -1,27 +1,28 @@
-"""Do both sets of packages resolve for these Pythons? The resolver runs; no package is fetched.
+"""Do both sets of packages resolve on every Python they are for? No package is fetched.
 
-    cpu       what `make install` brings, with the lock
+    cpu       what `make install` brings, with the lock; and does the lock hold all of it
     trtllm    the extra `trtllm`, with what tensorrt-llm 1.2.1 itself requires
 
 tensorrt-llm and tensorrt are left out of the second: on PyPI they are source packages that fetch
-gigabytes from NVIDIA's index while they are built. What they require stands below instead.
-Needs a package index that serves metadata. Usage: check_resolve.py python3.10 python3.12
+gigabytes from NVIDIA's index while they are built. What they require stands below instead. uv
+resolves for Linux on x86_64 and wants none of these Pythons here, but a package index that serves
+metadata (PIP_INDEX_URL, else PyPI). torch is the index's own, which is the CUDA build on PyPI.
 """
 
 from __future__ import annotations
 
 import argparse
 import configparser
-import json
+import os
 import re
 import subprocess
 import sys
-import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_EACH = {"cpu": ("3.10", "3.11", "3.12", "3.13"), "trtllm": ("3.10", "3.12")}
-SHOWN = ("torch", "transformers", "tokenizers", "huggingface_hub", "numpy", "pydantic", "pyzmq")
+SHOWN = ("torch", "transformers", "tokenizers", "huggingface-hub", "numpy", "pydantic", "pyzmq")
 # Source: the requirements of tensorrt-llm 1.2.1, but for those that are not in PyPI as wheels.
 OF_TENSORRT_LLM = (
     "torch>=2.9.1,<=2.10.0a0",
@@ -38,6 +39,8 @@ OF_TENSORRT_LLM = (
     "llguidance",
 )
 _NOT_WHEELS = ("tensorrt-llm", "tensorrt")
+_CUDA = re.compile(r"cuda-|nvidia-")  # torch's CUDA build pins these itself
+_LIMIT_S = 300
 
 
 def requirements(name: str) -> list[str]:
@@ -54,55 +57,69 @@ def requirements(name: str) -> list[str]:
     return lines
 
 
-def make_pip(python: str, folder: Path) -> Path:
-    """The Python of a new environment whose pip reads metadata without the package."""
-    subprocess.run([python, "-m", "venv", str(folder)], check=True)
-    own = folder / "bin" / "python"
-    subprocess.run([str(own), "-m", "pip", "install", "-q", "-U", "pip>=23.3"], check=True)
-    return own
+def locked_names() -> set[str]:
+    """The packages that constraints.txt pins."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return {_canonical(line.partition("==")[0]) for line in lines if "==" in line}
 
 
-def resolve(name: str, python: Path, folder: Path) -> dict[str, str]:
-    """The versions that pip would install; RuntimeError with pip's words when there are none."""
-    report, wanted = folder / f"{name}.json", folder / f"{name}.txt"
-    wanted.write_text("\n".join(requirements(name)), encoding="utf-8")
-    command = [str(python), "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed"]
-    command += ["--only-binary=:all:", "--report", str(report), "-r", str(wanted)]
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def resolve(name: str, python: str) -> dict[str, str]:
+    """The versions that would be installed; RuntimeError with uv's words when there are none."""
+    command = [sys.executable, "-m", "uv", "pip", "compile", "-", "--quiet", "--no-header"]
+    command += ["--no-annotate", "--only-binary", ":all:", "--python-version", python]
+    command += ["--python-platform", "x86_64-manylinux_2_28"]
     if name == "cpu":
-        command += ["-c", str(ROOT / "constraints.txt")]
-    done = subprocess.run(command, capture_output=True, text=True)
+        command += ["--constraints", str(ROOT / "constraints.txt")]
+    if os.environ.get("PIP_INDEX_URL"):
+        command += ["--default-index", os.environ["PIP_INDEX_URL"]]
+    done = subprocess.run(
+        command,
+        input="\n".join(requirements(name)),
+        env={"UV_SYSTEM_CERTS": "1", **os.environ},
+        capture_output=True,
+        text=True,
+        timeout=_LIMIT_S,
+    )
     if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        raise RuntimeError("\n".join(lines) or done.stderr)
-    installed = json.loads(report.read_text(encoding="utf-8"))["install"]
-    found = {item["metadata"]["name"]: item["metadata"]["version"] for item in installed}
-    return {key.lower().replace("-", "_"): value for key, value in found.items()}
+        raise RuntimeError(done.stderr.strip())
+    found = re.findall(r"^([\w.-]+)==(\S+)", done.stdout, re.M)
+    return {_canonical(key): value for key, value in found}
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("pythons", nargs="*", default=[sys.executable], help="this one by default")
+    parser.add_argument("--python", action="append", help="such as 3.12, may be repeated; else all")
     parser.add_argument("--set", choices=tuple(OF_EACH), help="one set only")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    wanted = [
+        (name, python)
+        for name, pythons in OF_EACH.items()
+        for python in pythons
+        if args.set in (None, name) and (args.python is None or python in args.python)
+    ]
     failed = False
-    for python in args.pythons:
-        with tempfile.TemporaryDirectory() as text:
-            folder = Path(text)
-            own = make_pip(python, folder / "venv")
-            code = "import sys; print('%d.%d' % sys.version_info[:2])"
-            version = subprocess.check_output([str(own), "-c", code], text=True).strip()
-            for name, versions in OF_EACH.items():
-                if version not in versions or args.set not in (None, name):
-                    continue
-                try:
-                    found = resolve(name, own, folder)
-                except RuntimeError as error:
-                    failed = True
-                    print(f"{name} on {version}: does not resolve\n{error}", flush=True)
-                    continue
-                shown = ", ".join(f"{key} {found[key]}" for key in SHOWN if key in found)
-                print(f"{name} on {version}: {len(found)} packages; {shown}", flush=True)
-    return int(failed)
+    with ThreadPoolExecutor(len(wanted) or 1) as pool:
+        results = [pool.submit(resolve, *each) for each in wanted]
+    for (name, python), result in zip(wanted, results, strict=True):
+        error = result.exception()
+        if error is not None:
+            failed = True
+            print(f"{name} on {python}: does not resolve\n{error}", flush=True)
+            continue
+        found = result.result()
+        shown = ", ".join(f"{key} {found[key]}" for key in SHOWN if key in found)
+        print(f"{name} on {python}: {len(found)} packages; {shown}", flush=True)
+        unpinned = {each for each in found.keys() - locked_names() if not _CUDA.match(each)}
+        if name == "cpu" and unpinned:
+            failed = True
+            print(f"  constraints.txt pins no version of {', '.join(sorted(unpinned))}")
+    if not wanted:
+        print(f"no set is for {', '.join(args.python)}; wanted one of {', '.join(OF_EACH['cpu'])}")
+    return int(failed or not wanted)
 
 
 if __name__ == "__main__":

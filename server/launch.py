@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.supervisor import HostSupervisor, host_command
 
@@ -76,8 +76,10 @@ def host_flags() -> list[str]:
 def check_engine() -> None:
     """End the process with one sentence, before any fork, when there is no engine to serve."""
     host_flags()
+    path = Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)")
     try:
-        read_engine(Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)"))
+        if not is_hf_checkpoint(read_manifest(path)):
+            read_engine(path)
     except EngineError as error:
         shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
         sys.exit(f"enginehouse: {error}")

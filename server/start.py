@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from enginehouse.runtime.engine import Engine, read_engine
+from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.gpus import visible_gpus
 from enginehouse.runtime.mpi_environment import without_ranks
@@ -32,6 +32,13 @@ _HANDED_ON = ("ENGINEHOUSE_", "TLLM", "TRTLLM", "NCCL_", "CUDA_", "HF_")
 _HANDED_ON_NAMES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 
+class Served(NamedTuple):
+    """What is launched. num_ranks: GPUs of TensorRT-LLM's; 0 for the CPU backend."""
+
+    path: Path
+    num_ranks: int
+
+
 class Launch(NamedTuple):
     """command: what to become. env: its whole environment. said: what to print."""
 
@@ -40,8 +47,22 @@ class Launch(NamedTuple):
     said: str
 
 
+def read_served(path: Path, env: Mapping[str, str]) -> Served:
+    """An engine, whose ranks are its mapping's, or a checkpoint of `--format hf`, which is cut over
+    ENGINEHOUSE_TP_SIZE GPUs while it loads. Raises EngineError when it is neither.
+    """
+    if is_hf_checkpoint(read_manifest(path)):
+        text = env.get("ENGINEHOUSE_TP_SIZE") or "1"
+        if not text.isdigit() or text == "0":
+            raise EngineError(f"ENGINEHOUSE_TP_SIZE={text!r}; wanted a number of GPUs")
+        return Served(path, int(text))
+    engine = read_engine(path)
+    compiled = engine.manifest.backend == "tensorrt_llm"
+    return Served(path, engine.config.mapping.world_size if compiled else 0)
+
+
 def plan_launch(
-    engine: Engine,
+    served: Served,
     env: Mapping[str, str],
     *,
     gunicorn: Sequence[str],
@@ -50,48 +71,50 @@ def plan_launch(
     hostfile: str | None = None,
     num_gpus: int | None = None,
 ) -> Launch:
-    """The command that serves `engine` on so many nodes.
+    """The command that serves it on so many nodes.
 
     gunicorn: the server's own command. launcher: auto, spawn, mpirun or srun; auto spawns on one
     node. num_gpus: GPUs that are visible here, None when that is not known.
-    Raises EngineError when the engine cannot run that way.
+    Raises EngineError when it cannot run that way.
     """
-    mapping, compiled = engine.config.mapping, engine.manifest.backend == "tensorrt_llm"
-    ours = {**env, "ENGINEHOUSE_ENGINE": str(engine.path)}
+    path, num_ranks = served
+    ours = {**env, "ENGINEHOUSE_ENGINE": str(path)}
     if launcher == "auto":
         several = "srun" if "SLURM_JOB_ID" in env else "mpirun"
         launcher = several if nodes > 1 else "spawn"
-    if not compiled and (nodes > 1 or launcher != "spawn"):
+    if hostfile is not None and launcher != "mpirun":
+        raise EngineError(f"--hostfile is mpirun's, and {launcher} starts the ranks; leave it out")
+    if not num_ranks and (nodes > 1 or launcher != "spawn"):
         raise EngineError(
-            f"{engine.path} runs on the CPU backend, in one process on one node; leave --nodes "
+            f"{path} runs on the CPU backend, in one process on one node; leave --nodes "
             "and --launcher out"
         )
     if launcher == "spawn":
         if nodes > 1:
             raise EngineError(f"--nodes {nodes} wants --launcher mpirun or srun")
-        if compiled and num_gpus is not None and num_gpus < mapping.world_size:
+        if num_gpus is not None and num_gpus < num_ranks:
             raise EngineError(
-                f"{engine.path} runs on {mapping.world_size} GPUs and {num_gpus} are visible; set "
+                f"{path} runs on {num_ranks} GPUs and {num_gpus} are visible; set "
                 "CUDA_VISIBLE_DEVICES, or use --nodes"
             )
         return _launch(list(gunicorn), env, without_ranks(ours))
-    per_node, rest = divmod(mapping.world_size, nodes)
+    per_node, rest = divmod(num_ranks, nodes)
     if rest or (nodes > 1 and per_node != GPUS_PER_NODE):
         raise EngineError(
-            f"the engine's {mapping.world_size} ranks cannot be laid on {nodes} nodes: a rank "
+            f"the {num_ranks} ranks of {path} cannot be laid on {nodes} nodes: a rank "
             f"takes GPU rank % {GPUS_PER_NODE} of its node; use nodes of {GPUS_PER_NODE} GPUs, all "
             "of them"
         )
-    served = ["trtllm-llmapi-launch", *gunicorn]
+    task = ["trtllm-llmapi-launch", *gunicorn]
     if launcher == "srun":
-        tasks = ["-N", str(nodes), "--ntasks", str(mapping.world_size)]
+        tasks = ["-N", str(nodes), "--ntasks", str(num_ranks)]
         tasks += ["--ntasks-per-node", str(per_node)]
-        return _launch(["srun", "--mpi=pmix", *tasks, *served], env, ours)
+        return _launch(["srun", "--mpi=pmix", *tasks, *task], env, ours)
     ours = without_ranks(ours)  # mpirun gives each task its own
     where = ["--map-by", f"ppr:{per_node}:node"] + (["--hostfile", hostfile] if hostfile else [])
     handed = [name for name in sorted(ours) if _is_handed_on(name)]
     words = [word for name in handed for word in ("-x", name)]
-    return _launch(["mpirun", "-n", str(mapping.world_size), *where, *words, *served], env, ours)
+    return _launch(["mpirun", "-n", str(num_ranks), *where, *words, *task], env, ours)
 
 
 def _is_handed_on(name: str) -> bool:
@@ -122,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="enginehouse-launch",
         description="Serve an engine on one GPU, on one node, or on several nodes.",
     )
-    parser.add_argument("engine", type=Path, help="engine directory made by enginehouse-build")
+    parser.add_argument("engine", type=Path, help="directory made by enginehouse-build")
     parser.add_argument("--nodes", type=int, default=1, help="machines (default 1)")
     parser.add_argument(
         "--launcher",
@@ -138,9 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.nodes < 1:
         parser.error("--nodes is below 1")
     try:
-        engine = read_engine(Path(os.path.abspath(args.engine)))
         launch = plan_launch(
-            engine,
+            read_served(Path(os.path.abspath(args.engine)), os.environ),
             os.environ,
             gunicorn=gunicorn_command(args.config),
             nodes=args.nodes,

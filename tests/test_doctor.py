@@ -90,8 +90,7 @@ def versions(**changed: str | None) -> dict[str, Any]:
         ({"mpi": "MPICH Version:\t4.0"}, "MPI", "hangs with it"),
         ({"mpi": "Open MPI v3.1.0, x"}, "MPI", "Open MPI 4 or newer"),
         ({"numa": False}, "libnuma", "libnuma1"),
-        ({"env": {"SLURM_JOB_ID": "1"}}, "SLURM and MPI variables", "enginehouse-launch"),
-        ({"env": {"PMI_RANK": "0"}}, "SLURM and MPI variables", "enginehouse-launch"),
+        ({"env": {"TLLM_SPAWN_PROXY_PROCESS": "1"}}, "SLURM and MPI variables", "unset it"),
         ({"disk_free": 20 * GIB}, "disk for TensorRT-LLM", "30 GiB"),
         ({"shm": 64 << 20}, "shared and locked memory", "--ipc host"),
         ({"memlock": 8 << 20}, "shared and locked memory", "memlock=-1"),
@@ -121,10 +120,17 @@ def test_one_thing_that_is_wrong_is_named_with_its_remedy(
         {"p2p": P2P.format("NS", "NS"), "env": {"NCCL_P2P_DISABLE": "1"}},
         {"p2p": P2P.format("NS", "NS"), "gpus": GOOD.gpus[:2]},
         {"p2p": None, "gpus": GOOD.gpus[:1]},
+        {"env": {"SLURM_JOB_ID": "1", "PMI_RANK": "0"}},
     ],
 )
 def test_what_is_in_order_is_not_called_wrong(changed: dict[str, Any]) -> None:
     assert report(replace(GOOD, **changed))[0] == 0
+
+
+def test_variables_that_every_start_leaves_out_are_told_and_not_called_wrong() -> None:
+    status, text = report(replace(GOOD, env={"SLURM_JOB_ID": "1", "PMI_RANK": "0"}))
+    assert status == 0
+    assert "2, such as PMI_RANK: builds, and servers on one node, leave them out" in text
 
 
 @pytest.mark.parametrize(

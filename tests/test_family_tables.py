@@ -10,14 +10,10 @@ from typing import Any
 
 import pytest
 
+from enginehouse.build.forms import OutputTensor
 from enginehouse.build.hf_config import model_config
-from enginehouse.build.plan import (
-    QUANT_CONFIGS,
-    OutputTensor,
-    check_mapping,
-    choose_group_size,
-    output_tensors,
-)
+from enginehouse.build.output_table import output_tensors
+from enginehouse.build.plan import QUANT_CONFIGS, check_mapping, choose_group_size
 from enginehouse.runtime.config import Mapping
 
 TABLES = {

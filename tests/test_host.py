@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -342,21 +341,3 @@ def test_every_flag_of_the_host_reaches_the_executor(
     assert host_module.main([*command, *flags]) == host_module.main(command) == 0
     assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)
-
-
-@pytest.mark.parametrize("launched", [False, True])
-def test_a_host_that_no_launcher_started_is_no_rank(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, launched: bool
-) -> None:
-    """trtllm-llmapi-launch runs it as a rank; gunicorn in a job of SLURM does not."""
-    if launched:
-        monkeypatch.setenv("TLLM_SPAWN_PROXY_PROCESS", "1")
-    ranks = {"SLURM_PROCID": "0", "PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}
-    for name, value in ranks.items():
-        monkeypatch.setenv(name, value)
-    seen: list[set[str]] = []
-    monkeypatch.setattr(
-        host_module, "serve", lambda *_: seen.append(ranks.keys() & os.environ.keys())
-    )
-    host_module.main([str(tmp_path), "--address", "ipc://x"])
-    assert seen == [set(ranks) if launched else set()] and os.environ["PATH"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -103,6 +104,20 @@ def test_an_engine_of_four_ranks_is_opened_as_one(
         assert generate(executor, requests(greedy())) == wanted
     finally:
         executor.close()
+
+
+def test_a_process_that_is_no_rank_forgets_the_launchers_variables(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PMI_RANK", "SLURM_PROCID", "TLLM_LOG_LEVEL"):
+        monkeypatch.setenv(name, "0")
+    open_executor(engine).close()
+    assert "PMI_RANK" not in os.environ and "SLURM_PROCID" not in os.environ
+    assert os.environ["TLLM_LOG_LEVEL"] == "0"
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("TLLM_SPAWN_PROXY_PROCESS", "1")  # trtllm-llmapi-launch: it is a rank
+    open_executor(engine).close()
+    assert os.environ["PMI_RANK"] == "0"
 
 
 def test_the_llm_is_made_with_the_engines_limits(executor: Executor, engine: Path) -> None:

@@ -29,6 +29,7 @@ def engine(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     output = tmp_path_factory.mktemp("path") / "engine"
     with pytest.MonkeyPatch.context() as patch:
         install_double(patch)
+        patch.setenv("PMI_RANK", "0")  # as in a job of SLURM
         assert cli.main([str(tiny_checkpoint), *FLAGS, "-o", str(output)]) == 0
     return output
 
@@ -40,6 +41,7 @@ def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         install_double(patch)
         patch.setenv("PYTHONPATH", double_environment()["PYTHONPATH"])
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PMI_RANK", "0")
         server = Server(engine, folder / "log.txt")
         yield server
         ranks = [p for p in psutil.Process(server.process.pid).children(recursive=True)]
@@ -182,3 +184,22 @@ def test_a_client_that_goes_away_frees_the_engine(server: Server) -> None:
         wait_until(lambda: server.metric("enginehouse_num_requests_running") == 1, "it runs")
         stream.close()
     wait_until(lambda: server.metric("enginehouse_num_requests_running") == 0, "the engine is free")
+
+
+def test_a_checkpoint_without_an_engine_is_served_over_the_gpus_that_are_asked_for(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--format hf`, by TensorRT-LLM's PyTorch backend of 1.3."""
+    install_double(monkeypatch, later=True)
+    monkeypatch.setenv("PYTHONPATH", double_environment(later=True)["PYTHONPATH"])
+    monkeypatch.setenv("ENGINEHOUSE_TP_SIZE", "2")
+    output = tmp_path / "hf"
+    flags = ["--format", "hf", "--quant", "none", "--max-batch-size", "8", "--quiet"]
+    assert cli.main([str(tiny_checkpoint), *flags, "-o", str(output)]) == 0
+    served = Server(output, tmp_path / "log.txt")
+    try:
+        assert all(answers(served))
+        log = (tmp_path / "log.txt").read_text()
+        assert "2 x 1  (tensorrt_llm backend)" in log
+    finally:
+        assert served.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,8 @@ class LLM:
 
     def __init__(self, model: str, **arguments: Any) -> None:
         type(self).calls.append(("LLM", {"model": model, **arguments}))
+        if "PMI_RANK" in os.environ and "TLLM_SPAWN_PROXY_PROCESS" not in os.environ:
+            raise RuntimeError("PMI: this process is a rank, and no other answers")  # 1.2.1 waits
         for name, value in arguments.items():
             if name not in self.fields:
                 raise ValueError(f"LLM got invalid argument: {name}")
