@@ -15,6 +15,9 @@ FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
 
+# Test files run in as many processes; a file stays in one, which shares its engines.
+TEST_PROCESSES ?= 2
+
 # What to serve, and where: make serve ENGINE=engines/x HOST=0.0.0.0 PORT=9000
 SAMPLE := engines/smollm2-135m-instruct-int4_awq
 ENGINE ?= $(SAMPLE)
@@ -59,7 +62,7 @@ endif
 	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from enginehouse.build.checkpoint import open_checkpoint
 
 BIN = Path(sys.executable).parent
-DEADLINE_S = 20
+DEADLINE_S = 60
 
 
 def free_port() -> int:
@@ -67,7 +67,7 @@ class Server:
         wait_until(self.is_ready, "ready")
 
     def get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
@@ -293,7 +293,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     server: Server, data: bytes, status: int, code: str
 ) -> None:
     answer = b""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(data)
         try:
             while part := connection.recv(65536):
