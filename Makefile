@@ -27,7 +27,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help install engine plan doctor serve test resolve lint format build clean
+.PHONY: help install engine plan doctor serve test test-others resolve lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -63,6 +63,9 @@ endif
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
+	scripts/test_others.sh $(BIN)/uv
 
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py

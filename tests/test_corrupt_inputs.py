@@ -382,14 +382,15 @@ def test_an_output_that_fails_is_one_sentence(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real, hidden = getattr(os, call), ".e.partial"
+    owner: Any = Path if call == "mkdir" else os
+    real, hidden = getattr(owner, call), ".e.partial"
 
     def failing(first: object, *rest: object, **named: object) -> object:
         if call == "mkdir" and hidden not in str(first):
             return real(first, *rest, **named)
         raise OSError(number, os.strerror(number), None if call != "mkdir" else str(first))
 
-    monkeypatch.setattr(os, call, failing)
+    monkeypatch.setattr(owner, call, failing)
     assert_refused(inputs / "single", tmp_path / "out", capsys, os.strerror(number))
 
 

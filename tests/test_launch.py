@@ -114,7 +114,11 @@ def test_the_script_prints_the_command_and_stops(make_engine: EngineMaker) -> No
     assert words[-3:] == ["-c", str(ROOT / "configs" / "gunicorn.conf.py"), start.APP]
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("scripts/*.sh")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/doubles/*.sh")]),
+    ids=lambda path: path.name,
+)
 def test_a_script_is_correct_shell(path: Path) -> None:
     done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The tests that need no torch, on the Pythons that TensorRT-LLM has wheels for: schemas, templates,
+# tools, streams, host, packaging. Every file is compiled by them too. The whole suite takes
+# `make test PYTHON=python3.12 VENV=.venv-3.12`, and gigabytes where the index has no torch for CPUs.
+# Usage: scripts/test_others.sh UV [PYTHON ...]; UV is the program.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export UV_SYSTEM_CERTS=1
+uv=$1
+shift
+packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy openai packaging pip
+  prometheus_client psutil pydantic pytest pyyaml pyzmq schemathesis setuptools tokenizers
+  transformers wheel)
+names=(bad_bodies chat choice completion detokenizer fields floors host kv_cache packaging
+  reasoning routes schema server sse template text_completion tool_parsers tool_routes)
+files=("${names[@]/#/tests/test_}")
+
+find_python() { # the program of a version: on PATH, else one of pyenv's
+  local program
+  for program in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+    if "$program" -c '' 2>/dev/null; then
+      command -v "$program"
+      return
+    fi
+  done
+}
+
+[[ $# -gt 0 ]] || set -- 3.10 3.12
+for python in "$@"; do
+  program=$(find_python "$python")
+  if [[ -z $program ]]; then
+    echo "Python $python is not on this machine: nothing is tested with it"
+    continue
+  fi
+  folder=.cache/pythons/$python
+  "$uv" venv --quiet --no-python-downloads --allow-existing --python "$program" "$folder"
+  "$uv" pip install --quiet --python "$folder/bin/python" -c constraints.txt "${packages[@]}"
+  "$uv" pip install --quiet --python "$folder/bin/python" --no-deps -e .
+  echo "Python $python: every file is compiled, and what needs no torch is tested"
+  PYTHONPYCACHEPREFIX=.cache/compiled "$folder/bin/python" -m compileall -q \
+    build runtime server scripts tests
+  PYTHONPATH=tests "$folder/bin/python" -m pytest -q --noconftest -p api_fixtures \
+    -o cache_dir=".cache/pytest-$python" "${files[@]/%/.py}"
+done
