@@ -83,6 +83,8 @@ def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
     )
 
 
+# What only the data-centre package (tensorrt 11) compiles for, on such a GPU.
+DATA_CENTRE_SMS = (90, 100, 103)
 # The lowest SM of each form that TensorRT-RTX compiles, with no GPU present.
 _RTX_LOWEST = {
     "none": (75, ""),
@@ -105,11 +107,8 @@ def tensorrt_package(sm: int) -> str:
 
 def tensorrt_refusal(quant: str, dtype: str, sm: int, tp: int = 1) -> str | None:
     """Why backend=tensorrt has no engine of this form for the SM, or None when it has."""
-    if sm not in RTX_SMS:
-        return (
-            f"TensorRT-RTX has no target SM{sm}; the data-centre package (tensorrt 11) has, on a "
-            "machine with such a GPU only, and is not used yet"
-        )
+    if sm not in RTX_SMS + DATA_CENTRE_SMS:
+        return f"TensorRT has no target SM{sm}"
     if quant not in _RTX_LOWEST:
         return f"TensorRT's network has no {quant}"
     lowest, reason = _RTX_LOWEST[quant]

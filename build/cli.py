@@ -60,6 +60,10 @@ def make_parser() -> argparse.ArgumentParser:
         if item.name == "trtllm_build":
             parser.add_argument(*names, action="append", metavar="FLAG=VALUE", help=help_text)
             continue
+        if item.type == "bool":
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(*names, action=action, default=None, help=help_text)
+            continue
         parser.add_argument(
             *names,
             type=_TYPES[str(item.type).removesuffix(" | None")],

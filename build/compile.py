@@ -34,6 +34,8 @@ from enginehouse.runtime.errors import CheckpointError
 # Where an engine is put or how far a build goes says nothing of the engine itself.
 _NOT_CHOICES = ("output", "until", "model", "workers")
 
+_TENSORRT_ONLY = ("plan_layers", "bake_weights")
+
 
 def choices(plan: BuildPlan) -> dict[str, Any]:
     """Every choice that shapes the engine, settled: what a later build is compared with."""
@@ -46,7 +48,8 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         "group_size": plan.group_size,
         "dtype": plan.config.dtype,
     }
-    return {key: value for key, value in settled.items() if key not in _NOT_CHOICES}
+    unset = {key for key in _TENSORRT_ONLY if not settled[key]}
+    return {k: value for k, value in settled.items() if k not in unset.union(_NOT_CHOICES)}
 
 
 def compile_torch(

@@ -1,31 +1,36 @@
-"""A decoder network becomes TensorRT plans, for GPUs that need not be here.
+"""A decoder network, or a part of one, becomes a TensorRT plan.
 
-One plan for each context class, each with a profile for decoding and one for chunked prefill; a
-plan holds no weight, and serves every rank and every checkpoint of its shape. Knows no GPU: the
-targets are named. The compiler's own words are turned into one sentence.
-Source: TensorRT-RTX 1.7, Python API; CPU-only ahead-of-time builds.
+A plan has a profile for decoding and one for chunked prefill. It holds no weight, and serves every
+rank and every checkpoint of its shape, unless weights are baked into it. TensorRT-RTX compiles for
+GPUs that need not be here, which are named; the data-centre package for the GPU of this machine.
+The compiler's own words are turned into one sentence.
+Source: TensorRT-RTX 1.7, Python API, CPU-only ahead-of-time builds; TensorRT 11's Python API.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from enginehouse.build.network import DecoderNetwork
+from torch import Tensor
+
+from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
-from enginehouse.build.plan import BuildPlan
-from enginehouse.build.progress import BuildProgress, mib
+from enginehouse.build.tensorrt_compiler import creation_flags, load_compiler, set_targets
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.tensorrt_package import PACKAGES, find_package
+from enginehouse.runtime.errors import PlanError
 
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
-_OUTERMOST, _STEPS = "Building engine", 6
+# For one token the compiler has no fused attention over many more rows; where a step could have
+# two, it takes another kernel, which has no such limit (seen with TensorRT-RTX 1.7.1: 20480 rows
+# compile, 24576 do not).
+_ONE_TOKEN_ROWS = 16384
+Shapes = tuple[tuple[int, ...], ...]
 # What every build without a CUDA driver says, and what points at no layer.
 _NOISE = re.compile(
     r"cudaError|cuda error|CUDA (initialization|lazy|driver)|cuInit|nvidia-smi", re.I
@@ -51,7 +56,9 @@ class PlanLimits(NamedTuple):
 
 
 class CompiledPlan(NamedTuple):
-    """plan: what the runtime deserialises. peak_memory_bytes: what compiling added at most."""
+    """plan: what the runtime deserialises. peak_memory_bytes: the most that the process that
+    compiled it ever held; where that compiles nothing else, what the plan took.
+    """
 
     plan: bytes
     seconds: float
@@ -60,17 +67,11 @@ class CompiledPlan(NamedTuple):
 
 def load_tensorrt() -> ModuleType:
     """The TensorRT-RTX package; EngineError when it is not installed."""
-    trt = find_package("tensorrt_rtx")
-    if trt is None:
-        raise EngineError(
-            "TensorRT-RTX is not installed, which compiles for backend=tensorrt; "
-            f"{PACKAGES['tensorrt_rtx'].install}"
-        )
-    return trt
+    return load_compiler("tensorrt_rtx")
 
 
 def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> list[PlanLimits]:
-    """One plan for each context class up to the engine's own: a slot's memory is its class's.
+    """One for each context class up to the engine's own: a slot's memory is its class's.
 
     The engine's own is rounded up to 64 rows, so that each slot begins where 256 bytes do.
     """
@@ -84,34 +85,30 @@ def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> l
     return limits
 
 
-def plan_file(limits: PlanLimits) -> str:
-    return f"decoder-{limits.context}.plan"
-
-
 def compile_plan(
     trt: Any,
     config: ModelConfig,
     sms: Sequence[int],
     limits: PlanLimits,
     step: Callable[[str, int, int], None] | None = None,
+    part: NetworkPart | None = None,
+    constants: Mapping[str, Tensor] | None = None,
 ) -> CompiledPlan:
     """Compile the decoder for GPUs of these SMs; step(phase, done, of) as the compiler goes on.
 
-    Raises PlanError when the compiler refuses, with its reason, and EngineError for a layer that
-    it does not accept.
+    part: of the decoder; None for all of it. constants: what `DecoderNetwork` takes. Raises
+    PlanError when the compiler refuses, with its reason, and EngineError for a layer that it does
+    not accept.
     """
-    started_s, before = time.monotonic(), _reset_peak_memory()
+    started_s = time.monotonic()
     words = _Words(trt)
     builder = trt.Builder(words.logger)
-    flag = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(flag)
+    network = builder.create_network(creation_flags(trt))
     ops = NetworkOps(trt, network, words.sentence)
-    decoder = DecoderNetwork(ops, config, limits.context, limits.max_positions)
+    sizes = limits.context, limits.max_positions
+    decoder = DecoderNetwork(ops, config, *sizes, part, constants)
     builder_config = builder.create_builder_config()
-    builder_config.num_compute_capabilities = len(sms)
-    for index, sm in enumerate(sms):
-        capability = getattr(trt.ComputeCapability, f"SM{sm}")
-        builder_config.set_compute_capability(capability, index)
+    set_targets(trt, builder_config, sms)
     for prefill in (False, True):
         profile = _profile(builder.create_optimization_profile(), decoder, limits, prefill)
         builder_config.add_optimization_profile(profile)
@@ -123,53 +120,7 @@ def compile_plan(
     if plan is None:
         raise PlanError(f"TensorRT refuses the engine for {targets}: {words.sentence()}")
     seconds = time.monotonic() - started_s
-    return CompiledPlan(bytes(plan), seconds, max(0, _peak_memory() - before))
-
-
-def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> dict[str, Any]:
-    """Put the plans into an engine's folder; what its manifest says of them.
-
-    Peak memory holds at most one plan of some MiB twice; weights are not read.
-    """
-    trt = load_tensorrt()
-    limits = plan_limits(plan.max_seq_len, plan.settings.max_batch_size, plan.max_num_tokens)
-    plans = []
-    with progress.stage("compile", len(limits) * _STEPS, "steps") as stage:
-        for each in limits:
-            steps = _Steps(stage.advance)
-            compiled = compile_plan(trt, plan.config, plan.targets, each, steps)
-            steps.finish()
-            (directory / plan_file(each)).write_bytes(compiled.plan)
-            plans.append(
-                {
-                    "file": plan_file(each),
-                    **each._asdict(),
-                    "bytes": len(compiled.plan),
-                    "seconds": round(compiled.seconds, 1),
-                    "peak_memory_bytes": compiled.peak_memory_bytes,
-                }
-            )
-        sizes = mib(sum(item["bytes"] for item in plans))
-        targets = ", ".join(f"SM{sm}" for sm in plan.targets)
-        stage.finish(f"{len(plans)} TensorRT plans for {targets}, {sizes}")
-    version = str(trt.__version__)
-    return {"package": "tensorrt_rtx", "version": version, "targets": plan.targets, "plans": plans}
-
-
-class _Steps:
-    """The compiler's many phases as a number of steps: `Building engine` is the outermost."""
-
-    def __init__(self, advance: Callable[[int], None]) -> None:
-        self._advance = advance
-        self._done = 0
-
-    def __call__(self, phase: str, done: int, of: int) -> None:
-        if phase == _OUTERMOST and done < _STEPS:
-            self._advance(1)
-            self._done += 1
-
-    def finish(self) -> None:
-        self._advance(_STEPS - self._done)
+    return CompiledPlan(bytes(plan), seconds, peak_memory())
 
 
 def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill: bool) -> Any:
@@ -178,16 +129,19 @@ def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill:
     tokens = limits.chunk if prefill else 1
     usual = 1 if prefill else min(16, batch)
     config, context = decoder.config, limits.context
-    for name in ("input_ids", "position_ids", "rotary_ids"):
-        profile.set_shape(name, (1, 1), (usual, tokens), (batch, tokens))
-    profile.set_shape("write_indices", (1,), (usual,), (batch,))
-    profile.set_shape("last_token_ids", (1, 1), (usual, 1), (batch, 1))
-    profile.set_shape("kv_positions", (1,), (context,), (context,))
+    most = 2 if tokens == 1 and context > _ONE_TOKEN_ROWS else tokens
+    sizes: Shapes = ((1, 1), (usual, tokens), (batch, most))
     rows = (decoder.kv_heads, context, config.head_size)
-    for layer in range(config.num_hidden_layers):
-        for side in ("key", "value"):
-            sizes = [(count, *rows) for count in (1, usual, batch)]
-            profile.set_shape(f"past_{side}_{layer}", *sizes)
+    shapes: dict[str, Shapes] = {
+        "write_indices": ((1,), (usual,), (batch,)),
+        "last_token_ids": ((1, 1), (usual, 1), (batch, 1)),
+        "kv_positions": ((1,), (context,), (context,)),
+        "hidden_states": tuple((*size, config.hidden_size) for size in sizes),
+    }
+    shapes |= dict.fromkeys(("input_ids", "position_ids", "rotary_ids"), sizes)
+    cache: Shapes = tuple((count, *rows) for count in (1, usual, batch))
+    for name in decoder.fed:
+        profile.set_shape(name, *shapes.get(name, cache))
     return profile
 
 
@@ -237,21 +191,12 @@ def _monitor(trt: Any, step: Callable[[str, int, int], None]) -> Any:
     return Monitor()
 
 
-def _reset_peak_memory() -> int:
-    """Start the process's peak anew where the kernel allows it; what it holds now, bytes."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # the peak is then the process's whole life's
-    return _status("VmRSS")
+def peak_memory() -> int:
+    """The most that this process ever held, bytes, its libraries included.
 
-
-def _peak_memory() -> int:
-    return _status("VmHWM")
-
-
-def _status(key: str) -> int:
+    Of the process as it is since it was started; `getrusage` would count what it was forked from.
+    """
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
+        if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
-    return 0
+    raise AssertionError("the kernel gives no VmHWM")

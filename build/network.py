@@ -1,6 +1,7 @@
 """The decoder as a TensorRT network: one definition for every dense family and every form.
 
-Inputs, B sequences of T tokens each, L positions looked at:
+The whole decoder, or a part of it: the embedding, some layers, the head. Inputs, B sequences of T
+tokens each, L positions looked at; a part has those that it needs:
 
     input_ids, position_ids   int32 [B, T]   right-padded; pads get positions of the engine too
     rotary_ids                int32 [B, T]   rows of the rotary tables (`RotaryInputs.rows`)
@@ -11,22 +12,32 @@ Inputs, B sequences of T tokens each, L positions looked at:
     vocab_start               int32 [1]      tp > 1: the first token of the rank's embedding
     rotary.cos, ...           float32        `RotaryInputs.tables`
     transformer. ..., lm_head.weight         `bound_weights` of a rank file
+    hidden_states             [B, T, hidden_size]  without embedding: of the part before
 
-Outputs: `logits` float32 [B, vocab_size], whole on every rank, and `present_key_N`,
-`present_value_N`, which are the caches' own memory. A token looks at the positions up to its own:
-the mask is computed from positions, never from lengths, so that rows beyond a sequence's end may
-hold anything finite. Every rank runs the same network: what differs is fed.
+Outputs: `logits` float32 [B, vocab_size], whole on every rank, or without head
+`next_hidden_states` [B, T, hidden_size], which is other memory than the input's; and
+`present_key_N`, `present_value_N`, which are the caches' own memory. A part counts its layers from
+0, in all names (`shift_layer`), so that one plan serves all parts that are alike.
+
+A token looks at the positions up to its own: the mask is computed from positions, never from
+lengths, so that rows beyond a sequence's end may hold anything finite. Every rank runs the same
+network: what differs is fed, or is a constant.
 
 Knows no compiler and no checkpoint file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
 from enginehouse.build.network_linear import InputSpec, Linears
 from enginehouse.build.network_ops import NetworkOps, Value
 from enginehouse.build.output_table import output_tensors
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs
+from enginehouse.runtime.tensorrt_inputs import RotaryInputs, layer_of
 from enginehouse.runtime.traits import AttentionRule, traits_of
 
 # What the compiler has a fused attention for, in 16 bit: these head sizes, and as many query
@@ -35,15 +46,46 @@ _FUSED_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
 _FUSED_HEADS = 4
 
 
-class DecoderNetwork:
-    """One rank's decoder over `ops`, added as it is made.
+class NetworkPart(NamedTuple):
+    """num_layers layers from first_layer on, and whether embedding and head are in it."""
 
-    context: S, the rows of a cache; max_positions: what the rotary tables cover.
-    weights: the inputs that `bound_weights` and `RotaryInputs` feed, by name.
+    first_layer: int
+    num_layers: int
+    embeds: bool
+    heads: bool
+
+    @property
+    def layers(self) -> range:
+        return range(self.first_layer, self.first_layer + self.num_layers)
+
+    def holds(self, name: str) -> bool:
+        """Whether a tensor of a rank file belongs to this part."""
+        layer = layer_of(name)
+        if layer is not None:
+            return layer in self.layers
+        return self.embeds if name.startswith("transformer.vocab_embedding.") else self.heads
+
+
+def whole_decoder(config: ModelConfig) -> NetworkPart:
+    return NetworkPart(0, config.num_hidden_layers, True, True)
+
+
+class DecoderNetwork:
+    """One rank's decoder over `ops`, or a part of it, added as it is made.
+
+    context: S, the rows of a cache; max_positions: what the rotary tables cover. constants: one
+    rank's `bound_weights` and `RotaryInputs.tables`, where the plan is to hold them.
+    weights: the inputs that those feed otherwise; fed: the names of those that a step feeds.
     """
 
     def __init__(
-        self, ops: NetworkOps, config: ModelConfig, context: int, max_positions: int
+        self,
+        ops: NetworkOps,
+        config: ModelConfig,
+        context: int,
+        max_positions: int,
+        part: NetworkPart | None = None,
+        constants: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.ops = ops
         self.config = config
@@ -55,34 +97,53 @@ class DecoderNetwork:
         self.tp = tp
         self.heads = config.num_attention_heads // tp
         self.kv_heads = max(1, config.num_key_value_heads // tp)
-        self.linear = Linears(ops, self.table, self.dtype, config.quantization.quant_algo)
+        self.part = part = part or whole_decoder(config)
+        algo = config.quantization.quant_algo
+        self.linear = Linears(ops, self.table, self.dtype, algo, part.first_layer, constants)
+        self.fed: list[str] = []
         self.caches: list[tuple[str, Value]] = []
-        with ops.part("inputs"):
-            self._add_inputs(max_positions)
-        x = self._embed()
-        for layer in range(config.num_hidden_layers):
+        if part.num_layers:
+            with ops.part("inputs"):
+                self._add_inputs(max_positions)
+        x = self._embed() if part.embeds else self._hidden_states()
+        for layer in part.layers:
             with ops.part(f"layers.{layer}"):
                 x = self._layer(layer, x)
-        self._add_outputs(x)
+        if part.heads:
+            self._add_logits(x)
+        else:
+            ops.output(x, "next_hidden_states")
+        for name, present in self.caches:
+            ops.output(present, name)
 
     @property
     def weights(self) -> dict[str, InputSpec]:
         return self.linear.weights
 
+    def _step_input(self, name: str, shape: tuple[int, ...], dtype: str = "int32") -> Value:
+        self.fed.append(name)
+        return self.ops.input(name, dtype, shape)
+
+    def _hidden_states(self) -> Value:
+        shape = (-1, -1, self.config.hidden_size)
+        return self._step_input("hidden_states", shape, self.dtype)
+
     def _add_inputs(self, max_positions: int) -> None:
-        ops = self.ops
-        self.ids, self.positions, self.rotary_ids = (
-            ops.input(name, "int32", (-1, -1))
-            for name in ("input_ids", "position_ids", "rotary_ids")
+        """What layers need, and the masks and sizes that they share."""
+        ops, layers = self.ops, self.part.layers
+        self.positions, self.rotary_ids = (
+            self._step_input(name, (-1, -1)) for name in ("position_ids", "rotary_ids")
         )
-        self.write_indices = ops.input("write_indices", "int32", (-1,))
-        self.last = ops.input("last_token_ids", "int32", (-1, 1))
-        self.kv_positions = ops.input("kv_positions", "int32", (-1,))
+        self.write_indices = self._step_input("write_indices", (-1,))
+        self.kv_positions = self._step_input("kv_positions", (-1,))
+        used = {self._rotary_table(layer) for layer in layers}
         self.rotary = {
             name: self.linear.input(name, "float32", tuple(table.shape))
             for name, table in RotaryInputs(self.config, max_positions).tables.items()
+            if name.partition(".")[0] in used
         }
-        self.masks = {window: self._mask(window) for window in self.traits.windows}
+        windows = dict.fromkeys(self.traits.rules[layer].window for layer in layers)
+        self.masks = {window: self._mask(window) for window in windows}
         size = self.config.head_size
         tokens = ops.shape(ops.reshape(self.positions, (0, 1, -1, 1)))
         rows = ops.shape(ops.reshape(self.kv_positions, (1, 1, -1, 1)))
@@ -113,11 +174,12 @@ class DecoderNetwork:
         with ops.part("vocab_embedding"):
             shape = self.table[name].shape
             table = self.linear.input(name, self.dtype, shape)
+            ids = self._step_input("input_ids", (-1, -1))
             if self.tp == 1:
-                x = ops.gather(table, self.ids, 0)
+                x = ops.gather(table, ids, 0)
             else:
                 start = ops.reshape(ops.input("vocab_start", "int32", (1,)), (1, 1))
-                local = ops.elementwise("SUB", self.ids, start)
+                local = ops.elementwise("SUB", ids, start)
                 inside = ops.elementwise("MAX", local, ops.number(0, 2, "int32"))
                 inside = ops.elementwise("MIN", inside, ops.number(shape[0] - 1, 2, "int32"))
                 mine = ops.cast(ops.elementwise("EQUAL", inside, local), self.dtype)
@@ -180,10 +242,13 @@ class DecoderNetwork:
         known = self.config.head_size in _FUSED_HEAD_SIZES and self.heads >= _FUSED_HEADS
         return known and self.dtype != "float32"
 
+    def _rotary_table(self, layer: int) -> str:
+        return "rotary_local" if self.traits.local_rope[layer] else "rotary"
+
     def _rotate(self, layer: int, x: Value, scale: float) -> Value:
         """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
         ops = self.ops
-        table = "rotary_local" if self.traits.local_rope[layer] else "rotary"
+        table = self._rotary_table(layer)
         cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
         wide = ops.cast(x, "float32")
         wide = ops.rotary(wide, cos, sin, self.rotary_ids, self.config.rotary_dim)
@@ -194,9 +259,10 @@ class DecoderNetwork:
     def _cached(self, side: str, layer: int, update: Value) -> Value:
         """This step's keys or values behind the earlier ones: the cache's first L rows."""
         shape = (-1, self.kv_heads, self.context, self.config.head_size)
-        cache = self.ops.input(f"past_{side}_{layer}", self.dtype, shape)
+        local = layer - self.part.first_layer
+        cache = self._step_input(f"past_{side}_{local}", shape, self.dtype)
         present = self.ops.update_cache(cache, update, self.write_indices)
-        self.caches.append((f"present_{side}_{layer}", present))
+        self.caches.append((f"present_{side}_{local}", present))
         return self.ops.slice(present, (0, 0, 0, 0), self.cache_sizes)
 
     def _capped(self, q: Value, k: Value, v: Value, mask: Value, rule: AttentionRule) -> Value:
@@ -237,11 +303,12 @@ class DecoderNetwork:
         """A product over inputs that are cut: the ranks' parts added up."""
         return x if self.tp == 1 else self.ops.all_reduce(x, self.tp)
 
-    def _add_outputs(self, x: Value) -> None:
+    def _add_logits(self, x: Value) -> None:
         """float32 logits of one token of each sequence, gathered over the ranks' vocabularies."""
         ops, vocab = self.ops, self.config.vocab_size
         with ops.part("lm_head"):
-            x = ops.gather(x, self.last, 1, batch_axes=1)  # [B, 1, hidden_size]
+            last = self._step_input("last_token_ids", (-1, 1))
+            x = ops.gather(x, last, 1, batch_axes=1)  # [B, 1, hidden_size]
             x = self.linear("lm_head", self._norm("transformer.ln_f", x))
             rows = self.table["lm_head.weight"].shape[0]
             logits = ops.reshape(ops.cast(x, "float32"), (0, rows))
@@ -249,8 +316,7 @@ class DecoderNetwork:
                 logits = ops.all_gather(ops.transpose(logits, (1, 0)), self.tp)
                 logits = ops.transpose(logits, (1, 0))
             if rows * self.tp != vocab:  # rows of zeros, which make the cuts equal
-                batch = ops.shape(ops.reshape(self.write_indices, (0, 1)))
-                sizes = ops.elementwise("PROD", batch, ops.constant([1, vocab], "int64"))
+                sizes = ops.elementwise("PROD", ops.shape(last), ops.constant([1, vocab], "int64"))
                 logits = ops.slice(logits, (0, 0), sizes)
             cap = self.traits.logits_soft_cap
             if cap is not None:
@@ -258,5 +324,3 @@ class DecoderNetwork:
                 logits = ops.activation("TANH", logits)
                 logits = ops.elementwise("PROD", logits, ops.number(cap, 2))
             ops.output(logits, "logits")
-            for name, present in self.caches:
-                ops.output(present, name)

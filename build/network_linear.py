@@ -1,7 +1,8 @@
 """A linear of the checkpoint in TensorRT's layers: each form's weights, scales and products.
 
-Weights are network inputs, named as in the checkpoint; `runtime/tensorrt_inputs.py` makes them of
-a rank file's tensors. Knows no layer of the model.
+Weights are network inputs, named as in the checkpoint but for the number of a layer, which counts
+from the part's first; `runtime/tensorrt_inputs.py` makes them of a rank file's tensors. Or they are
+constants. Knows no layer of the model.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from torch import Tensor
+
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.network_ops import NetworkOps, Value
 from enginehouse.runtime.packing import FP8_MAX
-from enginehouse.runtime.tensorrt_inputs import weight_form
+from enginehouse.runtime.tensorrt_inputs import shift_layer, weight_form
 
 
 class InputSpec(NamedTuple):
@@ -25,20 +28,33 @@ class InputSpec(NamedTuple):
 class Linears:
     """Products with the linears of one rank.
 
-    table: a rank file's tensors (`plan.output_tensors`); dtype: of activations; algo: the
-    checkpoint's quant_algo. `weights` collects the inputs that the network asks for.
+    table: a rank file's tensors (`output_tensors`); dtype: of activations; algo: the checkpoint's
+    quant_algo; first_layer: of the part. constants: the weights, by the checkpoint's names, where
+    they are to be part of the plan. `weights` collects the inputs that the network asks for.
     """
 
     def __init__(
-        self, ops: NetworkOps, table: Mapping[str, OutputTensor], dtype: str, algo: str | None
+        self,
+        ops: NetworkOps,
+        table: Mapping[str, OutputTensor],
+        dtype: str,
+        algo: str | None,
+        first_layer: int = 0,
+        constants: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.ops = ops
         self.table = table
         self.dtype = dtype
         self.algo = algo
+        self.first_layer = first_layer
+        self.constants = constants
         self.weights: dict[str, InputSpec] = {}
 
     def input(self, name: str, dtype: str, shape: tuple[int, ...]) -> Value:
+        """A weight by the checkpoint's name."""
+        if self.constants is not None:
+            return self.ops.weight(dtype, shape, self.constants[name])
+        name = shift_layer(name, -self.first_layer)
         self.weights[name] = InputSpec(dtype, shape)
         return self.ops.input(name, dtype, shape)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
+import torch
 
 from enginehouse.runtime.errors import EngineError
 
@@ -31,7 +33,7 @@ class NetworkOps:
         self._explain = explain
         self._scope: list[str] = []
         self._count = 0
-        self._alive: list[np.ndarray[Any, Any]] = []  # constants must outlive the build
+        self._alive: list[Any] = []  # constants must outlive the build
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -73,6 +75,15 @@ class NetworkOps:
         return self._out(
             self.network.add_constant(array.shape, self.trt.Weights(array)), "constant"
         )
+
+    def weight(self, dtype: str, shape: Sequence[int], tensor: torch.Tensor) -> Value:
+        """A weight as a constant: `tensor` holds it on the CPU, INT4 as two values in a byte."""
+        kept = tensor.contiguous()
+        self._alive.append(kept)
+        count = prod(shape)
+        assert kept.nbytes == (count // 2 if dtype == "int4" else count * kept.itemsize)
+        weights = self.trt.Weights(self.dtype(dtype), kept.data_ptr(), count)
+        return self._out(self.network.add_constant(tuple(shape), weights), "weight")
 
     def number(self, value: float, rank: int, dtype: str = "float32") -> Value:
         """One number that broadcasts over a tensor of this rank."""

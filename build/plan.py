@@ -18,7 +18,7 @@ from enginehouse.build.architectures import (
     expected_shapes,
     stage_rows,
 )
-from enginehouse.build.capabilities import check_gpu, kv_refusal
+from enginehouse.build.capabilities import check_gpu, kv_refusal, tensorrt_package
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.exclude import with_excluded
 from enginehouse.build.forms import (
@@ -68,6 +68,11 @@ class BuildPlan:
     builder_flags: dict[str, str]
     scale_dtype: str | None = None
     targets: tuple[int, ...] = ()
+
+    @property
+    def package(self) -> str:
+        """What backend=tensorrt compiles the targets with; all have the same."""
+        return tensorrt_package(self.targets[0])
 
     @property
     def max_attention_window(self) -> tuple[int, ...] | None:

@@ -68,6 +68,12 @@ class BuildSettings:
     sm: str | None = _choice(
         None, "tensorrt: the SMs to compile for, say 86,89,120; without it and gpu, all that can"
     )
+    plan_layers: int | None = _choice(
+        None, "tensorrt: layers in one plan; without it, all of them up to 32, else at most 10"
+    )
+    bake_weights: bool = _choice(
+        False, "tensorrt: weights as constants of the plans, which each rank then has its own of"
+    )
     tp: int = _choice(1, "tensor parallel GPUs")
     pp: int = _choice(1, "pipeline parallel stages")
     backend: str = _choice(
@@ -166,12 +172,14 @@ def _check_value(key: Any, value: Any, where: str) -> None:
         return
     kind = str(setting.type).removesuffix(" | None")
     legal: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
-    if not isinstance(value, legal.get(kind, (dict,))) or isinstance(value, bool):
+    legal["bool"] = (bool,)
+    right = isinstance(value, legal.get(kind, (dict,)))
+    if not right or isinstance(value, bool) != (kind == "bool"):
         found = f"{type(value).__name__} {value!r}"
         wanted = kind if kind in legal else "a mapping of flags to values"
         raise PlanError(f"{where}{key} is {found}; wanted {wanted}")
     choices, minimum = setting.metadata["choices"], setting.metadata["minimum"]
     if choices and value not in choices:
         raise PlanError(f"{where}{key}={value!r} is not known; choose one of {', '.join(choices)}")
-    if isinstance(value, (int, float)) and not minimum <= value < float("inf"):
+    if kind in ("int", "float") and not minimum <= value < float("inf"):
         raise PlanError(f"{where}{key}={value} is out of range; wanted {minimum} or more")

@@ -22,7 +22,7 @@ from enginehouse.build.compile import (
     hf_manifest,
     write_tokenizer,
 )
-from enginehouse.build.compile_tensorrt import load_tensorrt, write_plans
+from enginehouse.build.compile_plans import write_plans
 from enginehouse.build.convert_stage import run_convert
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
@@ -32,6 +32,7 @@ from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.source_digest import source_digest
+from enginehouse.build.tensorrt_compiler import check_compiler, load_compiler
 from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
 from enginehouse.build.trtllm_build import find_builder
 from enginehouse.build.trtllm_stages import (
@@ -96,7 +97,7 @@ def build(
     if compiles:
         check_machine_early(plan)
     if settings.backend == "tensorrt" and settings.until != "convert":
-        load_tensorrt()  # soon refused
+        check_compiler(plan.package, plan.targets)  # soon refused
     if settings.until != "convert" or settings.format == "hf":
         record = _source_record(source, output, progress)
     if settings.until != "convert":
@@ -274,7 +275,8 @@ def _existing(plan: BuildPlan, output: Path, record: dict[str, Any]) -> Manifest
     if plan.settings.backend == "tensorrt_llm":
         same = same and still_fits(manifest)
     if plan.settings.backend == "tensorrt":
-        same = same and (manifest.tensorrt or {}).get("version") == load_tensorrt().__version__
+        version = load_compiler(plan.package).__version__
+        same = same and (manifest.tensorrt or {}).get("version") == version
     return manifest if verified and same else None
 
 

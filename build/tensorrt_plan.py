@@ -31,6 +31,9 @@ def check_tensorrt(settings: BuildSettings, config: ModelConfig) -> tuple[int, .
     if settings.backend != "tensorrt":
         if settings.sm is not None:
             raise PlanError(f"sm={settings.sm} is of no use with backend={settings.backend}")
+        for name in ("bake_weights", "plan_layers"):
+            if getattr(settings, name):
+                raise PlanError(f"{name} is of no use with backend={settings.backend}")
         return ()
     reason = _network_refusal(settings, config)
     if reason is not None:
@@ -43,14 +46,22 @@ def check_tensorrt(settings: BuildSettings, config: ModelConfig) -> tuple[int, .
         reason = tensorrt_refusal(quant, dtype, sm, tp)
         if reason is not None:
             raise PlanError(_refused(settings, dtype, tp, sm, reason))
+    if len(asked) > 1 and not set(asked) <= set(RTX_SMS):
+        raise PlanError(
+            f"sm={settings.sm}: {_others(asked)} only by tensorrt, one at a time and on such a "
+            "GPU; build an engine for each"
+        )
     return asked
+
+
+def _others(sms: tuple[int, ...]) -> str:
+    names = [f"SM{sm}" for sm in sms if sm not in RTX_SMS]
+    return f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} compiled"
 
 
 def _refused(settings: BuildSettings, dtype: str, tp: int, sm: int, reason: str) -> str:
     where = f"{settings.gpu} (SM{sm})" if settings.sm is None else f"SM{sm}"
     sentence = f"backend=tensorrt with quant={settings.quant} does not run on {where}: {reason}"
-    if sm not in RTX_SMS:
-        return f"{sentence}; choose backend=tensorrt_llm"
     forms = [q for q in QUANT_CONFIGS if tensorrt_refusal(q, dtype, sm, tp) is None]
     return f"{sentence}; choose quant among {', '.join(forms)}" if forms else sentence
 
@@ -95,10 +106,12 @@ def _asked(settings: BuildSettings) -> tuple[int, ...] | None:
 
 def print_targets(dtype: str, console: Console) -> None:
     """Which package compiles for which GPU, and the forms that it takes in this dtype."""
-    table = Table("SM", "GPUs", "package", f"forms in {dtype}", box=None, pad_edge=False)
+    titles = ("SM", "GPUs", "package", "compiles on", f"forms in {dtype}")
+    table = Table(*titles, box=None, pad_edge=False)
     for sm in sorted({*GPU_SM.values(), *RTX_SMS}):
         gpus = ", ".join(gpu for gpu, its in GPU_SM.items() if its == sm)
         forms = [quant for quant in QUANT_CONFIGS if tensorrt_refusal(quant, dtype, sm) is None]
-        words = ", ".join(forms) or "none yet"
-        table.add_row(str(sm), gpus, tensorrt_package(sm), words)
+        package = tensorrt_package(sm)
+        where = "any machine" if package == "tensorrt_rtx" else "such a GPU"
+        table.add_row(str(sm), gpus, package, where, ", ".join(forms) or "none")
     console.print(table)

@@ -6,6 +6,7 @@ file's tensors take the layouts that TensorRT wants. Knows no TensorRT.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 import torch
@@ -15,6 +16,7 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.packing import quantize_int8
 from enginehouse.runtime.rope import Rotary, RotaryTable
 
+_LAYER = re.compile(r"(transformer\.layers\.|(?:past|present)_(?:key|value)_)(\d+)")
 _LINEARS = ("qkv", "dense", "fc", "gate", "proj")
 
 
@@ -29,6 +31,21 @@ def weight_form(module: str, dtype: str, parameters: Collection[str], algo: str 
         return "int4"
     linear = ".layers." in module and module.rpartition(".")[2] in _LINEARS
     return "int8" if algo == "W8A16" and linear else "dense"
+
+
+def shift_layer(name: str, by: int) -> str:
+    """The name of a weight or a cache with `by` added to its layer; others as they are.
+
+    A plan of some of the layers counts its own from 0: with by = its first layer, an input's name
+    becomes the checkpoint's, and past_key_0 the model's past_key_N.
+    """
+    return _LAYER.sub(lambda found: f"{found[1]}{int(found[2]) + by}", name, count=1)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight or a cache is of, None for embedding, head and other inputs."""
+    found = _LAYER.match(name)
+    return None if found is None else int(found[2])
 
 
 def transpose_int4(packed: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Time and memory of compiling TensorRT plans: wall time, CPU time, peak RSS, plan size.
+"""Time and memory of compiling TensorRT plans: wall time, CPU time, peak memory, size.
 
-Each plan is compiled in a process of its own, from a shape alone: it holds no weight. Needs the
-extra `tensorrt` and no GPU.
+All plans of an engine, as a build makes them: each in a process of its own, as many at once as
+there are cores, from a shape alone, as they hold no weight. Needs the extra `tensorrt` and no GPU.
 
     python scripts/bench_build.py                       every form, SM80, SM89, SM120
     python scripts/bench_build.py --shapes nemotron-70b --forms fp8 --sms 89 --tp 4
@@ -10,16 +10,17 @@ extra `tensorrt` and no GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import subprocess
-import sys
+import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
+
+import psutil
 
 from enginehouse.build.capabilities import tensorrt_refusal
-from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan, load_tensorrt
+from enginehouse.build.compile_plans import compile_jobs, jobs_at_once, plan_jobs
+from enginehouse.build.compile_tensorrt import plan_limits
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.runtime.config import Mapping, ModelConfig
 
@@ -64,19 +65,26 @@ SHAPES = {
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
 
 
-def measure(shape: str, quant: str, sm: int, tp: int, context: int) -> dict[str, float]:
-    """One plan, in this process."""
-    config = replace(SHAPES[shape], quantization=replace(QUANT_CONFIGS[quant], group_size=64))
-    limits = PlanLimits(context, 32, 512, 1, context)
-    wall_s, cpu_s = time.monotonic(), time.process_time()
-    plan = compile_plan(load_tensorrt(), config.with_mapping(Mapping(tp)), [sm], limits)
+def measure(config: ModelConfig, sm: int, context: int, layers: int | None) -> dict[str, float]:
+    """All plans of an engine for batches of 32, up to this context."""
+    classes = plan_limits(context, 32, 512)
+    with tempfile.TemporaryDirectory() as folder:
+        jobs, _ = plan_jobs(config, (sm,), classes, Path(folder), layers)
+        at_once = jobs_at_once(list(jobs.values()), psutil.virtual_memory().available)
+        wall_s, cpu_s = time.monotonic(), _children_s()
+        costs = compile_jobs(jobs, at_once, lambda _: None).values()
     return {
+        "plans": len(costs),
         "wall_s": time.monotonic() - wall_s,
-        "cpu_s": time.process_time() - cpu_s,
-        "added_mib": plan.peak_memory_bytes / 2**20,
-        "process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-        "plan_mib": len(plan.plan) / 2**20,
+        "cpu_s": _children_s() - cpu_s,
+        "process_mib": max(cost["peak_memory_bytes"] for cost in costs) / 2**20,
+        "plan_mib": sum(cost["bytes"] for cost in costs) / 2**20,
     }
+
+
+def _children_s() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def main() -> None:
@@ -85,32 +93,27 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--sms", nargs="+", type=int, default=[80, 89, 120])
     parser.add_argument("--tp", type=int, default=1)
-    parser.add_argument("--context", type=int, default=2048)
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--context", type=int, default=2048, help="the longest of the engine")
+    parser.add_argument("--plan-layers", type=int, help="layers in one plan; without it, a build's")
     args = parser.parse_args()
-    if args.one:
-        shape, quant, sm = args.shapes[0], args.forms[0], args.sms[0]
-        print(json.dumps(measure(shape, quant, sm, args.tp, args.context)))
-        return
-    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; contexts of {args.context}")
-    print("| shape | TP | form | SM | wall s | CPU s | added MiB | process MiB | plan MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    print("| shape | TP | form | SM | context | plans | wall s | CPU s | process MiB | plans MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for shape in args.shapes:
         for quant in args.forms:
+            quantization = replace(QUANT_CONFIGS[quant], group_size=64)
+            config = replace(SHAPES[shape], quantization=quantization)
+            config = config.with_mapping(Mapping(args.tp))
             for sm in args.sms:
-                head = f"| {shape} | {args.tp} | {quant} | {sm} |"
+                head = f"| {shape} | {args.tp} | {quant} | {sm} | {args.context} |"
                 reason = tensorrt_refusal(quant, "bfloat16", sm, args.tp)
                 if reason is not None:
                     print(f"{head} {reason} | | | | |", flush=True)
                     continue
-                command = [sys.executable, __file__, "--one", "--shapes", shape, "--forms", quant]
-                command += ["--sms", str(sm), "--tp", str(args.tp), "--context", str(args.context)]
-                found = json.loads(
-                    subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
-                )
-                cells = (f"{found[k]:.1f}" for k in ("wall_s", "cpu_s"))
-                sizes = (f"{found[k]:.0f}" for k in ("added_mib", "process_mib", "plan_mib"))
-                print(head, " | ".join([*cells, *sizes]), "|", flush=True)
+                found = measure(config, sm, args.context, args.plan_layers)
+                cells = [f"{found['plans']}", *(f"{found[k]:.1f}" for k in ("wall_s", "cpu_s"))]
+                cells += [f"{found[k]:.0f}" for k in ("process_mib", "plan_mib")]
+                print(head, " | ".join(cells), "|", flush=True)
 
 
 if __name__ == "__main__":

@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
-from recording_network import RecordingNetwork
+from recording_network import RecordedWeights, RecordingNetwork
 from safetensors.torch import load_file
 from torch import Tensor
 
-from enginehouse.build.network import DecoderNetwork
+from enginehouse.build.compile_tensorrt import load_tensorrt
+from enginehouse.build.compile_worker import rank_constants
+from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
+from enginehouse.build.tensorrt_parts import cut_decoder
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
+from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights, shift_layer
 
 
 class NetworkRunner:
-    """One network for all ranks of a checkpoint folder, with a cache for each sequence."""
+    """One network for all ranks of a checkpoint folder, with a cache for each sequence.
 
-    def __init__(self, checkpoint: Path, context: int, batch: int) -> None:
-        from enginehouse.build.compile_tensorrt import load_tensorrt
+    plan_layers: the parts that it is cut into, each defined once for all that are alike; baked:
+    its weights are constants, so that it is of one rank.
+    """
 
+    def __init__(
+        self,
+        checkpoint: Path,
+        context: int,
+        batch: int,
+        plan_layers: int | None = None,
+        baked: bool = False,
+    ) -> None:
         self.config = read_config(checkpoint)
         self.context = context
-        self.network = RecordingNetwork()
-        ops = NetworkOps(load_tensorrt(), self.network)
-        decoder = DecoderNetwork(ops, self.config, context, max_positions=context)
         self.rotary = RotaryInputs(self.config, context)
         self.dtype: torch.dtype = getattr(torch, self.config.dtype)
-        self.fixed = []
-        for rank in range(self.config.mapping.tp_size):
-            tensors = load_file(checkpoint / f"rank{rank}.safetensors")
-            weights = bound_weights(self.config, tensors)
-            feeds = {**weights, **self.rotary.tables}
-            assert feeds.keys() == decoder.weights.keys()
-            shape = (batch, decoder.kv_heads, context, self.config.head_size)
-            for layer in range(self.config.num_hidden_layers):
-                for side in ("key", "value"):
-                    feeds[f"past_{side}_{layer}"] = torch.zeros(shape, dtype=self.dtype)
-            if self.config.mapping.tp_size > 1:
-                rows = len(weights["transformer.vocab_embedding.weight"])
-                feeds["vocab_start"] = torch.tensor([rank * rows], dtype=torch.int32)
-            self.fixed.append(feeds)
+        self.parts = cut_decoder(self.config, plan_layers, shared=not baked)
+        self.networks: dict[NetworkPart, RecordingNetwork] = {}
+        self.weights = []
+        tensors = [
+            load_file(checkpoint / f"rank{rank}.safetensors")
+            for rank in range(self.config.mapping.tp_size)
+        ]
+        for each in tensors:
+            self.weights.append({**bound_weights(self.config, each), **self.rotary.tables})
+        assert len(tensors) == 1 or not baked
+        kv_heads = max(1, self.config.num_key_value_heads // len(tensors))
+        asked: set[str] = set()
+        fed: dict[NetworkPart, set[str]] = {}
+        for part, like in self.parts:
+            if like not in self.networks:
+                network = self.networks[like] = RecordingNetwork()
+                constants = None
+                if baked:
+                    rank_file = checkpoint / "rank0.safetensors"
+                    constants = rank_constants(self.config, rank_file, like, context)
+                trt = SimpleNamespace(**vars(load_tensorrt()) | {"Weights": RecordedWeights})
+                decoder = DecoderNetwork(
+                    NetworkOps(trt, network), self.config, context, context, like, constants
+                )
+                fed[like] = set(decoder.weights)
+            asked |= {shift_layer(name, part.first_layer) for name in fed[like]}
+        wanted: set[str] = set() if baked else set(self.weights[0])
+        assert asked == wanted, "some weight is in no part, or fed to none"
+        shape = (batch, kv_heads, context, self.config.head_size)
+        self.caches = [
+            {
+                f"past_{side}_{layer}": torch.zeros(shape, dtype=self.dtype)
+                for layer in range(self.config.num_hidden_layers)
+                for side in ("key", "value")
+            }
+            for _ in tensors
+        ]
 
     def step(
         self, ids: Tensor, starts: Tensor, counts: Tensor, contexts: Tensor, looked_at: int
@@ -61,7 +94,19 @@ class NetworkRunner:
         }
         fed = {name: tensor.to(torch.int32) for name, tensor in fed.items()}
         fed["rotary_ids"] = self.rotary.rows(positions, contexts.unsqueeze(1))
-        outputs = self.network.run([{**fixed, **fed} for fixed in self.fixed])
+        known = []
+        for rank, weights in enumerate(self.weights):
+            rows = len(weights["transformer.vocab_embedding.weight"])
+            start = torch.tensor([rank * rows], dtype=torch.int32)
+            known.append({**weights, **self.caches[rank], **fed, "vocab_start": start})
+        for part, like in self.parts:
+            network = self.networks[like]
+            names = {name: shift_layer(name, part.first_layer) for name in network.inputs}
+            feeds = [{name: rank[ours] for name, ours in names.items()} for rank in known]
+            outputs = network.run(feeds)
+            for rank, output in zip(known, outputs, strict=True):
+                if not part.heads:
+                    rank["hidden_states"] = output["next_hidden_states"]
         for other in outputs[1:]:
             torch.testing.assert_close(other["logits"], outputs[0]["logits"], rtol=0, atol=0)
         return outputs[0]["logits"]

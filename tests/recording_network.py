@@ -8,7 +8,9 @@ Source: TensorRT 11 operator reference; NvInfer.h of 11.1 for KV cache, rotary a
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,18 @@ class Layer:
         self.output.rank = len(dims)
 
 
+class RecordedWeights:
+    """trt.Weights: of an array, or of so many values at an address, which must stay there."""
+
+    def __init__(self, given: Any, address: int | None = None, count: int = 0) -> None:
+        self.dtype = given
+        self.address = address
+        self.count = count
+
+    def numpy(self) -> Any:
+        return self.dtype
+
+
 class RecordingNetwork:
     """What the network's author calls, and `run`. inputs: name -> (dtype, shape, tensor)."""
 
@@ -133,7 +147,7 @@ class RecordingNetwork:
                 found = layer.collective(found)
             for known, value in zip(values, found, strict=True):
                 assert value.ndim == layer.output.rank, layer.name
-                wanted = DTYPES[layer.output.dtype]
+                wanted = torch.int8 if layer.output.dtype == "INT4" else DTYPES[layer.output.dtype]
                 assert value.dtype == wanted, f"{layer.name}: {value.dtype}, wanted {wanted}"
                 known[index] = value
         return [{out.name: known[out.index] for out in self.outputs} for known in values]
@@ -152,9 +166,23 @@ class RecordingNetwork:
         self.outputs.append(tensor)
 
     def add_constant(self, shape: tuple[int, ...], weights: Any) -> Layer:
+        if getattr(weights, "address", None) is not None:
+            return self._weight(shape, weights)
         value = torch.from_numpy(np.array(weights.numpy()).reshape(shape))
         names = {torch_dtype: name for name, torch_dtype in DTYPES.items()}
         return self._layer(names[value.dtype], len(shape), lambda _: value)
+
+    def _weight(self, shape: tuple[int, ...], weights: RecordedWeights) -> Layer:
+        dtype: str = weights.dtype.name
+        packed = dtype == "INT4"
+        stored = torch.uint8 if packed else DTYPES[dtype]
+        assert weights.count == prod(shape) and weights.address is not None
+        size = weights.count * stored.itemsize // (2 if packed else 1)
+        raw = bytearray(ctypes.string_at(weights.address, size))
+        kept = torch.frombuffer(raw, dtype=stored)
+        kept = kept.view((*shape[:-1], shape[-1] // 2) if packed else shape)
+        value = _fed("a constant", kept, dtype, shape)
+        return self._layer(dtype, len(shape), lambda _: value)
 
     def add_cast(self, x: Recorded, dtype: Any) -> Layer:
         to = DTYPES[dtype.name]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SourceMaker, build_engine
 from family_models import FAMILIES, MIXTURES
+from safetensors.torch import load_file
 
 from enginehouse.build import cli
 from enginehouse.build.capabilities import (
@@ -17,19 +20,24 @@ from enginehouse.build.capabilities import (
     tensorrt_refusal,
 )
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.compile_plans import compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.compile_tensorrt import (
     PlanLimits,
     compile_plan,
     load_tensorrt,
     plan_limits,
 )
+from enginehouse.build.compile_worker import STEPS, Job
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
-from enginehouse.runtime.config import Mapping, ModelConfig
+from enginehouse.build.tensorrt_parts import cut_decoder
+from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
 from enginehouse.runtime.engine import read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.executor import open_executor
+from enginehouse.runtime.packing import quantize_int8
+from enginehouse.runtime.tensorrt_inputs import transpose_int4
 from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
@@ -103,6 +111,62 @@ def test_the_sample_model_compiles_whole(sample_source: SourceCheckpoint) -> Non
     assert len(compiled.plan) < plan.rank_bytes[0] / 2, "the plan holds weights"
 
 
+def test_a_long_context_has_a_fused_attention_for_decoding_too() -> None:
+    limits = PlanLimits(32768, 8, 64, 1, 32768)
+    config = tiny_config("none", max_position_embeddings=32768)
+    assert compile_plan(load_tensorrt(), config, [89], limits).plan[:4] == b"vtrt"
+
+
+def test_layers_that_are_alike_share_a_plan() -> None:
+    """80 layers of one kind; six kinds of stretches where every sixth layer sees all."""
+    config = tiny_config("fp8", num_hidden_layers=80)
+    parts = cut_decoder(config)
+    assert [each.part.num_layers for each in parts] == [0, *[10] * 8, 0]
+    assert len({each.like for each in parts}) == 3
+    assert [layer for each in parts for layer in each.part.layers] == list(range(80))
+    windows = [*[128] * 5, 256]
+    gemma = replace(config, num_hidden_layers=62, extra={"max_attention_window": windows})
+    parts = cut_decoder(gemma)
+    assert [each.part.num_layers for each in parts] == [0, *[6] * 10, 2, 0]
+    assert len({each.like for each in parts}) == 4
+    assert len({each.like for each in cut_decoder(config, shared=False)}) == 10
+    only = (*EXCLUDE_MODULES, "transformer.layers.7.mlp.proj")
+    unlike = replace(config, quantization=replace(config.quantization, exclude_modules=only))
+    likes = [each.like.first_layer for each in cut_decoder(unlike, 10)]
+    assert likes == [0, 0, *[10] * 7, 80]
+    whole = cut_decoder(replace(config, num_hidden_layers=32))
+    assert [tuple(each.part) for each in whole] == [(0, 32, True, True)]
+
+
+@pytest.mark.parametrize("plan_layers", [None, 1])
+@pytest.mark.parametrize("quant", FORMS)
+def test_baked_plans_hold_each_ranks_weights(
+    quant: str, plan_layers: int | None, tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    settings = dict(backend="tensorrt", quant=quant, sm="89", tp=2, max_seq_len=256)
+    settings |= dict(bake_weights=True, plan_layers=plan_layers, until="compile")
+    path = build_engine(tiny_source, tmp_path / "e", **settings)
+    manifest = read_engine(path).manifest
+    built = manifest.tensorrt
+    assert built is not None and built["weights"] == "constants"
+    (plan,) = built["plans"]
+    assert "file" not in plan
+    weights = load_file(path / "rank1.safetensors")
+    weight = transpose_int4 if "int4" in quant else lambda tensor: tensor
+    linear = weights["transformer.layers.1.mlp.proj.weight"]
+    if quant == "int8":
+        linear = quantize_int8(linear).q
+    row = weight(linear).view(torch.uint8)[3].numpy().tobytes()
+    holding = [
+        file
+        for part in plan["parts"]
+        for file in part["files"]
+        if row in (path / file).read_bytes()
+    ]
+    last = "decoder-256-rank1.plan" if plan_layers is None else "layers-1-1-256-rank1.plan"
+    assert holding == [last]
+
+
 def test_a_layer_that_the_compiler_refuses_is_named_in_the_models_terms() -> None:
     config = tiny_config("none", head_size=31)
     with pytest.raises(EngineError, match=r"layers\.0: rotary: .*31 but must be") as caught:
@@ -118,8 +182,77 @@ def test_every_gpu_has_a_package() -> None:
     assert names == {f"SM{sm}" for sm in RTX_SMS}
 
 
+def test_an_engine_in_parts_lists_them_in_the_order_in_which_they_run(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    settings = dict(backend="tensorrt", quant="int4", sm="89", max_seq_len=256, plan_layers=1)
+    path = build_engine(tiny_source, tmp_path / "e", until="compile", **settings)
+    built = read_engine(path).manifest.tensorrt
+    assert built is not None
+    (plan,) = built["plans"]
+    layers = ["layers-0-0-256.plan"]
+    assert plan["parts"] == [
+        {"first_layer": 0, "num_layers": 0, "files": ["embedding-chunk64.plan"]},
+        {"first_layer": 0, "num_layers": 1, "files": layers},
+        {"first_layer": 1, "num_layers": 1, "files": layers},
+        {"first_layer": 2, "num_layers": 0, "files": ["head-chunk64.plan"]},
+    ]
+    files = built["files"]
+    assert {name: (path / name).stat().st_size for name in files} == {
+        name: file["bytes"] for name, file in files.items()
+    }
+    assert plan["bytes"] == sum(file["bytes"] for file in files.values())
+    assert plan["peak_memory_bytes"] == max(file["peak_memory_bytes"] for file in files.values())
+
+
+def jobs_of(config: ModelConfig, directory: Path, sms: tuple[int, ...] = (89,)) -> dict[str, Job]:
+    return plan_jobs(config, sms, [TINY], directory, plan_layers=1)[0]
+
+
+def test_each_plan_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
+    """This process's memory is no plan's; each plan reports all of its steps."""
+    ballast = bytearray(3 << 30)
+    ballast[:: 1 << 12] = b"x" * (len(ballast) >> 12)
+    jobs, steps = jobs_of(tiny_config("none", num_hidden_layers=2), tmp_path), []
+    costs = compile_jobs(jobs, 2, steps.append)
+    assert sum(steps) == STEPS * len(jobs) and len(ballast) == 3 << 30
+    assert costs.keys() == jobs.keys()
+    for name, cost in costs.items():
+        assert (tmp_path / name).stat().st_size == cost["bytes"]
+        assert 64 << 20 < cost["peak_memory_bytes"] < 2 << 30
+
+
+def test_the_first_refusal_of_a_process_ends_the_others(tmp_path: Path) -> None:
+    jobs = jobs_of(tiny_config("fp8", num_hidden_layers=2), tmp_path, (80,))
+    with pytest.raises(PlanError, match=r"^TensorRT refuses the engine for SM80: Cannot compile"):
+        compile_jobs(jobs, 2, lambda _: None)
+
+
+def test_a_lost_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = jobs_of(tiny_config("none"), tmp_path)
+    for code, words in (("9", "was killed, as it is when memory runs out"), ("7", "status -7")):
+        script = tmp_path / "python"
+        script.write_text(f"#!/bin/sh\nread line\nkill -{code} $$\n")
+        script.chmod(0o755)
+        monkeypatch.setattr("enginehouse.build.compile_plans.sys.executable", str(script))
+        with pytest.raises(EngineError, match=words):
+            compile_jobs(jobs, 1, lambda _: None)
+
+
+def test_jobs_at_once_are_bounded_by_cores_and_memory(tmp_path: Path) -> None:
+    jobs = list(jobs_of(tiny_config("none", num_hidden_layers=9), tmp_path).values())
+    cores = len(os.sched_getaffinity(0))
+    assert jobs_at_once(jobs, 1 << 40) == min(cores, len(jobs))
+    assert jobs_at_once(jobs, 1 << 20) == 1
+    timed = [job._replace(package="tensorrt") for job in jobs]
+    assert jobs_at_once(timed, 1 << 40) == 1
+
+
 REFUSALS: list[tuple[str, dict[str, Any], str]] = [
-    ("llama", dict(gpu="h100"), "no target SM90; the data-centre package .* backend=tensorrt_llm"),
+    ("llama", dict(sm="70"), "does not run on SM70: TensorRT has no target SM70"),
+    ("llama", dict(sm="89,90"), "SM90 is compiled only by tensorrt, one at a time and on such a"),
+    ("llama", dict(backend="torch", bake_weights=True), "bake_weights is of no use with backend"),
+    ("llama", dict(backend="torch", plan_layers=2), "plan_layers is of no use with backend=torch"),
     ("llama", dict(gpu="a100", quant="fp8"), "a100 .SM80.: FP8 products need SM89; choose quant"),
     ("llama", dict(sm="86,89", quant="fp8_rowwise"), "does not run on SM86: FP8 products need"),
     ("llama", dict(sm="75"), "bfloat16 needs SM80, choose dtype=float16"),
@@ -166,7 +299,10 @@ def test_an_engine_holds_plans_and_the_checkpoint(
         64,
         1,
     )
-    assert plan["seconds"] > 0 and plan["peak_memory_bytes"] > 1 << 20
+    assert plan["parts"] == [{"first_layer": 0, "num_layers": 2, "files": [plan["file"]]}]
+    assert built["weights"] == "inputs"
+    assert plan["seconds"] > 0 and plan["peak_memory_bytes"] > 64 << 20
+    assert built["files"][plan["file"]]["bytes"] == plan["bytes"]
     written = (path / "manifest.json").stat().st_mtime_ns
     build_engine(tiny_source, path, **settings)
     assert (path / "manifest.json").stat().st_mtime_ns == written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,9 +76,9 @@ def torch_logits(engine: Path, dtype: torch.dtype) -> list[Tensor]:
     return found
 
 
-def errors(engine: Path, dtype: torch.dtype) -> list[float]:
+def errors(engine: Path, dtype: torch.dtype, **runner_options: Any) -> list[float]:
     """Each sequence's largest difference, in standard deviations of its logits."""
-    runner = NetworkRunner(engine, CONTEXT, batch=len(LENGTHS))
+    runner = NetworkRunner(engine, CONTEXT, batch=len(LENGTHS), **runner_options)
     found = runner.logits(prompts(runner.config.vocab_size), DECODES, chunk=16)
     wanted = torch_logits(engine, dtype)
     pairs = zip(found, wanted, strict=True)
@@ -108,6 +109,28 @@ def test_llama_3s_rotary_scaling_reaches_the_network(tmp_path: Path) -> None:
     engine = build_engine(source, tmp_path / "e", dtype="float32", quant="none", until="convert")
     assert read_config(engine).rotary_scaling is not None
     assert max(errors(engine, torch.float32)) < 1e-4
+
+
+@pytest.mark.parametrize("family", DENSE)
+def test_parts_one_after_another_answer_as_the_torch_backend(
+    family: str, family_source: SourceMaker, tmp_path: Path
+) -> None:
+    """One layer in a part: a part's network runs each layer that is like its own."""
+    settings = dict(dtype="float32", quant="int4", tp=2, until="convert")
+    engine = build_engine(family_source(family), tmp_path / "e", **settings)
+    assert max(errors(engine, torch.float32, plan_layers=1)) < 1e-4
+
+
+@pytest.mark.parametrize("plan_layers", [None, 1])
+@pytest.mark.parametrize("quant", [*FORMS, "int4_awq"])
+def test_baked_weights_answer_as_the_torch_backend(
+    quant: str, plan_layers: int | None, family_source: SourceMaker, tmp_path: Path
+) -> None:
+    settings = dict(dtype="float32", quant=quant, until="convert")
+    engine = build_engine(family_source("llama"), tmp_path / "e", **settings)
+    found = errors(engine, torch.float32, plan_layers=plan_layers, baked=True)
+    assert min(found) < 1e-4
+    assert max(found) < (0.5 if quant in FP8_FORMS else 1e-4)
 
 
 @pytest.mark.parametrize("quant", FORMS)
