@@ -2,7 +2,8 @@
 
     config.json           TensorRT-LLM's: of the checkpoint, or of the compiled engine
     rankN.safetensors     one per GPU; rankN.engine when TensorRT-LLM compiled it
-    decoder-N.plan        backend tensorrt: one for each context class of N tokens, for all ranks
+    decoder-N.plan        backend tensorrt: one for each context class of N tokens, for all ranks;
+                          or its parts, as docs/tensorrt.md tells
     tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
     manifest.json         source, choices, versions, and the SHA-256 of every other file
 
@@ -79,7 +80,8 @@ class Manifest(msgspec.Struct, frozen=True):
     digest: str
     verify: dict[str, Any] | None = None
     machine: dict[str, str | None] | None = None  # what a compiled engine is bound to
-    # backend tensorrt: package, version, targets, and for each plan its file, limits and costs
+    # backend tensorrt: package, version, targets, for each context class its limits, parts and
+    # their files, and what each file cost
     tensorrt: dict[str, Any] | None = None
 
 

@@ -42,6 +42,13 @@ class Built(msgspec.Struct, frozen=True):
 
 def read_built(path: Path, manifest: Manifest) -> Built:
     """What the manifest says of the plans; EngineError when it does not say it."""
+    said = manifest.tensorrt or {}
+    in_parts = any("parts" in plan and "file" not in plan for plan in said.get("plans", ()))
+    if in_parts or said.get("weights", "inputs") != "inputs":
+        raise EngineError(
+            f"{path} holds plans in parts, or with weights in them, which nothing here runs yet; "
+            "build it without --bake-weights, and with --plan-layers of all the model's layers"
+        )
     try:
         built = msgspec.convert(manifest.tensorrt, Built)
     except msgspec.ValidationError as error:

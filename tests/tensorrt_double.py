@@ -18,7 +18,7 @@ import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Client, Listener
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from enginehouse.build import compile_tensorrt
 from enginehouse.build.compile_tensorrt import CompiledPlan, PlanLimits
-from enginehouse.build.network import DecoderNetwork
+from enginehouse.build.network import DecoderNetwork, NetworkPart, whole_decoder
 from enginehouse.build.network_ops import NetworkOps
 from enginehouse.runtime.config import ModelConfig
 
@@ -47,8 +47,11 @@ def compile_plan(
     sms: Sequence[int],
     limits: PlanLimits,
     step: Callable[[str, int, int], None] | None = None,
+    part: NetworkPart | None = None,
+    constants: Mapping[str, Tensor] | None = None,
 ) -> CompiledPlan:
     """In place of `build.compile_tensorrt.compile_plan`: what `Runtime` of here loads."""
+    assert part == whole_decoder(config) and constants is None, "one plan, weights as inputs"
     header = json.dumps({"version": REAL.__version__, "sms": list(sms)}).encode()
     body = json.dumps({"config": config.to_dict(), "limits": limits._asdict()}).encode()
     plan = (MAGIC + header).ljust(HEADER) + body

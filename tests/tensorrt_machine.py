@@ -26,6 +26,8 @@ from tensorrt_double import (
 )
 
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.compile_plans import _Processes
+from enginehouse.build.compile_worker import run_job
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.gpus import Gpu
 from enginehouse.runtime.tensorrt_machine import read_built
@@ -41,7 +43,8 @@ def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> P
     """
     values = {"dtype": "float32", "sm": "89", "until": "compile", **settings}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("enginehouse.build.compile_tensorrt.compile_plan", compile_plan)
+        patch.setattr("enginehouse.build.compile_worker.compile_plan", compile_plan)
+        patch.setattr(_Processes, "run", lambda self, _, job: run_job(job, self._advance))
         patch.setattr("enginehouse.build.compile_tensorrt._CONTEXT_CLASSES", (64, 128))
         return build_engine(source, output, backend="tensorrt", **values)
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from conftest import SourceMaker, build_engine
 from family_models import FAMILIES, MIXTURES
-from safetensors.torch import load_file
 
 from enginehouse.build import cli
 from enginehouse.build.capabilities import (
@@ -27,17 +26,16 @@ from enginehouse.build.compile_tensorrt import (
     load_tensorrt,
     plan_limits,
 )
-from enginehouse.build.compile_worker import STEPS, Job
+from enginehouse.build.compile_worker import STEPS, Job, rank_constants
 from enginehouse.build.forms import QUANT_CONFIGS
+from enginehouse.build.network import whole_decoder
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
 from enginehouse.build.tensorrt_parts import cut_decoder
 from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
-from enginehouse.runtime.engine import read_engine, verify_files
+from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.executor import open_executor
-from enginehouse.runtime.packing import quantize_int8
-from enginehouse.runtime.tensorrt_inputs import transpose_int4
 from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
@@ -138,33 +136,35 @@ def test_layers_that_are_alike_share_a_plan() -> None:
     assert [tuple(each.part) for each in whole] == [(0, 32, True, True)]
 
 
-@pytest.mark.parametrize("plan_layers", [None, 1])
 @pytest.mark.parametrize("quant", FORMS)
-def test_baked_plans_hold_each_ranks_weights(
-    quant: str, plan_layers: int | None, tiny_source: SourceCheckpoint, tmp_path: Path
+def test_every_form_compiles_with_its_weights_in_the_plan(
+    quant: str, tiny_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
+    """That they are the right ones, tests/test_network.py tells; here the table of tokens, which
+    the compiler keeps as it is.
+    """
     settings = dict(backend="tensorrt", quant=quant, sm="89", tp=2, max_seq_len=256)
-    settings |= dict(bake_weights=True, plan_layers=plan_layers, until="compile")
-    path = build_engine(tiny_source, tmp_path / "e", **settings)
-    manifest = read_engine(path).manifest
-    built = manifest.tensorrt
+    path = build_engine(tiny_source, tmp_path / "e", until="convert", **settings)
+    config = read_config(path)
+    part = whole_decoder(config)
+    constants = rank_constants(config, path / "rank1.safetensors", part, 256)
+    plan = compile_plan(load_tensorrt(), config, [89], TINY, None, part, constants).plan
+    table = constants["transformer.vocab_embedding.weight"]
+    assert table.view(torch.uint8).numpy().tobytes() in plan
+
+
+def test_baked_weights_give_each_rank_plans_of_its_own(
+    tiny_source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    settings = dict(backend="tensorrt", quant="int4", sm="89", tp=2, max_seq_len=256)
+    settings |= dict(bake_weights=True, until="compile")
+    built = read_engine(build_engine(tiny_source, tmp_path / "e", **settings)).manifest.tensorrt
     assert built is not None and built["weights"] == "constants"
     (plan,) = built["plans"]
-    assert "file" not in plan
-    weights = load_file(path / "rank1.safetensors")
-    weight = transpose_int4 if "int4" in quant else lambda tensor: tensor
-    linear = weights["transformer.layers.1.mlp.proj.weight"]
-    if quant == "int8":
-        linear = quantize_int8(linear).q
-    row = weight(linear).view(torch.uint8)[3].numpy().tobytes()
-    holding = [
-        file
-        for part in plan["parts"]
-        for file in part["files"]
-        if row in (path / file).read_bytes()
-    ]
-    last = "decoder-256-rank1.plan" if plan_layers is None else "layers-1-1-256-rank1.plan"
-    assert holding == [last]
+    files = ["decoder-256-rank0.plan", "decoder-256-rank1.plan"]
+    assert plan["parts"] == [{"first_layer": 0, "num_layers": 2, "files": files}]
+    assert "file" not in plan and built["files"].keys() == set(files)
+    assert (tmp_path / "e" / files[0]).read_bytes() != (tmp_path / "e" / files[1]).read_bytes()
 
 
 def test_a_layer_that_the_compiler_refuses_is_named_in_the_models_terms() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import SourceMaker
+from conftest import SourceMaker, build_engine
 from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
@@ -183,6 +183,21 @@ def test_a_damaged_engine(
     damage(path)
     with doubled_machine(monkeypatch, 2), pytest.raises(EngineError, match=sentence):
         open_executor(path)
+
+
+@pytest.mark.parametrize("settings", [{"plan_layers": 1}, {"bake_weights": True}])
+def test_plans_in_parts_or_with_weights_are_refused(
+    family_source: SourceMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+) -> None:
+    settings |= {"backend": "tensorrt", "sm": "89", "quant": "none", "until": "compile"}
+    path = build_engine(family_source("llama"), tmp_path / "e", max_seq_len=64, **settings)
+    assert refused(path, monkeypatch) == (
+        "E holds plans in parts, or with weights in them, which nothing here runs yet; build it "
+        "without --bake-weights, and with --plan-layers of all the model's layers"
+    )
 
 
 def test_what_tensorrt_says_of_a_plan_is_told(engine: Path, tmp_path: Path) -> None:
