@@ -171,12 +171,22 @@ def test_fp8_scales_are_shared_as_the_contract_wants(
 def test_activation_scales_equal_the_maxima_that_transformers_shows(
     tiny_checkpoint: Path, tiny_source: SourceCheckpoint, make_engine: EngineMaker
 ) -> None:
+    """With the engine's weights, as a linear is calibrated on what stands before it then."""
     from transformers import AutoModelForCausalLM
 
     from enginehouse.build.calibration import calibration_sequences
 
     engine = make_engine(quant="fp8")
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    for layer in range(2):
+        tensors = merged(engine)(f"transformer.layers.{layer}.")
+        for ours, theirs in LINEARS.items():
+            scale = tensors[f"{ours}.weights_scaling_factor"]
+            weight = dequantize_fp8(tensors[f"{ours}.weight"], scale)
+            linears = [model.get_submodule(f"model.layers.{layer}.{name}") for name in theirs]
+            parts = weight.split([len(linear.weight) for linear in linears])
+            for linear, part in zip(linears, parts, strict=True):
+                linear.weight.data = part
     maxima: dict[str, float] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
