@@ -110,7 +110,7 @@ def round_int4(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor)
     inverse: of the inputs' second moment. Columns that the rest can make up for least come first.
     """
     order = torch.argsort(inverse.diagonal())
-    upper = torch.linalg.cholesky(inverse[order][:, order], upper=True)
+    upper = torch.linalg.cholesky(inverse[order[:, None], order], upper=True)
     steps = stored_scale(scale.float(), scale.dtype)
     steps = steps.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1) * prequant.float()
     q = round_compensated(weight, steps, order, upper, lambda x: x.round_().clamp_(-8, 7))

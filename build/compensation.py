@@ -47,6 +47,16 @@ class InputMoments:
     def mean(self) -> Tensor:
         return self._sum / max(1, self._count)
 
+    def take_second(self) -> Tensor:
+        """`second`, which is not kept here any longer: it is the largest of all there is."""
+        taken, self.second = self.second, self.second[:0]
+        return taken
+
+    def take_drift(self) -> Tensor:
+        """`drift`, likewise."""
+        taken, self.drift = self.drift, self.drift[:0]
+        return taken
+
     def damped(self) -> Tensor:
         """The second moment that errors are weighed with, [in, in], positive definite."""
         damped = self.second.clone()
@@ -56,12 +66,12 @@ class InputMoments:
 
 def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
     """The weight [out, in] moved by a share of what takes its outputs on the inputs there are to
-    those on the inputs there should be, in least squares.
+    those on the inputs there should be, in least squares. Takes the moments' drift.
 
     Source: GPTAQ (Li et al., 2025).
     """
+    missing = (weight @ moments.take_drift()).T
     lower = torch.linalg.cholesky(moments.damped())
-    missing = (weight @ moments.drift).T
     return weight + share * torch.cholesky_solve(missing, lower).T
 
 

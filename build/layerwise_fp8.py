@@ -65,16 +65,21 @@ def quantize_fp8_compensated(weight: Tensor, scale: Tensor, moments: InputMoment
     """float8_e4m3fn [out, in]; weight is about q * scale, with the least error of the outputs that
     rounding column by column finds.
 
-    weight: float32 [out, in]; scale: float32 [1]; moments: of the linear's inputs.
+    weight: float32 [out, in]; scale: float32 [1]; moments: of the linear's inputs, whose second is
+    taken. Memory: three matrices [in, in] at most, and three copies of weight.
     """
-    second = moments.second.clone()
+    second = moments.take_second()
     mean = float(second.diagonal().mean())
     second.diagonal().mul_(1 + DAMPING).add_(1e-3 * mean + 1e-8)
     order = torch.argsort(second.diagonal(), descending=True)  # what matters most comes first
     # The last come first here, so that the factor's inverse is that of the inverse, turned round.
     turned = order.flip(0)
-    lower = torch.linalg.cholesky(second[turned][:, turned])
-    identity = torch.eye(len(lower), device=lower.device)
-    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    second = second[turned[:, None], turned]
+    lower = torch.linalg.cholesky(second)
+    del second
+    upper = torch.eye(len(lower), device=lower.device)
+    torch.linalg.solve_triangular(lower, upper, upper=False, out=upper)
+    del lower
+    upper = upper.flip(0, 1)
     steps = scale.to(weight.device).expand(1, weight.shape[1])
     return to_fp8(round_compensated(weight, steps, order, upper, lambda x: x.copy_(to_fp8(x))))

@@ -11,8 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
-import torch
-
 from enginehouse.build.architectures import (
     check_tensors,
     expected_shapes,
@@ -29,20 +27,18 @@ from enginehouse.build.forms import (
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.hf_layout import HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
+from enginehouse.build.memory import peak_memory_bytes
 from enginehouse.build.output_table import linear_shapes, output_tensors
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.tensorrt_plan import check_tensorrt
 from enginehouse.build.trtllm_flags import check_flags, facts_of
-from enginehouse.build.units import is_whole
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
-# What the interpreter, torch and the file buffers hold besides tensors.
-_BASE_MEMORY_BYTES = 640 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +49,7 @@ class BuildPlan:
     targets: the SMs that backend=tensorrt compiles for.
     builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
-    peak_memory_bytes: an estimate for the conversion, without calibration and verification.
+    peak_memory_bytes: an estimate for the conversion, without verification.
     """
 
     settings: BuildSettings
@@ -124,7 +120,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         max_num_tokens=max_num_tokens,
         group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
-        peak_memory_bytes=_peak_memory_bytes(config, source, settings),
+        peak_memory_bytes=peak_memory_bytes(config, source, settings),
         num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
         builder_flags=flags,
         scale_dtype=form.scale_dtype,
@@ -329,28 +325,3 @@ def choose_group_size(config: ModelConfig, asked: int | None = None, quant: str 
 
 def _listed(numbers: Iterable[int]) -> str:
     return ", ".join(str(number) for number in numbers) or "none"
-
-
-def _peak_memory_bytes(
-    config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings
-) -> int:
-    """The largest fused tensor that is held whole, as it is read, once more in float32 or as it is
-    written, and the base.
-    """
-    shapes = expected_shapes(config)
-    infos = source.tensors.infos if source.has_weights else {}
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    largest = 0
-    for pp_rank in range(config.mapping.pp_size):
-        for row in stage_rows(config, pp_rank):
-            if settings.format != "hf" and not is_whole(row, source, config):
-                continue
-            read = sum(
-                prod(shapes[name]) * (infos[name].dtype if infos else dtype).itemsize
-                for name in row.sources
-            )
-            quantised = config.quantization.quant_algo and "layers" in row.target
-            width = 4 if quantised else dtype.itemsize
-            copy = sum(prod(shapes[name]) for name in row.sources) * width
-            largest = max(largest, read + copy)
-    return _BASE_MEMORY_BYTES + largest
