@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from enginehouse.build.network_ops import NetworkOps
 from enginehouse.build.tensorrt_compiler import creation_flags, load_compiler, set_targets
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.tensorrt_package import Words
 
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
@@ -101,10 +103,10 @@ def compile_plan(
     not accept.
     """
     started_s = time.monotonic()
-    words = _Words(trt)
+    words = Words(trt, _NOISE)
     builder = trt.Builder(words.logger)
     network = builder.create_network(creation_flags(trt))
-    ops = NetworkOps(trt, network, words.sentence)
+    ops = NetworkOps(trt, network, partial(_sentence, words))
     sizes = limits.context, limits.max_positions
     decoder = DecoderNetwork(ops, config, *sizes, part, constants)
     builder_config = builder.create_builder_config()
@@ -118,7 +120,7 @@ def compile_plan(
     plan = builder.build_serialized_network(network, builder_config)
     targets = ", ".join(f"SM{sm}" for sm in sms)
     if plan is None:
-        raise PlanError(f"TensorRT refuses the engine for {targets}: {words.sentence()}")
+        raise PlanError(f"TensorRT refuses the engine for {targets}: {_sentence(words)}")
     seconds = time.monotonic() - started_s
     return CompiledPlan(bytes(plan), seconds, peak_memory())
 
@@ -145,31 +147,11 @@ def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill:
     return profile
 
 
-class _Words:
-    """Keeps what the compiler says, and gives the part that explains a refusal."""
-
-    def __init__(self, trt: Any) -> None:
-        said: list[str] = []
-        self._said = said
-        serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
-
-        class Logger(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-
-            def log(self, severity: Any, message: str) -> None:
-                if severity in serious and not _NOISE.search(message):
-                    said.append(message)
-
-        self.logger = Logger()
-
-    def sentence(self) -> str:
-        """The first thing it said that is not about a missing driver, on one line."""
-        if not self._said:
-            return "it gave no reason"
-        found = _WRAPPING.match(self._said[0])
-        assert found is not None
-        return " ".join(found["words"].split())
+def _sentence(words: Words) -> str:
+    """The first thing the compiler said that is not about a missing driver, on one line."""
+    found = _WRAPPING.match(words.first())
+    assert found is not None
+    return found["words"]
 
 
 def _monitor(trt: Any, step: Callable[[str, int, int], None]) -> Any:

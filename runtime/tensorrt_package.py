@@ -7,6 +7,7 @@ classes but for JIT, runtime caches and its own CUDA graphs.
 from __future__ import annotations
 
 import importlib
+import re
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -45,9 +46,12 @@ def find_package(name: str) -> ModuleType | None:
 
 
 class Words:
-    """A logger that keeps the errors TensorRT speaks of; its calls only say that they failed."""
+    """A logger that keeps the errors TensorRT speaks of; its calls only say that they failed.
 
-    def __init__(self, trt: Any) -> None:
+    noise: what is in messages that explain nothing.
+    """
+
+    def __init__(self, trt: Any, noise: re.Pattern[str] | None = None) -> None:
         said: list[str] = []
         self._said = said
         serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
@@ -57,13 +61,17 @@ class Words:
                 trt.ILogger.__init__(self)
 
             def log(self, severity: Any, message: str) -> None:
-                if severity in serious:
+                if severity in serious and not (noise and noise.search(message)):
                     said.append(" ".join(message.split()))
 
         self.logger = Logger()
 
+    def first(self) -> str:
+        """The first error since the last that `refused` told, on one line."""
+        return self._said[0] if self._said else "it gave no reason"
+
     def refused(self, what: str) -> EngineError:
         """TensorRT did not do `what`: the error, with its first words since the last one."""
-        reason = self._said[0] if self._said else "it gave no reason"
+        reason = self.first()
         self._said.clear()
         return EngineError(f"TensorRT {what}: {reason}")

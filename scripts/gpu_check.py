@@ -37,6 +37,7 @@ from enginehouse.runtime.request import FinishReason, Request, SamplingParams
 from enginehouse.runtime.tensorrt_package import RTX_SMS, find_package
 
 ROOT = Path(__file__).resolve().parents[1]
+PROBE = ROOT / "scripts" / "gpu_probe.py"
 WORK = ROOT / ".cache" / "gpu_check"
 BIN = Path(sys.executable).parent
 MODELS = {"sample": None, "random-1b": WORK / "random-1b"}
@@ -280,7 +281,7 @@ def compare(model: str, quant: str, backend: str, device: str) -> str:
 def bandwidth(engine: Path, step_s: float) -> str:
     """What a decode step of one sequence reads in a second, beside what a copy on the GPU does."""
     read = weight_bytes(engine) / step_s
-    copied = float(last(run([sys.executable, Path(__file__).resolve(), "--copy-speed"], RUN_S)))
+    copied = float(last(run([sys.executable, PROBE, "copy"], RUN_S)))
     return (
         f"A sequence alone takes {1e3 * step_s:.2f} ms a token and so reads its weights at "
         f"{read / 1e9:.0f} GB/s, {read / copied:.0%} of the {copied / 1e9:.0f} GB/s that a copy "
@@ -297,67 +298,11 @@ def weight_bytes(engine: Path) -> int:
     return sum(end - start for start, end in (entry["data_offsets"] for entry in header.values()))
 
 
-def copy_speed() -> float:
-    """Bytes a second that copies of 1 GiB read and write on the first GPU."""
-    import torch
-
-    source = torch.zeros(2**30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    for repeats in (3, 20):  # the first are for the clocks to rise
-        torch.cuda.synchronize()
-        began_s = time.monotonic()
-        for _ in range(repeats):
-            target.copy_(source)
-        torch.cuda.synchronize()
-        taken_s = time.monotonic() - began_s
-    return 2 * len(source) * repeats / taken_s
-
-
 def ask_tensorrt() -> str:
     """What TensorRT-RTX says of this GPU, whatever it is: of a small plan for all of its targets,
     and for the current GPU. In a process of its own; fails when it does not end well.
     """
-    return fenced(run([sys.executable, Path(__file__).resolve(), "--ask-tensorrt"], RUN_S))
-
-
-def answers_of_tensorrt() -> list[str]:
-    """Compile a decoder of one layer, and try to load it: each step's outcome in a line."""
-    from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan, load_tensorrt
-    from enginehouse.runtime.config import ModelConfig
-    from enginehouse.runtime.tensorrt_package import Words
-
-    trt = load_tensorrt()
-    config = ModelConfig(
-        architecture="LlamaForCausalLM",
-        dtype="float16",
-        vocab_size=512,
-        hidden_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_size=32,
-        intermediate_size=512,
-        norm_epsilon=1e-5,
-        max_position_embeddings=256,
-    )
-    limits = PlanLimits(context=256, batch=8, chunk=64, prefill_batch=1, max_positions=256)
-    plan = compile_plan(trt, config, (80, 86, 89, 120), limits).plan
-    words = Words(trt)
-    runtime = trt.Runtime(words.logger)
-    validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
-    known = trt.EngineInvalidityDiagnostics.__members__.items()
-    reasons = [name for name, member in known if int(bits) & int(member.value)]
-    lines = [
-        f"TensorRT-RTX {trt.__version__}: a plan for SM80, 86, 89 and 120 on this GPU",
-        f"get_engine_validity: {validity.name} {' '.join(reasons)}".rstrip(),
-    ]
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        return [*lines, f"deserialize_cuda_engine: {words.refused('loads it not')}"]
-    lines.append(f"deserialize_cuda_engine: {engine.num_io_tensors} tensors")
-    if engine.create_execution_context() is None:
-        return [*lines, f"create_execution_context: {words.refused('makes none')}"]
-    return [*lines, "create_execution_context: made"]
+    return fenced(run([sys.executable, PROBE, "tensorrt"], RUN_S))
 
 
 def common(one: list[int], other: list[int]) -> int:
@@ -468,18 +413,10 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the steps only")
     for name in ("--measure", "--out"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    for name in ("--ask-tensorrt", "--copy-speed"):
-        parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--device", default="engine", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
         args.out.write_text(json.dumps(measure(args.measure, args.device)))
-        return 0
-    if args.ask_tensorrt:
-        print("\n".join(answers_of_tensorrt()))
-        return 0
-    if args.copy_speed:
-        print(copy_speed())
         return 0
     machine = record_machine()
     compiled = machine["tensorrt_llm"] is not None or args.dry_run

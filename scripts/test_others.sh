@@ -16,8 +16,9 @@ names=(bad_bodies chat choice completion detokenizer fields floors host kv_cache
 files=("${names[@]/#/tests/test_}")
 
 find_python() { # the program of a version: on PATH, else one of pyenv's
-  local program
-  for program in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+  local program folder
+  folder=$(pyenv prefix "$1" 2>/dev/null) || folder=
+  for program in "python$1" ${folder:+"$folder/bin/python"}; do
     if "$program" -c '' 2>/dev/null; then
       command -v "$program"
       return
