@@ -26,6 +26,7 @@ _CACHED_BYTES = 32 << 10
 _NOT_DIRECT = (errno.EINVAL, errno.ENOTSUP)
 _free_buffers: list[memoryview] = []  # of all files: a page that was used costs less than a new one
 
+
 class DirectFile:
     """Opened for reading and writing, made if it is missing. Threads may write at once, each to a
     part of its own. Every call raises EnginehouseError when the file cannot be written.
