@@ -23,6 +23,9 @@ from enginehouse.runtime.packed_products import (
 )
 from enginehouse.runtime.packing import FP8_MAX, dequantize_int4, to_fp8, unpack_int4
 
+# From here on a packed INT8 product takes longer than converting the weights and a dense one.
+_MANY_TOKENS = 32
+
 
 class Linear(Protocol):
     """y = x @ weight.T + bias; x: [tokens, in_features], y: [tokens, out_features], same dtype."""
@@ -156,10 +159,20 @@ class Int8Linear:
     def __call__(self, x: Tensor) -> Tensor:
         y: Tensor | None = None
         for (q, scale), part in zip(self.parts, x.chunk(len(self.parts), dim=-1), strict=True):
-            product: Tensor = torch.ops.aten._weight_int8pack_mm(part.contiguous(), q, scale)
+            product = _int8_product(part.contiguous(), q, scale)
             y = product if y is None else y + product
         assert y is not None
         return y if self.bias is None else y + self.bias
+
+
+def _int8_product(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
+    """torch's packed product has no blocks of tokens: for many, the weights are converted first,
+    which is exact.
+    """
+    if len(x) >= _MANY_TOKENS:
+        return functional.linear(x, q.to(x.dtype)) * scale
+    product: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scale)
+    return product
 
 
 class PrequantLinear:
