@@ -10,28 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
 from enginehouse.runtime.sequence import Chunk
 from enginehouse.runtime.tensorrt_commands import Step, step_layout
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
+from enginehouse.runtime.tensorrt_manifest import PlanRecord
 from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
 
 _LEAST_TOKENS = 16
 _LEAST_ROWS = 256
-
-
-class PlanRecord(msgspec.Struct, frozen=True):
-    """What the manifest says of a plan: its file, and what it takes at most."""
-
-    file: str
-    context: int
-    batch: int
-    chunk: int
-    prefill_batch: int
-    max_positions: int
 
 
 class PlannedStep(NamedTuple):

@@ -17,20 +17,15 @@ import pytest
 import torch
 from conftest import build_engine
 from cuda_double import CudaDouble, cuda_double
-from tensorrt_double import (
-    STREAM,
-    CommunicatorDouble,
-    PeerCommunicator,
-    TensorRTDouble,
-    compile_plan,
-)
+from tensorrt_double import STREAM, TensorRTDouble, compile_plan
+from tensorrt_ranks import PeerCommunicator, ThreadCommunicator
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_plans import _Processes
 from enginehouse.build.compile_worker import run_job
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.gpus import Gpu
-from enginehouse.runtime.tensorrt_machine import read_built
+from enginehouse.runtime.tensorrt_manifest import read_built
 from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
 
 RUNTIME = "enginehouse.runtime"
@@ -67,13 +62,13 @@ def doubled_machine(
     trt = TensorRTDouble(sm)
     patch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: gpus(count, sm))
     patch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
-    stream = lambda device: SimpleNamespace(cuda_stream=STREAM)  # noqa: E731
+    stream = lambda device: SimpleNamespace(cuda_stream=STREAM + device.index)  # noqa: E731
     event = lambda: SimpleNamespace(record=lambda: None, query=lambda: True)  # noqa: E731
     patch.setattr(torch.cuda, "Stream", stream)
     patch.setattr(torch.cuda, "Event", event)
     for name in ("set_device", "set_stream", "synchronize"):
         patch.setattr(torch.cuda, name, lambda _: None)
-    communicator = PeerCommunicator if processes else CommunicatorDouble
+    communicator = PeerCommunicator if processes else ThreadCommunicator
     patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", communicator)
     patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", communicator.make_id)
     if processes:
@@ -101,7 +96,7 @@ def spawn_thread(trt: TensorRTDouble) -> Callable[[Path, int, int], tuple[Connec
 
         def run() -> None:
             engine = read_engine(engine_dir)
-            built = read_built(engine.path, engine.manifest)
+            built = read_built(engine)
             with CudaDouble():
                 mine = TensorRTRank(engine, built, trt, rank, max_seq_len)
                 follow(mine, theirs)

@@ -23,8 +23,9 @@ from enginehouse.runtime.scheduler import Scheduler
 from enginehouse.runtime.sequence import Chunk, Sequence
 from enginehouse.runtime.tensorrt_commands import CopyRows, Move, Step, SwapRows, step_layout
 from enginehouse.runtime.tensorrt_executor import share_slots
+from enginehouse.runtime.tensorrt_manifest import PlanRecord
 from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
-from enginehouse.runtime.tensorrt_steps import PlannedStep, PlanRecord, StepPlanner
+from enginehouse.runtime.tensorrt_steps import PlannedStep, StepPlanner
 
 GARBAGE = -1
 
@@ -46,7 +47,7 @@ class Machine:
         self, contexts: Several[int], counts: Several[int], chunk: int = 8, budget: int = 24
     ) -> None:
         self.memory = SlotMemory(contexts, counts, contexts[-1])
-        self.records = [PlanRecord("x.plan", c, max(counts), chunk, 1, c) for c in contexts]
+        self.records = [PlanRecord(c, max(counts), chunk, 1, c, []) for c in contexts]
         rotary: Any = PlainRotary()
         self.planner = StepPlanner(self.records, self.memory, rotary)
         self.scheduler = Scheduler(
