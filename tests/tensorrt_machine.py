@@ -1,4 +1,6 @@
-"""Engines for the double of TensorRT's runtime, and a machine whose GPUs are doubles."""
+"""Engines for the double of TensorRT's runtime, a machine whose GPUs are doubles, and what the
+torch backend answers.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,34 @@ from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_plans import _Processes
 from enginehouse.build.compile_worker import run_job
 from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.gpus import Gpu
+from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.tensorrt_manifest import read_built
 from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
+from enginehouse.runtime.torch_executor import TorchExecutor
 
 RUNTIME = "enginehouse.runtime"
 POPEN = subprocess.Popen
+PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]
+FLOAT32 = ExecutorOptions(compute_dtype="float32", device="cpu")
+
+
+def greedy(max_tokens: int = 12) -> SamplingParams:
+    return SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def requests(prompts: list[list[int]], sampling: SamplingParams) -> list[Request]:
+    return [Request(i, prompt, sampling) for i, prompt in enumerate(prompts)]
+
+
+def torch_answers(engine: Path, work: list[Request]) -> dict[int, list[int]]:
+    """The torch backend's from the same rank files."""
+    executor = TorchExecutor(read_engine(engine), FLOAT32)
+    try:
+        return generate(executor, work)
+    finally:
+        executor.close()
 
 
 def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:

@@ -19,7 +19,15 @@ import torch
 import zmq
 from conftest import SourceMaker
 from tensorrt_double import TensorRTDouble
-from tensorrt_machine import doubled_engine, doubled_machine
+from tensorrt_machine import (
+    FLOAT32,
+    PROMPTS,
+    doubled_engine,
+    doubled_machine,
+    greedy,
+    requests,
+    torch_answers,
+)
 
 from enginehouse.runtime.client import EngineClient
 from enginehouse.runtime.engine import read_engine, write_manifest
@@ -36,25 +44,6 @@ from enginehouse.runtime.request import (
 from enginehouse.runtime.torch_executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]
-FLOAT32 = ExecutorOptions(compute_dtype="float32", device="cpu")
-
-
-def greedy(max_tokens: int = 12) -> SamplingParams:
-    return SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
-
-
-def requests(prompts: list[list[int]], sampling: SamplingParams) -> list[Request]:
-    return [Request(i, prompt, sampling) for i, prompt in enumerate(prompts)]
-
-
-def torch_answers(engine: Path, work: list[Request]) -> dict[int, list[int]]:
-    """The torch backend's from the same rank files."""
-    executor = TorchExecutor(read_engine(engine), FLOAT32)
-    try:
-        return generate(executor, work)
-    finally:
-        executor.close()
 
 
 CASES = [
