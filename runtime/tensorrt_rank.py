@@ -90,9 +90,10 @@ class TensorRTRank:
         self.plans = [self._load_plan(record) for record in self.records]
         batch = max(record.batch for record in self.records)
         chunk = max(record.chunk for record in self.records)
-        size = max(step_layout(batch, 1)[1], step_layout(1, chunk)[1])
+        tokens = max(batch, chunk)  # the most that a step has, of however many sequences
+        size = step_layout(batch, -(-tokens // batch))[1]
         self._fed = torch.zeros(size, dtype=torch.int32, device=self.device)
-        self._hidden = self._hidden_states(max(batch, chunk))
+        self._hidden = self._hidden_states(tokens)
         self.logits = torch.zeros(batch, engine.config.vocab_size, device=self.device)
         self.communicator: Communicator | None = None
         torch.cuda.empty_cache()  # what loading the weights took besides

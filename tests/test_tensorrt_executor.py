@@ -224,6 +224,25 @@ def test_no_neighbour_changes_a_step_when_deterministic(
     executor.close()
 
 
+def test_short_prompts_are_prefilled_together(
+    family_source: SourceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lengths and ends of their own, over both ranks."""
+    settings = dict(quant="none", tp=2, max_seq_len=64, max_num_tokens=256)
+    path = doubled_engine(family_source("gemma2"), tmp_path / "e", **settings)
+    lengths = (9, 16, 3, 5, 30, 25, 18)
+    prompts = [list(range(40 + n, 40 + n + length)) for n, length in enumerate(lengths)]
+    work = requests(prompts, greedy(6))
+    wanted = torch_answers(path, work)
+    with doubled_machine(monkeypatch, 2) as trt:
+        executor = open_executor(path)
+        trt.executions.clear()
+        assert generate(executor, work) == wanted
+        executor.close()
+    mine = [said for said in trt.executions if said.profile == 1 and said.rank == 0]
+    assert [(said.batch, said.tokens) for said in mine] == [(4, 16), (2, 32), (1, 32)]
+
+
 def test_a_step_looks_at_no_more_rows_than_it_needs(engine: Path, machine: TensorRTDouble) -> None:
     executor = open_executor(engine)
     machine.executions.clear()
