@@ -182,14 +182,14 @@ class LoadedPlan:
         weights: Mapping[str, Tensor],
         caches: Mapping[str, Tensor],
         fed: Tensor,
-        hidden: Tensor,
+        hidden: Sequence[Tensor],
         logits: Tensor,
     ) -> None:
         """Set every address that no step changes. Raises EngineError when a plan does not fit.
 
         weights: what does not change between steps. caches: `past_key_0`, ..., each [slots,
-        kv_heads, S, head_size]. fed: int32, where a step's inputs are put. hidden: [2, 1, tokens,
-        hidden_size], between the parts, one half in turn. logits: float32 [batch, vocab_size].
+        kv_heads, S, head_size]. fed: int32, where a step's inputs are put. hidden: two of [1,
+        tokens, hidden_size], between the parts in turn. logits: float32 [batch, vocab_size].
         """
         self.caches = dict(caches)
         last = len(self.parts) - 1

@@ -10,14 +10,12 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from enginehouse.runtime.device import free_memory, to_device
@@ -34,7 +32,6 @@ from enginehouse.runtime.tensorrt_commands import (
     step_layout,
 )
 from enginehouse.runtime.tensorrt_file import PlanFile
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
 from enginehouse.runtime.tensorrt_machine import check_plan, find_matching
 from enginehouse.runtime.tensorrt_manifest import (
     Built,
@@ -46,6 +43,7 @@ from enginehouse.runtime.tensorrt_manifest import (
 from enginehouse.runtime.tensorrt_nccl import Communicator
 from enginehouse.runtime.tensorrt_package import Words
 from enginehouse.runtime.tensorrt_plan import LoadedPart, LoadedPlan
+from enginehouse.runtime.tensorrt_weights import fixed_inputs
 
 
 def require_cuda() -> None:
@@ -79,7 +77,7 @@ class TensorRTRank:
         for name in names:
             check_plan(trt, runtime, engine.path / name)
         self._baked = built.baked
-        self._weights = self._load_weights()
+        self._weights = fixed_inputs(engine, built, self.records, rank, self.device)
         common = trt, built.package, words, runtime
         self._files = {
             name: PlanFile(*common, engine.path / name, self._cache_file(built, name))
@@ -115,47 +113,15 @@ class TensorRTRank:
             ]
         )
 
-    def _hidden_states(self, num_tokens: int) -> Tensor:
-        """Where parts hand on what they made of a step, [2, 1, tokens, hidden_size]; none of it
-        where every plan is whole.
+    def _hidden_states(self, num_tokens: int) -> list[Tensor]:
+        """Where parts hand on what they made of a step: twice [1, tokens, hidden_size], of no
+        tokens where every plan is whole.
         """
         config = self.engine.config
         cut = any(len(record.parts) > 1 for record in self.records)
-        shape = (2, 1, num_tokens if cut else 0, config.hidden_size)
-        return torch.zeros(shape, dtype=getattr(torch, config.dtype), device=self.device)
-
-    def _load_weights(self) -> dict[str, Tensor]:
-        """All inputs that no step changes but the caches; where plans hold the weights, these stay
-        on the disk.
-        """
-        config = self.engine.config
-        bound: dict[str, Tensor] = {}
-        if not self._baked:
-            bound |= self._read_weights()
-            rotary = RotaryInputs(config, self.records[0].max_positions)
-            bound |= {name: table.to(self.device) for name, table in rotary.tables.items()}
-        longest = torch.arange(self.records[-1].context, dtype=torch.int32)
-        bound["kv_positions"] = to_device(longest, self.device)
-        rows = config.padded_vocab_size() // config.mapping.tp_size
-        start = torch.tensor([self.rank * rows], dtype=torch.int32)
-        bound["vocab_start"] = to_device(start, self.device)
-        return bound
-
-    def _read_weights(self) -> dict[str, Tensor]:
-        """Those of the rank file, one module of it at a time."""
-        path, config = self.engine.rank_file(self.rank), self.engine.config
-        bound: dict[str, Tensor] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                for names in _modules(list(file.keys())):
-                    tensors = {name: file.get_tensor(name).to(self.device) for name in names}
-                    bound |= bound_weights(config, tensors)
-        except (OSError, SafetensorError) as error:
-            raise EngineError(f"{path} cannot be read: {error}; build it again") from None
-        head, embedding = "lm_head.weight", "transformer.vocab_embedding.weight"
-        if config.tie_word_embeddings and torch.equal(bound[head], bound[embedding]):
-            bound[head] = bound[embedding]  # one copy in memory
-        return bound
+        shape = (1, num_tokens if cut else 0, config.hidden_size)
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        return [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)]
 
     def row_bytes(self) -> int:
         """Of one token in this rank's caches."""
@@ -228,14 +194,6 @@ class TensorRTRank:
         self.plans.clear()
         self._files.clear()
         self._weights.clear()
-
-
-def _modules(names: list[str]) -> Iterator[list[str]]:
-    """A rank file's names, those of a module together."""
-    modules: dict[str, list[str]] = {}
-    for name in names:
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
-    yield from modules.values()
 
 
 def follow(rank: TensorRTRank, pipe: Connection) -> None:

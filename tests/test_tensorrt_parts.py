@@ -74,7 +74,7 @@ def test_greedy_tokens_equal_the_torch_backends(
     work = requests(PROMPTS, greedy(8))
     wanted = torch_answers(path, work)
     if "bake_weights" in settings:
-        monkeypatch.setattr(f"{RUNTIME}.tensorrt_rank.safe_open", None)
+        monkeypatch.setattr(f"{RUNTIME}.tensorrt_weights.safe_open", None)
     with doubled_machine(monkeypatch, settings.get("tp", 1)):
         executor = open_executor(path)
         found = generate(executor, work)
@@ -203,7 +203,7 @@ def test_parts_of_another_model_are_found_out_before_they_run(
         with pytest.raises(EngineError, match=f"^{name} is .* wants FLOAT .*; build the engine"):
             plan.bind({**weights, name: taken[:1]}, *bound)
         weights[name] = taken
-        narrow = (*bound[:2], rank._hidden[..., :-1].contiguous(), rank.logits)
+        narrow = (*bound[:2], [one[..., :-1].contiguous() for one in rank._hidden], rank.logits)
         with pytest.raises(EngineError, match="^hidden_states is .* wants FLOAT .-1, -1, 128."):
             plan.bind(weights, *narrow)
         head, plan.parts = plan.parts[-1], plan.parts[:-1]
