@@ -5,6 +5,7 @@ tokens, each file loaded once, one scratch memory for all that runs one after an
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -150,6 +151,26 @@ def test_scratch_counts_as_memory_that_slots_cannot_have(
         monkeypatch.setattr(torch, "empty", empty)
         open_executor(engine).close()
     assert order == ["scratch", "free"]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_part_that_is_refused_names_its_file_and_ends_what_ranks_do_together(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuses: bool
+) -> None:
+    """Nothing is told to the others then, and no kernels are kept: one might wait for another."""
+    path = tmp_path / "e"
+    shutil.copytree(engine, path)
+    with doubled_machine(monkeypatch) as trt:
+        executor = open_executor(path)
+        if refuses:
+            for context in trt.contexts:
+                if context.engine.part.first_layer == 4:
+                    monkeypatch.setattr(context, "execute_async_v3", lambda stream: False)
+            executor.submit(requests([[5, 6, 7]], greedy(9))[0])
+            with pytest.raises(EngineError, match="cannot run .*/layers-4-4-64.plan: it gave no"):
+                executor.poll()
+        executor.close()
+    assert path.with_name("e.kernels").exists() == (not refuses)
 
 
 def running(executor: Any, contexts: list[Context]) -> tuple[Context, SimpleNamespace]:
