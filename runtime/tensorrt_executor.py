@@ -120,7 +120,7 @@ class TensorRTRunner:
         self._followers.tell(msgspec.msgpack.encode(command))
         try:
             self._rank.do(command)
-        except EngineError:
+        except (EngineError, RuntimeError):  # CUDA's are the latter
             self._in_step = False
             self._followers.check()  # a rank that has ended is the reason
             raise

@@ -294,8 +294,9 @@ class Context:
             self._refuse("no device memory was given")
             return False
         running = self.engine.trt.scratch
-        for other in list(running.values()):
-            assert self.scratch.apart(other), "another stream uses the same scratch memory"
+        for other, used in list(running.items()):
+            apart = other == stream or self.scratch.apart(used)
+            assert apart, "another stream uses the same scratch memory"
         running[stream] = self.scratch
         try:
             with torch._C.DisableTorchFunction(), torch.inference_mode():

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import torch
 from conftest import SourceMaker
-from tensorrt_double import HEADER, TensorRTDouble
+from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
 from enginehouse.runtime import tensorrt_package
@@ -327,22 +327,23 @@ def test_the_double_refuses_what_tensorrt_would(
         executor = open_executor(engine)
         work = [Request(1, [5, 6, 7], SamplingParams(3, 0.0, ignore_eos=True))]
         assert len(generate(executor, work)[1]) == 3
-        decode = next(c for c in trt.contexts if c.profile == 0 and c.addresses)
+        mine = [c for c in trt.contexts if c.stream == STREAM]
+        decode = next(c for c in mine if c.profile == 0 and c.addresses)
         assert not decode.set_input_shape("input_ids", (9, 1)), "the profile ends at 8"
         assert not decode.set_input_shape("input_ids", (1, 2)), "decoding takes one token"
         with pytest.raises(AssertionError, match="another stream"):
-            decode.execute_async_v3(decode.stream + 1)
+            decode.execute_async_v3(STREAM + 1)
         kept = dict(decode.addresses)
         decode.addresses["logits"] = 4096
         with pytest.raises(AssertionError, match="are in no tensor"):
-            decode.execute_async_v3(decode.stream)
+            decode.execute_async_v3(STREAM)
         decode.addresses = {**kept, "present_key_0": kept["past_key_1"]}
         with pytest.raises(AssertionError, match="present_key_0 is not over past_key_0"):
-            decode.execute_async_v3(decode.stream)
+            decode.execute_async_v3(STREAM)
         decode.addresses = {**kept, "logits": kept["past_key_0"]}
         with pytest.raises(AssertionError, match="lies over"):
-            decode.execute_async_v3(decode.stream)
+            decode.execute_async_v3(STREAM)
         del decode.addresses["input_ids"]
-        assert decode.execute_async_v3(decode.stream) is False
+        assert decode.execute_async_v3(STREAM) is False
         decode.addresses = kept
         executor.close()
