@@ -63,8 +63,12 @@ class ClearSlot(msgspec.Struct, frozen=True, tag="clear"):
     slot: int
 
 
+class KeepKernels(msgspec.Struct, frozen=True, tag="keep"):
+    """Write the kernels that were made beside the engine, once all that was told is done."""
+
+
 Move = CopyRows | SwapRows | ClearSlot
-Command = Start | Step | Move
+Command = Start | Step | Move | KeepKernels
 
 
 class Field(NamedTuple):

@@ -6,6 +6,7 @@ was verified instead is in docs/tensorrt.md.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.inflight_executor import InflightExecutor
 from enginehouse.runtime.model_runner import Capacity
 from enginehouse.runtime.sequence import Chunk
-from enginehouse.runtime.tensorrt_commands import Command, Start
+from enginehouse.runtime.tensorrt_commands import Command, KeepKernels, Start
 from enginehouse.runtime.tensorrt_followers import Followers
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
 from enginehouse.runtime.tensorrt_machine import check_machine
@@ -33,6 +34,7 @@ from enginehouse.runtime.tensorrt_steps import StepPlanner
 # as it runs, its CUDA graphs, and sampling.
 _KV_SHARE = 0.8
 _LOOK_AGAIN_S = 50e-6
+log = logging.getLogger("enginehouse.tensorrt")
 
 
 def share_slots(
@@ -79,6 +81,7 @@ class TensorRTRunner:
         self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
         num_ranks = config.mapping.tp_size
         self._rank: TensorRTRank | None = None
+        self._in_step = False  # whether all ranks have started, and done alike since
         self._followers = Followers(engine.path, num_ranks, max_seq_len, self._abort)
         try:
             self._rank = TensorRTRank(engine, built, trt, 0, max_seq_len)
@@ -91,6 +94,7 @@ class TensorRTRunner:
             counts = share_slots(contexts, row_bytes, memory_bytes, max_batch_size)
             self._do(Start(counts, make_id() if num_ranks > 1 else b""))
             self._followers.answers()
+            self._in_step = True
         except BaseException:
             self.close()
             raise
@@ -116,7 +120,8 @@ class TensorRTRunner:
         self._followers.tell(msgspec.msgpack.encode(command))
         try:
             self._rank.do(command)
-        except EngineError:
+        except (EngineError, RuntimeError):  # CUDA's are the latter
+            self._in_step = False
             self._followers.check()  # a rank that has ended is the reason
             raise
 
@@ -157,12 +162,22 @@ class TensorRTRunner:
             self._rank.communicator.abort()
 
     def close(self) -> None:
-        rank, self._rank = self._rank, None
         try:
-            if rank is not None:
-                rank.close(keep_kernels=not self._followers.lost)
+            if self._in_step and not self._followers.lost:
+                self._keep_kernels()
         finally:
-            self._followers.close()
+            rank, self._rank, self._in_step = self._rank, None, False
+            try:
+                if rank is not None:
+                    rank.close()
+            finally:
+                self._followers.close()
+
+    def _keep_kernels(self) -> None:
+        try:
+            self._do(KeepKernels())
+        except EngineError as error:
+            log.warning("TensorRT's kernels are not kept: %s", error)
 
 
 class TensorRTExecutor(InflightExecutor[TensorRTRunner]):

@@ -10,13 +10,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import msgspec
-
-from enginehouse.runtime.engine import Engine, Manifest
+from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.gpus import Gpu, visible_gpus
+from enginehouse.runtime.tensorrt_manifest import Built, read_built
 from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS, find_package
-from enginehouse.runtime.tensorrt_steps import PlanRecord
 
 _ELSEWHERE = "to run and verify the model on a CPU, build it with --backend torch"
 # Of nvinfer1::EngineInvalidityDiagnostics, by name: what is wrong, and what to do.
@@ -29,40 +27,6 @@ _INVALID = {
     "MALFORMED_ENGINE": "is no plan, or a damaged one; build the engine again",
     "CUDA_ERROR": "cannot be judged, as CUDA fails; see what nvidia-smi says",
 }
-
-
-class Built(msgspec.Struct, frozen=True):
-    """The manifest's `tensorrt`: which package compiled the plans, and for which SMs."""
-
-    package: str
-    version: str
-    targets: list[int]
-    plans: list[PlanRecord]
-
-
-def read_built(path: Path, manifest: Manifest) -> Built:
-    """What the manifest says of the plans; EngineError when it does not say it."""
-    said = manifest.tensorrt or {}
-    in_parts = any("parts" in plan and "file" not in plan for plan in said.get("plans", ()))
-    if in_parts or said.get("weights", "inputs") != "inputs":
-        raise EngineError(
-            f"{path} holds plans in parts, or with weights in them, which nothing here runs yet; "
-            "build it without --bake-weights, and with --plan-layers of all the model's layers"
-        )
-    try:
-        built = msgspec.convert(manifest.tensorrt, Built)
-    except msgspec.ValidationError as error:
-        raise EngineError(
-            f"{path}'s manifest does not describe its TensorRT plans: {error}; build it again"
-        ) from None
-    missing = [plan.file for plan in built.plans if plan.file not in manifest.files]
-    if missing or not built.plans or built.package not in PACKAGES:
-        raise EngineError(
-            f"{path}'s manifest names the package {built.package!r} and "
-            f"{len(built.plans)} plans, of which {len(missing)} are not in the engine; wanted "
-            f"{' or '.join(PACKAGES)} and one plan or more: build it again"
-        )
-    return built
 
 
 def check_gpus(engine: Engine, built: Built, gpus: list[Gpu]) -> None:
@@ -114,7 +78,7 @@ def find_matching(engine: Engine, built: Built) -> ModuleType:
 
 def check_machine(engine: Engine) -> tuple[Built, ModuleType]:
     """What runs the engine here. Raises EngineError when nothing does."""
-    built = read_built(engine.path, engine.manifest)
+    built = read_built(engine)
     check_gpus(engine, built, visible_gpus())
     return built, find_matching(engine, built)
 

@@ -1,15 +1,12 @@
-"""One plan, loaded: its two contexts, what is bound to their inputs, and its runtime cache.
+"""The parts of a context class's decoder, each with its contexts, and what is bound to them.
 
 Knows addresses, shapes and names; it knows no sequence and no slot but the first of a step.
-Source: TensorRT-RTX 1.7 Python API (IExecutionContext, IRuntimeConfig, IRuntimeCache).
+Source: TensorRT-RTX 1.7 Python API (IExecutionContext).
 """
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +14,9 @@ from torch import Tensor
 
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.tensorrt_commands import Step, step_layout
-from enginehouse.runtime.tensorrt_package import Words
+from enginehouse.runtime.tensorrt_file import DECODE, PREFILL, PlanFile
+from enginehouse.runtime.tensorrt_inputs import layer_of, shift_layer
 
-log = logging.getLogger("enginehouse.tensorrt")
-
-_DECODE, _PREFILL = 0, 1  # the profiles, in the order in which the plan was compiled
 _DTYPES = {
     "FLOAT": torch.float32,
     "HALF": torch.float16,
@@ -33,161 +28,127 @@ _DTYPES = {
 }
 
 
-class LoadedPlan:
-    """A plan's engine and a context for each of its profiles, which decode and prefill.
+class LoadedPart:
+    """A part of the decoder, of the layers `layers`, with a context for each profile of its plan.
 
-    package: tensorrt_rtx has a runtime cache, kept in cache_file, and captures CUDA graphs by
-    itself, which decoding asks for: its addresses stay the same. stream: a CUDA stream's handle.
+    The plan counts layers from 0; everything that is given here has the model's names.
+    stream: a CUDA stream's handle; scratch: memory that all contexts of the stream share.
     """
 
-    def __init__(
-        self, trt: Any, package: str, words: Words, path: Path, cache_file: Path, stream: int
-    ) -> None:
-        self.trt = trt
-        self.path = path
+    def __init__(self, file: PlanFile, layers: range, stream: int, scratch: Tensor) -> None:
+        self.file = file
+        self.layers = layers
         self.stream = stream
-        self._words = words
-        self._cache_file = cache_file
-        self._runtime_cache: Any = None
-        self._cached = b""
-        runtime = trt.Runtime(words.logger)
-        self.engine = runtime.deserialize_cuda_engine(path.read_bytes())
-        if self.engine is None:
-            raise words.refused(f"cannot load {path}")
-        self._contexts = [self._context(package, profile) for profile in (_DECODE, _PREFILL)]
+        self._contexts = [file.new_context(way, stream, scratch) for way in (DECODE, PREFILL)]
+        engine, mode = file.engine, file.trt.TensorIOMode.INPUT
+        names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
+        self._inputs = {name for name in names if engine.get_tensor_mode(name) == mode}
+        self._outputs = set(names) - self._inputs
         self._shapes: list[tuple[int, int, int]] = [(0, 0, 0)] * 2
         self._first_slots: list[int | None] = [None, None]
-        self.caches: dict[str, Tensor] = {}
+        self._caches: dict[str, Tensor] = {}  # by the plan's names
         self._present: dict[str, str] = {}  # a cache's output -> its input
         self._fed: Tensor | None = None
-
-    def _context(self, package: str, profile: int) -> Any:
-        if package == "tensorrt_rtx":
-            config = self.engine.create_runtime_config()
-            strategies = self.trt.CudaGraphStrategy
-            graphs = profile == _DECODE
-            strategy = strategies.WHOLE_GRAPH_CAPTURE if graphs else strategies.DISABLED
-            config.cuda_graph_strategy = strategy
-            if self._runtime_cache is None:
-                self._runtime_cache = self._open_runtime_cache(config)
-            config.set_runtime_cache(self._runtime_cache)
-            context = self.engine.create_execution_context(config)
-        else:
-            context = self.engine.create_execution_context()
-        if context is None:
-            raise self._words.refused(f"gives no context for {self.path}")
-        if not context.set_optimization_profile_async(profile, self.stream):
-            raise self._words.refused(f"has no profile {profile} in {self.path}")
-        return context
-
-    def _open_runtime_cache(self, config: Any) -> Any:
-        """The kernels that earlier runs made, where TensorRT still takes them."""
-        cache = config.create_runtime_cache()
-        if self._cache_file.exists():
-            self._cached = self._cache_file.read_bytes()
-            if not cache.deserialize(self._cached):
-                log.warning("%s is not for this machine and is written anew", self._cache_file)
-                self._cached = b""
-        return cache
-
-    def save_runtime_cache(self) -> None:
-        """Keep the kernels made so far beside the engine; a folder that cannot be written to
-        costs the next start its time, and no more.
-        """
-        if self._runtime_cache is None:
-            return
-        found = bytes(self._runtime_cache.serialize())
-        if found == self._cached:
-            return
-        partial = self._cache_file.with_name(f"{self._cache_file.name}.{os.getpid()}.partial")
-        try:
-            partial.parent.mkdir(exist_ok=True)
-            partial.write_bytes(found)
-            partial.replace(self._cache_file)
-            self._cached = found
-        except OSError as error:
-            log.warning("TensorRT's runtime cache is not kept: %s", error)
 
     def share_communicator(self, capsule: Any) -> None:
         """Let both contexts exchange over NCCL. Waits until every rank has called it."""
         for context in self._contexts:
             if not context.set_communicator(capsule):
-                raise self._words.refused("takes no communicator")
+                raise self.file.words.refused("takes no communicator")
 
     def bind(
-        self, weights: Mapping[str, Tensor], caches: Mapping[str, Tensor], fed: Tensor, out: Tensor
+        self,
+        weights: Mapping[str, Tensor],
+        caches: Mapping[str, Tensor],
+        fed: Tensor,
+        reads: Mapping[str, Tensor],
+        writes: Mapping[str, Tensor],
     ) -> None:
         """Set every address that no step changes, after checking that the plan wants just these.
 
-        weights: what does not change between steps. caches: `past_key_0`, ..., each [slots,
-        kv_heads, S, head_size]. fed: int32, where a step's inputs are put. out: the logits,
-        float32 [batch, vocab_size].
+        weights, caches, fed: as `LoadedPlan.bind`. reads, writes: inputs and outputs whose memory
+        stays, by the plan's names: `hidden_states`; `next_hidden_states` or `logits`.
         """
-        self.caches = dict(caches)
+        first, path = self.layers.start, self.file.path
         self._fed = fed
-        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
-        mode = self.trt.TensorIOMode.INPUT
-        inputs = {name for name in names if self.engine.get_tensor_mode(name) == mode}
-        wanted = inputs - caches.keys() - step_layout(1, 1)[0].keys()
-        missing = [*(wanted - weights.keys()), *(caches.keys() - inputs)]
+        self._caches = {
+            shift_layer(name, -first): cache
+            for name, cache in caches.items()
+            if layer_of(name) in self.layers
+        }
+        stepped = self._caches.keys() | step_layout(1, 1)[0].keys()
+        fixed = {
+            name: reads.get(name, weights.get(shift_layer(name, first)))
+            for name in self._inputs - stepped
+        }
+        missing = [shift_layer(name, first) for name, tensor in fixed.items() if tensor is None]
+        missing += self._caches.keys() - self._inputs
+        missing += reads.keys() - self._inputs
+        missing += writes.keys() - self._outputs
         if missing:
             raise EngineError(
-                f"{self.path} and the rank file do not fit: {', '.join(sorted(missing))} is in one "
-                "of them only; build the engine again"
+                f"{path} and the rank file do not fit: {', '.join(sorted(missing))} is in one of "
+                "them only; build the engine again"
             )
-        for name in sorted(wanted):
-            self._check(name, weights[name])
-            self._address(name, weights[name].data_ptr())
-        self._address("logits", out.data_ptr())
-        for name in set(names) - inputs - {"logits"}:
-            self._present[name] = self.engine.get_aliased_input_tensor(name)
-        if sorted(self._present.values()) != sorted(caches):
-            raise EngineError(
-                f"{self.path} does not write its caches in place; build the engine again"
-            )
+        for name, tensor in sorted(fixed.items()):
+            assert tensor is not None
+            self._check(name, tensor)
+            self._address(name, tensor.data_ptr())
+        for name, tensor in writes.items():
+            self._address(name, tensor.data_ptr())
+        aliased = self.file.engine.get_aliased_input_tensor
+        self._present = {name: aliased(name) for name in self._outputs - writes.keys()}
+        if sorted(self._present.values()) != sorted(self._caches):
+            raise EngineError(f"{path} does not write its caches in place; build the engine again")
 
     def _check(self, name: str, tensor: Tensor) -> None:
-        """EngineError when a weight is not of the plan's dtype and shape."""
-        dtype = self.engine.get_tensor_dtype(name).name
-        shape = [int(size) for size in self.engine.get_tensor_shape(name)]
+        """EngineError when an input is not of the plan's dtype and shape, of which -1 is any."""
+        engine = self.file.engine
+        dtype = engine.get_tensor_dtype(name).name
+        shape = [int(size) for size in engine.get_tensor_shape(name)]
         if dtype == "INT4":
             shape[-1] //= 2
-        if name == "kv_positions":
-            shape = list(tensor.shape)
-        if tensor.dtype != _DTYPES.get(dtype) or list(tensor.shape) != shape:
+        found = list(tensor.shape)
+        fits = len(found) == len(shape) and all(
+            wanted in (-1, size) for wanted, size in zip(shape, found, strict=True)
+        )
+        if tensor.dtype != _DTYPES.get(dtype) or not fits:
             raise EngineError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)} and {self.path} wants {dtype} "
-                f"{shape}; build the engine again"
+                f"{shift_layer(name, self.layers.start)} is {tensor.dtype} {found} and "
+                f"{self.file.path} wants {dtype} {shape}; build the engine again"
             )
         assert tensor.is_contiguous(), name
 
     def _address(self, name: str, address: int, profile: int | None = None) -> None:
         for index, context in enumerate(self._contexts):
             if profile in (None, index) and not context.set_tensor_address(name, address):
-                raise self._words.refused(f"takes no address for {name}")
+                raise self.file.words.refused(f"takes no address for {name}")
 
     def run(self, step: Step) -> None:
         """Enqueue a step whose data is in `fed`. Raises EngineError when TensorRT does not."""
-        profile = _PREFILL if step.prefill else _DECODE
+        profile = PREFILL if step.prefill else DECODE
         if self._shapes[profile] != (step.batch, step.tokens, step.looked_at):
             self._set_shapes(profile, step)
         if self._first_slots[profile] != step.first_slot:
             self._set_slots(profile, step.first_slot)
         if not self._contexts[profile].execute_async_v3(self.stream):
-            raise self._words.refused(f"cannot run {self.path}")
+            raise self.file.words.refused(f"cannot run {self.file.path}")
 
     def _set_shapes(self, profile: int, step: Step) -> None:
         assert self._fed is not None, "a step before bind"
         context, fields = self._contexts[profile], step_layout(step.batch, step.tokens)[0]
         shapes = {name: field.shape for name, field in fields.items()}
         shapes["kv_positions"] = (step.looked_at,)
-        for name, cache in self.caches.items():
+        if "hidden_states" in self._inputs:
+            size = self.file.engine.get_tensor_shape("hidden_states")[-1]
+            shapes["hidden_states"] = (step.batch, step.tokens, int(size))
+        for name, cache in self._caches.items():
             shapes[name] = (step.batch, *cache.shape[1:])
-        for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
-                raise self._words.refused(f"takes no {name} of {list(shape)}")
-        for name, field in fields.items():
-            address = self._fed.data_ptr() + field.offset * self._fed.itemsize
+        for name in shapes.keys() & self._inputs:
+            if not context.set_input_shape(name, shapes[name]):
+                raise self.file.words.refused(f"takes no {name} of {list(shapes[name])}")
+        for name in fields.keys() & self._inputs:
+            address = self._fed.data_ptr() + fields[name].offset * self._fed.itemsize
             self._address(name, address, profile)
         self._shapes[profile] = (step.batch, step.tokens, step.looked_at)
 
@@ -195,10 +156,49 @@ class LoadedPlan:
         """The caches from a slot on, and their outputs in the same place."""
         addresses = {
             name: cache.data_ptr() + first * cache.stride(0) * cache.itemsize
-            for name, cache in self.caches.items()
+            for name, cache in self._caches.items()
         }
         for name, address in addresses.items():
             self._address(name, address, profile)
         for name, past in self._present.items():
             self._address(name, addresses[past], profile)
         self._first_slots[profile] = first
+
+
+class LoadedPlan:
+    """A context class: the parts that a step runs, in their order, over one set of caches."""
+
+    def __init__(self, parts: Sequence[LoadedPart]) -> None:
+        self.parts = parts
+        self.caches: dict[str, Tensor] = {}
+
+    def share_communicator(self, capsule: Any) -> None:
+        """Let all contexts exchange over NCCL. Waits until every rank has called it."""
+        for part in self.parts:
+            part.share_communicator(capsule)
+
+    def bind(
+        self,
+        weights: Mapping[str, Tensor],
+        caches: Mapping[str, Tensor],
+        fed: Tensor,
+        hidden: Sequence[Tensor],
+        logits: Tensor,
+    ) -> None:
+        """Set every address that no step changes. Raises EngineError when a plan does not fit.
+
+        weights: what does not change between steps. caches: `past_key_0`, ..., each [slots,
+        kv_heads, S, head_size]. fed: int32, where a step's inputs are put. hidden: two of [1,
+        tokens, hidden_size], between the parts in turn. logits: float32 [batch, vocab_size].
+        """
+        self.caches = dict(caches)
+        last = len(self.parts) - 1
+        for index, part in enumerate(self.parts):
+            reads = {"hidden_states": hidden[(index - 1) % 2]} if index else {}
+            writes = {"next_hidden_states": hidden[index % 2]}
+            part.bind(weights, caches, fed, reads, {"logits": logits} if index == last else writes)
+
+    def run(self, step: Step) -> None:
+        """Enqueue a step whose data is in `fed`. Raises EngineError when TensorRT does not."""
+        for part in self.parts:
+            part.run(step)

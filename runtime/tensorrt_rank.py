@@ -10,14 +10,12 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from enginehouse.runtime.device import free_memory, to_device
@@ -27,24 +25,25 @@ from enginehouse.runtime.tensorrt_commands import (
     ClearSlot,
     Command,
     CopyRows,
+    KeepKernels,
     Start,
     Step,
     SwapRows,
     step_layout,
 )
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
-from enginehouse.runtime.tensorrt_machine import Built, check_plan, find_matching, read_built
+from enginehouse.runtime.tensorrt_file import PlanFile
+from enginehouse.runtime.tensorrt_machine import check_plan, find_matching
+from enginehouse.runtime.tensorrt_manifest import (
+    Built,
+    PlanRecord,
+    plans_for,
+    rank_files,
+    read_built,
+)
 from enginehouse.runtime.tensorrt_nccl import Communicator
 from enginehouse.runtime.tensorrt_package import Words
-from enginehouse.runtime.tensorrt_plan import LoadedPlan
-from enginehouse.runtime.tensorrt_steps import PlanRecord
-
-
-def plans_for(built: Built, max_seq_len: int) -> list[PlanRecord]:
-    """The plans that a context of max_seq_len needs, the shortest first."""
-    plans = sorted(built.plans, key=lambda plan: plan.context)
-    needed = sum(plan.context < max_seq_len for plan in plans) + 1
-    return plans[:needed]
+from enginehouse.runtime.tensorrt_plan import LoadedPart, LoadedPlan
+from enginehouse.runtime.tensorrt_weights import fixed_inputs
 
 
 def require_cuda() -> None:
@@ -74,58 +73,55 @@ class TensorRTRank:
         torch.cuda.set_stream(self._stream)
         words = Words(trt)
         runtime = trt.Runtime(words.logger)
-        for record in self.records:
-            check_plan(trt, runtime, engine.path / record.file)
-        self._weights = self._load_weights()
-        handle = int(self._stream.cuda_stream)
-        self.plans = [
-            LoadedPlan(
-                trt,
-                built.package,
-                words,
-                engine.path / record.file,
-                self._cache_file(built, record),
-                handle,
-            )
-            for record in self.records
-        ]
-        most = max(record.batch for record in self.records)
+        names = rank_files(self.records, rank)
+        for name in names:
+            check_plan(trt, runtime, engine.path / name)
+        self._baked = built.baked
+        self._weights = fixed_inputs(engine, built, self.records, rank, self.device)
+        common = trt, built.package, words, runtime
+        self._files = {
+            name: PlanFile(*common, engine.path / name, self._cache_file(built, name))
+            for name in names
+        }
+        most = max(file.scratch_bytes for file in self._files.values())
+        self._scratch = torch.empty(max(1, most), dtype=torch.uint8, device=self.device)
+        self.plans = [self._load_plan(record) for record in self.records]
+        batch = max(record.batch for record in self.records)
         chunk = max(record.chunk for record in self.records)
-        size = max(step_layout(most, 1)[1], step_layout(1, chunk)[1])
+        tokens = max(batch, chunk)  # the most that a step has, of however many sequences
+        size = step_layout(batch, -(-tokens // batch))[1]
         self._fed = torch.zeros(size, dtype=torch.int32, device=self.device)
-        self.logits = torch.zeros(most, engine.config.vocab_size, device=self.device)
+        self._hidden = self._hidden_states(tokens)
+        self.logits = torch.zeros(batch, engine.config.vocab_size, device=self.device)
         self.communicator: Communicator | None = None
         torch.cuda.empty_cache()  # what loading the weights took besides
         self.free_bytes = free_memory(self.device)
 
-    def _cache_file(self, built: Built, record: PlanRecord) -> Path:
+    def _cache_file(self, built: Built, name: str) -> Path:
         """Beside the engine, named after all that TensorRT's kernels depend on."""
         major, minor = torch.cuda.get_device_capability(self.device)
-        digest = self.engine.manifest.files[record.file].sha256[:16]
+        digest = self.engine.manifest.files[name].sha256[:16]
         folder = self.engine.path.with_name(self.engine.path.name + ".kernels")
         return folder / f"{digest}-sm{major}{minor}-{built.package}-{built.version}.cache"
 
-    def _load_weights(self) -> dict[str, Tensor]:
-        """All inputs that no step changes but the caches; one module of the rank file at a time."""
-        path, config = self.engine.rank_file(self.rank), self.engine.config
-        bound: dict[str, Tensor] = {}
-        try:
-            with safe_open(path, framework="pt") as file:
-                for names in _modules(list(file.keys())):
-                    tensors = {name: file.get_tensor(name).to(self.device) for name in names}
-                    bound |= bound_weights(config, tensors)
-        except (OSError, SafetensorError) as error:
-            raise EngineError(f"{path} cannot be read: {error}; build it again") from None
-        head, embedding = "lm_head.weight", "transformer.vocab_embedding.weight"
-        if config.tie_word_embeddings and torch.equal(bound[head], bound[embedding]):
-            bound[head] = bound[embedding]  # one copy in memory
-        rotary = RotaryInputs(config, self.records[0].max_positions)
-        bound |= {name: table.to(self.device) for name, table in rotary.tables.items()}
-        longest = torch.arange(self.records[-1].context, dtype=torch.int32)
-        bound["kv_positions"] = to_device(longest, self.device)
-        start = torch.tensor([self.rank * len(bound[embedding])], dtype=torch.int32)
-        bound["vocab_start"] = to_device(start, self.device)
-        return bound
+    def _load_plan(self, record: PlanRecord) -> LoadedPlan:
+        stream = int(self._stream.cuda_stream)
+        return LoadedPlan(
+            [
+                LoadedPart(self._files[part.file(self.rank)], part.layers, stream, self._scratch)
+                for part in record.parts
+            ]
+        )
+
+    def _hidden_states(self, num_tokens: int) -> list[Tensor]:
+        """Where parts hand on what they made of a step: twice [1, tokens, hidden_size], of no
+        tokens where every plan is whole.
+        """
+        config = self.engine.config
+        cut = any(len(record.parts) > 1 for record in self.records)
+        shape = (1, num_tokens if cut else 0, config.hidden_size)
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        return [torch.zeros(shape, dtype=dtype, device=self.device) for _ in range(2)]
 
     def row_bytes(self) -> int:
         """Of one token in this rank's caches."""
@@ -159,6 +155,8 @@ class TensorRTRank:
         elif isinstance(command, ClearSlot):
             for cache in self.plans[command.plan].caches.values():
                 cache[command.slot].zero_()
+        elif isinstance(command, KeepKernels):
+            self._keep_kernels()
         else:
             self._start(command)
 
@@ -175,33 +173,27 @@ class TensorRTRank:
                 for name in (names if count else ())
             }
             if count:
-                plan.bind(self._weights, caches, self._fed, self.logits)
+                plan.bind(self._weights, caches, self._fed, self._hidden, self.logits)
         if command.nccl_id:
             ranks = config.mapping.tp_size
             self.communicator = Communicator(command.nccl_id, ranks, self.rank)
             for plan in self.plans:
                 plan.share_communicator(self.communicator.capsule)
 
-    def close(self, keep_kernels: bool = False) -> None:
-        """Free the GPU. The leader keeps the kernels that were made, after what is under way, with
-        which all ranks then are done; a rank that has lost another waits for nothing.
-        """
-        if keep_kernels:
+    def _keep_kernels(self) -> None:
+        """After what is under way. Files that all ranks have are the first rank's to keep."""
+        if self.rank == 0 or self._baked:
             torch.cuda.synchronize(self.device)
-            for plan in self.plans:
-                plan.save_runtime_cache()
+            for file in self._files.values():
+                file.save_runtime_cache()
+
+    def close(self) -> None:
+        """Free the GPU."""
         if self.communicator is not None:
             self.communicator.abort()
         self.plans.clear()
+        self._files.clear()
         self._weights.clear()
-
-
-def _modules(names: list[str]) -> Iterator[list[str]]:
-    """A rank file's names, those of a module together."""
-    modules: dict[str, list[str]] = {}
-    for name in names:
-        modules.setdefault(name.rpartition(".")[0], []).append(name)
-    yield from modules.values()
 
 
 def follow(rank: TensorRTRank, pipe: Connection) -> None:
@@ -231,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends with its pipe
     try:
         engine = read_engine(args.engine)
-        built = read_built(engine.path, engine.manifest)
+        built = read_built(engine)
         trt = find_matching(engine, built)
         rank = TensorRTRank(engine, built, trt, args.rank, args.max_seq_len)
         try:

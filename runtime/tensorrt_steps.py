@@ -1,8 +1,9 @@
 """From an iteration's chunks to the steps of TensorRT's plans: batches, buckets, padding.
 
-Sequences that decode go together, one step for each plan that has any; then each prompt's chunk
-goes by itself, in pieces that the plan takes. Sizes come from few buckets, as every shape has
-kernels of its own to be made. Knows no TensorRT and no device.
+Sequences that decode go together, one step for each plan that has any; then the prompts' chunks:
+short ones of neighbouring slots together, others by themselves, in pieces that the plan takes.
+Sizes come from few buckets, as every shape has kernels of its own to be made. Knows no TensorRT and
+no device.
 """
 
 from __future__ import annotations
@@ -10,28 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import msgspec
 import torch
 from torch import Tensor
 
 from enginehouse.runtime.sequence import Chunk
 from enginehouse.runtime.tensorrt_commands import Step, step_layout
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs
+from enginehouse.runtime.tensorrt_manifest import PlanRecord
 from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
 
 _LEAST_TOKENS = 16
 _LEAST_ROWS = 256
-
-
-class PlanRecord(msgspec.Struct, frozen=True):
-    """What the manifest says of a plan: its file, and what it takes at most."""
-
-    file: str
-    context: int
-    batch: int
-    chunk: int
-    prefill_batch: int
-    max_positions: int
 
 
 class PlannedStep(NamedTuple):
@@ -64,8 +54,11 @@ class StepPlanner:
                 prompts.append(chunk)
         for plan, together in decodes.items():
             yield self._decode(plan, together)
-        for chunk in prompts:
-            yield from self._prefill(chunk)
+        prompts.sort(key=lambda chunk: self.memory.place(chunk.sequence))
+        while prompts:
+            count = self._num_together(prompts)
+            yield from self._prefill(prompts[:count])
+            del prompts[:count]
 
     def warm_up(self) -> Iterator[Step]:
         """A step of each decode batch and of a whole chunk, over slots that hold nothing: kernels
@@ -85,7 +78,7 @@ class StepPlanner:
             ids=torch.zeros(batch, tokens, dtype=torch.int64),
             positions=torch.arange(tokens).expand(batch, tokens),
             starts=torch.zeros(batch, dtype=torch.int64),
-            last=tokens - 1,
+            last=torch.full((batch, 1), tokens - 1),
             contexts=torch.ones(batch, 1, dtype=torch.int64),
             looked_at=self._rows(plan, tokens),
             prefill=tokens > 1,
@@ -116,7 +109,7 @@ class StepPlanner:
             ids=torch.tensor(ids).unsqueeze(1),
             positions=torch.tensor(positions).unsqueeze(1),
             starts=torch.tensor(starts),
-            last=0,
+            last=torch.zeros(batch, 1),
             contexts=torch.tensor(contexts).unsqueeze(1),
             looked_at=looked_at,
             prefill=False,
@@ -124,29 +117,54 @@ class StepPlanner:
         wanted = [(chunk, slot - first) for slot, chunk in by_slot.items() if chunk.completes]
         return PlannedStep(step, wanted)
 
-    def _prefill(self, chunk: Chunk) -> Iterator[PlannedStep]:
-        place = self.memory.place(chunk.sequence)
-        token_ids, end = chunk.sequence.token_ids, chunk.start + chunk.num_tokens
+    def _num_together(self, prompts: Sequence[Chunk]) -> int:
+        """How many of the prompts, by their slots, one step takes: a power of two of neighbours,
+        who padded to the longest are no more tokens than one chunk. A step reads all weights, which
+        is what takes long where there are few tokens.
+        """
+        first, count = self.memory.place(prompts[0].sequence), 1
+        limits = self.plans[first.plan]
+        while 2 * count <= min(len(prompts), limits.prefill_batch):
+            more = prompts[: 2 * count]
+            tokens = _token_bucket(max(chunk.num_tokens for chunk in more))
+            beside = [Place(first.plan, first.slot + i) for i in range(2 * count)]
+            neighbours = [self.memory.place(chunk.sequence) for chunk in more] == beside
+            fit = all(chunk.start + tokens <= limits.context for chunk in more)
+            if not neighbours or not fit or len(more) * tokens > limits.chunk:
+                break
+            count = len(more)
+        return count
+
+    def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[PlannedStep]:
+        """Chunks of neighbours: one of any length, or several that fit into a step."""
+        place = self.memory.place(chunks[0].sequence)
         limits = self.plans[place.plan]
-        for start in range(chunk.start, end, limits.chunk):
-            count = min(limits.chunk, end - start)
-            tokens = min(limits.chunk, max(_LEAST_TOKENS, 1 << (count - 1).bit_length()))
-            if start + tokens > limits.context:
-                tokens = count  # pads behind the last row would be written nowhere
-            ids = torch.zeros(1, tokens, dtype=torch.int64)
-            ids[0, :count] = torch.tensor(token_ids[start : start + count])
+        for done in range(0, max(chunk.num_tokens for chunk in chunks), limits.chunk):
+            starts = [chunk.start + done for chunk in chunks]
+            counts = [min(limits.chunk, chunk.num_tokens - done) for chunk in chunks]
+            ends = [start + count for start, count in zip(starts, counts, strict=True)]
+            tokens = min(limits.chunk, _token_bucket(max(counts)))
+            if max(starts) + tokens > limits.context:
+                tokens = max(counts)  # pads behind the last row would be written nowhere
+            ids = torch.zeros(len(chunks), tokens, dtype=torch.int64)
+            for row, (chunk, start, end) in enumerate(zip(chunks, starts, ends, strict=True)):
+                ids[row, : end - start] = torch.tensor(chunk.sequence.token_ids[start:end])
             step = self._step(
                 place,
                 ids=ids,
-                positions=torch.arange(start, start + tokens).unsqueeze(0),
-                starts=torch.tensor([start]),
-                last=count - 1,
-                contexts=torch.tensor([[len(token_ids)]]),
-                looked_at=self._rows(place.plan, start + count),
+                positions=torch.tensor(starts).unsqueeze(1) + torch.arange(tokens),
+                starts=torch.tensor(starts),
+                last=torch.tensor(counts).unsqueeze(1) - 1,
+                contexts=torch.tensor([[len(chunk.sequence.token_ids)] for chunk in chunks]),
+                looked_at=self._rows(place.plan, max(ends)),
                 prefill=True,
             )
-            completes = chunk.completes and start + count == end
-            yield PlannedStep(step, [(chunk, 0)] if completes else [])
+            wanted = [
+                (chunk, row)
+                for row, (chunk, end) in enumerate(zip(chunks, ends, strict=True))
+                if chunk.completes and end == chunk.start + chunk.num_tokens
+            ]
+            yield PlannedStep(step, wanted)
 
     def _rows(self, plan: int, num_rows: int) -> int:
         """How many rows of the caches to look at for so many."""
@@ -159,12 +177,14 @@ class StepPlanner:
         ids: Tensor,
         positions: Tensor,
         starts: Tensor,
-        last: int,
+        last: Tensor,
         contexts: Tensor,
         looked_at: int,
         prefill: bool,
     ) -> Step:
-        """ids, positions: [B, T]; starts: [B], the row of each first token; contexts: [B, 1]."""
+        """ids, positions: [B, T]; starts: [B], the row of each first token; last: [B, 1], which
+        token gives logits; contexts: [B, 1].
+        """
         batch, tokens = ids.shape
         fields, size = step_layout(batch, tokens)
         values = {
@@ -172,10 +192,15 @@ class StepPlanner:
             "position_ids": positions,
             "rotary_ids": self.rotary.rows(positions, contexts),
             "write_indices": starts,
-            "last_token_ids": torch.full((batch, 1), last),
+            "last_token_ids": last,
         }
         data = torch.zeros(size, dtype=torch.int32)
         for name, (offset, shape) in fields.items():
             data[offset : offset + values[name].numel()].view(shape).copy_(values[name])
         raw = data.numpy().tobytes()
         return Step(place.plan, prefill, place.slot, batch, tokens, looked_at, raw)
+
+
+def _token_bucket(count: int) -> int:
+    """How many tokens a sequence takes in a step of prompts, pads included."""
+    return max(_LEAST_TOKENS, 1 << (count - 1).bit_length())

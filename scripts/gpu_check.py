@@ -6,8 +6,9 @@ CPU backend's, measures tokens per second and time to the first token, and serve
 With TensorRT-LLM the engines are compiled; without, the torch backend runs on CUDA. Where
 TensorRT-RTX is installed it is asked whether it takes this GPU at all, and if it has a target for
 it the same models run as TensorRT plans, with the share of the memory bandwidth that one sequence
-reaches. A step that fails is a line of the report and stops nothing but what needs it. The report
-is docs/gpu/<date>-<gpu>.md; exit status 1 when a step failed, 2 when there is no GPU.
+reaches: whole, in parts of four layers, and with their weights as constants, side by side. A step
+that fails is a line of the report and stops nothing but what needs it. The report is
+docs/gpu/<date>-<gpu>.md; exit status 1 when a step failed, 2 when there is no GPU.
 """
 
 from __future__ import annotations
@@ -27,24 +28,28 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
 from enginehouse.runtime.machine import installed_version, record_machine
-from enginehouse.runtime.request import FinishReason, Request, SamplingParams
 from enginehouse.runtime.tensorrt_package import RTX_SMS, find_package
 
 ROOT = Path(__file__).resolve().parents[1]
-PROBE = ROOT / "scripts" / "gpu_probe.py"
+PROBE, MEASURE = ROOT / "scripts" / "gpu_probe.py", ROOT / "scripts" / "gpu_measure.py"
 WORK = ROOT / ".cache" / "gpu_check"
 BIN = Path(sys.executable).parent
 MODELS = {"sample": None, "random-1b": WORK / "random-1b"}
 QUANTS = ("fp8", "int4_awq")
 RANDOM_1B = {"hidden": 2048, "layers": 16, "heads": 32, "kv-heads": 8, "intermediate": 8192}
-BATCHES = (1, 4, 16, 64)
-NUM_PROMPTS, NUM_TOKENS, PROMPT_LEN = 8, 64, 128
+# TensorRT plans, as engines are called by them: whole and fed with their weights, which are served,
+# and what is to be compared with that.
+PLANS = {
+    "tensorrt": (),
+    "tensorrt-parts": ("--plan-layers=4",),
+    "tensorrt-baked": ("--bake-weights",),
+}
 BUILD_S, RUN_S, READY_S = 7200, 1800, 1200
 _MAX_LINES = 80  # of a failed program's output, in the report
 
@@ -156,125 +161,70 @@ def make_random_1b() -> str:
     return ""
 
 
-def engine_path(model: str, quant: str, backend: str) -> Path:
-    return WORK / "engines" / f"{model}-{quant}-{backend}"
+def engine_path(model: str, quant: str, kind: str) -> Path:
+    return WORK / "engines" / f"{model}-{quant}-{kind}"
 
 
-def build(model: str, quant: str, backend: str, *flags: str) -> str:
-    source = MODELS[model]
+def build(model: str, quant: str, kind: str, *flags: str) -> str:
+    """kind: a backend, or of PLANS."""
+    source, backend = MODELS[model], "tensorrt" if kind in PLANS else kind
     command: list[str | Path] = [BIN / "enginehouse-build", *([source] if source else [])]
     command += ["--quant", quant, "--backend", backend, "--max-batch-size", "64"]
-    command += ["-o", engine_path(model, quant, backend), *flags]
+    command += ["-o", engine_path(model, quant, kind), *PLANS.get(kind, ()), *flags]
     if backend in ("torch", "tensorrt"):
         command += ["--until", "compile"]
     return fenced(last(run(command, BUILD_S)))
 
 
+@cache
 def measure_apart(engine: Path, device: str) -> dict[str, Any]:
-    """`measure` in a process of its own, so that an engine that crashes takes nothing along."""
+    """What `gpu_measure.py` finds, once in a run: in a process of its own, so that an engine that
+    crashes takes nothing along.
+    """
     out = WORK / "measured.json"
     out.unlink(missing_ok=True)
-    script = Path(__file__).resolve()
-    run([sys.executable, script, "--measure", engine, "--device", device, "--out", out], RUN_S)
+    run([sys.executable, MEASURE, engine, "--device", device, "--out", out], RUN_S)
     found: dict[str, Any] = json.loads(out.read_text())
     return found
 
 
-def options_for(device: str) -> ExecutorOptions:
-    """engine: a compiled engine's own. cpu: the reference. cuda: the torch backend on the GPU."""
-    if device == "engine":
-        return ExecutorOptions()
-    if device == "cpu":
-        return ExecutorOptions(compute_dtype="float32", kv_cache_gib=1.0, device="cpu")
-    return ExecutorOptions(device=device)
-
-
-def measure(engine: Path, device: str) -> dict[str, Any]:
-    """Greedy answers to fixed prompts, one at a time; then figures for each batch size."""
-    executor = open_executor(engine, options_for(device))
-    try:
-        vocab = executor.info.vocab_size
-        answers = [
-            generate(executor, [fixed_prompt(i, vocab)], NUM_TOKENS)[0][0]
-            for i in range(NUM_PROMPTS)
-        ]
-        batches = (
-            [] if device == "cpu" else [b for b in BATCHES if b <= executor.info.max_batch_size]
-        )
-        figures = []
-        for batch in batches:
-            prompts = [fixed_prompt(1000 * batch + i, vocab) for i in range(batch)]
-            tokens, first_s, total_s = generate(executor, prompts, NUM_TOKENS)
-            count = sum(map(len, tokens))
-            step_s = (total_s - first_s) / (NUM_TOKENS - 1)
-            figures.append(
-                {
-                    "batch": batch,
-                    "tokens_per_s": count / total_s,
-                    "first_s": first_s,
-                    "step_s": step_s,
-                }
-            )
-        return {"answers": answers, "figures": figures}
-    finally:
-        executor.close()
-
-
-def fixed_prompt(number: int, vocab_size: int) -> list[int]:
-    """PROMPT_LEN token ids that differ from any other number's from the first on."""
-    state, ids = number * 7919 + 17, []
-    for _ in range(PROMPT_LEN):
-        state = (state * 1103515245 + 12345) % 2**31
-        ids.append(8 + (state >> 8) % (vocab_size - 8))
-    return ids
-
-
-def generate(
-    executor: Executor, prompts: list[list[int]], max_tokens: int
-) -> tuple[list[list[int]], float, float]:
-    """Tokens of each prompt, mean seconds to the first of them, seconds in all."""
-    sampling = SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
-    tokens: list[list[int]] = [[] for _ in prompts]
-    first_s: dict[int, float] = {}
-    began_s = time.monotonic()
-    for i, prompt in enumerate(prompts):
-        executor.submit(Request(i, prompt, sampling))
-    while executor.busy:
-        for output in executor.poll(0.01):
-            if output.finish_reason is FinishReason.ERROR:
-                raise StepFailed(f"a sequence failed: {output.error}")
-            if output.token_ids:
-                first_s.setdefault(output.request_id, time.monotonic() - began_s)
-                tokens[output.request_id] += output.token_ids
-    total_s = time.monotonic() - began_s
-    return tokens, sum(first_s.values()) / len(prompts), total_s
-
-
-def compare(model: str, quant: str, backend: str, device: str) -> str:
+def compare(model: str, quant: str, kind: str, device: str) -> str:
     """The GPU's answers beside the CPU's, token by token, and how fast they came; of TensorRT
     plans also how much of the memory's bandwidth a sequence alone reaches.
 
     Fails when fewer than half of the first four tokens agree: rounding parts answers late, a
     wrong layout parts them at once.
     """
-    found = measure_apart(engine_path(model, quant, backend), device)
+    found = measure_apart(engine_path(model, quant, kind), device)
     wanted = measure_apart(engine_path(model, quant, "torch"), "cpu")["answers"]
     equal = [common(a, b) for a, b in zip(found["answers"], wanted, strict=True)]
-    early = sum(min(count, 4) for count in equal) / (4 * NUM_PROMPTS)
+    early = sum(min(count, 4) for count in equal) / (4 * len(equal))
     lines = ["| sequences | tokens/s | first token, s |", "| --- | --- | --- |"]
     lines += [
         f"| {row['batch']} | {row['tokens_per_s']:.0f} | {row['first_s']:.3f} |"
         for row in found["figures"]
     ]
-    agreement = (
-        f"Greedy tokens equal to the CPU backend's before the first that differs, of {NUM_TOKENS}"
-    )
-    lines += ["", f"{agreement}: {', '.join(map(str, equal))}."]
+    agreement = "Greedy tokens equal to the CPU backend's before the first that differs"
+    lines += ["", f"{agreement}, of {len(wanted[0])}: {', '.join(map(str, equal))}."]
     if early < 0.5:
         raise StepFailed(f"the answers differ from the CPU's at once: {equal} equal tokens")
-    if backend == "tensorrt":
+    if kind in PLANS:
         step_s = found["figures"][0]["step_s"]
-        lines += ["", bandwidth(engine_path(model, quant, backend), step_s)]
+        lines += ["", bandwidth(engine_path(model, quant, kind), step_s)]
+    return "\n".join(lines)
+
+
+def side_by_side(model: str, quant: str, kinds: list[str]) -> str:
+    """What a decode step takes with each kind of plans, ms, by the number of sequences."""
+    figures = {
+        kind: measure_apart(engine_path(model, quant, kind), "engine")["figures"] for kind in kinds
+    }
+    batches = [row["batch"] for row in figures[kinds[0]]]
+    lines = [f"| ms a step, of sequences | {' | '.join(map(str, batches))} |"]
+    lines.append("| --- " * (1 + len(batches)) + "|")
+    for kind, rows in figures.items():
+        times = [f"{1e3 * row['step_s']:.2f}" for row in rows]
+        lines.append(f"| {kind} | {' | '.join(times)} |")
     return "\n".join(lines)
 
 
@@ -399,25 +349,30 @@ def check_tensorrt(report: Report) -> None:
         return
     for model in MODELS:
         for quant in QUANTS:
-            title, path = f"{model} {quant}: TensorRT", engine_path(model, quant, "tensorrt")
-            work = lambda m=model, q=quant: build(m, q, "tensorrt", f"--sm={sm}")  # noqa: E731
-            if not report.step(f"{title} plans", work):
-                continue
-            work = lambda m=model, q=quant: compare(m, q, "tensorrt", "engine")  # noqa: E731
-            report.step(f"{title}, compare and measure", work)
-            report.step(f"{title}, serve", lambda path=path: serve(path, "engine"))
+            check_plans(report, model, quant, f"--sm={sm}")
+
+
+def check_plans(report: Report, model: str, quant: str, target: str) -> None:
+    """Each kind of plans by itself, then side by side those that ran; the first kind is served."""
+    title, ran = f"{model} {quant}: TensorRT", []
+    for kind in PLANS:
+        work = lambda kind=kind: build(model, quant, kind, target)  # noqa: E731
+        if not report.step(f"{title} plans, {kind}", work):
+            continue
+        work = lambda kind=kind: compare(model, quant, kind, "engine")  # noqa: E731
+        if report.step(f"{title}, compare and measure {kind}", work):
+            ran.append(kind)
+    if len(ran) > 1:
+        report.step(f"{title}, side by side", lambda: side_by_side(model, quant, ran))
+    if "tensorrt" in ran:
+        path = engine_path(model, quant, "tensorrt")
+        report.step(f"{title}, serve", lambda: serve(path, "engine"))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dry-run", action="store_true", help="print the steps only")
-    for name in ("--measure", "--out"):
-        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--device", default="engine", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.measure:
-        args.out.write_text(json.dumps(measure(args.measure, args.device)))
-        return 0
     machine = record_machine()
     compiled = machine["tensorrt_llm"] is not None or args.dry_run
     report = Report(machine, "tensorrt_llm" if compiled else "torch", dry_run=args.dry_run)

@@ -99,10 +99,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 MIXTURES = {"mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
 
-def save_family(name: str, path: Path) -> Path:
-    """A checkpoint of the family in float32, with a tokenizer; equal names give equal bytes."""
+def save_family(name: str, path: Path, **sizes: Any) -> Path:
+    """A checkpoint of the family in float32, with a tokenizer; equal names and sizes give equal
+    bytes.
+    """
     kind, changes = FAMILIES[name]
-    config = getattr(transformers, kind)(**{**SIZES, **changes}, dtype="float32")
+    config = getattr(transformers, kind)(**{**SIZES, **changes, **sizes}, dtype="float32")
     model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -4,9 +4,10 @@
 anew over the recording network, and execute_async_v3 computes that in torch on whatever lies behind
 the addresses it was given. It refuses what TensorRT refuses, and what would be undefined there: an
 input without address or shape, shapes outside the profile, memory that is nobody's, outputs over
-inputs but for the caches', rows written past a cache's end, ranks that run unlike steps. It shows
-that the runtime keeps to the API, not that a GPU computes. Names are TensorRT's; enumerations are
-the real package's.
+inputs but for the caches', rows written past a cache's end, scratch memory that is too small or in
+use by another stream, ranks that run unlike steps; what a run leaves in scratch memory is rubbish.
+It shows that the runtime keeps to the API, not that a GPU computes. Names are TensorRT's;
+enumerations are the real package's.
 """
 
 from __future__ import annotations
@@ -15,22 +16,19 @@ import ctypes
 import gc
 import json
 import math
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Client, Listener
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from recording_network import DTYPES, RecordingNetwork
+from recording_network import DTYPES, RecordedWeights, RecordingNetwork
+from safetensors.torch import load, save
+from tensorrt_ranks import Exchange
 from torch import Tensor
 
 from enginehouse.build import compile_tensorrt
 from enginehouse.build.compile_tensorrt import CompiledPlan, PlanLimits
-from enginehouse.build.network import DecoderNetwork, NetworkPart, whole_decoder
+from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
 from enginehouse.runtime.config import ModelConfig
 
@@ -38,7 +36,6 @@ REAL = compile_tensorrt.load_tensorrt()
 MAGIC = b"doubled\n"
 HEADER = 64
 STREAM = 0x5EED
-_WAIT_S = 10
 
 
 def compile_plan(
@@ -51,11 +48,10 @@ def compile_plan(
     constants: Mapping[str, Tensor] | None = None,
 ) -> CompiledPlan:
     """In place of `build.compile_tensorrt.compile_plan`: what `Runtime` of here loads."""
-    assert part == whole_decoder(config) and constants is None, "one plan, weights as inputs"
     header = json.dumps({"version": REAL.__version__, "sms": list(sms)}).encode()
-    body = json.dumps({"config": config.to_dict(), "limits": limits._asdict()}).encode()
-    plan = (MAGIC + header).ljust(HEADER) + body
-    return CompiledPlan(plan, 0.1, 1)
+    facts = {"config": config.to_dict(), "limits": limits, "part": part}
+    plan = (MAGIC + header).ljust(HEADER) + json.dumps(facts).encode() + b"\n"
+    return CompiledPlan(plan + (save(dict(constants)) if constants else b""), 0.1, 1)
 
 
 class Profile:
@@ -77,6 +73,7 @@ class TensorRTDouble:
     EngineValidity = REAL.EngineValidity
     EngineInvalidityDiagnostics = REAL.EngineInvalidityDiagnostics
     CudaGraphStrategy = REAL.CudaGraphStrategy
+    ExecutionContextAllocationStrategy = REAL.ExecutionContextAllocationStrategy
     TensorIOMode = REAL.TensorIOMode
     ILogger = REAL.ILogger
 
@@ -87,6 +84,7 @@ class TensorRTDouble:
         self.contexts: list[Context] = []
         self.takes_cache = True
         self.cuda: Any = None  # the device's double, which counts what waits for it
+        self.scratch: dict[int, _Region] = {}  # in use just now, by stream
         self._known: set[tuple[int, int]] = set()
         self._held: set[tuple[int, int]] = set()
 
@@ -135,7 +133,8 @@ class Runtime:
         if self.get_engine_validity(plan[:HEADER])[1]:
             self.logger.log(REAL.ILogger.Severity.ERROR, "the plan is not valid")
             return None
-        return Engine(self.trt, self.logger, json.loads(plan[HEADER:]))
+        facts, _, constants = plan[HEADER:].partition(b"\n")
+        return Engine(self.trt, self.logger, json.loads(facts), constants)
 
 
 class RuntimeCache:
@@ -161,6 +160,10 @@ class RuntimeConfig:
         self._trt = trt
         self.cache: RuntimeCache | None = None
         self.cuda_graph_strategy = REAL.CudaGraphStrategy.DISABLED
+        self.user_managed = False
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.user_managed = strategy == REAL.ExecutionContextAllocationStrategy.USER_MANAGED
 
     def create_runtime_cache(self) -> RuntimeCache:
         return RuntimeCache(self._trt)
@@ -173,15 +176,22 @@ class RuntimeConfig:
 class Engine:
     """ICudaEngine over the recording network."""
 
-    def __init__(self, trt: TensorRTDouble, logger: Any, plan: dict[str, Any]) -> None:
+    def __init__(
+        self, trt: TensorRTDouble, logger: Any, plan: dict[str, Any], constants: bytes
+    ) -> None:
         self.trt = trt
         self.logger = logger
-        limits = PlanLimits(**plan["limits"])
+        limits = PlanLimits(*plan["limits"])
         self.config = ModelConfig.from_dict(plan["config"])
+        self.part = NetworkPart(*plan["part"])
         with torch._C.DisableTorchFunction():
             self.network = RecordingNetwork()
-            ops = NetworkOps(REAL, self.network)
-            decoder = DecoderNetwork(ops, self.config, limits.context, limits.max_positions)
+            ops = NetworkOps(
+                SimpleNamespace(**vars(REAL) | {"Weights": RecordedWeights}), self.network
+            )
+            sizes = limits.context, limits.max_positions
+            baked = load(constants) if constants else None
+            decoder = DecoderNetwork(ops, self.config, *sizes, self.part, baked)
         self.profiles = [
             compile_tensorrt._profile(Profile(), decoder, limits, prefill).shapes
             for prefill in (False, True)
@@ -193,6 +203,13 @@ class Engine:
             source = produced[id(out)].inputs[0].name
             if source.startswith("past_"):
                 self.aliases[out.name] = source
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        """So much that a part needs more than a shorter one, and prefill more than decoding."""
+        tokens = "input_ids" if self.part.embeds else "hidden_states"
+        most = max(math.prod(shapes[tokens][2][:2]) for shapes in self.profiles)
+        return 4 * most * self.config.hidden_size * (1 + self.part.num_layers)
 
     @property
     def num_io_tensors(self) -> int:
@@ -217,117 +234,11 @@ class Engine:
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig(self.trt)
 
-    def create_execution_context(self, config: RuntimeConfig | None = None) -> Context:
-        context = Context(self, config or RuntimeConfig(self.trt))
+    def create_execution_context(self, config: RuntimeConfig) -> Context:
+        assert config.user_managed, "memory of its own for a context"
+        context = Context(self, config)
         self.trt.contexts.append(context)
         return context
-
-
-class Group:
-    """NCCL's part: ranks that wait for each other, and steps that all of them must run alike."""
-
-    def __init__(self, num_ranks: int) -> None:
-        self.num_ranks = num_ranks
-        self._feeds: list[dict[str, Tensor]] = [{} for _ in range(num_ranks)]
-        self._outputs: list[dict[str, Tensor]] = []
-        self._network: RecordingNetwork | None = None
-        self._barrier = threading.Barrier(num_ranks)
-
-    def wait(self) -> None:
-        self._barrier.wait(_WAIT_S)
-
-    def run(
-        self, rank: int, network: RecordingNetwork, feeds: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """The last to come computes for all."""
-        self._feeds[rank] = feeds
-        if self._barrier.wait(_WAIT_S) == 0:
-            shapes = [{k: v.shape for k, v in feeds.items()} for feeds in self._feeds]
-            assert all(shape == shapes[0] for shape in shapes), "the ranks run unlike steps"
-            self._outputs = network.run(self._feeds)
-        self.wait()
-        return self._outputs[rank]
-
-
-class CommunicatorDouble:
-    """A `tensorrt_nccl.Communicator` whose capsule is itself."""
-
-    groups: dict[bytes, Group] = {}
-
-    def __init__(self, nccl_id: bytes, num_ranks: int, rank: int) -> None:
-        self.group = self.groups.setdefault(nccl_id, Group(num_ranks))
-        self.rank = rank
-        self.capsule = self
-        self.aborted = False
-
-    @classmethod
-    def make_id(cls) -> bytes:
-        return f"group {len(cls.groups)}".encode().ljust(128)
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-class PeerCommunicator:
-    """Two ranks in two processes: each computes its own part, and collectives go over a socket."""
-
-    def __init__(self, nccl_id: bytes, num_ranks: int, rank: int) -> None:
-        assert num_ranks == 2
-        self.rank = rank
-        self.group = self
-        self.capsule = self
-        self.aborted = False
-        address = nccl_id.rstrip(b"\0").decode()
-        if rank == 0:
-            with Listener(address) as listener:
-                self._peer = listener.accept()
-        else:
-            deadline_s = time.monotonic() + _WAIT_S
-            while not Path(address).exists() and time.monotonic() < deadline_s:
-                time.sleep(0.01)
-            self._peer = Client(address)
-        self._mine: set[int] = set()
-
-    @classmethod
-    def make_id(cls) -> bytes:
-        return f"{tempfile.mkdtemp()}/peer".encode().ljust(128, b"\0")
-
-    def exchange(self, tensor: Tensor) -> list[Tensor]:
-        """Both ranks' tensors, in the ranks' order."""
-        data = tensor.flatten().clone().numpy().tobytes()
-        if self.rank == 0:
-            self._peer.send_bytes(data)
-        other = bytearray(self._peer.recv_bytes())
-        if self.rank == 1:
-            self._peer.send_bytes(data)
-        theirs = torch.frombuffer(other, dtype=tensor.dtype).view(tensor.shape)
-        return [tensor, theirs] if self.rank == 0 else [theirs, tensor]
-
-    def wait(self) -> None:
-        self.exchange(torch.zeros(1))
-
-    def run(
-        self, rank: int, network: RecordingNetwork, feeds: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        if id(network) not in self._mine:
-            self._mine.add(id(network))
-            for layer in network.layers:
-                if layer.collective is not None:
-                    assert layer.num_ranks == 2
-                    layer.collective, layer.num_ranks = self._over_socket(layer.collective), 1
-        shape = torch.tensor([*feeds["input_ids"].shape, len(feeds["kv_positions"])])
-        one, other = self.exchange(shape)
-        assert torch.equal(one, other), "the ranks run unlike steps"
-        (found,) = network.run([feeds])
-        return found
-
-    def _over_socket(
-        self, collective: Callable[[list[Tensor]], list[Tensor]]
-    ) -> Callable[[list[Tensor]], list[Tensor]]:
-        return lambda parts: [collective(self.exchange(parts[0]))[self.rank]]
-
-    def abort(self) -> None:
-        self.aborted = True
 
 
 class Context:
@@ -339,15 +250,21 @@ class Context:
         self.profile: int | None = None
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.communicator: CommunicatorDouble | PeerCommunicator | None = None
+        self.stream: int | None = None
+        self.scratch: _Region | None = None
+        self.communicator: Exchange | None = None
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
-        assert stream == STREAM and self.profile is None
-        self.profile = index
+        assert self.profile is None
+        self.profile, self.stream = index, stream
         return index < len(self.engine.profiles)
 
-    def set_communicator(self, capsule: CommunicatorDouble | PeerCommunicator) -> bool:
-        capsule.group.wait()
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert size >= self.engine.device_memory_size_v2, "the scratch memory is too small"
+        self.scratch = _Region(memory, "INT8", (size,))
+
+    def set_communicator(self, capsule: Exchange) -> bool:
+        capsule.wait()
         self.communicator = capsule
         return True
 
@@ -372,12 +289,23 @@ class Context:
         self.engine.logger.log(REAL.ILogger.Severity.ERROR, words)
 
     def execute_async_v3(self, stream: int) -> bool:
-        assert stream == STREAM, "another stream than the one that the copies went through"
-        with torch._C.DisableTorchFunction(), torch.inference_mode():
-            return self._execute()
+        assert stream == self.stream, "another stream than the one that the copies went through"
+        if self.scratch is None:
+            self._refuse("no device memory was given")
+            return False
+        running = self.engine.trt.scratch
+        for other, used in list(running.items()):
+            apart = other == stream or self.scratch.apart(used)
+            assert apart, "another stream uses the same scratch memory"
+        running[stream] = self.scratch
+        try:
+            with torch._C.DisableTorchFunction(), torch.inference_mode():
+                return self._execute()
+        finally:
+            del running[stream]
 
     def _execute(self) -> bool:
-        network, regions = self.engine.network, {}
+        network, inputs = self.engine.network, {}
         for name in self.engine.names:
             if name not in self.addresses:
                 self._refuse(f"{name} has no address")
@@ -387,44 +315,64 @@ class Context:
             if -1 in shape:
                 self._refuse(f"{name} has no shape")
                 return False
-            regions[name] = _Region(self.addresses[name], dtype, shape)
-        batch = regions["input_ids"].shape[0]
-        vocab = self.engine.config.vocab_size
-        out = _Region(self.addresses["logits"], "FLOAT", (batch, vocab))
-        self._check(regions, out)
-        feeds = {name: region.tensor() for name, region in regions.items()}
-        tokens = feeds["input_ids"].shape[1]
-        first = feeds["write_indices"]
-        rows = regions["past_key_0"].shape[2]
-        assert bool(((first >= 0) & (first + tokens <= rows)).all()), "rows past a cache's end"
+            inputs[name] = _Region(self.addresses[name], dtype, shape)
+        name, out = self._output(inputs)
+        self._check(inputs, name, out)
+        feeds = {name: region.tensor() for name, region in inputs.items()}
+        batch, tokens = self._sizes(inputs)
+        if self.engine.part.num_layers:
+            first, rows = feeds["write_indices"], feeds["past_key_0"].shape[2]
+            assert bool(((first >= 0) & (first + tokens <= rows)).all()), "rows past a cache's end"
         if self.communicator is None:
             assert self.engine.config.mapping.tp_size == 1, "ranks without a communicator"
             (found,) = network.run([feeds])
         else:
-            found = self.communicator.group.run(self.communicator.rank, network, feeds)
-        out.tensor().copy_(found["logits"])
-        looked_at = len(feeds["kv_positions"])
+            found = self.communicator.run(network, feeds)
+        assert self.scratch is not None
+        self.scratch.tensor().fill_(-1)  # NaN in every dtype
+        out.tensor().copy_(found[name])
+        looked_at = len(feeds["kv_positions"]) if self.engine.part.num_layers else 0
         if self.config.cache is not None:
             self.config.cache.kernels.add(f"{self.profile} {batch} {tokens} {looked_at}")
         rank = 0 if self.communicator is None else self.communicator.rank
         said = SimpleNamespace(
-            rank=rank, profile=self.profile, batch=batch, tokens=tokens, looked_at=looked_at
+            rank=rank,
+            context=self,
+            part=self.engine.part,
+            profile=self.profile,
+            batch=batch,
+            tokens=tokens,
+            looked_at=looked_at,
         )
         self.engine.trt.executions.append(said)
         return True
 
-    def _check(self, regions: dict[str, _Region], out: _Region) -> None:
-        """No output lies over an input, but for a cache's over its own."""
-        for name, source in self.engine.aliases.items():
-            assert self.addresses[name] == self.addresses[source], f"{name} is not over {source}"
-        everything = [*regions.items(), ("logits", out)]
-        self.engine.trt.check_memory([(one.address, one.size) for _, one in everything])
-        written = [(n, one) for n, one in everything if n == "logits" or n.startswith("past_")]
-        for name, one in written:
-            for other_name, other in everything:
-                apart = one.address + one.size <= other.address
-                apart = apart or other.address + other.size <= one.address
-                assert apart or name == other_name, f"{name} lies over {other_name}"
+    def _sizes(self, inputs: dict[str, _Region]) -> tuple[int, ...]:
+        """B and T."""
+        return inputs["input_ids" if self.engine.part.embeds else "hidden_states"].shape[:2]
+
+    def _output(self, inputs: dict[str, _Region]) -> tuple[str, _Region]:
+        """What the part gives besides its caches."""
+        batch, tokens = self._sizes(inputs)
+        config = self.engine.config
+        if self.engine.part.heads:
+            return "logits", _Region(self.addresses["logits"], "FLOAT", (batch, config.vocab_size))
+        (dtype,) = (name for name, its in DTYPES.items() if its == getattr(torch, config.dtype))
+        shape = (batch, tokens, config.hidden_size)
+        return "next_hidden_states", _Region(self.addresses["next_hidden_states"], dtype, shape)
+
+    def _check(self, inputs: dict[str, _Region], name: str, out: _Region) -> None:
+        """No output lies over an input, but for a cache's over its own; scratch over nothing."""
+        for present, source in self.engine.aliases.items():
+            lies = self.addresses[present] == self.addresses[source]
+            assert lies, f"{present} is not over {source}"
+        assert self.scratch is not None
+        everything = {**inputs, name: out, "scratch": self.scratch}
+        self.engine.trt.check_memory([(one.address, one.size) for one in everything.values()])
+        for one, region in everything.items():
+            if one in (name, "scratch") or one.startswith("past_"):
+                for other, its in everything.items():
+                    assert one == other or region.apart(its), f"{one} lies over {other}"
 
 
 class _Region:
@@ -436,6 +384,10 @@ class _Region:
         self.dtype = torch.uint8 if dtype == "INT4" else DTYPES[dtype]
         self.shape = shape
         self.size = math.prod(shape) * self.dtype.itemsize
+
+    def apart(self, other: _Region) -> bool:
+        before = self.address + self.size <= other.address
+        return before or other.address + other.size <= self.address
 
     def tensor(self) -> Tensor:
         memory = (ctypes.c_char * self.size).from_address(self.address)

@@ -1,4 +1,6 @@
-"""Engines for the double of TensorRT's runtime, and a machine whose GPUs are doubles."""
+"""Engines for the double of TensorRT's runtime, a machine whose GPUs are doubles, and what the
+torch backend answers.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +19,41 @@ import pytest
 import torch
 from conftest import build_engine
 from cuda_double import CudaDouble, cuda_double
-from tensorrt_double import (
-    STREAM,
-    CommunicatorDouble,
-    PeerCommunicator,
-    TensorRTDouble,
-    compile_plan,
-)
+from tensorrt_double import STREAM, TensorRTDouble, compile_plan
+from tensorrt_ranks import PeerCommunicator, ThreadCommunicator
 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_plans import _Processes
 from enginehouse.build.compile_worker import run_job
 from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.gpus import Gpu
-from enginehouse.runtime.tensorrt_machine import read_built
+from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.tensorrt_manifest import read_built
 from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
+from enginehouse.runtime.torch_executor import TorchExecutor
 
 RUNTIME = "enginehouse.runtime"
 POPEN = subprocess.Popen
+PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]
+FLOAT32 = ExecutorOptions(compute_dtype="float32", device="cpu")
+
+
+def greedy(max_tokens: int = 12) -> SamplingParams:
+    return SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
+
+
+def requests(prompts: list[list[int]], sampling: SamplingParams) -> list[Request]:
+    return [Request(i, prompt, sampling) for i, prompt in enumerate(prompts)]
+
+
+def torch_answers(engine: Path, work: list[Request]) -> dict[int, list[int]]:
+    """The torch backend's from the same rank files."""
+    executor = TorchExecutor(read_engine(engine), FLOAT32)
+    try:
+        return generate(executor, work)
+    finally:
+        executor.close()
 
 
 def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
@@ -67,13 +86,13 @@ def doubled_machine(
     trt = TensorRTDouble(sm)
     patch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: gpus(count, sm))
     patch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
-    stream = lambda device: SimpleNamespace(cuda_stream=STREAM)  # noqa: E731
+    stream = lambda device: SimpleNamespace(cuda_stream=STREAM + device.index)  # noqa: E731
     event = lambda: SimpleNamespace(record=lambda: None, query=lambda: True)  # noqa: E731
     patch.setattr(torch.cuda, "Stream", stream)
     patch.setattr(torch.cuda, "Event", event)
     for name in ("set_device", "set_stream", "synchronize"):
         patch.setattr(torch.cuda, name, lambda _: None)
-    communicator = PeerCommunicator if processes else CommunicatorDouble
+    communicator = PeerCommunicator if processes else ThreadCommunicator
     patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", communicator)
     patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", communicator.make_id)
     if processes:
@@ -101,7 +120,7 @@ def spawn_thread(trt: TensorRTDouble) -> Callable[[Path, int, int], tuple[Connec
 
         def run() -> None:
             engine = read_engine(engine_dir)
-            built = read_built(engine.path, engine.manifest)
+            built = read_built(engine)
             with CudaDouble():
                 mine = TensorRTRank(engine, built, trt, rank, max_seq_len)
                 follow(mine, theirs)

@@ -158,13 +158,16 @@ def test_baked_weights_give_each_rank_plans_of_its_own(
 ) -> None:
     settings = dict(backend="tensorrt", quant="int4", sm="89", tp=2, max_seq_len=256)
     settings |= dict(bake_weights=True, until="compile")
-    built = read_engine(build_engine(tiny_source, tmp_path / "e", **settings)).manifest.tensorrt
+    path = build_engine(tiny_source, tmp_path / "e", **settings)
+    built = read_engine(path).manifest.tensorrt
     assert built is not None and built["weights"] == "constants"
     (plan,) = built["plans"]
     files = ["decoder-256-rank0.plan", "decoder-256-rank1.plan"]
     assert plan["parts"] == [{"first_layer": 0, "num_layers": 2, "files": files}]
     assert "file" not in plan and built["files"].keys() == set(files)
-    assert (tmp_path / "e" / files[0]).read_bytes() != (tmp_path / "e" / files[1]).read_bytes()
+    assert (path / files[0]).read_bytes() != (path / files[1]).read_bytes()
+    with pytest.raises(EngineError, match="need a GPU with SM89"):
+        open_executor(path)
 
 
 def test_a_layer_that_the_compiler_refuses_is_named_in_the_models_terms() -> None:
@@ -203,6 +206,8 @@ def test_an_engine_in_parts_lists_them_in_the_order_in_which_they_run(
     }
     assert plan["bytes"] == sum(file["bytes"] for file in files.values())
     assert plan["peak_memory_bytes"] == max(file["peak_memory_bytes"] for file in files.values())
+    with pytest.raises(EngineError, match="need a GPU with SM89"):
+        open_executor(path)
 
 
 def jobs_of(config: ModelConfig, directory: Path, sms: tuple[int, ...] = (89,)) -> dict[str, Job]:

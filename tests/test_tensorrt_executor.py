@@ -19,7 +19,15 @@ import torch
 import zmq
 from conftest import SourceMaker
 from tensorrt_double import TensorRTDouble
-from tensorrt_machine import doubled_engine, doubled_machine
+from tensorrt_machine import (
+    FLOAT32,
+    PROMPTS,
+    doubled_engine,
+    doubled_machine,
+    greedy,
+    requests,
+    torch_answers,
+)
 
 from enginehouse.runtime.client import EngineClient
 from enginehouse.runtime.engine import read_engine, write_manifest
@@ -36,25 +44,6 @@ from enginehouse.runtime.request import (
 from enginehouse.runtime.torch_executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]
-FLOAT32 = ExecutorOptions(compute_dtype="float32", device="cpu")
-
-
-def greedy(max_tokens: int = 12) -> SamplingParams:
-    return SamplingParams(max_tokens, temperature=0.0, ignore_eos=True)
-
-
-def requests(prompts: list[list[int]], sampling: SamplingParams) -> list[Request]:
-    return [Request(i, prompt, sampling) for i, prompt in enumerate(prompts)]
-
-
-def torch_answers(engine: Path, work: list[Request]) -> dict[int, list[int]]:
-    """The torch backend's from the same rank files."""
-    executor = TorchExecutor(read_engine(engine), FLOAT32)
-    try:
-        return generate(executor, work)
-    finally:
-        executor.close()
 
 
 CASES = [
@@ -233,6 +222,25 @@ def test_no_neighbour_changes_a_step_when_deterministic(
     assert {i: tokens[:1] for i, tokens in together.items()} == wanted
     assert executor.stats().num_cached_tokens == 0
     executor.close()
+
+
+def test_short_prompts_are_prefilled_together(
+    family_source: SourceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With lengths and ends of their own, over both ranks."""
+    settings = dict(quant="none", tp=2, max_seq_len=64, max_num_tokens=256)
+    path = doubled_engine(family_source("gemma2"), tmp_path / "e", **settings)
+    lengths = (9, 16, 3, 5, 30, 25, 18)
+    prompts = [list(range(40 + n, 40 + n + length)) for n, length in enumerate(lengths)]
+    work = requests(prompts, greedy(6))
+    wanted = torch_answers(path, work)
+    with doubled_machine(monkeypatch, 2) as trt:
+        executor = open_executor(path)
+        trt.executions.clear()
+        assert generate(executor, work) == wanted
+        executor.close()
+    mine = [said for said in trt.executions if said.profile == 1 and said.rank == 0]
+    assert [(said.batch, said.tokens) for said in mine] == [(4, 16), (2, 32), (1, 32)]
 
 
 def test_a_step_looks_at_no_more_rows_than_it_needs(engine: Path, machine: TensorRTDouble) -> None:

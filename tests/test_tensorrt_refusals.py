@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import SourceMaker, build_engine
+from conftest import SourceMaker
 from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
@@ -23,7 +23,8 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.tensorrt_followers import Followers
-from enginehouse.runtime.tensorrt_machine import check_plan, find_matching, read_built
+from enginehouse.runtime.tensorrt_machine import check_plan, find_matching
+from enginehouse.runtime.tensorrt_manifest import read_built
 from enginehouse.runtime.tensorrt_package import Words, find_package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,7 +102,7 @@ def test_one_gpu_of_another_kind_among_them(engine: Path, monkeypatch: pytest.Mo
 
 def test_no_package_and_another_version(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_engine(engine)
-    built = read_built(engine, read.manifest)
+    built = read_built(read)
     monkeypatch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: None)
     wanted = "TensorRT-RTX .* which is not installed; pip install 'enginehouse.tensorrt.'$"
     with pytest.raises(EngineError, match=wanted):
@@ -185,21 +186,6 @@ def test_a_damaged_engine(
         open_executor(path)
 
 
-@pytest.mark.parametrize("settings", [{"plan_layers": 1}, {"bake_weights": True}])
-def test_plans_in_parts_or_with_weights_are_refused(
-    family_source: SourceMaker,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: dict[str, Any],
-) -> None:
-    settings |= {"backend": "tensorrt", "sm": "89", "quant": "none", "until": "compile"}
-    path = build_engine(family_source("llama"), tmp_path / "e", max_seq_len=64, **settings)
-    assert refused(path, monkeypatch) == (
-        "E holds plans in parts, or with weights in them, which nothing here runs yet; build it "
-        "without --bake-weights, and with --plan-layers of all the model's layers"
-    )
-
-
 def test_what_tensorrt_says_of_a_plan_is_told(engine: Path, tmp_path: Path) -> None:
     plan, trt = engine / "decoder-64.plan", TensorRTDouble()
     runtime = trt.Runtime(Words(trt).logger)
@@ -235,14 +221,14 @@ def test_a_plan_of_another_model_is_found_out_before_it_runs(
         executor = open_executor(engine)
         rank = executor.runner._rank  # type: ignore[attr-defined]
         (plan,), weights = rank.plans, rank._weights
-        bound = (plan.caches, rank._fed, rank.logits)
+        bound = (plan.caches, rank._fed, rank._hidden, rank.logits)
         head = {**weights, "lm_head.weight": weights["lm_head.weight"][:1]}
         with pytest.raises(EngineError, match=r"lm_head.weight is .* wants FLOAT \[.*; build the"):
             plan.bind(head, *bound)
         del head["lm_head.weight"]
         with pytest.raises(EngineError, match="do not fit: lm_head.weight is in one of them only"):
             plan.bind(head, *bound)
-        monkeypatch.setattr(plan.engine, "get_aliased_input_tensor", lambda name: "")
+        monkeypatch.setattr(plan.parts[0].file.engine, "get_aliased_input_tensor", lambda name: "")
         with pytest.raises(EngineError, match="does not write its caches in place"):
             plan.bind(weights, *bound)
         executor.close()
@@ -341,7 +327,8 @@ def test_the_double_refuses_what_tensorrt_would(
         executor = open_executor(engine)
         work = [Request(1, [5, 6, 7], SamplingParams(3, 0.0, ignore_eos=True))]
         assert len(generate(executor, work)[1]) == 3
-        decode = next(c for c in trt.contexts if c.profile == 0 and c.addresses)
+        mine = [c for c in trt.contexts if c.stream == STREAM]
+        decode = next(c for c in mine if c.profile == 0 and c.addresses)
         assert not decode.set_input_shape("input_ids", (9, 1)), "the profile ends at 8"
         assert not decode.set_input_shape("input_ids", (1, 2)), "decoding takes one token"
         with pytest.raises(AssertionError, match="another stream"):

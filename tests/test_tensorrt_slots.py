@@ -23,8 +23,9 @@ from enginehouse.runtime.scheduler import Scheduler
 from enginehouse.runtime.sequence import Chunk, Sequence
 from enginehouse.runtime.tensorrt_commands import CopyRows, Move, Step, SwapRows, step_layout
 from enginehouse.runtime.tensorrt_executor import share_slots
+from enginehouse.runtime.tensorrt_manifest import PlanRecord
 from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
-from enginehouse.runtime.tensorrt_steps import PlannedStep, PlanRecord, StepPlanner
+from enginehouse.runtime.tensorrt_steps import PlannedStep, StepPlanner
 
 GARBAGE = -1
 
@@ -43,10 +44,15 @@ class Machine:
     """A scheduler over slots, and the rows that its steps would have written."""
 
     def __init__(
-        self, contexts: Several[int], counts: Several[int], chunk: int = 8, budget: int = 24
+        self,
+        contexts: Several[int],
+        counts: Several[int],
+        chunk: int = 8,
+        budget: int = 24,
+        prompts: int = 1,
     ) -> None:
         self.memory = SlotMemory(contexts, counts, contexts[-1])
-        self.records = [PlanRecord("x.plan", c, max(counts), chunk, 1, c) for c in contexts]
+        self.records = [PlanRecord(c, max(counts), min(chunk, c), prompts, c, []) for c in contexts]
         rotary: Any = PlainRotary()
         self.planner = StepPlanner(self.records, self.memory, rotary)
         self.scheduler = Scheduler(
@@ -106,7 +112,11 @@ class Machine:
         step = planned.step
         self.steps.append(step)
         limits, pool = self.records[step.plan], self.rows[step.plan]
-        assert step.tokens <= (limits.chunk if step.prefill else 1)
+        if step.prefill:
+            assert step.batch <= limits.prefill_batch
+            assert step.batch * step.tokens <= limits.chunk
+        else:
+            assert step.tokens == 1
         assert step.first_slot + step.batch <= len(pool) and step.looked_at <= limits.context
         fields, size = step_layout(step.batch, step.tokens)
         data = torch.frombuffer(bytearray(step.data), dtype=torch.int32)
@@ -132,7 +142,9 @@ class Machine:
 @given(data=st.data())
 def test_every_row_is_where_its_sequence_looks_for_it(data: st.DataObject) -> None:
     """Arrivals, ends and cancels in any order, prompts that begin alike, few slots."""
-    machine = Machine((16, 48), (data.draw(st.integers(0, 3)), data.draw(st.integers(1, 5))))
+    counts = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 5))
+    chunk, budget, prompts = data.draw(st.sampled_from([(8, 24, 1), (48, 96, 2), (80, 120, 4)]))
+    machine = Machine((16, 80), counts, chunk, budget, prompts)
     stems = [list(range(n, n + 30)) for n in (200, 300)]
     number = 0
     for _ in range(data.draw(st.integers(5, 40))):
@@ -153,6 +165,27 @@ def test_every_row_is_where_its_sequence_looks_for_it(data: st.DataObject) -> No
             break
         assert machine.poll(), "everybody gets on"
     assert machine.memory.num_free == machine.memory.num_blocks
+
+
+def test_short_prompts_of_neighbours_go_together() -> None:
+    """Padded they are at most a chunk, of as many as the plan takes."""
+    machine = Machine((64,), (8,), chunk=64, budget=256, prompts=4)
+    lengths = [9, 16, 3, 5, 20, 2, 33, 12]
+    for number, length in enumerate(lengths):
+        machine.add(number, [200 + number] * length, 9)
+    machine.poll()
+    shapes = [(step.first_slot, step.batch, step.tokens) for step in machine.steps]
+    assert shapes == [(0, 4, 16), (4, 2, 32), (6, 1, 64), (7, 1, 16)]
+
+
+def test_a_prompt_whose_pads_would_leave_its_slot_goes_alone() -> None:
+    machine = Machine((56,), (2,), chunk=56, budget=48, prompts=2)
+    machine.add(1, [5] * 55, 1)
+    machine.add(2, [6] * 16, 1)
+    machine.poll()
+    machine.poll()
+    shapes = [(step.first_slot, step.batch, step.tokens) for step in machine.steps]
+    assert shapes == [(0, 1, 56), (0, 1, 7), (1, 1, 16)]
 
 
 def test_a_prefix_is_copied_and_a_continued_text_goes_on_in_its_slot() -> None:
