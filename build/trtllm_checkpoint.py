@@ -25,6 +25,7 @@ from enginehouse.build.checkpoint import (
     special_token_ids,
 )
 from enginehouse.build.exclude import excluded_patterns
+from enginehouse.build.output_table import output_tensors
 from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.quantized_source import is_decoder_linear
@@ -41,6 +42,7 @@ from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.weights import CheckpointWeights
 
 _KV_SCALES = ("kv_cache_scaling_factor", "k_cache_scaling_factor", "v_cache_scaling_factor")
+_EMBEDDING = "transformer.vocab_embedding."
 _TIED = ("tie_word_embeddings", "share_embedding_table")
 # quant_algo and the form that it is.
 _FORMS = {
@@ -82,6 +84,12 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         raise CheckpointError(
             f"{path} cuts its embedding along embedding_sharding_dim="
             f"{data['embedding_sharding_dim']}; wanted 0: {_UNQUANTISED}"
+        )
+    experts_cut = (data.get("mapping") or {}).get("moe_ep_size", 1)
+    if config.num_experts and experts_cut not in (None, -1, 1):
+        raise CheckpointError(
+            f"{path} spreads its experts over ranks (moe_ep_size={experts_cut}); wanted each "
+            f"expert cut over all ranks (moe_tp_size=tp_size): {_UNQUANTISED}"
         )
     ranks = [path / f"rank{rank}.safetensors" for rank in range(config.mapping.world_size)]
     for rank in ranks:
@@ -171,6 +179,34 @@ class TrtllmTensors:
                         f"{', '.join(str(list(shape)) for shape in sorted(shapes))} on the ranks "
                         "of one stage; wanted equal ones"
                     )
+            self._check_stage(pp_rank)
+
+    def _check_stage(self, pp_rank: int) -> None:
+        """A stage's weights and biases have the shapes that config.json implies, and no layer is
+        left over. Of mixtures in a form without a table the plan is the judge.
+        """
+        config, header = self._config, self._headers[self._config.mapping.rank(pp_rank, 0)]
+        count = len(config.mapping.layers(pp_rank, config.num_hidden_layers))
+        extra = next((name for name in header if _local_layer(name) >= count), None)
+        if extra is not None:
+            raise CheckpointError(
+                f"{self._path} holds {extra}, while config.json gives its stage {count} layers; "
+                "do config.json and the rank files belong together?"
+            )
+        if config.num_experts and config.quantization.quant_algo not in (None, "FP8"):
+            return
+        for name, wanted in output_tensors(config, pp_rank).items():
+            shapes = [wanted.shape]
+            if name.startswith(_EMBEDDING) and not config.use_parallel_embedding:
+                rows = (config.vocab_size, config.padded_vocab_size())
+                shapes = [(count, config.hidden_size) for count in rows]
+            checked = name in header and name.endswith((".weight", ".bias"))
+            if checked and header[name].shape not in shapes:
+                raise CheckpointError(
+                    f"{self._path}: {name} has shape {list(header[name].shape)}; config.json "
+                    f"implies {list(shapes[0])} on each rank: do config.json and the rank files "
+                    "belong together?"
+                )
 
     @cached_property
     def _targets(self) -> dict[tuple[str, ...], str]:
@@ -313,6 +349,12 @@ class TrtllmTensors:
         else:
             weight = self._module(module)["weight"]
         return weight[: self._config.vocab_size]
+
+
+def _local_layer(name: str) -> int:
+    """The layer a tensor belongs to, counted within its stage; -1 for none."""
+    words = name.split(".", 3)
+    return int(words[2]) if words[1:2] == ["layers"] and words[2].isdecimal() else -1
 
 
 def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

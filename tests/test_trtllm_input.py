@@ -232,6 +232,11 @@ def key(name: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
+def spread_experts(folder: Path) -> None:
+    key("moe", {"num_experts": 4, "top_k": 2})(folder)
+    key("mapping", {"world_size": 2, "tp_size": 2, "moe_ep_size": 2})(folder)
+
+
 def drop_rank(folder: Path) -> None:
     (folder / "rank1.safetensors").unlink()
 
@@ -253,6 +258,7 @@ def truncate(folder: Path) -> None:
         (algo("W4A16_GPTQ"), "arranged for the kernels of one kind of GPU"),
         (algo("W8A16"), "quant_algo=W8A16, whose weights were arranged for the kernels"),
         (algo("W4A16"), "quant_algo=W4A16, whose weights were arranged for the kernels"),
+        (spread_experts, "spreads its experts over ranks .moe_ep_size=2.; wanted each expert cut"),
         (algo("W8A8_SQ_PER_CHANNEL"), "W8A8_SQ_PER_CHANNEL; wanted null, FP8, .* W4A8_AWQ, W8A16:"),
         (key("pretrained_config", {}), "compiled TensorRT-LLM engine"),
         (key("embedding_sharding_dim", 1), "embedding_sharding_dim=1; wanted 0"),
@@ -261,6 +267,14 @@ def truncate(folder: Path) -> None:
         (drop_rank, "has no rank1.safetensors; config.json says tp_size=2"),
         (drop_tensor, "rank1.safetensors has no tensor transformer.layers.1.mlp.gate.weight"),
         (truncate, "rank1.safetensors"),
+        (
+            key("hidden_size", 512),
+            r"embedding.weight has shape \[256, 256\]; .* implies \[256, 512\]",
+        ),
+        (key("intermediate_size", 1024), r"mlp.fc.weight has shape \[128, 256\]; .* \[256, 256\]"),
+        (key("num_key_value_heads", 8), r"attention.qkv.weight has shape \[128, 256\]"),
+        (key("vocab_size", 500), r"vocab_embedding.weight has shape \[256, 256\]; .* \[250, 256\]"),
+        (key("num_hidden_layers", 1), "holds transformer.layers.1.* gives its stage 1 layers"),
     ],
 )
 def test_a_folder_that_cannot_be_cut_again_is_refused_in_a_sentence(
