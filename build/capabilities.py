@@ -9,6 +9,8 @@ TensorRT-RTX 1.7.1's compiler (tests/test_compile_tensorrt.py), TensorRT 11.1's 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt_package import RTX_SMS
@@ -66,20 +68,33 @@ def alternatives(sm: int, kv_cache_dtype: str) -> list[str]:
     return [quant for quant in QUANT_CONFIGS if refusal(quant, sm, kv_cache_dtype) is None]
 
 
-def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
-    """PlanError when the named GPU cannot run the form; names those that it can."""
+def check_gpu(
+    gpu: str,
+    quant: str,
+    kv_cache_dtype: str,
+    *,
+    own: bool = False,
+    kv_cache_dtypes: Iterable[str] = tuple(KV_CACHE_ALGOS),
+) -> None:
+    """PlanError when the named GPU cannot run the form; names what it can, of kv_cache_dtypes.
+
+    own: the form is the source's and cannot be chosen, but the GPU can.
+    """
     sm = GPU_SM[gpu]
     reason = refusal(quant, sm, kv_cache_dtype)
     if reason is None:
         return
-    forms = ", ".join(alternatives(sm, kv_cache_dtype))
-    kinds = [kind for kind in KV_CACHE_ALGOS if refusal(quant, sm, kind) is None]
-    remedy = f"choose quant among {forms}" if forms else "choose kv_cache_dtype=auto"
-    if kinds:
-        remedy += f", or kv_cache_dtype among {', '.join(kinds)}"
+    kinds = [kind for kind in kv_cache_dtypes if refusal(quant, sm, kind) is None]
+    named = {"quant": alternatives(sm, kv_cache_dtype), "kv_cache_dtype": kinds}
+    if own:
+        others = [name for name, sm in GPU_SM.items() if refusal(quant, sm, "auto") is None]
+        named = {"kv_cache_dtype": kinds} if kinds else {"gpu": others}
+    remedies = [f"{name} among {', '.join(values)}" for name, values in named.items() if values]
+    if own and not kinds:
+        remedies.append("the unquantised checkpoint")
     raise PlanError(
         f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on {gpu} (SM{sm}): "
-        f"{reason}; {remedy}"
+        f"{reason}; choose {', or '.join(remedies) or 'kv_cache_dtype=auto'}"
     )
 
 

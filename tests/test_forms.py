@@ -276,6 +276,10 @@ def test_excluded_linears_stay_as_they_are(
             {"quant": "int4", "gpu": "h100", "kv_cache_dtype": "fp8"},
             "quant among fp8, fp8_rowwise, or kv_cache_dtype among auto, int8",
         ),
+        (
+            {"gpu": "h100", "kv_cache_dtype": "fp8", "backend": "tensorrt_llm"},
+            "fp8_rowwise, or kv_cache_dtype among auto$",
+        ),
         ({"quant": "w4a8_awq", "group_size": 64}, "group_size=64 has no kernel for w4a8_awq"),
     ],
 )
