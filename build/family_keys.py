@@ -17,18 +17,37 @@ Hf = Mapping[str, Any]
 
 # What Hugging Face's config class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "Qwen2ForCausalLM": {"attention_bias": True},  # the class has it always, and no key for it
-    "Qwen3ForCausalLM": {"head_dim": 128},
-    "MixtralForCausalLM": {"num_local_experts": 8, "num_experts_per_tok": 2},
-    "GemmaForCausalLM": {"head_dim": 256, "tie_word_embeddings": True},
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "MixtralForCausalLM": {
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e6,
+    },
+    # the class has a bias always, and no key for it
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "attention_bias": True},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen3MoeForCausalLM": {
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "GemmaForCausalLM": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     "Gemma2ForCausalLM": {
+        "num_key_value_heads": 4,
         "head_dim": 256,
         "tie_word_embeddings": True,
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "Gemma3ForCausalLM": {"head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096},
+    "Gemma3ForCausalLM": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "sliding_window": 4096,
+    },
 }
 _SILU, _SWIGLU = (("silu",), "silu"), (("silu",), "swiglu")
 _GELU = (("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
@@ -82,7 +101,7 @@ def _moe(num_experts: int, top_k: int, renormalize: bool) -> dict[str, Any]:
 
 
 def _experts(hf: Hf, renormalize: bool) -> dict[str, Any]:
-    key = "num_experts" if "num_experts" in hf else "num_local_experts"
+    key = "num_local_experts" if "num_local_experts" in hf else "num_experts"
     count, top_k = integer(hf, key), integer(hf, "num_experts_per_tok")
     if not 1 < count or top_k > count:
         raise CheckpointError(
