@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from enginehouse.build.checkpoint import (
     special_token_ids,
 )
 from enginehouse.build.exclude import excluded_patterns
+from enginehouse.build.forms import OutputTensor
 from enginehouse.build.output_table import output_tensors
 from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_linear import QuantizedForm
@@ -182,8 +184,8 @@ class TrtllmTensors:
             self._check_stage(pp_rank)
 
     def _check_stage(self, pp_rank: int) -> None:
-        """A stage's weights and biases have the shapes that config.json implies, and no layer is
-        left over. Of mixtures in a form without a table the plan is the judge.
+        """A stage's tensors are those that config.json implies, and no layer is left over. Of
+        mixtures in a form without a table the plan is the judge.
         """
         config, header = self._config, self._headers[self._config.mapping.rank(pp_rank, 0)]
         count = len(config.mapping.layers(pp_rank, config.num_hidden_layers))
@@ -196,17 +198,34 @@ class TrtllmTensors:
         if config.num_experts and config.quantization.quant_algo not in (None, "FP8"):
             return
         for name, wanted in output_tensors(config, pp_rank).items():
-            shapes = [wanted.shape]
-            if name.startswith(_EMBEDDING) and not config.use_parallel_embedding:
-                rows = (config.vocab_size, config.padded_vocab_size())
-                shapes = [(count, config.hidden_size) for count in rows]
-            checked = name in header and name.endswith((".weight", ".bias"))
-            if checked and header[name].shape not in shapes:
+            tied = name == "lm_head.weight" and config.tie_word_embeddings
+            if name.endswith(_KV_SCALES) or (tied and name not in header):
+                continue
+            if name not in header:
                 raise CheckpointError(
-                    f"{self._path}: {name} has shape {list(header[name].shape)}; config.json "
-                    f"implies {list(shapes[0])} on each rank: do config.json and the rank files "
-                    "belong together?"
+                    f"{self._path} has no tensor {name}, which its quantization in config.json "
+                    "wants; do config.json and the rank files belong together?"
                 )
+            self._check_tensor(name, header[name], wanted)
+
+    def _check_tensor(self, name: str, found: SafetensorsTensor, wanted: OutputTensor) -> None:
+        """Quantised or not as config.json says; of its shape, or a scale of as many elements."""
+        config, shapes = self._config, [wanted.shape]
+        if name.startswith(_EMBEDDING) and not config.use_parallel_embedding:
+            rows = (config.vocab_size, config.padded_vocab_size())
+            shapes = [(count, config.hidden_size) for count in rows]
+        what = ""
+        if (found.dtype.itemsize == 1) != (wanted.dtype in ("int8", "float8_e4m3fn")):
+            what = f"dtype {found.dtype}; config.json implies {wanted.dtype}"
+        elif found.shape not in shapes and (
+            name.endswith((".weight", ".bias")) or prod(found.shape) != prod(wanted.shape)
+        ):
+            what = f"shape {list(found.shape)}; config.json implies {list(shapes[0])} on each rank"
+        if what:
+            raise CheckpointError(
+                f"{self._path}: {name} has {what}: do config.json and the rank files belong "
+                "together?"
+            )
 
     @cached_property
     def _targets(self) -> dict[tuple[str, ...], str]:
