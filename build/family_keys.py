@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.config_values import integer, number
+from enginehouse.build.config_values import boolean, integer, number
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
@@ -146,7 +146,7 @@ def _qwen3_moe(hf: Hf) -> dict[str, Any]:
     _refuse(hf, "decoder_sparse_step", (1,))
     return {
         **_qwen("qwen3_moe", hf),
-        "moe": _experts(hf, renormalize=bool(hf.get("norm_topk_prob", False))),
+        "moe": _experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
         "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
     }
 
@@ -219,7 +219,8 @@ def attention_windows(hf: Hf, name: str) -> list[int]:
     in config.json under KvCacheConfig's own name.
     """
     window, context = hf.get("sliding_window"), integer(hf, "max_position_embeddings")
-    if window is None or name not in _SLIDING or hf.get("use_sliding_window", True) is False:
+    switched_off = "use_sliding_window" in hf and not boolean(hf, "use_sliding_window")
+    if window is None or name not in _SLIDING or switched_off:
         return []
     window = integer(hf, "sliding_window")
     sliding = _sliding_layers(hf, name)
@@ -250,7 +251,7 @@ def _upper_layers(hf: Hf, layer: int) -> bool:
     first = hf.get("max_window_layers", 28)
     if not isinstance(first, int):
         raise CheckpointError(f"config.json has max_window_layers={first!r}; wanted a whole number")
-    return bool(hf.get("use_sliding_window")) and layer >= first
+    return boolean(hf, "use_sliding_window") and layer >= first
 
 
 def _every_other(hf: Hf, layer: int) -> bool:
@@ -264,7 +265,7 @@ def _but_every_nth(hf: Hf, layer: int) -> bool:
 
 
 def _if_asked(hf: Hf, layer: int) -> bool:
-    return bool(hf.get("use_sliding_window"))
+    return boolean(hf, "use_sliding_window")
 
 
 # Which layers slide when config.json has no layer_types.
