@@ -228,6 +228,7 @@ def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: 
         raise PlanError(
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
             f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
+            + _reach_of_yarn(config)
         )
     if max_num_tokens < settings.max_batch_size:
         raise PlanError(
@@ -242,6 +243,22 @@ def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: 
             "wanted at most 1024 and 65536"
         )
     return max_seq_len
+
+
+def _reach_of_yarn(config: ModelConfig) -> str:
+    """How a context is had that the model's yarn serves and its config.json does not announce."""
+    scaling = config.rotary_scaling or {}
+    key = "original_max_position_embeddings"
+    original, factor = scaling.get(key), scaling.get("factor")
+    if scaling.get("type") != "yarn" or not original or not factor:
+        return ""
+    reach = int(factor * original)
+    if reach <= config.max_position_embeddings:
+        return ""
+    return (
+        f", or write max_position_embeddings={reach}, which its yarn reaches, into config.json, "
+        f"and {key}={original} into its rope"
+    )
 
 
 def legal_tp(
