@@ -63,9 +63,11 @@ def kv_refusal(quant: str, kv_cache_dtype: str) -> str | None:
     return None
 
 
-def alternatives(sm: int, kv_cache_dtype: str) -> list[str]:
-    """The forms that this SM runs with this KV cache."""
-    return [quant for quant in QUANT_CONFIGS if refusal(quant, sm, kv_cache_dtype) is None]
+def alternatives(
+    sm: int, kv_cache_dtype: str, quants: Iterable[str] = tuple(QUANT_CONFIGS)
+) -> list[str]:
+    """The forms among `quants` that this SM runs with this KV cache."""
+    return [quant for quant in quants if refusal(quant, sm, kv_cache_dtype) is None]
 
 
 def check_gpu(
@@ -74,9 +76,10 @@ def check_gpu(
     kv_cache_dtype: str,
     *,
     own: bool = False,
+    quants: Iterable[str] = tuple(QUANT_CONFIGS),
     kv_cache_dtypes: Iterable[str] = tuple(KV_CACHE_ALGOS),
 ) -> None:
-    """PlanError when the named GPU cannot run the form; names what it can, of kv_cache_dtypes.
+    """PlanError when the named GPU cannot run the form; names what it can, among those given.
 
     own: the form is the source's and cannot be chosen, but the GPU can.
     """
@@ -84,17 +87,19 @@ def check_gpu(
     reason = refusal(quant, sm, kv_cache_dtype)
     if reason is None:
         return
+    forms = [] if own else alternatives(sm, kv_cache_dtype, quants)
     kinds = [kind for kind in kv_cache_dtypes if refusal(quant, sm, kind) is None]
-    named = {"quant": alternatives(sm, kv_cache_dtype), "kv_cache_dtype": kinds}
-    if own:
+    remedies = [f"quant among {', '.join(forms)}"] if forms else []
+    remedies += [f"kv_cache_dtype among {', '.join(kinds)}"] if kinds else []
+    if not remedies and own:
         others = [name for name, sm in GPU_SM.items() if refusal(quant, sm, "auto") is None]
-        named = {"kv_cache_dtype": kinds} if kinds else {"gpu": others}
-    remedies = [f"{name} among {', '.join(values)}" for name, values in named.items() if values]
-    if own and not kinds:
-        remedies.append("the unquantised checkpoint")
+        remedies = [f"gpu among {', '.join(others)}", "the unquantised checkpoint"]
+    elif not remedies:
+        forms = alternatives(sm, "auto", quants)
+        remedies = [f"kv_cache_dtype=auto with quant among {', '.join(forms)}"]
     raise PlanError(
         f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on {gpu} (SM{sm}): "
-        f"{reason}; choose {', or '.join(remedies) or 'kv_cache_dtype=auto'}"
+        f"{reason}; choose {', or '.join(remedies)}"
     )
 
 

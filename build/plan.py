@@ -25,7 +25,7 @@ from enginehouse.build.forms import (
     QUANT_CONFIGS,
 )
 from enginehouse.build.hf_config import model_config
-from enginehouse.build.hf_layout import HfLayout, check_format
+from enginehouse.build.hf_layout import HF_QUANTS, HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.memory import peak_memory_bytes
 from enginehouse.build.output_table import linear_shapes, output_tensors
@@ -101,12 +101,12 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
             f"quant={settings.quant} has no known form for a mixture of experts "
             f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
+    if settings.format == "hf":
+        check_format(settings, source, form.quantization)
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
     flags = check_flags(settings.trtllm_build or {}, facts_of(settings.quant, settings.gpu, config))
-    if settings.format == "hf":
-        check_format(settings, source, config)
 
     tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
     if settings.format == "hf":
@@ -179,7 +179,10 @@ def _quantization(
         )
     if settings.gpu is not None and settings.backend != "tensorrt":
         kinds = [kind for kind in KV_CACHE_ALGOS if not (on_gpu and kind == "int8")]
-        check_gpu(settings.gpu, quant, kv_cache_dtype, own=own, kv_cache_dtypes=kinds)
+        quants = HF_QUANTS if settings.format == "hf" else tuple(QUANT_CONFIGS)
+        check_gpu(
+            settings.gpu, quant, kv_cache_dtype, own=own, quants=quants, kv_cache_dtypes=kinds
+        )
     reason = kv_refusal(quant, kv_cache_dtype)
     if reason is not None:
         raise PlanError(
