@@ -9,6 +9,8 @@ TensorRT-RTX 1.7.1's compiler (tests/test_compile_tensorrt.py), TensorRT 11.1's 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt_package import RTX_SMS
@@ -61,25 +63,43 @@ def kv_refusal(quant: str, kv_cache_dtype: str) -> str | None:
     return None
 
 
-def alternatives(sm: int, kv_cache_dtype: str) -> list[str]:
-    """The forms that this SM runs with this KV cache."""
-    return [quant for quant in QUANT_CONFIGS if refusal(quant, sm, kv_cache_dtype) is None]
+def alternatives(
+    sm: int, kv_cache_dtype: str, quants: Iterable[str] = tuple(QUANT_CONFIGS)
+) -> list[str]:
+    """The forms among `quants` that this SM runs with this KV cache."""
+    return [quant for quant in quants if refusal(quant, sm, kv_cache_dtype) is None]
 
 
-def check_gpu(gpu: str, quant: str, kv_cache_dtype: str) -> None:
-    """PlanError when the named GPU cannot run the form; names those that it can."""
+def check_gpu(
+    gpu: str,
+    quant: str,
+    kv_cache_dtype: str,
+    *,
+    own: bool = False,
+    quants: Iterable[str] = tuple(QUANT_CONFIGS),
+    kv_cache_dtypes: Iterable[str] = tuple(KV_CACHE_ALGOS),
+) -> None:
+    """PlanError when the named GPU cannot run the form; names what it can, among those given.
+
+    own: the form is the source's and cannot be chosen, but the GPU can.
+    """
     sm = GPU_SM[gpu]
     reason = refusal(quant, sm, kv_cache_dtype)
     if reason is None:
         return
-    forms = ", ".join(alternatives(sm, kv_cache_dtype))
-    kinds = [kind for kind in KV_CACHE_ALGOS if refusal(quant, sm, kind) is None]
-    remedy = f"choose quant among {forms}" if forms else "choose kv_cache_dtype=auto"
-    if kinds:
-        remedy += f", or kv_cache_dtype among {', '.join(kinds)}"
+    forms = [] if own else alternatives(sm, kv_cache_dtype, quants)
+    kinds = [kind for kind in kv_cache_dtypes if refusal(quant, sm, kind) is None]
+    remedies = [f"quant among {', '.join(forms)}"] if forms else []
+    remedies += [f"kv_cache_dtype among {', '.join(kinds)}"] if kinds else []
+    if not remedies and own:
+        others = [name for name, sm in GPU_SM.items() if refusal(quant, sm, "auto") is None]
+        remedies = [f"gpu among {', '.join(others)}", "the unquantised checkpoint"]
+    elif not remedies:
+        forms = alternatives(sm, "auto", quants)
+        remedies = [f"kv_cache_dtype=auto with quant among {', '.join(forms)}"]
     raise PlanError(
         f"quant={quant} with kv_cache_dtype={kv_cache_dtype} does not run on {gpu} (SM{sm}): "
-        f"{reason}; {remedy}"
+        f"{reason}; choose {', or '.join(remedies)}"
     )
 
 

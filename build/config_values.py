@@ -1,7 +1,8 @@
-"""Numbers out of a config.json, each refused by name when it is missing or no such number."""
+"""Values out of a config.json, each refused by name when it is missing or of another kind."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,18 @@ def number(hf: Mapping[str, Any], key: str, default: float | None = None) -> flo
         value = default
     if value is None:
         raise CheckpointError(f"config.json has no {key}; {REMEDY}")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    plain = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not plain or not 0 < value < math.inf:
         raise CheckpointError(f"config.json has {key}={value!r}; wanted a positive number")
     return float(value)
+
+
+def boolean(hf: Mapping[str, Any], key: str) -> bool:
+    """True or false, false when it is absent; CheckpointError names the key."""
+    value = hf.get(key)
+    if value not in (None, True, False):
+        raise CheckpointError(f"config.json has {key}={value!r}; wanted true or false")
+    return bool(value)
 
 
 def json_object(hf: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -10,25 +10,44 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.config_values import integer, number
+from enginehouse.build.config_values import boolean, integer, number
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
 
 # What Hugging Face's config class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "Qwen2ForCausalLM": {"attention_bias": True},  # the class has it always, and no key for it
-    "Qwen3ForCausalLM": {"head_dim": 128},
-    "MixtralForCausalLM": {"num_local_experts": 8, "num_experts_per_tok": 2},
-    "GemmaForCausalLM": {"head_dim": 256, "tie_word_embeddings": True},
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "MixtralForCausalLM": {
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e6,
+    },
+    # the class has a bias always, and no key for it
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "attention_bias": True},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen3MoeForCausalLM": {
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "GemmaForCausalLM": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     "Gemma2ForCausalLM": {
+        "num_key_value_heads": 4,
         "head_dim": 256,
         "tie_word_embeddings": True,
         "sliding_window": 4096,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
     },
-    "Gemma3ForCausalLM": {"head_dim": 256, "tie_word_embeddings": True, "sliding_window": 4096},
+    "Gemma3ForCausalLM": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "sliding_window": 4096,
+    },
 }
 _SILU, _SWIGLU = (("silu",), "silu"), (("silu",), "swiglu")
 _GELU = (("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
@@ -82,7 +101,7 @@ def _moe(num_experts: int, top_k: int, renormalize: bool) -> dict[str, Any]:
 
 
 def _experts(hf: Hf, renormalize: bool) -> dict[str, Any]:
-    key = "num_experts" if "num_experts" in hf else "num_local_experts"
+    key = "num_local_experts" if "num_local_experts" in hf else "num_experts"
     count, top_k = integer(hf, key), integer(hf, "num_experts_per_tok")
     if not 1 < count or top_k > count:
         raise CheckpointError(
@@ -127,7 +146,7 @@ def _qwen3_moe(hf: Hf) -> dict[str, Any]:
     _refuse(hf, "decoder_sparse_step", (1,))
     return {
         **_qwen("qwen3_moe", hf),
-        "moe": _experts(hf, renormalize=bool(hf.get("norm_topk_prob", False))),
+        "moe": _experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
         "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
     }
 
@@ -200,7 +219,8 @@ def attention_windows(hf: Hf, name: str) -> list[int]:
     in config.json under KvCacheConfig's own name.
     """
     window, context = hf.get("sliding_window"), integer(hf, "max_position_embeddings")
-    if window is None or name not in _SLIDING or hf.get("use_sliding_window", True) is False:
+    switched_off = "use_sliding_window" in hf and not boolean(hf, "use_sliding_window")
+    if window is None or name not in _SLIDING or switched_off:
         return []
     window = integer(hf, "sliding_window")
     sliding = _sliding_layers(hf, name)
@@ -231,7 +251,7 @@ def _upper_layers(hf: Hf, layer: int) -> bool:
     first = hf.get("max_window_layers", 28)
     if not isinstance(first, int):
         raise CheckpointError(f"config.json has max_window_layers={first!r}; wanted a whole number")
-    return bool(hf.get("use_sliding_window")) and layer >= first
+    return boolean(hf, "use_sliding_window") and layer >= first
 
 
 def _every_other(hf: Hf, layer: int) -> bool:
@@ -245,7 +265,7 @@ def _but_every_nth(hf: Hf, layer: int) -> bool:
 
 
 def _if_asked(hf: Hf, layer: int) -> bool:
-    return bool(hf.get("use_sliding_window"))
+    return boolean(hf, "use_sliding_window")
 
 
 # Which layers slide when config.json has no layer_types.

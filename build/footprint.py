@@ -107,6 +107,8 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     settings, config = plan.settings, plan.config
     budget = kv_budget(needs, memory_gib)
     groups = GROUP_SIZES.get(settings.quant, ())
+    if plan.group_size and (settings.group_size or plan.scale_dtype):  # asked for, or the source's
+        groups = (plan.group_size,)
     legal = legal_tp(config, groups, int8=settings.quant == "int8")
     quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
     rows = [

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginehouse.build.architectures import architecture_of
-from enginehouse.build.config_values import REMEDY, integer, number
+from enginehouse.build.config_values import REMEDY, boolean, integer, number
 from enginehouse.build.family_keys import (
     ACTIVATIONS,
     DEFAULTS,
@@ -68,9 +68,9 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
         hidden_act=_activation(hf, name),
         rotary_base=rope.base,
         rotary_scaling=rope.scaling,
-        attn_bias=bool(hf.get("attention_bias", False)),
-        mlp_bias=bool(hf.get("mlp_bias", False)),
-        tie_word_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        attn_bias=boolean(hf, "attention_bias"),
+        mlp_bias=boolean(hf, "mlp_bias"),
+        tie_word_embeddings=boolean(hf, "tie_word_embeddings"),
         extra={
             **family_extra(hf, name),
             **rope.extra,

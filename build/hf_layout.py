@@ -17,7 +17,7 @@ from enginehouse.build.architectures import EMBEDDING, TensorRow, source_shape, 
 from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import OutputTensor, is_quantized
 from enginehouse.build.settings import BuildSettings
-from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
 HF_QUANTS = ("none", "fp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_awq")
@@ -37,8 +37,10 @@ _FED_BY = {
 }
 
 
-def check_format(settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig) -> None:
-    """PlanError for what format=hf has no place for. config: the engine's, quantization and all."""
+def check_format(
+    settings: BuildSettings, source: SourceCheckpoint, quantization: QuantConfig
+) -> None:
+    """PlanError for what format=hf has no place for. quantization: of the form that is settled."""
     if settings.tp > 1 or settings.pp > 1:
         raise PlanError(
             f"tp={settings.tp} pp={settings.pp} is of no use with format=hf, whose tensors are "
@@ -59,12 +61,12 @@ def check_format(settings: BuildSettings, source: SourceCheckpoint, config: Mode
             f"quant={settings.quant} has no layout in a Hugging Face checkpoint that the runtimes "
             f"share; choose {', '.join(HF_QUANTS)}, or format=trtllm"
         )
-    if config.quantization.has_zero_point:
+    if quantization.has_zero_point:
         raise PlanError(
             f"{source.name} has INT4 zero points, for which the layout of format=hf has no place; "
             "choose format=trtllm"
         )
-    if config.quantization.kv_cache_quant_algo not in (None, "FP8"):
+    if settings.kv_cache_dtype not in ("auto", "fp8"):
         raise PlanError(
             f"kv_cache_dtype={settings.kv_cache_dtype} has no scales in a Hugging Face checkpoint "
             "that the runtimes share; choose kv_cache_dtype=auto, or fp8 with quant=fp8"

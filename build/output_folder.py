@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -49,6 +49,18 @@ def refuse_foreign(output: Path, until: str) -> None:
             f"{output} holds {min(extra)}, which is no part of an engine or a checkpoint; "
             "choose another output, or move it away"
         )
+
+
+@contextmanager
+def made_parents(output: Path) -> Iterator[None]:
+    """Folders above the output that come to be in the body, and stay empty, are gone after it."""
+    missing = [parent for parent in output.parents if not parent.exists()]
+    try:
+        yield
+    finally:
+        for parent in missing:  # the lowest first
+            with suppress(OSError):
+                parent.rmdir()
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from enginehouse.build.forms import (
     QUANT_CONFIGS,
 )
 from enginehouse.build.hf_config import model_config
-from enginehouse.build.hf_layout import HfLayout, check_format
+from enginehouse.build.hf_layout import HF_QUANTS, HfLayout, check_format
 from enginehouse.build.kv_scales import carries_kv_scales
 from enginehouse.build.memory import peak_memory_bytes
 from enginehouse.build.output_table import linear_shapes, output_tensors
@@ -101,12 +101,12 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
             f"quant={settings.quant} has no known form for a mixture of experts "
             f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
+    if settings.format == "hf":
+        check_format(settings, source, form.quantization)
     own = source.quantized is not None
     quantization = _quantization(settings, config, form.quantization, own)
     config = replace(config, quantization=quantization)
     flags = check_flags(settings.trtllm_build or {}, facts_of(settings.quant, settings.gpu, config))
-    if settings.format == "hf":
-        check_format(settings, source, config)
 
     tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
     if settings.format == "hf":
@@ -159,7 +159,7 @@ def _quantization(
     quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
     if quant in GROUP_SIZES:
         asked = quantization.group_size if own else settings.group_size
-        group_size = choose_group_size(config, asked, quant)
+        group_size = choose_group_size(config, asked, quant, own)
         quantization = replace(quantization, group_size=group_size)
     elif settings.group_size is not None:
         raise PlanError(
@@ -172,18 +172,22 @@ def _quantization(
         raise PlanError(
             f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
         )
-    if settings.gpu is not None and settings.backend != "tensorrt":
-        check_gpu(settings.gpu, quant, kv_cache_dtype)
-    reason = kv_refusal(quant, kv_cache_dtype)
-    if reason is not None:
-        raise PlanError(
-            f"kv_cache_dtype={kv_cache_dtype} with quant={quant}: {reason}; choose "
-            "kv_cache_dtype=auto, or quant=fp8"
-        )
     if kv_cache_dtype == "int8" and settings.backend == "tensorrt_llm":
         raise PlanError(
             "TensorRT-LLM has no INT8 KV cache with use_paged_context_fmha, which block reuse and "
             "chunked prefill need; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
+        )
+    if settings.gpu is not None and settings.backend != "tensorrt":
+        kinds = [kind for kind in KV_CACHE_ALGOS if not (on_gpu and kind == "int8")]
+        quants = HF_QUANTS if settings.format == "hf" else tuple(QUANT_CONFIGS)
+        check_gpu(
+            settings.gpu, quant, kv_cache_dtype, own=own, quants=quants, kv_cache_dtypes=kinds
+        )
+    reason = kv_refusal(quant, kv_cache_dtype)
+    if reason is not None:
+        raise PlanError(
+            f"kv_cache_dtype={kv_cache_dtype} with quant={quant}: {reason}; choose "
+            "kv_cache_dtype=auto" + ("" if own else ", or quant=fp8")
         )
     quantization = replace(quantization, kv_cache_quant_algo=KV_CACHE_ALGOS[kv_cache_dtype])
     if settings.exclude is None:
@@ -227,6 +231,7 @@ def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: 
         raise PlanError(
             f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
             f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
+            + _reach_of_yarn(config)
         )
     if max_num_tokens < settings.max_batch_size:
         raise PlanError(
@@ -241,6 +246,22 @@ def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: 
             "wanted at most 1024 and 65536"
         )
     return max_seq_len
+
+
+def _reach_of_yarn(config: ModelConfig) -> str:
+    """How a context is had that the model's yarn serves and its config.json does not announce."""
+    scaling = config.rotary_scaling or {}
+    key = "original_max_position_embeddings"
+    original, factor = scaling.get(key), scaling.get("factor")
+    if scaling.get("type") != "yarn" or not original or not factor:
+        return ""
+    reach = int(factor * original)
+    if reach <= config.max_position_embeddings:
+        return ""
+    return (
+        f", or write max_position_embeddings={reach}, which its yarn reaches, into config.json, "
+        f"and {key}={original} into its rope"
+    )
 
 
 def legal_tp(
@@ -302,9 +323,12 @@ def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
     return None
 
 
-def choose_group_size(config: ModelConfig, asked: int | None = None, quant: str = "int4") -> int:
+def choose_group_size(
+    config: ModelConfig, asked: int | None = None, quant: str = "int4", own: bool = False
+) -> int:
     """The group size asked for, or the largest that fits every linear at this tp.
 
+    own: the one asked for is the source's, and no other can be chosen.
     Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
     """
     sizes = GROUP_SIZES[quant]
@@ -316,9 +340,12 @@ def choose_group_size(config: ModelConfig, asked: int | None = None, quant: str 
     if asked is not None and asked not in sizes:
         raise PlanError(f"group_size={asked} has no kernel for {quant}; choose {_listed(sizes)}")
     size = asked or sizes[-1]
+    found = f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
+    if own:
+        found += "the source has no other; legal tp for it: "
+        raise PlanError(found + _listed(legal_tp(config, (size,))))
     raise PlanError(
-        f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
-        f"legal group_size at this tp: {_listed(legal)}; "
+        f"{found}legal group_size at this tp: {_listed(legal)}; "
         f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
     )
 

@@ -40,6 +40,18 @@ def check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A finite tensor rounded to `dtype`; QuantizationError where that has no such numbers."""
+    rounded = tensor.to(dtype)
+    if rounded is not tensor and any(torch.isinf(end) for end in torch.aminmax(rounded)):
+        word = str(dtype).removeprefix("torch.")
+        raise QuantizationError(
+            f"{name} holds {float(tensor.abs().amax()):g}, beyond the range of {word}; choose "
+            "another dtype, such as bfloat16"
+        )
+    return rounded
+
+
 def stored_scale(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """float32 scales as they will be read back from `dtype`; 1 where nothing is left of them."""
     scale = scale.to(dtype).float()

@@ -2,7 +2,7 @@
 
 transformers 4 has rope_theta and rope_scaling (with `type` or `rope_type`), 5 has
 rope_parameters, for Gemma 3 one for each layer type. TensorRT-LLM looks `type` up before
-`rope_type`: both are written.
+`rope_type`: both are written. Of a file with both spellings the old one counts, as it does there.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ class RopeConfig(NamedTuple):
 
 def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeConfig:
     """Raises CheckpointError for a type, a key or a layout that no engine can run."""
-    parameters = json_object(hf, "rope_parameters")
+    parameters, old = json_object(hf, "rope_parameters"), json_object(hf, "rope_scaling")
     extra: dict[str, Any] = {}
     if architecture == "Gemma3ForCausalLM":
-        parameters, extra = _gemma3(hf, parameters)
+        parameters, extra = _gemma3(hf, parameters, old)
+    elif old:  # transformers 5 takes it for the whole, a base in it included
+        parameters = old
     nested = [key for key, value in parameters.items() if isinstance(value, dict)]
     if nested:
         raise CheckpointError(
@@ -72,10 +74,8 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     return RopeConfig(base, scaling, extra)
 
 
-def _scaling(hf: Mapping[str, Any], parameters: dict[str, Any]) -> dict[str, Any] | None:
+def _scaling(hf: Mapping[str, Any], scaling: dict[str, Any]) -> dict[str, Any] | None:
     """rotary_scaling under both spellings of its type, with the pretrained length written out."""
-    scaling = json_object(hf, "rope_scaling") or parameters
-    scaling.pop("rope_theta", None)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     kind = {"su": "longrope", "none": "default"}.get(kind, kind)
     if kind == "default":
@@ -107,7 +107,7 @@ def _check_stretches(scaling: dict[str, Any], count: int) -> None:
 
 
 def _gemma3(
-    hf: Mapping[str, Any], parameters: dict[str, Any]
+    hf: Mapping[str, Any], parameters: dict[str, Any], old: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The global layers' rope, and the local base, which knows no scaling."""
     local = json_object(parameters, "sliding_attention")
@@ -118,6 +118,7 @@ def _gemma3(
         )
     if "full_attention" in parameters or local:
         parameters = json_object(parameters, "full_attention")
+    parameters |= old
     if not (parameters.get("rope_theta") or hf.get("rope_theta")):
         parameters["rope_theta"] = 1_000_000.0  # the default of its global layers
     base = local.get("rope_theta") or hf.get("rope_local_base_freq")

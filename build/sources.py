@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, open_checkpoint
 from enginehouse.build.gguf_checkpoint import open_gguf
 from enginehouse.build.quantized_source import open_quantized
+from enginehouse.build.text_part import text_part
 from enginehouse.build.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError
@@ -94,7 +95,7 @@ def _open_directory(path: Path) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(path):
         return open_trtllm(path)
-    return open_quantized(open_checkpoint(path))
+    return open_quantized(text_part(open_checkpoint(path)))
 
 
 def _sample(directory: Path, progress: Progress) -> SourceCheckpoint:

@@ -26,7 +26,12 @@ from enginehouse.build.compile_plans import write_plans
 from enginehouse.build.convert_stage import run_convert
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
-from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
+from enginehouse.build.output_folder import (
+    made_parents,
+    refuse_foreign,
+    replace_folder,
+    unfinished,
+)
 from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
@@ -113,9 +118,10 @@ def build(
         write_manifest(path, compile_torch(plan, source, path, record, files))
         result = BuildResult(path)
     else:
-        _check_disk(plan, output)
-        with unfinished(output, conversion_key(plan, source)) as (partial, journal):
-            result = _make(plan, source, partial, journal, output, record, progress)
+        with made_parents(output):
+            _check_disk(plan, output)
+            with unfinished(output, conversion_key(plan, source)) as (partial, journal):
+                result = _make(plan, source, partial, journal, output, record, progress)
     return _finish_tensorrt_llm(settings, output, progress) if compiles else result
 
 

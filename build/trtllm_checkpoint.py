@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 
 import torch
@@ -25,6 +26,8 @@ from enginehouse.build.checkpoint import (
     special_token_ids,
 )
 from enginehouse.build.exclude import excluded_patterns
+from enginehouse.build.forms import OutputTensor
+from enginehouse.build.output_table import output_tensors
 from enginehouse.build.quantization import check_finite
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.quantized_source import is_decoder_linear
@@ -41,6 +44,7 @@ from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.weights import CheckpointWeights
 
 _KV_SCALES = ("kv_cache_scaling_factor", "k_cache_scaling_factor", "v_cache_scaling_factor")
+_EMBEDDING = "transformer.vocab_embedding."
 _TIED = ("tie_word_embeddings", "share_embedding_table")
 # quant_algo and the form that it is.
 _FORMS = {
@@ -82,6 +86,12 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         raise CheckpointError(
             f"{path} cuts its embedding along embedding_sharding_dim="
             f"{data['embedding_sharding_dim']}; wanted 0: {_UNQUANTISED}"
+        )
+    experts_cut = (data.get("mapping") or {}).get("moe_ep_size", 1)
+    if config.num_experts and experts_cut not in (None, -1, 1):
+        raise CheckpointError(
+            f"{path} spreads its experts over ranks (moe_ep_size={experts_cut}); wanted each "
+            f"expert cut over all ranks (moe_tp_size=tp_size): {_UNQUANTISED}"
         )
     ranks = [path / f"rank{rank}.safetensors" for rank in range(config.mapping.world_size)]
     for rank in ranks:
@@ -171,6 +181,51 @@ class TrtllmTensors:
                         f"{', '.join(str(list(shape)) for shape in sorted(shapes))} on the ranks "
                         "of one stage; wanted equal ones"
                     )
+            self._check_stage(pp_rank)
+
+    def _check_stage(self, pp_rank: int) -> None:
+        """A stage's tensors are those that config.json implies, and no layer is left over. Of
+        mixtures in a form without a table the plan is the judge.
+        """
+        config, header = self._config, self._headers[self._config.mapping.rank(pp_rank, 0)]
+        count = len(config.mapping.layers(pp_rank, config.num_hidden_layers))
+        extra = next((name for name in header if _local_layer(name) >= count), None)
+        if extra is not None:
+            raise CheckpointError(
+                f"{self._path} holds {extra}, while config.json gives its stage {count} layers; "
+                "do config.json and the rank files belong together?"
+            )
+        if config.num_experts and config.quantization.quant_algo not in (None, "FP8"):
+            return
+        for name, wanted in output_tensors(config, pp_rank).items():
+            tied = name == "lm_head.weight" and config.tie_word_embeddings
+            if name.endswith(_KV_SCALES) or (tied and name not in header):
+                continue
+            if name not in header:
+                raise CheckpointError(
+                    f"{self._path} has no tensor {name}, which its quantization in config.json "
+                    "wants; do config.json and the rank files belong together?"
+                )
+            self._check_tensor(name, header[name], wanted)
+
+    def _check_tensor(self, name: str, found: SafetensorsTensor, wanted: OutputTensor) -> None:
+        """Quantised or not as config.json says; of its shape, or a scale of as many elements."""
+        config, shapes = self._config, [wanted.shape]
+        if name.startswith(_EMBEDDING) and not config.use_parallel_embedding:
+            rows = (config.vocab_size, config.padded_vocab_size())
+            shapes = [(count, config.hidden_size) for count in rows]
+        what = ""
+        if (found.dtype.itemsize == 1) != (wanted.dtype in ("int8", "float8_e4m3fn")):
+            what = f"dtype {found.dtype}; config.json implies {wanted.dtype}"
+        elif found.shape not in shapes and (
+            name.endswith((".weight", ".bias")) or prod(found.shape) != prod(wanted.shape)
+        ):
+            what = f"shape {list(found.shape)}; config.json implies {list(shapes[0])} on each rank"
+        if what:
+            raise CheckpointError(
+                f"{self._path}: {name} has {what}: do config.json and the rank files belong "
+                "together?"
+            )
 
     @cached_property
     def _targets(self) -> dict[tuple[str, ...], str]:
@@ -313,6 +368,12 @@ class TrtllmTensors:
         else:
             weight = self._module(module)["weight"]
         return weight[: self._config.vocab_size]
+
+
+def _local_layer(name: str) -> int:
+    """The layer a tensor belongs to, counted within its stage; -1 for none."""
+    words = name.split(".", 3)
+    return int(words[2]) if words[1:2] == ["layers"] and words[2].isdecimal() else -1
 
 
 def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:

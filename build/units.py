@@ -19,6 +19,7 @@ from enginehouse.build.forms import is_quantized
 from enginehouse.build.pieces import Pieces, can_be_cut, read_pieces
 from enginehouse.build.quantization import (
     check_finite,
+    in_dtype,
     quantize_fp8_rowwise,
     quantize_int4,
 )
@@ -159,7 +160,7 @@ def convert_unit(
             if row.target.endswith("router.weight"):
                 dtype = torch.float32
             shape, parts = _pieces(row, source, config)
-            yield row.target, Pieces(shape, (part.to(dtype) for part in parts))
+            yield row.target, Pieces(shape, (in_dtype(row.target, part, dtype) for part in parts))
     elif source.quantized is not None:
         for row in rows:
             for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():

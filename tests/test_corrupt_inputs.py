@@ -307,6 +307,18 @@ def test_damage_is_one_sentence_and_leaves_nothing(
     assert_refused(model, tmp_path / "out", capsys, wanted, *convert)
 
 
+@pytest.mark.parametrize("quant", ["none", "int4", "int8", "fp8_rowwise"])
+def test_a_value_beyond_the_dtype_asked_for_is_refused(
+    quant: str, inputs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """bfloat16 reaches further than float16: nothing infinite is written."""
+    damage = spoiled("model.layers.1.input_layernorm.weight", -1e5)
+    model = damaged(inputs, tmp_path, "single", damage)
+    flags = ("--until", "convert", "--quant", quant, "--dtype", "float16")
+    wanted = "input_layernorm.weight holds 99840, beyond the range of float16; choose another dtype"
+    assert_refused(model, tmp_path / "out", capsys, wanted, *flags)
+
+
 REQUIRED = (
     "architectures",
     "hidden_size",

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from conftest import build_engine
-from family_models import FAMILIES, MIXTURES, load_family, logits_of, save_family
-from transformers import PreTrainedModel
+from family_models import (
+    FAMILIES,
+    MIXTURES,
+    SIZES,
+    VOCAB,
+    load_family,
+    logits_of,
+    save_family,
+    train_tokenizer,
+)
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginehouse.build.architectures import expected_shapes
 from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
@@ -18,6 +30,7 @@ from enginehouse.build.hf_config import model_config
 from enginehouse.build.plan import make_plan
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
+from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import describe_plan
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError
@@ -283,3 +296,67 @@ def test_int4_for_experts_is_refused_at_plan_time(
     source: SourceCheckpoint = open_checkpoint(checkpoint(name))
     with pytest.raises(PlanError, match="quant=int4 has no known form for a mixture .* none or"):
         make_plan(load_settings({"quant": "int4"}), source)
+
+
+TOWER = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+# What google/gemma-3-4b-it's config.json has beside its tower.
+GEMMA_3_4B: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "eos_token_id": [1, 106],
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("longer", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_multimodal_gemma_3_equals_transformers(
+    longer: str, tmp_path: Path
+) -> None:
+    text = {key: value for key, value in SIZES.items() if not key.endswith("token_id")}
+    config = transformers.Gemma3Config(
+        text_config={**text, **FAMILIES["gemma3"][1]},
+        vision_config={**TOWER, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        dtype="float32",
+    )
+    torch.manual_seed(5)
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    path = tmp_path / "whole"
+    whole.save_pretrained(path)
+    tensors = {
+        name.replace("language_model.model.", longer): tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+    }
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    train_tokenizer(VOCAB).save(str(path / "tokenizer.json"))
+    source = resolve_source(str(path), tmp_path)
+    built = build_engine(source, tmp_path / "e", dtype="float32", until="compile", tp=2)
+    executor = open_executor(built, FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    ids = torch.tensor(PROMPTS[1])
+    model = executor.runner.model
+    found = model.logits(model.hidden_states(ids, torch.arange(len(ids)), causal_attention))
+    with torch.inference_mode():
+        truth = whole(ids[None]).logits[0]
+    torch.testing.assert_close(found, truth, atol=2e-4, rtol=2e-4)
+
+
+def test_what_a_released_gemma_3_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_3_4B))
+    source = resolve_source(str(tmp_path), tmp_path)
+    found = model_config(source.config, "auto")
+    text = transformers.AutoConfig.from_pretrained(tmp_path).text_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(text)
+    wanted = {**text.to_dict(), "architectures": ["Gemma3ForCausalLM"], "dtype": "bfloat16"}
+    assert found == model_config(wanted, "auto")
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected_shapes(found)
+    assert source.eos_token_ids == (1, 106) and make_plan(load_settings({"until": "plan"}), source)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from enginehouse.build.architectures import ARCHITECTURES, expected_shapes
 from enginehouse.build.family_keys import ACTIVATIONS
@@ -149,6 +151,21 @@ def test_config_json_reads_back_as_it_was_written(
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
+MODEL_TYPES = {"Qwen3Moe": "qwen3_moe", "Gemma3": "gemma3_text"}
+
+
+@pytest.mark.parametrize("family", [name.removesuffix("ForCausalLM") for name in ARCHITECTURES])
+def test_a_key_that_is_left_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
+    """Enough heads for the default of every family, and a context longer than its windows."""
+    sizes = {**COMMON, "num_attention_heads": 32, "max_position_embeddings": 65536}
+    del sizes["num_key_value_heads"]
+    keys = {**sizes, "architectures": [f"{family}ForCausalLM"], "torch_dtype": "float16"}
+    keys["model_type"] = MODEL_TYPES.get(family, family.lower())
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    whole = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert model_config(keys, "auto") == model_config(whole, "auto")
+
+
 def test_both_versions_of_gemma_3s_rope_are_one() -> None:
     nested = {
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
@@ -205,7 +222,7 @@ def test_a_window_counts_only_where_the_model_has_it(
         ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]; .* only \[\]"),
         ("Qwen3Moe", {**EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2"),
         ("Qwen3Moe", {**EXPERTS, "num_experts_per_tok": 9}, "num_experts=8, num_experts_per_tok=9"),
-        ("Qwen3Moe", {"num_experts": 8}, "has no num_experts_per_tok"),
+        ("Qwen3Moe", {"num_experts": 4}, "num_experts=4, num_experts_per_tok=8"),
         ("Gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
         ("Gemma2", {"hidden_activation": "silu"}, "hidden_act='silu'; wanted 'gelu_pytorch_tanh'"),
         ("Gemma3", {**GEMMA3_V4, "attn_logit_softcapping": 50.0}, "softcapping=50.0; .* none"),
@@ -232,6 +249,9 @@ def test_a_window_counts_only_where_the_model_has_it(
             {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": "all"},
             "max_window_layers='all'; wanted a whole number",
         ),
+        ("Llama", {"tie_word_embeddings": "false"}, "embeddings='false'; wanted true or false"),
+        ("Qwen2", {"sliding_window": 9, "use_sliding_window": "no"}, "window='no'; wanted true or"),
+        ("Llama", {"rope_theta": float("inf")}, "rope_theta=inf; wanted a positive number"),
         ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; wanted 1.0"),
         ("Llama", {"rope_scaling": {"type": "llama3", "factor": 8}}, "has no low_freq_factor"),
         ("Falcon", {}, "FalconForCausalLM is not supported; .*Qwen3Moe.*Phi3.*Gemma3"),

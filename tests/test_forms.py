@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from enginehouse.build.capabilities import GPU_SM, check_gpu, refusal
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.forms import QUANT_CONFIGS
+from enginehouse.build.forms import KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import quantize_fp8_rowwise, quantize_int4
 from enginehouse.build.settings import load_settings
@@ -276,6 +278,19 @@ def test_excluded_linears_stay_as_they_are(
             {"quant": "int4", "gpu": "h100", "kv_cache_dtype": "fp8"},
             "quant among fp8, fp8_rowwise, or kv_cache_dtype among auto, int8",
         ),
+        (
+            {"gpu": "h100", "kv_cache_dtype": "fp8", "backend": "tensorrt_llm"},
+            "fp8_rowwise, or kv_cache_dtype among auto$",
+        ),
+        (
+            {"quant": "fp8", "kv_cache_dtype": "fp8", "gpu": "a100"},
+            "choose kv_cache_dtype=auto with quant among none, int4, int4_awq, int8$",
+        ),
+        (
+            {"quant": "fp8", "gpu": "a100", "format": "hf"},
+            "choose quant among none, int4, int4_awq$",
+        ),
+        ({"quant": "int8", "gpu": "b200", "format": "hf"}, "quant=int8 has no layout"),
         ({"quant": "w4a8_awq", "group_size": 64}, "group_size=64 has no kernel for w4a8_awq"),
     ],
 )
@@ -284,6 +299,32 @@ def test_what_cannot_run_is_refused_with_what_can(
 ) -> None:
     with pytest.raises(PlanError, match=wanted):
         make_plan(load_settings(flags), tiny_source)
+
+
+TARGETS = [{"backend": "torch"}, {"backend": "tensorrt_llm"}, {"format": "hf"}]
+
+
+@pytest.mark.parametrize("gpu", ["a100", "a40", "l40s", "h100", "b200", "rtx5090"])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_every_choice_that_a_refusal_of_a_gpu_names_is_legal(
+    tiny_source: SourceCheckpoint, target: dict[str, str], gpu: str
+) -> None:
+    for quant, kv_cache_dtype in product(QUANT_CONFIGS, KV_CACHE_ALGOS):
+        flags = {**target, "gpu": gpu, "quant": quant, "kv_cache_dtype": kv_cache_dtype}
+        try:
+            make_plan(load_settings(flags), tiny_source)
+            continue
+        except PlanError as error:
+            message = str(error)
+        if "does not run on" not in message:
+            continue
+        if "kv_cache_dtype=auto with" in message:
+            flags["kv_cache_dtype"] = "auto"
+        named = re.findall(r"(quant|kv_cache_dtype) among ([a-z0-9_, ]+?)(?:, or|$)", message)
+        assert named, message
+        for key, values in named:
+            for value in values.split(", "):
+                assert make_plan(load_settings({**flags, key: value}), tiny_source)
 
 
 def test_the_capability_table_has_an_answer_for_every_gpu() -> None:

@@ -305,3 +305,26 @@ def test_a_missing_config_file_is_named(tmp_path: Path) -> None:
 def test_a_wrong_flag_is_refused_as_a_key_is() -> None:
     with pytest.raises(PlanError, match="^tp=0 is out of range"):
         load_settings({"tp": 0})
+
+
+@pytest.mark.parametrize("original", [None, 2048])
+def test_a_yarn_that_reaches_further_says_what_to_write(
+    tmp_path: Path, original: int | None
+) -> None:
+    yarn: dict[str, Any] = {"type": "yarn", "factor": 4.0}
+    yarn |= {"original_max_position_embeddings": original} if original else {}
+    path = write_tiny_checkpoint(tmp_path / "m", rope_scaling=yarn)
+    settings = load_settings({"max_seq_len": 8192})
+    wanted = (
+        "at most 2048, or write max_position_embeddings=8192, .* config.json, and "
+        "original_max_position_embeddings=2048 into its rope"
+    )
+    with pytest.raises(PlanError, match=wanted):
+        make_plan(settings, open_checkpoint(path))
+    config = json.loads((path / "config.json").read_text())
+    longer = {**yarn, "original_max_position_embeddings": 2048}
+    text = json.dumps({**config, "max_position_embeddings": 8192, "rope_scaling": longer})
+    (path / "config.json").write_text(text)
+    plan = make_plan(settings, open_checkpoint(path))
+    assert plan.max_seq_len == 8192
+    assert plan.config.rotary_scaling == {**longer, "rope_type": "yarn"}

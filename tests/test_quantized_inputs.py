@@ -313,7 +313,11 @@ def test_a_variant_without_a_form_is_refused_before_its_weights(
         ("awq", {"quant": "none"}, "stays in the form int4"),
         ("modelopt fp8", {"quant": "int4"}, "stays in the form fp8; leave quant out"),
         ("awq", {"group_size": 128}, "group_size=128 is not the checkpoint's own, 64"),
-        ("awq", {"tp": 8}, "legal tp for int4"),
+        ("awq", {"tp": 8}, "the source has no other; legal tp for it: 1, 2, 4$"),
+        ("awq g128", {"tp": 4}, "no other; legal tp for it: 1, 2$"),
+        ("awq", {"gpu": "b200"}, "above SM90; choose gpu among a30, .*gh200, or the unquantised"),
+        ("awq", {"gpu": "h100", "kv_cache_dtype": "fp8"}, "choose kv_cache_dtype among auto, int8"),
+        ("awq", {"kv_cache_dtype": "fp8"}, "choose kv_cache_dtype=auto$"),
     ],
 )
 def test_only_the_checkpoints_own_form_is_allowed(
@@ -361,3 +365,14 @@ def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -
     (quantized / "config.json").write_text(json.dumps(config))
     plan = make_plan(load_settings({}), opened(quantized))
     assert (plan.settings.quant, plan.group_size) == ("int4_awq", 64)
+
+
+def test_the_plan_page_lists_the_cuts_of_the_sources_own_groups(
+    pair: Callable[[str], Pair], capsys: pytest.CaptureFixture[str]
+) -> None:
+    legal = []
+    for kind in ("awq", "awq g128"):
+        assert cli.main([str(pair(kind).quantized), "--plan"]) == 0
+        page = capsys.readouterr().out
+        legal += [line.split(None, 2)[2] for line in page.splitlines() if "legal TP" in line]
+    assert [line.strip() for line in legal] == ["1, 2, 4", "1, 2"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, Phi3Config
+from transformers import AutoConfig, LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from enginehouse.build.hf_config import model_config
@@ -91,6 +93,46 @@ def test_the_old_spelling_of_a_scaling_gives_the_same_frequencies() -> None:
     spelt = model_config({**hf, "architectures": ["LlamaForCausalLM"]}, "float32")
     first, second = rotary_frequencies(new, 64), rotary_frequencies(spelt, 64)
     assert torch.equal(first.inverse, second.inverse) and first.magnitude == second.magnitude
+
+
+LLAMA3 = SCALINGS["llama3"]
+GLOBAL = {"full_attention": {"rope_type": "default", "rope_theta": 2e5}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("Llama", {"rope_scaling": {**LLAMA3, "rope_theta": 5e5}}),
+        ("Llama", {"rope_scaling": {**LLAMA3, "rope_theta": 5e5}, "rope_theta": 1e5}),
+        (
+            "Llama",
+            {
+                "rope_scaling": LLAMA3,
+                "rope_theta": 1e5,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        ),
+        ("Llama", {"rope_parameters": {**LLAMA3, "rope_theta": 5e5}, "rope_theta": 1e5}),
+        ("Llama", {"rope_parameters": LLAMA3, "rope_theta": 1e5}),
+        ("Gemma3", {"rope_scaling": SCALINGS["linear"], "rope_theta": 1e5}),
+        ("Gemma3", {"rope_scaling": SCALINGS["linear"], "rope_parameters": GLOBAL}),
+    ],
+)
+def test_of_several_spellings_the_one_that_transformers_takes_counts(
+    kind: str, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    names = [f"{kind}ForCausalLM"]
+    model_type = {"Gemma3": "gemma3_text"}.get(kind, kind.lower())
+    config = {**SIZES, **keys, "rms_norm_eps": 1e-6, "model_type": model_type, "dtype": "float32"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    whole = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert "rope_scaling" not in whole
+    found, wanted = (
+        model_config({**hf, "architectures": names}, "float32") for hf in (config, whole)
+    )
+    assert (found.rotary_base, found.rotary_scaling) == (wanted.rotary_base, wanted.rotary_scaling)
+    key = "rope_local_base_freq"
+    assert found.extra.get(key) == wanted.extra.get(key)
 
 
 def test_elements_beyond_the_rotated_ones_stay() -> None:

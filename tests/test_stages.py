@@ -261,7 +261,9 @@ def test_an_output_that_cannot_be_written_is_one_sentence(
     assert "cannot be used: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("output", ["e", "new/folder/e"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(
+    output: str,
     tiny_checkpoint: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -271,7 +273,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)
-    assert cli.main([str(tiny_checkpoint), "-o", str(tmp_path / "e"), *SMALL]) == 2
+    assert cli.main([str(tiny_checkpoint), "-o", str(tmp_path / output), *SMALL]) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 

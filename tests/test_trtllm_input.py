@@ -214,13 +214,17 @@ def test_scales_of_an_fp8_kv_cache_are_found_by_layer(
     assert again.quantized.kv_scales(again.engine_config) == wanted
 
 
-def algo(name: str) -> Callable[[Path], None]:
+def quantization(key: str, value: Any) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
-        config["quantization"]["quant_algo"] = name
+        config["quantization"][key] = value
         (folder / "config.json").write_text(json.dumps(config))
 
     return change
+
+
+def algo(name: str) -> Callable[[Path], None]:
+    return quantization("quant_algo", name)
 
 
 def key(name: str, value: Any) -> Callable[[Path], None]:
@@ -230,6 +234,18 @@ def key(name: str, value: Any) -> Callable[[Path], None]:
         (folder / "config.json").write_text(json.dumps(config))
 
     return change
+
+
+def fp8_head(folder: Path) -> None:
+    for rank in (0, 1):
+        tensors = load_file(folder / f"rank{rank}.safetensors")
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+        save_file(tensors, folder / f"rank{rank}.safetensors")
+
+
+def spread_experts(folder: Path) -> None:
+    key("moe", {"num_experts": 4, "top_k": 2})(folder)
+    key("mapping", {"world_size": 2, "tp_size": 2, "moe_ep_size": 2})(folder)
 
 
 def drop_rank(folder: Path) -> None:
@@ -253,6 +269,7 @@ def truncate(folder: Path) -> None:
         (algo("W4A16_GPTQ"), "arranged for the kernels of one kind of GPU"),
         (algo("W8A16"), "quant_algo=W8A16, whose weights were arranged for the kernels"),
         (algo("W4A16"), "quant_algo=W4A16, whose weights were arranged for the kernels"),
+        (spread_experts, "spreads its experts over ranks .moe_ep_size=2.; wanted each expert cut"),
         (algo("W8A8_SQ_PER_CHANNEL"), "W8A8_SQ_PER_CHANNEL; wanted null, FP8, .* W4A8_AWQ, W8A16:"),
         (key("pretrained_config", {}), "compiled TensorRT-LLM engine"),
         (key("embedding_sharding_dim", 1), "embedding_sharding_dim=1; wanted 0"),
@@ -261,6 +278,29 @@ def truncate(folder: Path) -> None:
         (drop_rank, "has no rank1.safetensors; config.json says tp_size=2"),
         (drop_tensor, "rank1.safetensors has no tensor transformer.layers.1.mlp.gate.weight"),
         (truncate, "rank1.safetensors"),
+        (
+            key("hidden_size", 512),
+            r"embedding.weight has shape \[256, 256\]; .* implies \[256, 512\]",
+        ),
+        (key("intermediate_size", 1024), r"mlp.fc.weight has shape \[128, 256\]; .* \[256, 256\]"),
+        (key("num_key_value_heads", 8), r"attention.qkv.weight has shape \[128, 256\]"),
+        (key("vocab_size", 500), r"vocab_embedding.weight has shape \[256, 256\]; .* \[250, 256\]"),
+        (key("quantization", {}), "qkv.weight has dtype torch.int8; .* implies bfloat16"),
+        (algo("FP8"), r"qkv.weight has shape \[128, 256\]; config.json implies \[256, 256\]"),
+        (
+            quantization("pre_quant_scale", True),
+            "has no tensor transformer.layers.0.attention.qkv.prequant_scaling",
+        ),
+        (
+            quantization("group_size", 128),
+            r"qkv.weights_scaling_factor has shape \[256, 4\]; .* implies \[256, 2\]",
+        ),
+        (
+            quantization("exclude_modules", ["*mlp*"]),
+            "mlp.fc.weight has dtype torch.int8; config.json implies bfloat16",
+        ),
+        (fp8_head, "lm_head.weight has dtype torch.float8_e4m3fn; .* implies bfloat16"),
+        (key("num_hidden_layers", 1), "holds transformer.layers.1.* gives its stage 1 layers"),
     ],
 )
 def test_a_folder_that_cannot_be_cut_again_is_refused_in_a_sentence(
