@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from enginehouse.runtime.constraint_support import TENSORRT_LLM
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
@@ -88,6 +89,7 @@ class TrtllmExecutor:
             deployment.vocab_size,
             self._eos_token_ids,
             options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
+            TENSORRT_LLM,
         )
         self._ranks, self._guard = RankLog(), WorkerGuard()
         self._loop = asyncio.new_event_loop()
