@@ -23,6 +23,7 @@ SINCE = {
     "bounds of integers": "0.2.8",  # before, -137 is within -136 to 116
     "maxLength": "0.2.8",  # before, bytes that are no UTF-8 count as one character
     "classes beyond ASCII": "0.2.8",  # before, each character is one byte
+    "anchors within": "0.2.8",  # before, they are passed over with a warning
     "alternatives in strings": "0.2.8",  # before, a|b has one quote on either side
     "names with escapes": "0.2.8",
     "propertyNames beside additionalProperties": "0.2.8",
@@ -69,6 +70,11 @@ class Support:
 
     def has(self, feature: str) -> bool:
         return _ordered(self.version) >= _ordered(SINCE[feature])
+
+    @property
+    def is_newest(self) -> bool:
+        """It has every feature."""
+        return all(map(self.has, SINCE))
 
     def require(self, feature: str, found: str, instead: str = "leave it out") -> None:
         """SchemaError where the feature is lacking. found: where the request asks for it."""

@@ -124,7 +124,9 @@ class GrammarCompiler:
             raise refusal(constraint, f"the {name} takes {why} to compile; make it simpler")
         verdict = msgspec.msgpack.decode(answer, type=Verdict)
         if verdict.error is not None:
-            raise refusal(constraint, f"the {name} cannot be followed: {verdict.error}")
+            used = self._support.version
+            hint = "" if self._support.is_newest else f" (by xgrammar {used}; newer ones take more)"
+            raise refusal(constraint, f"the {name} cannot be followed{hint}: {verdict.error}")
         return build_grammar(info, constraint.kind, constraint.value)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:

@@ -88,17 +88,38 @@ def exact_integer(node: dict[str, Any], path: str, support: Support) -> dict[str
     highs += [math.ceil(node["exclusiveMaximum"]) - 1] if "exclusiveMaximum" in node else []
     if lows and highs and max(lows) > min(highs):
         raise SchemaError(f"{path} is an empty range of integers; wanted one that holds some")
-    exact = {"minimum": max(lows)} if lows else {}
-    exact |= {"maximum": min(highs)} if highs else {}
-    if exact not in ({}, {"minimum": 0}, {"minimum": 1}) and not support.has("bounds of integers"):
-        if lows and highs and min(highs) - max(lows) < MAX_LISTED:
-            return {"type": "integer", "enum": list(range(max(lows), min(highs) + 1))}
+    low, high = max(lows, default=None), min(highs, default=None)
+    if not support.has("bounds of integers"):
+        return _followed_range(low, high, path, support)
+    bounds = {"minimum": low, "maximum": high}
+    return {"type": "integer", **{key: value for key, value in bounds.items() if value is not None}}
+
+
+def _followed_range(
+    low: int | None, high: int | None, path: str, support: Support
+) -> dict[str, Any]:
+    """The same range as one without end that every version follows, and a list of the rest."""
+    parts: list[dict[str, Any]] = []
+    rest, can_list = range(0), True
+    if low is not None and high is not None:
+        rest = range(low, high + 1)
+    elif low is not None:
+        start = 0 if low < 0 else 10 if 1 < low < 10 else low
+        parts, rest = [{"type": "integer", "minimum": start}], range(low, start)
+    elif high is not None:
+        parts, rest = [{"type": "integer", "maximum": 0}], range(1, high + 1)
+        can_list = high >= 0
+    else:
+        return {"type": "integer"}
+    if len(rest) > MAX_LISTED or not can_list:
         support.require(
             "bounds of integers",
-            f"{path}.{next(iter(node))}",
-            f"leave it out, set minimum 0 or 1, or bounds around at most {MAX_LISTED} integers",
+            f"{path}: this range of integers",
+            f"leave its bounds out, or set both around at most {MAX_LISTED} integers",
         )
-    return {"type": "integer", **exact}
+    if rest:
+        parts.append({"type": "integer", "enum": list(rest)})
+    return parts[0] if len(parts) == 1 else {"anyOf": parts}
 
 
 def exact_number(node: dict[str, Any], path: str, support: Support) -> dict[str, Any]:

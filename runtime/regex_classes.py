@@ -55,6 +55,8 @@ def spell_out(pattern: str, support: Support, in_json: bool = False) -> str:
         elif char == "\\":
             item = _escape(pattern, i)
         text = pattern[i : item.end]
+        if (char == "^" and i > 0) or (char == "$" and item.end < len(pattern)):
+            support.require("anchors within", f"{char!r} within {pattern[:40]!r}")
         found = intersect(item.ranges, whole)
         if not found:
             where = "a pattern of a JSON string" if in_json else "a regular expression"

@@ -143,12 +143,13 @@ class Format:
         tags = self._tags(functions)
         if not parallel:
             return {"type": "or", "elements": tags}
-        return {
-            "type": "tags_with_separator",
-            "tags": tags,
-            "separator": self.between,
-            "at_least_one": True,
-        }
+        calls = {"type": "tags_with_separator", "tags": tags, "at_least_one": True}
+        if self.between:
+            return {**calls, "separator": self.between}
+        for tag in tags:  # xgrammar 0.1 wants a separator: what each call begins with is one
+            tag["begin"] = tag["begin"].removeprefix(self.before)
+        first = {"type": "const_string", "value": self.before}
+        return {"type": "sequence", "elements": [first, {**calls, "separator": self.before}]}
 
     def _tags(self, functions: Sequence[ToolFunction]) -> list[dict[str, Any]]:
         tags = []
@@ -157,3 +158,15 @@ class Format:
             begin = f"{self.before}{item.name}{self.middle}"
             tags.append({"type": "tag", "begin": begin, "content": content, "end": self.after})
         return tags
+
+
+def once(tag: dict[str, Any]) -> dict[str, Any]:
+    """The same as a list of one tag: xgrammar 0.1 lets such lists stand beside their like only."""
+    tags = [{"type": "tag", "begin": "", "content": tag, "end": ""}]
+    return {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": "\n",
+        "at_least_one": True,
+        "stop_after_first": True,
+    }

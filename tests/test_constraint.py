@@ -15,6 +15,7 @@ from schemas import BAD, GOOD, ODD, as_text
 from tokenizers import Tokenizer
 
 from enginehouse.runtime.constraint import check
+from enginehouse.runtime.constraint_support import installed
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.executor import ExecutorOptions, open_executor
 from enginehouse.runtime.grammar_compiler import GrammarCompiler
@@ -373,4 +374,4 @@ def test_without_a_tokenizer_a_constraint_is_refused(tmp_path: Path) -> None:
 def test_a_refusal_names_the_keyword_and_its_path() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(RequestError, match=r"schema\.properties\.a: the keyword 'uniqueItems'"):
-        check(Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)))
+        check(Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)), installed())
