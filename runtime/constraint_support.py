@@ -30,6 +30,7 @@ SINCE = {
     "oneOf of branches that may overlap": "0.2.8",
     "every field of structural tags": "0.2.8",
     "max_whitespace_cnt": "0.2.8",
+    "automata that are right": "0.2.1",  # before, see grammar_automata.py
 }
 # What a structural tag may say to versions without "every field of structural tags", which pass
 # over fields they do not know.
@@ -58,9 +59,13 @@ def _ordered(version: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What one version of xgrammar enforces. EngineError for one older than OLDEST."""
+    """What one version of xgrammar enforces. EngineError for one older than OLDEST.
+
+    any_whitespace: JSON of a schema is followed with any white space in it, not on one line.
+    """
 
     version: str
+    any_whitespace: bool = False
 
     def __post_init__(self) -> None:
         if _ordered(self.version) < _ordered(OLDEST):
@@ -86,7 +91,7 @@ class Support:
 
 
 NEWEST = Support(max(SINCE.values(), key=_ordered))
-TENSORRT_LLM = Support("0.1.25")  # of 1.2.1, in C++; 1.3's is 0.1.32
+TENSORRT_LLM = Support("0.1.25", any_whitespace=True)  # of 1.2.1, in C++; 1.3's is 0.1.32
 
 
 @cache

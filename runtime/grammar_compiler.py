@@ -112,7 +112,8 @@ class GrammarCompiler:
 
     def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
         child, info = self._running()
-        job = Job(constraint.kind, constraint.value, self.timeout_s)
+        spaces = self._support.any_whitespace
+        job = Job(constraint.kind, constraint.value, self.timeout_s, spaces)
         began_s = time.monotonic()
         answer = child.run(msgspec.msgpack.encode(job))
         name = constraint.kind.value
@@ -127,7 +128,7 @@ class GrammarCompiler:
             used = self._support.version
             hint = "" if self._support.is_newest else f" (by xgrammar {used}; newer ones take more)"
             raise refusal(constraint, f"the {name} cannot be followed{hint}: {verdict.error}")
-        return build_grammar(info, constraint.kind, constraint.value)
+        return build_grammar(info, constraint.kind, constraint.value, spaces)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
         """The process, started again if it is gone, and the vocabulary it was started with."""

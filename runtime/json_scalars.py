@@ -102,6 +102,8 @@ def _followed_range(
     parts: list[dict[str, Any]] = []
     rest, can_list = range(0), True
     if low is not None and high is not None:
+        if -99 <= low and high <= 99:
+            return {"type": "integer", "minimum": low, "maximum": high}
         rest = range(low, high + 1)
     elif low is not None:
         start = 0 if low < 0 else 10 if 1 < low < 10 else low

@@ -35,7 +35,7 @@ OF_TENSORRT_LLM = (
     "pydantic>=2",
     "mpi4py",
     "pyzmq",
-    "xgrammar",
+    "xgrammar==0.1.25",
     "llguidance",
 )
 _NOT_WHEELS = ("tensorrt-llm", "tensorrt")
