@@ -7,14 +7,17 @@ found out in a process of its own (`grammar_compiler.py`). Imports neither torch
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
+from enginehouse.runtime.constraint_support import TAG_FIELDS, SchemaError, Support
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.json_schema import MAX_DEPTH, SchemaError, exact_schema
+from enginehouse.runtime.json_schema import MAX_DEPTH, exact_schema
 from enginehouse.runtime.regex_classes import spell_out
 from enginehouse.runtime.request import Constraint, ConstraintKind
 
 MAX_VALUE_BYTES = 64 * 1024
+MAX_SPACE = 1  # white space characters in a row within a tag's JSON: more is a model gone astray
 _WANTED = {
     ConstraintKind.JSON_SCHEMA: "a JSON schema",
     ConstraintKind.CHOICE: "a JSON list of strings",
@@ -27,10 +30,11 @@ def refusal(constraint: Constraint, message: str) -> RequestError:
     return RequestError(message, param=constraint.param, code="invalid_value")
 
 
-def check(constraint: Constraint) -> Constraint:
+def check(constraint: Constraint, support: Support) -> Constraint:
     """The same constraint in the words the compiler enforces; RequestError in one sentence.
 
-    JSON_OBJECT becomes a schema and CHOICE a grammar, so that four kinds are left to compile.
+    support: of the xgrammar that will follow it. JSON_OBJECT becomes a schema and CHOICE a grammar,
+    so that four kinds are left to compile.
     """
     try:
         size = len(constraint.value.encode())
@@ -41,29 +45,29 @@ def check(constraint: Constraint) -> Constraint:
             constraint, f"the constraint has {size} bytes; wanted at most {MAX_VALUE_BYTES}"
         )
     try:
-        kind, value = _translate(constraint.kind, constraint.value)
+        kind, value = _translate(constraint.kind, constraint.value, support)
     except SchemaError as error:
         raise refusal(constraint, str(error)) from None
     return Constraint(kind, value, constraint.param)
 
 
-def _translate(kind: ConstraintKind, value: str) -> tuple[ConstraintKind, str]:
+def _translate(kind: ConstraintKind, value: str, support: Support) -> tuple[ConstraintKind, str]:
     if kind is ConstraintKind.JSON_OBJECT:
         return ConstraintKind.JSON_SCHEMA, '{"type": "object"}'
     if kind is ConstraintKind.REGEX:
         if not value:
             raise SchemaError("the regular expression is empty; wanted at least one character")
-        return kind, spell_out(value)
+        return kind, spell_out(value, support)
     if kind is ConstraintKind.EBNF:
-        return kind, value
+        return kind, _checked_grammar(value, support)
     data = _parse(kind, value)
     if kind is ConstraintKind.CHOICE:
         if not isinstance(data, list) or not data or not all(isinstance(x, str) for x in data):
             raise SchemaError("the choice is no list of strings; wanted at least one string in it")
         return ConstraintKind.EBNF, "root ::= " + " | ".join(_dumped(text) for text in data)
     if kind is ConstraintKind.JSON_SCHEMA:
-        return kind, _dumped(exact_schema(data))
-    return kind, _dumped(_with_exact_schemas(data, 0))
+        return kind, _dumped(exact_schema(data, support))
+    return kind, _dumped(_exact_tag(data, support, 0))
 
 
 def _parse(kind: ConstraintKind, value: str) -> Any:
@@ -96,23 +100,57 @@ def _dumped(data: Any) -> str:
     return text
 
 
-def _with_exact_schemas(data: Any, depth: int) -> Any:
-    """A structural tag whose schemas are all enforced."""
+_OF_GRAMMAR = re.compile(r'"(?:\\.|[^"\\])*"|#[^\n]*|\[(?:\\.|[^\]\\])*\]', re.S)
+_CODES = re.compile(r"\\[xuU]\{?([0-9A-Fa-f]+)")
+
+
+def _checked_grammar(grammar: str, support: Support) -> str:
+    """A grammar as it is; SchemaError for a class that this version takes for bytes."""
+    for found in _OF_GRAMMAR.findall(grammar):
+        beyond = not found.isascii() or any(int(code, 16) > 0x7F for code in _CODES.findall(found))
+        if found[0] == "[" and beyond:
+            support.require(
+                "classes beyond ASCII",
+                f"the class {found[:40]}, which names characters beyond ASCII,",
+                'write alternatives instead, such as ("\u00e9" | "\u00fc")',
+            )
+    return grammar
+
+
+def _exact_tag(data: Any, support: Support, depth: int, kind: str | None = None) -> Any:
+    """A structural tag, or a part of it, all of it enforced. kind: its type unless it says one."""
     if depth > MAX_DEPTH:
         raise SchemaError(f"the structural tag is nested more than {MAX_DEPTH} deep")
     if isinstance(data, list):
-        return [_with_exact_schemas(item, depth + 1) for item in data]
+        return [_exact_tag(item, support, depth + 1, kind) for item in data]
     if not isinstance(data, dict):
         return data
+    _check_fields(data, support, kind)
     result: dict[str, Any] = {}
     for key, value in data.items():
         legacy = key == "schema" and "begin" in data
         if key == "json_schema" or legacy:
             if legacy and isinstance(value, str):
                 value = _parse(ConstraintKind.JSON_SCHEMA, value)
-            result[key] = exact_schema(value)
+            result[key] = exact_schema(value, support)
         elif key == "pattern" and isinstance(value, str):
-            result[key] = spell_out(value)
+            result[key] = spell_out(value, support)
+        elif key == "grammar" and isinstance(value, str):
+            result[key] = _checked_grammar(value, support)
         else:
-            result[key] = _with_exact_schemas(value, depth + 1)
+            inner = "tag" if key == "tags" else None
+            result[key] = _exact_tag(value, support, depth + 1, inner)
+    if data.get("type") == "json_schema" and support.has("max_whitespace_cnt"):
+        result.setdefault("max_whitespace_cnt", MAX_SPACE)
     return result
+
+
+def _check_fields(data: dict[str, Any], support: Support, kind: str | None) -> None:
+    """SchemaError for what a version would pass over that knows TAG_FIELDS only."""
+    kind = data.get("type", kind)
+    known = TAG_FIELDS.get(str(kind), set())
+    for field in data:
+        if field != "type" and field not in known:
+            support.require(
+                "every field of structural tags", f"the field {field[:40]!r} of {str(kind)[:40]!r}"
+            )

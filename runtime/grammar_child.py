@@ -25,6 +25,8 @@ import psutil
 import torch
 import xgrammar
 
+from enginehouse.runtime.constraint_support import installed
+from enginehouse.runtime.grammar_automata import automata_error
 from enginehouse.runtime.request import ConstraintKind
 from enginehouse.runtime.vocabulary import read_vocabulary
 
@@ -41,6 +43,7 @@ class Job(NamedTuple):
     kind: ConstraintKind
     value: str
     timeout_s: float
+    any_whitespace: bool = False
 
 
 class Verdict(NamedTuple):
@@ -66,7 +69,7 @@ def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
     began_s = time.process_time()
     with _CapturedStderr() as captured:
         try:
-            compiled = build_grammar(info, job.kind, job.value)
+            compiled = build_grammar(info, job.kind, job.value, job.any_whitespace)
         except Exception as error:  # a C++ error of any kind, or pydantic's
             return Verdict(error=_sentence(str(error)))
     if warnings := captured.text.strip():
@@ -75,16 +78,20 @@ def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
         return Verdict(error="it makes too large a grammar; make it simpler")
     if time.process_time() - began_s > _MAX_COMPILE_S:
         return Verdict(error="it takes too long to compile; make it simpler")
+    if not installed().has("automata that are right"):
+        error = automata_error(compiled.grammar.serialize_json())
+        if error is not None:
+            return Verdict(error)
     return Verdict(rehearse(compiled))
 
 
 def build_grammar(
-    info: xgrammar.TokenizerInfo, kind: ConstraintKind, value: str
+    info: xgrammar.TokenizerInfo, kind: ConstraintKind, value: str, any_whitespace: bool = False
 ) -> xgrammar.CompiledGrammar:
     """One constraint, checked by `constraint.py`, by xgrammar; RuntimeError where it cannot."""
     compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
     if kind is ConstraintKind.JSON_SCHEMA:
-        return compiler.compile_json_schema(value, any_whitespace=False)
+        return compiler.compile_json_schema(value, any_whitespace=any_whitespace)
     if kind is ConstraintKind.REGEX:
         return compiler.compile_regex(value)
     if kind is ConstraintKind.STRUCTURAL_TAG:

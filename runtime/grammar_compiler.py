@@ -21,6 +21,7 @@ import msgspec
 import xgrammar
 
 from enginehouse.runtime.constraint import check, refusal
+from enginehouse.runtime.constraint_support import Support, installed
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.grammar_child import Job, Verdict, build_grammar, tokenizer_info
 from enginehouse.runtime.request import Constraint, ConstraintKind
@@ -36,7 +37,7 @@ _Key = tuple[ConstraintKind, str]
 
 class GrammarCompiler:
     """Owns the compiled grammars, and the process that tries them: `start` or the first one
-    starts it.
+    starts it. support: of the xgrammar that follows them; None: of the one that is installed.
     """
 
     def __init__(
@@ -45,8 +46,10 @@ class GrammarCompiler:
         vocab_size: int,
         stop_token_ids: tuple[int, ...],
         timeout_s: float = DEFAULT_TIMEOUT_S,
+        support: Support | None = None,
     ) -> None:
         self.timeout_s = timeout_s
+        self._support = support or installed()
         self._engine_dir = engine_dir.resolve()
         self._vocab_size = vocab_size
         self._stop_token_ids = list(stop_token_ids)
@@ -70,7 +73,7 @@ class GrammarCompiler:
             raise refusal(
                 constraint, f"this engine has no {missing}, so no constraint can be followed"
             )
-        checked = check(constraint)
+        checked = check(constraint, self._support)
         key = (checked.kind, checked.value)
         grammar = self._kept.get(key)
         if grammar is None or grammar.cancelled() or (grammar.done() and grammar.exception()):
@@ -109,7 +112,8 @@ class GrammarCompiler:
 
     def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
         child, info = self._running()
-        job = Job(constraint.kind, constraint.value, self.timeout_s)
+        spaces = self._support.any_whitespace
+        job = Job(constraint.kind, constraint.value, self.timeout_s, spaces)
         began_s = time.monotonic()
         answer = child.run(msgspec.msgpack.encode(job))
         name = constraint.kind.value
@@ -121,8 +125,10 @@ class GrammarCompiler:
             raise refusal(constraint, f"the {name} takes {why} to compile; make it simpler")
         verdict = msgspec.msgpack.decode(answer, type=Verdict)
         if verdict.error is not None:
-            raise refusal(constraint, f"the {name} cannot be followed: {verdict.error}")
-        return build_grammar(info, constraint.kind, constraint.value)
+            used = self._support.version
+            hint = "" if self._support.is_newest else f" (by xgrammar {used}; newer ones take more)"
+            raise refusal(constraint, f"the {name} cannot be followed{hint}: {verdict.error}")
+        return build_grammar(info, constraint.kind, constraint.value, spaces)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
         """The process, started again if it is gone, and the vocabulary it was started with."""

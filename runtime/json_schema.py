@@ -8,12 +8,18 @@ Source: JSON Schema 2020-12, core and validation; xgrammar's json_schema_convert
 
 from __future__ import annotations
 
+import json
 import re
 from collections import deque
 from typing import Any
 
-from enginehouse.runtime.regex_classes import spell_out
-from enginehouse.runtime.string_formats import BUILT_IN, PATTERNS
+from enginehouse.runtime.constraint_support import NEWEST, SchemaError, Support
+from enginehouse.runtime.json_scalars import (
+    exact_integer,
+    exact_number,
+    exact_pattern,
+    exact_string,
+)
 
 MAX_DEPTH = 64
 MAX_REPEAT = 10_000  # of maxLength, maxItems and the like: each is that many states
@@ -36,6 +42,7 @@ _OF_TYPE = {
     "boolean": set(),
     "null": set(),
 }
+_SCALARS = {"string": exact_string, "integer": exact_integer, "number": exact_number}
 _ALONE = ("$ref", "const", "enum", "anyOf", "oneOf", "allOf")
 _COUNTS = {"minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"}
 _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
@@ -49,18 +56,15 @@ _PYTHON_TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-class SchemaError(ValueError):
-    """A schema that is refused, in one sentence."""
-
-
-def exact_schema(schema: Any) -> dict[str, Any]:
+def exact_schema(schema: Any, support: Support = NEWEST) -> dict[str, Any]:
     """A new schema, all of whose keywords are enforced; SchemaError names what cannot be."""
-    return _Walk(schema).run()
+    return _Walk(schema, support).run()
 
 
 class _Walk:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, support: Support) -> None:
         self.root = root
+        self.support = support
         self.names: dict[str, str] = {}  # where a $ref points -> its name in defs
         self.defs: dict[str, dict[str, Any]] = {}
         self.pending: deque[tuple[str, str, Any]] = deque()  # name, path, schema of a $ref
@@ -73,8 +77,15 @@ class _Walk:
             name, path, target = self.pending.popleft()
             self.defs[name] = self.schema(target, path, 0)
         for node in self.one_ofs:
-            if self._disjoint(node["oneOf"]):  # else xgrammar must prove it, or refuses
-                node["anyOf"] = node.pop("oneOf")
+            if not self._disjoint(node["oneOf"]):  # xgrammar must prove it, or refuses
+                self.support.require(
+                    "oneOf of branches that may overlap",
+                    "a oneOf whose branches are no different types, nor different strings of one "
+                    "required property,",
+                    "write anyOf",
+                )
+                continue
+            node["anyOf"] = node.pop("oneOf")
         return {**result, "$defs": self.defs} if self.defs else result
 
     def schema(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
@@ -196,55 +207,19 @@ class _Walk:
                 raise SchemaError(_unsupported(path, keyword, beside))
         if not kinds:
             return {}
-        makers = {"string": self._string, "array": self._array, "object": self._object}
         made = []
         for kind in kinds:
             part = {key: value for key, value in node.items() if key in _OF_TYPE[kind]}
             _check_counts(part, path)
-            maker = makers.get(kind, self._number)
-            made.append({"type": kind, **maker(part, path, depth)})
+            if kind in _SCALARS:
+                made.append(_SCALARS[kind](part, path, self.support))
+            elif kind == "array":
+                made.append({"type": kind, **self._array(part, path, depth)})
+            elif kind == "object":
+                made.append({"type": kind, **self._object(part, path, depth)})
+            else:
+                made.append({"type": kind})
         return made[0] if len(made) == 1 else {"anyOf": made}
-
-    def _string(self, node: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
-        shortest, longest = node.pop("minLength", 0), node.pop("maxLength", None)
-        if shortest == 0 and longest is None:
-            _one_of(node, path, "pattern", "format")
-        elif node:
-            raise SchemaError(
-                f"{path}: {next(iter(node))} beside minLength or maxLength is not supported; "
-                "put the length into the pattern"
-            )
-        else:
-            # xgrammar's own bounds let raw control characters through
-            bounds = f"{shortest},{'' if longest is None else longest}"
-            return {"pattern": spell_out(f"^[\\s\\S]{{{bounds}}}$", in_json=True)}
-        if "pattern" in node:
-            if not isinstance(node["pattern"], str):
-                raise SchemaError(f"{path}.pattern is no string; wanted a regular expression")
-            return {"pattern": spell_out(node["pattern"], in_json=True)}
-        if "format" in node:
-            name = node["format"]
-            if name in PATTERNS:
-                return {"pattern": PATTERNS[name]}
-            if name not in BUILT_IN:
-                raise SchemaError(
-                    f"{path}.format is {str(name)[:40]!r}; "
-                    f"wanted one of {', '.join(sorted({*BUILT_IN, *PATTERNS}))}"
-                )
-        return node
-
-    def _number(self, node: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
-        for keyword, value in list(node.items()):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SchemaError(f"{path}.{keyword} is no number; wanted a number")
-            if abs(value) > 2**53 or round(value, 6) != value:
-                raise SchemaError(
-                    f"{path}.{keyword} is out of reach; wanted a number of at most 6 decimals "
-                    "between -2**53 and 2**53"
-                )
-        if "multipleOf" in node:
-            _one_of(node, path, "multipleOf", next((k for k in node if k != "multipleOf"), ""))
-        return node
 
     def _array(self, node: dict[str, Any], path: str, depth: int) -> dict[str, Any]:
         if "items" in node and "unevaluatedItems" in node:
@@ -277,15 +252,24 @@ class _Walk:
         self._require(node, properties, rest, path)
         result: dict[str, Any] = {**node, "additionalProperties": False if closed else rest or True}
         if properties:
+            self._check_names(properties, path)
             result["properties"] = properties
         if patterns:
             self._check_patterns(patterns, properties, closed, node, path)
+            where = f"{path}.patternProperties"
             result["patternProperties"] = {
-                spell_out(pattern, in_json=True): s for pattern, s in patterns.items()
+                exact_pattern(pattern, where, self.support): s for pattern, s in patterns.items()
             }
         if "propertyNames" in node:
             if properties or patterns:
                 raise SchemaError(_unsupported(path, "propertyNames", "beside named properties"))
+            if closed:
+                raise SchemaError(_unsupported(path, "propertyNames", "where no name is allowed"))
+            if isinstance(rest, dict):
+                self.support.require(
+                    "propertyNames beside additionalProperties",
+                    f"{path}.propertyNames beside a schema of other properties",
+                )
             names = {"type": "string", **_as_dict(node["propertyNames"], f"{path}.propertyNames")}
             result["propertyNames"] = self.schema(names, f"{path}.propertyNames", depth + 1)
         if node.get("minProperties", 0) > max(1, len(node.get("required", []))) and (
@@ -315,6 +299,15 @@ class _Walk:
                     "add it to properties"
                 )
             properties.setdefault(name, rest if isinstance(rest, dict) else {})
+
+    def _check_names(self, properties: dict[str, Any], path: str) -> None:
+        for name in properties:
+            if "\\" in json.dumps(name, ensure_ascii=False):
+                self.support.require(
+                    "names with escapes",
+                    f"{path}.properties: the name {name[:40]!r}, which JSON writes with an escape,",
+                    "rename it",
+                )
 
     def _check_patterns(
         self,
@@ -380,11 +373,6 @@ def _values_differ(schemas: list[dict[str, Any]]) -> bool:
     values = [schema.get("enum", [None]) for schema in schemas]
     every = [value for group in values for value in group]
     return all(isinstance(v, str) for v in every) and len(set(every)) == len(every)
-
-
-def _one_of(node: dict[str, Any], path: str, first: str, second: str) -> None:
-    if first in node and second in node:
-        raise SchemaError(f"{path}: {first} beside {second} is not supported; choose one of them")
 
 
 def _check_counts(node: dict[str, Any], path: str) -> None:

@@ -1,8 +1,9 @@
 """Character classes of a regular expression, spelt out as ranges of code points.
 
 xgrammar's negated classes and its dot reach into bytes that are no UTF-8, and its dot matches
-line breaks. Spelt out, a class is what ECMA-262 says; within JSON text it also leaves out what
-JSON must escape. Everything else of the pattern stays as it is.
+line breaks; its \\x41 takes every hexadecimal digit that follows. Spelt out, a class is what
+ECMA-262 says; within JSON text it also leaves out what JSON must escape. What is neither a class
+nor an escape stays as it is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from enginehouse.runtime.constraint_support import SchemaError, Support
 
 Range = tuple[int, int]
 
@@ -35,25 +38,41 @@ class _Item(NamedTuple):
     code: int | None = None
 
 
-def spell_out(pattern: str, in_json: bool = False) -> str:
-    """The pattern with every class and dot as explicit ranges; in_json: of a JSON string."""
+def spell_out(pattern: str, support: Support, in_json: bool = False) -> str:
+    """The pattern with every class, dot and escape as explicit ranges or characters.
+
+    in_json: of a JSON string. SchemaError for what cannot be followed exactly.
+    """
     whole = _JSON_TEXT if in_json else _TEXT
     out, i = [], 0
     while i < len(pattern):
         char = pattern[i]
-        ranges, end = None, i + 1
+        item = _one(ord(char), i + 1)
         if char == ".":
-            ranges = complement(_LINE_ENDS)
+            item = _Item(complement(_LINE_ENDS), i + 1)
         elif char == "[":
-            ranges, end = _class(pattern, i)
+            item = _class(pattern, i)
         elif char == "\\":
-            end = i + 2
             item = _escape(pattern, i)
-            if item is not None and item.code is None:
-                ranges = item.ranges
-        found = None if ranges is None else intersect(ranges, whole)
-        out.append(pattern[i:end] if not found else _written(found))
-        i = end
+        text = pattern[i : item.end]
+        if (char == "^" and i > 0) or (char == "$" and item.end < len(pattern)):
+            support.require("anchors within", f"{char!r} within {pattern[:40]!r}")
+        found = intersect(item.ranges, whole)
+        if not found:
+            where = "a pattern of a JSON string" if in_json else "a regular expression"
+            raise SchemaError(f"{text[:40]!r} cannot be in {where}; leave it out")
+        if item.code is None:
+            if found[-1][1] > 0x7F:
+                support.require(
+                    "classes beyond ASCII",
+                    f"{text[:40]!r}, which holds characters beyond ASCII,",
+                    "name the characters of ASCII instead, such as [ -~]",
+                )
+            text = _written(found)
+        elif char == "\\" and text[1].isalnum():
+            text = _written(found) if item.code < 0x80 else chr(item.code)
+        out.append(text)
+        i = item.end
     return "".join(out)
 
 
@@ -75,38 +94,37 @@ def intersect(first: Iterable[Range], second: Iterable[Range]) -> list[Range]:
     return sorted((low, high) for low, high in pairs if low <= high)
 
 
-def _class(pattern: str, start: int) -> tuple[list[Range] | None, int]:
-    """What `[...]` at start matches, and where it ends; None for one that is not understood."""
+def _class(pattern: str, start: int) -> _Item:
+    """What `[...]` at start matches, and where it ends."""
     i = start + 1
     negated = pattern.startswith("^", i)
     i += negated
     ranges: list[Range] = []
     while i < len(pattern) and pattern[i] != "]":
         item = _member(pattern, i)
-        if item is None:
-            return None, start + 1
         if item.code is not None and pattern.startswith("-", item.end):
             last = _member(pattern, item.end + 1) if pattern[item.end + 1 :] else None
             if last is not None and last.code is not None and pattern[item.end + 1] != "]":
-                if last.code < item.code:
-                    return None, start + 1
                 ranges.append((item.code, last.code))
                 i = last.end
                 continue
         ranges += item.ranges
         i = item.end
-    if i >= len(pattern) or not ranges:
-        return None, start + 1
-    return (complement(ranges) if negated else _merged(ranges)), i + 1
+    if i >= len(pattern) or not ranges or any(low > high for low, high in ranges):
+        raise SchemaError(
+            f"the class {pattern[start : i + 1][:40]!r} is empty, open or the wrong way round; "
+            "wanted one such as [a-z]"
+        )
+    return _Item(complement(ranges) if negated else _merged(ranges), i + 1)
 
 
-def _member(pattern: str, i: int) -> _Item | None:
+def _member(pattern: str, i: int) -> _Item:
     if pattern[i] == "\\":
         return _escape(pattern, i)
     return _one(ord(pattern[i]), i + 1)
 
 
-def _escape(pattern: str, i: int) -> _Item | None:
+def _escape(pattern: str, i: int) -> _Item:
     name = pattern[i + 1 : i + 2]
     sets = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
     if name in sets:
@@ -117,10 +135,13 @@ def _escape(pattern: str, i: int) -> _Item | None:
         return _one(_CONTROLS[name], i + 2)
     if match := _CODE.match(pattern, i):
         code = int(next(group for group in match.groups() if group), 16)
-        return _one(code, match.end()) if code <= 0x10FFFF else None
+        if code <= 0x10FFFF:
+            return _one(code, match.end())
     if name and not name.isalnum():
         return _one(ord(name), i + 2)
-    return None
+    raise SchemaError(
+        f"the escape {pattern[i : i + 2]!r} is not supported; wanted one such as \\d or \\u00e9"
+    )
 
 
 def _one(code: int, end: int) -> _Item:

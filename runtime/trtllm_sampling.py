@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from enginehouse.runtime.constraint import check
+from enginehouse.runtime.constraint_support import TENSORRT_LLM
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.executor import check_request
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
@@ -106,8 +107,9 @@ def _seed(seed: int | None) -> int:
 def guided_fields(constraint: Constraint) -> dict[str, Any]:
     """The one field of GuidedDecodingParams that says the constraint.
 
-    In the words that the CPU backend follows too: a choice is a grammar, and JSON_OBJECT a schema,
-    as TensorRT-LLM's json_object takes any JSON. RequestError when it cannot be followed.
+    A choice is a grammar, and JSON_OBJECT a schema, as TensorRT-LLM's json_object takes any JSON.
+    RequestError for what the xgrammar that TensorRT-LLM is compiled with does not enforce,
+    whichever Python package lies beside it.
     """
-    checked = check(constraint)
+    checked = check(constraint, TENSORRT_LLM)
     return {_GUIDES[checked.kind]: checked.value}

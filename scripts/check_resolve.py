@@ -22,8 +22,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 OF_EACH = {"cpu": ("3.10", "3.11", "3.12", "3.13"), "trtllm": ("3.10", "3.12")}
-SHOWN = ("torch", "transformers", "tokenizers", "huggingface-hub", "numpy", "pydantic", "pyzmq")
-# Source: the requirements of tensorrt-llm 1.2.1, but for those that are not in PyPI as wheels.
+SHOWN = ("torch", "transformers", "tokenizers", "huggingface-hub", "numpy", "xgrammar", "pyzmq")
+# Source: the requirements of tensorrt-llm 1.2.1; below the line, requirements.txt of its 1.2 line
+# where 1.2.1's own was not seen. Left out: what is not in PyPI as wheels.
 OF_TENSORRT_LLM = (
     "torch>=2.9.1,<=2.10.0a0",
     "transformers==4.57.3",
@@ -32,11 +33,31 @@ OF_TENSORRT_LLM = (
     "flashinfer-python~=0.6.0",
     "nvidia-modelopt[torch]~=0.37.0",
     "cuda-python>=13",
-    "pydantic>=2",
     "mpi4py",
     "pyzmq",
-    "xgrammar",
-    "llguidance",
+    # ---
+    "xgrammar==0.1.25",
+    "numpy<2",
+    "setuptools<80",
+    "wheel<=0.45.1",
+    "apache-tvm-ffi==0.1.6",
+    "torch-c-dlpack-ext==0.1.3",
+    "llguidance==0.7.29",
+    "mistral-common==1.8.6",
+    "openai-harmony==0.0.4",
+    "datasets==3.1.0",
+    "h5py==3.12.1",
+    "onnx>=1.18.0,<1.20.0",
+    "numexpr<2.14.0",
+    "fastapi>=0.120.1,<=0.121.3",
+    "starlette>=0.49.1",
+    "accelerate>=1.7.0",
+    "pydantic>=2.9.1",
+    "pydantic-settings[yaml]",
+    "prometheus_client",
+    "psutil",
+    "openai",
+    "jsonschema",
 )
 _NOT_WHEELS = ("tensorrt-llm", "tensorrt")
 _CUDA = re.compile(r"cuda-|nvidia-")  # torch's CUDA build pins these itself

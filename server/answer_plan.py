@@ -20,6 +20,7 @@ from enginehouse.server.reasoning import (
     after_reasoning,
     opens_reasoning,
 )
+from enginehouse.server.tool_format import once
 from enginehouse.server.tools import ToolUse, as_constraint, as_tag
 
 
@@ -89,5 +90,8 @@ def _joined(chat: Chat, tools: ToolUse, constraint: Constraint | None) -> Constr
     if constraint is None or tools.forced:
         tag = tools.tag(form)
         return None if tag is None else as_constraint(tag)
-    tag = {"type": "or", "elements": [tools.call_tag(form), as_tag(constraint)]}
+    calls, other = tools.call_tag(form), as_tag(constraint)
+    if calls["type"] not in ("or", "tag"):  # it may go on: several calls with no end of their own
+        other = once(other)
+    tag = {"type": "or", "elements": [calls, other]}
     return as_constraint(tag, constraint.param)

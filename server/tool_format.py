@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from enginehouse.runtime.constraint_support import SchemaError
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.json_schema import SchemaError, exact_schema
+from enginehouse.runtime.json_schema import exact_schema
 from enginehouse.server.answer import AnswerParser
 from enginehouse.server.message import ToolCall
 from enginehouse.server.tool_json import to_json
 
-MAX_SPACE = 1  # white space characters in a row that a grammar allows: more is a model gone astray
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 _COMBINED = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
 
@@ -109,9 +109,10 @@ class Format:
 
     def forced(self, functions: Sequence[ToolFunction], parallel: bool) -> dict[str, Any]:
         """A structural tag's format: calls and nothing else; exactly one unless parallel."""
-        parts = [_const(self.opening), self._calls(functions, parallel), _const(self.closing)]
-        elements = [part for part in parts if part is not None]
-        return elements[0] if len(elements) == 1 else {"type": "sequence", "elements": elements}
+        calls = self._calls(functions, parallel)
+        if not self.opening:
+            return calls
+        return {"type": "tag", "begin": self.opening, "content": calls, "end": self.closing}
 
     def free(self, functions: Sequence[ToolFunction], parallel: bool) -> dict[str, Any] | None:
         """Text in which calls may begin, each held to its form; None where no tag can say that.
@@ -139,26 +140,33 @@ class Format:
         }
 
     def _calls(self, functions: Sequence[ToolFunction], parallel: bool) -> dict[str, Any]:
-        return {
-            "type": "tags_with_separator",
-            "tags": self._tags(functions),
-            "separator": self.between,
-            "at_least_one": True,
-            "stop_after_first": not parallel,
-        }
+        tags = self._tags(functions)
+        if not parallel:
+            return {"type": "or", "elements": tags}
+        calls = {"type": "tags_with_separator", "tags": tags, "at_least_one": True}
+        if self.between:
+            return {**calls, "separator": self.between}
+        for tag in tags:  # xgrammar 0.1 wants a separator: what each call begins with is one
+            tag["begin"] = tag["begin"].removeprefix(self.before)
+        first = {"type": "const_string", "value": self.before}
+        return {"type": "sequence", "elements": [first, {**calls, "separator": self.before}]}
 
     def _tags(self, functions: Sequence[ToolFunction]) -> list[dict[str, Any]]:
         tags = []
         for item in functions:
-            content = {
-                "type": "json_schema",
-                "json_schema": item.schema(),
-                "max_whitespace_cnt": MAX_SPACE,
-            }
+            content = {"type": "json_schema", "json_schema": item.schema()}
             begin = f"{self.before}{item.name}{self.middle}"
             tags.append({"type": "tag", "begin": begin, "content": content, "end": self.after})
         return tags
 
 
-def _const(text: str) -> dict[str, Any] | None:
-    return {"type": "const_string", "value": text} if text else None
+def once(tag: dict[str, Any]) -> dict[str, Any]:
+    """The same as a list of one tag: xgrammar 0.1 lets such lists stand beside their like only."""
+    tags = [{"type": "tag", "begin": "", "content": tag, "end": ""}]
+    return {
+        "type": "tags_with_separator",
+        "tags": tags,
+        "separator": "\n",
+        "at_least_one": True,
+        "stop_after_first": True,
+    }

@@ -168,4 +168,4 @@ def as_tag(constraint: Constraint) -> dict[str, Any]:
                 {"type": "const_string", "value": text} for text in json.loads(constraint.value)
             ]
             return {"type": "or", "elements": choices}
-    return {"type": "json_schema", "json_schema": schema, "max_whitespace_cnt": 1}
+    return {"type": "json_schema", "json_schema": schema}

@@ -367,3 +367,10 @@ BAD["far_too_deep"] = DEEP_TEXT
 BAD["long"] = {"enum": ["x" * 70_000]}
 BAD["infinity"] = '{"const": Infinity}'
 BAD["huge_exponent"] = '{"const": 1e999}'
+
+# GOOD ones that xgrammar enforces from 0.2.8 on, and that are refused before.
+NEWER = {
+    *("integer_multiple", "number_range", "number_exclusive", "narrow_range", "wide_range"),
+    *("string_length", "string_short", "pattern_not", "pattern_dots", "pattern_accents"),
+    "odd_keys",
+}

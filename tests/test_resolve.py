@@ -9,6 +9,8 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
+from enginehouse.runtime.constraint_support import TENSORRT_LLM
+
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "check_resolve.py"))
 main, requirements, locked_names = (
     SCRIPT[name] for name in ("main", "requirements", "locked_names")
@@ -65,3 +67,7 @@ def test_uv_is_asked_for_the_pythons_own_answer(monkeypatch: pytest.MonkeyPatch)
     assert command[command.index("--constraints") + 1] == str(ROOT / "constraints.txt")
     assert command[command.index("--default-index") + 1] == "https://mirror/simple"
     assert options["input"].splitlines() == requirements("cpu")
+
+
+def test_constraints_follow_the_xgrammar_that_tensorrt_llm_pins() -> None:
+    assert f"xgrammar=={TENSORRT_LLM.version}" in SCRIPT["OF_TENSORRT_LLM"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 from trtllm_double import install_double
 
+from enginehouse.runtime.constraint_support import TENSORRT_LLM
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.json_schema import exact_schema
 from enginehouse.runtime.request import (
@@ -135,7 +136,9 @@ def test_a_constraint_becomes_one_guide(
 
 def test_a_schema_and_a_structural_tag_arrive_exactly() -> None:
     told = fields_of(constraint=Constraint(ConstraintKind.JSON_SCHEMA, SCHEMA))["guided_decoding"]
-    assert list(told) == ["json"] and json.loads(told["json"]) == exact_schema(json.loads(SCHEMA))
+    assert list(told) == ["json"] and json.loads(told["json"]) == exact_schema(
+        json.loads(SCHEMA), TENSORRT_LLM
+    )
     tag = {"type": "structural_tag", "format": {"type": "any_text"}}
     constraint = Constraint(ConstraintKind.STRUCTURAL_TAG, json.dumps(tag))
     told = fields_of(constraint=constraint)["guided_decoding"]

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer
 from tool_texts import FORMATS
 
 from enginehouse.runtime.constraint import check
+from enginehouse.runtime.constraint_support import installed
 from enginehouse.runtime.grammar_child import build_grammar, tokenizer_info
 from enginehouse.runtime.vocabulary import SHOWN_TOKENS, read_vocabulary
 from enginehouse.server.tools import ToolUse, as_constraint
@@ -52,7 +53,7 @@ def test_a_forced_call_may_begin_with_the_special_token_that_marks_it(
     form = FORMATS[name]
     tag = ToolUse((CLOCK,), "required", parallel=False).tag(form)
     assert tag is not None
-    constraint = check(as_constraint(tag))
+    constraint = check(as_constraint(tag), installed())
     stop_id = tokenizer.token_to_id(HIDDEN)
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     info = tokenizer_info(tmp_path, size, [stop_id])
