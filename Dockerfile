@@ -10,9 +10,11 @@ COPY build build
 COPY runtime runtime
 COPY server server
 COPY configs configs
-# The image's own torch, transformers and TensorRT satisfy our bounds and stay as they are.
+# What the image has (torch, transformers, TensorRT, xgrammar 0.1.25, numpy 1.26) satisfies our bounds
+# and stays as it is: pip is held to every version of it.
 # doctor's status 3 is the GPU that no image has while it is built.
-RUN python3 -m pip install --no-cache-dir --upgrade-strategy only-if-needed . \
+RUN python3 -m pip list --format=freeze > /tmp/image.txt \
+    && python3 -m pip install --no-cache-dir -c /tmp/image.txt . \
     && python3 -c "import importlib.metadata as m; assert m.version('tensorrt_llm') == '1.2.1'" \
     && (enginehouse-build doctor || test $? -eq 3) \
     && useradd --create-home --uid 10001 enginehouse

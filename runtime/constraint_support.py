@@ -98,3 +98,14 @@ TENSORRT_LLM = Support("0.1.25", any_whitespace=True)  # of 1.2.1, in C++; 1.3's
 def installed() -> Support:
     """Of the Python package, which the CPU backend follows grammars with."""
     return Support(importlib.metadata.version("xgrammar"))
+
+
+def doubt_beside_tensorrt_llm() -> str | None:
+    """Why grammars are tried with a package that does not make TensorRT-LLM's mistakes, if so."""
+    if not installed().has("automata that are right"):
+        return None
+    return (
+        f"TensorRT-LLM follows constraints with xgrammar {TENSORRT_LLM.version}, and the package "
+        f"beside it is {installed().version}: automata that only the first gets wrong are not "
+        f"seen; install xgrammar=={TENSORRT_LLM.version}"
+    )

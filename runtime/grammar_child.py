@@ -79,9 +79,9 @@ def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
     if time.process_time() - began_s > _MAX_COMPILE_S:
         return Verdict(error="it takes too long to compile; make it simpler")
     if not installed().has("automata that are right"):
-        error = automata_error(compiled.grammar.serialize_json())
-        if error is not None:
-            return Verdict(error)
+        wrong = automata_error(compiled.grammar.serialize_json())
+        if wrong is not None:
+            return Verdict(wrong)
     return Verdict(rehearse(compiled))
 
 

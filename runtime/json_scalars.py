@@ -98,26 +98,32 @@ def exact_integer(node: dict[str, Any], path: str, support: Support) -> dict[str
 def _followed_range(
     low: int | None, high: int | None, path: str, support: Support
 ) -> dict[str, Any]:
-    """The same range as one without end that every version follows, and a list of the rest."""
+    """The same range in those that every version follows: from 0, from 10 or more, up to 0, within
+    -99 to 99; and a list of the rest.
+    """
     parts: list[dict[str, Any]] = []
-    rest, can_list = range(0), True
+    rest, is_followed = range(0), True
     if low is not None and high is not None:
-        if -99 <= low and high <= 99:
-            return {"type": "integer", "minimum": low, "maximum": high}
-        rest = range(low, high + 1)
+        is_followed = low >= -99
+        if low <= 99:
+            parts = [{"type": "integer", "minimum": low, "maximum": min(high, 99)}]
+        rest = range(max(low, 100), high + 1)
     elif low is not None:
+        is_followed = low >= -99
         start = 0 if low < 0 else 10 if 1 < low < 10 else low
-        parts, rest = [{"type": "integer", "minimum": start}], range(low, start)
+        parts = [{"type": "integer", "minimum": start}]
+        if low < start:
+            parts.append({"type": "integer", "minimum": low, "maximum": start - 1})
     elif high is not None:
+        is_followed = high >= 0
         parts, rest = [{"type": "integer", "maximum": 0}], range(1, high + 1)
-        can_list = high >= 0
     else:
         return {"type": "integer"}
-    if len(rest) > MAX_LISTED or not can_list:
+    if len(rest) > MAX_LISTED or not is_followed:
         support.require(
             "bounds of integers",
             f"{path}: this range of integers",
-            f"leave its bounds out, or set both around at most {MAX_LISTED} integers",
+            f"leave its bounds out, or set both around at most {MAX_LISTED} integers from -99 on",
         )
     if rest:
         parts.append({"type": "integer", "enum": list(rest)})

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from enginehouse.runtime.constraint_support import TENSORRT_LLM, installed
+from enginehouse.runtime.constraint_support import TENSORRT_LLM, doubt_beside_tensorrt_llm
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar_compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
@@ -91,14 +91,8 @@ class TrtllmExecutor:
             options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
             TENSORRT_LLM,
         )
-        if installed().has("automata that are right"):  # else this one makes the same mistakes
-            log.warning(
-                "TensorRT-LLM follows constraints with xgrammar %s, and the Python package is %s: "
-                "grammars that only the first gets wrong are not seen; install xgrammar==%s",
-                TENSORRT_LLM.version,
-                installed().version,
-                TENSORRT_LLM.version,
-            )
+        if (doubt := doubt_beside_tensorrt_llm()) is not None:
+            log.warning(doubt)
         self._ranks, self._guard = RankLog(), WorkerGuard()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trtllm", daemon=True)

@@ -142,6 +142,8 @@ def tag(**form: Any) -> str:
         (J, {"type": "number", "minimum": 0}, "schema.minimum of a number"),
         (J, {"type": "integer", "maximum": -5}, "schema: this range of integers"),
         (J, {"type": "integer", "minimum": 0, "maximum": 65535}, "at most 1000 integers"),
+        (J, {"type": "integer", "minimum": -136, "maximum": 116}, "integers from -99 on"),
+        (J, {"type": "integer", "minimum": -100}, "this range of integers"),
         (J, {"type": "string", "maxLength": 5}, "such as ^[ -~]{0,5}$"),
         (J, {"type": "string", "pattern": "^.$"}, "schema.pattern: '.'"),
         (J, {"type": "string", "pattern": "(a$|b)"}, "'$' within"),
@@ -196,7 +198,10 @@ def test_a_refusal_says_what_is_wanted(kind: ConstraintKind, value: Any, words: 
 RANGES = [
     *({"minimum": low} for low in (-99, -3, -1, 0, 1, 2, 9, 10, 11, 137, 1999)),
     *({"maximum": high} for high in (0, 1, 9, 116, 999, 1000)),
-    *({"minimum": low, "maximum": high} for low, high in ((-99, 99), (1, 1000), (7, 7), (3, 120))),
+    *(
+        {"minimum": low, "maximum": high}
+        for low, high in ((-99, 99), (1, 1000), (7, 7), (-5, 120), (98, 137))
+    ),
     {"exclusiveMinimum": 0.5, "exclusiveMaximum": 20},
     {"minimum": 8, "exclusiveMinimum": 5, "maximum": 20, "exclusiveMaximum": 25},
 ]

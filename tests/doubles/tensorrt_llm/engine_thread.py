@@ -12,8 +12,6 @@ from typing import Any
 
 from enginehouse.runtime import errors as ours_errors
 from enginehouse.runtime import request as ours
-from enginehouse.runtime.constraint import check
-from enginehouse.runtime.constraint_support import TENSORRT_LLM
 from enginehouse.runtime.torch_executor import TorchExecutor
 from tensorrt_llm.llmapi import SamplingParams
 from tensorrt_llm.result import Logprob, RequestOutput, Response
@@ -119,8 +117,6 @@ class EngineThread:
         self._running[result.request_id] = _Running(result, params, streaming)
         sampling = our_params(params, len(result.prompt_token_ids))
         try:
-            if sampling.constraint is not None:  # 1.2.1 takes it, and passes over part of it
-                check(sampling.constraint, TENSORRT_LLM)
             self.executor.submit(ours.Request(result.request_id, result.prompt_token_ids, sampling))
         except ours_errors.RequestError as error:
             del self._running[result.request_id]
