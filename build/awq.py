@@ -42,15 +42,20 @@ def quantize_awq(
 
     weight: float32 [out_features, in_features]; linears that share an input are stacked on dim 0.
     Each step minimises the squared error of the linear's outputs on the calibration inputs.
-    Takes the moments' drift. Memory: three matrices [in, in], and a few copies of `weight`.
+    Takes the moments' drift. Memory: three matrices [in, in], and four copies of `weight`.
     """
     missing = weight @ moments.take_drift()
     with moments.damped() as second:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
-        weight = weight + missing @ inverse
+        weight = (missing @ inverse).add_(weight)
+        del missing
         importance = 1 / inverse.diagonal()  # of an error that the other channels make up for
         prequant = search_prequant(weight, moments.mean, importance, group_size, scale_dtype)
-        scale = search_scale(weight, prequant, importance, group_size, scale_dtype)
+        scales = [
+            search_scale(rows, prequant, importance, group_size, scale_dtype)
+            for rows in weight.split(_SEARCH_ROWS)
+        ]
+        scale = torch.cat(scales)
         order = torch.argsort(inverse.diagonal())  # what the rest can make up for least comes first
         inverse = inverse[order[:, None], order]
         upper = torch.linalg.cholesky(inverse, upper=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 # many channels, and what it says of their correlations holds for other text only in part.
 DAMPING = 0.3
 _BLOCK = 64  # columns rounded before the rest hears of their errors
+_ROWS = 4096  # rounded at a time
 
 Rounding = Callable[[Tensor], object]  # makes float32 values those of the format, in place
 
@@ -72,16 +73,16 @@ class InputMoments:
 def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
     """The weight [out, in] moved by a share of what takes its outputs on the inputs there are to
     those on the inputs there should be, in least squares. Takes the moments' drift. Memory: two
-    matrices [in, in], and two copies of weight.
+    matrices [in, in], and one copy of weight.
 
     Source: GPTAQ (Li et al., 2025).
     """
     missing = (weight @ moments.take_drift()).T
     with moments.damped() as second:
         lower = torch.linalg.cholesky(second)
-    moved = torch.linalg.solve_triangular(lower, missing, upper=False)
-    moved = torch.linalg.solve_triangular(lower.mT, moved, upper=True)
-    return weight + share * moved.T
+    torch.linalg.solve_triangular(lower, missing, upper=False, out=missing)
+    torch.linalg.solve_triangular(lower.mT, missing, upper=True, out=missing)
+    return missing.T.mul_(share).add_(weight)
 
 
 def round_compensated(
@@ -92,9 +93,21 @@ def round_compensated(
 
     weight: float32 [out, in]; steps: [out, in], or [1, in] where the rows share theirs; they stand
     fixed, so any order [in] of the columns will do. upper: [in, in], of the second moment in that
-    order the inverse's Cholesky factor. Memory: three copies of weight.
+    order the inverse's Cholesky factor. Rows know nothing of each other: some go at a time.
+    Memory: the result, and four copies of _ROWS rows.
     Source: GPTQ, section 3.3, with static groups.
     """
+    result = torch.empty_like(weight)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        its_own = steps if len(steps) == 1 else steps[rows]
+        result[rows] = _round_rows(weight[rows], its_own, order, upper, nearest)
+    return result
+
+
+def _round_rows(
+    weight: Tensor, steps: Tensor, order: Tensor, upper: Tensor, nearest: Rounding
+) -> Tensor:
     in_features = weight.shape[1]
     steps = steps[:, order].T.contiguous()
     rest = weight.T[order].contiguous()  # [in, out]: a column of the weight is a row here
@@ -113,7 +126,7 @@ def round_compensated(
             )
         rest[end:].addmm_(upper[start:end, end:].T, errors, alpha=-1)
     rest[order] = q
-    return rest.T.contiguous()
+    return rest.T
 
 
 def _round_block(

@@ -46,6 +46,11 @@ def is_excluded(config: ModelConfig, layer: int, module: str) -> bool:
     raise AssertionError(layer)
 
 
+def stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Linears that share an input as one, [out, in]; one alone as it is."""
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
 class _Seen(Exception):
     """The linear that was waited for has been shown its input: the rest can be spared."""
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.awq import AwqLinear, quantize_awq
-from enginehouse.build.layerwise import Inputs, LayerwiseWalk
+from enginehouse.build.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.build.quantization import Int4Weight, fp8_scale
 from enginehouse.runtime.packing import pack_int4
 
@@ -25,7 +25,7 @@ class LayerwiseAwq(LayerwiseWalk):
         assert inputs.moments is not None
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         group_size = self.config.quantization.group_size
-        linear = quantize_awq(torch.cat(list(weights)), inputs.moments, group_size, dtype)
+        linear = quantize_awq(stacked(weights), inputs.moments, group_size, dtype)
         rows = [len(weight) for weight in weights]
         return self._stored(modules, linear, rows, inputs), linear.dequantized().split(rows)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.compensation import InputMoments, aim_at_truth, round_compensated
-from enginehouse.build.layerwise import Inputs, LayerwiseWalk
+from enginehouse.build.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.build.quantization import fp8_scale, quantize_fp8
 from enginehouse.runtime.packing import to_fp8
 
@@ -36,9 +36,9 @@ class LayerwiseFp8(LayerwiseWalk):
         self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
     ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
         if inputs.moments is None:
-            scale, whole = _quantize_experts(torch.cat(list(weights)))
+            scale, whole = _quantize_experts(stacked(weights))
         else:
-            weight = aim_at_truth(torch.cat(list(weights)), inputs.moments, _MADE_UP)
+            weight = aim_at_truth(stacked(weights), inputs.moments, _MADE_UP)
             scale = torch.tensor([fp8_scale(float(weight.abs().amax()))])
             whole = quantize_fp8_compensated(weight, scale, inputs.moments)
         entering = torch.tensor([fp8_scale(float(inputs.largest.amax()))])

@@ -8,6 +8,7 @@ import torch
 
 from enginehouse.build.architectures import expected_shapes, stage_rows
 from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.layerwise import SHARED_INPUTS
 from enginehouse.build.output_table import linear_shapes
 from enginehouse.build.settings import BuildSettings
 from enginehouse.build.units import by_layer, is_whole
@@ -16,8 +17,9 @@ from enginehouse.runtime.config import Mapping, ModelConfig
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_BYTES = 640 << 20
 # Matrices [in, in] of a linear's inputs at once: two moments, or one and its factor; for AWQ an
-# inverse too.
+# inverse too. Copies of the linear, and of those that share its input: as measured.
 _FP8_MATRICES, _AWQ_MATRICES = 2, 3
+_COPIES = 5
 _SEARCH_BYTES = 512 << 20  # AWQ's trials, as measured
 
 
@@ -55,17 +57,21 @@ def _largest_whole(config: ModelConfig, source: SourceCheckpoint, settings: Buil
 
 
 def _layer_bytes(config: ModelConfig, settings: BuildSettings) -> int:
-    """What a walk over the layers holds: one in float32, the moments of the widest inputs, three
-    copies of the linear they enter, and the activations, twice, with those that enter one layer.
+    """What a walk over the layers holds: one in float32, the moments of one linear's inputs and
+    copies of it, and the activations, twice, with those that enter one layer.
     """
     whole = config.with_mapping(Mapping(1))
     layer = sum(prod(s) for name, s in expected_shapes(whole).items() if ".layers.0." in name)
-    linears = linear_shapes(whole).values()
+    linears = linear_shapes(whole)
     awq = config.quantization.pre_quant_scale
     matrices, search = (_AWQ_MATRICES, _SEARCH_BYTES) if awq else (_FP8_MATRICES, 0)
-    widest = max(linear.in_features for linear in linears)
-    largest = max(linear.in_features * linear.out_features for linear in linears)
+    largest = 0
+    for shared in SHARED_INPUTS:
+        shapes = [linears[name] for name in shared if name in linears]
+        if shapes:  # experts are none
+            width, height = shapes[0].in_features, sum(shape.out_features for shape in shapes)
+            largest = max(largest, matrices * width**2 + _COPIES * width * height)
     tokens = settings.calib_samples * settings.calib_length
-    inputs = sum(linear.in_features for linear in linears)
+    inputs = sum(linear.in_features for linear in linears.values())
     activations = tokens * (2 * 4 * config.hidden_size + 2 * inputs)
-    return 4 * layer + 4 * matrices * widest**2 + 3 * 4 * largest + activations + search
+    return 4 * layer + 4 * largest + activations + search
