@@ -93,7 +93,7 @@ def test_the_arguments_of_the_entry_are_ones_it_takes(
 
 
 def asked_beside_a_proxy(code: str) -> str:
-    """The path that a server is asked for while http_proxy, which docker passes on, leads nowhere."""
+    """The path a server is asked for while http_proxy, which docker passes on, leads nowhere."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
