@@ -70,10 +70,8 @@ def _of_length(shortest: int, longest: int | None, path: str, support: Support) 
             f"{path}.maxLength",
             f"leave it out, or set a pattern of ASCII, such as ^[ -~]{{{shortest},{longest}}}$",
         )
-    elif not support.has("classes beyond ASCII"):
-        return rf'[^"\\\x00-\x1f]{{{shortest},}}'
     bounds = f"{shortest},{'' if longest is None else longest}"
-    return spell_out(f"^[\\s\\S]{{{bounds}}}$", support, in_json=True)
+    return spell_out(f"^[^\\x00]{{{bounds}}}$", support, in_json=True)
 
 
 def exact_integer(node: dict[str, Any], path: str, support: Support) -> dict[str, Any]:

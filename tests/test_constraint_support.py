@@ -36,7 +36,18 @@ VOCABULARY = [b"", *(bytes([code]) for code in range(1, 256)), b""]
 STOP = 256
 FORMATS = ("json-pointer", "relative-json-pointer", "ipv6", "ipv4", "date", "date-time", "uuid")
 STRINGS = {f"format {name}": {"type": "string", "format": name} for name in FORMATS}
-PATTERNS = ["a|b", "^a|b$", r"\x41b", r"^\x61\u00e9$", "^(?:é|ü)+$", "^(a|)b?$", "[ -~]{2}"]
+PATTERNS = [
+    "a|b",
+    "^a|b$",
+    r"\x41b",
+    r"^\x61\u00e9$",
+    "^(?:é|ü)+$",
+    "^(a|)b?$",
+    "[ -~]{2}",
+    r"[^@]+@[^@\s]*",
+    r"^\D{2,}x\W*$",
+    r"x[\s\S]*",
+]
 STRINGS |= {f"pattern {text}": {"type": "string", "pattern": text} for text in PATTERNS}
 STRINGS |= {
     "long": {"type": "string", "minLength": 3},
@@ -234,6 +245,15 @@ def test_alternatives_and_lengths_are_the_same_in_other_words() -> None:
     for text in ("", "ab", "abc", "\u00e9\u6f22\U0001f642", "\u6f22" * 50):
         grammar = compiled(J, '{"type": "string", "minLength": 3}', OLD)
         assert takes(grammar, json.dumps(text, ensure_ascii=False)) == (len(text) >= 3)
+
+
+def test_what_is_left_out_of_ascii_is_left_out_in_every_version() -> None:
+    address = "[^@\\n]+@[^@]*"
+    in_json = compiled(J, json.dumps({"type": "string", "pattern": address}), OLD)
+    for text in ("a@b", "\u00fc\u6f22@\U0001f642", "a@", "@b", "a@b@c", 'a"@b', "a\\@b", "a\n@b"):
+        wanted = bool(re.fullmatch(address, text)) and not re.search(r'["\\\n]', text)
+        assert takes(in_json, f'"{text}"') == wanted, text
+        assert takes(compiled(R, address, OLD), text) == bool(re.fullmatch(address, text)), text
 
 
 def test_an_automaton_that_takes_more_than_its_rule_is_seen() -> None:
