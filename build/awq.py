@@ -18,6 +18,7 @@ from enginehouse.build.quantization import INT4_MAX, Int4Weight, stored_scale
 ALPHAS = tuple(step / 10 for step in range(10))  # 0: no input scale at all
 SHRINKS = tuple(1 - step / 20 for step in range(9))  # of a group's largest magnitude, to 0.6
 _SEARCH_ROWS = 256
+_FIT_COLUMNS = 1024
 
 
 class AwqLinear(NamedTuple):
@@ -41,16 +42,22 @@ def quantize_awq(
 
     weight: float32 [out_features, in_features]; linears that share an input are stacked on dim 0.
     Each step minimises the squared error of the linear's outputs on the calibration inputs.
-    Memory: a few copies of `weight` and of the second moment.
+    Takes the moments' drift. Memory: three matrices [in, in], and a few copies of `weight`.
     """
-    second = moments.damped()
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
-    weight = weight + weight @ moments.drift @ inverse
-    importance = 1 / inverse.diagonal()  # of an error that the other channels make up for
-    prequant = search_prequant(weight, moments.mean, importance, group_size, scale_dtype)
-    scale = search_scale(weight, prequant, importance, group_size, scale_dtype)
-    q = round_int4(weight, scale, prequant, inverse)
-    fitted = fit_prequant(weight, Int4Weight(q, scale), prequant, second)
+    missing = weight @ moments.take_drift()
+    with moments.damped() as second:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(second))
+        weight = weight + missing @ inverse
+        importance = 1 / inverse.diagonal()  # of an error that the other channels make up for
+        prequant = search_prequant(weight, moments.mean, importance, group_size, scale_dtype)
+        scale = search_scale(weight, prequant, importance, group_size, scale_dtype)
+        order = torch.argsort(inverse.diagonal())  # what the rest can make up for least comes first
+        inverse = inverse[order[:, None], order]
+        upper = torch.linalg.cholesky(inverse, upper=True)
+        del inverse
+        q = round_int4(weight, scale, prequant, order, upper)
+        del upper
+        fitted = fit_prequant(weight, Int4Weight(q, scale), prequant, second)
     return AwqLinear(Int4Weight(q, scale), fitted)
 
 
@@ -104,13 +111,13 @@ def search_scale(
     return best.to(dtype)
 
 
-def round_int4(weight: Tensor, scale: Tensor, prequant: Tensor, inverse: Tensor) -> Tensor:
+def round_int4(
+    weight: Tensor, scale: Tensor, prequant: Tensor, order: Tensor, upper: Tensor
+) -> Tensor:
     """int8 [out, in] in [-8, 7], rounded with compensation; weight is about q * scale * prequant.
 
-    inverse: of the inputs' second moment. Columns that the rest can make up for least come first.
+    order, upper: as round_compensated takes them.
     """
-    order = torch.argsort(inverse.diagonal())
-    upper = torch.linalg.cholesky(inverse[order[:, None], order], upper=True)
     steps = stored_scale(scale.float(), scale.dtype)
     steps = steps.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1) * prequant.float()
     q = round_compensated(weight, steps, order, upper, lambda x: x.round_().clamp_(-8, 7))
@@ -124,7 +131,8 @@ def fit_prequant(weight: Tensor, rounded: Int4Weight, prequant: Tensor, second: 
     """
     whole = AwqLinear(rounded, torch.ones_like(prequant)).dequantized()
     system = (whole.T @ whole).mul_(second)
-    wanted = (whole.T @ weight).mul_(second).sum(1)
+    blocks = zip(whole.split(_FIT_COLUMNS, 1), second.split(_FIT_COLUMNS), strict=True)
+    wanted = torch.cat([(columns.T @ weight).mul_(rows).sum(1) for columns, rows in blocks])
     ridge = 1e-3 * float(system.diagonal().mean()) + 1e-12  # a channel of zeros keeps its factor
     system.diagonal().add_(ridge)
     factor: Tensor = torch.linalg.solve(system, wanted + ridge * prequant.float())

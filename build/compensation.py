@@ -49,30 +49,39 @@ class InputMoments:
 
     def take_second(self) -> Tensor:
         """`second`, which is not kept here any longer: it is the largest of all there is."""
-        taken, self.second = self.second, self.second[:0]
+        taken, self.second = self.second, self.second.new_empty(0, 0)
         return taken
 
     def take_drift(self) -> Tensor:
         """`drift`, likewise."""
-        taken, self.drift = self.drift, self.drift[:0]
+        taken, self.drift = self.drift, self.drift.new_empty(0, 0)
         return taken
 
-    def damped(self) -> Tensor:
-        """The second moment that errors are weighed with, [in, in], positive definite."""
-        damped = self.second.clone()
-        damped.diagonal().add_(DAMPING * float(damped.diagonal().mean()) + 1e-8)
-        return damped
+    @contextmanager
+    def damped(self) -> Iterator[Tensor]:
+        """`second` as errors are weighed with it, [in, in], positive definite; in its own memory,
+        and afterwards as it was.
+        """
+        diagonal = self.second.diagonal()
+        before = diagonal.clone()
+        diagonal.add_(DAMPING * float(before.mean()) + 1e-8)
+        yield self.second
+        diagonal.copy_(before)
 
 
 def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
     """The weight [out, in] moved by a share of what takes its outputs on the inputs there are to
-    those on the inputs there should be, in least squares. Takes the moments' drift.
+    those on the inputs there should be, in least squares. Takes the moments' drift. Memory: two
+    matrices [in, in], and two copies of weight.
 
     Source: GPTAQ (Li et al., 2025).
     """
     missing = (weight @ moments.take_drift()).T
-    lower = torch.linalg.cholesky(moments.damped())
-    return weight + share * torch.cholesky_solve(missing, lower).T
+    with moments.damped() as second:
+        lower = torch.linalg.cholesky(second)
+    moved = torch.linalg.solve_triangular(lower, missing, upper=False)
+    moved = torch.linalg.solve_triangular(lower.mT, moved, upper=True)
+    return weight + share * moved.T
 
 
 def round_compensated(

@@ -66,7 +66,7 @@ def quantize_fp8_compensated(weight: Tensor, scale: Tensor, moments: InputMoment
     rounding column by column finds.
 
     weight: float32 [out, in]; scale: float32 [1]; moments: of the linear's inputs, whose second is
-    taken. Memory: three matrices [in, in] at most, and three copies of weight.
+    taken. Memory: two matrices [in, in] at most, and three copies of weight.
     """
     second = moments.take_second()
     mean = float(second.diagonal().mean())

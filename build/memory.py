@@ -15,8 +15,9 @@ from enginehouse.runtime.config import Mapping, ModelConfig
 
 # What the interpreter, torch and the file buffers hold besides tensors.
 _BASE_BYTES = 640 << 20
-# Matrices [in, in] of a linear's inputs: FP8 holds its moments and a factor; AWQ searches as well.
-_FP8_MATRICES, _AWQ_MATRICES = 4, 5
+# Matrices [in, in] of a linear's inputs at once: two moments, or one and its factor; for AWQ an
+# inverse too.
+_FP8_MATRICES, _AWQ_MATRICES = 2, 3
 _SEARCH_BYTES = 512 << 20  # AWQ's trials, as measured
 
 

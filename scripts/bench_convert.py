@@ -35,6 +35,7 @@ SHAPES = {
     "1b": (2048, 8192, 16, 32, 8, 128256),
     "3b": (3072, 8192, 28, 24, 8, 128256),
     "8b": (4096, 14336, 32, 32, 8, 128256),
+    "70b-layer": (8192, 28672, 1, 64, 8, 49152),  # what calibration holds of a 70B model at once
 }
 # A virtual machine gives the memory that one run frees back to its host, which takes some seconds;
 # after them all runs start alike, and each asks for its pages anew.

@@ -51,17 +51,42 @@ def meant(q: Tensor, scale: Tensor) -> Tensor:
     return q.float() * scale.float().repeat_interleave(q.shape[1] // scale.shape[1], dim=1)
 
 
+def ordered(inverse: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which columns are rounded, and the factor of the inverse in that order."""
+    order = torch.argsort(inverse.diagonal())
+    return order, torch.linalg.cholesky(inverse[order[:, None], order], upper=True)
+
+
 def test_moments_are_those_of_all_inputs_together() -> None:
     _, x, moments = skewed()
     torch.testing.assert_close(moments.second, x.T @ x, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(moments.mean, x.abs().mean(0))
 
 
+def test_what_is_taken_from_the_moments_is_nobody_elses() -> None:
+    """The largest matrices of all are gone from memory when who took them lets go of them."""
+    _, _, moments = skewed()
+    for taken in (moments.take_second(), moments.take_drift()):
+        assert taken.shape == (128, 128)
+    assert moments.second.untyped_storage().nbytes() == 0
+    assert moments.drift.untyped_storage().nbytes() == 0
+
+
+def test_damping_is_undone() -> None:
+    _, _, moments = skewed()
+    before = moments.second.clone()
+    with moments.damped() as second:
+        assert second.diagonal().min() > before.diagonal().min()
+        torch.linalg.cholesky(second)
+    assert torch.equal(moments.second, before)
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_each_step_lowers_the_error_of_the_outputs(seed: int) -> None:
     weight, x, moments = skewed(seed)
     plain = meant(*quantize_int4(weight, 64, torch.float32))
-    second = moments.damped()
+    with moments.damped() as damped:
+        second = damped.clone()
     inverse = torch.linalg.inv(second)
     importance = 1 / inverse.diagonal()
     factor = search_prequant(weight, moments.mean, importance, 64, torch.float32)
@@ -70,7 +95,7 @@ def test_each_step_lowers_the_error_of_the_outputs(seed: int) -> None:
     scale = search_scale(weight, factor, importance, 64, torch.float32)
     rounded = (scaled / scale.repeat_interleave(64, 1)).round().clamp(-8, 7)
     clipped = meant(rounded, scale) * factor
-    q = round_int4(weight, scale, factor, inverse)
+    q = round_int4(weight, scale, factor, *ordered(inverse))
     fitted = fit_prequant(weight, Int4Weight(q, scale), factor, second)
     compensated, refitted = meant(q, scale) * factor, meant(q, scale) * fitted
     errors = [output_error(weight, w, x) for w in (plain, awq, clipped, compensated, refitted)]
@@ -93,17 +118,17 @@ def test_the_whole_search_is_its_steps_and_keeps_the_format() -> None:
 def test_rounding_without_correlation_is_plain_rounding() -> None:
     weight, _, _ = skewed()
     q, scale = quantize_int4(weight, 64, torch.float32)
-    assert torch.equal(round_int4(weight, scale, torch.ones(128), torch.eye(128)), q)
+    assert torch.equal(round_int4(weight, scale, torch.ones(128), *ordered(torch.eye(128))), q)
 
 
 def test_what_earlier_layers_lost_is_made_up_for() -> None:
     """Inputs that came out a half too small everywhere: the weight grows as much."""
     weight, x, _ = skewed()
-    moments = InputMoments(128)
-    moments.add(x / 1.5, x)
-    aware = quantize_awq(weight, moments, 64, torch.float32).dequantized()
-    moments.drift.zero_()
-    unaware = quantize_awq(weight, moments, 64, torch.float32).dequantized()
+    knowing, unknowing = InputMoments(128), InputMoments(128)
+    knowing.add(x / 1.5, x)
+    unknowing.add(x / 1.5)
+    aware = quantize_awq(weight, knowing, 64, torch.float32).dequantized()
+    unaware = quantize_awq(weight, unknowing, 64, torch.float32).dequantized()
     lost = [float((x @ weight.T - x / 1.5 @ w.T).square().sum()) for w in (unaware, aware)]
     assert lost[1] < 0.2 * lost[0], lost
 
