@@ -67,15 +67,8 @@ test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.ven
 test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
 	scripts/test_others.sh $(BIN)/uv
 
-# The oldest xgrammar we take, which TensorRT-LLM 1.2.1 pins, in a folder before all others.
-OLDEST_XGRAMMAR := $(CURDIR)/.cache/xgrammar-0.1.25
-XGRAMMAR_TESTS := constraint_support constraint constraints choice tool_constraints vocabulary
-
 test-xgrammar: install ## the tests of constraints with xgrammar 0.1.25
-	@test -d $(OLDEST_XGRAMMAR) || $(BIN)/python -m pip install -q --no-deps \
-	  --target $(OLDEST_XGRAMMAR) xgrammar==0.1.25
-	PYTHONPATH=$(OLDEST_XGRAMMAR) $(BIN)/python -m pytest -n $(TEST_PROCESSES) \
-	  $(XGRAMMAR_TESTS:%=tests/test_%.py)
+	scripts/test_xgrammar.sh $(BIN)/python $(TEST_PROCESSES)
 
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py

@@ -27,13 +27,14 @@ from rich.table import Table
 from rich.text import Text
 
 from enginehouse.build.trtllm_build import TENSORRT_LLM, find_builder
+from enginehouse.runtime.constraint_support import TENSORRT_LLM as XGRAMMAR
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.gpus import Gpu, visible_gpus
 from enginehouse.runtime.machine import installed_version, nvidia_smi
 from enginehouse.runtime.mpi_environment import LAUNCHED, is_rank_variable
 
 GIB = 2**30
-_DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers")
+_DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers", "xgrammar")
 _LIBRARY_S = 20
 _MIN_CUDA = 13000  # as cuDriverGetVersion counts: the wheel of 1.2.1 is built for CUDA 13
 _MPI = """
@@ -160,6 +161,13 @@ def check_transformers(facts: Facts) -> Finding:
     return Finding("transformers for TensorRT-LLM", found or "none", mend)
 
 
+def check_xgrammar(facts: Facts) -> Finding:
+    """TensorRT-LLM follows constraints with its own, whose mistakes only the same one shows."""
+    found, wanted = facts.versions.get("xgrammar"), XGRAMMAR.version
+    mend = f"tensorrt_llm {TENSORRT_LLM} wants {wanted} exactly: pip install xgrammar=={wanted}"
+    return Finding("xgrammar for TensorRT-LLM", found or "none", "" if found == wanted else mend)
+
+
 def check_driver(facts: Facts) -> Finding:
     found = facts.driver_cuda
     if found is None:
@@ -281,6 +289,7 @@ TRTLLM: tuple[Callable[[Facts], Finding], ...] = (
     check_tensorrt,
     check_trtllm_torch,
     check_transformers,
+    check_xgrammar,
     check_driver,
     check_gpus,
     check_gpu_memory,

@@ -8,13 +8,14 @@ Source: JSON Schema 2020-12, validation, sections 6.2 and 6.3.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from enginehouse.runtime.constraint_support import SchemaError, Support
 from enginehouse.runtime.regex_classes import spell_out
 from enginehouse.runtime.string_formats import BUILT_IN, PATTERNS
 
-MAX_LISTED = 1000  # values that a range of integers is written out as, where it must be
+MAX_BLOCKS = 200  # that a range of integers is cut up into, where it must be
 
 
 def exact_string(node: dict[str, Any], path: str, support: Support) -> dict[str, Any]:
@@ -69,10 +70,8 @@ def _of_length(shortest: int, longest: int | None, path: str, support: Support) 
             f"{path}.maxLength",
             f"leave it out, or set a pattern of ASCII, such as ^[ -~]{{{shortest},{longest}}}$",
         )
-    elif not support.has("classes beyond ASCII"):
-        return rf'[^"\\\x00-\x1f]{{{shortest},}}'
     bounds = f"{shortest},{'' if longest is None else longest}"
-    return spell_out(f"^[\\s\\S]{{{bounds}}}$", support, in_json=True)
+    return spell_out(f"^[^\\x00]{{{bounds}}}$", support, in_json=True)
 
 
 def exact_integer(node: dict[str, Any], path: str, support: Support) -> dict[str, Any]:
@@ -91,43 +90,71 @@ def exact_integer(node: dict[str, Any], path: str, support: Support) -> dict[str
     low, high = max(lows, default=None), min(highs, default=None)
     if not support.has("bounds of integers"):
         return _followed_range(low, high, path, support)
-    bounds = {"minimum": low, "maximum": high}
-    return {"type": "integer", **{key: value for key, value in bounds.items() if value is not None}}
+    return _range(low, high)
 
 
 def _followed_range(
     low: int | None, high: int | None, path: str, support: Support
 ) -> dict[str, Any]:
     """The same range in those that every version follows: from 0, from 10 or more, up to 0, within
-    -99 to 99; and a list of the rest.
+    -99 to 99, and the blocks that `_blocks` gives for the rest.
     """
-    parts: list[dict[str, Any]] = []
-    rest, is_followed = range(0), True
-    if low is not None and high is not None:
-        is_followed = low >= -99
-        if low <= 99:
-            parts = [{"type": "integer", "minimum": low, "maximum": min(high, 99)}]
-        rest = range(max(low, 100), high + 1)
-    elif low is not None:
-        is_followed = low >= -99
-        start = 0 if low < 0 else 10 if 1 < low < 10 else low
-        parts = [{"type": "integer", "minimum": start}]
-        if low < start:
-            parts.append({"type": "integer", "minimum": low, "maximum": start - 1})
-    elif high is not None:
-        is_followed = high >= 0
-        parts, rest = [{"type": "integer", "maximum": 0}], range(1, high + 1)
-    else:
+    if low is None and high is None:
         return {"type": "integer"}
-    if len(rest) > MAX_LISTED or not is_followed:
+    parts: list[dict[str, Any]] = []
+    more: list[tuple[int, int]] = []  # in blocks
+    if high is None:
+        assert low is not None, "one of them is set"
+        start = max(low, 0) if low <= 1 or low >= 10 else 10
+        parts.append(_range(start, None))
+        if low < start:
+            parts.append(_range(max(low, -99), start - 1))
+        more = [(low, -100)]
+    elif low is None:
+        parts.append(_range(None, 0))
+        more = [(1, high)]
+    else:
+        if low <= 99 and high >= -99:
+            parts.append(_range(max(low, -99), min(high, 99)))
+        more = [(low, min(high, -100)), (max(low, 100), high)]
+    blocks = _blocks(more)
+    if blocks is None or (low is None and high is not None and high < 0):
         support.require(
             "bounds of integers",
             f"{path}: this range of integers",
-            f"leave its bounds out, or set both around at most {MAX_LISTED} integers from -99 on",
+            "leave its bounds out, or set rounder ones, such as 0 to 99999",
         )
-    if rest:
-        parts.append({"type": "integer", "enum": list(rest)})
+    parts += [_range(*block) for block in blocks or []]
     return parts[0] if len(parts) == 1 else {"anyOf": parts}
+
+
+def _range(low: int | None, high: int | None) -> dict[str, Any]:
+    bounds = {"minimum": low, "maximum": high}
+    return {"type": "integer", **{key: value for key, value in bounds.items() if value is not None}}
+
+
+def _blocks(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]] | None:
+    """Ranges on one side of 0, cut up; None for more than MAX_BLOCKS. Empty ones give none.
+
+    A block holds all numbers of some length from one first digit to another, or of one beginning
+    those whose last two digits, or last digit, are from one to another.
+    """
+    found: list[tuple[int, int]] = []
+    for low, high in ranges:
+        sign = -1 if low < 0 else 1
+        start, end = sorted((abs(low), abs(high))) if low <= high else (1, 0)
+        while start <= end:
+            size = 10 ** (len(str(start)) - 1)  # of all numbers with one first digit
+            if start % size or start + size - 1 > end:
+                size = 10 if start % 10 == 0 and start + 9 <= end else 1
+            room = 10 - start // size % 10  # until the digit is 9
+            count = min(room, (end + 1 - start) // size)
+            last = start + count * size - 1
+            found.append((start, last) if sign > 0 else (-last, -start))
+            if len(found) > MAX_BLOCKS:
+                return None
+            start = last + 1
+    return found
 
 
 def exact_number(node: dict[str, Any], path: str, support: Support) -> dict[str, Any]:

@@ -18,6 +18,7 @@ Range = tuple[int, int]
 
 _TEXT: list[Range] = [(0x01, 0xD7FF), (0xE000, 0x10FFFF)]
 _JSON_TEXT: list[Range] = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF)]
+_SURROGATES = (0xD800, 0xDFFF)
 _LINE_ENDS: list[Range] = [(0x0A, 0x0A), (0x0D, 0x0D), (0x2028, 0x2029)]
 _DIGIT: list[Range] = [(0x30, 0x39)]
 _WORD: list[Range] = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
@@ -27,6 +28,7 @@ _EVERY_SPACE: list[Range] = [
     *((0x2028, 0x2029), (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
 ]
 _CONTROLS = {"n": 0x0A, "r": 0x0D, "t": 0x09, "f": 0x0C, "v": 0x0B}
+_UNBOUNDED = re.compile(r"[*+]|\{\d+,\}")
 _CODE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\})")
 
 
@@ -62,18 +64,33 @@ def spell_out(pattern: str, support: Support, in_json: bool = False) -> str:
             where = "a pattern of a JSON string" if in_json else "a regular expression"
             raise SchemaError(f"{text[:40]!r} cannot be in {where}; leave it out")
         if item.code is None:
-            if found[-1][1] > 0x7F:
-                support.require(
-                    "classes beyond ASCII",
-                    f"{text[:40]!r}, which holds characters beyond ASCII,",
-                    "name the characters of ASCII instead, such as [ -~]",
-                )
-            text = _written(found)
+            text = _class_text(
+                found, text, support, _UNBOUNDED.match(pattern, item.end) is not None
+            )
         elif char == "\\" and text[1].isalnum():
             text = _written(found) if item.code < 0x80 else chr(item.code)
         out.append(text)
         i = item.end
     return "".join(out)
+
+
+def _class_text(found: list[Range], text: str, support: Support, unbounded: bool) -> str:
+    """A class in words that this version follows. text: the words it stands in.
+
+    Where it may be repeated without end, one that leaves out some of ASCII may say so: bytes that
+    are no UTF-8 become at least one character, and none that is left out.
+    """
+    if found[-1][1] <= 0x7F or support.has("classes beyond ASCII"):
+        return _written(found)
+    left_out = [each for each in complement(found) if each != _SURROGATES]
+    if not unbounded or any(high > 0x7F for _, high in left_out):
+        support.require(
+            "classes beyond ASCII",
+            f"{text[:40]!r}, which holds characters beyond ASCII,",
+            "name the characters of ASCII instead, such as [ -~], or leave some of them out "
+            "with * or + behind, such as [^\\n]*",
+        )
+    return f"[^{_written(left_out)[1:]}"
 
 
 def complement(ranges: Iterable[Range]) -> list[Range]:
@@ -100,6 +117,7 @@ def _class(pattern: str, start: int) -> _Item:
     negated = pattern.startswith("^", i)
     i += negated
     ranges: list[Range] = []
+    escapes: set[str] = set()
     while i < len(pattern) and pattern[i] != "]":
         item = _member(pattern, i)
         if item.code is not None and pattern.startswith("-", item.end):
@@ -109,7 +127,10 @@ def _class(pattern: str, start: int) -> _Item:
                 i = last.end
                 continue
         ranges += item.ranges
+        escapes.add(pattern[i : item.end])
         i = item.end
+    if {r"\s", r"\S"} <= escapes:
+        ranges = complement([])  # whatever space is
     if i >= len(pattern) or not ranges or any(low > high for low, high in ranges):
         raise SchemaError(
             f"the class {pattern[start : i + 1][:40]!r} is empty, open or the wrong way round; "

@@ -10,4 +10,4 @@ if [[ ! -x $launch ]]; then
     exit 2
   }
 fi
-exec "$launch" "$@" --config "$root/configs/gunicorn.conf.py"
+exec "$launch" --config "$root/configs/gunicorn.conf.py" "$@"

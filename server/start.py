@@ -29,6 +29,7 @@ CONFIG = Path(__file__).resolve().parents[1] / "configs" / "gunicorn.conf.py"
 GPUS_PER_NODE = 8  # as the engine's mapping counts: a rank takes GPU rank % 8 of its node
 # What mpirun hands on to other nodes; srun hands on everything.
 _HANDED_ON = ("ENGINEHOUSE_", "TLLM", "TRTLLM", "NCCL_", "CUDA_", "HF_")
+_ALLOW_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
 _HANDED_ON_NAMES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 
@@ -70,11 +71,13 @@ def plan_launch(
     launcher: str = "auto",
     hostfile: str | None = None,
     num_gpus: int | None = None,
+    as_root: bool = False,
 ) -> Launch:
     """The command that serves it on so many nodes.
 
     gunicorn: the server's own command. launcher: auto, spawn, mpirun or srun; auto spawns on one
-    node. num_gpus: GPUs that are visible here, None when that is not known.
+    node. num_gpus: GPUs that are visible here, None when that is not known. as_root: mpirun is told
+    that root may run it, as it is in most containers.
     Raises EngineError when it cannot run that way.
     """
     path, num_ranks = served
@@ -111,6 +114,8 @@ def plan_launch(
         tasks += ["--ntasks-per-node", str(per_node)]
         return _launch(["srun", "--mpi=pmix", *tasks, *task], env, ours)
     ours = without_ranks(ours)  # mpirun gives each task its own
+    if as_root:
+        ours = dict.fromkeys(_ALLOW_ROOT, "1") | ours
     where = ["--map-by", f"ppr:{per_node}:node"] + (["--hostfile", hostfile] if hostfile else [])
     handed = [name for name in sorted(ours) if _is_handed_on(name)]
     words = [word for name in handed for word in ("-x", name)]
@@ -169,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
             launcher=args.launcher,
             hostfile=args.hostfile,
             num_gpus=len(visible_gpus()) or None,
+            as_root=os.geteuid() == 0,
         )
     except EnginehouseError as error:
         print(f"enginehouse-launch: {error}", file=sys.stderr)

@@ -36,7 +36,18 @@ VOCABULARY = [b"", *(bytes([code]) for code in range(1, 256)), b""]
 STOP = 256
 FORMATS = ("json-pointer", "relative-json-pointer", "ipv6", "ipv4", "date", "date-time", "uuid")
 STRINGS = {f"format {name}": {"type": "string", "format": name} for name in FORMATS}
-PATTERNS = ["a|b", "^a|b$", r"\x41b", r"^\x61\u00e9$", "^(?:é|ü)+$", "^(a|)b?$", "[ -~]{2}"]
+PATTERNS = [
+    "a|b",
+    "^a|b$",
+    r"\x41b",
+    r"^\x61\u00e9$",
+    "^(?:é|ü)+$",
+    "^(a|)b?$",
+    "[ -~]{2}",
+    r"[^@]+@[^@\s]*",
+    r"^\D{2,}x\W*$",
+    r"x[\s\S]*",
+]
 STRINGS |= {f"pattern {text}": {"type": "string", "pattern": text} for text in PATTERNS}
 STRINGS |= {
     "long": {"type": "string", "minLength": 3},
@@ -141,9 +152,8 @@ def tag(**form: Any) -> str:
         (J, {"type": "integer", "multipleOf": 7}, "schema.multipleOf"),
         (J, {"type": "number", "minimum": 0}, "schema.minimum of a number"),
         (J, {"type": "integer", "maximum": -5}, "schema: this range of integers"),
-        (J, {"type": "integer", "minimum": 0, "maximum": 65535}, "at most 1000 integers"),
-        (J, {"type": "integer", "minimum": -136, "maximum": 116}, "integers from -99 on"),
-        (J, {"type": "integer", "minimum": -100}, "this range of integers"),
+        (J, {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}, "such as 0 to 99999"),
+        (J, {"type": "integer", "minimum": -123456789}, "this range of integers"),
         (J, {"type": "string", "maxLength": 5}, "such as ^[ -~]{0,5}$"),
         (J, {"type": "string", "pattern": "^.$"}, "schema.pattern: '.'"),
         (J, {"type": "string", "pattern": "(a$|b)"}, "'$' within"),
@@ -196,11 +206,14 @@ def test_a_refusal_says_what_is_wanted(kind: ConstraintKind, value: Any, words: 
 
 
 RANGES = [
-    *({"minimum": low} for low in (-99, -3, -1, 0, 1, 2, 9, 10, 11, 137, 1999)),
-    *({"maximum": high} for high in (0, 1, 9, 116, 999, 1000)),
+    *({"minimum": low} for low in (-273, -99, -3, -1, 0, 1, 2, 9, 10, 11, 137, 1999)),
+    *({"maximum": high} for high in (0, 1, 9, 116, 999, 1000, 86400)),
     *(
         {"minimum": low, "maximum": high}
-        for low, high in ((-99, 99), (1, 1000), (7, 7), (-5, 120), (98, 137))
+        for low, high in (
+            *((-99, 99), (1, 1000), (7, 7), (-5, 120), (98, 137), (1, 65535), (-273, 5000)),
+            *((-136, 116), (-1999, -137), (1024, 49151), (300, 300), (0, 10**9)),
+        )
     ),
     {"exclusiveMinimum": 0.5, "exclusiveMaximum": 20},
     {"minimum": 8, "exclusiveMinimum": 5, "maximum": 20, "exclusiveMaximum": 25},
@@ -214,6 +227,11 @@ def test_a_range_of_integers_is_the_same_in_other_words(bounds: dict[str, float]
     grammar = compiled(J, json.dumps(schema), OLD)
     edges = [int(bound) + i for bound in bounds.values() for i in range(-12, 13)]
     values = {*edges, *(-edge for edge in edges), *(10 * edge for edge in edges), 10**12, -(10**12)}
+    for edge in edges:  # the same digits but for one
+        digits = str(abs(edge))
+        for i in range(len(digits)):
+            near = [int(digits[:i] + digit + digits[i + 1 :]) for digit in "0159"]
+            values |= {*near, *(-number for number in near)}
     for value in values:
         assert takes(grammar, str(value)) == validator.is_valid(value), value
     assert not any(takes(grammar, text) for text in ("", "-", "00", "+1", "01", "1.5"))
@@ -227,6 +245,15 @@ def test_alternatives_and_lengths_are_the_same_in_other_words() -> None:
     for text in ("", "ab", "abc", "\u00e9\u6f22\U0001f642", "\u6f22" * 50):
         grammar = compiled(J, '{"type": "string", "minLength": 3}', OLD)
         assert takes(grammar, json.dumps(text, ensure_ascii=False)) == (len(text) >= 3)
+
+
+def test_what_is_left_out_of_ascii_is_left_out_in_every_version() -> None:
+    address = "[^@\\n]+@[^@]*"
+    in_json = compiled(J, json.dumps({"type": "string", "pattern": address}), OLD)
+    for text in ("a@b", "\u00fc\u6f22@\U0001f642", "a@", "@b", "a@b@c", 'a"@b', "a\\@b", "a\n@b"):
+        wanted = bool(re.fullmatch(address, text)) and not re.search(r'["\\\n]', text)
+        assert takes(in_json, f'"{text}"') == wanted, text
+        assert takes(compiled(R, address, OLD), text) == bool(re.fullmatch(address, text)), text
 
 
 def test_an_automaton_that_takes_more_than_its_rule_is_seen() -> None:

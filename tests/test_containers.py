@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import runpy
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +92,40 @@ def test_the_arguments_of_the_entry_are_ones_it_takes(
     assert "manifest.json" in capsys.readouterr().err, "it went as far as the engine"
 
 
+def asked_beside_a_proxy(code: str) -> str:
+    """The path a server is asked for while http_proxy, which docker passes on, leads nowhere."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        subprocess.run(
+            [sys.executable, "-c", code.replace("8000", str(server.server_port))],
+            env={**os.environ, "http_proxy": "http://127.0.0.1:9", "no_proxy": ""},
+            check=True,
+            timeout=30,
+        )
+        server.shutdown()
+        thread.join()
+    return asked[0]
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_health_is_readiness(recipe: str) -> None:
     options, _, command = only(recipe, "HEALTHCHECK").partition(" CMD ")
     code = json.loads(command)[-1]
     compile(code, recipe, "exec")
     assert "/health/ready" in code and "--start-period=" in options
+    assert asked_beside_a_proxy(code) == "/health/ready"
     assert '"/health/ready"' in (ROOT / "server" / "app.py").read_text(encoding="utf-8")
 
 
@@ -121,5 +154,7 @@ def test_compose_waits_as_long_as_gunicorn_lets_answers_end(
         assert minutes * 60 > settings["graceful_timeout"], name
         assert (ROOT / service["build"]["dockerfile"]).is_file()
         [volume] = service["volumes"]
-        assert volume.endswith(":/engine:ro")
+        assert isinstance(volume, dict), "engines/mine:/engine would name a volume, no folder"
+        assert (volume["type"], volume["target"]) == ("bind", "/engine")
+        assert volume["read_only"] and volume["source"].startswith("${ENGINE:?")
         assert service["ports"] == ["127.0.0.1:${PORT:-8000}:8000"], "not open to the network"

@@ -61,6 +61,15 @@ def test_several_nodes_without_slurm_run_under_mpirun() -> None:
     )
 
 
+def test_root_may_run_mpirun() -> None:
+    line = said(compiled(16), {}, nodes=2, as_root=True)
+    allowed = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 16 "
+    assert allowed in line and "OMPI" not in line.partition("mpirun")[2]
+    assert "OMPI" not in said(compiled(16), {}, nodes=2)
+    assert "OMPI" not in said(compiled(16), SLURM, nodes=2, as_root=True)
+    assert "OMPI" not in said(compiled(4), {}, as_root=True)
+
+
 def test_one_node_can_be_started_by_mpirun_too() -> None:
     line = said(compiled(4), {}, launcher="mpirun")
     assert "mpirun -n 4 --map-by ppr:4:node -x ENGINEHOUSE_ENGINE trtllm-llmapi-launch" in line
@@ -112,6 +121,11 @@ def test_the_script_prints_the_command_and_stops(make_engine: EngineMaker) -> No
     words = shlex.split(done.stdout)
     assert words[:4] == ["env", "-u", "SLURM_JOB_ID", f"ENGINEHOUSE_ENGINE={engine}"]
     assert words[-3:] == ["-c", str(ROOT / "configs" / "gunicorn.conf.py"), start.APP]
+    own = str(ROOT / "setup.cfg")  # any file
+    done = subprocess.run(
+        [*command, "--config", own], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert shlex.split(done.stdout)[-3:] == ["-c", own, start.APP]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from enginehouse.runtime.constraint_support import OLDEST
+
 ROOT = Path(__file__).parents[1]
 FLOORS = ("build", "runtime", "server")
 SETUP = configparser.ConfigParser()
@@ -169,3 +171,30 @@ def test_the_wheel_holds_every_file_of_the_three_floors(wheel_names: set[str]) -
 def test_the_wheel_puts_nothing_beside_enginehouse(wheel_names: set[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"enginehouse"}
+
+
+@pytest.mark.parametrize(("version", "tested"), [("3.12", True), ("3.14", False)])
+def test_the_oldest_xgrammar_is_tested_where_it_has_wheels(
+    version: str, tested: bool, tmp_path: Path
+) -> None:
+    """With a program in Python's place that says its version and what it is asked for."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && echo {version} && exit\n'
+        f'echo "$PYTHONPATH $*" >> {tmp_path}/asked\n',
+        encoding="utf-8",
+    )
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "scripts" / "test_xgrammar.sh", python], capture_output=True, text=True, check=True
+    )
+    if not tested:
+        assert done.stdout.startswith("xgrammar 0.1.25 has wheels for Python 3.10 to 3.13, and ")
+        assert "this is 3.14" in done.stdout and not (tmp_path / "asked").exists()
+        return
+    lines = (tmp_path / "asked").read_text(encoding="utf-8").splitlines()
+    folder = str(ROOT / ".cache" / f"xgrammar-{OLDEST}-python{version}")
+    assert lines[0].endswith(f"--target {folder} xgrammar=={OLDEST}") or Path(folder).is_dir()
+    assert lines[-1].startswith(f"{folder} -m pytest") and "tests/test_constraint.py" in lines[-1]
+    files = [word for word in lines[-1].split() if word.endswith(".py")]
+    assert all((ROOT / name).is_file() for name in files)
