@@ -81,7 +81,7 @@ class TensorRTRunner:
         self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
         num_ranks = config.mapping.tp_size
         self._rank: TensorRTRank | None = None
-        self._in_step = False  # whether all ranks have started, and done alike since
+        self._in_step = False  # whether all ranks have warmed up, and done alike since
         self._followers = Followers(engine.path, num_ranks, max_seq_len, self._abort)
         try:
             self._rank = TensorRTRank(engine, built, trt, 0, max_seq_len)
@@ -94,16 +94,16 @@ class TensorRTRunner:
             counts = share_slots(contexts, row_bytes, memory_bytes, max_batch_size)
             self._do(Start(counts, make_id() if num_ranks > 1 else b""))
             self._followers.answers()
+            self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)
+            self._rotary = RotaryInputs(config, self._rank.records[0].max_positions)
+            self._planner = StepPlanner(self._rank.records, self.memory, self._rotary)
+            for step in self._planner.warm_up():
+                self._do(step)
+            self._wait()
             self._in_step = True
         except BaseException:
             self.close()
             raise
-        self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)
-        self._rotary = RotaryInputs(config, self._rank.records[0].max_positions)
-        self._planner = StepPlanner(self._rank.records, self.memory, self._rotary)
-        for step in self._planner.warm_up():
-            self._do(step)
-        self._wait()
 
     @property
     def device(self) -> torch.device:
