@@ -56,7 +56,11 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         sizes = mib(sum(file["bytes"] for file in files.values()))
         targets = ", ".join(f"SM{sm}" for sm in plan.targets)
         many = f"{len(files)} TensorRT plan{'s' * (len(files) > 1)} for {targets}, {sizes}"
-        stage.finish(f"{many}; {at_once} at once, at most {most} of memory each")
+        scratch = mib(max(max(file["scratch_bytes"], default=0) for file in files.values()))
+        stage.finish(
+            f"{many}; {at_once} at once, at most {most} of memory each; scratch memory on each GPU: "
+            f"{scratch}"
+        )
     for each in plans:
         each.update(_costs(each, files))
     return {
@@ -121,6 +125,7 @@ def _costs(entry: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
         "bytes": sum(file["bytes"] for file in mine),
         "seconds": round(sum(file["seconds"] for file in mine), 1),
         "peak_memory_bytes": max(file["peak_memory_bytes"] for file in mine),
+        "scratch_bytes": [max(sizes) for sizes in zip(*(file["scratch_bytes"] for file in mine))],
     }
     return costs if len(names) > 1 else {"file": names[0], **costs}
 

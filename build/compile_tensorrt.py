@@ -21,7 +21,12 @@ from torch import Tensor
 
 from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
-from enginehouse.build.tensorrt_compiler import creation_flags, load_compiler, set_targets
+from enginehouse.build.tensorrt_compiler import (
+    creation_flags,
+    load_compiler,
+    require_user_memory,
+    set_targets,
+)
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt_package import Words
@@ -37,6 +42,7 @@ Shapes = tuple[tuple[int, ...], ...]
 _NOISE = re.compile(
     r"cudaError|cuda error|CUDA (initialization|lazy|driver)|cuInit|nvidia-smi", re.I
 )
+_SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")  # said once a profile
 # Where in the compiler's source it stands says nothing to a reader.
 _WRAPPING = re.compile(
     r"^(?:.*?Error Code \d+: [A-Za-z ]+\()?(?:\[[\w./]+:\d+: \w+\] )?"
@@ -59,12 +65,14 @@ class PlanLimits(NamedTuple):
 
 class CompiledPlan(NamedTuple):
     """plan: what the runtime deserialises. peak_memory_bytes: the most that the process that
-    compiled it ever held; where that compiles nothing else, what the plan took.
+    compiled it ever held; where that compiles nothing else, what the plan took. scratch_bytes: what
+    a GPU needs besides inputs and outputs while it decodes, and while it computes prompts, at most.
     """
 
     plan: bytes
     seconds: float
     peak_memory_bytes: int
+    scratch_bytes: list[int]
 
 
 def load_tensorrt() -> ModuleType:
@@ -103,7 +111,13 @@ def compile_plan(
     not accept.
     """
     started_s = time.monotonic()
-    words = Words(trt, _NOISE)
+    scratch_bytes: list[int] = []
+
+    def listen(message: str) -> None:
+        if found := _SCRATCH.search(message):
+            scratch_bytes.append(int(found[1]))
+
+    words = Words(trt, _NOISE, listen)
     builder = trt.Builder(words.logger)
     network = builder.create_network(creation_flags(trt))
     ops = NetworkOps(trt, network, partial(_sentence, words))
@@ -111,6 +125,7 @@ def compile_plan(
     decoder = DecoderNetwork(ops, config, *sizes, part, constants)
     builder_config = builder.create_builder_config()
     set_targets(trt, builder_config, sms)
+    require_user_memory(trt, builder_config)
     for prefill in (False, True):
         profile = _profile(builder.create_optimization_profile(), decoder, limits, prefill)
         builder_config.add_optimization_profile(profile)
@@ -122,7 +137,7 @@ def compile_plan(
     if plan is None:
         raise PlanError(f"TensorRT refuses the engine for {targets}: {_sentence(words)}")
     seconds = time.monotonic() - started_s
-    return CompiledPlan(bytes(plan), seconds, peak_memory())
+    return CompiledPlan(bytes(plan), seconds, peak_memory(), scratch_bytes)
 
 
 def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill: bool) -> Any:

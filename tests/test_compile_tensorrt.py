@@ -225,6 +225,25 @@ def test_each_plan_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
     for name, cost in costs.items():
         assert (tmp_path / name).stat().st_size == cost["bytes"]
         assert 64 << 20 < cost["peak_memory_bytes"] < 2 << 30
+        assert len(cost["scratch_bytes"]) == 2
+        assert all(cost["scratch_bytes"]) == (name != "embedding-chunk64.plan"), "looks up only"
+
+
+def test_a_plan_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    jobs = jobs_of(tiny_config("none", num_hidden_layers=1), tmp_path / "gone")
+    message = r"^\S+\.plan cannot be written: No such file or directory; make room for it, or choose"
+    with pytest.raises(EngineError, match=message):
+        compile_jobs(jobs, 1, lambda _: None)
+
+
+def test_scratch_memory_follows_what_is_computed_at_once() -> None:
+    """Four times the sequences: more than twice the memory, as their caches are looked at."""
+    config = tiny_config("none", num_hidden_layers=1)
+    few, many = (TINY._replace(context=4096, batch=batch) for batch in (16, 64))
+    plans = [compile_plan(load_tensorrt(), config, (89,), limits) for limits in (few, many)]
+    decoding = [plan.scratch_bytes[0] for plan in plans]
+    assert 2 * decoding[0] < decoding[1]
+    assert plans[0].scratch_bytes[1] == plans[1].scratch_bytes[1], "prompts are as before"
 
 
 def test_the_first_refusal_of_a_process_ends_the_others(tmp_path: Path) -> None:
