@@ -118,7 +118,10 @@ def main() -> None:
                     continue
                 found = measure(config, sm, args.context, args.plan_layers)
                 cells = [f"{found['plans']}", *(f"{found[k]:.1f}" for k in ("wall_s", "cpu_s"))]
-                cells += [f"{found[k]:.0f}" for k in ("process_mib", "plan_mib", "decode_mib", "prefill_mib")]
+                cells += [
+                    f"{found[k]:.0f}"
+                    for k in ("process_mib", "plan_mib", "decode_mib", "prefill_mib")
+                ]
                 print(head, " | ".join(cells), "|", flush=True)
 
 

@@ -231,7 +231,9 @@ def test_each_plan_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_a_plan_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     jobs = jobs_of(tiny_config("none", num_hidden_layers=1), tmp_path / "gone")
-    message = r"^\S+\.plan cannot be written: No such file or directory; make room for it, or choose"
+    message = (
+        r"^\S+\.plan cannot be written: No such file or directory; make room for it, or choose"
+    )
     with pytest.raises(EngineError, match=message):
         compile_jobs(jobs, 1, lambda _: None)
 
