@@ -57,10 +57,8 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         targets = ", ".join(f"SM{sm}" for sm in plan.targets)
         many = f"{len(files)} TensorRT plan{'s' * (len(files) > 1)} for {targets}, {sizes}"
         scratch = mib(max(max(file["scratch_bytes"], default=0) for file in files.values()))
-        stage.finish(
-            f"{many}; {at_once} at once, at most {most} of memory each; scratch memory on each GPU: "
-            f"{scratch}"
-        )
+        each = f"{at_once} at once, at most {most} of memory each"
+        stage.finish(f"{many}; {each}; scratch memory on a GPU: {scratch}")
     for each in plans:
         each.update(_costs(each, files))
     return {
@@ -121,11 +119,12 @@ def _costs(entry: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
     """What a context class takes in all, and its file where it is a single one."""
     names = list(dict.fromkeys(name for part in entry["parts"] for name in part["files"]))
     mine = [files[name] for name in names]
+    scratch = zip(*(file["scratch_bytes"] for file in mine), strict=True)
     costs = {
         "bytes": sum(file["bytes"] for file in mine),
         "seconds": round(sum(file["seconds"] for file in mine), 1),
         "peak_memory_bytes": max(file["peak_memory_bytes"] for file in mine),
-        "scratch_bytes": [max(sizes) for sizes in zip(*(file["scratch_bytes"] for file in mine))],
+        "scratch_bytes": [max(sizes) for sizes in scratch],
     }
     return costs if len(names) > 1 else {"file": names[0], **costs}
 

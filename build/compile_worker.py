@@ -69,8 +69,8 @@ def run_job(job: Job, advance: Any) -> dict[str, Any]:
         Path(job.output).write_bytes(compiled.plan)
     except OSError as error:
         raise EngineError(
-            f"{job.output} cannot be written: {error.strerror}; make room for it, or choose another "
-            "output folder"
+            f"{job.output} cannot be written: {error.strerror}; make room for it, or choose "
+            "another output folder"
         ) from None
     advance(sum(left.values()))
     return {
