@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 import torch
 
-from enginehouse.build.capabilities import tensorrt_package
+from enginehouse.build.capabilities import GPU_SM, tensorrt_package
 from enginehouse.build.compile_tensorrt import PlanLimits, plan_limits
 from enginehouse.build.compile_worker import STEPS, Job
+from enginehouse.build.footprint import GIB, GPU_MEMORY_GIB, kv_bytes_per_token
 from enginehouse.build.output_table import output_tensors
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
@@ -45,7 +46,8 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
     """
     trt = check_compiler(plan.package, plan.targets)
     settings = plan.settings
-    classes = plan_limits(plan.max_seq_len, settings.max_batch_size, plan.max_num_tokens)
+    cached = cached_tokens(plan.config, plan.targets)
+    classes = plan_limits(plan.max_seq_len, settings.max_batch_size, plan.max_num_tokens, cached)
     cut = settings.plan_layers, settings.bake_weights
     jobs, plans = plan_jobs(plan.config, plan.targets, classes, directory, *cut)
     started_s = time.monotonic()
@@ -70,6 +72,12 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         "plans": plans,
         "files": files,
     }
+
+
+def cached_tokens(config: ModelConfig, sms: Sequence[int]) -> int:
+    """How many tokens' keys and values the largest GPU of these SMs could hold, and no weight."""
+    known = [gib for gpu, gib in GPU_MEMORY_GIB.items() if GPU_SM[gpu] in sms]
+    return int(max(known or GPU_MEMORY_GIB.values()) * GIB) // kv_bytes_per_token(config)
 
 
 def plan_jobs(

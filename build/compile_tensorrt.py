@@ -33,6 +33,7 @@ from enginehouse.runtime.tensorrt_package import Words
 
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
+_MAX_PROMPTS = 4  # in one step, which has no more tokens than a chunk; scratch is for full chunks
 # For one token the compiler has no fused attention over many more rows; where a step could have
 # two, it takes another kernel, which has no such limit (seen with TensorRT-RTX 1.7.1: 20480 rows
 # compile, 24576 do not).
@@ -80,18 +81,25 @@ def load_tensorrt() -> ModuleType:
     return load_compiler("tensorrt_rtx")
 
 
-def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> list[PlanLimits]:
+def plan_limits(
+    max_seq_len: int, max_batch_size: int, max_num_tokens: int, cached_tokens: int | None = None
+) -> list[PlanLimits]:
     """One for each context class up to the engine's own: a slot's memory is its class's.
 
     The engine's own is rounded up to 64 rows, so that each slot begins where 256 bytes do.
+    cached_tokens: whose keys and values a GPU could hold at most; a class has no larger batch than
+    that leaves room for, as its scratch memory grows with both.
     """
     longest = -(-max_seq_len // 64) * 64
     contexts = [*(size for size in _CONTEXT_CLASSES if size < longest), longest]
     limits = []
     for context in contexts:
         chunk = min(_MAX_CHUNK, max_num_tokens, context)
-        prompts = max(1, min(max_num_tokens // chunk, max_batch_size))
-        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, longest))
+        batch = max_batch_size
+        if cached_tokens is not None:
+            batch = max(1, min(batch, cached_tokens // context))
+        prompts = max(1, min(max_num_tokens // chunk, batch, _MAX_PROMPTS))
+        limits.append(PlanLimits(context, batch, chunk, prompts, longest))
     return limits
 
 

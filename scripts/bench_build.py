@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from enginehouse.build.capabilities import tensorrt_refusal
-from enginehouse.build.compile_plans import compile_jobs, jobs_at_once, plan_jobs
+from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.compile_tensorrt import plan_limits
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.runtime.config import Mapping, ModelConfig
@@ -68,7 +68,7 @@ FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
 
 def measure(config: ModelConfig, sm: int, context: int, layers: int | None) -> dict[str, float]:
     """All plans of an engine for batches of 32, up to this context."""
-    classes = plan_limits(context, 32, 512)
+    classes = plan_limits(context, 32, 512, cached_tokens(config, (sm,)))
     with tempfile.TemporaryDirectory() as folder:
         jobs, _ = plan_jobs(config, (sm,), classes, Path(folder), layers)
         at_once = jobs_at_once(list(jobs.values()), psutil.virtual_memory().available)
