@@ -59,8 +59,8 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         targets = ", ".join(f"SM{sm}" for sm in plan.targets)
         many = f"{len(files)} TensorRT plan{'s' * (len(files) > 1)} for {targets}, {sizes}"
         scratch = mib(max(max(file["scratch_bytes"], default=0) for file in files.values()))
-        each = f"{at_once} at once, at most {most} of memory each"
-        stage.finish(f"{many}; {each}; scratch memory on a GPU: {scratch}")
+        costs = f"{at_once} at once, at most {most} of memory each"
+        stage.finish(f"{many}; {costs}; scratch memory on a GPU: {scratch}")
     for each in plans:
         each.update(_costs(each, files))
     return {
