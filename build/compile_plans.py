@@ -22,9 +22,10 @@ from typing import Any
 import psutil
 import torch
 
-from enginehouse.build.capabilities import tensorrt_package
+from enginehouse.build.capabilities import GPU_SM, tensorrt_package
 from enginehouse.build.compile_tensorrt import PlanLimits, plan_limits
 from enginehouse.build.compile_worker import STEPS, Job
+from enginehouse.build.footprint import GIB, GPU_MEMORY_GIB, kv_bytes_per_token
 from enginehouse.build.output_table import output_tensors
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
@@ -45,7 +46,8 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
     """
     trt = check_compiler(plan.package, plan.targets)
     settings = plan.settings
-    classes = plan_limits(plan.max_seq_len, settings.max_batch_size, plan.max_num_tokens)
+    cached = cached_tokens(plan.config, plan.targets)
+    classes = plan_limits(plan.max_seq_len, settings.max_batch_size, plan.max_num_tokens, cached)
     cut = settings.plan_layers, settings.bake_weights
     jobs, plans = plan_jobs(plan.config, plan.targets, classes, directory, *cut)
     started_s = time.monotonic()
@@ -56,7 +58,9 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         sizes = mib(sum(file["bytes"] for file in files.values()))
         targets = ", ".join(f"SM{sm}" for sm in plan.targets)
         many = f"{len(files)} TensorRT plan{'s' * (len(files) > 1)} for {targets}, {sizes}"
-        stage.finish(f"{many}; {at_once} at once, at most {most} of memory each")
+        scratch = mib(max(max(file["scratch_bytes"], default=0) for file in files.values()))
+        costs = f"{at_once} at once, at most {most} of memory each"
+        stage.finish(f"{many}; {costs}; scratch memory on a GPU: {scratch}")
     for each in plans:
         each.update(_costs(each, files))
     return {
@@ -68,6 +72,12 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
         "plans": plans,
         "files": files,
     }
+
+
+def cached_tokens(config: ModelConfig, sms: Sequence[int]) -> int:
+    """How many tokens' keys and values the largest GPU of these SMs could hold, and no weight."""
+    known = [gib for gpu, gib in GPU_MEMORY_GIB.items() if GPU_SM[gpu] in sms]
+    return int(max(known or GPU_MEMORY_GIB.values()) * GIB) // kv_bytes_per_token(config)
 
 
 def plan_jobs(
@@ -117,10 +127,12 @@ def _costs(entry: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
     """What a context class takes in all, and its file where it is a single one."""
     names = list(dict.fromkeys(name for part in entry["parts"] for name in part["files"]))
     mine = [files[name] for name in names]
+    scratch = zip(*(file["scratch_bytes"] for file in mine), strict=True)
     costs = {
         "bytes": sum(file["bytes"] for file in mine),
         "seconds": round(sum(file["seconds"] for file in mine), 1),
         "peak_memory_bytes": max(file["peak_memory_bytes"] for file in mine),
+        "scratch_bytes": [max(sizes) for sizes in scratch],
     }
     return costs if len(names) > 1 else {"file": names[0], **costs}
 

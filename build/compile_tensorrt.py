@@ -21,13 +21,19 @@ from torch import Tensor
 
 from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
-from enginehouse.build.tensorrt_compiler import creation_flags, load_compiler, set_targets
+from enginehouse.build.tensorrt_compiler import (
+    creation_flags,
+    load_compiler,
+    require_user_memory,
+    set_targets,
+)
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt_package import Words
 
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512
+_MAX_PROMPTS = 4  # in one step, which has no more tokens than a chunk; scratch is for full chunks
 # For one token the compiler has no fused attention over many more rows; where a step could have
 # two, it takes another kernel, which has no such limit (seen with TensorRT-RTX 1.7.1: 20480 rows
 # compile, 24576 do not).
@@ -37,6 +43,7 @@ Shapes = tuple[tuple[int, ...], ...]
 _NOISE = re.compile(
     r"cudaError|cuda error|CUDA (initialization|lazy|driver)|cuInit|nvidia-smi", re.I
 )
+_SCRATCH = re.compile(r"Total Activation Memory: (\d+) bytes")  # said once a profile
 # Where in the compiler's source it stands says nothing to a reader.
 _WRAPPING = re.compile(
     r"^(?:.*?Error Code \d+: [A-Za-z ]+\()?(?:\[[\w./]+:\d+: \w+\] )?"
@@ -59,12 +66,14 @@ class PlanLimits(NamedTuple):
 
 class CompiledPlan(NamedTuple):
     """plan: what the runtime deserialises. peak_memory_bytes: the most that the process that
-    compiled it ever held; where that compiles nothing else, what the plan took.
+    compiled it ever held; where that compiles nothing else, what the plan took. scratch_bytes: what
+    a GPU needs besides inputs and outputs while it decodes, and while it computes prompts, at most.
     """
 
     plan: bytes
     seconds: float
     peak_memory_bytes: int
+    scratch_bytes: list[int]
 
 
 def load_tensorrt() -> ModuleType:
@@ -72,18 +81,25 @@ def load_tensorrt() -> ModuleType:
     return load_compiler("tensorrt_rtx")
 
 
-def plan_limits(max_seq_len: int, max_batch_size: int, max_num_tokens: int) -> list[PlanLimits]:
+def plan_limits(
+    max_seq_len: int, max_batch_size: int, max_num_tokens: int, cached_tokens: int | None = None
+) -> list[PlanLimits]:
     """One for each context class up to the engine's own: a slot's memory is its class's.
 
     The engine's own is rounded up to 64 rows, so that each slot begins where 256 bytes do.
+    cached_tokens: whose keys and values a GPU could hold at most; a class has no larger batch than
+    that leaves room for, as its scratch memory grows with both.
     """
     longest = -(-max_seq_len // 64) * 64
     contexts = [*(size for size in _CONTEXT_CLASSES if size < longest), longest]
     limits = []
     for context in contexts:
         chunk = min(_MAX_CHUNK, max_num_tokens, context)
-        prompts = max(1, min(max_num_tokens // chunk, max_batch_size))
-        limits.append(PlanLimits(context, max_batch_size, chunk, prompts, longest))
+        batch = max_batch_size
+        if cached_tokens is not None:
+            batch = max(1, min(batch, cached_tokens // context))
+        prompts = max(1, min(max_num_tokens // chunk, batch, _MAX_PROMPTS))
+        limits.append(PlanLimits(context, batch, chunk, prompts, longest))
     return limits
 
 
@@ -103,7 +119,13 @@ def compile_plan(
     not accept.
     """
     started_s = time.monotonic()
-    words = Words(trt, _NOISE)
+    scratch_bytes: list[int] = []
+
+    def listen(message: str) -> None:
+        if found := _SCRATCH.search(message):
+            scratch_bytes.append(int(found[1]))
+
+    words = Words(trt, _NOISE, listen)
     builder = trt.Builder(words.logger)
     network = builder.create_network(creation_flags(trt))
     ops = NetworkOps(trt, network, partial(_sentence, words))
@@ -111,6 +133,7 @@ def compile_plan(
     decoder = DecoderNetwork(ops, config, *sizes, part, constants)
     builder_config = builder.create_builder_config()
     set_targets(trt, builder_config, sms)
+    require_user_memory(trt, builder_config)
     for prefill in (False, True):
         profile = _profile(builder.create_optimization_profile(), decoder, limits, prefill)
         builder_config.add_optimization_profile(profile)
@@ -122,7 +145,7 @@ def compile_plan(
     if plan is None:
         raise PlanError(f"TensorRT refuses the engine for {targets}: {_sentence(words)}")
     seconds = time.monotonic() - started_s
-    return CompiledPlan(bytes(plan), seconds, peak_memory())
+    return CompiledPlan(bytes(plan), seconds, peak_memory(), scratch_bytes)
 
 
 def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill: bool) -> Any:

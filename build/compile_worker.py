@@ -20,7 +20,7 @@ from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan
 from enginehouse.build.network import NetworkPart
 from enginehouse.build.tensorrt_compiler import load_compiler
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.errors import EnginehouseError, PlanError
+from enginehouse.runtime.errors import EngineError, EnginehouseError, PlanError
 from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
 
 # The compiler's outermost phases and how often each reports: once, and once a profile.
@@ -48,7 +48,7 @@ class Job(NamedTuple):
 
 
 def run_job(job: Job, advance: Any) -> dict[str, Any]:
-    """Compile, in this process, and write the file: its bytes, seconds and peak_memory_bytes.
+    """Compile, in this process, and write the file: its bytes and the costs of `CompiledPlan`.
 
     advance(count): of STEPS, in all.
     """
@@ -65,12 +65,19 @@ def run_job(job: Job, advance: Any) -> dict[str, Any]:
     if job.rank_file is not None:
         constants = rank_constants(config, Path(job.rank_file), job.part, job.limits.max_positions)
     compiled = compile_plan(trt, config, job.sms, job.limits, step, job.part, constants)
-    Path(job.output).write_bytes(compiled.plan)
+    try:
+        Path(job.output).write_bytes(compiled.plan)
+    except OSError as error:
+        raise EngineError(
+            f"{job.output} cannot be written: {error.strerror}; make room for it, or choose "
+            "another output folder"
+        ) from None
     advance(sum(left.values()))
     return {
         "bytes": len(compiled.plan),
         "seconds": round(compiled.seconds, 1),
         "peak_memory_bytes": compiled.peak_memory_bytes,
+        "scratch_bytes": compiled.scratch_bytes,
     }
 
 

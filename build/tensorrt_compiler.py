@@ -67,3 +67,12 @@ def set_targets(trt: Any, builder_config: Any, sms: Sequence[int]) -> None:
     for index, sm in enumerate(sms):
         capability = getattr(trt.ComputeCapability, f"SM{sm}")
         builder_config.set_compute_capability(capability, index)
+
+
+def require_user_memory(trt: Any, builder_config: Any) -> None:
+    """Let a plan need no memory as it runs but what its context is given: TensorRT-RTX else takes
+    more for large shapes, which no CUDA graph can hold. The other package never does.
+    """
+    flag = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if flag is not None:
+        builder_config.set_flag(flag)

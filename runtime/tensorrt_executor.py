@@ -38,9 +38,9 @@ log = logging.getLogger("enginehouse.tensorrt")
 
 
 def share_slots(
-    contexts: Sequence[int], row_bytes: int, memory_bytes: int, max_batch_size: int
+    contexts: Sequence[int], row_bytes: int, memory_bytes: int, batches: Sequence[int]
 ) -> list[int]:
-    """How many slots each context gets: equal parts of the memory, at most max_batch_size.
+    """How many slots each context gets: equal parts of the memory, at most its batch.
 
     What the longest leave goes to the shorter; the longest has one slot at least.
     Raises EngineError when not even that fits.
@@ -49,7 +49,7 @@ def share_slots(
     left = memory_bytes
     for num_left in range(len(contexts), 0, -1):
         slot_bytes = contexts[num_left - 1] * row_bytes
-        count = min(max_batch_size, left // num_left // slot_bytes)
+        count = min(batches[num_left - 1], left // num_left // slot_bytes)
         if not counts and not count:
             count = min(1, left // slot_bytes)
         left -= count * slot_bytes
@@ -75,13 +75,13 @@ class TensorRTRunner:
         require_cuda()
         limits, config = engine.manifest.limits, engine.config
         max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
-        batch = min(plan.batch for plan in built.plans)
+        batch = max(plan.batch for plan in built.plans)
         max_batch_size = min(options.max_batch_size or limits.max_batch_size, batch)
         max_num_tokens = options.max_num_tokens or limits.max_num_tokens
         self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
         num_ranks = config.mapping.tp_size
         self._rank: TensorRTRank | None = None
-        self._in_step = False  # whether all ranks have started, and done alike since
+        self._in_step = False  # whether all ranks have warmed up, and done alike since
         self._followers = Followers(engine.path, num_ranks, max_seq_len, self._abort)
         try:
             self._rank = TensorRTRank(engine, built, trt, 0, max_seq_len)
@@ -91,19 +91,20 @@ class TensorRTRunner:
             memory_bytes = int(asked * 2**30 if asked else min(free) * _KV_SHARE)
             contexts = [record.context for record in self._rank.records]
             row_bytes = self._rank.row_bytes()
-            counts = share_slots(contexts, row_bytes, memory_bytes, max_batch_size)
+            batches = [min(max_batch_size, record.batch) for record in self._rank.records]
+            counts = share_slots(contexts, row_bytes, memory_bytes, batches)
             self._do(Start(counts, make_id() if num_ranks > 1 else b""))
             self._followers.answers()
+            self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)
+            self._rotary = RotaryInputs(config, self._rank.records[0].max_positions)
+            self._planner = StepPlanner(self._rank.records, self.memory, self._rotary)
+            for step in self._planner.warm_up():
+                self._do(step)
+            self._wait()
             self._in_step = True
         except BaseException:
             self.close()
             raise
-        self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)
-        self._rotary = RotaryInputs(config, self._rank.records[0].max_positions)
-        self._planner = StepPlanner(self._rank.records, self.memory, self._rotary)
-        for step in self._planner.warm_up():
-            self._do(step)
-        self._wait()
 
     @property
     def device(self) -> torch.device:

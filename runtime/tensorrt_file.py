@@ -34,6 +34,7 @@ class PlanFile:
         self.trt = trt
         self.path = path
         self.words = words
+        self._runtime = runtime  # outlives its engines
         self._jit = package == "tensorrt_rtx"
         self._cache_file = cache_file
         self._runtime_cache: Any = None
@@ -83,8 +84,9 @@ class PlanFile:
         """
         if self._runtime_cache is None:
             return
-        found = bytes(self._runtime_cache.serialize())
-        if found == self._cached:
+        serialized = self._runtime_cache.serialize()
+        found = b"" if serialized is None else bytes(serialized)
+        if found in (b"", self._cached):
             return
         partial = self._cache_file.with_name(f"{self._cache_file.name}.{os.getpid()}.partial")
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -48,10 +49,15 @@ def find_package(name: str) -> ModuleType | None:
 class Words:
     """A logger that keeps the errors TensorRT speaks of; its calls only say that they failed.
 
-    noise: what is in messages that explain nothing.
+    noise: what is in messages that explain nothing; listen: is given every other message.
     """
 
-    def __init__(self, trt: Any, noise: re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        noise: re.Pattern[str] | None = None,
+        listen: Callable[[str], None] | None = None,
+    ) -> None:
         said: list[str] = []
         self._said = said
         serious = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
@@ -63,6 +69,8 @@ class Words:
             def log(self, severity: Any, message: str) -> None:
                 if severity in serious and not (noise and noise.search(message)):
                     said.append(" ".join(message.split()))
+                elif listen is not None:
+                    listen(message)
 
         self.logger = Logger()
 

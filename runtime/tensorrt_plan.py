@@ -98,7 +98,7 @@ class LoadedPart:
             self._address(name, tensor.data_ptr())
         aliased = self.file.engine.get_aliased_input_tensor
         self._present = {name: aliased(name) for name in self._outputs - writes.keys()}
-        if sorted(self._present.values()) != sorted(self._caches):
+        if set(self._present.values()) != self._caches.keys():
             raise EngineError(f"{path} does not write its caches in place; build the engine again")
 
     def _check(self, name: str, tensor: Tensor) -> None:

@@ -10,6 +10,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ from enginehouse.runtime.tensorrt_nccl import Communicator
 from enginehouse.runtime.tensorrt_package import Words
 from enginehouse.runtime.tensorrt_plan import LoadedPart, LoadedPlan
 from enginehouse.runtime.tensorrt_weights import fixed_inputs
+
+_END_S = 5.0  # no step takes as long
+_LOOK_AGAIN_S = 1e-3
 
 
 def require_cuda() -> None:
@@ -188,12 +192,30 @@ class TensorRTRank:
                 file.save_runtime_cache()
 
     def close(self) -> None:
-        """Free the GPU."""
-        if self.communicator is not None:
+        """Free the GPU: contexts when their work is done, and before their communicator, which is
+        aborted first only where the work does not end, as it waits for a rank that is gone.
+        """
+        if not self._ends() and self.communicator is not None:
             self.communicator.abort()
         self.plans.clear()
         self._files.clear()
         self._weights.clear()
+        if self.communicator is not None:
+            self.communicator.abort()
+
+    def _ends(self) -> bool:
+        """Wait for what is under way; False when it fails or takes long."""
+        try:
+            event = torch.cuda.Event()
+            event.record()
+            until_s = time.monotonic() + _END_S
+            while not event.query():
+                if time.monotonic() > until_s:
+                    return False
+                time.sleep(_LOOK_AGAIN_S)
+        except RuntimeError:  # CUDA's
+            return False
+        return True
 
 
 def follow(rank: TensorRTRank, pipe: Connection) -> None:

@@ -1,4 +1,5 @@
-"""Time and memory of compiling TensorRT plans: wall time, CPU time, peak memory, size.
+"""Time and memory of compiling TensorRT plans: wall time, CPU time, peak memory, size, and
+the scratch memory that the compiler says a GPU needs besides weights and caches.
 
 All plans of an engine, as a build makes them: each in a process of its own, as many at once as
 there are cores, from a shape alone, as they hold no weight. Needs the extra `tensorrt` and no GPU.
@@ -19,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from enginehouse.build.capabilities import tensorrt_refusal
-from enginehouse.build.compile_plans import compile_jobs, jobs_at_once, plan_jobs
+from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.compile_tensorrt import plan_limits
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.runtime.config import Mapping, ModelConfig
@@ -67,7 +68,7 @@ FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
 
 def measure(config: ModelConfig, sm: int, context: int, layers: int | None) -> dict[str, float]:
     """All plans of an engine for batches of 32, up to this context."""
-    classes = plan_limits(context, 32, 512)
+    classes = plan_limits(context, 32, 512, cached_tokens(config, (sm,)))
     with tempfile.TemporaryDirectory() as folder:
         jobs, _ = plan_jobs(config, (sm,), classes, Path(folder), layers)
         at_once = jobs_at_once(list(jobs.values()), psutil.virtual_memory().available)
@@ -79,6 +80,8 @@ def measure(config: ModelConfig, sm: int, context: int, layers: int | None) -> d
         "cpu_s": _children_s() - cpu_s,
         "process_mib": max(cost["peak_memory_bytes"] for cost in costs) / 2**20,
         "plan_mib": sum(cost["bytes"] for cost in costs) / 2**20,
+        "decode_mib": max(cost["scratch_bytes"][0] for cost in costs) / 2**20,
+        "prefill_mib": max(cost["scratch_bytes"][1] for cost in costs) / 2**20,
     }
 
 
@@ -97,8 +100,11 @@ def main() -> None:
     parser.add_argument("--plan-layers", type=int, help="layers in one plan; without it, a build's")
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
-    print("| shape | TP | form | SM | context | plans | wall s | CPU s | process MiB | plans MiB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| shape | TP | form | SM | context | plans | wall s | CPU s | process MiB | plans MiB |"
+        " decode scratch MiB | prefill scratch MiB |"
+    )
+    print("| --- " * 12 + "|")
     for shape in args.shapes:
         for quant in args.forms:
             quantization = replace(QUANT_CONFIGS[quant], group_size=64)
@@ -108,11 +114,14 @@ def main() -> None:
                 head = f"| {shape} | {args.tp} | {quant} | {sm} | {args.context} |"
                 reason = tensorrt_refusal(quant, "bfloat16", sm, args.tp)
                 if reason is not None:
-                    print(f"{head} {reason} | | | | |", flush=True)
+                    print(f"{head} {reason} | | | | | | |", flush=True)
                     continue
                 found = measure(config, sm, args.context, args.plan_layers)
                 cells = [f"{found['plans']}", *(f"{found[k]:.1f}" for k in ("wall_s", "cpu_s"))]
-                cells += [f"{found[k]:.0f}" for k in ("process_mib", "plan_mib")]
+                cells += [
+                    f"{found[k]:.0f}"
+                    for k in ("process_mib", "plan_mib", "decode_mib", "prefill_mib")
+                ]
                 print(head, " | ".join(cells), "|", flush=True)
 
 

@@ -57,14 +57,23 @@ def tiny_source(tiny_checkpoint: Path) -> SourceCheckpoint:
 def make_engine(
     tiny_source: SourceCheckpoint, tmp_path_factory: pytest.TempPathFactory
 ) -> EngineMaker:
-    """make_engine(quant="int4", tp=2, ...): the tiny model's engine, built once for each choice."""
+    """make_engine(quant="int4", tp=2, ...): the tiny model's engine, built once for each choice.
+
+    With one thread, whichever test asks first: scales that are found by sums would else differ in
+    their last bits, and tokens with them.
+    """
     made: dict[str, Path] = {}
 
     def make(**settings: Any) -> Path:
         key = repr(sorted(settings.items()))
         if key not in made:
             output = tmp_path_factory.mktemp("engines") / "tiny"
-            made[key] = build_engine(tiny_source, output, **settings)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            try:
+                made[key] = build_engine(tiny_source, output, **settings)
+            finally:
+                torch.set_num_threads(threads)
         return made[key]
 
     return make

@@ -57,6 +57,11 @@ class Recorded:
         self.name = ""
 
 
+def to_e4m3(values: Tensor) -> Tensor:
+    """Rounded to the nearest, and saturated."""
+    return values.clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
 class Layer:
     """An ILayer: compute(values of its inputs) -> value; attributes are read when it runs."""
 
@@ -275,7 +280,7 @@ class RecordingNetwork:
         assert dtype.name == "FP8" and scale.dtype == "FLOAT" and scale.rank == 0
 
         def compute(_: Layer, v: Tensor, by: Tensor) -> Tensor:
-            return (v.float() / by).clamp(-448, 448).to(torch.float8_e4m3fn)
+            return to_e4m3(v.float() / by)
 
         return self._layer("FP8", x.rank, compute, x, scale)
 

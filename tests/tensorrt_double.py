@@ -51,7 +51,7 @@ def compile_plan(
     header = json.dumps({"version": REAL.__version__, "sms": list(sms)}).encode()
     facts = {"config": config.to_dict(), "limits": limits, "part": part}
     plan = (MAGIC + header).ljust(HEADER) + json.dumps(facts).encode() + b"\n"
-    return CompiledPlan(plan + (save(dict(constants)) if constants else b""), 0.1, 1)
+    return CompiledPlan(plan + (save(dict(constants)) if constants else b""), 0.1, 1, [1, 2])
 
 
 class Profile:

@@ -19,7 +19,7 @@ from enginehouse.build.capabilities import (
     tensorrt_refusal,
 )
 from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.compile_plans import compile_jobs, jobs_at_once, plan_jobs
+from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.compile_tensorrt import (
     PlanLimits,
     compile_plan,
@@ -107,6 +107,23 @@ def test_the_sample_model_compiles_whole(sample_source: SourceCheckpoint) -> Non
     assert [each.context for each in limits] == [2048, 8192]
     compiled = compile_plan(load_tensorrt(), plan.config, plan.targets, limits[0])
     assert len(compiled.plan) < plan.rank_bytes[0] / 2, "the plan holds weights"
+
+
+def test_long_contexts_have_small_batches() -> None:
+    """No larger than what a GPU could hold the keys and values of; several prompts, never many."""
+    limits = plan_limits(100_000, 64, 65536, cached_tokens=300_000)
+    assert [(each.context, each.batch) for each in limits] == [
+        (2048, 64),
+        (8192, 36),
+        (32768, 9),
+        (100_032, 2),
+    ]
+    assert [each.prefill_batch for each in limits] == [4, 4, 4, 2]
+    assert [each.batch for each in plan_limits(4096, 3, 64, cached_tokens=1)] == [1, 1]
+    config = tiny_config("none")
+    row_bytes = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_size
+    assert cached_tokens(config, (89, 120)) == int(95.3 * 2**30) // row_bytes
+    assert cached_tokens(config, (75,)) == int(268.6 * 2**30) // row_bytes, "of no known GPU"
 
 
 def test_a_long_context_has_a_fused_attention_for_decoding_too() -> None:
@@ -225,6 +242,27 @@ def test_each_plan_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
     for name, cost in costs.items():
         assert (tmp_path / name).stat().st_size == cost["bytes"]
         assert 64 << 20 < cost["peak_memory_bytes"] < 2 << 30
+        assert len(cost["scratch_bytes"]) == 2
+        assert all(cost["scratch_bytes"]) == (name != "embedding-chunk64.plan"), "looks up only"
+
+
+def test_a_plan_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    jobs = jobs_of(tiny_config("none", num_hidden_layers=1), tmp_path / "gone")
+    message = (
+        r"^\S+\.plan cannot be written: No such file or directory; make room for it, or choose"
+    )
+    with pytest.raises(EngineError, match=message):
+        compile_jobs(jobs, 1, lambda _: None)
+
+
+def test_scratch_memory_follows_what_is_computed_at_once() -> None:
+    """Four times the sequences: more than twice the memory, as their caches are looked at."""
+    config = tiny_config("none", num_hidden_layers=1)
+    few, many = (TINY._replace(context=4096, batch=batch) for batch in (16, 64))
+    plans = [compile_plan(load_tensorrt(), config, (89,), limits) for limits in (few, many)]
+    decoding = [plan.scratch_bytes[0] for plan in plans]
+    assert 2 * decoding[0] < decoding[1]
+    assert plans[0].scratch_bytes[1] == plans[1].scratch_bytes[1], "prompts are as before"
 
 
 def test_the_first_refusal_of_a_process_ends_the_others(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ def data_centre(version: str = "11.4.0.106") -> SimpleNamespace:
     names = dict(vars(load_tensorrt()))
     del names["ComputeCapability"]
     names |= dict(__name__="tensorrt", __version__=version, Builder=Builder)
-    return SimpleNamespace(**names | dict(NetworkDefinitionCreationFlag=SimpleNamespace()))
+    lacking = ("NetworkDefinitionCreationFlag", "BuilderFlag")  # what only TensorRT-RTX's have
+    return SimpleNamespace(**names | {name: SimpleNamespace() for name in lacking})
 
 
 @pytest.mark.parametrize("quant", ["none", "fp8", "int4"])

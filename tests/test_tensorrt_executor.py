@@ -302,6 +302,22 @@ def test_the_context_and_its_last_row_can_be_used(engine: Path, machine: TensorR
     executor.close()
 
 
+def test_long_contexts_take_fewer_at_once(
+    family_source: SourceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Classes of 64, 128 and 192 tokens, for batches of 5, 2 and 1; all four requests are done."""
+    monkeypatch.setattr("enginehouse.build.compile_plans.cached_tokens", lambda *_: 320)
+    path = doubled_engine(family_source("llama"), tmp_path / "e", quant="none", max_seq_len=192)
+    work = requests(PROMPTS, greedy(30))
+    wanted = torch_answers(path, work)
+    with doubled_machine(monkeypatch):
+        executor = open_executor(path)
+        memory = executor.runner.memory
+        assert [memory.num_slots(plan) for plan in range(3)] == [5, 2, 1]
+        assert generate(executor, work) == wanted
+        executor.close()
+
+
 def test_what_decodes_is_captured_and_kernels_are_kept_beside_the_engine(
     engine: Path, machine: TensorRTDouble, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import recording_network
 import torch
 from family_models import save_family
 from tensorrt_double import Context
@@ -28,6 +29,7 @@ from tensorrt_machine import (
 )
 
 from enginehouse.build.checkpoint import open_checkpoint
+from enginehouse.runtime import linear
 from enginehouse.runtime.config import Mapping
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
@@ -77,6 +79,28 @@ def test_greedy_tokens_equal_the_torch_backends(
     if "bake_weights" in settings:
         monkeypatch.setattr(f"{RUNTIME}.tensorrt_weights.safe_open", None)
     with doubled_machine(monkeypatch, settings.get("tp", 1)):
+        executor = open_executor(path)
+        found = generate(executor, work)
+        executor.close()
+    assert found == wanted
+
+
+def test_fp8_tokens_differ_only_where_a_value_is_on_an_edge_of_e4m3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the second prompt an input of the first layer's attention.dense is 1.937503 in one
+    and 1.937496 in the other, where e4m3 has 1.875 and 2: one cast, after which all differs. With
+    every edge a 30000th further down, on both sides, the tokens are equal.
+    """
+    settings = dict(quant="fp8", plan_layers=1)
+    path = cut_engine(tmp_path, "phi3", 3, {}, settings)
+    work = requests(PROMPTS, greedy(8))
+    for module in (linear, recording_network):
+        name = "to_fp8" if module is linear else "to_e4m3"
+        rounded = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda x, to=rounded: to(x * (1 + 1 / 30000)))
+    wanted = torch_answers(path, work)
+    with doubled_machine(monkeypatch):
         executor = open_executor(path)
         found = generate(executor, work)
         executor.close()

@@ -281,14 +281,19 @@ def test_fields_of_a_step_begin_where_256_bytes_do() -> None:
 )
 def test_memory_is_shared_between_contexts(memory: int, batch: int, counts: list[int]) -> None:
     """Rows of one byte and contexts of 200 and 800; a batch bounds both."""
-    found = share_slots([200, 800], 1, memory, batch)
+    found = share_slots([200, 800], 1, memory, [batch, batch])
     assert found == counts
     assert sum(n * size for n, size in zip(found, (200, 800), strict=True)) <= memory
 
 
+def test_each_context_has_no_more_slots_than_its_batch() -> None:
+    assert share_slots([200, 800], 1, 100_000, [8, 2]) == [8, 2]
+    assert share_slots([200, 800], 1, 100_000, [2, 8]) == [2, 8]
+
+
 def test_too_little_memory_for_one_sequence_is_refused() -> None:
     with pytest.raises(EngineError, match="one sequence of 800 tokens needs .* lower max_seq_len"):
-        share_slots([200, 800], 1, 799, 8)
+        share_slots([200, 800], 1, 799, [8, 8])
 
 
 def test_batches_are_powers_of_two_up_to_the_slots() -> None:
