@@ -79,6 +79,9 @@ def bound_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
             mine["weights_scaling_factor"] = mine["weights_scaling_factor"].T
         elif form == "int8":
             mine["weight"], mine["per_channel_scale"] = quantize_int8(weight)
+        elif form == "fp8":  # one number each
+            for name in ("activation_scaling_factor", "weights_scaling_factor"):
+                mine[name] = mine[name].view(())
         for name, tensor in mine.items():
             kept = form.startswith("fp8") and name != "bias"
             kept = kept or (form in ("int4", "int8") and name == "weight")
