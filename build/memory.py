@@ -19,7 +19,7 @@ _BASE_BYTES = 640 << 20
 # Matrices [in, in] of a linear's inputs at once: two moments, or one and its factor; for AWQ an
 # inverse too. Copies of the linear, and of those that share its input: as measured.
 _FP8_MATRICES, _AWQ_MATRICES = 2, 3
-_COPIES = 5
+_COPIES = 7
 _SEARCH_BYTES = 512 << 20  # AWQ's trials, as measured
 
 
