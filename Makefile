@@ -58,7 +58,7 @@ serve: install ## build the sample engine if it is missing, and serve: make serv
 ifeq ($(ENGINE),$(SAMPLE))
 	$(BIN)/enginehouse-build --quant int4_awq -o $(SAMPLE)
 endif
-	ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
+	exec env ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
 	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
