@@ -66,8 +66,10 @@ class InputMoments:
         diagonal = self.second.diagonal()
         before = diagonal.clone()
         diagonal.add_(DAMPING * float(before.mean()) + 1e-8)
-        yield self.second
-        diagonal.copy_(before)
+        try:
+            yield self.second
+        finally:
+            diagonal.copy_(before)
 
 
 def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
