@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from enginehouse.build.checkpoint import TensorSource
+from enginehouse.build.source import TensorSource
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError
 

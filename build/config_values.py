@@ -1,9 +1,11 @@
-"""Values out of a config.json, each refused by name when it is missing or of another kind."""
+"""JSON files of a checkpoint, and the values in them: each is refused by name when it is wrong."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from enginehouse.runtime.errors import CheckpointError
@@ -58,3 +60,29 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
             f"config.json has {key}={value:g}; wanted a whole number from 1 to {largest}"
         )
     return int(value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; CheckpointError names the file and the line at fault."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; it is no complete Hugging Face checkpoint: "
+            "download that file too"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise CheckpointError(
+            f"{path} is not JSON that anyone wrote: it is nested too deep"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; wanted an object")
+    return data

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 
 import torch
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.journal import Journal
 from enginehouse.build.output_table import KV_SCALE
 from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_files import Sink
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.units import (
     Calibration,
     Unit,

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from torch import Tensor
 
 from enginehouse.build.calibration import calibration_sequences, kv_maxima, kv_scales
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import convert
 from enginehouse.build.hf_export import HfCheckpoint
 from enginehouse.build.journal import Journal
@@ -21,6 +20,7 @@ from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.rank_files import RankFiles
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.units import Calibration, by_layer, layer_of_unit, units
 
 

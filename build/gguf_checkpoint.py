@@ -19,9 +19,9 @@ import gguf
 import numpy as np
 import torch
 
-from enginehouse.build.checkpoint import SourceCheckpoint, TensorInfo
 from enginehouse.build.gguf_file import FloatArray, GgufFile, GgufTensor, read_gguf, read_rows
 from enginehouse.build.gguf_tokenizer import check_vocabulary, eos_token_ids, write_tokenizer
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.runtime.errors import CheckpointError
 
 _NAMES = {

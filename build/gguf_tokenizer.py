@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, proc
 from tokenizers import pre_tokenizers as pre
 from tokenizers.models import BPE
 
-from enginehouse.build.checkpoint import end_of_turn_tokens
 from enginehouse.build.gguf_file import GgufFile
+from enginehouse.build.tokenizer_files import end_of_turn_tokens
 from enginehouse.runtime.errors import CheckpointError
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.hf_layout import HfLayout
 from enginehouse.build.plan import BuildPlan
+from enginehouse.build.source import SourceCheckpoint
 
 _FP8 = {"dynamic": False, "num_bits": 8, "type": "float"}
 _INT4_ALGOS = ("W4A16_AWQ", "W4A8_AWQ")

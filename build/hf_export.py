@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.hf_config_out import hf_config, quantization_files
 from enginehouse.build.hf_layout import HfLayout
@@ -26,6 +25,7 @@ from enginehouse.build.output_table import output_tensors
 from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_file import RankFile, Stored
+from enginehouse.build.source import SourceCheckpoint
 
 MAX_SHARD_BYTES = 5_000_000_000
 

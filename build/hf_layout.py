@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.architectures import EMBEDDING, TensorRow, source_shape, stage_rows
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import OutputTensor, is_quantized
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 

@@ -17,11 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from enginehouse.build.activations import SavedActivations
-from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.compile import choices
+from enginehouse.build.choices import choices
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_file import Stored
 from enginehouse.build.rank_files import Sink
+from enginehouse.build.source import SourceCheckpoint
 
 
 def conversion_key(plan: BuildPlan, source: SourceCheckpoint) -> str:

@@ -5,9 +5,9 @@ TensorRT-LLM takes FP8 keys and values with FP8 weights only. Knows no tensor.
 
 from __future__ import annotations
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig
 
 

@@ -7,10 +7,10 @@ from math import prod
 import torch
 
 from enginehouse.build.architectures import expected_shapes, stage_rows
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.layerwise import SHARED_INPUTS
 from enginehouse.build.output_table import linear_shapes
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.units import by_layer, is_whole
 from enginehouse.runtime.config import Mapping, ModelConfig
 

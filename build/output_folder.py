@@ -15,8 +15,8 @@ from pathlib import Path
 
 import msgspec
 
-from enginehouse.build.checkpoint import TOKENIZER_FILES
 from enginehouse.build.journal import Journal
+from enginehouse.build.tokenizer_files import TOKENIZER_FILES
 from enginehouse.runtime.engine import MANIFEST, Manifest
 from enginehouse.runtime.errors import PlanError
 

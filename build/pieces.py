@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.architectures import TensorRow
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.quantization import check_finite
+from enginehouse.build.source import SourceCheckpoint
 
 _ELEMENTS = 1 << 20
 

@@ -17,7 +17,6 @@ from enginehouse.build.architectures import (
     stage_rows,
 )
 from enginehouse.build.capabilities import check_gpu, kv_refusal, tensorrt_package
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.exclude import with_excluded
 from enginehouse.build.forms import (
     GROUP_SIZES,
@@ -31,6 +30,7 @@ from enginehouse.build.memory import peak_memory_bytes
 from enginehouse.build.output_table import linear_shapes, output_tensors
 from enginehouse.build.quantized_linear import QuantizedForm
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.tensorrt_plan import check_tensorrt
 from enginehouse.build.trtllm_flags import check_flags, facts_of
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from enginehouse.build.checkpoint import TensorInfo, TensorSource
 from enginehouse.build.quantized_linear import QuantizedLinear
+from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.packing import unpack_int4
 

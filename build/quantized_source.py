@@ -17,12 +17,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.architectures import Recipe, expected_shapes, recipe_of, stage_rows
-from enginehouse.build.checkpoint import (
-    SourceCheckpoint,
-    TensorInfo,
-    TensorSource,
-    read_json,
-)
+from enginehouse.build.config_values import read_json
 from enginehouse.build.exclude import excluded_patterns
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.quantization import check_finite
@@ -34,6 +29,7 @@ from enginehouse.build.quantized_linear import (
     join_linears,
     stack_experts,
 )
+from enginehouse.build.source import SourceCheckpoint, TensorInfo, TensorSource
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from enginehouse.build.activations import LayerProgress
 from enginehouse.build.architectures import stage_rows
-from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.units import read_row
 from enginehouse.runtime.attention import soft_cap
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from tokenizers import Tokenizer
 
-from enginehouse.build.checkpoint import special_token_ids
+from enginehouse.build.tokenizer_files import special_token_ids
 from enginehouse.build.verify import PROMPT, text_logits
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError

@@ -27,10 +27,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from enginehouse.build.checkpoint import TOKENIZER_FILES, SourceCheckpoint, open_checkpoint
 from enginehouse.build.gguf_checkpoint import open_gguf
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.quantized_source import open_quantized
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.text_part import text_part
+from enginehouse.build.tokenizer_files import TOKENIZER_FILES
 from enginehouse.build.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError

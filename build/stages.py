@@ -15,15 +15,10 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.compile import (
-    choices,
-    compile_torch,
-    hf_manifest,
-    write_tokenizer,
-)
+from enginehouse.build.choices import choices
 from enginehouse.build.compile_plans import write_plans
 from enginehouse.build.convert_stage import run_convert
+from enginehouse.build.engine_manifest import compile_torch, hf_manifest
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.journal import Journal, conversion_key
 from enginehouse.build.output_folder import (
@@ -36,9 +31,10 @@ from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.source_digest import source_digest
 from enginehouse.build.tensorrt_compiler import check_compiler, load_compiler
-from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer
+from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer, write_tokenizer
 from enginehouse.build.trtllm_build import find_builder
 from enginehouse.build.trtllm_stages import (
     check_machine_early,

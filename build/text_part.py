@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from enginehouse.build.checkpoint import SourceCheckpoint, TensorInfo, TensorSource
 from enginehouse.build.config_values import json_object
+from enginehouse.build.source import SourceCheckpoint, TensorInfo, TensorSource
 
 _WHOLE, _TEXT = "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"
 # What Gemma3TextConfig takes for a key that text_config leaves out, beyond family_keys.DEFAULTS.

@@ -27,8 +27,8 @@ import msgspec
 import psutil
 
 from enginehouse.build.capabilities import lays_out_wrongly, refusal
-from enginehouse.build.checkpoint import copy_tokenizer
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.tokenizer_files import copy_tokenizer
 from enginehouse.build.trtllm_flags import command_words, facts_of, serving_flags
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine, Manifest, engine_digest, hash_files

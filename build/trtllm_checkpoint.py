@@ -17,14 +17,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.architectures import expected_shapes, recipe_of, stage_rows
-from enginehouse.build.checkpoint import (
-    TOKENIZER_FILES,
-    SourceCheckpoint,
-    TensorInfo,
-    copy_tokenizer,
-    read_json,
-    special_token_ids,
-)
+from enginehouse.build.config_values import read_json
 from enginehouse.build.exclude import excluded_patterns
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.output_table import output_tensors
@@ -36,6 +29,8 @@ from enginehouse.build.safetensors_file import (
     read_safetensors_header,
     read_tensor,
 )
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from enginehouse.build.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, special_token_ids
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config

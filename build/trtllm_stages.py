@@ -18,12 +18,12 @@ import msgspec
 import psutil
 
 from enginehouse.build.capabilities import lays_out_wrongly
-from enginehouse.build.checkpoint import SourceCheckpoint
-from enginehouse.build.compile import choices
+from enginehouse.build.choices import choices
 from enginehouse.build.output_folder import refuse_foreign, replace_folder, unfinished
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.smoke import SmokeFigures, greedy_answer, judge, refuse_garbage
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.trtllm_build import (
     builder_flags,
     builder_machine,
@@ -32,6 +32,7 @@ from enginehouse.build.trtllm_build import (
     find_builder,
     trtllm_build_command,
 )
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import (
     Engine,
     Manifest,
@@ -40,7 +41,6 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.executor import open_executor
 from enginehouse.runtime.gpus import visible_gpus
 
 _SUFFIX = ".checkpoint"

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.architectures import TensorRow, stage_rows
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import is_quantized
 from enginehouse.build.pieces import Pieces, can_be_cut, read_pieces
 from enginehouse.build.quantization import (
@@ -23,6 +22,7 @@ from enginehouse.build.quantization import (
     quantize_fp8_rowwise,
     quantize_int4,
 )
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.packing import pack_int4
 

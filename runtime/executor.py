@@ -1,4 +1,4 @@
-"""The Executor protocol, and the one function that opens an engine.
+"""The Executor protocol: what every backend is to those who run sequences on it.
 
 An executor takes sequences, runs them in flight together, and hands out their tokens as they
 come. It knows neither text nor sockets.
@@ -7,15 +7,8 @@ come. It knows neither text nor sockets.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from enginehouse.runtime.engine import (
-    is_hf_checkpoint,
-    read_engine,
-    read_manifest,
-    verify_files,
-)
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.request import (
     EngineInfo,
@@ -98,37 +91,6 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Free the engine. Unfinished sequences are dropped."""
-
-
-def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None) -> Executor:
-    """Verify an engine's files against its manifest and load it.
-
-    Raises EngineError when the directory is damaged, or its backend cannot run here.
-    """
-    path, options = Path(engine_dir), options or ExecutorOptions()
-    manifest = read_manifest(path)
-    if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
-        from enginehouse.runtime.trtllm_engine import open_deployment
-
-        deployment = open_deployment(path, options)
-        from enginehouse.runtime.trtllm_executor import TrtllmExecutor
-
-        return TrtllmExecutor(deployment, options)
-    if manifest.backend == "tensorrt":
-        from enginehouse.runtime.tensorrt_executor import open_tensorrt
-
-        return open_tensorrt(path, options)
-    if manifest.backend != "torch":
-        raise EngineError(
-            f"{path} was built for backend {manifest.backend!r}; wanted torch, tensorrt or "
-            "tensorrt_llm: "
-            "build the engine again"
-        )
-    engine = read_engine(path)
-    verify_files(engine)
-    from enginehouse.runtime.torch_executor import TorchExecutor
-
-    return TorchExecutor(engine, options)
 
 
 def stream(executor: Executor, request: Request) -> Iterator[TokenOutput]:

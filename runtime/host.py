@@ -22,8 +22,9 @@ import msgspec
 import zmq
 
 from enginehouse.runtime import messages
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EnginehouseError, RequestError
-from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
+from enginehouse.runtime.executor import Executor, ExecutorOptions
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
 log = logging.getLogger("enginehouse.host")

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 
 

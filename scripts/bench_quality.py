@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.build.calibration import calibration_sequences
-from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.engine import read_config

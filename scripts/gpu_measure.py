@@ -15,7 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from enginehouse.runtime.executor import Executor, ExecutorOptions, open_executor
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.executor import Executor, ExecutorOptions
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams
 
 BATCHES = (1, 4, 16, 64)

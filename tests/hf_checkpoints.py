@@ -14,7 +14,7 @@ from conftest import build_engine
 from safetensors.torch import save_file
 from torch import Tensor
 
-from enginehouse.build.checkpoint import SourceCheckpoint, TensorInfo
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
 
 SHORT = {"calib_samples": 1, "calib_length": 64}
 Tensors = dict[str, Tensor]

@@ -22,9 +22,9 @@ from cuda_double import CudaDouble, cuda_double
 from tensorrt_double import STREAM, TensorRTDouble, compile_plan
 from tensorrt_ranks import PeerCommunicator, ThreadCommunicator
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_plans import _Processes
 from enginehouse.build.compile_worker import run_job
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.gpus import Gpu

@@ -14,8 +14,8 @@ from enginehouse.build.architectures import (
     expected_shapes,
     stage_rows,
 )
-from enginehouse.build.checkpoint import TensorInfo
 from enginehouse.build.hf_config import model_config
+from enginehouse.build.source import TensorInfo
 from enginehouse.runtime.config import Mapping as GpuMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError

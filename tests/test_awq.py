@@ -18,13 +18,13 @@ from enginehouse.build.awq import (
     search_scale,
 )
 from enginehouse.build.calibration import calibration_sequences, passages
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compensation import InputMoments
 from enginehouse.build.layerwise_awq import LayerwiseAwq
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import Int4Weight, quantize_int4
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.packing import dequantize_int4
 from enginehouse.runtime.weights import CheckpointWeights

@@ -18,7 +18,6 @@ from enginehouse.build.capabilities import (
     tensorrt_package,
     tensorrt_refusal,
 )
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.compile_tensorrt import (
     PlanLimits,
@@ -31,11 +30,12 @@ from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.network import whole_decoder
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.tensorrt_parts import cut_decoder
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.executor import open_executor
 from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})

@@ -14,10 +14,11 @@ from jsonschema import Draft202012Validator
 from schemas import BAD, GOOD, NEWER, ODD, as_text
 from tokenizers import Tokenizer
 
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.constraint import check
 from enginehouse.runtime.constraint_support import installed
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.executor import ExecutorOptions, open_executor
+from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar_compiler import GrammarCompiler
 from enginehouse.runtime.request import (
     Constraint,

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from enginehouse.build import pieces
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import QuantizationError
 from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4

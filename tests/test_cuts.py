@@ -21,12 +21,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from enginehouse.build.architectures import expected_shapes
-from enginehouse.build.checkpoint import SourceCheckpoint, TensorInfo, open_checkpoint
 from enginehouse.build.forms import QUANT_CONFIGS, OutputTensor
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.output_table import output_tensors
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.engine import read_config

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import EngineMaker
 
-from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 
 pytestmark = pytest.mark.usefixtures("one_thread")

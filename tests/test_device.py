@@ -13,6 +13,7 @@ from cuda_double import CUDA, GpuTensor, cuda_double
 from torch import Tensor
 
 from enginehouse.build.quantization import quantize_int4
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.device import (
     CPU,
     Products,
@@ -21,7 +22,7 @@ from enginehouse.runtime.device import (
     native_products,
 )
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.grammar_matcher import forbid
 from enginehouse.runtime.linear import DenseLinear, Fp8Linear, Fp8RowwiseLinear, make_linear
 from enginehouse.runtime.packed_products import pair_nibbles, scaled_product

@@ -25,16 +25,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from enginehouse.build.architectures import expected_shapes
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.plan import make_plan
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import describe_plan
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.request import Request, SamplingParams

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from enginehouse.build.capabilities import GPU_SM, check_gpu, refusal
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.forms import KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import quantize_fp8_rowwise, quantize_int4
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.attention import PagedKVCache
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError

@@ -21,7 +21,6 @@ from quantized_writers import write_quantized
 from safetensors.torch import load_file
 
 from enginehouse.build import cli
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.convert import convert
 from enginehouse.build.hf_export import MAX_SHARD_BYTES, HfCheckpoint, plan_shards
 from enginehouse.build.hf_layout import HfLayout
@@ -29,6 +28,7 @@ from enginehouse.build.journal import Journal
 from enginehouse.build.output_table import output_tensors
 from enginehouse.build.plan import BuildPlan, make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.units import Calibration
 from enginehouse.runtime.engine import MANIFEST, read_engine

@@ -9,7 +9,7 @@ import torch
 from conftest import write_tiny_checkpoint
 from torch import Tensor
 
-from enginehouse.build.checkpoint import read_json
+from enginehouse.build.config_values import read_json
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.output_table import output_tensors

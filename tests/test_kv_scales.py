@@ -13,9 +13,9 @@ from quantized_writers import Written, write_quantized
 from safetensors.torch import load_file
 
 from enginehouse.build import cli, convert_stage
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError

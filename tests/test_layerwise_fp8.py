@@ -11,13 +11,13 @@ from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.calibration import calibration_sequences
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compensation import InputMoments
 from enginehouse.build.layerwise_fp8 import LayerwiseFp8, quantize_fp8_compensated
 from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import quantize_fp8
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.packing import to_fp8
 from enginehouse.runtime.weights import CheckpointWeights

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.forms import GROUP_SIZES, QUANT_CONFIGS
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.plan import (
     check_mapping,
     choose_group_size,
@@ -21,6 +21,7 @@ from enginehouse.build.plan import (
     output_tensors,
 )
 from enginehouse.build.settings import BuildSettings, load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import CheckpointError, PlanError
 

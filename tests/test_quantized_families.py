@@ -14,7 +14,7 @@ from family_models import load_family, logits_of
 from quantized_writers import KINDS, LINEARS, Pair, Written, write_quantized
 
 from enginehouse.build import cli
-from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from enginehouse.build import cli
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError

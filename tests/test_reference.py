@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.traits import AttentionRule
 

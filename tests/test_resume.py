@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from enginehouse.build import cli, convert, units
 from enginehouse.build.activations import SavedActivations
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
 from enginehouse.build.convert import _MemoryGate
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.journal import Journal
 from enginehouse.build.layerwise_awq import LayerwiseAwq
 from enginehouse.build.layerwise_fp8 import LayerwiseFp8
@@ -28,6 +28,7 @@ from enginehouse.build.rank_file import Stored
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.safetensors_file import read_safetensors_header
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import MANIFEST
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from enginehouse.build import sources
-from enginehouse.build.checkpoint import open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.runtime.errors import CheckpointError
 

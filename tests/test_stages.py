@@ -11,10 +11,11 @@ import pytest
 from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.executor import open_executor
 
 SMALL = ["--max-batch-size", "4", "--max-num-tokens", "64", "--quiet"]
 

@@ -13,10 +13,10 @@ from conftest import build_engine
 from recording_network import RecordingNetwork
 from test_compile_tensorrt import TINY, tiny_config
 
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.compile_tensorrt import compile_plan, load_tensorrt
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.tensorrt_compiler import check_compiler
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.gpus import Gpu

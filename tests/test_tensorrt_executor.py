@@ -29,10 +29,11 @@ from tensorrt_machine import (
     torch_answers,
 )
 
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.client import EngineClient
 from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, open_executor
+from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.host import EngineHost
 from enginehouse.runtime.request import (
     Constraint,

@@ -28,12 +28,13 @@ from tensorrt_machine import (
     torch_answers,
 )
 
-from enginehouse.build.checkpoint import open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.runtime import linear
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import Mapping
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import generate, open_executor
+from enginehouse.runtime.executor import generate
 from enginehouse.runtime.tensorrt_manifest import rank_files, read_built
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -18,9 +18,10 @@ from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
 from enginehouse.runtime import tensorrt_package
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.tensorrt_followers import Followers
 from enginehouse.runtime.tensorrt_machine import check_plan, find_matching

@@ -9,15 +9,10 @@ import torch
 from conftest import EngineMaker, build_engine
 from transformers import AutoModelForCausalLM
 
-from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.executor import (
-    Executor,
-    ExecutorOptions,
-    generate,
-    open_executor,
-    stream,
-)
+from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, stream
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams, TokenOutput
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")

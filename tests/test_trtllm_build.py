@@ -18,12 +18,13 @@ import trtllm_builder
 from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli, trtllm_build, trtllm_stages
-from enginehouse.build.checkpoint import SourceCheckpoint, open_checkpoint
+from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.trtllm_stages import checkpoint_path
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.executor import open_executor
 from enginehouse.runtime.gpus import Gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")

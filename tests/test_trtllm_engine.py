@@ -10,9 +10,10 @@ import pytest
 from conftest import EngineMaker
 from trtllm_double import compiled_engine, edit_json, install_double, rewrite_manifest
 
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Manifest, read_engine, read_manifest, write_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions, generate, open_executor
+from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.machine import check_machine, has_engines, record_machine
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.trtllm_engine import llm_arguments, open_deployment, rebuild_command

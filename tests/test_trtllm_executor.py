@@ -15,14 +15,9 @@ import pytest
 from conftest import EngineMaker
 from trtllm_double import compiled_engine, double_environment, install_double
 
+from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.executor import (
-    Executor,
-    ExecutorOptions,
-    generate,
-    open_executor,
-    stream,
-)
+from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, stream
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,

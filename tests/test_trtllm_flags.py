@@ -11,9 +11,9 @@ import pytest
 from conftest import ROOT
 
 from enginehouse.build import cli
-from enginehouse.build.checkpoint import SourceCheckpoint
 from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.trtllm_flags import FLAGS, Facts, check_flags, command_words, serving_flags
 from enginehouse.runtime.errors import PlanError
 

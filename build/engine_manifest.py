@@ -1,24 +1,22 @@
-"""A checkpoint becomes an engine directory: tokenizer, manifest, and nothing of Python's.
+"""An engine directory's manifest: what was built, of what, with which choices, file by file.
 
-The rank files are the engine that the torch backend runs; trtllm_build.py compiles them further.
+The rank files are the engine that the torch backend runs; other backends compile them further.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError
 from msgspec.structs import replace
-from tokenizers import Tokenizer
 
-from enginehouse.build.checkpoint import SourceCheckpoint
+from enginehouse.build.choices import choices
 from enginehouse.build.plan import BuildPlan
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import (
     MANIFEST,
     MANIFEST_FORMAT,
@@ -29,27 +27,6 @@ from enginehouse.runtime.engine import (
     engine_digest,
     hash_files,
 )
-from enginehouse.runtime.errors import CheckpointError
-
-# Where an engine is put or how far a build goes says nothing of the engine itself.
-_NOT_CHOICES = ("output", "until", "model", "workers")
-
-_TENSORRT_ONLY = ("plan_layers", "bake_weights")
-
-
-def choices(plan: BuildPlan) -> dict[str, Any]:
-    """Every choice that shapes the engine, settled: what a later build is compared with."""
-    settled = asdict(plan.settings)
-    settled |= {
-        "name": plan.name,
-        "max_seq_len": plan.max_seq_len,
-        "max_num_tokens": plan.max_num_tokens,
-        "trtllm_build": plan.builder_flags,
-        "group_size": plan.group_size,
-        "dtype": plan.config.dtype,
-    }
-    unset = {key for key in _TENSORRT_ONLY if not settled[key]}
-    return {k: value for k, value in settled.items() if k not in unset.union(_NOT_CHOICES)}
 
 
 def compile_torch(
@@ -107,29 +84,3 @@ def hf_manifest(
 ) -> Manifest:
     """What a Hugging Face checkpoint is known again by; nothing here runs it."""
     return replace(compile_torch(plan, source, directory, source_record), backend="none")
-
-
-def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
-    """Put tokenizer and chat template into the engine; first of all, as it is soon refused.
-
-    Raises CheckpointError when there is no tokenizer or none that can be read, and for a template
-    that no server could use.
-    """
-    source.write_tokenizer(directory)
-    path = directory / "tokenizer.json"
-    try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"tokenizer.json of {source.path} is no tokenizer: {reason}; download it again"
-        ) from None
-    template = directory / "chat_template.jinja"
-    if template.exists():
-        try:
-            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template.read_text("utf-8"))
-        except TemplateSyntaxError as error:
-            raise CheckpointError(
-                f"the chat template is not valid: {error.message} (line {error.lineno}); "
-                "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
-            ) from None
