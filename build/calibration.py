@@ -16,10 +16,10 @@ from torch import Tensor
 
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.reference import ReferenceModel, fast_products
+from enginehouse.runtime.checkpoint.packing import FP8_MAX, INT8_MAX
+from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.errors import CheckpointError
-from enginehouse.runtime.model import causal_attention
-from enginehouse.runtime.packing import FP8_MAX, INT8_MAX
-from enginehouse.runtime.traits import AttentionRule
+from enginehouse.runtime.torch.decoder import causal_attention
 
 # Passages are separated by a line of dashes. The first is our own words: prose, dialogue, code,
 # tables, other languages. The second is from novels in the public domain: calibration_sources.txt.

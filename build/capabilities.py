@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from enginehouse.build.forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.tensorrt_package import RTX_SMS
+from enginehouse.runtime.tensorrt.package import RTX_SMS
 
 # Streaming multiprocessor architecture: 89 is compute capability 8.9.
 GPU_SM = {

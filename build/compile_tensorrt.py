@@ -29,7 +29,7 @@ from enginehouse.build.tensorrt_compiler import (
 )
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.tensorrt_package import Words
+from enginehouse.runtime.tensorrt.package import Words
 
 _CONTEXT_CLASSES = (2048, 8192, 32768)
 _MAX_CHUNK = 512

@@ -21,7 +21,7 @@ from enginehouse.build.network import NetworkPart
 from enginehouse.build.tensorrt_compiler import load_compiler
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError, EnginehouseError, PlanError
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights
+from enginehouse.runtime.tensorrt.inputs import RotaryInputs, bound_weights
 
 # The compiler's outermost phases and how often each reports: once, and once a profile.
 _PHASES = {"Building engine": 6, "Computing profile costs": 10}

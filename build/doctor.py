@@ -27,11 +27,11 @@ from rich.table import Table
 from rich.text import Text
 
 from enginehouse.build.trtllm_build import TENSORRT_LLM, find_builder
-from enginehouse.runtime.constraint_support import TENSORRT_LLM as XGRAMMAR
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.gpus import Gpu, visible_gpus
-from enginehouse.runtime.machine import installed_version, nvidia_smi
-from enginehouse.runtime.mpi_environment import LAUNCHED, is_rank_variable
+from enginehouse.runtime.grammar.support import TENSORRT_LLM as XGRAMMAR
+from enginehouse.runtime.machine.binding import installed_version, nvidia_smi
+from enginehouse.runtime.machine.gpus import Gpu, visible_gpus
+from enginehouse.runtime.machine.mpi_environment import LAUNCHED, is_rank_variable
 
 GIB = 2**30
 _DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers", "xgrammar")

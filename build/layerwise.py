@@ -21,10 +21,10 @@ from torch import Tensor
 from enginehouse.build.activations import SavedActivations
 from enginehouse.build.compensation import InputMoments
 from enginehouse.build.reference import ReferenceModel, fast_products
+from enginehouse.runtime.checkpoint.rope import Angles
+from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.model import PREFIX, DecoderLayer, causal_attention
-from enginehouse.runtime.rope import Angles
-from enginehouse.runtime.traits import AttentionRule
+from enginehouse.runtime.torch.decoder import PREFIX, DecoderLayer, causal_attention
 
 # Linears that share an input, and so its factors; in the order in which a layer runs them.
 SHARED_INPUTS = (

@@ -13,7 +13,7 @@ from torch import Tensor
 from enginehouse.build.awq import AwqLinear, quantize_awq
 from enginehouse.build.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.build.quantization import Int4Weight, fp8_scale
-from enginehouse.runtime.packing import pack_int4
+from enginehouse.runtime.checkpoint.packing import pack_int4
 
 
 class LayerwiseAwq(LayerwiseWalk):

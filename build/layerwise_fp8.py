@@ -16,7 +16,7 @@ from torch import Tensor
 from enginehouse.build.compensation import InputMoments, aim_at_truth, round_compensated
 from enginehouse.build.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.build.quantization import fp8_scale, quantize_fp8
-from enginehouse.runtime.packing import to_fp8
+from enginehouse.runtime.checkpoint.packing import to_fp8
 
 # Added to each channel's own second moment, as a share of it: calibration has few tokens, and what
 # it says of correlations holds for other text only in part.

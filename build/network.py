@@ -36,9 +36,9 @@ from torch import Tensor
 from enginehouse.build.network_linear import InputSpec, Linears
 from enginehouse.build.network_ops import NetworkOps, Value
 from enginehouse.build.output_table import output_tensors
+from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, layer_of
-from enginehouse.runtime.traits import AttentionRule, traits_of
+from enginehouse.runtime.tensorrt.inputs import RotaryInputs, layer_of
 
 # What the compiler has a fused attention for, in 16 bit: these head sizes, and as many query
 # heads on a rank (seen with TensorRT-RTX 1.7.1; with fewer it refuses unless it may decompose).

@@ -1,7 +1,7 @@
 """A linear of the checkpoint in TensorRT's layers: each form's weights, scales and products.
 
 Weights are network inputs, named as in the checkpoint but for the number of a layer, which counts
-from the part's first; `runtime/tensorrt_inputs.py` makes them of a rank file's tensors. Or they are
+from the part's first; `runtime/tensorrt/inputs.py` makes them of a rank file's tensors. Or they are
 constants. Knows no layer of the model.
 """
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from enginehouse.build.forms import OutputTensor
 from enginehouse.build.network_ops import NetworkOps, Value
-from enginehouse.runtime.packing import FP8_MAX
-from enginehouse.runtime.tensorrt_inputs import shift_layer, weight_form
+from enginehouse.runtime.checkpoint.packing import FP8_MAX
+from enginehouse.runtime.tensorrt.inputs import shift_layer, weight_form
 
 
 class InputSpec(NamedTuple):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from enginehouse.runtime.checkpoint.packing import FP8_MAX, to_fp8
 from enginehouse.runtime.errors import QuantizationError
-from enginehouse.runtime.packing import FP8_MAX, to_fp8
 
 INT4_MAX = 7
 # Of a group's largest magnitude: what an INT4 scale may leave out for finer steps elsewhere.

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from enginehouse.build.quantized_linear import QuantizedLinear
 from enginehouse.build.source import TensorInfo, TensorSource
+from enginehouse.runtime.checkpoint.packing import unpack_int4
 from enginehouse.runtime.errors import CheckpointError
-from enginehouse.runtime.packing import unpack_int4
 
 Infos = Mapping[str, TensorInfo]
 # Nibble i of an AutoAWQ word holds column 0,2,4,6,1,3,5,7 [i]; this undoes it.

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.config import QuantConfig
 from enginehouse.runtime.errors import CheckpointError
-from enginehouse.runtime.packing import pack_int4
 
 
 @dataclass(frozen=True, slots=True)

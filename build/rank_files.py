@@ -13,7 +13,7 @@ from enginehouse.build.output_table import output_tensors
 from enginehouse.build.pieces import Pieces
 from enginehouse.build.plan import BuildPlan
 from enginehouse.build.rank_file import RankFile, Stored
-from enginehouse.runtime.sharding import shard_piece
+from enginehouse.runtime.checkpoint.sharding import shard_piece
 
 
 class Sink(Protocol):

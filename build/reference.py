@@ -19,11 +19,11 @@ from enginehouse.build.activations import LayerProgress
 from enginehouse.build.architectures import stage_rows
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.units import read_row
-from enginehouse.runtime.attention import soft_cap
+from enginehouse.runtime.checkpoint.rope import Rotary
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
-from enginehouse.runtime.model import PREFIX, Attention, DecoderLayer, causal_attention
-from enginehouse.runtime.rope import Rotary
-from enginehouse.runtime.traits import traits_of
+from enginehouse.runtime.torch.attention import soft_cap
+from enginehouse.runtime.torch.decoder import PREFIX, Attention, DecoderLayer, causal_attention
 
 
 def default_device() -> torch.device:

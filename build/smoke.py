@@ -66,7 +66,7 @@ def judge(checkpoint: Engine, prompt: list[int], answer: list[int]) -> SmokeFigu
     options = ExecutorOptions(
         max_seq_len=len(prompt) + len(answer), max_batch_size=1, max_num_tokens=512, device="cpu"
     )
-    from enginehouse.runtime.torch_executor import TorchExecutor  # slow: it brings xgrammar
+    from enginehouse.runtime.torch.executor import TorchExecutor  # slow: it brings xgrammar
 
     cpu = TorchExecutor(checkpoint, options)
     try:

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import Any
 
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.gpus import visible_gpus
-from enginehouse.runtime.tensorrt_package import PACKAGES, find_package
+from enginehouse.runtime.machine.gpus import visible_gpus
+from enginehouse.runtime.tensorrt.package import PACKAGES, find_package
 
 _LEAST_MAJOR = 11  # earlier ones lack the cache, rotary and attention layers
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from enginehouse.build.network import NetworkPart, whole_decoder
 from enginehouse.build.output_table import output_tensors
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.tensorrt_inputs import layer_of, shift_layer
-from enginehouse.runtime.traits import traits_of
+from enginehouse.runtime.tensorrt.inputs import layer_of, shift_layer
 
 _WHOLE_LAYERS = 32  # more of them take the compiler half a minute and longer
 _LEAST_LAYERS, _MOST_LAYERS = 4, 10

@@ -17,7 +17,7 @@ from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.settings import BuildSettings
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.tensorrt_package import RTX_SMS
+from enginehouse.runtime.tensorrt.package import RTX_SMS
 
 # Compiled for where neither gpu nor sm is given: more targets in a plan cost next to nothing.
 _DEFAULT_SMS = (80, 86, 89, 120)

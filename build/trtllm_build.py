@@ -33,9 +33,9 @@ from enginehouse.build.trtllm_flags import command_words, facts_of, serving_flag
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine, Manifest, engine_digest, hash_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.gpus import Gpu
-from enginehouse.runtime.machine import record_machine
-from enginehouse.runtime.mpi_environment import without_ranks
+from enginehouse.runtime.machine.binding import record_machine
+from enginehouse.runtime.machine.gpus import Gpu
+from enginehouse.runtime.machine.mpi_environment import without_ranks
 
 TENSORRT_LLM = "1.2.1"  # the last stable release that compiles and loads engines
 PROGRAM = "ENGINEHOUSE_TRTLLM_BUILD"

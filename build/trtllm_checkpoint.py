@@ -31,12 +31,12 @@ from enginehouse.build.safetensors_file import (
 )
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.tokenizer_files import TOKENIZER_FILES, copy_tokenizer, special_token_ids
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import CheckpointError, EngineError
-from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
-from enginehouse.runtime.weights import CheckpointWeights
 
 _KV_SCALES = ("kv_cache_scaling_factor", "k_cache_scaling_factor", "v_cache_scaling_factor")
 _EMBEDDING = "transformer.vocab_embedding."

@@ -41,7 +41,7 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.gpus import visible_gpus
+from enginehouse.runtime.machine.gpus import visible_gpus
 
 _SUFFIX = ".checkpoint"
 # Choices that a checkpoint's tensors know nothing of: changing them converts nothing again.

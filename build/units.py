@@ -23,8 +23,8 @@ from enginehouse.build.quantization import (
     quantize_int4,
 )
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.config import ModelConfig, QuantConfig
-from enginehouse.runtime.packing import pack_int4
 
 # The tensors of one layer's linears, by the layer's number in the whole model: asked for once
 # each, in order. {"attention.qkv.weight": ..., "attention.qkv.weights_scaling_factor": ...}

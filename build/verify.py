@@ -14,15 +14,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from enginehouse.build.reference import ReferenceModel
+from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.model import causal_attention
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.traits import AttentionRule
+from enginehouse.runtime.torch.decoder import causal_attention
 
 if TYPE_CHECKING:  # slow: it brings xgrammar, which most builds do without
-    from enginehouse.runtime.torch_executor import TorchExecutor
+    from enginehouse.runtime.torch.executor import TorchExecutor
 
 PROMPT = "The three primary colours are red, yellow and"
 ANSWER_TOKENS = 32
@@ -87,7 +87,7 @@ def verify(
     options = ExecutorOptions(
         max_seq_len=min(limits.max_seq_len, 1024), max_batch_size=1, device="cpu"
     )
-    from enginehouse.runtime.torch_executor import TorchExecutor
+    from enginehouse.runtime.torch.executor import TorchExecutor
 
     executor = TorchExecutor(engine, options)
     try:

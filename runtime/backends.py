@@ -25,14 +25,14 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
     path, options = Path(engine_dir), options or ExecutorOptions()
     manifest = read_manifest(path)
     if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
-        from enginehouse.runtime.trtllm_engine import open_deployment
+        from enginehouse.runtime.tensorrt_llm.deployment import open_deployment
 
         deployment = open_deployment(path, options)
-        from enginehouse.runtime.trtllm_executor import TrtllmExecutor
+        from enginehouse.runtime.tensorrt_llm.executor import TrtllmExecutor
 
         return TrtllmExecutor(deployment, options)
     if manifest.backend == "tensorrt":
-        from enginehouse.runtime.tensorrt_executor import open_tensorrt
+        from enginehouse.runtime.tensorrt.executor import open_tensorrt
 
         return open_tensorrt(path, options)
     if manifest.backend != "torch":
@@ -43,6 +43,6 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
         )
     engine = read_engine(path)
     verify_files(engine)
-    from enginehouse.runtime.torch_executor import TorchExecutor
+    from enginehouse.runtime.torch.executor import TorchExecutor
 
     return TorchExecutor(engine, options)

@@ -7,7 +7,7 @@
     tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json
     manifest.json         source, choices, versions, and the SHA-256 of every other file
 
-Knows no tensor arithmetic: `weights.py` reads the rank files.
+Knows no tensor arithmetic: `checkpoint/weights.py` reads the rank files.
 """
 
 from __future__ import annotations

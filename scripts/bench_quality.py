@@ -39,12 +39,12 @@ from torch.nn import functional
 from enginehouse.build.calibration import calibration_sequences
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
-from enginehouse.runtime.attention import PagedKVCache
+from enginehouse.runtime.checkpoint.packing import dequantize_int4
+from enginehouse.runtime.checkpoint.traits import AttentionRule
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.model import PREFIX, Decoder, causal_attention
-from enginehouse.runtime.packing import dequantize_int4
-from enginehouse.runtime.traits import AttentionRule
-from enginehouse.runtime.weights import CheckpointWeights
+from enginehouse.runtime.torch.attention import PagedKVCache
+from enginehouse.runtime.torch.decoder import PREFIX, Decoder, causal_attention
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted((ROOT / "tests" / "data").glob("heldout_*.txt"))

@@ -33,8 +33,8 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.machine import installed_version, record_machine
-from enginehouse.runtime.tensorrt_package import RTX_SMS, find_package
+from enginehouse.runtime.machine.binding import installed_version, record_machine
+from enginehouse.runtime.tensorrt.package import RTX_SMS, find_package
 
 ROOT = Path(__file__).resolve().parents[1]
 PROBE, MEASURE = ROOT / "scripts" / "gpu_probe.py", ROOT / "scripts" / "gpu_measure.py"

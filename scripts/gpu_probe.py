@@ -14,7 +14,7 @@ import torch
 
 from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan, load_tensorrt
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.tensorrt_package import Words
+from enginehouse.runtime.tensorrt.package import Words
 
 
 def answers_of_tensorrt() -> list[str]:

@@ -72,7 +72,7 @@ def start_draining(app: Flask) -> None:
 
 
 def _open_client(address: str) -> EngineClient:
-    from enginehouse.runtime.client import EngineClient as HostClient
+    from enginehouse.runtime.host.client import EngineClient as HostClient
 
     return HostClient(address)
 

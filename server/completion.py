@@ -37,7 +37,7 @@ from enginehouse.server.logprobs import TokenEntry, chat_logprobs
 
 
 class Generation(Protocol):
-    """The running choices of one request; see runtime/client.py."""
+    """The running choices of one request; see runtime/host/client.py."""
 
     @property
     def finished(self) -> bool: ...
@@ -46,7 +46,7 @@ class Generation(Protocol):
 
 
 class EngineClient(Protocol):
-    """What the server needs of runtime/client.py; tests have a scripted twin."""
+    """What the server needs of runtime/host/client.py; tests have a scripted twin."""
 
     @property
     def ready(self) -> bool: ...

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from enginehouse.runtime.vocabulary import BYTE_TOKEN, byte_level_alphabet, decoder_kinds
+from enginehouse.runtime.grammar.vocabulary import BYTE_TOKEN, byte_level_alphabet, decoder_kinds
 
 
 class TokenPieces:

@@ -18,7 +18,7 @@ from typing import Any
 
 from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.supervisor import HostSupervisor, host_command
+from enginehouse.runtime.host.supervisor import HostSupervisor, host_command
 
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"

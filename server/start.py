@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError, EnginehouseError
-from enginehouse.runtime.gpus import visible_gpus
-from enginehouse.runtime.mpi_environment import without_ranks
+from enginehouse.runtime.machine.gpus import visible_gpus
+from enginehouse.runtime.machine.mpi_environment import without_ranks
 
 APP = "enginehouse.server.app:create_app()"
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "gunicorn.conf.py"

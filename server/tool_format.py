@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginehouse.runtime.constraint_support import SchemaError
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.json_schema import exact_schema
+from enginehouse.runtime.grammar.json_schema import exact_schema
+from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.server.answer import AnswerParser
 from enginehouse.server.message import ToolCall
 from enginehouse.server.tool_json import to_json

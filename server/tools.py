@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from enginehouse.runtime.constraint import MAX_VALUE_BYTES
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.grammar.constraint import MAX_VALUE_BYTES
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer import AnswerParser, PlainParser
 from enginehouse.server.tool_format import Format, ToolFunction

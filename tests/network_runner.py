@@ -16,7 +16,7 @@ from enginehouse.build.network import DecoderNetwork, NetworkPart
 from enginehouse.build.network_ops import NetworkOps
 from enginehouse.build.tensorrt_parts import cut_decoder
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.tensorrt_inputs import RotaryInputs, bound_weights, shift_layer
+from enginehouse.runtime.tensorrt.inputs import RotaryInputs, bound_weights, shift_layer
 
 
 class NetworkRunner:

@@ -27,11 +27,11 @@ from enginehouse.build.compile_worker import run_job
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.gpus import Gpu
+from enginehouse.runtime.machine.gpus import Gpu
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.tensorrt_manifest import read_built
-from enginehouse.runtime.tensorrt_rank import TensorRTRank, follow
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.tensorrt.manifest import read_built
+from enginehouse.runtime.tensorrt.rank import TensorRTRank, follow
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 RUNTIME = "enginehouse.runtime"
 POPEN = subprocess.Popen
@@ -84,8 +84,8 @@ def doubled_machine(
     `processes` what they are on GPUs.
     """
     trt = TensorRTDouble(sm)
-    patch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: gpus(count, sm))
-    patch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
+    patch.setattr(f"{RUNTIME}.tensorrt.machine.visible_gpus", lambda: gpus(count, sm))
+    patch.setattr(f"{RUNTIME}.tensorrt.machine.find_package", lambda name: trt)
     stream = lambda device: SimpleNamespace(cuda_stream=STREAM + device.index)  # noqa: E731
     event = lambda: SimpleNamespace(record=lambda: None, query=lambda: True)  # noqa: E731
     patch.setattr(torch.cuda, "Stream", stream)
@@ -93,20 +93,20 @@ def doubled_machine(
     for name in ("set_device", "set_stream", "synchronize"):
         patch.setattr(torch.cuda, name, lambda _: None)
     communicator = PeerCommunicator if processes else ThreadCommunicator
-    patch.setattr(f"{RUNTIME}.tensorrt_rank.Communicator", communicator)
-    patch.setattr(f"{RUNTIME}.tensorrt_executor.make_id", communicator.make_id)
+    patch.setattr(f"{RUNTIME}.tensorrt.rank.Communicator", communicator)
+    patch.setattr(f"{RUNTIME}.tensorrt.executor.make_id", communicator.make_id)
     if processes:
-        patch.setattr(f"{RUNTIME}.tensorrt_followers.subprocess.Popen", start_double)
+        patch.setattr(f"{RUNTIME}.tensorrt.followers.subprocess.Popen", start_double)
     else:
-        patch.setattr(f"{RUNTIME}.tensorrt_followers.spawn_rank", spawn_thread(trt))
-    patch.setattr(f"{RUNTIME}.tensorrt_steps._LEAST_ROWS", 32)
+        patch.setattr(f"{RUNTIME}.tensorrt.followers.spawn_rank", spawn_thread(trt))
+    patch.setattr(f"{RUNTIME}.tensorrt.steps._LEAST_ROWS", 32)
     with cuda_double(patch, divmod(sm, 10), free) as trt.cuda:
         yield trt
 
 
 def start_double(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
     """The process of a rank, on doubles as this one is."""
-    assert command[1:3] == ["-m", "enginehouse.runtime.tensorrt_rank"]
+    assert command[1:3] == ["-m", "enginehouse.runtime.tensorrt.rank"]
     here = Path(__file__).parent
     script = [command[0], str(here / "tensorrt_rank_process.py"), *command[3:]]
     return POPEN(script, env={**os.environ, "PYTHONPATH": str(here)}, **options)

@@ -1,4 +1,4 @@
-"""A following rank's process on doubles: what `enginehouse.runtime.tensorrt_rank` is on a GPU."""
+"""A following rank's process on doubles: what `enginehouse.runtime.tensorrt.rank` is on a GPU."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import pytest
 from tensorrt_machine import doubled_machine
 
-from enginehouse.runtime import tensorrt_rank
+from enginehouse.runtime.tensorrt import rank as tensorrt_rank
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch, doubled_machine(patch, 2, processes=True):

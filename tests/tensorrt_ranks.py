@@ -21,7 +21,7 @@ _WAIT_S = 10
 
 
 class Exchange:
-    """A `tensorrt_nccl.Communicator` whose capsule is itself."""
+    """A `nccl.Communicator` whose capsule is itself."""
 
     def __init__(self, num_ranks: int, rank: int) -> None:
         self.num_ranks = num_ranks

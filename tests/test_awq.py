@@ -25,9 +25,9 @@ from enginehouse.build.quantization import Int4Weight, quantize_int4
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.packing import dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.packing import dequantize_int4
-from enginehouse.runtime.weights import CheckpointWeights
 
 
 def skewed(seed: int = 0) -> tuple[Tensor, Tensor, InputMoments]:

@@ -36,7 +36,7 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.tensorrt_package import PACKAGES, RTX_SMS
+from enginehouse.runtime.tensorrt.package import PACKAGES, RTX_SMS
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
 TINY = PlanLimits(context=256, batch=8, chunk=64, prefill_batch=1, max_positions=256)

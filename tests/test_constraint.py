@@ -15,11 +15,11 @@ from schemas import BAD, GOOD, NEWER, ODD, as_text
 from tokenizers import Tokenizer
 
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.constraint import check
-from enginehouse.runtime.constraint_support import installed
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.grammar_compiler import GrammarCompiler
+from enginehouse.runtime.grammar.compiler import GrammarCompiler
+from enginehouse.runtime.grammar.constraint import check
+from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,
@@ -28,7 +28,7 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenOutput,
 )
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 OPTIONS = ExecutorOptions(compute_dtype="float32", max_batch_size=8)
 pytestmark = pytest.mark.usefixtures("one_thread")

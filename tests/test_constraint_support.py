@@ -17,19 +17,19 @@ import xgrammar
 from jsonschema import Draft202012Validator
 from schemas import GOOD, NEWER, obj
 
-from enginehouse.runtime.constraint import check
-from enginehouse.runtime.constraint_support import (
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.grammar.automata import automata_error
+from enginehouse.runtime.grammar.child import Job, build_grammar, try_grammar
+from enginehouse.runtime.grammar.constraint import check
+from enginehouse.runtime.grammar.support import (
     NEWEST,
     OLDEST,
     SINCE,
     Support,
     installed,
 )
-from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.grammar_automata import automata_error
-from enginehouse.runtime.grammar_child import Job, build_grammar, try_grammar
 from enginehouse.runtime.request import Constraint, ConstraintKind
-from enginehouse.runtime.trtllm_sampling import guided_fields
+from enginehouse.runtime.tensorrt_llm.sampling import guided_fields
 
 OLD = Support(OLDEST)
 VOCABULARY = [b"", *(bytes([code]) for code in range(1, 256)), b""]

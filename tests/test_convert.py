@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from enginehouse.build import pieces
 from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import QuantizationError
-from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
-from enginehouse.runtime.weights import CheckpointWeights
 
 CONTRACT = ROOT / "tests" / "contract"
 DTYPES = {

@@ -29,11 +29,11 @@ from enginehouse.build.plan import make_plan
 from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources import resolve_source
+from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.sharding import merge_tensors, shard_tensor
-from enginehouse.runtime.weights import CheckpointWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

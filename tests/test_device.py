@@ -14,21 +14,21 @@ from torch import Tensor
 
 from enginehouse.build.quantization import quantize_int4
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.device import (
+from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4, to_fp8
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, generate
+from enginehouse.runtime.grammar.matcher import forbid
+from enginehouse.runtime.machine.device import (
     CPU,
     Products,
     choose_device,
     choose_dtype,
     native_products,
 )
-from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.grammar_matcher import forbid
-from enginehouse.runtime.linear import DenseLinear, Fp8Linear, Fp8RowwiseLinear, make_linear
-from enginehouse.runtime.packed_products import pair_nibbles, scaled_product
-from enginehouse.runtime.packing import dequantize_int4, pack_int4, to_fp8
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
+from enginehouse.runtime.torch.linear import DenseLinear, Fp8Linear, Fp8RowwiseLinear, make_linear
+from enginehouse.runtime.torch.packed_products import pair_nibbles, scaled_product
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from enginehouse.build import cli, doctor
 from enginehouse.build.doctor import HERE, TRTLLM, Facts, print_report
-from enginehouse.runtime.gpus import Gpu, cut_by_environment, parse_gpus
-from enginehouse.runtime.mpi_environment import without_ranks
+from enginehouse.runtime.machine.gpus import Gpu, cut_by_environment, parse_gpus
+from enginehouse.runtime.machine.mpi_environment import without_ranks
 
 GIB = 2**30
 H100 = Gpu(0, "GPU-aa", "NVIDIA H100 80GB HBM3", 90, 81559, 81000, "580.65.06")

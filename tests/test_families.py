@@ -34,14 +34,14 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import describe_plan
 from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.model import causal_attention
-from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.torch_executor import TorchExecutor
-from enginehouse.runtime.weights import CheckpointWeights
+from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")
 # Longer than every window and than longrope's pretrained length; one longer than an iteration.

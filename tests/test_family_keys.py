@@ -13,9 +13,9 @@ import transformers
 from enginehouse.build.architectures import ARCHITECTURES, expected_shapes
 from enginehouse.build.family_keys import ACTIVATIONS
 from enginehouse.build.hf_config import model_config
+from enginehouse.runtime.checkpoint.traits import layer_windows, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError
-from enginehouse.runtime.traits import layer_windows, traits_of
 
 # What every checkpoint's config.json holds; a real one's other keys stand in the cases.
 COMMON: dict[str, Any] = {

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {"build": {"build", "runtime"}, "runtime": {"runtime"}, "server": {"server", "runtime"}}
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "gguf"}
 MODULES = {
-    f"enginehouse.{floor}.{path.stem}".removesuffix(".__init__"): path
+    ".".join(("enginehouse", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for floor in FLOORS
     for path in (ROOT / floor).rglob("*.py")
 }
@@ -56,7 +58,9 @@ def test_a_floor_imports_itself_and_the_ground_floor_only(name: str) -> None:
 def test_a_worker_can_reach_no_file_that_imports_a_tensor_library() -> None:
     server = {name for name in MODULES if name.startswith("enginehouse.server")}
     reached = reached_from(server)
-    assert "enginehouse.runtime.client" in reached, "the late import of the client was not followed"
+    assert "enginehouse.runtime.host.client" in reached, (
+        "the late import of the client was not followed"
+    )
     for name in reached:
         heavy = HEAVY & {imported.split(".")[0] for imported in imports_of(MODULES[name])}
         assert not heavy, f"{name} imports {heavy}, and a server worker can reach it"
@@ -64,7 +68,7 @@ def test_a_worker_can_reach_no_file_that_imports_a_tensor_library() -> None:
 
 def test_a_fresh_worker_has_loaded_no_tensor_library() -> None:
     code = (
-        "import sys, enginehouse.server.app, enginehouse.runtime.client\n"
+        "import sys, enginehouse.server.app, enginehouse.runtime.host.client\n"
         f"print(*sorted({HEAVY!r} & sys.modules.keys()))"
     )
     result = subprocess.run(

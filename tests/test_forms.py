@@ -19,12 +19,12 @@ from enginehouse.build.plan import make_plan
 from enginehouse.build.quantization import quantize_fp8_rowwise, quantize_int4
 from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.runtime.attention import PagedKVCache
+from enginehouse.runtime.checkpoint.packing import pack_int4, quantize_int8
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.linear import JoinedLinear, make_linear
-from enginehouse.runtime.packing import pack_int4, quantize_int8
-from enginehouse.runtime.weights import CheckpointWeights
+from enginehouse.runtime.torch.attention import PagedKVCache
+from enginehouse.runtime.torch.linear import JoinedLinear, make_linear
 
 SHORT = {"calib_samples": 2, "calib_length": 64, "until": "compile"}
 

@@ -30,12 +30,12 @@ from enginehouse.build.architectures import stage_rows
 from enginehouse.build.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.units import read_row
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.model import causal_attention
-from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

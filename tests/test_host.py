@@ -15,12 +15,12 @@ from gevent import monkey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.runtime import host as host_module
-from enginehouse.runtime import messages
-from enginehouse.runtime.client import EngineClient, Generation
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.host import EngineHost
+from enginehouse.runtime.host import messages
+from enginehouse.runtime.host import process as host_module
+from enginehouse.runtime.host.client import EngineClient, Generation
+from enginehouse.runtime.host.process import EngineHost
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,

@@ -13,10 +13,10 @@ from enginehouse.build.config_values import read_json
 from enginehouse.build.forms import QUANT_CONFIGS
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.output_table import output_tensors
+from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4
+from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
 from enginehouse.runtime.config import Mapping, ModelConfig
-from enginehouse.runtime.linear import make_linear
-from enginehouse.runtime.packing import dequantize_int4, pack_int4
-from enginehouse.runtime.sharding import merge_tensors, shard_tensor
+from enginehouse.runtime.torch.linear import make_linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from enginehouse.runtime.kv_cache import ROOT_HASH, BlockHash, BlockPool, hash_block
+from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash, BlockPool, hash_block
 
 
 def test_a_released_block_is_found_again_until_it_is_needed() -> None:

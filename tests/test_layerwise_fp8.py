@@ -18,9 +18,9 @@ from enginehouse.build.quantization import quantize_fp8
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.packing import to_fp8
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.packing import to_fp8
-from enginehouse.runtime.weights import CheckpointWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from enginehouse.build.forms import FP8_FORMS
 from enginehouse.build.sources import resolve_source
+from enginehouse.runtime.checkpoint.packing import pack_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.linear import Fp8RowwiseLinear
-from enginehouse.runtime.model import Decoder, causal_attention
-from enginehouse.runtime.packing import pack_int4
-from enginehouse.runtime.tensorrt_inputs import transpose_int4
-from enginehouse.runtime.weights import CheckpointWeights
+from enginehouse.runtime.tensorrt.inputs import transpose_int4
+from enginehouse.runtime.torch.decoder import Decoder, causal_attention
+from enginehouse.runtime.torch.linear import Fp8RowwiseLinear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

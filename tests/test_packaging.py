@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from enginehouse.runtime.constraint_support import OLDEST
+from enginehouse.runtime.grammar.support import OLDEST
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("build", "runtime", "server")

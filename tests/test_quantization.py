@@ -14,14 +14,14 @@ from enginehouse.build.quantization import (
     quantize_fp8,
     quantize_int4,
 )
-from enginehouse.runtime.errors import QuantizationError
-from enginehouse.runtime.packing import (
+from enginehouse.runtime.checkpoint.packing import (
     dequantize_fp8,
     dequantize_int4,
     pack_int4,
     to_fp8,
     unpack_int4,
 )
+from enginehouse.runtime.errors import QuantizationError
 
 
 def unpack_by_hand(packed: Tensor) -> list[list[int]]:

@@ -16,13 +16,13 @@ from quantized_writers import KINDS, LINEARS, Pair, Written, write_quantized
 from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources import resolve_source
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.model import causal_attention
-from enginehouse.runtime.packing import dequantize_fp8, dequantize_int4
-from enginehouse.runtime.torch_executor import TorchExecutor
-from enginehouse.runtime.weights import CheckpointWeights
+from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from enginehouse.build.hf_config import model_config
 from enginehouse.build.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.runtime.model import causal_attention
-from enginehouse.runtime.traits import AttentionRule
+from enginehouse.runtime.checkpoint.traits import AttentionRule
+from enginehouse.runtime.torch.decoder import causal_attention
 
 
 def test_all_that_the_reference_computes_with_lies_on_its_device(

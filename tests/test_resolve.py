@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from packaging.requirements import Requirement
 
-from enginehouse.runtime.constraint_support import TENSORRT_LLM
+from enginehouse.runtime.grammar.support import TENSORRT_LLM
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "check_resolve.py"))
 main, requirements, locked_names = (

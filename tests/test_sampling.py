@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enginehouse.runtime.logprobs import sample_with_logprobs
+from enginehouse.runtime.batching.logprobs import sample_with_logprobs
+from enginehouse.runtime.batching.sampling import SamplingState, sample
 from enginehouse.runtime.request import Constraint, ConstraintKind, SamplingParams
-from enginehouse.runtime.sampling import SamplingState, sample
 
 VOCAB = 3000
 

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.runtime.block_memory import BlockMemory
-from enginehouse.runtime.kv_cache import BlockPool
+from enginehouse.runtime.batching.block_memory import BlockMemory
+from enginehouse.runtime.batching.kv_cache import BlockPool
+from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.scheduler import Scheduler
+from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams
-from enginehouse.runtime.sampling import SamplingState
-from enginehouse.runtime.scheduler import Scheduler
-from enginehouse.runtime.sequence import Chunk, Sequence
 
 BLOCK = 4
 

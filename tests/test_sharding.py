@@ -10,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from enginehouse.runtime.checkpoint.sharding import (
+    Cut,
+    merge_tensors,
+    shard_piece,
+    shard_tensor,
+    tensor_cut,
+)
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.sharding import Cut, merge_tensors, shard_piece, shard_tensor, tensor_cut
 
 LAYER = "transformer.layers.0."
 

@@ -140,7 +140,7 @@ def test_verification_catches_scrambled_weights(
     """The silent garbage: nibbles packed in the wrong order give an engine that loads well."""
     from enginehouse.build import units as module
     from enginehouse.build.quantization import quantize_int4
-    from enginehouse.runtime.packing import pack_int4
+    from enginehouse.runtime.checkpoint.packing import pack_int4
 
     def swapped(q, group_size, dtype):  # type: ignore[no-untyped-def]
         result = quantize_int4(q, group_size, dtype)

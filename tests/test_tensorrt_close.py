@@ -12,11 +12,11 @@ from tensorrt_double import Context
 from tensorrt_machine import doubled_engine, doubled_machine, greedy, requests
 from tensorrt_ranks import ThreadCommunicator
 
-from enginehouse.runtime import tensorrt_rank
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import generate
-from enginehouse.runtime.tensorrt_rank import TensorRTRank
+from enginehouse.runtime.tensorrt import rank as tensorrt_rank
+from enginehouse.runtime.tensorrt.rank import TensorRTRank
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,8 +19,8 @@ from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.tensorrt_compiler import check_compiler
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.gpus import Gpu
-from enginehouse.runtime.tensorrt_package import PACKAGES
+from enginehouse.runtime.machine.gpus import Gpu
+from enginehouse.runtime.tensorrt.package import PACKAGES
 
 H100 = Gpu(0, "GPU-0", "NVIDIA H100", 90, 81559, 81000, "580.1")
 L40S = H100._replace(name="NVIDIA L40S", sm=89)

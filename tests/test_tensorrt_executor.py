@@ -30,11 +30,11 @@ from tensorrt_machine import (
 )
 
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.client import EngineClient
 from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
-from enginehouse.runtime.host import EngineHost
+from enginehouse.runtime.host.client import EngineClient
+from enginehouse.runtime.host.process import EngineHost
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,
@@ -42,7 +42,7 @@ from enginehouse.runtime.request import (
     Request,
     SamplingParams,
 )
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

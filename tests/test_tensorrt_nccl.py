@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from enginehouse.runtime import tensorrt_nccl
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.tensorrt_nccl import ID_BYTES, Communicator, make_id
+from enginehouse.runtime.tensorrt import nccl as tensorrt_nccl
+from enginehouse.runtime.tensorrt.nccl import ID_BYTES, Communicator, make_id
 
 ID = bytes(range(128))
 HANDLE = 0xC0FFEE

@@ -29,13 +29,13 @@ from tensorrt_machine import (
 )
 
 from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.runtime import linear
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import Mapping
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import generate
-from enginehouse.runtime.tensorrt_manifest import rank_files, read_built
+from enginehouse.runtime.tensorrt.manifest import rank_files, read_built
+from enginehouse.runtime.torch import linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOCAL = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
@@ -78,7 +78,7 @@ def test_greedy_tokens_equal_the_torch_backends(
     work = requests(PROMPTS, greedy(8))
     wanted = torch_answers(path, work)
     if "bake_weights" in settings:
-        monkeypatch.setattr(f"{RUNTIME}.tensorrt_weights.safe_open", None)
+        monkeypatch.setattr(f"{RUNTIME}.tensorrt.weights.safe_open", None)
     with doubled_machine(monkeypatch, settings.get("tp", 1)):
         executor = open_executor(path)
         found = generate(executor, work)

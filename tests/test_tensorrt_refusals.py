@@ -17,16 +17,16 @@ from conftest import SourceMaker
 from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
-from enginehouse.runtime import tensorrt_package
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.tensorrt_followers import Followers
-from enginehouse.runtime.tensorrt_machine import check_plan, find_matching
-from enginehouse.runtime.tensorrt_manifest import read_built
-from enginehouse.runtime.tensorrt_package import Words, find_package
+from enginehouse.runtime.tensorrt import package as tensorrt_package
+from enginehouse.runtime.tensorrt.followers import Followers
+from enginehouse.runtime.tensorrt.machine import check_plan, find_matching
+from enginehouse.runtime.tensorrt.manifest import read_built
+from enginehouse.runtime.tensorrt.package import Words, find_package
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -43,7 +43,7 @@ def refused(engine: Path, monkeypatch: pytest.MonkeyPatch, **machine: Any) -> st
     loaded: list[str] = []
     for name in ("TensorRTRank", "Followers"):
         monkeypatch.setattr(
-            f"{RUNTIME}.tensorrt_executor.{name}", lambda *_, name=name: loaded.append(name)
+            f"{RUNTIME}.tensorrt.executor.{name}", lambda *_, name=name: loaded.append(name)
         )
     with doubled_machine(monkeypatch, **machine):
         with pytest.raises(EngineError) as caught:
@@ -96,7 +96,7 @@ def test_gpus_that_do_not_fit(
 def test_one_gpu_of_another_kind_among_them(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with doubled_machine(monkeypatch, 2):
         unlike = [*gpus(1), gpus(2)[1]._replace(sm=120)]
-        monkeypatch.setattr(f"{RUNTIME}.tensorrt_machine.visible_gpus", lambda: unlike)
+        monkeypatch.setattr(f"{RUNTIME}.tensorrt.machine.visible_gpus", lambda: unlike)
         with pytest.raises(EngineError, match="GPU 1 is NVIDIA Double89 .SM120.; build it with"):
             open_executor(engine)
 
@@ -104,13 +104,13 @@ def test_one_gpu_of_another_kind_among_them(engine: Path, monkeypatch: pytest.Mo
 def test_no_package_and_another_version(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = read_engine(engine)
     built = read_built(read)
-    monkeypatch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: None)
+    monkeypatch.setattr(f"{RUNTIME}.tensorrt.machine.find_package", lambda name: None)
     wanted = "TensorRT-RTX .* which is not installed; pip install 'enginehouse.tensorrt.'$"
     with pytest.raises(EngineError, match=wanted):
         find_matching(read, built)
     trt = TensorRTDouble()
     trt.__version__ = "1.6.0"
-    monkeypatch.setattr(f"{RUNTIME}.tensorrt_machine.find_package", lambda name: trt)
+    monkeypatch.setattr(f"{RUNTIME}.tensorrt.machine.find_package", lambda name: trt)
     wanted = f"{built.version} and 1.6.0 is installed, .* install {built.version} or build the"
     with pytest.raises(EngineError, match=wanted):
         find_matching(read, built)
@@ -152,7 +152,14 @@ def name_no_plan(path: Path) -> None:
 
 
 def test_a_host_says_why_and_ends(engine: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "enginehouse.runtime.host", str(engine), "--address", "inproc"]
+    command = [
+        sys.executable,
+        "-m",
+        "enginehouse.runtime.host.process",
+        str(engine),
+        "--address",
+        "inproc",
+    ]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={"PATH": str(tmp_path)}
     )
@@ -255,11 +262,11 @@ def follower(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     real = Followers.__init__.__globals__["subprocess"].Popen
 
     def start(command: list[str], **options: Any) -> Any:
-        assert command[1:3] == ["-m", "enginehouse.runtime.tensorrt_rank"]
+        assert command[1:3] == ["-m", "enginehouse.runtime.tensorrt.rank"]
         fd = command[command.index("--pipe") + 1]
         return real([sys.executable, "-S", "-c", code, fd], **options)
 
-    monkeypatch.setattr(f"{RUNTIME}.tensorrt_followers.subprocess.Popen", start)
+    monkeypatch.setattr(f"{RUNTIME}.tensorrt.followers.subprocess.Popen", start)
 
 
 def test_a_rank_that_ends_ends_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

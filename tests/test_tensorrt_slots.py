@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH
+from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.scheduler import Scheduler
+from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.kv_cache import LONG_ROOT_HASH
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.sampling import SamplingState
-from enginehouse.runtime.scheduler import Scheduler
-from enginehouse.runtime.sequence import Chunk, Sequence
-from enginehouse.runtime.tensorrt_commands import CopyRows, Move, Step, SwapRows, step_layout
-from enginehouse.runtime.tensorrt_executor import share_slots
-from enginehouse.runtime.tensorrt_manifest import PlanRecord
-from enginehouse.runtime.tensorrt_slots import Place, SlotMemory, batch_bucket
-from enginehouse.runtime.tensorrt_steps import PlannedStep, StepPlanner
+from enginehouse.runtime.tensorrt.commands import CopyRows, Move, Step, SwapRows, step_layout
+from enginehouse.runtime.tensorrt.executor import share_slots
+from enginehouse.runtime.tensorrt.manifest import PlanRecord
+from enginehouse.runtime.tensorrt.slots import Place, SlotMemory, batch_bucket
+from enginehouse.runtime.tensorrt.steps import PlannedStep, StepPlanner
 
 GARBAGE = -1
 

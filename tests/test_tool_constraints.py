@@ -13,9 +13,9 @@ import xgrammar
 from text_engine import CHATML, byte_level_tokenizer
 from tool_texts import FORMATS, calls_of, content_of, feed
 
-from enginehouse.runtime.constraint import check
-from enginehouse.runtime.constraint_support import installed
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.grammar.constraint import check
+from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer_plan import plan_answer
 from enginehouse.server.chat import Chat

@@ -25,7 +25,7 @@ from enginehouse.build.trtllm_stages import checkpoint_path
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
-from enginehouse.runtime.gpus import Gpu
+from enginehouse.runtime.machine.gpus import Gpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ["--max-batch-size", "4", "--quiet"]

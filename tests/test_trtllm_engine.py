@@ -14,9 +14,13 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Manifest, read_engine, read_manifest, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.machine import check_machine, has_engines, record_machine
+from enginehouse.runtime.machine.binding import check_machine, has_engines, record_machine
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.trtllm_engine import llm_arguments, open_deployment, rebuild_command
+from enginehouse.runtime.tensorrt_llm.deployment import (
+    llm_arguments,
+    open_deployment,
+    rebuild_command,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_OPTIONS = ExecutorOptions()

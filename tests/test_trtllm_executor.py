@@ -26,7 +26,7 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenOutput,
 )
-from enginehouse.runtime.trtllm_executor import TrtllmExecutor
+from enginehouse.runtime.tensorrt_llm.executor import TrtllmExecutor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,7 +214,9 @@ def test_an_abort_that_has_no_effect_is_told(
     """The engine's active count stays above what it was given, for longer than an abort takes."""
     assert isinstance(executor, TrtllmExecutor) and not executor.busy
     clock = [100.0]
-    monkeypatch.setattr("enginehouse.runtime.trtllm_executor.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(
+        "enginehouse.runtime.tensorrt_llm.executor.time.monotonic", lambda: clock[0]
+    )
     for seconds, active in ((0.0, 1), (9.0, 1), (1.0, 0), (0.0, 1), (9.0, 1)):
         clock[0] += seconds
         executor._verify_aborts(active)
@@ -399,7 +401,7 @@ def test_a_start_that_hangs_ends_with_each_ranks_last_line(
 
 
 def test_a_killed_host_takes_its_workers_along(engine: Path, tmp_path: Path) -> None:
-    from enginehouse.runtime.supervisor import host_command
+    from enginehouse.runtime.host.supervisor import host_command
 
     environment = {**double_environment(), "DOUBLE_LEAVES_WORKERS": "1"}
     process = subprocess.Popen(
@@ -432,7 +434,7 @@ def is_rank(process: psutil.Process) -> bool:
 
 def test_tensorrt_llm_is_not_imported_with_the_executor() -> None:
     code = (
-        "import sys, enginehouse.runtime.trtllm_executor\n"
+        "import sys, enginehouse.runtime.tensorrt_llm.executor\n"
         "print([n for n in sys.modules if n.partition('.')[0] == 'tensorrt_llm'])"
     )
     result = subprocess.run(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from trtllm_double import install_double
 
-from enginehouse.runtime.constraint_support import TENSORRT_LLM
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.json_schema import exact_schema
+from enginehouse.runtime.grammar.json_schema import exact_schema
+from enginehouse.runtime.grammar.support import TENSORRT_LLM
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,
@@ -22,8 +22,8 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenLogprobs,
 )
-from enginehouse.runtime.trtllm_output import bias_tensor, failed_output, token_output
-from enginehouse.runtime.trtllm_sampling import check_for_trtllm, sampling_fields
+from enginehouse.runtime.tensorrt_llm.output import bias_tensor, failed_output, token_output
+from enginehouse.runtime.tensorrt_llm.sampling import check_for_trtllm, sampling_fields
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}}'
 CHOSEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}

@@ -11,10 +11,10 @@ from test_tools import tokenizer_with_marks
 from tokenizers import AddedToken, Tokenizer
 from tool_texts import FORMATS
 
-from enginehouse.runtime.constraint import check
-from enginehouse.runtime.constraint_support import installed
-from enginehouse.runtime.grammar_child import build_grammar, tokenizer_info
-from enginehouse.runtime.vocabulary import SHOWN_TOKENS, read_vocabulary
+from enginehouse.runtime.grammar.child import build_grammar, tokenizer_info
+from enginehouse.runtime.grammar.constraint import check
+from enginehouse.runtime.grammar.support import installed
+from enginehouse.runtime.grammar.vocabulary import SHOWN_TOKENS, read_vocabulary
 from enginehouse.server.tools import ToolUse, as_constraint
 
 HIDDEN = "<|im_end|>"

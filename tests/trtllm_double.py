@@ -21,7 +21,7 @@ from enginehouse.runtime.engine import (
     read_engine,
     write_manifest,
 )
-from enginehouse.runtime.machine import record_machine
+from enginehouse.runtime.machine.binding import record_machine
 
 DOUBLES = ROOT / "tests" / "doubles"
 

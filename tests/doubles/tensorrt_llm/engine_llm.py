@@ -21,7 +21,7 @@ from safetensors import safe_open
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine, Limits, Manifest, ModelRecord
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
 from tensorrt_llm.build_command import gpu
 from tensorrt_llm.contract import CLASSES, accepts
 from tensorrt_llm.engine_thread import EngineThread, wants

@@ -12,7 +12,7 @@ from typing import Any
 
 from enginehouse.runtime import errors as ours_errors
 from enginehouse.runtime import request as ours
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
 from tensorrt_llm.llmapi import SamplingParams
 from tensorrt_llm.result import Logprob, RequestOutput, Response
 

@@ -11,7 +11,7 @@ from enginehouse.build.settings import load_settings
 from enginehouse.build.sources import resolve_source
 from enginehouse.build.stages import build
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.torch_executor import TorchExecutor
+from enginehouse.runtime.torch.executor import TorchExecutor
 from tensorrt_llm import engine_llm
 
 _FIELDS = engine_llm.LLM.fields

@@ -1,0 +1,252 @@
+"""In-flight batching: a scheduler, a model runner and a sampler, in a loop.
+
+One iteration reads: schedule, run, settle. What is sampled comes back from the runner's device
+once an iteration. Knows no text, no socket, and not what computes: that is the runner's.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, wait
+from datetime import datetime
+from typing import Generic, TypeVar
+
+import torch
+
+from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
+from enginehouse.runtime.batching.logprobs import Sampled, sample_with_logprobs
+from enginehouse.runtime.batching.model_runner import ModelRunner
+from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.scheduler import Scheduler
+from enginehouse.runtime.batching.sequence import Chunk, Sequence
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
+from enginehouse.runtime.executor import ExecutorOptions, check_request
+from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
+from enginehouse.runtime.grammar.constraint import refusal
+from enginehouse.runtime.grammar.matcher import GrammarMatcher
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    FinishReason,
+    Refusal,
+    Request,
+    TokenOutput,
+)
+
+Runner = TypeVar("Runner", bound=ModelRunner)
+
+
+class InflightExecutor(Generic[Runner]):
+    """Satisfies `executor.Executor` for an engine that a `ModelRunner` has loaded."""
+
+    def __init__(self, engine: Engine, runner: Runner, options: ExecutorOptions) -> None:
+        self.engine = engine
+        self.runner = runner
+        self.scheduler = Scheduler(
+            runner.memory, **runner.capacity._asdict(), deterministic=options.deterministic
+        )
+        self.info = _describe(engine, self.scheduler)
+        self.deterministic = options.deterministic
+        self.grammars = GrammarCompiler(
+            engine.path,
+            engine.config.vocab_size,
+            self.info.eos_token_ids,
+            options.grammar_timeout_s or DEFAULT_TIMEOUT_S,
+        )
+        if options.grammars_at_once:
+            self.grammars.start()
+        self._sequences: dict[int, Sequence] = {}
+        self._compiling: dict[int, tuple[Sequence, Grammar]] = {}
+        self._num_iterations = 0
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_cached_tokens = 0
+
+    def submit(self, request: Request) -> None:
+        vocab_size, limit = self.engine.config.vocab_size, self.info.max_seq_len
+        prompt, sampling = request.prompt_ids, request.sampling
+        check_request(request, longest=limit - 1, max_seq_len=limit, vocab_size=vocab_size)
+        if request.request_id in self._sequences:
+            raise RequestError(f"request_id {request.request_id} is already running")
+        state = SamplingState(
+            sampling, prompt, vocab_size, self.info.eos_token_ids, device=self.runner.device
+        )
+        sequence = Sequence(request, state, list(prompt))
+        if self._is_long(sequence):
+            sequence.root_hash = LONG_ROOT_HASH
+        if sampling.constraint is None:
+            self.scheduler.add(sequence)
+        else:
+            grammar = self.grammars.compile(sampling.constraint)
+            self._compiling[request.request_id] = (sequence, grammar)
+        self._sequences[request.request_id] = sequence
+
+    def cancel(self, request_id: int) -> None:
+        sequence = self._sequences.pop(request_id, None)
+        compiling = self._compiling.pop(request_id, None)
+        if compiling is not None:
+            if all(grammar is not compiling[1] for _, grammar in self._compiling.values()):
+                self.grammars.forget(compiling[1])
+        elif sequence is not None:
+            self.scheduler.remove(sequence)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._sequences)
+
+    def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
+        """One iteration: every scheduled chunk is computed, every complete sequence sampled.
+
+        Sequences whose grammar is being compiled join when it is there; timeout_s is waited for
+        one when nothing else is to be done.
+        """
+        outputs = self._start_compiled()
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            if self._compiling and not outputs and timeout_s:
+                wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
+            return outputs
+        results = self._run(chunks)
+        self._num_iterations += 1
+        for chunk, sampled in zip(chunks, results, strict=True):
+            output = self._settle(chunk, sampled)
+            if output is not None:
+                outputs.append(output)
+        return outputs
+
+    def _start_compiled(self) -> list[TokenOutput]:
+        """Schedule the sequences whose grammar is there; tell of those whose grammar failed."""
+        failed = []
+        for request_id, (sequence, grammar) in list(self._compiling.items()):
+            if not grammar.done():
+                continue
+            del self._compiling[request_id]
+            state = sequence.sampling
+            try:
+                state.matcher = GrammarMatcher(grammar.result(), state.stop_ids)
+            except EnginehouseError as error:
+                failed.append(self._fail(sequence.request, error))
+            else:
+                self.scheduler.add(sequence)
+        return failed
+
+    def _fail(self, request: Request, error: EnginehouseError) -> TokenOutput:
+        """End a sequence that is not, or no longer, scheduled."""
+        self._sequences.pop(request.request_id, None)
+        refusal = None
+        if isinstance(error, RequestError):
+            constraint = request.sampling.constraint
+            param = constraint.param if constraint is not None else error.param
+            refusal = Refusal(error.message, param, error.code)
+        return TokenOutput(
+            request.request_id,
+            finish_reason=FinishReason.ERROR,
+            error=str(error),
+            refusal=refusal,
+        )
+
+    def stats(self) -> ExecutorStats:
+        scheduler = self.scheduler
+        return ExecutorStats(
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting) + len(self._compiling),
+            num_kv_blocks=scheduler.memory.num_blocks,
+            num_free_kv_blocks=scheduler.memory.num_free,
+            num_iterations=self._num_iterations,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_preemptions=scheduler.num_preemptions,
+        )
+
+    def close(self) -> None:
+        for request_id in list(self._sequences):
+            self.cancel(request_id)
+        self.grammars.close()
+        self.runner.close()
+
+    def _run(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        """Compute the chunks; what was sampled for each that completes its sequence.
+
+        Together; one by one when deterministic, as a product of more rows rounds differently.
+        """
+        if self.deterministic:
+            return [self._compute([chunk])[0] for chunk in chunks]
+        return self._compute(chunks)
+
+    @torch.inference_mode()
+    def _compute(self, chunks: list[Chunk]) -> list[Sampled | None]:
+        logits = self.runner.compute(chunks)
+        complete = [chunk.sequence for chunk in chunks if chunk.completes]
+        sampled: dict[int, Sampled] = {}
+        if complete:
+            found = sample_with_logprobs(logits, [sequence.sampling for sequence in complete])
+            sampled = {id(s): choice for s, choice in zip(complete, found, strict=True)}
+        return [sampled.get(id(chunk.sequence)) for chunk in chunks]
+
+    def _settle(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
+        """Book one chunk's result; what its submitter is told, if anything."""
+        sequence = chunk.sequence
+        request, state = sequence.request, sequence.sampling
+        self._num_prompt_tokens += max(
+            0, min(chunk.num_tokens, len(request.prompt_ids) - chunk.start)
+        )
+        if sampled is None:
+            self.scheduler.settle(chunk, None, stops=False)
+            return None
+        token = sampled.token_id
+        stops = token in state.stop_ids
+        if token >= 0 and not stops:
+            state.accept(token)
+        if token < 0 or (state.matcher is not None and state.matcher.failure):
+            return self._give_up(sequence)
+        finish = self.scheduler.settle(chunk, token, stops)
+        cached = sequence.num_cached_tokens or 0
+        if sequence.num_generated + stops == 1:  # the first token: the prompt is done
+            self._num_cached_tokens += cached
+        if finish is not None:
+            del self._sequences[request.request_id]
+        elif self._is_long(sequence) and sequence.root_hash == ROOT_HASH:
+            self.scheduler.restart(sequence, LONG_ROOT_HASH)
+        if stops:
+            return TokenOutput(request.request_id, [], finish, cached, stop_token_id=token)
+        self._num_generated_tokens += 1
+        logprobs = None if sampled.logprobs is None else [sampled.logprobs]
+        return TokenOutput(request.request_id, [token], finish, cached, logprobs=logprobs)
+
+    def _is_long(self, sequence: Sequence) -> bool:
+        """Whether longrope turns the sequence's keys by its long factors."""
+        pretrained = self.runner.pretrained
+        return pretrained is not None and len(sequence.token_ids) > pretrained
+
+    def _give_up(self, sequence: Sequence) -> TokenOutput:
+        """End a sequence for which no token can be chosen."""
+        matcher, constraint = sequence.sampling.matcher, sequence.request.sampling.constraint
+        error: EnginehouseError = EngineError("the model's logits are not finite")
+        if matcher is not None and constraint is not None and matcher.failure:
+            error = refusal(constraint, matcher.failure)
+        else:
+            sequence.spoiled = True
+        self.cancel(sequence.request.request_id)
+        return self._fail(sequence.request, error)
+
+
+def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
+    config, manifest = engine.config, engine.manifest
+    return EngineInfo(
+        name=manifest.name,
+        model=manifest.model.name,
+        quantization=config.quantization.quant_algo or config.dtype,
+        backend=manifest.backend,
+        tp_size=config.mapping.tp_size,
+        pp_size=config.mapping.pp_size,
+        max_seq_len=scheduler.max_seq_len,
+        max_batch_size=scheduler.max_batch_size,
+        max_num_tokens=scheduler.max_num_tokens,
+        vocab_size=config.vocab_size,
+        kv_block_size=scheduler.memory.block_size,
+        num_kv_blocks=scheduler.memory.num_blocks,
+        eos_token_ids=manifest.model.eos_token_ids,
+        digest=manifest.digest,
+        created=int(datetime.fromisoformat(manifest.created).timestamp()),
+    )

@@ -1,0 +1,53 @@
+"""What the in-flight batching loop asks of a backend: weights, keys and values, and one iteration.
+
+All that differs between the torch backend and TensorRT, and nothing more.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.batching.scheduler import KVMemory
+from enginehouse.runtime.batching.sequence import Chunk
+
+
+class Capacity(NamedTuple):
+    """What a runner takes at most: tokens of a sequence, sequences at once, tokens at once."""
+
+    max_seq_len: int
+    max_batch_size: int
+    max_num_tokens: int
+
+
+class ModelRunner(Protocol):
+    """One loaded model. Not thread-safe: the loop owns it.
+
+    device: where logits come from, and where sampling therefore runs. memory: what the scheduler
+    gives out. pretrained: the longest context that longrope's short factors serve, None where
+    nothing changes with the length.
+    """
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def memory(self) -> KVMemory: ...
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    @property
+    def pretrained(self) -> int | None: ...
+
+    def compute(self, chunks: list[Chunk]) -> Tensor:
+        """Keys and values of every chunk, and the logits behind those that complete their sequence.
+
+        Returns float32 [complete chunks, vocab_size] in the chunks' order, free to be changed.
+        Raises EngineError when the engine can compute no more.
+        """
+
+    def close(self) -> None:
+        """Free weights and memory."""

@@ -1,0 +1,60 @@
+"""A request on its way through the engine, and the part of it that one iteration computes.
+
+Knows neither tensors nor who else is running.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash
+from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way: its tokens so far, and how many have their keys and values.
+
+    Where those are is the memory's to know: blocks, hashes and num_remembered are `BlockMemory`'s.
+    """
+
+    request: Request
+    sampling: SamplingState
+    token_ids: list[int]
+    num_computed: int = 0
+    blocks: list[int] = field(default_factory=list)
+    hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, as far as needed
+    num_remembered: int = 0  # blocks already given to the pool under their hash
+    num_cached_tokens: int | None = None  # found at the first admission
+    root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
+    arrival: int = 0  # numbered by the scheduler
+    spoiled: bool = False  # its logits were not finite, and so may its keys and values be
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_ids)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Who comes first: the lower priority, then the earlier."""
+        return self.request.priority, self.arrival
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens whose keys and values are not computed yet; 1 while decoding."""
+        return len(self.token_ids) - self.num_computed
+
+
+class Chunk(NamedTuple):
+    """A run of one sequence's tokens: [start, start + num_tokens) are computed this iteration."""
+
+    sequence: Sequence
+    start: int
+    num_tokens: int
+
+    @property
+    def completes(self) -> bool:
+        """Whether the sequence's next token can be sampled afterwards."""
+        return self.start + self.num_tokens == len(self.sequence.token_ids)

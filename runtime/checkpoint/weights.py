@@ -1,0 +1,101 @@
+"""The rank files of an engine as one model: every tensor merged over the ranks that share it.
+
+The exact inverse of the conversion's cuts, so a checkpoint made for four GPUs can be run, and
+checked, in one process. Reads one layer at a time. What a GPU's loader would do to a rank's
+weights before they are used (W8A16) is done here, to each rank's, before they are merged.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from enginehouse.runtime.checkpoint.packing import quantize_int8
+from enginehouse.runtime.checkpoint.sharding import Cut, merge_tensors, tensor_cut
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import EngineError
+
+_LAYERS = "transformer.layers."
+
+
+class CheckpointWeights:
+    """Merged tensors of a TensorRT-LLM checkpoint folder, by global layer."""
+
+    def __init__(self, directory: Path, config: ModelConfig) -> None:
+        self.config = config
+        self._ranks = []
+        for rank in range(config.mapping.world_size):
+            path = directory / f"rank{rank}.safetensors"
+            try:
+                self._ranks.append(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise EngineError(f"{path} cannot be read: {error}; build it again") from None
+        self._names = [list(file.keys()) for file in self._ranks]
+
+    def __call__(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name starts with `prefix`, keyed by the rest.
+
+        prefix: `transformer.layers.7.` (7 counts over the whole model), `lm_head.`, ...
+        """
+        pp_rank, local = self._locate(prefix)
+        mapping = self.config.mapping
+        ranks = [mapping.rank(pp_rank, tp_rank) for tp_rank in range(mapping.tp_size)]
+        names = [name for name in self._names[ranks[0]] if name.startswith(local)]
+        if not names:
+            raise EngineError(
+                f"rank{ranks[0]}.safetensors holds no tensor {prefix}*; build it again"
+            )
+        tensors: dict[str, Tensor] = {}
+        for name in names:
+            parts = self._parts(name, ranks)
+            if self._quantised_at_load(name, parts[0]):
+                tensors |= self._merged_int8(name, parts)
+            else:
+                tensors[name] = merge_tensors(name, parts, self.config)
+        return {name[len(local) :]: tensor for name, tensor in tensors.items()}
+
+    def _parts(self, name: str, ranks: list[int]) -> list[Tensor]:
+        try:
+            return [self._ranks[rank].get_tensor(name) for rank in ranks]
+        except SafetensorError as error:
+            raise EngineError(
+                f"{name} is not in every rank file: {error}; build it again"
+            ) from None
+
+    def _quantised_at_load(self, name: str, tensor: Tensor) -> bool:
+        """Whether TensorRT-LLM's loader makes int8 of this tensor: a decoder linear under W8A16."""
+        if self.config.quantization.quant_algo != "W8A16" or not name.startswith(_LAYERS):
+            return False
+        *_, module, parameter = name.split(".")
+        linear = module in ("qkv", "dense", "fc", "gate", "proj") and parameter == "weight"
+        return linear and tensor.dtype != torch.int8
+
+    def _merged_int8(self, name: str, parts: list[Tensor]) -> dict[str, Tensor]:
+        """int8 weight [out, in] and its per_channel_scale: [out], or [out, tp] where the inputs
+        are cut, as each rank then has its own scale for every output.
+        """
+        scale_name = name.removesuffix("weight") + "per_channel_scale"
+        quantised = [quantize_int8(part) for part in parts]
+        weight = merge_tensors(name, [part.q for part in quantised], self.config)
+        scales = [part.scale for part in quantised]
+        if tensor_cut(name, 2) is Cut.COLUMNS:
+            scale = torch.stack(scales, dim=1)
+        else:
+            scale = merge_tensors(scale_name, scales, self.config)
+        return {name: weight, scale_name: scale}
+
+    def _locate(self, prefix: str) -> tuple[int, str]:
+        """The pipeline stage that holds a prefix, and the prefix with its local layer index."""
+        mapping = self.config.mapping
+        if not prefix.startswith(_LAYERS):
+            first = prefix.startswith("transformer.vocab_embedding")
+            return (0 if first else mapping.pp_size - 1), prefix
+        index, _, rest = prefix[len(_LAYERS) :].partition(".")
+        for pp_rank in range(mapping.pp_size):
+            layers = mapping.layers(pp_rank, self.config.num_hidden_layers)
+            if int(index) in layers:
+                return pp_rank, f"{_LAYERS}{int(index) - layers.start}.{rest}"
+        raise EngineError(f"{prefix}: the model has {self.config.num_hidden_layers} layers")

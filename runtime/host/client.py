@@ -1,0 +1,201 @@
+"""The gevent side of the engine host: one connection per worker, many requests over it.
+
+All calls come from greenlets of one hub. Loses nothing silently: when the host goes, every
+open generation raises HostUnavailable at once. Knows neither text nor HTTP.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+
+import gevent
+import zmq.green as zmq
+from gevent.queue import Empty, Queue
+from zmq.utils.monitor import parse_monitor_message
+
+from enginehouse.runtime.errors import HostUnavailable
+from enginehouse.runtime.host import messages
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    Request,
+    SamplingParams,
+    TokenOutput,
+)
+
+log = logging.getLogger("enginehouse.client")
+
+_RECONNECT_MS = 50
+
+
+class Generation:
+    """The outputs of one HTTP request's choices, in the order they happen."""
+
+    def __init__(self, client: EngineClient, request_ids: list[int]) -> None:
+        self._client = client
+        self._open = dict(zip(request_ids, range(len(request_ids)), strict=True))
+        self._events: Queue[TokenOutput | HostUnavailable | None] = Queue()
+
+    @property
+    def finished(self) -> bool:
+        """Every choice has finished or was cancelled."""
+        return not self._open
+
+    def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
+        """The next (choice, output); None after timeout_s, or once all choices were cancelled.
+
+        Raises HostUnavailable when the engine host died.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self._open:
+            wait_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
+            try:
+                event = self._events.get(timeout=wait_s)
+            except Empty:
+                return None
+            if isinstance(event, HostUnavailable):
+                self._open.clear()
+                raise event
+            if event is None or event.request_id not in self._open:
+                continue
+            index = self._open[event.request_id]
+            if event.finish_reason is not None:
+                del self._open[event.request_id]
+            return index, event
+        return None
+
+    def cancel(self, index: int | None = None) -> None:
+        """Stop one choice, or all of them. Nothing is sent for a choice seen to finish."""
+        ids = [i for i, choice in self._open.items() if index is None or choice == index]
+        for request_id in ids:
+            del self._open[request_id]
+        if ids:
+            self._client._cancel(ids)
+            self._events.put(None)  # wakes a greenlet that waits in get()
+
+    def _deliver(self, event: TokenOutput | HostUnavailable) -> None:
+        self._events.put(event)
+
+
+class EngineClient:
+    """Connects to the host's address and stays: it reconnects whenever the host comes back."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        # Nothing is queued for a host that is not there: the next one would run it for nobody.
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._info: EngineInfo | None = None
+        self._ready = False
+        self._stats = ExecutorStats()
+        self._generations: dict[int, Generation] = {}
+        self._next_id = itertools.count(1)
+        self._socket.connect(address)
+        self._greenlets = [gevent.spawn(self._watch), gevent.spawn(self._receive)]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the host is connected and its engine takes requests."""
+        return self._ready
+
+    @property
+    def info(self) -> EngineInfo:
+        """The engine last seen; HostUnavailable when there was none yet."""
+        if self._info is None:
+            raise HostUnavailable("the engine host is still loading its engine; try again shortly")
+        return self._info
+
+    @property
+    def stats(self) -> ExecutorStats:
+        return self._stats
+
+    def submit(
+        self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
+    ) -> Generation:
+        """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be."""
+        if not self._ready:
+            raise HostUnavailable("the engine host is not ready; try again shortly")
+        ids = [next(self._next_id) for _ in samplings]
+        generation = Generation(self, ids)
+        requests = [
+            Request(i, prompt_ids, s, priority) for i, s in zip(ids, samplings, strict=True)
+        ]
+        data = messages.encode(messages.Submit(requests))
+        self._generations.update(dict.fromkeys(ids, generation))
+        if not self._send(data):
+            self._lose_host("the engine host stopped; it is being restarted")
+        return generation
+
+    def close(self) -> None:
+        gevent.killall(self._greenlets)
+        self._lose_host("the client was closed")
+        self._socket.disable_monitor()
+        self._monitor.close()
+        self._socket.close()
+        self._context.term()
+
+    def _cancel(self, request_ids: list[int]) -> None:
+        for request_id in request_ids:
+            self._generations.pop(request_id, None)
+        if self._ready:
+            self._send(messages.encode(messages.Cancel(request_ids)))
+
+    def _send(self, data: bytes) -> bool:
+        """Whether the host was there to be sent to."""
+        try:
+            self._socket.send(data, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _watch(self) -> None:
+        """Notice the host's going and coming from the socket itself, not from silence."""
+        while True:
+            event = parse_monitor_message(self._monitor.recv_multipart())["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._send(messages.encode(messages.Hello(messages.PROTOCOL_VERSION)))
+            elif event == zmq.EVENT_DISCONNECTED:
+                self._lose_host("the engine host stopped; it is being restarted")
+
+    def _lose_host(self, reason: str) -> None:
+        self._ready = False
+        open_generations = {id(g): g for g in self._generations.values()}
+        self._generations.clear()
+        for generation in open_generations.values():
+            generation._deliver(HostUnavailable(reason))
+
+    def _receive(self) -> None:
+        while True:
+            gevent.sleep(0)  # a socket that always has more would never let others run
+            try:
+                message = messages.decode_to_worker(self._socket.recv())
+            except messages.MessageError as error:
+                log.error("dropped a message from the engine host: %s", error)
+                continue
+            if isinstance(message, messages.Outputs):
+                self._deliver(message.outputs)
+            elif isinstance(message, messages.Stats):
+                self._stats = message.stats
+            elif isinstance(message, messages.Ready):
+                self._info, self._ready = message.info, True
+            else:
+                log.error("the engine host refused this worker: %s", message.reason)
+
+    def _deliver(self, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
+            generation = self._generations.get(output.request_id)
+            if generation is not None:  # else it was cancelled meanwhile
+                if output.finish_reason is not None:
+                    del self._generations[output.request_id]
+                generation._deliver(output)

@@ -1,0 +1,238 @@
+"""The engine host process: a ROUTER socket on one side, an executor on the other.
+
+Spawned, never forked, one per engine; gunicorn's workers are its clients. Console script
+`enginehouse-host`. Knows no text: token ids come in and go out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import zmq
+
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.errors import EnginehouseError, RequestError
+from enginehouse.runtime.executor import Executor, ExecutorOptions
+from enginehouse.runtime.host import messages
+from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
+
+log = logging.getLogger("enginehouse.host")
+
+_STATS_PERIOD_S = 1.0
+_IDLE_POLL_MS = 500
+_LONGEST_POLL_S = 0.01  # while nothing but grammars is under way
+_MAX_UNREAD_MESSAGES = 100_000
+
+
+class EngineHost:
+    """Owns the executor and which client each sequence belongs to.
+
+    Clients number their requests themselves; the executor's ids are this class's own.
+    """
+
+    def __init__(self, executor: Executor, socket: zmq.Socket[bytes]) -> None:
+        self.executor = executor
+        self.socket = socket
+        self._ids: dict[tuple[bytes, int], int] = {}  # (client, its id) -> executor's id
+        self._owners: dict[int, tuple[bytes, int]] = {}  # and back
+        self._clients: set[bytes] = set()
+        self._next_id = 0
+        self._next_stats_s = 0.0
+
+    def run(self, wanted: Callable[[], bool]) -> None:
+        """Serve as long as `wanted()`: take messages, step, hand out tokens."""
+        while wanted():
+            self._receive(0 if self.executor.busy else _IDLE_POLL_MS)
+            if self.executor.busy:
+                self._hand_out(self.executor.poll(_LONGEST_POLL_S))
+            self._report_stats()
+
+    def _receive(self, timeout_ms: int) -> None:
+        """Handle every message that is there; wait for a first one at most timeout_ms."""
+        while self.socket.poll(timeout_ms):
+            timeout_ms = 0
+            client, data = self.socket.recv_multipart()
+            try:
+                self._handle(client, messages.decode_to_host(data))
+            except messages.MessageError as error:
+                log.error("dropped a message: %s", error)
+
+    def _handle(self, client: bytes, message: messages.ToHost) -> None:
+        if isinstance(message, messages.Submit):
+            for request in message.requests:
+                self._submit(client, request)
+        elif isinstance(message, messages.Cancel):
+            for request_id in message.request_ids:
+                self._cancel(client, request_id)
+        elif message.version != messages.PROTOCOL_VERSION:
+            reason = (
+                f"protocol version {message.version}; this host speaks "
+                f"{messages.PROTOCOL_VERSION}: run both from one installation"
+            )
+            self._send(client, messages.Refused(reason))
+        else:
+            self._clients.add(client)
+            self._send(client, messages.Ready(messages.PROTOCOL_VERSION, self.executor.info))
+
+    def _submit(self, client: bytes, request: Request) -> None:
+        self._next_id += 1
+        try:
+            self.executor.submit(dataclasses.replace(request, request_id=self._next_id))
+        except RequestError as error:
+            refusal = Refusal(error.message, error.param, error.code)
+            output = TokenOutput(
+                request.request_id,
+                finish_reason=FinishReason.ERROR,
+                error=error.message,
+                refusal=refusal,
+            )
+            self._send(client, messages.Outputs([output]))
+            return
+        self._ids[client, request.request_id] = self._next_id
+        self._owners[self._next_id] = (client, request.request_id)
+
+    def _cancel(self, client: bytes, request_id: int) -> None:
+        own_id = self._ids.pop((client, request_id), None)
+        if own_id is not None:
+            del self._owners[own_id]
+            self.executor.cancel(own_id)
+
+    def _hand_out(self, outputs: list[TokenOutput]) -> None:
+        """One message per client and iteration."""
+        by_client: dict[bytes, list[TokenOutput]] = {}
+        for output in outputs:
+            client, request_id = self._owners[output.request_id]
+            if output.finish_reason is not None:
+                del self._owners[output.request_id], self._ids[client, request_id]
+            translated = dataclasses.replace(output, request_id=request_id)
+            by_client.setdefault(client, []).append(translated)
+        for client, translated_outputs in by_client.items():
+            self._send(client, messages.Outputs(translated_outputs))
+
+    def _send(self, client: bytes, message: messages.ToWorker) -> None:
+        """Never waits: a client that is gone, or that reads nothing, loses its sequences."""
+        try:
+            self.socket.send_multipart([client, messages.encode(message)], zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            log.info("a worker is gone (%s); its sequences are cancelled", error)
+            self._clients.discard(client)
+            for owner, request_id in [key for key in self._ids if key[0] == client]:
+                self._cancel(owner, request_id)
+
+    def _report_stats(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_stats_s:
+            self._next_stats_s = now + _STATS_PERIOD_S
+            stats = messages.Stats(self.executor.stats())
+            for client in list(self._clients):
+                self._send(client, stats)
+
+
+def report(ready_fd: int | None, line: dict[str, Any]) -> None:
+    """Tell the parent, if there is one, how loading ended: one line of JSON."""
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)
+        os.write(ready_fd, json.dumps(line).encode() + b"\n")
+
+
+def serve(engine_dir: Path, address: str, options: ExecutorOptions, ready_fd: int | None) -> None:
+    """Load an engine and serve it at a ZeroMQ address until SIGTERM, or until the parent dies.
+
+    ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests; with
+    it the host ends when its parent does.
+    """
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is gunicorn's to handle
+    parent = os.getppid()
+    executor = open_executor(engine_dir, options)
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    # A worker that stands still for a while must find every token when it goes on; gunicorn
+    # ends one that stands still for good, long before so many messages have gathered.
+    socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
+    socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
+    socket.bind(address)
+    report(ready_fd, msgspec.to_builtins(executor.info))
+
+    def wanted() -> bool:
+        orphaned = ready_fd is not None and os.getppid() != parent
+        return not stopped and not orphaned
+
+    try:
+        EngineHost(executor, socket).run(wanted)
+    finally:
+        executor.close()
+        socket.close()
+        context.term()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `enginehouse-host`; exit status 2 when the engine cannot be served."""
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-host",
+        description="Serve one engine directory to gunicorn's workers over ZeroMQ.",
+    )
+    parser.add_argument("engine", type=Path, help="engine directory made by enginehouse-build")
+    parser.add_argument("--address", required=True, help="ZeroMQ address, such as ipc:///tmp/eh")
+    parser.add_argument("--max-seq-len", type=int, help="prompt plus output, in tokens")
+    parser.add_argument("--max-batch-size", type=int, help="sequences that run at once")
+    parser.add_argument("--max-num-tokens", type=int, help="tokens of one iteration")
+    parser.add_argument("--kv-cache-gib", type=float, help="memory of the KV cache")
+    parser.add_argument("--compute-dtype", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="of the torch backend; auto: the first CUDA device, else the CPU",
+    )
+    parser.add_argument("--tp-size", type=int, help="GPUs that share a Hugging Face checkpoint")
+    parser.add_argument("--start-s", type=float, help="time for TensorRT-LLM to start in")
+    parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
+    parser.add_argument("--grammar-timeout-s", type=float, help="time to compile a grammar in")
+    parser.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="let no neighbour in the batch change a result (slower: see docs/determinism.md)",
+    )
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="[%(process)d] %(name)s: %(message)s")
+    options = ExecutorOptions(
+        max_seq_len=args.max_seq_len,
+        max_batch_size=args.max_batch_size,
+        max_num_tokens=args.max_num_tokens,
+        kv_cache_gib=args.kv_cache_gib,
+        compute_dtype=args.compute_dtype,
+        num_threads=args.num_threads,
+        deterministic=args.deterministic,
+        grammar_timeout_s=args.grammar_timeout_s,
+        tp_size=args.tp_size,
+        start_s=args.start_s,
+        device=args.device,
+        grammars_at_once=True,
+    )
+    try:
+        serve(args.engine, args.address, options, args.ready_fd)
+    except EnginehouseError as error:
+        print(f"enginehouse-host: {error}", file=sys.stderr)
+        report(args.ready_fd, {"error": str(error)})
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

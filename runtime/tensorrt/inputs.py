@@ -1,0 +1,131 @@
+"""What a TensorRT plan is fed with besides tokens and caches: weights and rotary tables.
+
+Weights are inputs of the plan, one for each tensor of a rank file and under its name; here a rank
+file's tensors take the layouts that TensorRT wants. Knows no TensorRT.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.checkpoint.packing import quantize_int8
+from enginehouse.runtime.checkpoint.rope import Rotary, RotaryTable
+from enginehouse.runtime.config import ModelConfig
+
+_LAYER = re.compile(r"(transformer\.layers\.|(?:past|present)_(?:key|value)_)(\d+)")
+_LINEARS = ("qkv", "dense", "fc", "gate", "proj")
+
+
+def weight_form(module: str, dtype: str, parameters: Collection[str], algo: str | None) -> str:
+    """How a module's weight is multiplied: dense, int4, int8, fp8 or fp8_rowwise.
+
+    dtype: of the weight in the rank file, by torch's name; parameters: what else the module has.
+    """
+    if dtype == "float8_e4m3fn":
+        return "fp8_rowwise" if "per_channel_scale" in parameters else "fp8"
+    if dtype == "int8":
+        return "int4"
+    linear = ".layers." in module and module.rpartition(".")[2] in _LINEARS
+    return "int8" if algo == "W8A16" and linear else "dense"
+
+
+def shift_layer(name: str, by: int) -> str:
+    """The name of a weight or a cache with `by` added to its layer; others as they are.
+
+    A plan of some of the layers counts its own from 0: with by = its first layer, an input's name
+    becomes the checkpoint's, and past_key_0 the model's past_key_N.
+    """
+    return _LAYER.sub(lambda found: f"{found[1]}{int(found[2]) + by}", name, count=1)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a weight or a cache is of, None for embedding, head and other inputs."""
+    found = _LAYER.match(name)
+    return None if found is None else int(found[2])
+
+
+def transpose_int4(packed: Tensor) -> Tensor:
+    """The checkpoint's nibbles as TensorRT reads an INT4 matrix: uint8 [in, out // 2].
+
+    packed: int8 [out // 2, in], the even output in the low nibble. TensorRT's [in, out] keeps two
+    neighbours of a row in a byte, the even one low: the same bytes, transposed.
+    """
+    return packed.view(torch.uint8).T.contiguous()
+
+
+def bound_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A rank's tensors as network inputs, by name; INT4 as uint8 with two values in a byte.
+
+    Each is of the model's dtype but for float8, INT4, INT8 and the float32 scales of float8.
+    """
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    parameters: dict[str, list[str]] = {}
+    for name in tensors:
+        module, _, parameter = name.rpartition(".")
+        parameters.setdefault(module, []).append(parameter)
+    bound: dict[str, Tensor] = {}
+    for module, names in parameters.items():
+        weight = tensors.get(f"{module}.weight")
+        assert weight is not None, f"{module} has no weight"
+        kind = str(weight.dtype).removeprefix("torch.")
+        form = weight_form(module, kind, names, config.quantization.quant_algo)
+        mine = {name: tensors[f"{module}.{name}"] for name in names}
+        if form == "int4":
+            mine["weight"] = transpose_int4(weight)
+            mine["weights_scaling_factor"] = mine["weights_scaling_factor"].T
+        elif form == "int8":
+            mine["weight"], mine["per_channel_scale"] = quantize_int8(weight)
+        elif form == "fp8":  # one number each
+            for name in ("activation_scaling_factor", "weights_scaling_factor"):
+                mine[name] = mine[name].view(())
+        for name, tensor in mine.items():
+            kept = form.startswith("fp8") and name != "bias"
+            kept = kept or (form in ("int4", "int8") and name == "weight")
+            bound[f"{module}.{name}"] = (tensor if kept else tensor.to(dtype)).contiguous()
+    return bound
+
+
+class RotaryInputs:
+    """The rotary tables of an engine, and which of their rows turns a token.
+
+    tables: `rotary.cos` and `rotary.sin`, float32 [rows, rotary_dim // 2]; Gemma 3's local base
+    adds `rotary_local.*`. Row p turns position p. longrope beyond its pretrained length P has
+    max_positions rows of its long factors and then P of its short ones.
+    """
+
+    def __init__(self, config: ModelConfig, max_positions: int) -> None:
+        rotary = Rotary(config, max_positions)
+        self.max_positions = max_positions
+        self.pretrained = rotary.pretrained
+        cos_sin = _halves(rotary.tables[0])
+        if rotary.short is not None:
+            pairs = zip(cos_sin, _halves(rotary.short), strict=True)
+            cos_sin = [torch.cat(pair) for pair in pairs]
+        named = [("rotary", cos_sin)]
+        if len(rotary.tables) > 1:
+            named.append(("rotary_local", _halves(rotary.tables[1])))
+        self.tables = {
+            f"{name}.{part}": table
+            for name, parts in named
+            for part, table in zip(("cos", "sin"), parts, strict=True)
+        }
+
+    def rows(self, positions: Tensor, contexts: Tensor) -> Tensor:
+        """The input `rotary_ids` for positions [B, T]: int32, the same shape.
+
+        contexts: int64 [B, 1], how long each sequence is by now.
+        """
+        if self.pretrained is None:
+            return positions.to(torch.int32)
+        short = positions.clamp(max=self.pretrained - 1) + self.max_positions
+        return torch.where(contexts <= self.pretrained, short, positions).to(torch.int32)
+
+
+def _halves(table: RotaryTable) -> list[Tensor]:
+    """cos and sin of one element of each pair; the table's second halves have the plain signs."""
+    half = table.cos.shape[-1] // 2
+    return [part[:, 0, half:].contiguous() for part in (table.cos, table.sin)]

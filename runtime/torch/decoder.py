@@ -1,0 +1,191 @@
+"""The torch decoder: token ids in, logits out, over whatever attention it is given.
+
+It knows layers and weights. It knows no request, no block and no queue: keys and values go to
+an `Attention` object, which is where they are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from enginehouse.runtime.checkpoint.rope import Angles, Rotary, rotate
+from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.torch.attention import attend, soft_cap, visible
+from enginehouse.runtime.torch.linear import DenseLinear, Linear, make_linear
+from enginehouse.runtime.torch.moe import ExpertMlp
+
+Tensors = Mapping[str, Tensor]
+Observer = Callable[[str, Tensor], None]
+
+PREFIX = "transformer.layers.{}."
+
+
+class Attention(Protocol):
+    """Attends over this step's and all earlier keys of each sequence.
+
+    q: [tokens, heads, head_size]; k, v: [tokens, kv_heads, head_size], rotated already.
+    Returns [tokens, heads * head_size].
+    """
+
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule
+    ) -> Tensor: ...
+
+
+def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+    """One whole sequence and nothing cached: for calibration and for checks."""
+    tokens = torch.arange(len(q), device=q.device)
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, tokens, D]
+    return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
+
+
+def _module(tensors: Tensors, name: str) -> dict[str, Tensor]:
+    """The tensors of one module: {"weight": ..., "weights_scaling_factor": ...}."""
+    prefix = name + "."
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+class DecoderLayer:
+    """One transformer block.
+
+    tensors: the layer's checkpoint tensors merged over ranks, without their layer prefix.
+    `observe`, when set, is shown the input of every linear module: calibration hangs there.
+    """
+
+    def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
+        self.config = config
+        self.traits = traits_of(config)
+        self.qkv = make_linear([_module(tensors, "attention.qkv")], dtype)
+        self.dense = make_linear([_module(tensors, "attention.dense")], dtype)
+        self.experts: ExpertMlp | None = None
+        if config.num_experts:
+            self.experts = ExpertMlp(_module(tensors, "mlp"), config.extra["moe"], dtype)
+        else:
+            names = ("mlp.fc",) if config.gate_in_fc else ("mlp.fc", "mlp.gate")
+            self.fc_gate = make_linear([_module(tensors, name) for name in names], dtype)
+            self.proj = make_linear([_module(tensors, "mlp.proj")], dtype)
+        self.norms = {
+            name.removesuffix("layernorm.weight"): tensor.to(dtype)
+            for name, tensor in tensors.items()
+            if name.endswith("layernorm.weight")
+        }
+        self.observe: Observer | None = None
+
+    def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
+        """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
+        return self.feed_forward(self.attend(index, hidden, angles, attention))
+
+    def attend(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
+        """The layer's first half: hidden with what attention adds to it."""
+        attended = self._attend(index, self._norm(hidden, "input_"), angles, attention)
+        return hidden + (self._norm(attended, "post_") if self.traits.norm_sublayers else attended)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """The second half: hidden with what the MLP adds to it."""
+        if not self.traits.norm_sublayers:
+            return hidden + self._feed_forward(self._norm(hidden, "post_"))
+        fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
+        return hidden + self._norm(fed, "post_feedforward_")
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight = self.norms[name]
+        return functional.rms_norm(x, weight.shape, weight, self.config.norm_epsilon)
+
+    def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
+        if self.observe is not None:
+            self.observe(name, x)
+        return linear(x)
+
+    def _attend(self, index: int, x: Tensor, angles: Angles, attention: Attention) -> Tensor:
+        c = self.config
+        qkv = self._run("attention.qkv", self.qkv, x)
+        heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
+        sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
+        q, k, v = heads.split(sizes, dim=1)
+        if "attention.q_" in self.norms:
+            q, k = self._norm(q, "attention.q_"), self._norm(k, "attention.k_")
+            qk = torch.cat([q, k], dim=1)
+        else:
+            qk = heads[:, : sizes[0] + sizes[1]]
+        q, k = rotate(qk, angles).split(sizes[:2], dim=1)
+        out = attention(index, q, k, v, self.traits.rules[index])
+        return self._run("attention.dense", self.dense, out)
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.experts is not None:
+            return self.experts(x, self._run)
+        gate, up = self._run("mlp.fc", self.fc_gate, x).chunk(2, dim=-1)
+        if self.config.gate_in_fc:
+            gate, up = up, gate
+        if self.traits.gelu:
+            product = functional.gelu(gate, approximate="tanh") * up
+        else:
+            product = functional.silu(gate) * up
+        return self._run("mlp.proj", self.proj, product)
+
+
+class Decoder:
+    """The whole model: embedding, layers, last norm, lm_head.
+
+    `stored(prefix)` returns the merged checkpoint tensors below a prefix, without it; it is
+    asked for one layer at a time, so that only one layer is ever held twice. They are moved to
+    the device before anything is made of them.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stored: Callable[[str], Tensors],
+        dtype: torch.dtype,
+        max_positions: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        def tensors(prefix: str) -> Tensors:
+            return {name: tensor.to(device) for name, tensor in stored(prefix).items()}
+
+        self.config = config
+        self.traits = traits_of(config)
+        self.dtype = dtype
+        self.embedding = tensors("transformer.vocab_embedding.")["weight"].to(dtype)
+        self.layers = [
+            DecoderLayer(config, tensors(PREFIX.format(i)), dtype)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.final_norm = tensors("transformer.ln_f.")["weight"].to(dtype)
+        head = tensors("lm_head.")["weight"].to(dtype)
+        if config.tie_word_embeddings and torch.equal(head, self.embedding):
+            head = self.embedding  # one copy in memory
+        self.lm_head = DenseLinear(head, None, dtype)
+        self.rotary = Rotary(config, max_positions or config.max_position_embeddings).to(device)
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attention: Attention,
+        contexts: Tensor | None = None,
+    ) -> Tensor:
+        """[tokens] int64 ids and positions -> [tokens, hidden_size] before the last norm.
+
+        contexts: what `Rotary.at` wants of tokens that are not one sequence from its start.
+        """
+        hidden = self.embedding[token_ids] * self.traits.embedding_scale
+        angles = self.rotary.at(positions, contexts)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(index, hidden, angles[self.traits.local_rope[index]], attention)
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden_size] -> float32 [rows, vocab_size]."""
+        normed = functional.rms_norm(
+            hidden, (hidden.shape[-1],), self.final_norm, self.config.norm_epsilon
+        )
+        return soft_cap(self.lm_head(normed).float(), self.traits.logits_soft_cap)

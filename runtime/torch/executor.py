@@ -1,0 +1,147 @@
+"""The torch backend: a paged KV cache and a torch decoder behind the in-flight batching loop.
+
+Runs on a CPU or on one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.batching.block_memory import BlockMemory
+from enginehouse.runtime.batching.inflight_executor import InflightExecutor
+from enginehouse.runtime.batching.kv_cache import BlockPool
+from enginehouse.runtime.batching.model_runner import Capacity
+from enginehouse.runtime.batching.sequence import Chunk
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.machine.device import (
+    choose_device,
+    choose_dtype,
+    free_memory,
+    index_tensor,
+)
+from enginehouse.runtime.torch.attention import PagedKVCache
+from enginehouse.runtime.torch.decoder import PREFIX, Decoder
+from enginehouse.runtime.torch.step_plan import plan_attention
+
+# Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
+# it holds a step's activations, and its copies of the keys and values of one layer.
+_KV_SHARE = {"cpu": 0.25, "cuda": 0.6}
+
+
+class TorchRunner:
+    """Satisfies `batching.model_runner.ModelRunner`: every rank's weights merged, on one device."""
+
+    def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
+        limits = engine.manifest.limits
+        if options.num_threads:
+            torch.set_num_threads(options.num_threads)
+        self.device = choose_device(options.device)
+        dtype = choose_dtype(options.compute_dtype or limits.compute_dtype, self.device)
+        max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
+        max_batch_size = options.max_batch_size or limits.max_batch_size
+        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
+        self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
+        block_size = limits.kv_block_size
+        weights = CheckpointWeights(engine.path, engine.config)
+        self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
+        num_blocks = _num_blocks(
+            engine.config,
+            dtype,
+            block_size=block_size,
+            max_seq_len=max_seq_len,
+            max_batch_size=max_batch_size,
+            kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+            device=self.device,
+        )
+        scales = _kv_scales(engine.config, weights)
+        self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
+        shares = not options.deterministic
+        self.memory = BlockMemory(BlockPool(num_blocks), block_size, shares)
+
+    @property
+    def pretrained(self) -> int | None:
+        return self.model.rotary.pretrained
+
+    def compute(self, chunks: list[Chunk]) -> Tensor:
+        token_ids = [
+            token
+            for sequence, start, count in chunks
+            for token in sequence.token_ids[start : start + count]
+        ]
+        positions = [p for _, start, count in chunks for p in range(start, start + count)]
+        contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
+        attention = plan_attention(self.cache, chunks, self.model.traits.windows)
+        hidden = self.model.hidden_states(
+            index_tensor(token_ids, self.device),
+            index_tensor(positions, self.device),
+            attention,
+            index_tensor(contexts, self.device),
+        )
+        rows = [row for row, chunk in _last_rows(chunks) if chunk.completes]
+        if not rows:
+            return torch.empty(0, self.model.config.vocab_size, device=self.device)
+        return self.model.logits(hidden[index_tensor(rows, self.device)])
+
+    def close(self) -> None:
+        self.cache.layers.clear()
+        self.model.layers.clear()
+
+
+class TorchExecutor(InflightExecutor[TorchRunner]):
+    """In-flight batching for engines built with `--backend torch`."""
+
+    def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
+        super().__init__(engine, TorchRunner(engine, options), options)
+
+
+def _num_blocks(
+    config: ModelConfig,
+    dtype: torch.dtype,
+    *,
+    block_size: int,
+    max_seq_len: int,
+    max_batch_size: int,
+    kv_cache_gib: float | None,
+    device: torch.device,
+) -> int:
+    """KV blocks to hold: as asked, else a share of free memory, at most what can ever be used."""
+    block_bytes = block_size * PagedKVCache.bytes_per_token(config, dtype)
+    needed = -(-max_seq_len // block_size)
+    if kv_cache_gib is None:
+        free = int(free_memory(device) * _KV_SHARE[device.type])
+        num_blocks = min(free // block_bytes, needed * max_batch_size)
+    else:
+        num_blocks = int(kv_cache_gib * 2**30) // block_bytes
+    if num_blocks < needed:
+        raise EngineError(
+            f"the KV cache holds {num_blocks * block_size} tokens; one sequence of "
+            f"max_seq_len={max_seq_len} needs {needed * block_bytes / 2**30:.2f} GiB: "
+            "raise kv_cache_gib or lower max_seq_len"
+        )
+    return num_blocks
+
+
+def _kv_scales(config: ModelConfig, weights: CheckpointWeights) -> list[float]:
+    """The multiplier of each layer's keys and values, when the engine's KV cache is quantised."""
+    if config.quantization.kv_cache_quant_algo is None:
+        return []
+    names = (
+        PREFIX.format(layer) + "attention.kv_cache_scaling_factor"
+        for layer in range(config.num_hidden_layers)
+    )
+    return [float(weights(name)[""]) for name in names]
+
+
+def _last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
+    """Each chunk with the row of its last token in the step."""
+    row = -1
+    for chunk in chunks:
+        row += chunk.num_tokens
+        yield row, chunk

@@ -1,0 +1,80 @@
+"""From an iteration's chunks to the slots, block tables and masks that its attention reads."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from enginehouse.runtime.batching.sequence import Chunk
+from enginehouse.runtime.machine.device import index_tensor, to_device
+from enginehouse.runtime.torch.attention import (
+    DecodeGroup,
+    PagedKVCache,
+    PrefillChunk,
+    StepAttention,
+    visible,
+)
+
+
+def plan_attention(
+    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | None]
+) -> StepAttention:
+    """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
+
+    Neighbouring decodes whose lengths are within a factor of two share one padded product.
+    """
+    size, device = cache.block_size, cache.device
+    slots: list[int] = []
+    decodes: list[tuple[int, Chunk]] = []
+    prefills: list[PrefillChunk] = []
+    for chunk in chunks:
+        blocks, end = chunk.sequence.blocks, chunk.start + chunk.num_tokens
+        first_row = len(slots)
+        slots += [blocks[p // size] * size + p % size for p in range(chunk.start, end)]
+        if chunk.num_tokens == 1:
+            decodes.append((first_row, chunk))
+            continue
+        used = blocks[: -(-end // size)]
+        queries = torch.arange(chunk.start, end, device=device)
+        keys = torch.arange(len(used) * size, device=device)
+        masks = {window: visible(queries, keys, window) for window in windows}
+        rows = slice(first_row, len(slots))
+        prefills.append(PrefillChunk(rows, index_tensor(used, device), masks))
+    groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
+    return StepAttention(cache, index_tensor(slots, device), groups, prefills)
+
+
+def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
+    """Decodes in groups whose longest has at most twice the blocks of its shortest."""
+    groups: list[list[tuple[int, Chunk]]] = []
+    shortest = 0
+    for row, chunk in sorted(decodes, key=lambda item: item[1].start):
+        blocks = chunk.start // size + 1
+        if not groups or blocks > 2 * shortest:
+            groups.append([])
+            shortest = blocks
+        groups[-1].append((row, chunk))
+    return groups
+
+
+def _decode_group(
+    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
+) -> DecodeGroup:
+    size, device = cache.block_size, cache.device
+    width = max(chunk.start // size + 1 for _, chunk in group)
+    table = torch.zeros(len(group), width, dtype=torch.int64)
+    for i, (_, chunk) in enumerate(group):
+        used = chunk.sequence.blocks[: chunk.start // size + 1]
+        table[i, : len(used)] = torch.tensor(used)
+    starts = index_tensor([chunk.start for _, chunk in group], device)
+    positions = torch.arange(width * size, device=device)
+    layer = cache.layers[0]
+    masks: dict[int | None, torch.Tensor] = {}
+    for window in windows:
+        hidden = ~visible(starts, positions, window)  # [sequences, positions]
+        mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=device)
+        mask.masked_fill_(hidden, float("-inf"))
+        masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
+    rows = index_tensor([row for row, _ in group], device)
+    return DecodeGroup(rows, to_device(table.flatten(), device), masks)
