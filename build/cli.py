@@ -21,14 +21,14 @@ from types import FrameType
 from rich.console import Console
 
 from enginehouse.build import doctor
-from enginehouse.build.footprint import print_page
-from enginehouse.build.plan import make_plan
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.footprint import print_page
+from enginehouse.build.plan.settings import BuildSettings, load_settings
+from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.settings import BuildSettings, load_settings
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.build.stages import BuildResult, build, output_path
-from enginehouse.build.tensorrt_plan import print_targets
-from enginehouse.build.trtllm_stages import (
+from enginehouse.build.tensorrt_llm.stages import (
     engine_path,
     open_compilable,
     planned_command,

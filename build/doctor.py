@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from enginehouse.build.trtllm_build import TENSORRT_LLM, find_builder
+from enginehouse.build.tensorrt_llm.builder import TENSORRT_LLM, find_builder
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.grammar.support import TENSORRT_LLM as XGRAMMAR
 from enginehouse.runtime.machine.binding import installed_version, nvidia_smi

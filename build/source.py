@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from enginehouse.build.quantized_linear import QuantizedForm
+from enginehouse.build.forms.quantized_linear import QuantizedForm
 from enginehouse.runtime.config import ModelConfig
 
 

@@ -15,28 +15,32 @@ from typing import Any, NamedTuple
 import msgspec
 import psutil
 
-from enginehouse.build.choices import choices
-from enginehouse.build.compile_plans import write_plans
-from enginehouse.build.convert_stage import run_convert
-from enginehouse.build.engine_manifest import compile_torch, hf_manifest
-from enginehouse.build.forms import FP8_FORMS
-from enginehouse.build.journal import Journal, conversion_key
-from enginehouse.build.output_folder import (
+from enginehouse.build.convert.engine_manifest import compile_torch, hf_manifest
+from enginehouse.build.convert.journal import Journal, conversion_key
+from enginehouse.build.convert.output_folder import (
     made_parents,
     refuse_foreign,
     replace_folder,
     unfinished,
 )
-from enginehouse.build.plan import BuildPlan, make_plan
+from enginehouse.build.convert.stage import run_convert
+from enginehouse.build.forms.weight_forms import FP8_FORMS
+from enginehouse.build.plan.build_plan import BuildPlan, make_plan
+from enginehouse.build.plan.choices import choices
+from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.progress import BuildProgress, mib
-from enginehouse.build.reference import ReferenceModel
-from enginehouse.build.settings import BuildSettings
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.source_digest import source_digest
-from enginehouse.build.tensorrt_compiler import check_compiler, load_compiler
-from enginehouse.build.tokenizer_files import check_tokenizer, with_tokenizer, write_tokenizer
-from enginehouse.build.trtllm_build import find_builder
-from enginehouse.build.trtllm_stages import (
+from enginehouse.build.sources.digest import source_digest
+from enginehouse.build.sources.tokenizer_files import (
+    check_tokenizer,
+    with_tokenizer,
+    write_tokenizer,
+)
+from enginehouse.build.tensorrt.compiler import check_compiler, load_compiler
+from enginehouse.build.tensorrt.plans import write_plans
+from enginehouse.build.tensorrt_llm.builder import find_builder
+from enginehouse.build.tensorrt_llm.stages import (
     check_machine_early,
     checkpoint_path,
     finish_commands,

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from enginehouse.build.capabilities import tensorrt_refusal
-from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
-from enginehouse.build.compile_tensorrt import plan_limits
-from enginehouse.build.forms import QUANT_CONFIGS
+from enginehouse.build.forms.capabilities import tensorrt_refusal
+from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.tensorrt.compile import plan_limits
+from enginehouse.build.tensorrt.plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.runtime.config import Mapping, ModelConfig
 
 _COMMON = dict(

@@ -36,9 +36,9 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from enginehouse.build.calibration import calibration_sequences
+from enginehouse.build.quantize.calibration import calibration_sequences
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_int4
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
@@ -130,7 +130,8 @@ def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int
         return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
 
     result = {}
-    torch.set_float32_matmul_precision("medium")  # oneDNN's products: see build/reference.py
+    # oneDNN's products: see build/quantize/reference.py
+    torch.set_float32_matmul_precision("medium")
     for name, sequences in windows.items():
         total = 0.0
         for ids in sequences:

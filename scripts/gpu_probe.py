@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from enginehouse.build.compile_tensorrt import PlanLimits, compile_plan, load_tensorrt
+from enginehouse.build.tensorrt.compile import PlanLimits, compile_plan, load_tensorrt
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.tensorrt.package import Words
 

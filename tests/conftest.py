@@ -22,11 +22,11 @@ from api_fixtures import http as http
 from api_fixtures import settings as settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.build.stages import build
 
 ROOT = Path(__file__).parents[1]

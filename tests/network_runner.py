@@ -10,11 +10,11 @@ from recording_network import RecordedWeights, RecordingNetwork
 from safetensors.torch import load_file
 from torch import Tensor
 
-from enginehouse.build.compile_tensorrt import load_tensorrt
-from enginehouse.build.compile_worker import rank_constants
-from enginehouse.build.network import DecoderNetwork, NetworkPart
-from enginehouse.build.network_ops import NetworkOps
-from enginehouse.build.tensorrt_parts import cut_decoder
+from enginehouse.build.tensorrt.compile import load_tensorrt
+from enginehouse.build.tensorrt.network import DecoderNetwork, NetworkPart
+from enginehouse.build.tensorrt.ops import NetworkOps
+from enginehouse.build.tensorrt.parts import cut_decoder
+from enginehouse.build.tensorrt.worker import rank_constants
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.tensorrt.inputs import RotaryInputs, bound_weights, shift_layer
 

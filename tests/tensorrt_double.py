@@ -26,10 +26,10 @@ from safetensors.torch import load, save
 from tensorrt_ranks import Exchange
 from torch import Tensor
 
-from enginehouse.build import compile_tensorrt
-from enginehouse.build.compile_tensorrt import CompiledPlan, PlanLimits
-from enginehouse.build.network import DecoderNetwork, NetworkPart
-from enginehouse.build.network_ops import NetworkOps
+from enginehouse.build.tensorrt import compile as compile_tensorrt
+from enginehouse.build.tensorrt.compile import CompiledPlan, PlanLimits
+from enginehouse.build.tensorrt.network import DecoderNetwork, NetworkPart
+from enginehouse.build.tensorrt.ops import NetworkOps
 from enginehouse.runtime.config import ModelConfig
 
 REAL = compile_tensorrt.load_tensorrt()
@@ -47,7 +47,7 @@ def compile_plan(
     part: NetworkPart | None = None,
     constants: Mapping[str, Tensor] | None = None,
 ) -> CompiledPlan:
-    """In place of `build.compile_tensorrt.compile_plan`: what `Runtime` of here loads."""
+    """In place of `build.tensorrt.compile.compile_plan`: what `Runtime` of here loads."""
     header = json.dumps({"version": REAL.__version__, "sms": list(sms)}).encode()
     facts = {"config": config.to_dict(), "limits": limits, "part": part}
     plan = (MAGIC + header).ljust(HEADER) + json.dumps(facts).encode() + b"\n"

@@ -22,9 +22,9 @@ from cuda_double import CudaDouble, cuda_double
 from tensorrt_double import STREAM, TensorRTDouble, compile_plan
 from tensorrt_ranks import PeerCommunicator, ThreadCommunicator
 
-from enginehouse.build.compile_plans import _Processes
-from enginehouse.build.compile_worker import run_job
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.tensorrt.plans import _Processes
+from enginehouse.build.tensorrt.worker import run_job
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.machine.gpus import Gpu
@@ -62,9 +62,9 @@ def doubled_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> P
     """
     values = {"dtype": "float32", "sm": "89", "until": "compile", **settings}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("enginehouse.build.compile_worker.compile_plan", compile_plan)
+        patch.setattr("enginehouse.build.tensorrt.worker.compile_plan", compile_plan)
         patch.setattr(_Processes, "run", lambda self, _, job: run_job(job, self._advance))
-        patch.setattr("enginehouse.build.compile_tensorrt._CONTEXT_CLASSES", (64, 128))
+        patch.setattr("enginehouse.build.tensorrt.compile._CONTEXT_CLASSES", (64, 128))
         return build_engine(source, output, backend="tensorrt", **values)
 
 

@@ -9,21 +9,21 @@ import torch
 from conftest import EngineMaker
 from torch import Tensor
 
-from enginehouse.build.activations import SavedActivations
-from enginehouse.build.awq import (
+from enginehouse.build.forms.quantization import Int4Weight, quantize_int4
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.quantize.activations import SavedActivations
+from enginehouse.build.quantize.awq import (
     fit_prequant,
     quantize_awq,
     round_int4,
     search_prequant,
     search_scale,
 )
-from enginehouse.build.calibration import calibration_sequences, passages
-from enginehouse.build.compensation import InputMoments
-from enginehouse.build.layerwise_awq import LayerwiseAwq
-from enginehouse.build.plan import make_plan
-from enginehouse.build.quantization import Int4Weight, quantize_int4
-from enginehouse.build.reference import ReferenceModel
-from enginehouse.build.settings import load_settings
+from enginehouse.build.quantize.calibration import calibration_sequences, passages
+from enginehouse.build.quantize.compensation import InputMoments
+from enginehouse.build.quantize.layerwise_awq import LayerwiseAwq
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights

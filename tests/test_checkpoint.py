@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from enginehouse.build.hf_checkpoint import SafetensorsSource, open_checkpoint
-from enginehouse.build.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
-from enginehouse.build.source_digest import source_digest
+from enginehouse.build.sources.digest import source_digest
+from enginehouse.build.sources.hf_checkpoint import SafetensorsSource, open_checkpoint
+from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
 from enginehouse.runtime.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]

@@ -13,25 +13,25 @@ from conftest import SourceMaker, build_engine
 from family_models import FAMILIES, MIXTURES
 
 from enginehouse.build import cli
-from enginehouse.build.capabilities import (
+from enginehouse.build.forms.capabilities import (
     GPU_SM,
     tensorrt_package,
     tensorrt_refusal,
 )
-from enginehouse.build.compile_plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
-from enginehouse.build.compile_tensorrt import (
+from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.tensorrt.compile import (
     PlanLimits,
     compile_plan,
     load_tensorrt,
     plan_limits,
 )
-from enginehouse.build.compile_worker import STEPS, Job, rank_constants
-from enginehouse.build.forms import QUANT_CONFIGS
-from enginehouse.build.network import whole_decoder
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
-from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.tensorrt_parts import cut_decoder
+from enginehouse.build.tensorrt.network import whole_decoder
+from enginehouse.build.tensorrt.parts import cut_decoder
+from enginehouse.build.tensorrt.plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
+from enginehouse.build.tensorrt.worker import STEPS, Job, rank_constants
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine, verify_files
@@ -277,7 +277,7 @@ def test_a_lost_process_is_one_sentence(tmp_path: Path, monkeypatch: pytest.Monk
         script = tmp_path / "python"
         script.write_text(f"#!/bin/sh\nread line\nkill -{code} $$\n")
         script.chmod(0o755)
-        monkeypatch.setattr("enginehouse.build.compile_plans.sys.executable", str(script))
+        monkeypatch.setattr("enginehouse.build.tensorrt.plans.sys.executable", str(script))
         with pytest.raises(EngineError, match=words):
             compile_jobs(jobs, 1, lambda _: None)
 

@@ -130,7 +130,7 @@ def test_health_is_readiness(recipe: str) -> None:
 
 
 def test_the_base_image_is_the_release_that_compiles_engines() -> None:
-    from enginehouse.build.trtllm_build import TENSORRT_LLM
+    from enginehouse.build.tensorrt_llm.builder import TENSORRT_LLM
 
     assert only("Dockerfile", "FROM") == f"nvcr.io/nvidia/tensorrt-llm/release:{TENSORRT_LLM}"
     assert re.fullmatch(r"python:3\.1\d-slim", only("Dockerfile.cpu", "FROM"))

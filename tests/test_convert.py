@@ -14,9 +14,9 @@ from conftest import ROOT, EngineMaker, build_engine, write_tiny_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from enginehouse.build import pieces
-from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.quantize import pieces
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
@@ -175,7 +175,7 @@ def test_activation_scales_equal_the_maxima_that_transformers_shows(
     """With the engine's weights, as a linear is calibrated on what stands before it then."""
     from transformers import AutoModelForCausalLM
 
-    from enginehouse.build.calibration import calibration_sequences
+    from enginehouse.build.quantize.calibration import calibration_sequences
 
     engine = make_engine(quant="fp8")
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)

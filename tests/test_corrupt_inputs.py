@@ -26,10 +26,10 @@ from safetensors.torch import load_file, save_file
 from test_gguf import write_gguf
 
 from enginehouse.build import cli
-from enginehouse.build.gguf_file import read_gguf
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.sources.gguf_file import read_gguf
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import EnginehouseError
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -12,7 +12,7 @@ from conftest import EngineMaker, SourceMaker, build_engine
 from cuda_double import CUDA, GpuTensor, cuda_double
 from torch import Tensor
 
-from enginehouse.build.quantization import quantize_int4
+from enginehouse.build.forms.quantization import quantize_int4
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4, to_fp8
 from enginehouse.runtime.errors import EngineError

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.build import direct_file
-from enginehouse.build.direct_file import BLOCK, DirectFile
+from enginehouse.build.convert import direct_file
+from enginehouse.build.convert.direct_file import BLOCK, DirectFile
 from enginehouse.runtime.errors import EnginehouseError
 
 NOISE = os.urandom(3 << 20)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from enginehouse.build.forms import OutputTensor
-from enginehouse.build.hf_config import model_config
-from enginehouse.build.output_table import output_tensors
-from enginehouse.build.plan import QUANT_CONFIGS, check_mapping, choose_group_size
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.forms.weight_forms import OutputTensor
+from enginehouse.build.plan.build_plan import QUANT_CONFIGS, check_mapping, choose_group_size
 from enginehouse.runtime.config import Mapping
 
 TABLES = {

@@ -9,8 +9,9 @@ from conftest import ROOT
 from rich.console import Console
 
 from enginehouse.build import cli
-from enginehouse.build.capabilities import GPU_SM
-from enginehouse.build.footprint import (
+from enginehouse.build.forms.capabilities import GPU_SM
+from enginehouse.build.plan.build_plan import BuildPlan, make_plan
+from enginehouse.build.plan.footprint import (
     GIB,
     GPU_MEMORY_GIB,
     concurrent_requests,
@@ -18,9 +19,8 @@ from enginehouse.build.footprint import (
     kv_budget,
     print_page,
 )
-from enginehouse.build.plan import BuildPlan, make_plan
-from enginehouse.build.settings import load_settings
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.sources.resolve import resolve_source
 
 
 def nemotron(config: str, **flags: object) -> BuildPlan:

@@ -13,11 +13,11 @@ from conftest import EngineMaker, build_engine
 from safetensors import safe_open
 from torch import Tensor
 
-from enginehouse.build.capabilities import GPU_SM, check_gpu, refusal
-from enginehouse.build.forms import KV_CACHE_ALGOS, QUANT_CONFIGS
-from enginehouse.build.plan import make_plan
-from enginehouse.build.quantization import quantize_fp8_rowwise, quantize_int4
-from enginehouse.build.settings import load_settings
+from enginehouse.build.forms.capabilities import GPU_SM, check_gpu, refusal
+from enginehouse.build.forms.quantization import quantize_fp8_rowwise, quantize_int4
+from enginehouse.build.forms.weight_forms import KV_CACHE_ALGOS, QUANT_CONFIGS
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import pack_int4, quantize_int8
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
@@ -185,7 +185,7 @@ def test_the_kv_cache_scale_is_that_of_the_rotated_keys_and_values(
 ) -> None:
     from transformers import AutoModelForCausalLM
 
-    from enginehouse.build.calibration import calibration_sequences
+    from enginehouse.build.quantize.calibration import calibration_sequences
 
     path = make_engine(quant=quant, kv_cache_dtype=kind, tp=2, pp=2, **SHORT)
     config = read_config(path)

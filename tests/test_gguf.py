@@ -17,13 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from enginehouse.build.architectures import check_tensors
-from enginehouse.build.gguf_checkpoint import llama3_frequency_factors, open_gguf
-from enginehouse.build.gguf_file import read_gguf
-from enginehouse.build.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer, check_vocabulary
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.hf_config import model_config
+from enginehouse.build.families.architectures import check_tensors
+from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.gguf_checkpoint import llama3_frequency_factors, open_gguf
+from enginehouse.build.sources.gguf_file import read_gguf
+from enginehouse.build.sources.gguf_tokenizer import (
+    PRE_TOKENIZERS,
+    build_tokenizer,
+    check_vocabulary,
+)
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]

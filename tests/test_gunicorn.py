@@ -25,7 +25,7 @@ import pytest
 from conftest import ROOT, build_engine, write_tiny_checkpoint
 from safetensors.torch import load_file, save_file
 
-from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 
 BIN = Path(sys.executable).parent
 DEADLINE_S = 60

@@ -21,16 +21,16 @@ from quantized_writers import write_quantized
 from safetensors.torch import load_file
 
 from enginehouse.build import cli
-from enginehouse.build.convert import convert
-from enginehouse.build.hf_export import MAX_SHARD_BYTES, HfCheckpoint, plan_shards
-from enginehouse.build.hf_layout import HfLayout
-from enginehouse.build.journal import Journal
-from enginehouse.build.output_table import output_tensors
-from enginehouse.build.plan import BuildPlan, make_plan
-from enginehouse.build.settings import load_settings
+from enginehouse.build.convert.conversion import convert
+from enginehouse.build.convert.hf_export import MAX_SHARD_BYTES, HfCheckpoint, plan_shards
+from enginehouse.build.convert.journal import Journal
+from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.plan.build_plan import BuildPlan, make_plan
+from enginehouse.build.plan.hf_layout import HfLayout
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.quantize.units import Calibration
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
-from enginehouse.build.units import Calibration
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import MANIFEST, read_engine
 from enginehouse.runtime.errors import CheckpointError, EngineError, PlanError
 

@@ -9,10 +9,10 @@ import torch
 from conftest import write_tiny_checkpoint
 from torch import Tensor
 
-from enginehouse.build.config_values import read_json
-from enginehouse.build.forms import QUANT_CONFIGS
-from enginehouse.build.hf_config import model_config
-from enginehouse.build.output_table import output_tensors
+from enginehouse.build.families.config_values import read_json
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4
 from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
 from enginehouse.runtime.config import Mapping, ModelConfig

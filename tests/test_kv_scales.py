@@ -12,11 +12,12 @@ from conftest import build_engine
 from quantized_writers import Written, write_quantized
 from safetensors.torch import load_file
 
-from enginehouse.build import cli, convert_stage
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
+from enginehouse.build import cli
+from enginehouse.build.convert import stage as convert_stage
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError
 

@@ -9,14 +9,14 @@ import torch
 from conftest import EngineMaker
 from torch import Tensor
 
-from enginehouse.build.activations import SavedActivations
-from enginehouse.build.calibration import calibration_sequences
-from enginehouse.build.compensation import InputMoments
-from enginehouse.build.layerwise_fp8 import LayerwiseFp8, quantize_fp8_compensated
-from enginehouse.build.plan import make_plan
-from enginehouse.build.quantization import quantize_fp8
-from enginehouse.build.reference import ReferenceModel
-from enginehouse.build.settings import load_settings
+from enginehouse.build.forms.quantization import quantize_fp8
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.quantize.activations import SavedActivations
+from enginehouse.build.quantize.calibration import calibration_sequences
+from enginehouse.build.quantize.compensation import InputMoments
+from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8, quantize_fp8_compensated
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import to_fp8
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights

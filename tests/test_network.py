@@ -12,8 +12,8 @@ from family_models import FAMILIES, LLAMA3, MIXTURES
 from network_runner import NetworkRunner
 from torch import Tensor
 
-from enginehouse.build.forms import FP8_FORMS
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.forms.weight_forms import FP8_FORMS
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config

@@ -164,7 +164,7 @@ def test_the_wheel_holds_every_file_of_the_three_floors(wheel_names: set[str]) -
         if path.is_file() and path.suffix != ".pyc"
     }
     assert {f"enginehouse/{floor}/py.typed" for floor in FLOORS} <= wanted
-    assert "enginehouse/build/calibration.txt" in wanted
+    assert "enginehouse/build/quantize/calibration.txt" in wanted
     assert {name for name in wheel_names if name.startswith("enginehouse/")} == wanted
 
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from enginehouse.build.forms import GROUP_SIZES, QUANT_CONFIGS
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.plan import (
+from enginehouse.build.forms.weight_forms import GROUP_SIZES, QUANT_CONFIGS
+from enginehouse.build.plan.build_plan import (
     check_mapping,
     choose_group_size,
     legal_tp,
     make_plan,
     output_tensors,
 )
-from enginehouse.build.settings import BuildSettings, load_settings
+from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import CheckpointError, PlanError
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enginehouse.build.quantization import (
+from enginehouse.build.forms.quantization import (
     check_finite,
     fp8_scale,
     quantize_fp8,

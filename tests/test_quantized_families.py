@@ -15,7 +15,7 @@ from quantized_writers import KINDS, LINEARS, Pair, Written, write_quantized
 
 from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enginehouse.build.hf_config import model_config
-from enginehouse.build.reference import ReferenceModel
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.torch.decoder import causal_attention

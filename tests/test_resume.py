@@ -16,19 +16,21 @@ from conftest import build_engine, write_tiny_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.build import cli, convert, units
-from enginehouse.build.activations import SavedActivations
-from enginehouse.build.convert import _MemoryGate
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.journal import Journal
-from enginehouse.build.layerwise_awq import LayerwiseAwq
-from enginehouse.build.layerwise_fp8 import LayerwiseFp8
-from enginehouse.build.plan import make_plan
-from enginehouse.build.rank_file import Stored
-from enginehouse.build.reference import ReferenceModel
-from enginehouse.build.safetensors_file import read_safetensors_header
-from enginehouse.build.settings import load_settings
+from enginehouse.build import cli
+from enginehouse.build.convert import conversion as convert
+from enginehouse.build.convert.conversion import _MemoryGate
+from enginehouse.build.convert.journal import Journal
+from enginehouse.build.convert.rank_file import Stored
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.quantize import units
+from enginehouse.build.quantize.activations import SavedActivations
+from enginehouse.build.quantize.layerwise_awq import LayerwiseAwq
+from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8
+from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.safetensors_file import read_safetensors_header
 from enginehouse.runtime.engine import MANIFEST
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,9 +20,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from enginehouse.build import sources
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources import resolve as sources
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import CheckpointError
 
 ROOT = Path(__file__).parents[1]

@@ -11,8 +11,8 @@ import pytest
 from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli
-from enginehouse.build.hf_checkpoint import open_checkpoint
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
@@ -138,8 +138,8 @@ def test_verification_catches_scrambled_weights(
     tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The silent garbage: nibbles packed in the wrong order give an engine that loads well."""
-    from enginehouse.build import units as module
-    from enginehouse.build.quantization import quantize_int4
+    from enginehouse.build.forms.quantization import quantize_int4
+    from enginehouse.build.quantize import units as module
     from enginehouse.runtime.checkpoint.packing import pack_int4
 
     def swapped(q, group_size, dtype):  # type: ignore[no-untyped-def]
@@ -185,7 +185,7 @@ def test_a_verified_engine_is_not_replaced_by_less(
 def test_an_engine_moved_aside_by_a_killed_build_comes_back(
     tiny_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
-    from enginehouse.build.output_folder import unfinished
+    from enginehouse.build.convert.output_folder import unfinished
 
     out = build_engine(tiny_source, tmp_path / "e")
     out.rename(tmp_path / ".e.old")
@@ -209,7 +209,7 @@ def test_a_template_that_no_server_could_use_is_refused_before_conversion(
 def test_two_builds_of_one_engine_do_not_meet(
     tiny_source: SourceCheckpoint, tmp_path: Path
 ) -> None:
-    from enginehouse.build.output_folder import unfinished
+    from enginehouse.build.convert.output_folder import unfinished
 
     running = pytest.raises(PlanError, match="another build .* is running")
     with unfinished(tmp_path / "e", "key"), running:

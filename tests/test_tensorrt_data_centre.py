@@ -13,11 +13,11 @@ from conftest import build_engine
 from recording_network import RecordingNetwork
 from test_compile_tensorrt import TINY, tiny_config
 
-from enginehouse.build.compile_tensorrt import compile_plan, load_tensorrt
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.tensorrt_compiler import check_compiler
+from enginehouse.build.tensorrt.compile import compile_plan, load_tensorrt
+from enginehouse.build.tensorrt.compiler import check_compiler
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.machine.gpus import Gpu
 from enginehouse.runtime.tensorrt.package import PACKAGES
@@ -102,7 +102,7 @@ def test_what_keeps_it_from_compiling_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Before a weight is read; a plan without GPU or package is still shown."""
-    compiler = "enginehouse.build.tensorrt_compiler"
+    compiler = "enginehouse.build.tensorrt.compiler"
     package = None if version is None else data_centre(version)
     monkeypatch.setattr(f"{compiler}.visible_gpus", lambda: gpus)
     monkeypatch.setattr(f"{compiler}.find_package", lambda name: package)
@@ -115,7 +115,7 @@ def test_what_keeps_it_from_compiling_is_one_sentence(
 
 
 def test_with_package_and_gpu_it_is_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler, package = "enginehouse.build.tensorrt_compiler", data_centre()
+    compiler, package = "enginehouse.build.tensorrt.compiler", data_centre()
     monkeypatch.setattr(f"{compiler}.visible_gpus", lambda: [H100, H100])
     monkeypatch.setattr(f"{compiler}.find_package", {"tensorrt": package}.get)
     assert check_compiler("tensorrt", (90,)) is package

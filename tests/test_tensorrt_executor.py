@@ -307,7 +307,7 @@ def test_long_contexts_take_fewer_at_once(
     family_source: SourceMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Classes of 64, 128 and 192 tokens, for batches of 5, 2 and 1; all four requests are done."""
-    monkeypatch.setattr("enginehouse.build.compile_plans.cached_tokens", lambda *_: 320)
+    monkeypatch.setattr("enginehouse.build.tensorrt.plans.cached_tokens", lambda *_: 320)
     path = doubled_engine(family_source("llama"), tmp_path / "e", quant="none", max_seq_len=192)
     work = requests(PROMPTS, greedy(30))
     wanted = torch_answers(path, work)

@@ -28,7 +28,7 @@ from tensorrt_machine import (
     torch_answers,
 )
 
-from enginehouse.build.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import Mapping
 from enginehouse.runtime.engine import read_engine

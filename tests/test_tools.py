@@ -12,7 +12,7 @@ from text_engine import CHATML, byte_level_tokenizer, write_text_engine
 from tokenizers import AddedToken, Tokenizer
 from tool_texts import calls_of, content_of, feed
 
-from enginehouse.build import settings as build_settings
+from enginehouse.build.plan import settings as build_settings
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer import Content, Reasoning, ToolCallStart

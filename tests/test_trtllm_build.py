@@ -17,11 +17,13 @@ import pytest
 import trtllm_builder
 from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
-from enginehouse.build import cli, trtllm_build, trtllm_stages
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
+from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.trtllm_stages import checkpoint_path
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.tensorrt_llm import builder as trtllm_build
+from enginehouse.build.tensorrt_llm import stages as trtllm_stages
+from enginehouse.build.tensorrt_llm.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
+from enginehouse.build.tensorrt_llm.stages import checkpoint_path
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
@@ -226,7 +228,7 @@ def test_the_checkpoint_itself_is_not_written_over(
 
 
 def open_trtllm_checkpoint(path: Path) -> SourceCheckpoint:
-    from enginehouse.build.trtllm_checkpoint import open_trtllm
+    from enginehouse.build.sources.trtllm_checkpoint import open_trtllm
 
     return open_trtllm(path)
 
@@ -458,7 +460,7 @@ def test_an_engine_of_other_arithmetic_is_accepted(
 
 
 def test_an_answer_of_nan_is_refused(sample_source: SourceCheckpoint) -> None:
-    from enginehouse.build.smoke import SmokeFigures
+    from enginehouse.build.tensorrt_llm.smoke import SmokeFigures
 
     with pytest.raises(EngineError, match="nan nats below"):
         refuse_garbage(SmokeFigures("?", "!", 1, 0.0, float("nan")))

@@ -11,10 +11,16 @@ import pytest
 from conftest import ROOT
 
 from enginehouse.build import cli
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.plan.trtllm_flags import (
+    FLAGS,
+    Facts,
+    check_flags,
+    command_words,
+    serving_flags,
+)
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.trtllm_flags import FLAGS, Facts, check_flags, command_words, serving_flags
 from enginehouse.runtime.errors import PlanError
 
 CONTRACT = json.loads((ROOT / "tests" / "contract" / "trtllm_build_flags.json").read_text())

@@ -14,11 +14,11 @@ from quantized_writers import KINDS, write_quantized
 from safetensors.torch import load_file, save_file
 
 from enginehouse.build import cli
-from enginehouse.build.hf_checkpoint import open_checkpoint
-from enginehouse.build.plan import make_plan
-from enginehouse.build.settings import load_settings
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources import resolve_source
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
 

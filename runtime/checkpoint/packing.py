@@ -1,6 +1,6 @@
 """INT4, INT8 and FP8 as a TensorRT-LLM checkpoint stores them, and back to numbers.
 
-Knows nothing of how scales are chosen (that is `build/quantization.py`).
+Knows nothing of how scales are chosen (that is `build/forms/quantization.py`).
 Source: TensorRT-LLM 1.2.1 checkpoint format, W4A16_AWQ, W8A16 and FP8.
 """
 

@@ -1,0 +1,121 @@
+"""The convert stage: what was finished before, the calibration the form needs, the conversion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from torch import Tensor
+
+from enginehouse.build.convert.conversion import convert
+from enginehouse.build.convert.hf_export import HfCheckpoint
+from enginehouse.build.convert.journal import Journal
+from enginehouse.build.convert.rank_files import RankFiles
+from enginehouse.build.plan.build_plan import BuildPlan
+from enginehouse.build.plan.kv_scales import carries_kv_scales
+from enginehouse.build.progress import BuildProgress, mib
+from enginehouse.build.quantize.calibration import calibration_sequences, kv_maxima, kv_scales
+from enginehouse.build.quantize.layerwise_awq import LayerwiseAwq
+from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8
+from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.quantize.units import Calibration, by_layer, layer_of_unit, units
+from enginehouse.build.source import SourceCheckpoint
+
+
+def run_convert(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    journal: Journal,
+    progress: BuildProgress,
+) -> None:
+    """Calibrate if the form needs it, then write the checkpoint's files.
+
+    What the journal knows to be finished is checked by its digests and left as it is.
+    """
+    with open_sink(plan, source, directory) as sink:
+        entries = journal.entries()
+        finished: set[str] = set()
+        if entries:
+            size = sum(stored.num_bytes for unit in entries.values() for stored in unit)
+            with progress.stage("resume", size, "bytes") as stage:
+                finished = journal.finished(sink, stage.advance)
+                stage.finish(f"{len(finished)} of {len(entries)} finished parts are intact")
+        calibration = _calibrate(plan, source, reference, directory, journal, finished, progress)
+        with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
+            stage.advance(sum(item.num_bytes for key in finished for item in entries[key]))
+            convert(plan, source, sink, calibration, stage.advance, journal, finished)
+            files = len(list(directory.glob("*.safetensors")))
+            stage.finish(f"{files} file(s), {mib(sum(plan.rank_bytes))}")
+
+
+def open_sink(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> HfCheckpoint | RankFiles:
+    """What the format's files are written by."""
+    if plan.settings.format == "hf":
+        return HfCheckpoint(plan, source, directory)
+    return RankFiles(plan, directory)
+
+
+def _calibrate(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    reference: ReferenceModel,
+    directory: Path,
+    journal: Journal,
+    finished: set[str],
+    progress: BuildProgress,
+) -> Calibration:
+    """Run the calibration text where a form needs it; FP8 and AWQ do so while the layers are
+    written.
+
+    Linears that the source has quantised need none; a quantised KV cache does, unless its scales
+    are the source's. Of the finished units, those of layers that must be walked through again are
+    struck out.
+    """
+    kv_algo = plan.config.quantization.kv_cache_quant_algo
+    layerwise = by_layer(plan.config.quantization) and source.quantized is None
+    scales: Mapping[int, float] = {}
+    carried = carries_kv_scales(plan.settings, source, plan.config)
+    if carried and source.quantized is not None:
+        scales = source.quantized.kv_scales(plan.config)
+    measured = kv_algo is not None and not carried
+    if not layerwise and not measured:
+        return Calibration(scales)
+    sequences = _calibration_sequences(plan, source, directory)
+    if kv_algo is not None and measured:
+        with progress.stage("calibrate", plan.config.num_hidden_layers, "layers") as stage:
+            saved = journal.activations("calibration")
+            maxima = kv_maxima(reference, sequences, stage.advance, saved)
+            scales = kv_scales(maxima, kv_algo)
+            tokens = sum(len(sequence) for sequence in sequences)
+            stage.finish(f"{tokens} tokens in {len(sequences)} sequences")
+    if not layerwise:
+        return Calibration(scales)
+    layers = {unit.key: layer_of_unit(plan.config, unit) for unit in units(plan.config, source)}
+    left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
+    if not left:
+        return Calibration(scales)
+    kind = LayerwiseAwq if plan.config.quantization.pre_quant_scale else LayerwiseFp8
+    walk = kind(plan.config, reference, sequences, journal.activations("layers"), min(left))
+    finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
+    return Calibration(scales, walk)
+
+
+def _calibration_sequences(
+    plan: BuildPlan, source: SourceCheckpoint, directory: Path
+) -> list[Tensor]:
+    with ExitStack() as stack:
+        if not (directory / "tokenizer.json").exists():  # a checkpoint alone holds none
+            directory = Path(stack.enter_context(TemporaryDirectory(dir=directory)))
+            source.write_tokenizer(directory)
+        return calibration_sequences(
+            directory,
+            plan.settings.calib_samples,
+            min(plan.settings.calib_length, plan.max_seq_len),
+            source.bos_token_id,
+        )

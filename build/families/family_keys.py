@@ -1,0 +1,293 @@
+"""The config.json keys that only one family has, in both vocabularies.
+
+Tables of defaults and activations, and one function a family for what it adds. Rope is
+rope_config.py's.
+Source: TensorRT-LLM 1.2.1's `LLaMAConfig`, `QWenConfig`, `GemmaConfig`, `Phi3Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from enginehouse.build.families.config_values import boolean, integer, number
+from enginehouse.runtime.errors import CheckpointError
+
+Hf = Mapping[str, Any]
+
+# What Hugging Face's config class takes for a key that config.json leaves out.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "MistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "MixtralForCausalLM": {
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "rope_theta": 1e6,
+    },
+    # the class has a bias always, and no key for it
+    "Qwen2ForCausalLM": {"num_key_value_heads": 32, "attention_bias": True},
+    "Qwen3ForCausalLM": {"num_key_value_heads": 32, "head_dim": 128},
+    "Qwen3MoeForCausalLM": {
+        "num_key_value_heads": 4,
+        "num_experts": 128,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768,
+    },
+    "GemmaForCausalLM": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
+    "Gemma2ForCausalLM": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "sliding_window": 4096,
+        "attn_logit_softcapping": 50.0,
+        "final_logit_softcapping": 30.0,
+    },
+    "Gemma3ForCausalLM": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "tie_word_embeddings": True,
+        "sliding_window": 4096,
+    },
+}
+_SILU, _SWIGLU = (("silu",), "silu"), (("silu",), "swiglu")
+_GELU = (("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+# Hugging Face's words for the activation (the first is the usual one), and TensorRT-LLM's.
+# swiglu: mlp.fc holds up and gate together.
+ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
+    "LlamaForCausalLM": _SILU,
+    "MistralForCausalLM": _SILU,
+    "MixtralForCausalLM": _SWIGLU,
+    "Qwen2ForCausalLM": _SILU,
+    "Qwen3ForCausalLM": _SILU,
+    "Qwen3MoeForCausalLM": _SWIGLU,
+    "Phi3ForCausalLM": _SWIGLU,
+    # Gemma 1 was released with "gelu" and trained with the tanh form
+    "GemmaForCausalLM": (("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh"),
+    "Gemma2ForCausalLM": _GELU,
+    "Gemma3ForCausalLM": _GELU,
+}
+
+
+def family_extra(hf: Hf, name: str) -> dict[str, Any]:
+    """The keys of config.json that only this family has.
+
+    Raises CheckpointError for what the family's TensorRT-LLM class cannot express.
+    """
+    return _EXTRA[name](hf)
+
+
+def _llama(hf: Hf) -> dict[str, Any]:
+    return {
+        "qk_layernorm": False,
+        "residual_mlp": False,
+        "disable_weight_only_quant_plugin": False,
+        "remove_duplicated_kv_heads": False,
+    }
+
+
+def _moe(num_experts: int, top_k: int, renormalize: bool) -> dict[str, Any]:
+    """TensorRT-LLM's MoeConfig, every field written out."""
+    return {
+        "num_experts": num_experts,
+        "shared_expert_intermediate_size": 0,
+        "top_k": top_k,
+        "normalization_mode": int(renormalize),
+        "sparse_mixer_epsilon": 0.01,
+        "tp_mode": 0,
+        "device_limited_n_group": 0,
+        "device_limited_topk_group": 0,
+        "device_limited_routed_scaling_factor": 1.0,
+    }
+
+
+def _experts(hf: Hf, renormalize: bool) -> dict[str, Any]:
+    key = "num_local_experts" if "num_local_experts" in hf else "num_experts"
+    count, top_k = integer(hf, key), integer(hf, "num_experts_per_tok")
+    if not 1 < count or top_k > count:
+        raise CheckpointError(
+            f"config.json has {key}={count}, num_experts_per_tok={top_k}; wanted two experts or "
+            "more, and no more chosen than there are"
+        )
+    return _moe(count, top_k, renormalize)
+
+
+def _mixtral(hf: Hf) -> dict[str, Any]:
+    return {**_llama(hf), "moe": _experts(hf, renormalize=True)}
+
+
+def _qwen(qwen_type: str, hf: Hf) -> dict[str, Any]:
+    return {
+        "qwen_type": qwen_type,
+        "seq_length": integer(hf, "seq_length", 8192),  # TensorRT-LLM wants the key
+        "qk_layernorm": qwen_type != "qwen2",
+        "moe": _moe(0, 0, renormalize=False),
+        "moe_intermediate_size": 0,
+        "moe_shared_expert_intermediate_size": 0,
+        "use_logn_attn": False,
+        "mlp_only_layers": [],
+        "decoder_sparse_step": 1,
+        "num_labels": 1,
+        "disable_weight_only_quant_plugin": False,
+    }
+
+
+def _qwen2(hf: Hf) -> dict[str, Any]:
+    return _qwen("qwen2", hf)
+
+
+def _qwen3(hf: Hf) -> dict[str, Any]:
+    _refuse(hf, "attention_bias", (False,))
+    return _qwen("qwen3", hf)
+
+
+def _qwen3_moe(hf: Hf) -> dict[str, Any]:
+    _refuse(hf, "attention_bias", (False,))
+    _refuse(hf, "mlp_only_layers", ([],))
+    _refuse(hf, "decoder_sparse_step", (1,))
+    return {
+        **_qwen("qwen3_moe", hf),
+        "moe": _experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
+        "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
+    }
+
+
+def _phi3(hf: Hf) -> dict[str, Any]:
+    return {"qk_layernorm": False}
+
+
+def _gemma(hf: Hf) -> dict[str, Any]:
+    _refuse(hf, "attention_bias", (False,))
+    _refuse(hf, "use_bidirectional_attention", (False,))
+    return {"qk_layernorm": False, "inter_layernorms": False}
+
+
+def _cap(hf: Hf, key: str) -> float | None:
+    return number(hf, key) if key in hf else None
+
+
+def _gemma2(hf: Hf) -> dict[str, Any]:
+    return {
+        **_gemma(hf),
+        "inter_layernorms": True,
+        "query_pre_attn_scalar": number(hf, "query_pre_attn_scalar", 256),
+        "attn_logit_softcapping": _cap(hf, "attn_logit_softcapping"),
+        "final_logit_softcapping": _cap(hf, "final_logit_softcapping"),
+    }
+
+
+def _gemma3(hf: Hf) -> dict[str, Any]:
+    _refuse(hf, "attn_logit_softcapping", ())
+    return {
+        **_gemma(hf),
+        "qk_layernorm": True,
+        "inter_layernorms": True,
+        "query_pre_attn_scalar": number(hf, "query_pre_attn_scalar", 256),
+        "final_logit_softcapping": _cap(hf, "final_logit_softcapping"),
+        "sliding_window": integer(hf, "sliding_window"),
+        "_sliding_window_pattern": _pattern(hf),
+    }
+
+
+_EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
+    "LlamaForCausalLM": _llama,
+    "MistralForCausalLM": _llama,
+    "MixtralForCausalLM": _mixtral,
+    "Qwen2ForCausalLM": _qwen2,
+    "Qwen3ForCausalLM": _qwen3,
+    "Qwen3MoeForCausalLM": _qwen3_moe,
+    "Phi3ForCausalLM": _phi3,
+    "GemmaForCausalLM": _gemma,
+    "Gemma2ForCausalLM": _gemma2,
+    "Gemma3ForCausalLM": _gemma3,
+}
+
+
+def _refuse(hf: Hf, key: str, known: tuple[Any, ...]) -> None:
+    """CheckpointError unless the key is absent or has a value that the engine can run."""
+    if key in hf and hf[key] not in known:
+        wanted = f"{known[0]!r}" if known else "none"
+        raise CheckpointError(
+            f"config.json has {key}={hf[key]!r}; TensorRT-LLM's class for the family knows only "
+            f"{wanted}"
+        )
+
+
+def attention_windows(hf: Hf, name: str) -> list[int]:
+    """KvCacheConfig.max_attention_window: each layer's window, max_position_embeddings if whole.
+
+    Empty when every layer sees the whole context. A checkpoint has no key for it, so it stands
+    in config.json under KvCacheConfig's own name.
+    """
+    window, context = hf.get("sliding_window"), integer(hf, "max_position_embeddings")
+    switched_off = "use_sliding_window" in hf and not boolean(hf, "use_sliding_window")
+    if window is None or name not in _SLIDING or switched_off:
+        return []
+    window = integer(hf, "sliding_window")
+    sliding = _sliding_layers(hf, name)
+    if window >= context or not any(sliding):
+        return []
+    return [window if slides else context for slides in sliding]
+
+
+def _sliding_layers(hf: Hf, name: str) -> list[bool]:
+    count = integer(hf, "num_hidden_layers")
+    types = hf.get("layer_types")
+    if types is not None:
+        known = ("sliding_attention", "full_attention")
+        wrong = not isinstance(types, list) or any(kind not in known for kind in types)
+        if wrong or len(types) != count:
+            raise CheckpointError(
+                f"config.json has layer_types={types!r}; wanted {count} times {' or '.join(known)}"
+            )
+        return [kind == known[0] for kind in types]
+    return [_SLIDING[name](hf, layer) for layer in range(count)]
+
+
+def _all_layers(hf: Hf, layer: int) -> bool:
+    return True
+
+
+def _upper_layers(hf: Hf, layer: int) -> bool:
+    first = hf.get("max_window_layers", 28)
+    if not isinstance(first, int):
+        raise CheckpointError(f"config.json has max_window_layers={first!r}; wanted a whole number")
+    return boolean(hf, "use_sliding_window") and layer >= first
+
+
+def _every_other(hf: Hf, layer: int) -> bool:
+    return layer % 2 == 0
+
+
+def _but_every_nth(hf: Hf, layer: int) -> bool:
+    found = hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern"))
+    pattern = integer({"sliding_window_pattern": found}, "sliding_window_pattern", 6)
+    return (layer + 1) % pattern != 0
+
+
+def _if_asked(hf: Hf, layer: int) -> bool:
+    return boolean(hf, "use_sliding_window")
+
+
+# Which layers slide when config.json has no layer_types.
+_SLIDING: dict[str, Callable[[Hf, int], bool]] = {
+    "MistralForCausalLM": _all_layers,
+    "MixtralForCausalLM": _all_layers,
+    "Phi3ForCausalLM": _all_layers,
+    "Qwen2ForCausalLM": _upper_layers,
+    "Qwen3ForCausalLM": _upper_layers,
+    "Qwen3MoeForCausalLM": _if_asked,
+    "Gemma2ForCausalLM": _every_other,
+    "Gemma3ForCausalLM": _but_every_nth,
+}
+
+
+def _pattern(hf: Hf) -> int:
+    """Gemma 3's n of "all layers but every n-th slide", which is all that its class knows."""
+    sliding = _sliding_layers(hf, "Gemma3ForCausalLM")
+    pattern = sliding.index(False) + 1 if False in sliding else len(sliding) + 1
+    if any(slides != ((i + 1) % pattern != 0) for i, slides in enumerate(sliding)):
+        raise CheckpointError(
+            "config.json has layer_types in no regular pattern; TensorRT-LLM's Gemma 3 knows only "
+            "a full_attention layer after every so many sliding ones"
+        )
+    return pattern

@@ -1,0 +1,126 @@
+"""Every spelling of rope in a Hugging Face config.json, in one form.
+
+transformers 4 has rope_theta and rope_scaling (with `type` or `rope_type`), 5 has
+rope_parameters, for Gemma 3 one for each layer type. TensorRT-LLM looks `type` up before
+`rope_type`: both are written. Of a file with both spellings the old one counts, as it does there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from enginehouse.build.families.config_values import json_object, number
+from enginehouse.runtime.errors import CheckpointError
+
+ROPE_TYPES = ("linear", "dynamic", "llama3", "longrope", "yarn")
+_PRETRAINED = "original_max_position_embeddings"
+_NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": (),
+}
+
+
+class RopeConfig(NamedTuple):
+    """base: rotary_base; scaling: rotary_scaling; extra: other keys for config.json."""
+
+    base: float
+    scaling: dict[str, Any] | None
+    extra: dict[str, Any]
+
+
+def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeConfig:
+    """Raises CheckpointError for a type, a key or a layout that no engine can run."""
+    parameters, old = json_object(hf, "rope_parameters"), json_object(hf, "rope_scaling")
+    extra: dict[str, Any] = {}
+    if architecture == "Gemma3ForCausalLM":
+        parameters, extra = _gemma3(hf, parameters, old)
+    elif old:  # transformers 5 takes it for the whole, a base in it included
+        parameters = old
+    nested = [key for key, value in parameters.items() if isinstance(value, dict)]
+    if nested:
+        raise CheckpointError(
+            f"config.json has rope_parameters for each layer type ({', '.join(nested)}); "
+            "wanted one rope for all layers"
+        )
+    theta = parameters.pop("rope_theta", None) or hf.get("rope_theta")
+    base = number({"rope_theta": theta}, "rope_theta", 10000.0)
+    partial = parameters.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    rotary_dim = head_size
+    if architecture == "Phi3ForCausalLM":
+        share = number({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
+        extra["rotary_pct"] = share
+        rotary_dim = int(head_size * share)
+        if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
+            raise CheckpointError(
+                f"config.json has partial_rotary_factor={share}, which rotates {rotary_dim} of "
+                f"{head_size} elements; wanted an even number of them"
+            )
+    elif partial not in (None, 1):
+        raise CheckpointError(f"config.json has partial_rotary_factor={partial}; wanted 1.0")
+    scaling = _scaling(hf, parameters)
+    if scaling is None:
+        return RopeConfig(base, None, extra)
+    if scaling["type"] == "longrope":
+        _check_stretches(scaling, rotary_dim // 2)
+        extra |= {
+            _PRETRAINED: scaling[_PRETRAINED],
+            "longrope_scaling_short_factors": scaling["short_factor"],
+            "longrope_scaling_long_factors": scaling["long_factor"],
+        }
+    return RopeConfig(base, scaling, extra)
+
+
+def _scaling(hf: Mapping[str, Any], scaling: dict[str, Any]) -> dict[str, Any] | None:
+    """rotary_scaling under both spellings of its type, with the pretrained length written out."""
+    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    kind = {"su": "longrope", "none": "default"}.get(kind, kind)
+    if kind == "default":
+        return None
+    if kind not in ROPE_TYPES:
+        raise CheckpointError(
+            f"config.json asks for rope type {kind!r}; wanted none or one of "
+            + ", ".join(ROPE_TYPES)
+        )
+    for key in _NEEDED[kind]:
+        number(scaling, key)
+    if kind in ("llama3", "yarn", "longrope"):
+        outside = hf.get(_PRETRAINED)  # Phi-3 keeps it beside rope_scaling
+        context = hf.get("max_position_embeddings")
+        scaling[_PRETRAINED] = outside or scaling.get(_PRETRAINED) or context
+        number(scaling, _PRETRAINED)
+    return {**scaling, "type": kind, "rope_type": kind}
+
+
+def _check_stretches(scaling: dict[str, Any], count: int) -> None:
+    for key in ("short_factor", "long_factor"):
+        values = scaling.get(key)
+        if not isinstance(values, list) or len(values) != count:
+            found = f"{len(values)} numbers" if isinstance(values, list) else "no list"
+            raise CheckpointError(
+                f"config.json has {found} as {key} of its longrope; wanted {count} numbers, one "
+                "for each rotated pair"
+            )
+
+
+def _gemma3(
+    hf: Mapping[str, Any], parameters: dict[str, Any], old: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The global layers' rope, and the local base, which knows no scaling."""
+    local = json_object(parameters, "sliding_attention")
+    kind = local.get("rope_type") or local.get("type") or "default"
+    if kind != "default":
+        raise CheckpointError(
+            f"config.json asks for rope type {kind!r} on sliding layers; wanted the default there"
+        )
+    if "full_attention" in parameters or local:
+        parameters = json_object(parameters, "full_attention")
+    parameters |= old
+    if not (parameters.get("rope_theta") or hf.get("rope_theta")):
+        parameters["rope_theta"] = 1_000_000.0  # the default of its global layers
+    base = local.get("rope_theta") or hf.get("rope_local_base_freq")
+    base = number({"rope_local_base_freq": base}, "rope_local_base_freq", 10000.0)
+    return parameters, {"rope_local_base_freq": base}

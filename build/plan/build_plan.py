@@ -1,0 +1,354 @@
+"""Settings and a source become a plan, checked in full.
+
+A plan is legal by construction: what TensorRT-LLM or a kernel would refuse is refused before a
+weight is read. This file knows shapes and sizes; it reads no weight and writes no file.
+Source: TensorRT-LLM 1.2.1 checkpoint format, tensor tables per tp and pp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from math import prod
+
+from enginehouse.build.families.architectures import (
+    check_tensors,
+    expected_shapes,
+    stage_rows,
+)
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.output_table import linear_shapes, output_tensors
+from enginehouse.build.forms.capabilities import check_gpu, kv_refusal, tensorrt_package
+from enginehouse.build.forms.exclude import with_excluded
+from enginehouse.build.forms.quantized_linear import QuantizedForm
+from enginehouse.build.forms.weight_forms import (
+    GROUP_SIZES,
+    KV_CACHE_ALGOS,
+    QUANT_CONFIGS,
+)
+from enginehouse.build.plan.hf_layout import HF_QUANTS, HfLayout, check_format
+from enginehouse.build.plan.host_memory import peak_memory_bytes
+from enginehouse.build.plan.kv_scales import carries_kv_scales
+from enginehouse.build.plan.settings import BuildSettings
+from enginehouse.build.plan.tensorrt_targets import check_tensorrt
+from enginehouse.build.plan.trtllm_flags import check_flags, facts_of
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
+from enginehouse.runtime.errors import PlanError
+
+EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
+# Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
+MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildPlan:
+    """A build that is legal. config carries mapping and quantization; settings.quant is settled.
+
+    scale_dtype: of INT4 scales that the source has already; None for the model's.
+    targets: the SMs that backend=tensorrt compiles for.
+    builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
+    rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
+    peak_memory_bytes: an estimate for the conversion, without verification.
+    """
+
+    settings: BuildSettings
+    config: ModelConfig
+    name: str
+    max_seq_len: int
+    max_num_tokens: int
+    group_size: int | None
+    rank_bytes: tuple[int, ...]
+    peak_memory_bytes: int
+    num_parameters: int
+    builder_flags: dict[str, str]
+    scale_dtype: str | None = None
+    targets: tuple[int, ...] = ()
+
+    @property
+    def package(self) -> str:
+        """What backend=tensorrt compiles the targets with; all have the same."""
+        return tensorrt_package(self.targets[0])
+
+    @property
+    def max_attention_window(self) -> tuple[int, ...] | None:
+        """What KvCacheConfig must be given, as a checkpoint does not carry it; None: nothing."""
+        windows = tuple(self.config.extra.get("max_attention_window", ()))
+        return windows if windows and min(windows) < self.max_seq_len else None
+
+
+def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
+    """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
+    config = source.engine_config or model_config(source.config, settings.dtype)
+    if source.engine_config is not None and settings.dtype not in ("auto", config.dtype):
+        raise PlanError(
+            f"dtype={settings.dtype} would round the tensors of a TensorRT-LLM checkpoint in "
+            f"{config.dtype} again; leave dtype out"
+        )
+    if source.has_weights or settings.until != "plan":
+        check_tensors(source.tensors, config)
+    max_num_tokens = settings.max_num_tokens or MAX_NUM_TOKENS[settings.backend]
+    max_seq_len = _check_limits(settings, config, max_num_tokens)
+    check_mapping(config, settings.tp, settings.pp)
+    config = config.with_mapping(Mapping(settings.tp, settings.pp))
+
+    form = _source_form(settings, source, config)
+    settings = replace(settings, quant=form.quant)
+    if carries_kv_scales(settings, source, config):
+        settings = replace(settings, kv_cache_dtype="fp8")
+    if config.num_experts and settings.quant not in EXPERT_QUANTS:
+        raise PlanError(
+            f"quant={settings.quant} has no known form for a mixture of experts "
+            f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
+        )
+    if settings.format == "hf":
+        check_format(settings, source, form.quantization)
+    own = source.quantized is not None
+    quantization = _quantization(settings, config, form.quantization, own)
+    config = replace(config, quantization=quantization)
+    flags = check_flags(settings.trtllm_build or {}, facts_of(settings.quant, settings.gpu, config))
+
+    tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
+    if settings.format == "hf":
+        tables = [HfLayout(config).table(table) for table in tables]
+    stage_bytes = [sum(item.num_bytes for item in table.values()) for table in tables]
+    return BuildPlan(
+        settings=settings,
+        config=config,
+        name=settings.name or source.name,
+        max_seq_len=max_seq_len,
+        max_num_tokens=max_num_tokens,
+        group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
+        rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
+        peak_memory_bytes=peak_memory_bytes(config, source, settings),
+        num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+        builder_flags=flags,
+        scale_dtype=form.scale_dtype,
+        targets=check_tensorrt(settings, config),
+    )
+
+
+def _source_form(
+    settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
+) -> QuantizedForm:
+    """The form asked for, or the only one of a source that is quantised already."""
+    if source.quantized is None:
+        quant = "none" if settings.quant == "auto" else settings.quant
+        return QuantizedForm(quant, QUANT_CONFIGS[quant])
+    form = source.quantized.form(config)
+    if settings.quant not in ("auto", form.quant):
+        raise PlanError(
+            f"quant={settings.quant} would quantise {source.name} a second time: it is quantised "
+            f"already, and stays in the form {form.quant}; leave quant out"
+        )
+    if settings.group_size not in (None, form.quantization.group_size):
+        raise PlanError(
+            f"group_size={settings.group_size} is not the checkpoint's own, "
+            f"{form.quantization.group_size}; leave group_size out"
+        )
+    return form
+
+
+def _quantization(
+    settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
+) -> QuantConfig:
+    """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses.
+
+    quantization: of the form; own: it is the source's, with a group size that stays.
+    """
+    quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
+    if quant in GROUP_SIZES:
+        asked = quantization.group_size if own else settings.group_size
+        group_size = choose_group_size(config, asked, quant, own)
+        quantization = replace(quantization, group_size=group_size)
+    elif settings.group_size is not None:
+        raise PlanError(
+            f"group_size is of no use with quant={quant}; wanted quant={', '.join(GROUP_SIZES)}"
+        )
+    if quant == "int8":
+        _check_int8(config)
+    on_gpu = settings.backend == "tensorrt_llm" or settings.format == "hf"
+    if quant != "none" and on_gpu and config.dtype == "float32":
+        raise PlanError(
+            f"TensorRT-LLM has no {quant} kernels for dtype=float32; choose bfloat16 or float16"
+        )
+    if kv_cache_dtype == "int8" and settings.backend == "tensorrt_llm":
+        raise PlanError(
+            "TensorRT-LLM has no INT8 KV cache with use_paged_context_fmha, which block reuse and "
+            "chunked prefill need; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
+        )
+    if settings.gpu is not None and settings.backend != "tensorrt":
+        kinds = [kind for kind in KV_CACHE_ALGOS if not (on_gpu and kind == "int8")]
+        quants = HF_QUANTS if settings.format == "hf" else tuple(QUANT_CONFIGS)
+        check_gpu(
+            settings.gpu, quant, kv_cache_dtype, own=own, quants=quants, kv_cache_dtypes=kinds
+        )
+    reason = kv_refusal(quant, kv_cache_dtype)
+    if reason is not None:
+        raise PlanError(
+            f"kv_cache_dtype={kv_cache_dtype} with quant={quant}: {reason}; choose "
+            "kv_cache_dtype=auto" + ("" if own else ", or quant=fp8")
+        )
+    quantization = replace(quantization, kv_cache_quant_algo=KV_CACHE_ALGOS[kv_cache_dtype])
+    if settings.exclude is None:
+        return quantization
+    if own:
+        raise PlanError(
+            "exclude is of no use with a source that is quantised already: its linears stay in "
+            "the form they have; leave exclude out"
+        )
+    modules = (
+        row.target.rpartition(".")[0]
+        for pp_rank in range(config.mapping.pp_size)
+        for row in stage_rows(config, pp_rank)
+    )
+    return with_excluded(settings.exclude, modules, quantization)
+
+
+def _check_int8(config: ModelConfig) -> None:
+    """PlanError where the weight-only kernel's tiles do not fit."""
+    untiled = _untiled(config)
+    if untiled is not None:
+        raise PlanError(
+            f"int8: {untiled} per rank at tp={config.mapping.tp_size}; its kernel wants multiples "
+            f"of 16 x 64; legal tp for int8: {_listed(legal_tp(config, int8=True))}: choose one of "
+            "them, or quant=none"
+        )
+
+
+def _untiled(config: ModelConfig) -> str | None:
+    """A linear that the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit, or None."""
+    for name, linear in linear_shapes(config).items():
+        if linear.in_features % 64 or linear.out_features % 16:
+            return f"{name} is {linear.out_features} x {linear.in_features}"
+    return None
+
+
+def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:
+    """The context length; PlanError when the limits contradict the model or each other."""
+    max_seq_len = settings.max_seq_len or config.max_position_embeddings
+    if max_seq_len > config.max_position_embeddings:
+        raise PlanError(
+            f"max_seq_len={max_seq_len} is above the model's max_position_embeddings="
+            f"{config.max_position_embeddings}; choose at most {config.max_position_embeddings}"
+            + _reach_of_yarn(config)
+        )
+    if max_num_tokens < settings.max_batch_size:
+        raise PlanError(
+            f"max_num_tokens={max_num_tokens} is below max_batch_size="
+            f"{settings.max_batch_size}; each sequence in flight needs one token per iteration"
+        )
+    if settings.kv_block_size & (settings.kv_block_size - 1):
+        raise PlanError(f"kv_block_size={settings.kv_block_size} is not a power of two; choose 32")
+    if settings.kv_block_size > 1024 or settings.max_batch_size > 65536:
+        raise PlanError(
+            f"kv_block_size={settings.kv_block_size}, max_batch_size={settings.max_batch_size}: "
+            "wanted at most 1024 and 65536"
+        )
+    return max_seq_len
+
+
+def _reach_of_yarn(config: ModelConfig) -> str:
+    """How a context is had that the model's yarn serves and its config.json does not announce."""
+    scaling = config.rotary_scaling or {}
+    key = "original_max_position_embeddings"
+    original, factor = scaling.get(key), scaling.get("factor")
+    if scaling.get("type") != "yarn" or not original or not factor:
+        return ""
+    reach = int(factor * original)
+    if reach <= config.max_position_embeddings:
+        return ""
+    return (
+        f", or write max_position_embeddings={reach}, which its yarn reaches, into config.json, "
+        f"and {key}={original} into its rope"
+    )
+
+
+def legal_tp(
+    config: ModelConfig, group_sizes: tuple[int, ...] = (), int8: bool = False
+) -> list[int]:
+    """The tensor parallel sizes this model can be cut over; with int4 groups, one must fit."""
+    sizes = []
+    for tp in range(1, config.num_attention_heads + 1):
+        cut = config.with_mapping(Mapping(tp, config.mapping.pp_size))
+        grouped = not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes)
+        if _uncut(config, tp) is None and grouped and not (int8 and _untiled(cut)):
+            sizes.append(tp)
+    return sizes
+
+
+def check_mapping(config: ModelConfig, tp: int, pp: int) -> None:
+    """PlanError unless heads, KV heads and the MLP divide over tp, and the layers over pp."""
+    key = _uncut(config, tp)
+    if key is not None:
+        raise PlanError(
+            f"{key}={getattr(config, key)} cannot be cut over tp={tp}; "
+            f"choose tp in {_listed(legal_tp(config))}"
+        )
+    if pp > config.num_hidden_layers:
+        raise PlanError(
+            f"num_hidden_layers={config.num_hidden_layers} cannot be cut over pp={pp}; "
+            f"choose pp in 1 to {config.num_hidden_layers}"
+        )
+
+
+def _uncut(config: ModelConfig, tp: int) -> str | None:
+    """The config key that tp does not divide. KV heads are duplicated when tp exceeds them."""
+    kv_heads = config.num_key_value_heads
+    if kv_heads % tp and tp % kv_heads:
+        return "num_key_value_heads"
+    if config.num_attention_heads % tp:
+        return "num_attention_heads"
+    inner = config.moe_intermediate_size
+    key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
+    return key if inner % tp else None
+
+
+def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
+    """Why int4 groups do not fit some linear, or None.
+
+    Beyond whole groups and the kernel's 64, TensorRT-LLM pads both axes of the whole linear to
+    multiples of group_size * tp and then wants a checkpoint of the padded shapes: such cuts are
+    refused too (seen in its own tables: SmolLM2 at group_size 128 has 640 for 576).
+    """
+    tp = config.mapping.tp_size
+    for name, linear in linear_shapes(config).items():
+        for axis, features in ((1, linear.in_features), (0, linear.out_features)):
+            word = ("out_features", "in_features")[axis]
+            if axis == linear.cut_axis:
+                if features % group_size:
+                    return f"{name} has {word}={features} per rank at tp={tp}"
+            elif features % (group_size * tp):
+                return f"{name} has {word}={features}, uncut at tp={tp}"
+    return None
+
+
+def choose_group_size(
+    config: ModelConfig, asked: int | None = None, quant: str = "int4", own: bool = False
+) -> int:
+    """The group size asked for, or the largest that fits every linear at this tp.
+
+    own: the one asked for is the source's, and no other can be chosen.
+    Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
+    """
+    sizes = GROUP_SIZES[quant]
+    legal = [size for size in sizes if _ungrouped(config, size) is None]
+    if asked is None and legal:
+        return legal[0]
+    if asked in legal:
+        return asked
+    if asked is not None and asked not in sizes:
+        raise PlanError(f"group_size={asked} has no kernel for {quant}; choose {_listed(sizes)}")
+    size = asked or sizes[-1]
+    found = f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
+    if own:
+        found += "the source has no other; legal tp for it: "
+        raise PlanError(found + _listed(legal_tp(config, (size,))))
+    raise PlanError(
+        f"{found}legal group_size at this tp: {_listed(legal)}; "
+        f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
+    )
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(number) for number in numbers) or "none"

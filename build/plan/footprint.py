@@ -1,0 +1,154 @@
+"""What a plan needs on each GPU, and how many requests that leaves room for.
+
+Arithmetic on shapes alone: no weight is read, no GPU is asked. Weights and KV bytes are exact;
+activations and the runtime's own share are estimates and said to be so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from enginehouse.build.families.output_table import linear_shapes
+from enginehouse.build.forms.weight_forms import GROUP_SIZES
+from enginehouse.build.plan.build_plan import BuildPlan, legal_tp
+from enginehouse.runtime.config import ModelConfig
+
+GIB = 2**30
+
+# Memory of one GPU, GiB, about as the driver reports it.
+GPU_MEMORY_GIB = {
+    **dict.fromkeys(("a10", "a10g", "l4"), 22.5),
+    **dict.fromkeys(("a30", "rtx3090", "rtx4090"), 23.6),
+    "rtx5090": 31.8,
+    **dict.fromkeys(("a40", "l40", "l40s"), 44.7),
+    "rtx6000ada": 47.5,
+    **dict.fromkeys(("a100", "h100"), 79.3),
+    "gh200": 94.5,
+    **dict.fromkeys(("h20", "rtxpro6000"), 95.3),
+    "gb10": 119.0,
+    "h200": 140.4,
+    **dict.fromkeys(("b200", "gb200"), 179.1),
+    **dict.fromkeys(("b300", "gb300"), 268.6),
+}
+DEFAULT_GPU = "h100"
+# CUDA context, NCCL and library workspaces, the engine's code: measured 1 to 2 GiB.
+_RUNTIME_BYTES = 2 * GIB
+# TensorRT-LLM gives this share of what is left to the KV cache; the rest absorbs peaks.
+_KV_SHARE = 0.9
+
+
+class Footprint(NamedTuple):
+    """One GPU's memory, bytes, for the rank that needs most."""
+
+    weights: int
+    activations: int  # estimate
+    runtime: int  # estimate
+    kv_per_token: int
+
+
+def footprint(plan: BuildPlan) -> Footprint:
+    """What the fullest rank holds while it serves the plan's limits."""
+    config = plan.config
+    return Footprint(
+        weights=max(plan.rank_bytes),
+        activations=_activation_bytes(plan),
+        runtime=_RUNTIME_BYTES,
+        kv_per_token=kv_bytes_per_token(config),
+    )
+
+
+def kv_bytes_per_token(config: ModelConfig) -> int:
+    """Keys and values of one token on one GPU of the fullest pipeline stage."""
+    mapping = config.mapping
+    layers = len(mapping.layers(0, config.num_hidden_layers))
+    heads = max(1, config.num_key_value_heads // mapping.tp_size)
+    width = 2 if config.quantization.kv_cache_quant_algo is None else 1
+    if config.dtype == "float32" and width == 2:
+        width = 4
+    return 2 * layers * heads * config.head_size * width
+
+
+def _activation_bytes(plan: BuildPlan) -> int:
+    """The widest pair of layers' inputs and outputs, and the logits of a full batch."""
+    config, settings = plan.config, plan.settings
+    width = 4 if config.dtype == "float32" else 2
+    shapes = linear_shapes(config)
+    widest = max(
+        shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features,
+        shapes["mlp.fc"].out_features + shapes["mlp.proj"].in_features,
+    )
+    tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
+    logits = settings.max_batch_size * config.padded_vocab_size() * 4
+    return tokens + logits
+
+
+def kv_budget(needs: Footprint, memory_gib: float) -> int:
+    """Bytes left for the KV cache on a GPU of this size; negative when the engine does not fit."""
+    left = int(memory_gib * GIB) - needs.weights - needs.activations - needs.runtime
+    return int(left * _KV_SHARE) if left > 0 else left
+
+
+def concurrent_requests(needs: Footprint, memory_gib: float, context: int) -> int:
+    """Sequences of `context` tokens whose keys and values fit at once."""
+    return max(0, kv_budget(needs, memory_gib) // (needs.kv_per_token * context))
+
+
+def print_page(plan: BuildPlan, console: Console) -> None:
+    """The page of `--plan`: what it takes, per GPU and on this machine, and what it allows.
+
+    The plan's `gpu` names the GPU; its legality was settled with the plan.
+    """
+    gpu = plan.settings.gpu or DEFAULT_GPU
+    memory_gib = GPU_MEMORY_GIB[gpu]
+    needs = footprint(plan)
+    settings, config = plan.settings, plan.config
+    budget = kv_budget(needs, memory_gib)
+    groups = GROUP_SIZES.get(settings.quant, ())
+    if plan.group_size and (settings.group_size or plan.scale_dtype):  # asked for, or the source's
+        groups = (plan.group_size,)
+    legal = legal_tp(config, groups, int8=settings.quant == "int8")
+    quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
+    rows = [
+        ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),
+        ("form", f"{quant}; the rest {config.dtype}"),
+        ("cut", f"TP {settings.tp} x PP {settings.pp} = {config.mapping.world_size} GPUs"),
+        ("legal TP", ", ".join(map(str, legal)) or "none"),
+        ("on disk", f"{sum(plan.rank_bytes) / GIB:.2f} GiB in {len(plan.rank_bytes)} rank files"),
+        ("peak host memory", f"about {plan.peak_memory_bytes / GIB:.2f} GiB to convert"),
+        ("", ""),
+        (f"each {gpu}", f"{memory_gib:.1f} GiB"),
+        ("weights", f"{needs.weights / GIB:.2f} GiB"),
+        (
+            "activations",
+            f"about {needs.activations / GIB:.2f} GiB at {plan.max_num_tokens} tokens an iteration",
+        ),
+        ("runtime", f"about {needs.runtime / GIB:.2f} GiB"),
+        ("KV cache", _budget_words(budget, needs)),
+        ("KV per token", f"{needs.kv_per_token / 1024:.1f} KiB on each GPU"),
+    ]
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in rows:
+        table.add_row(key, value)
+    console.print(table)
+    requests = Table("context, tokens", "concurrent requests", box=None, pad_edge=False)
+    for context in _contexts(plan.max_seq_len):
+        count = concurrent_requests(needs, memory_gib, context)
+        bound = " (max_batch_size)" if count > settings.max_batch_size else ""
+        requests.add_row(f"{context:,}", f"{min(count, settings.max_batch_size)}{bound}")
+    console.print()
+    console.print(requests)
+
+
+def _budget_words(budget: int, needs: Footprint) -> str:
+    if budget < 0:
+        return f"none: {-budget / GIB:.2f} GiB too little; choose more GPUs or a smaller form"
+    tokens = budget // needs.kv_per_token
+    return f"{budget / GIB:.2f} GiB, {tokens:,} tokens"
+
+
+def _contexts(limit: int) -> list[int]:
+    """Round context lengths up to the limit, and the limit itself."""
+    return [*(c for c in (2048, 8192, 32768, 65536) if c < limit), limit]

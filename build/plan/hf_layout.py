@@ -1,0 +1,211 @@
+"""TensorRT-LLM's fused tensors taken apart again into those of a Hugging Face checkpoint.
+
+families/architectures.py's tables, read backwards: names, row order, and the shapes and dtypes of
+scales as ModelOpt's unified export has them. Every value stays what it is but a norm that takes up AWQ's
+factors, which is rounded once. Knows no file.
+Source: nvidia-modelopt 0.47, torch/export; TensorRT-LLM, _torch/modules/linear.py (what it reads).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.families.architectures import EMBEDDING, TensorRow, source_shape, stage_rows
+from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized
+from enginehouse.build.plan.settings import BuildSettings
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.config import ModelConfig, QuantConfig
+from enginehouse.runtime.errors import PlanError
+
+HF_QUANTS = ("none", "fp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_awq")
+
+# The last word of a name: TensorRT-LLM's, and Hugging Face's.
+_SCALES = {
+    "weights_scaling_factor": "weight_scale",
+    "per_channel_scale": "weight_scale",
+    "activation_scaling_factor": "input_scale",
+    "weights_scaling_factor_2": "weight_scale_2",
+    "prequant_scaling_factor": "pre_quant_scale",
+}
+# Which norms feed which linears alone; of two for one linear, the second where a model has it.
+_FED_BY = {
+    "attention.qkv": ("input_layernorm",),
+    "mlp.fc": ("post_layernorm", "pre_feedforward_layernorm"),
+}
+
+
+def check_format(
+    settings: BuildSettings, source: SourceCheckpoint, quantization: QuantConfig
+) -> None:
+    """PlanError for what format=hf has no place for. quantization: of the form that is settled."""
+    if settings.tp > 1 or settings.pp > 1:
+        raise PlanError(
+            f"tp={settings.tp} pp={settings.pp} is of no use with format=hf, whose tensors are "
+            "whole: the runtime that loads them cuts them; leave tp and pp out"
+        )
+    if settings.backend != "torch":
+        raise PlanError(
+            f"backend={settings.backend} is of no use with format=hf, which makes no engine; "
+            "leave backend out"
+        )
+    if source.engine_config is not None:
+        raise PlanError(
+            f"{source.name} is a TensorRT-LLM checkpoint, which lacks the config.json of a "
+            "Hugging Face one; give the Hugging Face directory it was made of, or format=trtllm"
+        )
+    if settings.quant not in HF_QUANTS:
+        raise PlanError(
+            f"quant={settings.quant} has no layout in a Hugging Face checkpoint that the runtimes "
+            f"share; choose {', '.join(HF_QUANTS)}, or format=trtllm"
+        )
+    if quantization.has_zero_point:
+        raise PlanError(
+            f"{source.name} has INT4 zero points, for which the layout of format=hf has no place; "
+            "choose format=trtllm"
+        )
+    if settings.kv_cache_dtype not in ("auto", "fp8"):
+        raise PlanError(
+            f"kv_cache_dtype={settings.kv_cache_dtype} has no scales in a Hugging Face checkpoint "
+            "that the runtimes share; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
+        )
+
+
+class HfLayout:
+    """The way back for one model, uncut: config.mapping is of one GPU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert config.mapping.world_size == 1, config.mapping
+        self.config = config
+        self._rows = {row.target: row for row in stage_rows(config, 0)}
+        # Linears whose input factors a norm takes up, and that norm.
+        self._norms: dict[str, str] = {}
+        if config.quantization.pre_quant_scale:
+            self._find_norms()
+
+    def _find_norms(self) -> None:
+        for target in self._rows:
+            prefix, _, module = target.removesuffix(".weight").rpartition(".")
+            layer, _, group = prefix.rpartition(".")
+            names = _FED_BY.get(f"{group}.{module}", ())
+            known = [name for norm in names if (name := f"{layer}.{norm}.weight") in self._rows]
+            if known and is_quantized(self.config.quantization, target):
+                self._norms[target.removesuffix(".weight")] = known[-1]
+
+    def row(self, target: str) -> TensorRow:
+        return self._rows[target]
+
+    def waits_for_factors(self, name: str) -> bool:
+        """Whether a tensor is a norm that is written with a linear's factors in it."""
+        return name in self._norms.values()
+
+    def norm_of(self, name: str) -> str | None:
+        """The norm that takes up this tensor, if it is the factors of q, k, v or of the MLP."""
+        module, _, kind = name.rpartition(".")
+        return self._norms.get(module) if kind == "prequant_scaling_factor" else None
+
+    def tensors(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """The Hugging Face tensors that a whole TensorRT-LLM tensor holds; none for a tied lm_head,
+        and none or ones for factors that a norm takes up.
+
+        Views of it where dtype and order allow. Norms that one was added to are not undone.
+        """
+        module, _, kind = name.rpartition(".")
+        if kind == "kv_cache_scaling_factor":
+            attention = f"model.layers.{module.split('.')[2]}.self_attn"
+            scale = tensor.reshape(())
+            return {f"{attention}.k_proj.k_scale": scale, f"{attention}.v_proj.v_scale": scale}
+        row = self._rows.get(name) or self._rows[f"{module}.weight"]
+        if row.target == "lm_head.weight" and row.sources == (EMBEDDING,):
+            return {}
+        if kind in _SCALES:
+            return self._scales(row, kind, tensor)
+        if name.endswith("router.weight"):
+            tensor = tensor.to(getattr(torch, self.config.dtype))
+        result = self._split(row, kind, tensor)
+        if self._wants_ones(row, kind):
+            (source,) = row.sources
+            ones = torch.ones(tensor.shape[1], device=tensor.device)
+            dtype: torch.dtype = getattr(torch, self.config.dtype)
+            result[_of_module(source, "pre_quant_scale")] = ones.to(dtype)
+        return result
+
+    def _wants_ones(self, row: TensorRow, kind: str) -> bool:
+        """TensorRT-LLM's loader wants factors for every INT4 linear that it does not fuse."""
+        quantization = self.config.quantization
+        int4 = quantization.quant_algo == "W4A16_AWQ" and not quantization.pre_quant_scale
+        quantised = kind == "weight" and is_quantized(quantization, row.target)
+        return int4 and quantised and _is_single(row)
+
+    def _scales(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
+        fp8 = self.config.quantization.quant_algo == "FP8"
+        last = _SCALES[kind]
+        if kind == "prequant_scaling_factor":
+            if not _is_single(row):
+                return {}
+            (source,) = row.sources
+            own = row.target.removesuffix(".weight") not in self._norms
+            return {_of_module(source, last): tensor if own else torch.ones_like(tensor)}
+        if tensor.numel() == 1 or fp8:  # one number for all sources, or for each expert's
+            numbers, count = tensor.flatten(), len(row.sources)
+            return {
+                _of_module(source, last): numbers[i * len(numbers) // count].clone()
+                for i, source in enumerate(row.sources)
+            }
+        return self._split(row, last, tensor.float())
+
+    def _split(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
+        """Each source's rows. An INT4 byte holds two rows; no source has an odd number."""
+        if tensor.dtype == torch.int8:
+            tensor = tensor.view(torch.uint8)
+        if row.recipe == "experts":
+            tensor = tensor.flatten(0, 1)
+        if row.recipe == "swap_halves":
+            tensor = _swap_halves(tensor)
+        rows = [source_shape(self.config, source)[0] for source in row.sources]
+        parts = tensor.split([count * len(tensor) // sum(rows) for count in rows])
+        names = [_of_module(source, kind) for source in row.sources]
+        return dict(zip(names, parts, strict=True))
+
+    def table(self, engine_table: Mapping[str, OutputTensor]) -> dict[str, OutputTensor]:
+        """What the checkpoint holds when TensorRT-LLM's would hold engine_table."""
+        table: dict[str, OutputTensor] = {}
+        for name, item in engine_table.items():
+            dtype: torch.dtype = getattr(torch, item.dtype)
+            whole = torch.empty(item.shape, dtype=dtype, device="meta")
+            for source, part in self.tensors(name, whole).items():
+                word = str(part.dtype).removeprefix("torch.")
+                table[source] = OutputTensor(word, tuple(part.shape))
+        return table
+
+    def unquantized_modules(self) -> list[str]:
+        """Modules with a matrix that stays in the model's dtype, by their Hugging Face names."""
+        names = {"lm_head", EMBEDDING.removesuffix(".weight")}
+        for row in self._rows.values():
+            is_linear = row.target.endswith((".qkv.weight", ".dense.weight", ".router.weight"))
+            is_linear = is_linear or row.target.endswith((".fc.weight", ".gate.weight"))
+            is_linear = is_linear or row.target.endswith(".proj.weight")
+            if is_linear and not is_quantized(self.config.quantization, row.target):
+                names |= {source.removesuffix(".weight") for source in row.sources}
+        return sorted(names)
+
+
+def _is_single(row: TensorRow) -> bool:
+    """Whether a linear is one in Hugging Face's model too, and shares its input with no other."""
+    joined = row.target.endswith((".qkv.weight", ".fc.weight", ".gate.weight"))
+    fused_before = row.recipe == "swap_halves" or row.sources[0].endswith(".qkv_proj.weight")
+    return not joined or fused_before
+
+
+def _of_module(source: str, kind: str) -> str:
+    """Another tensor of the module that `source` is the weight or bias of."""
+    return f"{source.rpartition('.')[0]}.{kind}"
+
+
+def _swap_halves(tensor: Tensor) -> Tensor:
+    """Also of float8, which torch rolls on no device."""
+    if tensor.dtype == torch.float8_e4m3fn:
+        return _swap_halves(tensor.view(torch.uint8)).view(tensor.dtype)
+    return tensor.roll(len(tensor) // 2, dims=0)

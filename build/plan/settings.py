@@ -1,0 +1,185 @@
+"""YAML and flags become settings: every choice, with its default and its doc line, once.
+
+Knows no source and no model: whether the choices go together is `build_plan.py`'s business.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping as AnyMapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from enginehouse.build.forms.capabilities import GPU_SM
+from enginehouse.build.forms.weight_forms import KV_CACHE_ALGOS, QUANT_CONFIGS
+from enginehouse.runtime.config import DTYPES
+from enginehouse.runtime.errors import PlanError
+
+FORMATS = ("trtllm", "hf")
+STAGES = ("plan", "convert", "compile", "verify")
+
+
+def _choice(
+    default: Any, doc: str, *, choices: tuple[str, ...] | None = None, minimum: float = 1
+) -> Any:
+    metadata = {"doc": doc, "choices": choices, "minimum": minimum}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class BuildSettings:
+    """Everything that can be chosen about a build. Field metadata: doc, choices, minimum."""
+
+    model: str | None = _choice(
+        None, "directory, .gguf file or hub id; without it, the sample model"
+    )
+    output: str | None = _choice(None, "engine directory; without it, engines/NAME-QUANT")
+    name: str | None = _choice(None, "the name clients ask for; without it, the source's")
+    tokenizer: str | None = _choice(
+        None, "directory of the tokenizer; without it, the source's own"
+    )
+    quant: str = _choice(
+        "auto",
+        "form of the weights; auto is the source's own, none for an unquantised one",
+        choices=("auto", *QUANT_CONFIGS),
+    )
+    group_size: int | None = _choice(
+        None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
+    )
+    format: str = _choice(
+        "trtllm",
+        "what is written: a TensorRT-LLM checkpoint, or a quantised Hugging Face one",
+        choices=FORMATS,
+    )
+    kv_cache_dtype: str = _choice(
+        "auto",
+        "dtype of the KV cache; auto is the model's, or fp8 with the scales that an FP8 source has",
+        choices=tuple(KV_CACHE_ALGOS),
+    )
+    exclude: str | None = _choice(
+        None, "modules to leave unquantised: patterns such as *mlp.proj, separated by commas"
+    )
+    gpu: str | None = _choice(
+        None, "the GPU that will serve; what it cannot run is refused", choices=tuple(GPU_SM)
+    )
+    sm: str | None = _choice(
+        None, "tensorrt: the SMs to compile for, say 86,89,120; without it and gpu, all that can"
+    )
+    plan_layers: int | None = _choice(
+        None, "tensorrt: layers in one plan; without it, all of them up to 32, else at most 10"
+    )
+    bake_weights: bool = _choice(
+        False, "tensorrt: weights as constants of the plans, which each rank then has its own of"
+    )
+    tp: int = _choice(1, "tensor parallel GPUs")
+    pp: int = _choice(1, "pipeline parallel stages")
+    backend: str = _choice(
+        "torch", "what runs the engine", choices=("torch", "tensorrt", "tensorrt_llm")
+    )
+    dtype: str = _choice(
+        "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
+    )
+    max_seq_len: int | None = _choice(
+        None, "prompt and answer together, tokens; without it, the model's limit", minimum=16
+    )
+    max_batch_size: int = _choice(64, "sequences in flight")
+    max_num_tokens: int | None = _choice(
+        None,
+        "tokens computed in one iteration; without it, torch 512, tensorrt 2048, else 8192",
+    )
+    kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
+    kv_cache_gib: float | None = _choice(
+        None, "KV cache, GiB; without it, chosen at start", minimum=0.001
+    )
+    compute_dtype: str = _choice(
+        "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
+    )
+    calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")
+    calib_length: int = _choice(512, "fp8, awq, KV cache: tokens of each text", minimum=16)
+    verify_max_mean_kl: float | None = _choice(
+        None, "mean KL divergence that fails a build; without it, by quant", minimum=0
+    )
+    price_input: float | None = _choice(
+        None, "dollars per million prompt tokens; without it, the server's", minimum=0
+    )
+    price_output: float | None = _choice(
+        None, "dollars per million generated tokens; without it, the server's", minimum=0
+    )
+    tool_format: str = _choice(
+        "auto",
+        "how the model writes calls of tools; auto is what its chat template shows",
+        choices=("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json"),
+    )
+    reasoning_format: str = _choice(
+        "auto",
+        "whether answers begin with <think>; auto is what the chat template shows",
+        choices=("auto", "none", "think"),
+    )
+    workers: int = _choice(1, "tensorrt_llm: ranks compiled at once, each on a GPU of its own")
+    trtllm_build: dict[str, Any] | None = _choice(
+        None, "tensorrt_llm: any further flag of trtllm-build, FLAG=VALUE; may be repeated"
+    )
+    until: str = _choice("verify", "the last stage to run", choices=STAGES)
+
+
+def load_settings(flags: AnyMapping[str, Any], config_file: Path | None = None) -> BuildSettings:
+    """Defaults, overridden by the YAML file, overridden by flags (None: not given).
+
+    Raises PlanError for an unknown key, a wrong type or value, and YAML that does not parse.
+    """
+    values = dict(_read_yaml(config_file)) if config_file is not None else {}
+    for key, value in values.items():
+        _check_value(key, value, f"{config_file}: ")
+    for key, value in flags.items():
+        if value is not None:
+            _check_value(key, value, "")
+            together = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = {**values[key], **value} if together else value
+    return BuildSettings(**values)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PlanError(f"{path} is not UTF-8 text") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise PlanError(f"{path} is not YAML{line}: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise PlanError(f"{path} is not YAML: {error}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise PlanError(f"{path} holds a {type(data).__name__}; wanted lines of `key: value`")
+    return data
+
+
+def _check_value(key: Any, value: Any, where: str) -> None:
+    """PlanError unless `key` is a setting and `value` one it can have."""
+    known = {item.name: item for item in fields(BuildSettings)}
+    if key not in known:
+        near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}"
+        raise PlanError(f"{where}unknown key {key!r}; {hint}")
+    setting = known[key]
+    if value is None and setting.default is None:
+        return
+    kind = str(setting.type).removesuffix(" | None")
+    legal: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float)}
+    legal["bool"] = (bool,)
+    right = isinstance(value, legal.get(kind, (dict,)))
+    if not right or isinstance(value, bool) != (kind == "bool"):
+        found = f"{type(value).__name__} {value!r}"
+        wanted = kind if kind in legal else "a mapping of flags to values"
+        raise PlanError(f"{where}{key} is {found}; wanted {wanted}")
+    choices, minimum = setting.metadata["choices"], setting.metadata["minimum"]
+    if choices and value not in choices:
+        raise PlanError(f"{where}{key}={value!r} is not known; choose one of {', '.join(choices)}")
+    if kind in ("int", "float") and not minimum <= value < float("inf"):
+        raise PlanError(f"{where}{key}={value} is out of range; wanted {minimum} or more")

@@ -1,0 +1,220 @@
+"""The calibration text through the model, layer by layer: each is quantised on what the layers
+before it now give.
+
+Asked for one layer at a time, in order. Within a layer too, a linear's inputs are those that the
+quantised linears before it produce; what they should have been is kept beside them. Memory: one
+layer in float32, two second moments of a linear's inputs, the calibration set's activations
+twice, and the inputs of one layer's linears in bfloat16.
+Source: sequential calibration as in GPTQ (Frantar et al., 2023), section 4; the unquantised
+model's outputs as the aim as in GPTAQ (Li et al., 2025).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.quantize.activations import SavedActivations
+from enginehouse.build.quantize.compensation import InputMoments
+from enginehouse.build.quantize.reference import ReferenceModel, fast_products
+from enginehouse.runtime.checkpoint.rope import Angles
+from enginehouse.runtime.checkpoint.traits import AttentionRule
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.torch.decoder import PREFIX, DecoderLayer, causal_attention
+
+# Linears that share an input, and so its factors; in the order in which a layer runs them.
+SHARED_INPUTS = (
+    ("attention.qkv",),
+    ("attention.dense",),
+    ("mlp.fc", "mlp.gate"),
+    ("mlp.proj",),
+)
+
+
+def is_excluded(config: ModelConfig, layer: int, module: str) -> bool:
+    """Whether a linear of a layer of the whole model stays as it is: patterns know a layer by its
+    number in its pipeline stage.
+    """
+    for pp_rank in range(config.mapping.pp_size):
+        layers = config.mapping.layers(pp_rank, config.num_hidden_layers)
+        if layer in layers:
+            return config.quantization.excludes(PREFIX.format(layer - layers.start) + module)
+    raise AssertionError(layer)
+
+
+def stacked(weights: Sequence[Tensor]) -> Tensor:
+    """Linears that share an input as one, [out, in]; one alone as it is."""
+    return weights[0] if len(weights) == 1 else torch.cat(list(weights))
+
+
+class _Seen(Exception):
+    """The linear that was waited for has been shown its input: the rest can be spared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What enters the linears that share an input: sums, none for experts, each of which sees a
+    part of it; and each channel's largest magnitude, [in].
+    """
+
+    moments: InputMoments | None
+    largest: Tensor
+
+
+class LayerwiseWalk(ABC):
+    """Satisfies `units.LayerLinears`. Layers must be asked for in order, each once; those that are
+    not asked for are quantised too, and not given out.
+
+    layer: the one it stands before. An earlier run's activations are gone on with when they stand
+    at `first`, the first layer that is still wanted, or before it.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        reference: ReferenceModel,
+        sequences: Sequence[Tensor],
+        saved: SavedActivations,
+        first: int = 0,
+    ) -> None:
+        self.config = config
+        self.reference = reference
+        self.saved = saved
+        self._rotary = reference.rotary(max(len(ids) for ids in sequences))
+        earlier = saved.load()
+        if earlier is not None and earlier.layer <= first:
+            self.layer = earlier.layer
+            states = [item.to(reference.device) for item in earlier.hidden]
+            self._hidden, self._truth = states[: len(sequences)], states[len(sequences) :]
+        else:
+            self.layer, self._hidden = 0, reference.embedded(sequences)
+            # the same, in the unquantised model; clones, as both are saved
+            self._truth = [states.clone() for states in self._hidden]
+        # Of each sequence: what attention gave stands once a layer's q, k and v are settled, and
+        # what enters the MLP once dense is.
+        self._attended: dict[int, Tensor] = {}
+        self._middle: dict[int, Tensor] = {}
+
+    @torch.inference_mode()
+    def __call__(self, layer: int) -> dict[str, Tensor]:
+        """The checkpoint's tensors of the layer's quantised linears, whole, by module; on the CPU,
+        wherever the reference runs.
+        """
+        assert layer >= self.layer, f"layer {layer} asked for after {self.layer - 1}"
+        with fast_products():
+            for unquantised in range(self.layer, layer):
+                self._quantize(unquantised, self.reference.tensors(PREFIX.format(unquantised)))
+            self.layer = layer
+            self.saved.save(layer, [*self._hidden, *self._truth])
+            result = self._quantize(layer, self.reference.tensors(PREFIX.format(layer)))
+        self.layer = layer + 1
+        return {name: tensor.cpu() for name, tensor in result.items()}
+
+    def _quantize(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The layer's quantised tensors; carries both kinds of activations through it."""
+        truths = self._run_unquantised(layer, tensors)
+        result: dict[str, Tensor] = {}
+        for shared in SHARED_INPUTS:
+            modules = [name for name in shared if f"{name}.weight" in tensors]
+            if is_excluded(self.config, layer, modules[0]):
+                continue
+            inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0], []))
+            weights = [tensors[f"{module}.weight"] for module in modules]
+            stored, meant = self._settle(modules, weights, inputs)
+            result |= stored
+            for module, weight in zip(modules, meant, strict=True):
+                tensors[f"{module}.weight"] = weight
+        decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
+        for i in range(len(self._hidden)):
+            self._hidden[i] = decoder.feed_forward(self._enter_mlp(layer, decoder, i))
+        self._attended.clear()
+        self._middle.clear()
+        return result
+
+    @abstractmethod
+    def _settle(
+        self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        """The checkpoint's tensors of linears that share an input, by name, and the weights in
+        float32 that they stand for.
+        """
+
+    def _entering(self, x: Tensor, largest: float) -> Tensor:
+        """x as it enters the product, where the form rounds it: by its largest magnitude."""
+        return x
+
+    def _run_unquantised(self, layer: int, tensors: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """What enters each module but experts, sequence by sequence, in bfloat16 (they are
+        differences' small part); the truth is one layer further.
+        """
+        seen: dict[str, list[Tensor]] = {}
+
+        def observe(name: str, x: Tensor) -> None:
+            if tensors[f"{name}.weight"].ndim == 2:
+                seen.setdefault(name, []).append(x.bfloat16())
+
+        decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
+        decoder.observe = observe
+        for i, states in enumerate(self._truth):
+            self._truth[i] = decoder(layer, states, self._angles(layer, states), causal_attention)
+        return seen
+
+    def _inputs(
+        self, layer: int, tensors: dict[str, Tensor], module: str, truths: list[Tensor]
+    ) -> Inputs:
+        """What enters `module` when the layer runs with `tensors`, and what should."""
+        seen: list[Tensor] = []
+
+        def observe(name: str, x: Tensor) -> None:
+            if name == module:
+                seen.append(x)
+                if truths:
+                    raise _Seen
+
+        decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
+        peak = max((float(truth.abs().amax()) for truth in truths), default=0.0)
+        in_features = tensors[f"{module}.weight"].shape[-1]
+        largest = torch.zeros(in_features, device=self.reference.device)
+        moments = InputMoments(in_features, self.reference.device) if truths else None
+        for i in range(len(self._hidden)):
+            middle = self._enter_mlp(layer, decoder, i) if module.startswith("mlp.") else None
+            decoder.observe = observe
+            try:
+                if middle is None:
+                    self._attend(layer, decoder, i)
+                else:
+                    decoder.feed_forward(middle)
+            except _Seen:
+                pass
+            decoder.observe = None
+            for x in seen:
+                torch.maximum(largest, x.abs().amax(0), out=largest)
+            if moments is not None:
+                moments.add(self._entering(seen[0], peak), truths[i])
+            seen.clear()
+        return Inputs(moments, largest)
+
+    def _angles(self, layer: int, states: Tensor) -> Angles:
+        local = self.reference.traits.local_rope[layer]
+        return self._rotary.at(torch.arange(len(states), device=states.device))[local]
+
+    def _attend(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
+        """The layer's first half, with the attention of an earlier time if there is one."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+            if sequence not in self._attended:
+                self._attended[sequence] = causal_attention(layer, q, k, v, rule)
+            return self._attended[sequence]
+
+        states = self._hidden[sequence]
+        return decoder.attend(layer, states, self._angles(layer, states), attend)
+
+    def _enter_mlp(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
+        """What the first half gives, computed once, when its linears are settled."""
+        if sequence not in self._middle:
+            self._middle[sequence] = self._attend(layer, decoder, sequence)
+        return self._middle[sequence]

@@ -1,0 +1,213 @@
+"""What is quantised together, and how: a unit of the source becomes tensors of the checkpoint.
+
+A unit is one tensor, or for FP8 and AWQ the linears of one layer. Tensors are whole here; who cuts
+and writes them is the business of convert/conversion.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.families.architectures import TensorRow, stage_rows
+from enginehouse.build.forms.quantization import (
+    check_finite,
+    in_dtype,
+    quantize_fp8_rowwise,
+    quantize_int4,
+)
+from enginehouse.build.forms.weight_forms import is_quantized
+from enginehouse.build.quantize.pieces import Pieces, can_be_cut, read_pieces
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.packing import pack_int4
+from enginehouse.runtime.config import ModelConfig, QuantConfig
+
+# The tensors of one layer's linears, by the layer's number in the whole model: asked for once
+# each, in order. {"attention.qkv.weight": ..., "attention.qkv.weights_scaling_factor": ...}
+LayerLinears = Callable[[int], Mapping[str, Tensor]]
+
+
+class Calibration(NamedTuple):
+    """What calibration found; layers count through the whole model. Empty where not needed.
+
+    kv_scales: of each layer's keys and values. linears: quantised already, where that is done
+    layer by layer.
+    """
+
+    kv_scales: Mapping[int, float]
+    linears: LayerLinears | None = None
+
+
+class Unit(NamedTuple):
+    """Tensors of one pipeline stage that are converted together."""
+
+    pp_rank: int
+    rows: list[TensorRow]
+
+    @property
+    def key(self) -> str:
+        """Its name in the journal."""
+        return f"{self.pp_rank}:{self.rows[0].target}"
+
+
+def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Tensor:
+    """A TensorRT-LLM tensor from its sources, as its recipe says, in the source's dtype.
+
+    What one was added to is float32: the sum is rounded once, to the checkpoint's dtype.
+    """
+    if source.rows is not None:  # its recipe was followed when the folder was made
+        whole = source.rows.read_row(row.sources)
+        check_finite(row.target, whole)
+        return whole
+    parts = [source.tensors.read(name) for name in row.sources]
+    for name, part in zip(row.sources, parts, strict=True):
+        check_finite(name, part)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if row.recipe == "experts":
+        return whole.view(config.num_experts, -1, whole.shape[1])
+    if row.recipe == "swap_halves":
+        return whole.roll(len(whole) // 2, dims=0)
+    return whole.float() + 1 if row.recipe == "plus_one" else whole
+
+
+def by_layer(quantization: QuantConfig) -> bool:
+    """Whether the form needs its linears quantised layer after layer, as the text meets them."""
+    return quantization.pre_quant_scale or quantization.quant_algo == "FP8"
+
+
+def units(config: ModelConfig, source: SourceCheckpoint) -> Iterator[Unit]:
+    """The whole model's rows as they must be converted together: the linears of a layer that is
+    quantised as one, else each row alone. Those that the source has quantised are each alone.
+    """
+    together = by_layer(config.quantization) and source.quantized is None
+    for pp_rank in range(config.mapping.pp_size):
+        for rows in _stage_units(config, pp_rank, together):
+            yield Unit(pp_rank, rows)
+
+
+def _stage_units(config: ModelConfig, pp_rank: int, together: bool) -> Iterator[list[TensorRow]]:
+    waiting: list[TensorRow] = []  # of one layer
+    for row in stage_rows(config, pp_rank):
+        if not together or not is_quantized(config.quantization, row.target):
+            yield [row]
+            continue
+        if waiting and _layer_of(waiting[0].target) != _layer_of(row.target):
+            yield waiting
+            waiting = []
+        waiting.append(row)
+    if waiting:
+        yield waiting
+
+
+def layer_of_unit(config: ModelConfig, unit: Unit) -> int | None:
+    """The layer, in the whole model, whose linears the unit is; None for any other unit."""
+    target = unit.rows[0].target
+    if not by_layer(config.quantization) or not is_quantized(config.quantization, target):
+        return None
+    return stage_layers(config, unit.pp_rank)[_layer_of(target)]
+
+
+def _layer_of(target: str) -> int:
+    """The local layer of `transformer.layers.3.mlp.fc.weight`: 3."""
+    return int(target.split(".")[2])
+
+
+def stage_layers(config: ModelConfig, pp_rank: int) -> range:
+    """The layers of a pipeline stage, as the whole model counts them."""
+    return config.mapping.layers(pp_rank, config.num_hidden_layers)
+
+
+def source_bytes(row: TensorRow, source: SourceCheckpoint) -> int:
+    """Bytes of a row's tensors as the source has them, dequantised."""
+    infos = [source.tensors.infos[name] for name in row.sources]
+    return sum(prod(info.shape) * info.dtype.itemsize for info in infos)
+
+
+def is_whole(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> bool:
+    """Whether a row's tensor is held as one while it is converted, and not in pieces."""
+    quantised = is_quantized(config.quantization, row.target)
+    by_itself = source.quantized is None and not by_layer(config.quantization)
+    return (quantised and not by_itself) or not can_be_cut(row, source)
+
+
+def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint, uncut: bool) -> int:
+    """What a unit takes at its peak: its sources, and a second time where they are changed; of
+    what goes in pieces, next to nothing. uncut: the sink takes whole tensors.
+    """
+    rows = [row for row in unit.rows if uncut or is_whole(row, source, config)]
+    names = [name for row in rows for name in row.sources]
+    kept = len(names) == 1 and not is_quantized(config.quantization, unit.rows[0].target)
+    kept = kept and source.tensors.infos[names[0]].dtype == getattr(torch, config.dtype)
+    return sum(source_bytes(row, source) for row in rows) * (1 if kept else 2)
+
+
+def convert_unit(
+    config: ModelConfig, unit: Unit, source: SourceCheckpoint, calibration: Calibration
+) -> Iterator[tuple[str, Pieces]]:
+    """The checkpoint's tensors of a unit, by their TensorRT-LLM names, uncut. The pieces of each
+    must be gone through before the next is asked for.
+    """
+    pp_rank, rows = unit
+    quantization = config.quantization
+    algo = quantization.quant_algo
+    if algo == "W8A16" or not is_quantized(quantization, rows[0].target):
+        for row in rows:
+            dtype: torch.dtype = getattr(torch, config.dtype)
+            if row.target.endswith("router.weight"):
+                dtype = torch.float32
+            shape, parts = _pieces(row, source, config)
+            yield row.target, Pieces(shape, (in_dtype(row.target, part, dtype) for part in parts))
+    elif source.quantized is not None:
+        for row in rows:
+            for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
+                yield row.target.removesuffix("weight") + kind, Pieces.of(tensor)
+    elif by_layer(quantization):
+        assert calibration.linears is not None
+        local = _layer_of(rows[0].target)
+        linears = calibration.linears(stage_layers(config, pp_rank)[local])
+        for name, tensor in linears.items():
+            yield f"transformer.layers.{local}.{name}", Pieces.of(tensor)
+    else:
+        for row in rows:
+            yield from _convert_linear(row, source, config)
+
+
+def _convert_linear(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig
+) -> Iterator[tuple[str, Pieces]]:
+    """A weight whose rows can each be quantised alone, then its scales."""
+    (height, width), parts = _pieces(row, source, config)
+    scales: list[Tensor] = []
+    module = row.target.removesuffix("weight")
+    if config.quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
+
+        def rowwise() -> Iterator[Tensor]:
+            for part in parts:
+                q, scale = quantize_fp8_rowwise(part)
+                scales.append(scale)
+                yield q
+
+        yield row.target, Pieces((height, width), rowwise())
+        yield f"{module}per_channel_scale", Pieces.of(torch.cat(scales))
+        return
+    group_size, dtype = config.quantization.group_size, getattr(torch, config.dtype)
+
+    def grouped() -> Iterator[Tensor]:
+        for part in parts:
+            q, scale = quantize_int4(part, group_size, dtype)
+            scales.append(scale)
+            yield pack_int4(q)
+
+    yield row.target, Pieces((height // 2, width), grouped())
+    yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
+
+
+def _pieces(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Pieces:
+    """A row's tensor, in one piece where its recipe needs it whole."""
+    if can_be_cut(row, source):
+        return read_pieces(row, source)
+    return Pieces.of(read_row(row, source, config))

@@ -1,0 +1,245 @@
+"""A .gguf file of the Llama family as a source: Hugging Face's names, row order and config.
+
+llama.cpp interleaves the rows of q and k for its rope: they are put back in Hugging Face's
+order. How the file is laid out is gguf_file.py's; this file does not know what is made of the
+tensors.
+Source: llama.cpp's convert_hf_to_gguf.py.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from enginehouse.build.sources.gguf_file import (
+    FloatArray,
+    GgufFile,
+    GgufTensor,
+    read_gguf,
+    read_rows,
+)
+from enginehouse.build.sources.gguf_tokenizer import (
+    check_vocabulary,
+    eos_token_ids,
+    write_tokenizer,
+)
+from enginehouse.runtime.errors import CheckpointError
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def _hf_name(name: str) -> str | None:
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; None if unknown."""
+    found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+    if found is None or found.group(2) not in _NAMES:
+        return None
+    layer = f"model.layers.{found.group(1)}." if found.group(1) else ""
+    return f"{layer}{_NAMES[found.group(2)]}.{found.group(3)}"
+
+
+class GgufSource:
+    """The file's tensors under Hugging Face names, dequantised to float32."""
+
+    def __init__(self, file: GgufFile, head_dim: int) -> None:
+        self._path = file.path
+        self._head_dim = head_dim
+        self._tensors: dict[str, GgufTensor] = {}
+        self._infos: dict[str, TensorInfo] = {}
+        for name, tensor in file.tensors.items():
+            target = _hf_name(name)
+            if target is not None:
+                self._tensors[target] = tensor
+                self._infos[target] = TensorInfo(torch.float32, tensor.shape)
+            elif name != "rope_freqs.weight":  # it is in the config's rope_scaling
+                raise CheckpointError(
+                    f"{file.path} holds tensor {name!r}, which no plain Llama model has "
+                    "(a mixture of experts?); give its Hugging Face directory"
+                )
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self._infos
+
+    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        if name not in self._tensors:
+            raise CheckpointError(f"{self._path} has no tensor {name!r}")
+        tensor = self._tensors[name]
+        num_rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        if len(tensor.shape) == 1:  # one row of the file, whose elements are the rows asked for
+            vector = read_rows(self._path, name, tensor, 0, num_rows).reshape(tensor.shape)
+            permuted = _unpermute(vector, self._head_dim) if _is_permuted(name) else vector
+            return torch.from_numpy(permuted[rows] if rows is not None else permuted)
+        start, stop, step = (rows or slice(None)).indices(num_rows)
+        assert step == 1, "rows are read in one piece"
+        stop = max(start, stop)
+        if not _is_permuted(name):
+            return torch.from_numpy(read_rows(self._path, name, tensor, start, stop))
+        head = self._head_dim  # rows move within a head only: read the heads they lie in
+        first = start // head * head
+        heads = read_rows(self._path, name, tensor, first, -(-stop // head) * head)
+        return torch.from_numpy(_unpermute(heads, head)[start - first : stop - first])
+
+
+def _is_permuted(name: str) -> bool:
+    return ".q_proj." in name or ".k_proj." in name
+
+
+def _unpermute(heads: FloatArray, head_dim: int) -> FloatArray:
+    """Undo llama.cpp's row order within each head: pairs (2i, 2i+1) back to (i, i + d/2)."""
+    pairs = heads.reshape(-1, head_dim // 2, 2, *heads.shape[1:])
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(heads.shape)
+
+
+def open_gguf(path: Path) -> SourceCheckpoint:
+    """Open a .gguf file of the Llama family; no weight is read.
+
+    Raises CheckpointError for damage, another family, and what config.json cannot express.
+    """
+    file = read_gguf(path)
+    check_vocabulary(file)
+    config = _hf_config(file)
+    metadata = file.metadata
+    return SourceCheckpoint(
+        name=path.stem,
+        kind="gguf",
+        path=path,
+        config=config,
+        tensors=GgufSource(file, config["head_dim"]),
+        files=(path,),
+        eos_token_ids=eos_token_ids(metadata),
+        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
+        license=metadata.get("general.license"),
+        tokenizer_writer=partial(write_tokenizer, file),
+    )
+
+
+def _hf_config(file: GgufFile) -> dict[str, Any]:
+    """Hugging Face's config.json for the file, every key written out."""
+    metadata, tensors = file.metadata, file.tensors
+    family = metadata.get("general.architecture")
+    if family != "llama":
+        raise CheckpointError(
+            f"{file.path} has general.architecture {family!r}; from .gguf files only 'llama' is "
+            "read (Llama, Mistral, SmolLM2): give the model's Hugging Face directory"
+        )
+
+    def number(key: str, default: float | None = None) -> Any:
+        value = metadata.get(f"llama.{key}", default)
+        if not isinstance(value, (int, float)) or value <= 0:
+            found = "no" if value is None else f"{value!r} as"
+            raise CheckpointError(f"{file.path} has {found} llama.{key}; wanted one number above 0")
+        return value
+
+    heads, hidden = number("attention.head_count"), number("embedding_length")
+    rope_dim = number("rope.dimension_count", hidden // heads)
+    head_dim = number("attention.key_length", rope_dim)
+    if rope_dim != head_dim or number("attention.value_length", head_dim) != head_dim:
+        raise CheckpointError(
+            f"{file.path} has rope.dimension_count={rope_dim}, attention.key_length={head_dim}; "
+            "wanted them and value_length equal"
+        )
+    if "token_embd.weight" not in tensors:
+        raise CheckpointError(
+            f"{file.path} has no tensor 'token_embd.weight'; download the file again"
+        )
+    epsilon = number("attention.layer_norm_rms_epsilon")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": hidden,
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": number("attention.head_count_kv", heads),
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": number("context_length"),
+        "rms_norm_eps": float(str(np.float32(epsilon))),  # 9.99999975e-06 was 1e-05
+        "rope_theta": number("rope.freq_base", 10000.0),
+        "rope_scaling": _rope_scaling(file, head_dim),
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _rope_scaling(file: GgufFile, head_dim: int) -> dict[str, Any] | None:
+    metadata = file.metadata
+    if "rope_freqs.weight" in file.tensors:
+        return _llama3_scaling(file, head_dim)
+    kind = metadata.get("llama.rope.scaling.type", "none")
+    factor = metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear"))
+    if kind == "none" and factor in (None, 0.0, 1.0):
+        return None
+    if kind in ("none", "linear"):
+        return {"rope_type": "linear", "factor": factor}
+    if kind == "yarn":
+        original = metadata.get("llama.rope.scaling.original_context_length")
+        known = {"original_max_position_embeddings": original} if original else {}
+        return {"rope_type": "yarn", "factor": factor, **known}
+    raise CheckpointError(
+        f"{file.path} has llama.rope.scaling.type {kind!r}; wanted none, linear or yarn: "
+        "give the model's Hugging Face directory"
+    )
+
+
+def llama3_frequency_factors(
+    head_dim: int, theta: float, factor: float, original: int
+) -> FloatArray:
+    """What llama.cpp stores as rope_freqs for Llama 3.1's scaling (low 1, high 4), float64."""
+    wavelength = 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
+    smooth = (original / wavelength - 1.0) / (4.0 - 1.0)
+    middle = 1 / ((1 - smooth) / factor + smooth)
+    far = np.where(wavelength > original, factor, middle)
+    return np.where(wavelength < original / 4.0, 1.0, far)
+
+
+def _llama3_scaling(file: GgufFile, head_dim: int) -> dict[str, Any] | None:
+    """The rope_scaling whose frequency factors are the file's; CheckpointError if none is."""
+    tensor = file.tensors["rope_freqs.weight"]
+    count = tensor.shape[-1]
+    found = np.fromfile(file.path, np.float32, count, offset=tensor.offset)
+    if tensor.kind == gguf.GGMLQuantizationType.F32 and found.shape == (head_dim // 2,):
+        if (found == 1.0).all():
+            return None
+        theta, factor = file.metadata.get("llama.rope.freq_base", 10000.0), float(found.max())
+        for original in (8192, 4096, 16384, 32768):
+            wanted = llama3_frequency_factors(head_dim, theta, factor, original)
+            if np.allclose(found, wanted, rtol=1e-4):
+                return {
+                    "rope_type": "llama3",
+                    "factor": factor,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": original,
+                }
+    raise CheckpointError(
+        f"{file.path} has rope_freqs.weight that no Llama 3.1 scaling gives; "
+        "give the model's Hugging Face directory"
+    )

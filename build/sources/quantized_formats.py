@@ -1,0 +1,282 @@
+"""How each quantised Hugging Face format stores a linear, and back to a QuantizedLinear.
+
+A format reads the tensors of one module and knows their bits; it knows no model, no file and
+nothing of what is made of them.
+Source: AutoAWQ (`awq/utils/packing_utils.py`, version "gemm"); AutoGPTQ and GPTQModel (formats
+"gptq" and "gptq_v2"); compressed-tensors (`pack_to_int32`, "float-quantized"); ModelOpt
+(`modelopt/torch/export`, unified Hugging Face export).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.forms.quantized_linear import QuantizedLinear
+from enginehouse.build.source import TensorInfo, TensorSource
+from enginehouse.runtime.checkpoint.packing import unpack_int4
+from enginehouse.runtime.errors import CheckpointError
+
+Infos = Mapping[str, TensorInfo]
+# Nibble i of an AutoAWQ word holds column 0,2,4,6,1,3,5,7 [i]; this undoes it.
+_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
+
+
+class LinearFormat(Protocol):
+    """name: what users call it. marker: the tensor that only a quantised module has.
+
+    tensors: all that a module can have, without the module's name.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def marker(self) -> str: ...
+
+    @property
+    def tensors(self) -> tuple[str, ...]: ...
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        """[out_features, in_features] of a module, without reading it."""
+
+    def scale_name(self, module: str) -> str:
+        """The tensor that holds the module's scales."""
+
+    def check(self, source: TensorSource, module: str) -> None:
+        """CheckpointError for what could only be refused after reading small tensors."""
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear: ...
+
+
+def unpack_words(words: Tensor) -> Tensor:
+    """uint8 [rows, 8 * n] in [0, 15] from int32 [rows, n], the lowest nibble first."""
+    data = words.contiguous().view(torch.uint8)  # [rows, 4 * n], little-endian
+    return torch.stack([data & 0xF, data >> 4], dim=-1).flatten(1)
+
+
+def _signed(nibbles: Tensor) -> Tensor:
+    """int8 in [-8, 7] from nibbles that were stored 8 higher."""
+    return nibbles.to(torch.int8) - 8
+
+
+def _refuse_zero_points(module: str, zero: Tensor) -> None:
+    if zero.any():
+        raise CheckpointError(
+            f"{module} has zero points other than 8, but the checkpoint's quantization_config "
+            "says that it is symmetric; one of the two is wrong: download both again"
+        )
+
+
+def _check_group_index(source: TensorSource, name: str, group_size: int) -> None:
+    """Refuse an order of activations that is not the inputs' own."""
+    if name not in source.infos:
+        return
+    index = source.read(name).long()
+    if not torch.equal(index, torch.arange(len(index)) // group_size):
+        raise CheckpointError(
+            f"{name} puts inputs into groups out of order (act-order, desc_act), for which "
+            "TensorRT-LLM's int4 kernels have no form; quantise again with desc_act=false"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AwqFormat:
+    """qweight int32 [in, out/8], qzeros int32 [in/g, out/8], scales [in/g, out]."""
+
+    zero_point: bool
+    name: str = "AutoAWQ"
+    marker: str = "qweight"
+    tensors: tuple[str, ...] = ("qweight", "qzeros", "scales")
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        in_features, words = infos[f"{module}.qweight"].shape
+        return words * 8, in_features
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.scales"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        pass
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        q = self._columns(source.read(f"{module}.qweight"))
+        scale = source.read(f"{module}.scales").T.contiguous()
+        zero = None
+        if f"{module}.qzeros" in source.infos:
+            zero = self._columns(source.read(f"{module}.qzeros"))
+            if not self.zero_point:
+                _refuse_zero_points(module, zero)
+        return QuantizedLinear(q, scale, zero if self.zero_point else None)
+
+    @staticmethod
+    def _columns(words: Tensor) -> Tensor:
+        """int8 [out, rows] from int32 [rows, out/8]."""
+        nibbles = unpack_words(words).view(len(words), -1, 8)[..., list(_AWQ_COLUMNS)]
+        return _signed(nibbles.flatten(1)).T.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class GptqFormat:
+    """qweight int32 [in/8, out], qzeros int32 [in/g, out/8], scales [in/g, out], g_idx [in].
+
+    stored_zero: what is added to a stored zero point: 1 in "gptq", 0 in "gptq_v2".
+    """
+
+    group_size: int
+    symmetric: bool
+    stored_zero: int
+    name: str = "GPTQ"
+    marker: str = "qweight"
+    tensors: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        words, out_features = infos[f"{module}.qweight"].shape
+        return out_features, words * 8
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.scales"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        _check_group_index(source, f"{module}.g_idx", self.group_size)
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        q = _signed(unpack_words(source.read(f"{module}.qweight").T))
+        stored = unpack_words(source.read(f"{module}.qzeros")).T  # [out, groups]
+        zero = _signed(stored + self.stored_zero).contiguous()
+        scale = source.read(f"{module}.scales").T.contiguous()
+        if self.symmetric:
+            _refuse_zero_points(module, zero)
+        return QuantizedLinear(q, scale, None if self.symmetric else zero)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFormat:
+    """compressed-tensors' pack-quantized: weight_packed int32 [out, in/8], weight_scale
+    [out, in/g], weight_zero_point int32 [out/8, in/g] packed along the rows, weight_shape [2].
+    """
+
+    group_size: int
+    symmetric: bool
+    name: str = "compressed-tensors W4A16"
+    marker: str = "weight_packed"
+    tensors: tuple[str, ...] = (
+        "weight_packed",
+        "weight_scale",
+        "weight_zero_point",
+        "weight_shape",
+        "weight_g_idx",
+    )
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        out_features, words = infos[f"{module}.weight_packed"].shape
+        return out_features, words * 8
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.weight_scale"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        _check_group_index(source, f"{module}.weight_g_idx", self.group_size)
+        name = f"{module}.weight_shape"
+        if name in source.infos:
+            found, wanted = source.read(name).tolist(), list(self.shape(source.infos, module))
+            if found != wanted:
+                raise CheckpointError(
+                    f"{name} says {found}; the packed weight holds {wanted}: download it again"
+                )
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        q = _signed(unpack_words(source.read(f"{module}.weight_packed")))
+        scale = source.read(f"{module}.weight_scale")
+        zero = None
+        if not self.symmetric:
+            packed = source.read(f"{module}.weight_zero_point")  # [out/8, groups]
+            zero = _signed(unpack_words(packed.T)[:, : len(q)]).T.contiguous()
+        return QuantizedLinear(q, scale, zero)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOptInt4Format:
+    """weight uint8 [out/2, in], low nibble the even row, two's complement; weight_scale
+    [out, in/g]; pre_quant_scale [in] where the factor was not folded into the layer before.
+    """
+
+    name: str = "ModelOpt INT4 AWQ"
+    marker: str = "weight_scale"
+    tensors: tuple[str, ...] = ("weight", "weight_scale", "pre_quant_scale")
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        half, in_features = infos[f"{module}.weight"].shape
+        return half * 2, in_features
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.weight_scale"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        dtype = source.infos[f"{module}.weight"].dtype
+        if dtype not in (torch.uint8, torch.int8):
+            raise CheckpointError(f"{module}.weight has dtype {dtype}; wanted packed uint8")
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        q = unpack_int4(source.read(f"{module}.weight").view(torch.int8))
+        factor = f"{module}.pre_quant_scale"
+        return QuantizedLinear(
+            q,
+            source.read(f"{module}.weight_scale"),
+            pre_quant_scale=source.read(factor).view(-1) if factor in source.infos else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Format:
+    """weight float8_e4m3fn [out, in]; weight_scale [] or [1], or [out] or [out, 1]; input_scale
+    [] or [1] for static activations. ModelOpt's and compressed-tensors'.
+    """
+
+    name: str = "FP8"
+    marker: str = "weight_scale"
+    tensors: tuple[str, ...] = ("weight", "weight_scale", "input_scale")
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        out_features, in_features = infos[f"{module}.weight"].shape
+        return out_features, in_features
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.weight_scale"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        info = source.infos[f"{module}.weight"]
+        if info.dtype != torch.float8_e4m3fn:
+            raise CheckpointError(
+                f"{module}.weight has dtype {info.dtype}; wanted float8_e4m3fn, as its "
+                "quantization_config says"
+            )
+        inputs = source.infos.get(f"{module}.input_scale")
+        if inputs is not None and inputs.shape not in ((), (1,)):
+            raise CheckpointError(
+                f"{module}.input_scale has shape {list(inputs.shape)}; wanted one number"
+            )
+        shape = source.infos[self.scale_name(module)].shape
+        if shape not in ((), (1,), (info.shape[0],), (info.shape[0], 1)):
+            raise CheckpointError(
+                f"{module}.weight_scale has shape {list(shape)}; wanted one scale, or one for "
+                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8"
+            )
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        return QuantizedLinear(
+            source.read(f"{module}.weight"),
+            self.scale(source, module),
+            activation_scale=self.activation_scale(source, module),
+        )
+
+    def scale(self, source: TensorSource, module: str) -> Tensor:
+        return source.read(f"{module}.weight_scale").float().view(-1)
+
+    def activation_scale(self, source: TensorSource, module: str) -> Tensor | None:
+        name = f"{module}.input_scale"
+        return source.read(name).float().view(1) if name in source.infos else None
