@@ -6,11 +6,11 @@ ENGINEHOUSE_WORKERS; the rest is listed in README.md.
 
 import os
 
-from enginehouse.server import launch
+from enginehouse.server.launch import gunicorn_hooks
 
 bind = os.environ.get("ENGINEHOUSE_BIND", "127.0.0.1:8000")
-workers = launch.num_workers()
-worker_class = "enginehouse.server.worker.Worker"  # gevent, and it drains
+workers = gunicorn_hooks.num_workers()
+worker_class = "enginehouse.server.launch.worker.Worker"  # gevent, and it drains
 worker_connections = 2000
 timeout = 120
 graceful_timeout = 600  # SIGTERM: as long as the longest stream may take
@@ -19,19 +19,21 @@ preload_app = False  # sockets and greenlets belong to a worker
 control_socket_disable = True  # else gunicorn 27 opens one under the home folder
 proc_name = "enginehouse"
 
-launch.prepare_environment()
+gunicorn_hooks.prepare_environment()
 
 
 def on_starting(server):
     """Nothing is open or forked yet: is there an engine at all?"""
-    launch.check_engine()
+    gunicorn_hooks.check_engine()
 
 
 def when_ready(server):
     """The listening socket is open: start the engine host."""
     host, _, port = bind.rpartition(":")
     reachable = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
-    launch.start_host(f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s))
+    gunicorn_hooks.start_host(
+        f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s)
+    )
 
 
 def child_exit(server, worker):
@@ -42,4 +44,4 @@ def child_exit(server, worker):
 
 def on_exit(server):
     """Every worker has ended: end the engine host too."""
-    launch.stop_host()
+    gunicorn_hooks.stop_host()

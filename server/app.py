@@ -16,15 +16,16 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
-from enginehouse.server import completion_routes, openapi, token_routes
-from enginehouse.server.auth import KeyRing
-from enginehouse.server.chat import Chat, load_chat
-from enginehouse.server.completion import EngineClient
-from enginehouse.server.error_body import error_answer, make_error
-from enginehouse.server.metrics import CONTENT_TYPE, Metrics
-from enginehouse.server.responses import error_response, json_response
-from enginehouse.server.service import Service
+from enginehouse.server.answer.completion import EngineClient
+from enginehouse.server.http import completion_routes, token_routes
+from enginehouse.server.http.auth import KeyRing
+from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
+from enginehouse.server.http.service import Service
+from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
+from enginehouse.server.wire import openapi
+from enginehouse.server.wire.error_body import error_answer, make_error
+from enginehouse.server.wire.responses import error_response, json_response
 
 LOG = logging.getLogger("enginehouse.server")
 

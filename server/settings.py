@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.reasoning import REASONING_FORMATS
-from enginehouse.server.tools import TOOL_FORMATS
+from enginehouse.server.text.reasoning import REASONING_FORMATS
+from enginehouse.server.tools.tool_choice import TOOL_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import pytest
 from text_engine import CHATML, byte_level_tokenizer, write_text_engine
 
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.server.chat import Chat, ChatTemplate, load_chat
-from enginehouse.server.message import ChatMessage
+from enginehouse.server.prompt.chat import Chat, ChatTemplate, load_chat
+from enginehouse.server.text.message import ChatMessage
 
 USER, ASSISTANT, LATER = (
     ChatMessage("user", "hello"),
@@ -171,7 +171,7 @@ from gevent import monkey
 monkey.patch_all()
 from gevent.monkey import get_original
 from enginehouse.runtime.errors import RequestError
-from enginehouse.server.chat import call_beside_the_loop
+from enginehouse.server.prompt.chat import call_beside_the_loop
 native_id = get_original("threading", "get_native_id")
 assert call_beside_the_loop(native_id) != native_id()
 def refuse():

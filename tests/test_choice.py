@@ -10,9 +10,9 @@ from test_completion import LENGTH, PIECES, STOP, TOKENIZER, completion, play, t
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.request import FinishReason, Refusal, TokenLogprobs, TokenOutput
-from enginehouse.server.answer import Content, Part, Reasoning, ToolArguments, ToolCallStart
-from enginehouse.server.choice import Endings
-from enginehouse.server.completion import Completion
+from enginehouse.server.answer.choice import Endings
+from enginehouse.server.answer.completion import Completion
+from enginehouse.server.text.answer import Content, Part, Reasoning, ToolArguments, ToolCallStart
 
 IDS = {PIECES.piece(token_id, False): token_id for token_id in range(300)}
 END_ID = TOKENIZER.token_to_id("<|im_end|>")

@@ -10,10 +10,10 @@ from text_engine import byte_level_tokenizer
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.answer import AnswerParser, Content, PlainParser
-from enginehouse.server.choice import Endings
-from enginehouse.server.completion import ClientGone, Completion, Delta, Prices, Terms
-from enginehouse.server.detokenizer import TokenPieces
+from enginehouse.server.answer.choice import Endings
+from enginehouse.server.answer.completion import ClientGone, Completion, Delta, Prices, Terms
+from enginehouse.server.text.answer import AnswerParser, Content, PlainParser
+from enginehouse.server.text.detokenizer import TokenPieces
 
 TOKENIZER = byte_level_tokenizer()
 PIECES = TokenPieces(TOKENIZER)

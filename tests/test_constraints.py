@@ -14,7 +14,7 @@ from test_sse import data_of
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import ConstraintKind, FinishReason, Refusal, TokenOutput
-from enginehouse.server.schema import parse_chat_request
+from enginehouse.server.request.chat_request import parse_chat_request
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
 TAG = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}

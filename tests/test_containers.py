@@ -18,7 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from enginehouse.server.start import main
+from enginehouse.server.launch.launcher import main
 
 RECIPES = ("Dockerfile", "Dockerfile.cpu")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))

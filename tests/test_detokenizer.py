@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from text_engine import byte_level_tokenizer, sentencepiece_tokenizer
 
-from enginehouse.server.detokenizer import Detokenizer, StopMatcher, TokenPieces
+from enginehouse.server.text.detokenizer import Detokenizer, StopMatcher, TokenPieces
 
 BYTE_LEVEL = byte_level_tokenizer()
 SENTENCEPIECE = sentencepiece_tokenizer()

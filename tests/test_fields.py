@@ -14,8 +14,8 @@ from test_choice import bytes_ids, scored
 from test_completion import STOP
 from test_server import error_of
 
-from enginehouse.server.asked import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS
-from enginehouse.server.bodies import ChatBody, CompletionBody
+from enginehouse.server.request.asked import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS
+from enginehouse.server.wire.bodies import ChatBody, CompletionBody
 
 ENDPOINTS: dict[str, tuple[type[Any], dict[str, Field], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, CHAT, {"model": "tiny/chat", "messages": [HELLO]}),

@@ -16,9 +16,9 @@ from conftest import ROOT, EngineMaker
 
 from enginehouse.runtime.engine import read_manifest, write_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.server import start
-from enginehouse.server.launch import host_flags
-from enginehouse.server.start import Served, plan_launch, read_served
+from enginehouse.server.launch import launcher as start
+from enginehouse.server.launch.gunicorn_hooks import host_flags
+from enginehouse.server.launch.launcher import Served, plan_launch, read_served
 
 GUNICORN = ["gunicorn", "-c", "conf.py", start.APP]
 QUOTED = shlex.join(GUNICORN)

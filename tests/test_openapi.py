@@ -26,9 +26,9 @@ from test_server import PATHS
 from test_sse import data_of
 from text_engine import engine_info
 
-from enginehouse.server import answers, bodies, openapi
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from enginehouse.server.wire import answers, bodies, openapi
 
 MODEL = {"model": "tiny/chat"}
 HELLO = [{"role": "user", "content": "hello"}]

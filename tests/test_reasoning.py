@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tool_texts import FORMATS, NAMES, feed
 
-from enginehouse.server.answer import (
+from enginehouse.server.text.answer import (
     Content,
     Part,
     PlainParser,
@@ -15,7 +15,7 @@ from enginehouse.server.answer import (
     ToolArguments,
     ToolCallStart,
 )
-from enginehouse.server.reasoning import ReasoningParser, opens_reasoning, reasons
+from enginehouse.server.text.reasoning import ReasoningParser, opens_reasoning, reasons
 
 R, C = Reasoning, Content
 READINGS: list[tuple[bool, str, list[Part]]] = [

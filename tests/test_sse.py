@@ -12,8 +12,8 @@ from scripted_client import Script, ScriptedGeneration
 from test_completion import STOP, completion, tokens
 
 from enginehouse.runtime.errors import HostUnavailable
-from enginehouse.server import sse
-from enginehouse.server.completion import Completion
+from enginehouse.server.answer.completion import Completion
+from enginehouse.server.http import sse
 
 
 def stream(answer: Completion, script: Script) -> tuple[list[bytes], ScriptedGeneration]:

@@ -11,12 +11,12 @@ import pytest
 from text_engine import CHATML, byte_level_tokenizer
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.server.chat import Chat
-from enginehouse.server.message import ChatMessage, ToolCall
-from enginehouse.server.prompt_options import PromptOptions
-from enginehouse.server.template import ChatTemplate
-from enginehouse.server.tool_format import ToolFunction
-from enginehouse.server.tools import ToolUse
+from enginehouse.server.prompt.chat import Chat
+from enginehouse.server.prompt.options import PromptOptions
+from enginehouse.server.prompt.template import ChatTemplate
+from enginehouse.server.text.message import ChatMessage, ToolCall
+from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.tool_choice import ToolUse
 
 TEMPLATES = {
     path.stem: path.read_text(encoding="utf-8")

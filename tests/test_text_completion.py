@@ -14,7 +14,7 @@ from werkzeug.test import TestResponse
 
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import TokenOutput
-from enginehouse.server.text_completion import Batch
+from enginehouse.server.answer.text_completion import Batch
 
 HELLO_IDS = TOKENIZER.encode("hello").ids
 DOG_IDS = TOKENIZER.encode("dog").ids

@@ -17,13 +17,13 @@ from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.constraint import check
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
-from enginehouse.server.answer_plan import plan_answer
-from enginehouse.server.chat import Chat
-from enginehouse.server.message import ToolCall
-from enginehouse.server.reasoning import after_reasoning
-from enginehouse.server.template import ChatTemplate
-from enginehouse.server.tool_format import Format, ToolFunction
-from enginehouse.server.tools import ToolUse, as_constraint, as_tag
+from enginehouse.server.answer.plan import plan_answer
+from enginehouse.server.prompt.chat import Chat
+from enginehouse.server.prompt.template import ChatTemplate
+from enginehouse.server.text.message import ToolCall
+from enginehouse.server.text.reasoning import after_reasoning
+from enginehouse.server.tools.format import Format, ToolFunction
+from enginehouse.server.tools.tool_choice import ToolUse, as_constraint, as_tag
 
 VOCABULARY = [chr(code) for code in range(32, 127)] + ["\n", "é", "<tool_call>", "[TOOL_CALLS]", ""]
 STOP = len(VOCABULARY) - 1

@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tool_texts import FORMATS, NAMES, calls_of, content_of, feed
 
-from enginehouse.server.answer import Content, Part, ToolArguments, ToolCallStart
-from enginehouse.server.message import ToolCall
-from enginehouse.server.tool_format import Format
-from enginehouse.server.tool_json import MAX_DEPTH, object_text
+from enginehouse.server.text.answer import Content, Part, ToolArguments, ToolCallStart
+from enginehouse.server.text.message import ToolCall
+from enginehouse.server.tools.format import Format
+from enginehouse.server.tools.json_reader import MAX_DEPTH, object_text
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
 SCALARS |= st.floats(allow_nan=False, allow_infinity=False)

@@ -15,17 +15,17 @@ from tool_texts import calls_of, content_of, feed
 from enginehouse.build.plan import settings as build_settings
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind
-from enginehouse.server.answer import Content, Reasoning, ToolCallStart
-from enginehouse.server.answer_plan import plan_answer
-from enginehouse.server.chat import Chat, load_chat
-from enginehouse.server.detokenizer import Detokenizer
-from enginehouse.server.message import ChatMessage, ToolCall
-from enginehouse.server.prompt_options import PromptOptions
-from enginehouse.server.reasoning import REASONING_FORMATS
+from enginehouse.server.answer.plan import plan_answer
+from enginehouse.server.prompt.chat import Chat, load_chat
+from enginehouse.server.prompt.options import PromptOptions
+from enginehouse.server.prompt.template import ChatTemplate
 from enginehouse.server.settings import ServerSettings
-from enginehouse.server.template import ChatTemplate
-from enginehouse.server.tool_format import ToolFunction
-from enginehouse.server.tools import TOOL_FORMATS, ToolUse, choose_format
+from enginehouse.server.text.answer import Content, Reasoning, ToolCallStart
+from enginehouse.server.text.detokenizer import Detokenizer
+from enginehouse.server.text.message import ChatMessage, ToolCall
+from enginehouse.server.text.reasoning import REASONING_FORMATS
+from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.tool_choice import TOOL_FORMATS, ToolUse, choose_format
 
 WEATHER = ToolFunction(
     "get_weather", "", {"type": "object", "properties": {"city": {"type": "string"}}}

@@ -15,7 +15,7 @@ from enginehouse.runtime.grammar.child import build_grammar, tokenizer_info
 from enginehouse.runtime.grammar.constraint import check
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.grammar.vocabulary import SHOWN_TOKENS, read_vocabulary
-from enginehouse.server.tools import ToolUse, as_constraint
+from enginehouse.server.tools.tool_choice import ToolUse, as_constraint
 
 HIDDEN = "<|im_end|>"
 

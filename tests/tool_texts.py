@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from enginehouse.server.answer import (
+from enginehouse.server.text.answer import (
     AnswerParser,
     Content,
     Part,
@@ -14,11 +14,11 @@ from enginehouse.server.answer import (
     ToolArguments,
     ToolCallStart,
 )
-from enginehouse.server.tool_format import Format
-from enginehouse.server.tool_hermes import Hermes
-from enginehouse.server.tool_llama import GenericJson, LlamaJson
-from enginehouse.server.tool_mistral import Mistral, MistralNamed, MistralSpaced
-from enginehouse.server.tool_pythonic import Pythonic
+from enginehouse.server.tools.format import Format
+from enginehouse.server.tools.hermes import Hermes
+from enginehouse.server.tools.llama import GenericJson, LlamaJson
+from enginehouse.server.tools.mistral import Mistral, MistralNamed, MistralSpaced
+from enginehouse.server.tools.pythonic import Pythonic
 
 FORMATS: dict[str, Format] = {
     "llama3_json": LlamaJson(),

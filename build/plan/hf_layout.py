@@ -1,8 +1,8 @@
 """TensorRT-LLM's fused tensors taken apart again into those of a Hugging Face checkpoint.
 
 families/architectures.py's tables, read backwards: names, row order, and the shapes and dtypes of
-scales as ModelOpt's unified export has them. Every value stays what it is but a norm that takes up AWQ's
-factors, which is rounded once. Knows no file.
+scales as ModelOpt's unified export has them. Every value stays what it is but a norm that takes up
+AWQ's factors, which is rounded once. Knows no file.
 Source: nvidia-modelopt 0.47, torch/export; TensorRT-LLM, _torch/modules/linear.py (what it reads).
 """
 

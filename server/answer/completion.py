@@ -1,0 +1,376 @@
+"""Token outputs -> OpenAI's chat completion objects, whole and in chunks, with usage and cost.
+
+Here the choices of a request are gathered (choice.py makes each) and told. This file does not
+know HTTP or SSE; the engine is whatever has the two protocols below.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+from enginehouse.runtime.errors import EngineError, HostUnavailable, RequestError
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    FinishReason,
+    Refusal,
+    SamplingParams,
+    TokenOutput,
+)
+from enginehouse.server.answer.choice import Choice, Endings
+from enginehouse.server.text.answer import (
+    AnswerParser,
+    Content,
+    Part,
+    PlainParser,
+    Reasoning,
+    ToolCallStart,
+)
+from enginehouse.server.text.detokenizer import TokenPieces
+from enginehouse.server.text.logprobs import TokenEntry, chat_logprobs
+
+
+class Generation(Protocol):
+    """The running choices of one request; see runtime/host/client.py."""
+
+    @property
+    def finished(self) -> bool: ...
+    def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None: ...
+    def cancel(self, index: int | None = None) -> None: ...
+
+
+class EngineClient(Protocol):
+    """What the server needs of runtime/host/client.py; tests have a scripted twin."""
+
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def info(self) -> EngineInfo: ...
+    @property
+    def stats(self) -> ExecutorStats: ...
+    def submit(
+        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+    ) -> Generation: ...
+
+
+class ClientGone(Exception):
+    """Nobody waits for the answer any more; the generation was cancelled from outside."""
+
+
+class Prices(NamedTuple):
+    """Dollars per million tokens."""
+
+    input: Decimal
+    output: Decimal
+
+    def cost(self, num_prompt_tokens: int, num_completion_tokens: int) -> float:
+        """Dollars, computed exactly and rounded to 10 places."""
+        micros = num_prompt_tokens * self.input + num_completion_tokens * self.output
+        return float(round(micros / 1_000_000, 10))
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new of one choice, and the reason when it was its last."""
+
+    index: int
+    parts: tuple[Part, ...] = ()
+    finish_reason: str | None = None
+    entries: tuple[TokenEntry, ...] = ()
+    stop_reason: str | int | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, Content))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What is to be answered, and how it is told.
+
+    num_sequences are generated for each of num_prompts; num_returned of them, the best by mean
+    logprob, are told. num_logprobs None: no log probabilities are told. kept_ids: special
+    tokens whose text is shown to the parser.
+    """
+
+    model: str
+    pieces: TokenPieces
+    prices: Prices
+    num_prompt_tokens: int
+    num_prompts: int = 1
+    num_sequences: int = 1
+    num_returned: int = 1
+    endings: Endings = Endings()
+    num_logprobs: int | None = None
+    include_usage: bool = False
+    continuous_usage: bool = False
+    kept_ids: frozenset[int] = frozenset()
+    fingerprint: str | None = None
+
+
+class Completion:
+    """One request's answer while it grows; knows its shape, counts, and moments.
+
+    make_parser makes one AnswerParser for each choice. started_s, first_token_s, finished_s are
+    read from `clock` (seconds, any origin). unfinished_reason says how the choices ended that have
+    no finish_reason of their own.
+    """
+
+    kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def __init__(
+        self,
+        terms: Terms,
+        make_parser: Callable[[], AnswerParser] = PlainParser,
+        *,
+        completion_id: str | None = None,
+        created: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        started_s: float | None = None,
+    ) -> None:
+        ranks = terms.num_sequences > terms.num_returned
+        self.choices = [
+            Choice(
+                terms.pieces,
+                terms.endings,
+                make_parser(),
+                wants_logprobs=ranks or terms.num_logprobs is not None,
+                kept_ids=terms.kept_ids,
+            )
+            for _ in range(terms.num_prompts * terms.num_sequences)
+        ]
+        self.terms = terms
+        self.unfinished_reason = "cancelled"  # until it runs, only a client that left can end it
+        self.started_s = clock() if started_s is None else started_s
+        self.first_token_s: float | None = None
+        self.finished_s: float | None = None
+        self._id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
+        self._created = int(time.time()) if created is None else created
+        self._clock = clock
+        self._untold: list[list[TokenEntry]] = [[] for _ in self.choices]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return self.terms.num_prompt_tokens
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return sum(choice.num_tokens for choice in self.choices)
+
+    @property
+    def finished(self) -> bool:
+        return all(choice.finish_reason is not None for choice in self.choices)
+
+    def run(
+        self, generation: Generation | None, silence_s: float | None = None
+    ) -> Generator[Delta | None, None, None]:
+        """Take outputs until every choice has ended; None whenever silence_s passed without one.
+
+        generation None: nothing may be generated, every choice ends at once by its length.
+        Whatever ends this early cancels what still runs. Raises ClientGone when the generation was
+        cancelled from outside, HostUnavailable and EngineError when the engine gives up, and
+        RequestError when it refuses the request.
+        """
+        if generation is None:
+            for index, choice in enumerate(self.choices):
+                choice.finish_empty()
+                yield Delta(index, (), choice.finish_reason)
+            self.finished_s = self._clock()
+            return
+        self.unfinished_reason = "error"
+        try:
+            while not self.finished:
+                item = None if generation.finished else generation.get(silence_s)
+                if item is not None:
+                    yield self._advance(generation, *item)
+                elif generation.finished:
+                    raise ClientGone
+                else:
+                    yield None
+            self.finished_s = self._clock()
+        except (ClientGone, GeneratorExit):
+            self.unfinished_reason = "cancelled"
+            raise
+        finally:
+            if not self.finished:
+                generation.cancel()
+
+    def _advance(self, generation: Generation, index: int, output: TokenOutput) -> Delta | None:
+        if output.finish_reason is FinishReason.ERROR:
+            if output.refusal is not None:
+                raise _refused(output.refusal)
+            raise EngineError(output.error or "the engine gave no reason")
+        if output.finish_reason is FinishReason.CANCELLED:
+            raise HostUnavailable("it cancelled this request; send it again")
+        if output.token_ids and self.first_token_s is None:
+            self.first_token_s = self._clock()
+        choice = self.choices[index]
+        if choice.finish_reason is not None:
+            return None
+        num_entries = len(choice.entries)
+        parts = choice.push(output)
+        if choice.finish_reason is not None and output.finish_reason is None:
+            generation.cancel(index)
+        entries = tuple(choice.entries[num_entries:])
+        return Delta(index, tuple(parts), choice.finish_reason, entries, choice.stop_reason)
+
+    def returned(self) -> list[tuple[int, Choice]]:
+        """The choices that are told, with the number of each one's prompt."""
+        count, best = self.terms.num_sequences, self.terms.num_returned
+        told = []
+        for start in range(0, len(self.choices), count):
+            group = self.choices[start : start + count]
+            if best < count:
+                group = sorted(group, key=lambda choice: -choice.mean_logprob)[:best]
+            told += [(start // count, choice) for choice in group]
+        return told
+
+    def usage(self) -> dict[str, Any]:
+        """A prompt counts once, however many choices it has; all that was generated counts."""
+        num_prompt, num_completion = self.num_prompt_tokens, self.num_completion_tokens
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_completion,
+            "total_tokens": num_prompt + num_completion,
+            "prompt_tokens_details": {"cached_tokens": self._num_cached_tokens()},
+            "estimated_cost": self.terms.prices.cost(num_prompt, num_completion),
+        }
+
+    def _num_cached_tokens(self) -> int:
+        """What every sequence of a prompt found: one may find what another has just computed."""
+        count = self.terms.num_sequences
+        groups = [self.choices[i : i + count] for i in range(0, len(self.choices), count)]
+        return sum(min(choice.num_cached_tokens for choice in group) for group in groups)
+
+    def whole(self) -> dict[str, Any]:
+        """The answer to a plain request."""
+        choices = [
+            {
+                "index": index,
+                "message": _message(choice),
+                "logprobs": self._logprobs(choice.entries),
+                "finish_reason": choice.finish_reason,
+                "stop_reason": choice.stop_reason,
+            }
+            for index, (_, choice) in enumerate(self.returned())
+        ]
+        return {**self._head(self.kind), "choices": choices, "usage": self.usage()}
+
+    def opening_chunks(self) -> list[dict[str, Any]]:
+        """The first chunk of every choice: the role, once."""
+        delta = {"role": "assistant", "content": ""}
+        return [self._chunk(index, delta) for index in range(len(self.choices))]
+
+    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+        """The parts if there are any; then an empty delta when they were the choice's last.
+
+        Log probabilities go with the first of them, and wait where there is none.
+        """
+        deltas = _deltas(delta.parts)
+        untold = self._untold[delta.index]
+        untold += delta.entries
+        chunks = [self._chunk(delta.index, item) for item in deltas]
+        if delta.finish_reason is not None:
+            ending = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
+            chunks.append(self._chunk(delta.index, {}, ending))
+        if chunks and untold:
+            chunks[0]["choices"][0]["logprobs"] = self._logprobs(untold)
+            self._untold[delta.index] = []
+        return chunks
+
+    def closing_chunks(self) -> list[dict[str, Any]]:
+        """The usage, when stream_options asked for it."""
+        if not self.terms.include_usage:
+            return []
+        return [{**self._head(self.chunk_kind), "choices": [], "usage": self.usage()}]
+
+    def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
+        if self.terms.num_logprobs is None:
+            return None
+        return chat_logprobs(entries, self.terms.pieces)
+
+    def _chunk(
+        self, index: int, delta: dict[str, Any], ending: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": None}
+        return self._chunk_of({**choice, **(ending or {"finish_reason": None})})
+
+    def _chunk_of(self, choice: dict[str, Any]) -> dict[str, Any]:
+        chunk = {**self._head(self.chunk_kind), "choices": [choice]}
+        if self.terms.continuous_usage:
+            chunk["usage"] = self.usage()
+        elif self.terms.include_usage:  # OpenAI: it is in every chunk, null in all but the last
+            chunk["usage"] = None
+        return chunk
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self.terms.model,
+            "system_fingerprint": self.terms.fingerprint,
+        }
+
+
+def _refused(refusal: Refusal) -> RequestError:
+    return RequestError(refusal.message, param=refusal.param, code=refusal.code or "invalid_value")
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """content is null where there are calls and no text; what there is none of is left out."""
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+    if choice.reasoning:
+        message["reasoning_content"] = choice.reasoning
+    if choice.calls:
+        message["content"] = choice.text or None
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": call.arguments},
+            }
+            for call in choice.calls
+        ]
+    return message
+
+
+def _deltas(parts: tuple[Part, ...]) -> list[dict[str, Any]]:
+    """Neighbours of one kind, and of one call, are told together."""
+    deltas: list[dict[str, Any]] = []
+    for (kind, number), group in groupby(parts, _kind_of):
+        if kind is ToolCallStart:
+            deltas += [
+                {
+                    "tool_calls": [
+                        {
+                            "index": part.number,
+                            "id": part.id,
+                            "type": "function",
+                            "function": {"name": part.name, "arguments": ""},
+                        }
+                    ]
+                }
+                for part in group
+                if isinstance(part, ToolCallStart)
+            ]
+            continue
+        text = "".join(part.text for part in group if not isinstance(part, ToolCallStart))
+        if kind is Content:
+            deltas.append({"content": text})
+        elif kind is Reasoning:
+            deltas.append({"reasoning_content": text})
+        else:
+            deltas.append({"tool_calls": [{"index": number, "function": {"arguments": text}}]})
+    return deltas
+
+
+def _kind_of(part: Part) -> tuple[type[Part], int | None]:
+    number = None if isinstance(part, (Content, Reasoning)) else part.number
+    return type(part), number

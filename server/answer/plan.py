@@ -1,0 +1,97 @@
+"""How one request's answer is held to what was asked, and how its text is taken apart.
+
+The one place where tools, reasoning and response_format meet. This file does not know HTTP, the
+engine or any format of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.request import Constraint
+from enginehouse.server.prompt.chat import Chat
+from enginehouse.server.text.answer import AnswerParser
+from enginehouse.server.text.reasoning import (
+    CLOSE,
+    OPEN,
+    ReasoningParser,
+    after_reasoning,
+    opens_reasoning,
+)
+from enginehouse.server.tools.format import once
+from enginehouse.server.tools.tool_choice import ToolUse, as_constraint, as_tag
+
+
+class AnswerPlan(NamedTuple):
+    """new_parser: for each choice one. keep: special tokens the detokenizer shows it."""
+
+    new_parser: Callable[[], AnswerParser]
+    keep: frozenset[int]
+    constraint: Constraint | None
+
+
+def plan_answer(
+    chat: Chat,
+    prompt: str,
+    tools: ToolUse,
+    constraint: Constraint | None = None,
+    *,
+    reasoning: bool | None = None,
+    include_reasoning: bool = True,
+) -> AnswerPlan:
+    """prompt: its text. constraint: of response_format, for an answer that calls no tool.
+
+    reasoning: whether it is parted from the content; None: as the engine says. Raises RequestError
+    for tool_choice without a tool, two tools of a name, and schemas that cannot be promised.
+    """
+    if tools.forced and not tools.functions:
+        raise RequestError(
+            "tool_choice: found without tools; wanted tools, or no tool_choice",
+            param="tool_choice",
+            code="invalid_value",
+        )
+    names = [item.name for item in tools.functions]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            param = f"tools[{index}].function.name"
+            raise RequestError(
+                f'{param}: "{name}" is the name of tools[{names.index(name)}] too; '
+                "wanted a name for each function",
+                param=param,
+                code="invalid_value",
+            )
+    reasons = chat.reasons if reasoning is None else reasoning
+    begun = reasons and opens_reasoning(prompt)
+    form = chat.tool_format
+
+    def new_parser() -> AnswerParser:
+        parser = tools.parser(form)
+        return ReasoningParser(parser, begun, include_reasoning) if reasons else parser
+
+    kept: tuple[str, ...] = (OPEN, CLOSE) if reasons or chat.reasons else ()
+    if form is not None and tools.shown:
+        kept += form.kept
+    constraint = _joined(chat, tools, constraint)
+    may_reason = (reasons or chat.reasons) and not prompt.rstrip().endswith(CLOSE)
+    if constraint is not None and may_reason:
+        tag = after_reasoning(as_tag(constraint), opens_reasoning(prompt))
+        constraint = as_constraint(tag, constraint.param)
+    return AnswerPlan(new_parser, chat.pieces.ids_of(kept), constraint)
+
+
+def _joined(chat: Chat, tools: ToolUse, constraint: Constraint | None) -> Constraint | None:
+    """What tools ask, and what response_format asks where no tool is called."""
+    form = chat.tool_format
+    if form is None or not tools.shown:
+        return constraint
+    tag: dict[str, Any] | None
+    if constraint is None or tools.forced:
+        tag = tools.tag(form)
+        return None if tag is None else as_constraint(tag)
+    calls, other = tools.call_tag(form), as_tag(constraint)
+    if calls["type"] not in ("or", "tag"):  # it may go on: several calls with no end of their own
+        other = once(other)
+    tag = {"type": "or", "elements": [calls, other]}
+    return as_constraint(tag, constraint.param)

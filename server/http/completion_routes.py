@@ -1,0 +1,127 @@
+"""The two endpoints that generate: chat completions and text completions."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from flask import Response
+
+from enginehouse.runtime.request import EngineInfo
+from enginehouse.server.answer.choice import Endings
+from enginehouse.server.answer.completion import Completion, Generation, Terms
+from enginehouse.server.answer.plan import plan_answer
+from enginehouse.server.answer.text_completion import Batch, TextCompletion
+from enginehouse.server.http.service import Service, fingerprint_of, tell_ignored
+from enginehouse.server.prompt.prompts import echo_of, text_prompt
+from enginehouse.server.request.asked import Asked, check_constraint
+from enginehouse.server.request.chat_request import parse_chat_request
+from enginehouse.server.request.text_request import parse_text_request
+
+
+def chat_completions(service: Service) -> Response:
+    started_s = time.monotonic()
+    info = service.info
+    max_messages = info.max_seq_len if info else None
+    asked = service.read(lambda body: parse_chat_request(body, max_messages))
+    info = _check(service, asked)
+    prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
+    plan = plan_answer(
+        service.chat,
+        prompt.text,
+        asked.options.tools,
+        asked.constraint,
+        reasoning=asked.separate_reasoning,
+        include_reasoning=asked.include_reasoning,
+    )
+    check_constraint(asked.fields, plan.constraint)
+    asked = replace(asked, constraint=plan.constraint)
+    terms = Terms(
+        **_terms(service, info, asked), num_prompt_tokens=len(prompt.ids), kept_ids=plan.keep
+    )
+    completion = Completion(terms, plan.new_parser, started_s=started_s)
+    generation = _submit(service, asked, prompt.ids, info)
+    response = service.answer(completion, generation, asked.fields.stream)
+    return tell_ignored(response, asked.ignored_fields)
+
+
+def text_completions(service: Service) -> Response:
+    started_s = time.monotonic()
+    info = service.info
+    max_seq_len = info.max_seq_len if info else None
+    asked = service.read(lambda body: parse_text_request(body, max_seq_len))
+    info = _check(service, asked)
+    prompts = [
+        text_prompt(service.chat, prompt, asked.add_special_tokens, info, param)
+        for prompt, param in asked.prompts_with_params()
+    ]
+    echoes = [echo_of(service.chat, prompt) if asked.echo else "" for prompt in asked.prompts]
+    terms = Terms(
+        **_terms(service, info, asked),
+        num_prompts=len(prompts),
+        num_prompt_tokens=sum(map(len, prompts)),
+    )
+    completion = TextCompletion(terms, echoes, started_s=started_s)
+    generation = _submit_all(service, asked, prompts, info)
+    response = service.answer(completion, generation, asked.fields.stream)
+    return tell_ignored(response, asked.ignored_fields)
+
+
+def _check(service: Service, asked: Asked) -> EngineInfo:
+    """The model must be the one that is served, its engine there, and each token one of its own."""
+    service.check_model(asked.fields.model, param="model")
+    service.check_ready()
+    info = service.client.info
+    asked.check_vocabulary(info.vocab_size)
+    return info
+
+
+def _terms(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
+    fields = asked.fields
+    return {
+        "model": service.settings.model_name,
+        "pieces": service.chat.pieces,
+        "prices": service.prices,
+        "num_sequences": asked.num_sequences,
+        "num_returned": fields.n,
+        "endings": Endings(
+            texts=tuple(fields.stop),
+            keep_text=fields.include_stop_str_in_output,
+            token_ids=frozenset(fields.stop_token_ids),
+            min_tokens=fields.min_tokens,
+        ),
+        "num_logprobs": asked.num_logprobs,
+        "include_usage": asked.include_usage,
+        "continuous_usage": asked.continuous_usage,
+        "fingerprint": fingerprint_of(info),
+    }
+
+
+def _submit(
+    service: Service, asked: Asked, prompt_ids: list[int], info: EngineInfo
+) -> Generation | None:
+    """None when no token may be generated: the engine is not troubled with that."""
+    room = info.max_seq_len - len(prompt_ids)
+    max_tokens = room if asked.max_tokens is None else min(asked.max_tokens, room)
+    samplings = asked.samplings(max_tokens, service.chat.stop_token_ids)
+    if max_tokens == 0:
+        return None
+    return service.client.submit(prompt_ids, samplings, asked.fields.priority)
+
+
+def _submit_all(
+    service: Service, asked: Asked, prompts: list[list[int]], info: EngineInfo
+) -> Generation | None:
+    started: list[Generation] = []
+    try:
+        for prompt_ids in prompts:
+            generation = _submit(service, asked, prompt_ids, info)
+            if generation is None:  # max_tokens is 0, and so it is for every prompt
+                return None
+            started.append(generation)
+    except Exception:
+        for generation in started:
+            generation.cancel()
+        raise
+    return started[0] if len(started) == 1 else Batch(started, asked.num_sequences)

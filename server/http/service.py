@@ -1,0 +1,208 @@
+"""One worker's state, and the way every endpoint takes: body, checks, answer.
+
+Knows Flask's request and response; not how a prompt is made or what an endpoint's fields mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import gevent
+from flask import Response, g, request
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.request import EngineInfo
+from enginehouse.server.answer.completion import (
+    ClientGone,
+    Completion,
+    EngineClient,
+    Generation,
+    Prices,
+)
+from enginehouse.server.http import sse
+from enginehouse.server.http.metrics import Metrics
+from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
+from enginehouse.server.settings import ServerSettings
+from enginehouse.server.wire.responses import json_response
+
+LOG = logging.getLogger("enginehouse.server")
+
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status: nobody reads it, but logs and metrics do
+_MAX_IGNORED_FIELDS = 16
+_MAX_INLINE_BYTES = 64 * 1024  # a larger body is parsed beside the event loop
+
+T = TypeVar("T")
+
+
+class Service:
+    """What the routes of one worker share."""
+
+    def __init__(self, settings: ServerSettings, client: EngineClient, chat: Chat) -> None:
+        self.settings = settings
+        self.client = client
+        self.chat = chat
+        self.draining = False
+        self.metrics = Metrics(client)
+        self.prices = Prices(settings.price_input, settings.price_output)
+
+    def read(self, parse: Callable[[bytes], T]) -> T:
+        """The request's body, parsed; 415, 413, 408 or 400 when it cannot be."""
+        if request.mimetype != "application/json":
+            raise RequestError(
+                f'Content-Type: found "{request.mimetype}"; wanted "application/json"',
+                code="unsupported_media_type",
+                status=415,
+            )
+        body = _read_body(self.settings.max_body_bytes, self.settings.body_timeout_s)
+        if len(body) <= _MAX_INLINE_BYTES:
+            return parse(body)
+        return call_beside_the_loop(lambda: parse(body))
+
+    def answer(
+        self,
+        completion: Completion,
+        generation: Generation | None,
+        stream: bool,
+    ) -> Response:
+        """Run the completion to its end, or to its first output and then as a stream."""
+        watch = sse.DisconnectWatch(request.environ.get("gunicorn.socket"), generation)
+        try:
+            if stream:
+                return self._stream(completion, generation, watch)
+            with watch:
+                for _ in completion.run(generation):
+                    pass
+        except BaseException as error:
+            watch.stop()
+            self.metrics.count_completion(completion)
+            if not isinstance(error, ClientGone):
+                raise
+            LOG.info("request %s: the client has gone", g.request_id)
+            return Response(status=_CLIENT_CLOSED_REQUEST)
+        self.metrics.count_completion(completion)
+        return json_response(completion.whole())
+
+    def _stream(
+        self, completion: Completion, generation: Generation | None, watch: sse.DisconnectWatch
+    ) -> Response:
+        request_id = g.request_id
+        stream = sse.Stream(completion, generation, self.settings.keepalive_s)
+
+        def close() -> None:
+            watch.stop()
+            if stream.close():
+                LOG.info("request %s: the stream ended early", request_id)
+            self.metrics.count_completion(completion)
+
+        response = Response(sse.events(stream, request_id), headers=sse.HEADERS)
+        response.call_on_close(close)
+        return response
+
+    def check_model(self, name: str, param: str | None = None) -> None:
+        """The served name and the engine's own names are accepted."""
+        if name not in self._names():
+            raise RequestError(
+                f'the model "{name[:200]}" does not exist here; '
+                f'wanted "{self.settings.model_name}"',
+                param=param,
+                code="model_not_found",
+                status=404,
+            )
+
+    def check_ready(self) -> None:
+        """HostUnavailable while this worker drains, or its engine is not there or another one."""
+        if self.draining:
+            raise HostUnavailable("this worker is draining; send the request again")
+        if not self.client.ready:
+            raise HostUnavailable("it is starting or restarting")
+        self.check_engine()
+
+    def check_engine(self) -> None:
+        """The host must run the engine whose tokenizer this worker loaded.
+
+        An engine that was rebuilt in its place is another one: this worker ends, and gunicorn
+        forks one that reads it anew.
+        """
+        wanted, info = self.settings.engine_digest, self.info
+        if info is not None and wanted is not None and info.digest != wanted:
+            LOG.error("the engine was replaced by %s; this worker starts anew", info.digest)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise HostUnavailable("the engine was replaced; the worker is starting anew")
+
+    def model_card(self) -> dict[str, Any]:
+        info = self.info
+        return {
+            "id": self.settings.model_name,
+            "object": "model",
+            "created": info.created if info else 0,
+            "owned_by": "enginehouse",
+            "max_model_len": info.max_seq_len if info else None,
+            "quantization": info.quantization if info else None,
+        }
+
+    @property
+    def info(self) -> EngineInfo | None:
+        """None while the engine was never ready."""
+        try:
+            return self.client.info
+        except HostUnavailable:
+            return None
+
+    def _names(self) -> set[str]:
+        info = self.info
+        names = {self.settings.model_name, self.settings.engine_dir.name}
+        return names | {info.name, info.model} if info else names
+
+
+def fingerprint_of(info: EngineInfo) -> str:
+    """OpenAI's system_fingerprint: which engine it was."""
+    return "fp_" + info.digest.rpartition(":")[2][:12]
+
+
+def tell_ignored(response: Response, names: tuple[str, ...]) -> Response:
+    """Name the fields that nobody knows, once, in X-Ignored-Fields."""
+    if names:
+        response.headers["X-Ignored-Fields"] = ", ".join(
+            quote(name[:64], safe="[]") for name in names[:_MAX_IGNORED_FIELDS]
+        )
+    return response
+
+
+def _read_body(max_bytes: int, timeout_s: float) -> bytes:
+    """413 beyond the limit, 408 for one that does not end, 400 for one that cannot."""
+    try:
+        with gevent.Timeout(timeout_s):
+            body = request.get_data(cache=False)
+    except gevent.Timeout:
+        _read_no_more()
+        raise RequestError(
+            f"the body did not arrive within {timeout_s:g} s; send the request again",
+            code="request_timeout",
+            status=408,
+        ) from None
+    except (OSError, ParseException) as error:
+        raise RequestError(
+            f"the body cannot be read: {error}; wanted Content-Length bytes or whole chunks",
+            code="invalid_body",
+        ) from None
+    if len(body) > max_bytes:
+        raise RequestEntityTooLarge
+    return body
+
+
+def _read_no_more() -> None:
+    """The connection ends with this answer: what is left of the body is not waited for."""
+    sock = request.environ.get("gunicorn.socket")
+    try:
+        if sock is not None:
+            sock.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # the client has gone already

@@ -1,0 +1,145 @@
+"""A completion as server-sent events, and the watch for a client that has gone away.
+
+WSGI tells of a closed connection only at the next write, and a plain request writes once, at its
+end: so a greenlet looks at the socket itself, and a client that has gone becomes a cancel.
+This file does not know Flask, the schema or the engine.
+Source: WHATWG HTML, "Server-sent events"; the product page's stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+from collections.abc import Generator
+from contextlib import closing
+from types import TracebackType
+from typing import Any
+
+import gevent
+import msgspec
+from gevent.socket import wait_read
+
+from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.server.answer.completion import ClientGone, Completion, Delta, Generation
+from enginehouse.server.wire.error_body import error_answer
+
+LOG = logging.getLogger("enginehouse.server")
+
+HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+KEEPALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+_POLL_S = 0.25
+_OPEN_STATES = (1, 2, 3)  # Linux, tcp_states.h: ESTABLISHED, SYN_SENT, SYN_RECV
+
+
+def event(data: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+class Stream:
+    """A completion that has begun: its first output, or a first silence, has been seen.
+
+    So whatever the engine refuses at once still gets a status line of its own.
+    """
+
+    def __init__(
+        self, completion: Completion, generation: Generation | None, keepalive_s: float
+    ) -> None:
+        """Waits. Raises what Completion.run raises."""
+        self.completion, self.generation = completion, generation
+        self._deltas = completion.run(generation, keepalive_s)
+        self._first = next(self._deltas)
+
+    def deltas(self) -> Generator[Delta | None, None, None]:
+        with closing(self._deltas):
+            yield self._first
+            yield from self._deltas
+
+    def close(self) -> bool:
+        """Cancel what still runs; whether anything did."""
+        self._deltas.close()
+        early = not self.completion.finished
+        if early and self.generation is not None:  # it may never have been begun
+            self.generation.cancel()
+        return early
+
+
+def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
+    """The whole stream. An error after its beginning is an event of its own, then [DONE]."""
+    completion = stream.completion
+    try:
+        if opening := completion.opening_chunks():
+            yield b"".join(map(event, opening))
+        with closing(stream.deltas()) as deltas:
+            for delta in deltas:
+                if delta is None:
+                    yield KEEPALIVE
+                elif data := b"".join(map(event, completion.chunks(delta))):
+                    yield data
+        yield b"".join(map(event, completion.closing_chunks())) + DONE
+    except ClientGone:
+        return
+    except Exception as error:  # the status line is sent: a handler further out could not answer
+        if not isinstance(error, (HostUnavailable, RequestError)):
+            LOG.exception("request %s failed in mid-stream", request_id)
+        yield event(error_answer(error, request_id).body) + DONE
+    finally:
+        stream.close()
+
+
+class DisconnectWatch:
+    """Cancels the generation when the client closes its connection; ends with the request.
+
+    sock None (no gunicorn, as in tests): nothing is watched. A client that closes only its
+    sending half looks the same as one that is gone, and is treated so.
+    """
+
+    def __init__(self, sock: socket.socket | None, generation: Generation | None) -> None:
+        self._greenlet = None
+        if sock is not None and generation is not None:
+            self._greenlet = gevent.spawn(_cancel_when_gone, sock, generation)
+
+    def __enter__(self) -> DisconnectWatch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        if self._greenlet is not None:
+            self._greenlet.kill()
+            self._greenlet = None
+
+
+def _cancel_when_gone(sock: socket.socket, generation: Generation) -> None:
+    try:
+        # TLS has no peek, and its closing alert would look like a request.
+        if isinstance(sock, ssl.SSLSocket) or not _closed_at_next_read(sock):
+            _wait_for_closed_state(sock)
+    except ConnectionError:
+        pass  # a reset is a goodbye as well
+    except OSError:
+        return  # not a socket that can be watched: the next write will tell
+    generation.cancel()
+
+
+def _closed_at_next_read(sock: socket.socket) -> bool:
+    """False when bytes came instead: the client has sent its next request already."""
+    wait_read(sock.fileno())
+    return sock.recv(1, socket.MSG_PEEK) == b""
+
+
+def _wait_for_closed_state(sock: socket.socket) -> None:
+    while sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _OPEN_STATES:
+        gevent.sleep(_POLL_S)

@@ -1,0 +1,97 @@
+"""/tokenize, /detokenize, /apply-template: what stands between a request and the engine.
+
+Bodies and answers of the first two are vLLM's; the third takes vLLM's fields for a conversation
+and answers {"prompt": TEXT}, as llama.cpp's server does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from flask import Response
+
+from enginehouse.server.http.service import Service, tell_ignored
+from enginehouse.server.prompt.prompts import check_token_ids, detokenize, tokenize
+from enginehouse.server.request.asked import ignored_fields
+from enginehouse.server.request.chat_request import (
+    check_num_messages,
+    read_conversation,
+    read_tools,
+)
+from enginehouse.server.tools.tool_choice import ToolUse
+from enginehouse.server.wire.bodies import (
+    DetokenizeBody,
+    TemplateBody,
+    TokenizeBody,
+    TokenizeChatBody,
+)
+from enginehouse.server.wire.json_body import decode_json
+from enginehouse.server.wire.refusal import parse_body, refuse, validate
+from enginehouse.server.wire.responses import json_response
+
+
+def tokenize_route(service: Service) -> Response:
+    max_messages = _max_messages(service)
+    shape = service.read(lambda body: _parse_tokenize(body, max_messages))
+    ignored = ignored_fields(shape)
+    _check_model(service, shape.model)
+    text = shape.prompt if isinstance(shape, TokenizeBody) else _render(service, shape)
+    ids = tokenize(service.chat, text, shape.add_special_tokens)
+    answer: dict[str, Any] = {
+        "count": len(ids),
+        "max_model_len": max_messages,
+        "tokens": ids,
+        "token_strs": None,
+    }
+    if shape.return_token_strs:
+        answer["token_strs"] = [service.chat.pieces.name(token_id) for token_id in ids]
+    return tell_ignored(json_response(answer), ignored)
+
+
+def detokenize_route(service: Service) -> Response:
+    shape = service.read(lambda body: parse_body(DetokenizeBody, body, lambda data: None))
+    ignored = ignored_fields(shape)
+    _check_model(service, shape.model)
+    vocab_size = service.chat.tokenizer.get_vocab_size(with_added_tokens=True)
+    check_token_ids(shape.tokens, vocab_size, "tokens")
+    return tell_ignored(json_response({"prompt": detokenize(service.chat, shape.tokens)}), ignored)
+
+
+def apply_template_route(service: Service) -> Response:
+    max_messages = _max_messages(service)
+    shape = service.read(
+        lambda body: parse_body(
+            TemplateBody, body, lambda data: check_num_messages(data, max_messages)
+        )
+    )
+    ignored = ignored_fields(shape)
+    _check_model(service, shape.model)
+    return tell_ignored(json_response({"prompt": _render(service, shape)}), ignored)
+
+
+def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:
+    data = decode_json(body)
+    if data.get("messages") is None:
+        return validate(TokenizeBody, data)
+    if data.get("prompt") is not None:
+        refuse("prompt", "contradicts messages; wanted one of the two")
+    check_num_messages(data, max_messages)
+    return validate(TokenizeChatBody, data)
+
+
+def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> str:
+    messages, options = read_conversation(shape)
+    tools = ToolUse(read_tools(shape.tools))
+    return service.chat.render(messages, replace(options, tools=tools))
+
+
+def _max_messages(service: Service) -> int | None:
+    """The context's length: every message takes a token at least."""
+    info = service.info
+    return info.max_seq_len if info else None
+
+
+def _check_model(service: Service, name: str | None) -> None:
+    if name is not None:
+        service.check_model(name, param="model")

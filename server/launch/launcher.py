@@ -1,0 +1,189 @@
+"""`enginehouse-launch ENGINE`: start the server so that every rank of the engine finds its GPU.
+
+    one GPU, or one node    gunicorn; TensorRT-LLM spawns a worker for each GPU by itself
+    several nodes           srun or mpirun starts a task for each GPU; trtllm-llmapi-launch makes
+                            task 0 the server and the others its workers
+
+Prints the command it becomes; --dry-run prints only. Knows no HTTP and no tensor.
+Source: TensorRT-LLM 1.2.1, trtllm-llmapi-launch; NVIDIA/TensorRT-LLM issues 2813, 1826.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
+from enginehouse.runtime.errors import EngineError, EnginehouseError
+from enginehouse.runtime.machine.gpus import visible_gpus
+from enginehouse.runtime.machine.mpi_environment import without_ranks
+
+APP = "enginehouse.server.app:create_app()"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gunicorn.conf.py"
+GPUS_PER_NODE = 8  # as the engine's mapping counts: a rank takes GPU rank % 8 of its node
+# What mpirun hands on to other nodes; srun hands on everything.
+_HANDED_ON = ("ENGINEHOUSE_", "TLLM", "TRTLLM", "NCCL_", "CUDA_", "HF_")
+_ALLOW_ROOT = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+_HANDED_ON_NAMES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
+
+
+class Served(NamedTuple):
+    """What is launched. num_ranks: GPUs of TensorRT-LLM's; 0 for the CPU backend."""
+
+    path: Path
+    num_ranks: int
+
+
+class Launch(NamedTuple):
+    """command: what to become. env: its whole environment. said: what to print."""
+
+    command: list[str]
+    env: dict[str, str]
+    said: str
+
+
+def read_served(path: Path, env: Mapping[str, str]) -> Served:
+    """An engine, whose ranks are its mapping's, or a checkpoint of `--format hf`, which is cut over
+    ENGINEHOUSE_TP_SIZE GPUs while it loads. Raises EngineError when it is neither.
+    """
+    if is_hf_checkpoint(read_manifest(path)):
+        text = env.get("ENGINEHOUSE_TP_SIZE") or "1"
+        if not text.isdigit() or text == "0":
+            raise EngineError(f"ENGINEHOUSE_TP_SIZE={text!r}; wanted a number of GPUs")
+        return Served(path, int(text))
+    engine = read_engine(path)
+    compiled = engine.manifest.backend == "tensorrt_llm"
+    return Served(path, engine.config.mapping.world_size if compiled else 0)
+
+
+def plan_launch(
+    served: Served,
+    env: Mapping[str, str],
+    *,
+    gunicorn: Sequence[str],
+    nodes: int = 1,
+    launcher: str = "auto",
+    hostfile: str | None = None,
+    num_gpus: int | None = None,
+    as_root: bool = False,
+) -> Launch:
+    """The command that serves it on so many nodes.
+
+    gunicorn: the server's own command. launcher: auto, spawn, mpirun or srun; auto spawns on one
+    node. num_gpus: GPUs that are visible here, None when that is not known. as_root: mpirun is told
+    that root may run it, as it is in most containers.
+    Raises EngineError when it cannot run that way.
+    """
+    path, num_ranks = served
+    ours = {**env, "ENGINEHOUSE_ENGINE": str(path)}
+    if launcher == "auto":
+        several = "srun" if "SLURM_JOB_ID" in env else "mpirun"
+        launcher = several if nodes > 1 else "spawn"
+    if hostfile is not None and launcher != "mpirun":
+        raise EngineError(f"--hostfile is mpirun's, and {launcher} starts the ranks; leave it out")
+    if not num_ranks and (nodes > 1 or launcher != "spawn"):
+        raise EngineError(
+            f"{path} runs on the CPU backend, in one process on one node; leave --nodes "
+            "and --launcher out"
+        )
+    if launcher == "spawn":
+        if nodes > 1:
+            raise EngineError(f"--nodes {nodes} wants --launcher mpirun or srun")
+        if num_gpus is not None and num_gpus < num_ranks:
+            raise EngineError(
+                f"{path} runs on {num_ranks} GPUs and {num_gpus} are visible; set "
+                "CUDA_VISIBLE_DEVICES, or use --nodes"
+            )
+        return _launch(list(gunicorn), env, without_ranks(ours))
+    per_node, rest = divmod(num_ranks, nodes)
+    if rest or (nodes > 1 and per_node != GPUS_PER_NODE):
+        raise EngineError(
+            f"the {num_ranks} ranks of {path} cannot be laid on {nodes} nodes: a rank "
+            f"takes GPU rank % {GPUS_PER_NODE} of its node; use nodes of {GPUS_PER_NODE} GPUs, all "
+            "of them"
+        )
+    task = ["trtllm-llmapi-launch", *gunicorn]
+    if launcher == "srun":
+        tasks = ["-N", str(nodes), "--ntasks", str(num_ranks)]
+        tasks += ["--ntasks-per-node", str(per_node)]
+        return _launch(["srun", "--mpi=pmix", *tasks, *task], env, ours)
+    ours = without_ranks(ours)  # mpirun gives each task its own
+    if as_root:
+        ours = dict.fromkeys(_ALLOW_ROOT, "1") | ours
+    where = ["--map-by", f"ppr:{per_node}:node"] + (["--hostfile", hostfile] if hostfile else [])
+    handed = [name for name in sorted(ours) if _is_handed_on(name)]
+    words = [word for name in handed for word in ("-x", name)]
+    return _launch(["mpirun", "-n", str(num_ranks), *where, *words, *task], env, ours)
+
+
+def _is_handed_on(name: str) -> bool:
+    return name in _HANDED_ON_NAMES or name.startswith(_HANDED_ON)
+
+
+def _launch(command: list[str], before: Mapping[str, str], after: dict[str, str]) -> Launch:
+    """What is said is a line to paste: variables left out or set, then the command."""
+    words = [word for name in sorted(before.keys() - after.keys()) for word in ("-u", name)]
+    words += [f"{name}={after[name]}" for name in sorted(after) if before.get(name) != after[name]]
+    return Launch(command, after, shlex.join(["env", *words, *command] if words else command))
+
+
+def gunicorn_command(config: Path) -> list[str]:
+    """gunicorn beside this interpreter, else on PATH, with our configuration and application."""
+    if not config.is_file():
+        raise EnginehouseError(
+            f"{config} is not there; give the checkout's configs/gunicorn.conf.py with --config"
+        )
+    beside = Path(sys.executable).with_name("gunicorn")
+    program = str(beside) if beside.exists() else shutil.which("gunicorn") or "gunicorn"
+    return [program, "-c", str(config), APP]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line of `enginehouse-launch`; exit status 2 when it cannot be done."""
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-launch",
+        description="Serve an engine on one GPU, on one node, or on several nodes.",
+    )
+    parser.add_argument("engine", type=Path, help="directory made by enginehouse-build")
+    parser.add_argument("--nodes", type=int, default=1, help="machines (default 1)")
+    parser.add_argument(
+        "--launcher",
+        choices=("auto", "spawn", "mpirun", "srun"),
+        default="auto",
+        help="who starts the ranks; auto: TensorRT-LLM itself on one node, else srun in a job of "
+        "SLURM, else mpirun",
+    )
+    parser.add_argument("--hostfile", help="mpirun's list of machines")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="gunicorn's configuration")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    args = parser.parse_args(argv)
+    if args.nodes < 1:
+        parser.error("--nodes is below 1")
+    try:
+        launch = plan_launch(
+            read_served(Path(os.path.abspath(args.engine)), os.environ),
+            os.environ,
+            gunicorn=gunicorn_command(args.config),
+            nodes=args.nodes,
+            launcher=args.launcher,
+            hostfile=args.hostfile,
+            num_gpus=len(visible_gpus()) or None,
+            as_root=os.geteuid() == 0,
+        )
+    except EnginehouseError as error:
+        print(f"enginehouse-launch: {error}", file=sys.stderr)
+        return 2
+    print(launch.said, flush=True)
+    if args.dry_run:
+        return 0
+    try:
+        os.execvpe(launch.command[0], launch.command, launch.env)
+    except OSError as error:
+        print(f"enginehouse-launch: {launch.command[0]}: {error.strerror}", file=sys.stderr)
+        return 2

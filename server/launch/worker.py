@@ -1,0 +1,109 @@
+"""gunicorn's gevent worker, taught to drain: it ends when its requests do, not its connections.
+
+A kept-alive connection that carries no request would hold SIGTERM up for as long as the client
+keeps it open. Knows no route and no engine.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import uuid
+from types import FrameType
+from typing import Any, cast
+
+import gevent
+import msgspec
+from flask import Flask
+from gunicorn.workers.ggevent import GeventWorker
+
+from enginehouse.server.app import start_draining
+from enginehouse.server.wire.error_body import make_error
+
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Worker(GeventWorker):
+    """Counts which connections carry a request; lets go of the others once it drains."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._idle: set[socket.socket] = set()
+
+    def handle(self, listener: Any, client: Any, addr: Any) -> None:
+        self._idle.add(client)
+        try:
+            super().handle(listener, client, addr)
+        finally:
+            self._idle.discard(client)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        self._idle.discard(sock)
+        try:
+            return super().handle_request(listener_name, req, sock, addr)
+        finally:
+            if self.alive:
+                self._idle.add(sock)
+            else:
+                _end(sock)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """What is no HTTP is refused in the one shape of every error, not in gunicorn's HTML.
+
+        gunicorn logs it, chooses the status and writes it: here its writing is taken down.
+        """
+        taken = _Taken(client)
+        super().handle_error(req, cast(socket.socket, taken), addr, exc)
+        status_line, _, _ = taken.data.partition(b"\r\n")
+        if status_line:
+            try:
+                client.sendall(_error_bytes(status_line, exc))
+            except OSError:
+                self.log.debug("Failed to send an error: the client has gone")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        gevent.spawn(self._drain)  # not inside a signal handler
+
+    def _drain(self) -> None:
+        assert isinstance(self.wsgi, Flask), "gunicorn is given create_app() itself"
+        start_draining(self.wsgi)
+        for connection in list(self._idle):
+            _end(connection)
+
+
+def _end(connection: socket.socket) -> None:
+    """Let the next read find the end of the connection; what is being written still goes out."""
+    try:
+        connection.shutdown(socket.SHUT_RD)
+    except OSError:
+        pass  # it is closed already
+
+
+class _Taken:
+    """A socket that keeps what is sent, for another to send."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.data = b""
+
+    def sendall(self, data: bytes) -> None:
+        self.data += data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def _error_bytes(status_line: bytes, exc: BaseException) -> bytes:
+    """status_line: `HTTP/1.1 400 Bad Request`."""
+    status = int(status_line.split()[1])
+    message, code = "the server failed on this request; its log has more", None
+    if status != 500:
+        message = f"the request is not HTTP that this server reads: {str(exc)[:200]}"
+        code = _WORDS.sub("_", type(exc).__name__).lower()
+    body = msgspec.json.encode(make_error(status, message, code=code).body)
+    head = (
+        "Connection: close\r\nContent-Type: application/json\r\n"
+        f"X-Request-Id: {uuid.uuid4().hex}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return status_line + b"\r\n" + head.encode() + body

@@ -1,0 +1,65 @@
+"""Texts and token ids -> prompts, and back: what needs a tokenizer and no chat template.
+
+Knows no HTTP and no engine but its limits.
+"""
+
+from __future__ import annotations
+
+from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.request import EngineInfo
+from enginehouse.server.prompt.chat import MAX_INLINE_CHARS, Chat, call_beside_the_loop
+from enginehouse.server.wire.refusal import refuse
+
+
+def tokenize(chat: Chat, text: str, add_special_tokens: bool) -> list[int]:
+    def encode() -> list[int]:
+        # The batch call, unlike encode(), lets other threads run meanwhile.
+        [encoding] = chat.tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
+
+    return encode() if len(text) <= MAX_INLINE_CHARS else call_beside_the_loop(encode)
+
+
+def text_prompt(
+    chat: Chat, prompt: str | list[int], add_special_tokens: bool, info: EngineInfo, param: str
+) -> list[int]:
+    """The prompt's ids; RequestError when they are none, too many, or not the vocabulary's."""
+    if isinstance(prompt, str):
+        chat.check_length(prompt, info.max_seq_len, param)
+        prompt = tokenize(chat, prompt, add_special_tokens)
+    else:
+        check_token_ids(prompt, info.vocab_size, param)
+    if not prompt:
+        refuse(param, "the prompt has no tokens; wanted at least one")
+    if len(prompt) >= info.max_seq_len:
+        raise RequestError(
+            f"{param}: the prompt has {len(prompt)} tokens and this engine's context holds "
+            f"{info.max_seq_len}, the answer included; shorten it",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return prompt
+
+
+def check_token_ids(ids: list[int], vocab_size: int, param: str) -> None:
+    for index, token_id in enumerate(ids):
+        if token_id >= vocab_size:
+            refuse(f"{param}[{index}]", f"{token_id} is no token id; wanted one below {vocab_size}")
+
+
+def detokenize(chat: Chat, ids: list[int]) -> str:
+    """The text with special tokens in it."""
+
+    def decode() -> str:
+        text: str = chat.tokenizer.decode(ids, skip_special_tokens=False)
+        return text
+
+    return decode() if len(ids) <= MAX_INLINE_CHARS else call_beside_the_loop(decode)
+
+
+def echo_of(chat: Chat, prompt: str | list[int]) -> str:
+    """A prompt as text: as it came, or without its special tokens."""
+    if isinstance(prompt, str):
+        return prompt
+    text: str = chat.tokenizer.decode(prompt, skip_special_tokens=True)
+    return text

@@ -1,0 +1,251 @@
+"""One compiled chat template: what it does with messages, calls and tools, and how it renders them.
+
+What a template does is found out by trying it, once, when the engine is opened. This file does not
+know HTTP, tokenizers or how an answer is read.
+Source: the rendering rules of transformers' `apply_chat_template`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from datetime import datetime
+from itertools import product
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.meta
+from jinja2 import nodes, parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.server.prompt.options import PLAIN_PROMPT, PromptOptions
+from enginehouse.server.text.message import ChatMessage, ToolCall
+from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.tool_choice import ToolUse
+
+_PROBE = "enginehouseprobe"
+_CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
+_OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+# What a template can do wrong with the messages it is given; all else is a bug of ours.
+_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+
+
+class _GenerationTag(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's text for training; here it prints its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class ChatTemplate:
+    """What a template was seen to do, and its rendering.
+
+    keeps_system, keeps_tool, keeps_calls: such a message, or the calls in one, reach the prompt.
+    system_anywhere: a system message that is not the first is kept in its place.
+    knows_tools: the functions of a request reach the prompt. takes_several_calls: in one message.
+    variables: what it reads beside the messages, tools and special tokens it is given anyhow.
+    """
+
+    def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
+        self.source = source
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        try:
+            self._template = environment.from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise EngineError(f"the chat template does not compile: {error}") from None
+        self._special_tokens = special_tokens
+        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        self.variables = read - _OWN_VARIABLES - special_tokens.keys() - environment.globals.keys()
+        self._arguments_as_text = self._short_ids = False
+        user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
+        system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
+        self.keeps_system = self._keeps([system, user])
+        self.system_anywhere = self._keeps([user, assistant, system, user])
+        call = ToolCall("call0", "f", {"x": _PROBE})
+        self.keeps_calls = self._settle_calls([user, *_called(call)])
+        self.takes_several_calls = self._keeps([user, *_called(replace(call, arguments={}), call)])
+        self.keeps_tool = self._keeps([user, assistant, tool]) or self._keeps(
+            [user, _called(replace(call, arguments={}))[0], tool]
+        )
+        shown = PromptOptions(tools=ToolUse((ToolFunction(_PROBE),)))
+        self.knows_tools = self._num_probes([user], shown) > 0
+
+    def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
+        """The prompt's text. RequestError when the template refuses the conversation, or would
+        not read one of the options' variables.
+        """
+        for name in options.variables:
+            if name not in self.variables:
+                raise _variable_refused(name, self.variables)
+        shown = [self._to_template(message) for message in messages]
+        if options.continue_final_message:
+            shown[-1]["content"] += _CUT
+        try:
+            text = self._template.render(
+                messages=shown,
+                tools=[tool.to_template() for tool in options.tools.shown] or None,
+                documents=None,
+                add_generation_prompt=options.add_generation_prompt,
+                **self._special_tokens,
+                **options.variables,
+            )
+        except _TEMPLATE_ERRORS as error:
+            raise RequestError(
+                f"messages: the model's chat template refuses this conversation: {error}",
+                param="messages",
+                code="invalid_value",
+            ) from None
+        return _cut(text, messages[-1].content) if options.continue_final_message else text
+
+    def _to_template(self, message: ChatMessage) -> dict[str, Any]:
+        """The message as this template was found to take it."""
+        fields = message.to_template()
+        for call in fields.get("tool_calls", ()):
+            if self._arguments_as_text:
+                arguments = call["function"]["arguments"]
+                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+            if self._short_ids:
+                call["id"] = _short_id(call["id"])
+        if self._short_ids and "tool_call_id" in fields:
+            fields["tool_call_id"] = _short_id(fields["tool_call_id"])
+        return fields
+
+    def _num_probes(
+        self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT
+    ) -> int:
+        try:
+            return self.render(messages, options).count(_PROBE)
+        except RequestError:
+            return 0
+
+    def _keeps(self, messages: Sequence[ChatMessage]) -> bool:
+        """The probe reaches the prompt; once, as else it would be a guess where it belongs."""
+        return self._num_probes(messages) == 1
+
+    def _settle_calls(self, messages: Sequence[ChatMessage]) -> bool:
+        """Find the form of calls that it shows: arguments as an object or text, any id or short."""
+        for self._arguments_as_text, self._short_ids in product((False, True), repeat=2):
+            if self._keeps(messages):
+                return True
+        self._arguments_as_text = self._short_ids = False
+        return False
+
+    def arrange(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """The messages in an order and form this template takes, or RequestError.
+
+        Where the template knows a system message only at the front, one found later moves there;
+        several would have to be merged, which is not what was asked, and are refused. Where it
+        takes one call in a message, each call gets a message, with its result behind it.
+        """
+        if not self.takes_several_calls:
+            messages = _one_call_each(messages)
+        systems = [index for index, item in enumerate(messages) if item.role == "system"]
+        tools = [index for index, item in enumerate(messages) if item.role == "tool"]
+        if tools and not self.keeps_tool:
+            raise _role_refused(tools[0], "this model's chat template has no tool messages")
+        if systems and not self.keeps_system:
+            raise _role_refused(systems[0], "this model's chat template has no system message")
+        if systems in ([], [0]) or self.system_anywhere:
+            return list(messages)
+        if len(systems) > 1:
+            raise _role_refused(
+                systems[1], "this model's chat template takes one system message; found another"
+            )
+        rest = [item for item in messages if item.role != "system"]
+        return [messages[systems[0]], *rest]
+
+
+def _called(*calls: ToolCall) -> list[ChatMessage]:
+    results = [ChatMessage("tool", "three", call.name, call.id) for call in calls]
+    return [ChatMessage("assistant", "", tool_calls=calls), *results]
+
+
+def _one_call_each(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+    arranged: list[ChatMessage] = []
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        if len(message.tool_calls) < 2:
+            arranged.append(message)
+            continue
+        results = []
+        while rest and rest[0].role == "tool":
+            results.append(rest.pop(0))
+        content = message.content
+        for call in message.tool_calls:
+            arranged.append(replace(message, tool_calls=(call,), content=content))
+            arranged += [item for item in results if item.tool_call_id == call.id]
+            content = ""
+        known = {call.id for call in message.tool_calls}
+        arranged += [item for item in results if item.tool_call_id not in known]
+    return arranged
+
+
+def _cut(text: str, content: str) -> str:
+    """What stands before the mark; without white space at its end where the template trims."""
+    before, found, after = text.rpartition(_CUT.strip())
+    if not found or content.strip() not in text:
+        raise RequestError(
+            "continue_final_message: this model's chat template does not show the final message "
+            "as it is; leave continue_final_message out",
+            param="continue_final_message",
+            code="unsupported_parameter",
+        )
+    return before if after.startswith(" ") else before.rstrip()
+
+
+def _variable_refused(name: str, known: Set[str]) -> RequestError:
+    param = f"chat_template_kwargs.{name[:64]}"
+    wanted = f"wanted one of {', '.join(sorted(known))}" if known else "it reads none"
+    return RequestError(
+        f"{param}: this model's chat template reads no such variable; {wanted}",
+        param=param,
+        code="unsupported_parameter",
+    )
+
+
+def _short_id(call_id: str) -> str:
+    """Nine letters and digits, as Mistral's templates want them."""
+    if len(call_id) == 9 and call_id.isalnum():
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _role_refused(index: int, why: str) -> RequestError:
+    param = f"messages[{index}].role"
+    return RequestError(f"{param}: {why}", param=param, code="unsupported_parameter")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As transformers has it: jinja's own filter would escape HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )

@@ -1,0 +1,262 @@
+"""What any completion request asks for, once its fields agree with each other.
+
+A field is honoured or refused, never dropped in silence: what this version cannot do is in the
+tables below, and a field nobody knows is reported back by name. Knows no Flask and no template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from enginehouse.runtime.request import Constraint, SamplingParams
+from enginehouse.server.request.constraints import read_constraint
+from enginehouse.server.wire.bodies import ChatBody, CompletionBody, Message
+from enginehouse.server.wire.refusal import refuse
+from enginehouse.server.wire.shapes import SamplingFields, Shape, StructuredOutputs
+
+Idle = Mapping[str, tuple[object, ...]]
+
+# Known fields that would change the answer, or make a promise this server does not keep, with
+# the values that ask for nothing: those pass, all others are refused.
+UNSUPPORTED: Idle = {
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "beam_width": (1,),
+    "cache_salt": (),
+    "disaggregated_params": (),
+    "dry_multiplier": (0, 0.0),
+    "dynatemp_range": (0, 0.0),
+    "early_stopping": (False,),
+    "ebnf": (),
+    "grammar": (),
+    "guided_decoding_backend": (),
+    "guided_whitespace_pattern": (),
+    "json_schema": (),
+    "kv_transfer_params": (),
+    "length_penalty": (1, 1.0),
+    "logits_processors": ([],),
+    "lora_path": (),
+    "lora_request": (),
+    "mirostat": (0,),
+    "n_predict": (),
+    "no_stop_trim": (False,),
+    "nvext": ({},),
+    "prompt_embeds": (),
+    "prompt_logprobs": (0,),
+    "regex": (),
+    "repeat_penalty": (1, 1.0),
+    "return_hidden_states": (False,),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop_regex": ([],),
+    "store": (False,),
+    "suffix": ("",),
+    "top_a": (0, 0.0),
+    "top_p_min": (),
+    "truncate_prompt_tokens": (),
+    "typical_p": (1, 1.0),
+    "use_beam_search": (False,),
+    "xtc_probability": (0, 0.0),
+}
+UNSUPPORTED_IN_CHAT: Idle = {
+    **UNSUPPORTED,
+    "audio": (),
+    "chat_template": (),
+    "documents": ([],),
+    "echo": (False,),
+    "enable_thinking": (),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "mm_processor_kwargs": ({},),
+    "modalities": (["text"],),
+    "prediction": (),
+    "prompt": (),
+    "reasoning_effort": ("none",),
+    "reasoning_format": ("auto",),
+    "thinking": (),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+UNSUPPORTED_IN_COMPLETIONS: Idle = {
+    **UNSUPPORTED,
+    "add_generation_prompt": (True,),
+    "chat_template_kwargs": ({},),
+    "continue_final_message": (False,),
+    "max_completion_tokens": (),
+    "messages": (),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+_UNSUPPORTED_BY_SHAPE: Mapping[type[Shape], Idle] = {
+    ChatBody: UNSUPPORTED_IN_CHAT,
+    CompletionBody: UNSUPPORTED_IN_COMPLETIONS,
+    Message: {"audio": (), "function_call": (), "refusal": ("",)},
+    StructuredOutputs: {
+        "disable_additional_properties": (False,),
+        "disable_any_whitespace": (),
+        "whitespace_pattern": (),
+    },
+}
+
+
+class Unknown(NamedTuple):
+    """path is a field's place in the request; in report all items of a list share one spelling:
+    a long conversation must not flood the header that tells it.
+    """
+
+    path: str
+    report: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request that is legal in every field that chat and text completions share.
+
+    fields: as they were validated, with their defaults. max_tokens None: as many as fit.
+    num_logprobs None: none are told.
+    """
+
+    fields: SamplingFields
+    max_tokens: int | None
+    num_logprobs: int | None
+    constraint: Constraint | None
+    ignored_fields: tuple[str, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        """How many are generated; fields.n of them are returned."""
+        return self.fields.best_of or self.fields.n
+
+    @property
+    def include_usage(self) -> bool:
+        options = self.fields.stream_options
+        return options is not None and options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        options = self.fields.stream_options
+        return options is not None and options.continuous_usage_stats
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """RequestError for a token id that the model does not have."""
+        for name in self.fields.logit_bias:
+            if int(name) >= vocab_size:
+                _no_token(f"logit_bias.{name}", name, vocab_size)
+        for index, token_id in enumerate(self.fields.stop_token_ids):
+            if token_id >= vocab_size:
+                _no_token(f"stop_token_ids[{index}]", token_id, vocab_size)
+
+    def samplings(
+        self, max_tokens: int, end_token_ids: tuple[int, ...] = ()
+    ) -> list[SamplingParams]:
+        """One SamplingParams per sequence; end_token_ids are the model's own.
+
+        Sequence i draws from seed + i, so that the choices of one seeded request differ. Seeds are
+        folded into 63 bits: the page's limit lies 192 above 2**63, and those few seeds wrap.
+        """
+        fields = self.fields
+        if fields.min_tokens > max_tokens:
+            refuse(
+                "min_tokens",
+                f"{fields.min_tokens} tokens do not fit: at most {max_tokens} can be generated",
+            )
+        own = () if fields.ignore_eos else end_token_ids
+        ranks_by_logprob = self.num_sequences > fields.n
+        return [
+            SamplingParams(
+                max_tokens=max_tokens,
+                temperature=fields.temperature,
+                top_p=fields.top_p,
+                top_k=fields.top_k,
+                min_p=fields.min_p,
+                presence_penalty=fields.presence_penalty,
+                frequency_penalty=fields.frequency_penalty,
+                repetition_penalty=fields.repetition_penalty,
+                seed=None if fields.seed is None else (fields.seed + index) % 2**63,
+                stop_token_ids=tuple(dict.fromkeys((*own, *fields.stop_token_ids))),
+                ignore_eos=fields.ignore_eos,
+                min_tokens=fields.min_tokens,
+                logit_bias=tuple((int(name), bias) for name, bias in fields.logit_bias.items()),
+                num_logprobs=0
+                if ranks_by_logprob and self.num_logprobs is None
+                else self.num_logprobs,
+                constraint=self.constraint,
+            )
+            for index in range(self.num_sequences)
+        ]
+
+
+def read_common(fields: SamplingFields) -> dict[str, Any]:
+    """The part of Asked that follows from the shared fields; RequestError where two disagree."""
+    ignored = ignored_fields(fields)
+    if fields.stream_options is not None and not fields.stream:
+        refuse("stream_options", "found without stream; wanted stream true, or no stream_options")
+    if fields.best_of is not None:
+        if fields.best_of < fields.n:
+            refuse("best_of", f"{fields.best_of} is less than n: {fields.n}; wanted at least n")
+        if fields.stream and fields.best_of > fields.n:
+            refuse(
+                "best_of",
+                "the best are known when all have ended; wanted no stream, or best_of equal to n",
+            )
+    constraint = read_constraint(fields)
+    check_constraint(fields, constraint)
+    return {"fields": fields, "constraint": constraint, "ignored_fields": ignored}
+
+
+def check_constraint(fields: SamplingFields, constraint: Constraint | None) -> None:
+    """RequestError where the fields would let an answer go on, or end, against its grammar."""
+    if constraint is not None and fields.ignore_eos:
+        refuse("ignore_eos", f"contradicts {constraint.param}: a grammar has to end the answer")
+    if constraint is not None and fields.min_tokens:
+        refuse("min_tokens", f"contradicts {constraint.param}: a grammar may end earlier")
+
+
+def check_min_tokens(min_tokens: int, max_tokens: int | None) -> None:
+    if max_tokens is not None and min_tokens > max_tokens:
+        refuse("min_tokens", f"{min_tokens} is more than max_tokens: {max_tokens}")
+
+
+def ignored_fields(body: Shape) -> tuple[str, ...]:
+    """The fields nobody knows, each once.
+
+    RequestError for a known one that asks for what we cannot do, and for all of them under
+    strict_fields.
+    """
+    unknown = list(_unknown_fields(body, "", ""))
+    if unknown and getattr(body, "strict_fields", False):
+        path = unknown[0].path[:200]
+        refuse(path, "nobody knows this field, and strict_fields is true", "unknown_parameter")
+    return tuple(dict.fromkeys(field.report for field in unknown))
+
+
+def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:
+    unsupported = _UNSUPPORTED_BY_SHAPE.get(type(shape), {})
+    for name, value in (shape.model_extra or {}).items():
+        if name not in unsupported:
+            yield Unknown(path + name, report + name)
+        elif not any(type(value) is type(idle) and value == idle for idle in unsupported[name]):
+            refuse(
+                path + name,
+                "is not supported by this version; leave it out",
+                "unsupported_parameter",
+            )
+    for name, info in type(shape).model_fields.items():
+        value = getattr(shape, name)
+        key = info.alias or name
+        if isinstance(value, Shape):
+            yield from _unknown_fields(value, f"{path}{key}.", f"{report}{key}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if not isinstance(item, Shape):
+                    break
+                yield from _unknown_fields(item, f"{path}{key}[{index}].", f"{report}{key}[].")
+
+
+def _no_token(param: str, token_id: object, vocab_size: int) -> None:
+    refuse(param, f"{token_id} is no token id; wanted one below {vocab_size}")

@@ -1,0 +1,65 @@
+"""Completions bodies -> TextRequest. Knows no Flask, no tokenizer and no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.server.request.asked import Asked, check_min_tokens, read_common
+from enginehouse.server.wire.bodies import MAX_PROMPTS, CompletionBody
+from enginehouse.server.wire.refusal import parse_body, refuse
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest(Asked):
+    """A request for text completions. prompts: texts, or token ids."""
+
+    prompts: Sequence[str | list[int]]
+    echo: bool
+    add_special_tokens: bool
+
+    def prompts_with_params(self) -> list[tuple[str | list[int], str]]:
+        """Each prompt with the name that a refusal gives it."""
+        if len(self.prompts) == 1:
+            return [(self.prompts[0], "prompt")]
+        return [(prompt, f"prompt[{index}]") for index, prompt in enumerate(self.prompts)]
+
+
+def parse_text_request(body: bytes, max_seq_len: int | None = None) -> TextRequest:
+    """Read one request body; RequestError names the first field at fault.
+
+    max_seq_len: a longer prompt of ids is refused before each id is looked at.
+    """
+    shape = parse_body(CompletionBody, body, lambda data: _check_sizes(data, max_seq_len))
+    common = read_common(shape)
+    check_min_tokens(shape.min_tokens, shape.max_tokens)
+    if shape.echo and shape.logprobs is not None:
+        refuse(
+            "logprobs",
+            "contradicts echo: the prompt's own log probabilities are not computed",
+            "unsupported_parameter",
+        )
+    return TextRequest(
+        **common,
+        max_tokens=shape.max_tokens,
+        num_logprobs=shape.logprobs,
+        prompts=shape.prompt,
+        echo=shape.echo,
+        add_special_tokens=shape.add_special_tokens,
+    )
+
+
+def _check_sizes(data: dict[str, Any], max_seq_len: int | None) -> None:
+    """A list may be a prompt of ids, or hold prompts: then it may be as long as MAX_PROMPTS."""
+    prompt = data.get("prompt")
+    if max_seq_len is None or not isinstance(prompt, list):
+        return
+    inner = max((len(item) for item in prompt if isinstance(item, list)), default=0)
+    if len(prompt) > max(max_seq_len, MAX_PROMPTS) or inner > max_seq_len:
+        refuse(
+            "prompt",
+            f"found a list of {max(len(prompt), inner)} items and this engine's context holds "
+            f"{max_seq_len} tokens",
+            "context_length_exceeded",
+        )

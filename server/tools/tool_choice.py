@@ -1,0 +1,171 @@
+"""Which format a model's calls have, and what a request's tool_choice makes of it.
+
+The formats are in tool_*.py. This file does not know HTTP, the tokenizer or how calls are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.grammar.constraint import MAX_VALUE_BYTES
+from enginehouse.runtime.request import Constraint, ConstraintKind
+from enginehouse.server.text.answer import AnswerParser, PlainParser
+from enginehouse.server.tools.format import Format, ToolFunction
+from enginehouse.server.tools.hermes import Hermes
+from enginehouse.server.tools.json_reader import to_json
+from enginehouse.server.tools.llama import GenericJson, LlamaJson
+from enginehouse.server.tools.mistral import mistral_of
+from enginehouse.server.tools.pythonic import Pythonic
+
+TOOL_FORMATS = ("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json")
+
+# Texts of a chat template that only templates of one format have; the first that fits counts.
+_MARKS = (
+    ("hermes", ("<tool_call>",)),
+    ("mistral", ("[TOOL_CALLS]", "[AVAILABLE_TOOLS]")),
+    ("llama_pythonic", ("<|python_start|>", "[func_name1(", "[func_name(")),
+    ("llama3_json", ("<|python_tag|>", '"parameters": dictionary of argument name')),
+)
+
+
+def choose_format(template: str | None, wanted: str = "auto") -> Format | None:
+    """The format that `wanted` names, or for auto the one the chat template shows; None for none.
+
+    A template that shows no format has its calls in the generic one.
+    """
+    name = wanted
+    if wanted == "auto":
+        marked = (name for name, marks in _MARKS if any(mark in (template or "") for mark in marks))
+        name = next(marked, "json")
+    match name:
+        case "none":
+            return None
+        case "llama3_json":
+            return LlamaJson()
+        case "llama_pythonic":
+            return Pythonic()
+        case "hermes":
+            return Hermes()
+        case "mistral":
+            return mistral_of(template or "")
+        case "json":
+            return GenericJson()
+    raise ValueError(f"{wanted!r} is no format of tool calls")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What a request says of tools. choice: none, auto, required; named: the function's name.
+
+    parallel false: one call at most.
+    """
+
+    functions: tuple[ToolFunction, ...] = ()
+    choice: str = "auto"
+    named: str | None = None
+    parallel: bool = True
+
+    @property
+    def shown(self) -> tuple[ToolFunction, ...]:
+        """The functions the model is told of: with tool_choice none, none."""
+        return () if self.choice == "none" and self.named is None else self.functions
+
+    @property
+    def forced(self) -> bool:
+        """The answer is a call, whatever the model would have liked."""
+        return self.named is not None or self.choice == "required"
+
+    def parser(self, form: Format | None) -> AnswerParser:
+        """Of one choice. form None: of a model that calls no tools."""
+        functions = self._callable()
+        if form is None or not functions:
+            return PlainParser()
+        single = self.named is not None or not self.parallel
+        return form.parser([item.name for item in functions], 1 if single else None)
+
+    def tag(self, form: Format) -> dict[str, Any] | None:
+        """The structural tag's format that the answer must follow; None: it is free.
+
+        Raises RequestError where a schema is promised that the format cannot enforce.
+        """
+        functions = self._callable()
+        if self.forced:
+            return self.call_tag(form)
+        strict = [index for index, item in enumerate(functions) if item.strict]
+        if not strict and (self.parallel or not functions):
+            return None
+        self._check_schemas([functions[index] for index in strict])
+        tag = form.free(functions, self.parallel)
+        if tag is None and strict:
+            param = f"tools[{strict[0]}].function.strict"
+            raise RequestError(
+                f"{param}: this model's calls ({form.name}) cannot be held to a schema unless "
+                'tool_choice is "required" or names the function; leave strict out',
+                param=param,
+                code="unsupported_parameter",
+            )
+        return tag
+
+    def call_tag(self, form: Format) -> dict[str, Any]:
+        """The structural tag's format of an answer that is nothing but calls."""
+        functions = self._callable()
+        self._check_schemas(functions)
+        return form.forced(functions, self.parallel and self.named is None)
+
+    def _check_schemas(self, functions: Sequence[ToolFunction]) -> None:
+        """RequestError where one of them cannot be enforced, or all are too long together."""
+        size = sum(len(to_json(item.schema()).encode(errors="replace")) for item in functions)
+        if size > MAX_VALUE_BYTES:
+            raise RequestError(
+                f"tools: the schemas to enforce have {size} bytes; wanted at most "
+                f"{MAX_VALUE_BYTES}: send fewer tools, or shorter descriptions",
+                param="tools",
+                code="invalid_value",
+            )
+        for index, item in enumerate(self.functions):
+            if item in functions:
+                item.check_schema(f"tools[{index}].function.parameters")
+
+    def _callable(self) -> tuple[ToolFunction, ...]:
+        if self.named is None:
+            return self.shown
+        found = tuple(item for item in self.functions if item.name == self.named)
+        if not found:
+            raise RequestError(
+                f'tool_choice.function.name: "{self.named}" is none of the tools; '
+                f"wanted one of {', '.join(item.name for item in self.functions) or '(no tools)'}",
+                param="tool_choice.function.name",
+                code="invalid_value",
+            )
+        return found
+
+
+def as_constraint(tag: dict[str, Any], param: str = "tools") -> Constraint:
+    text = json.dumps({"type": "structural_tag", "format": tag}, ensure_ascii=False)
+    return Constraint(ConstraintKind.STRUCTURAL_TAG, text, param)
+
+
+def as_tag(constraint: Constraint) -> dict[str, Any]:
+    """A constraint of any kind as a structural tag's format, to be joined with others."""
+    match constraint.kind:
+        case ConstraintKind.STRUCTURAL_TAG:
+            tag: dict[str, Any] = json.loads(constraint.value)["format"]
+            return tag
+        case ConstraintKind.JSON_OBJECT:
+            schema: Any = {"type": "object"}
+        case ConstraintKind.JSON_SCHEMA:
+            schema = json.loads(constraint.value)
+        case ConstraintKind.REGEX:
+            return {"type": "regex", "pattern": constraint.value}
+        case ConstraintKind.EBNF:
+            return {"type": "grammar", "grammar": constraint.value}
+        case ConstraintKind.CHOICE:
+            choices = [
+                {"type": "const_string", "value": text} for text in json.loads(constraint.value)
+            ]
+            return {"type": "or", "elements": choices}
+    return {"type": "json_schema", "json_schema": schema}

@@ -1,0 +1,202 @@
+"""The form of answers, for the OpenAPI document: what answer/completion.py and the routes write.
+
+tests/test_openapi.py holds the real answers against these.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class AnswerShape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ErrorObject(AnswerShape):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(AnswerShape):
+    error: ErrorObject
+
+
+class CachedTokens(AnswerShape):
+    cached_tokens: int
+
+
+class Usage(AnswerShape):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: CachedTokens
+    estimated_cost: float
+
+
+class FunctionCall(AnswerShape):
+    name: str
+    arguments: str
+
+
+class ToolCallMade(AnswerShape):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class AnswerMessage(AnswerShape):
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str = ""
+    tool_calls: list[ToolCallMade] = []
+
+
+class TopLogprob(AnswerShape):
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(AnswerShape):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class TextLogprobs(AnswerShape):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+class ChatChoice(AnswerShape):
+    index: int
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+
+
+class TextChoice(AnswerShape):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason
+    stop_reason: str | int | None
+
+
+class _Completion(AnswerShape):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+    usage: Usage
+
+
+class ChatCompletion(_Completion):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+
+
+class TextCompletion(_Completion):
+    object: Literal["text_completion"]
+    choices: list[TextChoice]
+
+
+class _Chunk(AnswerShape):
+    """One `data:` event of a stream; the last event is `data: [DONE]`."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str | None
+    usage: Usage | None = None
+
+
+class CalledFunctionDelta(AnswerShape):
+    name: str = ""
+    arguments: str
+
+
+class ToolCallDelta(AnswerShape):
+    index: int
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CalledFunctionDelta
+
+
+class MessageDelta(AnswerShape):
+    role: Literal["assistant"] = "assistant"
+    content: str = ""
+    reasoning_content: str = ""
+    tool_calls: list[ToolCallDelta] = []
+
+
+class ChatChunkChoice(AnswerShape):
+    index: int
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+
+
+class TextChunkChoice(AnswerShape):
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: FinishReason | None
+    stop_reason: str | int | None = None
+
+
+class ChatChunk(_Chunk):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+
+
+class TextChunk(_Chunk):
+    object: Literal["text_completion"]
+    choices: list[TextChunkChoice]
+
+
+class ModelCard(AnswerShape):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+    quantization: str | None
+
+
+class ModelList(AnswerShape):
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class Tokens(AnswerShape):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Prompt(AnswerShape):
+    prompt: str
+
+
+class Version(AnswerShape):
+    version: str
+
+
+class Status(AnswerShape):
+    status: str

@@ -1,0 +1,248 @@
+"""The body of each endpoint, as a form: which fields there are beside the shared ones of shapes.py.
+
+Knows no Flask, no model, and not what a request means.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, FailFast, Field
+from pydantic_core import PydanticCustomError
+
+from enginehouse.server.wire.json_body import found_text
+from enginehouse.server.wire.shapes import (
+    MAX_LOGPROBS,
+    MAX_TOKENS,
+    FreeObject,
+    SamplingFields,
+    Shape,
+    Token,
+    TokenList,
+)
+
+MAX_PROMPTS = 128
+_FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+
+
+class TextPart(Shape):
+    type: Literal["text"]
+    text: str
+
+
+def _text_as_parts(value: object) -> object:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+# A list of five million wrong items costs one error, not five million.
+_Parts = Annotated[list[TextPart], FailFast(), Field(min_length=1)]
+_PartsForm = Annotated[list[TextPart], Field(min_length=1)]
+
+
+class CalledFunction(Shape):
+    name: Annotated[str, Field(pattern=_FUNCTION_NAME)]
+    arguments: str
+    """A JSON object, as text."""
+
+
+class CalledTool(Shape):
+    """A call that the assistant made earlier."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class Message(Shape):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[
+        _Parts, BeforeValidator(_text_as_parts, json_schema_input_type=str | _PartsForm)
+    ] = []
+    """Text; may be absent of an assistant that called tools."""
+    name: str | None = None
+    tool_calls: Annotated[list[CalledTool], FailFast(), Field(max_length=128)] = []
+    """Of an assistant: what it called."""
+    tool_call_id: str | None = None
+    """Of a tool: the call that it answers."""
+    reasoning_content: str | None = None
+    """Of an assistant: what it thought; templates that know such text are given it."""
+
+
+class Function(Shape):
+    name: Annotated[str, Field(pattern=_FUNCTION_NAME)]
+    description: str = ""
+    parameters: FreeObject = {}
+    """The JSON schema of the arguments."""
+    strict: bool = False
+
+
+class Tool(Shape):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Shape):
+    name: str
+
+
+class NamedTool(Shape):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+_ToolMode = Literal["none", "auto", "required"]
+
+
+def _read_tool_choice(value: object) -> object:
+    """A mode, or the name of a function as a NamedTool."""
+    if isinstance(value, str) and value in get_args(_ToolMode):
+        return value
+    if isinstance(value, dict) and value.get("type") == "function":
+        function = value.get("function")
+        if isinstance(function, dict) and isinstance(name := function.get("name"), str):
+            return NamedTool(type="function", function=NamedFunction(name=name))
+    raise PydanticCustomError(
+        "tool_choice",
+        'found {found}; wanted "none", "auto", "required" or an object that names a function',
+        {"found": found_text(value)},
+    )
+
+
+class TemplateFields(Shape):
+    """How messages become a prompt."""
+
+    messages: Annotated[list[Message], FailFast(), Field(min_length=1)]
+    add_generation_prompt: bool | None = None
+    """Open the assistant's turn: true, unless the final message is continued."""
+    continue_final_message: bool = False
+    """The answer goes on where the final message, an assistant's, ends."""
+    chat_template_kwargs: FreeObject = {}
+    """More variables for the chat template; those that it does not read are refused."""
+
+
+class ChatBody(TemplateFields, SamplingFields):
+    """POST /v1/chat/completions"""
+
+    max_completion_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
+    """OpenAI's newer name for max_tokens; both may be given when they are equal."""
+    logprobs: bool = False
+    """Tell the log probability of each token of the answer."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    """And of so many of the likeliest tokens in its place."""
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    tool_choice: Annotated[
+        Any, BeforeValidator(_read_tool_choice, json_schema_input_type=_ToolMode | NamedTool)
+    ] = None
+    parallel_tool_calls: bool = True
+    """false: at most one call is made."""
+    include_reasoning: bool = True
+    """Tell the reasoning before the answer, where a model gives any."""
+    separate_reasoning: bool | None = None
+    """Tell it as reasoning_content, apart from the content; absent: as the engine is set."""
+
+
+def _read_prompts(value: object) -> object:
+    """All four forms as a list of texts and id lists; "at" says where a wrong one stands."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, list) or not value:
+        raise _bad_prompt("", value)
+    if all(type(item) is int for item in value):
+        return [_ids(value, "")]
+    if len(value) > MAX_PROMPTS:
+        raise PydanticCustomError(
+            "prompts",
+            "found {num} prompts; wanted at most {most}",
+            {"num": len(value), "most": MAX_PROMPTS},
+        )
+    kind = type(value[0])
+    for index, item in enumerate(value):
+        if type(item) is not kind or kind not in (str, list):
+            raise _bad_prompt(f"[{index}]", item)
+        if isinstance(item, list):
+            _ids(item, f"[{index}]")
+    return value
+
+
+def _ids(value: list[Any], at: str) -> list[Any]:
+    if not value:
+        raise _bad_prompt(at, value)
+    for index, item in enumerate(value):
+        if type(item) is not int or not 0 <= item < 2**31:
+            raise PydanticCustomError(
+                "prompt",
+                "{found} is no token id; wanted a number of the vocabulary",
+                {"at": f"{at}[{index}]", "found": found_text(item)},
+            )
+    return value
+
+
+def _bad_prompt(at: str, value: object) -> PydanticCustomError:
+    return PydanticCustomError(
+        "prompt",
+        "found {found}; wanted a string, a list of strings, a list of token ids, or a list of such "
+        "lists, none of them empty",
+        {"at": at, "found": "an empty list" if value == [] else found_text(value)},
+    )
+
+
+_TextPrompts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+_IdPrompt = Annotated[list[Token], Field(min_length=1)]
+_IdPrompts = Annotated[list[_IdPrompt], Field(min_length=1, max_length=MAX_PROMPTS)]
+
+
+class CompletionBody(SamplingFields):
+    """POST /v1/completions"""
+
+    prompt: Annotated[
+        list[Any],
+        BeforeValidator(
+            _read_prompts, json_schema_input_type=str | _TextPrompts | _IdPrompt | _IdPrompts
+        ),
+    ]
+    """A text, texts, token ids, or lists of token ids."""
+    max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 16
+    """Also bounded by what the context has left."""
+    echo: bool = False
+    """Begin the text with the prompt."""
+    logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
+    """Tell the log probability of each token, and of so many of the likeliest in its place."""
+    add_special_tokens: bool = True
+    """Begin a prompt that is text as the tokenizer begins texts, with BOS if it does."""
+
+
+class _TokenizeFields(Shape):
+    model: str | None = None
+    return_token_strs: bool = False
+    """Name each token too."""
+    strict_fields: bool = False
+
+
+class TokenizeBody(_TokenizeFields):
+    """POST /tokenize, of a text."""
+
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class TokenizeChatBody(TemplateFields, _TokenizeFields):
+    """POST /tokenize, of a conversation."""
+
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    add_special_tokens: bool = False
+
+
+class DetokenizeBody(Shape):
+    """POST /detokenize"""
+
+    model: str | None = None
+    tokens: TokenList
+    strict_fields: bool = False
+
+
+class TemplateBody(TemplateFields):
+    """POST /apply-template"""
+
+    model: str | None = None
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    strict_fields: bool = False

@@ -1,0 +1,233 @@
+"""The OpenAPI 3.1 document, made of the models that validate, and one page that shows it.
+
+Knows the names of the routes and their models; no Flask.
+Source: OpenAPI Specification 3.1.1.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from enginehouse.server.wire import answers, bodies
+
+_REF = "#/components/schemas/{model}"
+_ERRORS = {
+    400: "a field is at fault, and `param` names it",
+    401: "an API key is wanted",
+    404: "there is no such path or model",
+    405: "the path does not take this method",
+    408: "the body did not arrive",
+    413: "the body is too large",
+    415: "the body is not JSON",
+    429: "too many requests",
+    500: "the server failed",
+    503: "the engine is not there; Retry-After says when to come again",
+}
+_GET_ERRORS = (401, 404, 405, 500, 503)
+
+
+class Operation(NamedTuple):
+    method: str
+    path: str
+    summary: str
+    bodies: tuple[type[BaseModel], ...]
+    answer: type[BaseModel] | None
+    chunk: type[BaseModel] | None = None
+
+
+OPERATIONS = (
+    Operation(
+        "post",
+        "/v1/chat/completions",
+        "Answer a conversation",
+        (bodies.ChatBody,),
+        answers.ChatCompletion,
+        answers.ChatChunk,
+    ),
+    Operation(
+        "post",
+        "/v1/openai/chat/completions",
+        "The same, under another name",
+        (bodies.ChatBody,),
+        answers.ChatCompletion,
+        answers.ChatChunk,
+    ),
+    Operation(
+        "post",
+        "/v1/completions",
+        "Continue texts",
+        (bodies.CompletionBody,),
+        answers.TextCompletion,
+        answers.TextChunk,
+    ),
+    Operation("get", "/v1/models", "The model that is served", (), answers.ModelList),
+    Operation("get", "/v1/models/{id}", "One model", (), answers.ModelCard),
+    Operation(
+        "post",
+        "/tokenize",
+        "Tokens of a text or a conversation",
+        (bodies.TokenizeBody, bodies.TokenizeChatBody),
+        answers.Tokens,
+    ),
+    Operation("post", "/detokenize", "Text of tokens", (bodies.DetokenizeBody,), answers.Prompt),
+    Operation(
+        "post",
+        "/apply-template",
+        "A conversation as the model reads it",
+        (bodies.TemplateBody,),
+        answers.Prompt,
+    ),
+    Operation("get", "/version", "The server's version", (), answers.Version),
+    Operation("get", "/health", "Whether it takes requests", (), answers.Status),
+    Operation("get", "/health/ready", "The same", (), answers.Status),
+    Operation("get", "/health/live", "Whether it runs", (), answers.Status),
+    Operation("get", "/metrics", "Prometheus text", (), None),
+)
+
+
+def document(version: str) -> dict[str, Any]:
+    """The whole document, as plain JSON values."""
+    used = {
+        model
+        for operation in OPERATIONS
+        for model in (*operation.bodies, operation.answer, operation.chunk)
+        if model is not None
+    }
+    ordered = sorted(used | {answers.Error}, key=lambda model: model.__name__)
+    _, definitions = models_json_schema(
+        [(model, "validation") for model in ordered], ref_template=_REF
+    )
+    paths: dict[str, Any] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "enginehouse",
+            "version": version,
+            "description": "OpenAI-compatible completions. null means that a field is absent.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": definitions["$defs"],
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"key": []}],
+    }
+
+
+def _operation(operation: Operation) -> dict[str, Any]:
+    content: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
+    if operation.answer is not None:
+        content = {"application/json": {"schema": _ref(operation.answer)}}
+    if operation.chunk is not None:
+        chunk = {
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [_ref(operation.chunk), _ref(answers.Error)]},
+        }
+        data = {"type": "string", "anyOf": [{"const": "[DONE]"}, chunk]}
+        content["text/event-stream"] = {
+            "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
+        }
+    statuses: Iterable[int] = _ERRORS if operation.bodies else _GET_ERRORS
+    responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
+    for status in statuses:
+        error = {"application/json": {"schema": _ref(answers.Error)}}
+        responses[str(status)] = {"description": _ERRORS[status], "content": error}
+    made: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    if operation.bodies:
+        refs = [_ref(model) for model in operation.bodies]
+        schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
+        made["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": schema}},
+        }
+    if "{id}" in operation.path:
+        made["parameters"] = [
+            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+        ]
+    return made
+
+
+def _ref(model: type[BaseModel]) -> dict[str, str]:
+    return {"$ref": _REF.format(model=model.__name__)}
+
+
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }
+code { background: #8882; padding: 0 .2em } h2 { margin-top: 2em }
+table { border-collapse: collapse; width: 100% }
+td, th { border-bottom: 1px solid #8884; padding: .3em .6em; text-align: left; vertical-align: top }
+:root { color-scheme: light dark }
+"""
+
+
+def page(made: dict[str, Any]) -> str:
+    """The document as one page of HTML that loads nothing."""
+    operations, schemas = [], []
+    for path, methods in made["paths"].items():
+        for method, operation in methods.items():
+            body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+            answer = operation["responses"]["200"]["content"].get("application/json", {})
+            operations.append(
+                f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
+                f"<td>{html.escape(operation['summary'])}</td>"
+                f"<td>{_type_of(body.get('schema', {}))}</td>"
+                f"<td>{_type_of(answer.get('schema', {}))}</td></tr>"
+            )
+    for name, schema in made["components"]["schemas"].items():
+        rows = "".join(
+            f"<tr><td><code>{html.escape(field)}</code></td><td>{_type_of(form)}</td>"
+            f"<td>{'required' if field in schema.get('required', ()) else _default(form)}</td>"
+            f"<td>{html.escape(form.get('description', ''))}</td></tr>"
+            for field, form in schema.get("properties", {}).items()
+        )
+        text = html.escape(schema.get("description", ""))
+        schemas.append(
+            f'<h2 id="{name}">{name}</h2><p>{text}</p><table>'
+            f"<tr><th>field<th>type<th>default<th></tr>{rows}</table>"
+        )
+    title = f"{made['info']['title']} {made['info']['version']}"
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{html.escape(title)}</h1>"
+        f"<p>{html.escape(made['info']['description'])} "
+        'The same as data: <a href="openapi.json">openapi.json</a>.</p>'
+        "<table><tr><th>request<th><th>body<th>answer</tr>"
+        f"{''.join(operations)}</table>{''.join(schemas)}</html>"
+    )
+
+
+def _default(form: dict[str, Any]) -> str:
+    value = form.get("default")
+    return "" if value is None else f"<code>{html.escape(str(value))}</code>"
+
+
+def _type_of(form: dict[str, Any]) -> str:
+    """A schema in a few words, with its bounds."""
+    if "$ref" in form:
+        name = form["$ref"].rpartition("/")[2]
+        return f'<a href="#{name}">{name}</a>'
+    if "anyOf" in form:
+        return " or ".join(_type_of(one) for one in form["anyOf"] if one != {"type": "null"})
+    if "enum" in form or "const" in form:
+        values = form.get("enum", [form.get("const")])
+        return " ".join(f"<code>{html.escape(repr(value))}</code>" for value in values)
+    if form.get("type") == "array":
+        return f"list of {_type_of(form.get('items', {}))}"
+    bounds = [
+        f"{sign} {form[name]}"
+        for name, sign in (
+            ("minimum", "&ge;"),
+            ("exclusiveMinimum", "&gt;"),
+            ("maximum", "&le;"),
+            ("exclusiveMaximum", "&lt;"),
+        )
+        if name in form
+    ]
+    return " ".join([str(form.get("type", "")), *bounds])

@@ -1,0 +1,24 @@
+"""Flask responses of JSON: an answer, or an error in its one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from flask import Response
+
+from enginehouse.server.wire.error_body import RETRY_AFTER_S, ErrorAnswer
+
+
+def json_response(data: Mapping[str, Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(data), status=status, content_type="application/json")
+
+
+def error_response(answer: ErrorAnswer) -> Response:
+    response = json_response(answer.body, answer.status)
+    if answer.status in (429, 503):
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if answer.status == 401:
+        response.headers["WWW-Authenticate"] = 'Bearer realm="enginehouse"'
+    return response
