@@ -21,19 +21,16 @@ from types import FrameType
 from rich.console import Console
 
 from enginehouse.build import doctor
+from enginehouse.build.backends.base import BuildResult
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.sources.resolve import resolve_source
-from enginehouse.build.stages import BuildResult, build, output_path
-from enginehouse.build.tensorrt_llm.stages import (
-    engine_path,
-    open_compilable,
-    planned_command,
-    run_compile_checkpoint,
-)
+from enginehouse.build.stages import build, output_path
+from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
+from enginehouse.build.tensorrt_llm.stages import planned_command, run_compile_checkpoint
 from enginehouse.runtime.errors import EnginehouseError
 
 _TYPES = {"str": str, "int": int, "float": float}

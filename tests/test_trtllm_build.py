@@ -22,8 +22,8 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.tensorrt_llm import builder as trtllm_build
 from enginehouse.build.tensorrt_llm import stages as trtllm_stages
+from enginehouse.build.tensorrt_llm.kept_checkpoint import checkpoint_path, open_compilable
 from enginehouse.build.tensorrt_llm.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
-from enginehouse.build.tensorrt_llm.stages import checkpoint_path
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
@@ -475,12 +475,12 @@ def test_a_changed_checkpoint_is_not_compiled(
     data[-1] ^= 1
     rank.write_bytes(data)
     with pytest.raises(EngineError, match="rank0.safetensors: its SHA-256 is not"):
-        trtllm_stages.open_compilable(rank.parent)
+        open_compilable(rank.parent)
 
 
 def test_an_engine_for_the_cpu_is_no_checkpoint_to_compile(make_engine: EngineMaker) -> None:
     with pytest.raises(EngineError, match="is no checkpoint for TensorRT-LLM; make one with"):
-        trtllm_stages.open_compilable(make_engine())
+        open_compilable(make_engine())
 
 
 def test_a_new_source_is_converted_again(builder: Path, tmp_path: Path) -> None:

@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from msgspec.structs import replace
-
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.choices import choices
 from enginehouse.build.source import SourceCheckpoint
@@ -29,7 +27,7 @@ from enginehouse.runtime.engine import (
 )
 
 
-def compile_torch(
+def engine_manifest(
     plan: BuildPlan,
     source: SourceCheckpoint,
     directory: Path,
@@ -77,10 +75,3 @@ def compile_torch(
         files=files,
         digest=engine_digest(files),
     )
-
-
-def hf_manifest(
-    plan: BuildPlan, source: SourceCheckpoint, directory: Path, source_record: Mapping[str, Any]
-) -> Manifest:
-    """What a Hugging Face checkpoint is known again by; nothing here runs it."""
-    return replace(compile_torch(plan, source, directory, source_record), backend="none")

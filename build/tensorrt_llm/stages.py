@@ -1,7 +1,5 @@
-"""The last stages of a build for TensorRT-LLM: keep the checkpoint, compile it, check its answer.
+"""The last stages of a build for TensorRT-LLM: compile the kept checkpoint, and check the answer.
 
-    NAME.checkpoint            the checkpoint, with a manifest: the CPU backend runs it as it is
-    NAME                       the engine
     NAME.trtllm-build.log      what trtllm-build said
 
 Also all of `enginehouse-build compile`, which starts from the checkpoint on the GPU machine.
@@ -12,7 +10,6 @@ from __future__ import annotations
 import shlex
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psutil
@@ -22,7 +19,6 @@ from enginehouse.build.forms.capabilities import lays_out_wrongly
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.choices import choices
 from enginehouse.build.progress import BuildProgress, mib
-from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.tensorrt_llm.builder import (
     builder_flags,
     builder_machine,
@@ -31,6 +27,7 @@ from enginehouse.build.tensorrt_llm.builder import (
     find_builder,
     trtllm_build_command,
 )
+from enginehouse.build.tensorrt_llm.kept_checkpoint import checkpoint_path
 from enginehouse.build.tensorrt_llm.smoke import SmokeFigures, greedy_answer, judge, refuse_garbage
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import (
@@ -43,32 +40,6 @@ from enginehouse.runtime.engine import (
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.machine.gpus import visible_gpus
 
-_SUFFIX = ".checkpoint"
-# Choices that a checkpoint's tensors know nothing of: changing them converts nothing again.
-_OF_THE_ENGINE = (
-    "max_batch_size",
-    "max_num_tokens",
-    "kv_block_size",
-    "kv_cache_gib",
-    "compute_dtype",
-    "trtllm_build",
-    "verify_max_mean_kl",
-    "price_input",
-    "price_output",
-    "name",
-)
-
-
-def checkpoint_path(output: Path) -> Path:
-    """Where the checkpoint of an engine is kept."""
-    return output.with_name(output.name + _SUFFIX)
-
-
-def engine_path(checkpoint: Path) -> Path | None:
-    """The engine that a checkpoint of this name belongs to."""
-    name = checkpoint.name.removesuffix(_SUFFIX)
-    return checkpoint.with_name(name) if name and name != checkpoint.name else None
-
 
 def check_machine_early(plan: BuildPlan) -> None:
     """PlanError before a weight is read when trtllm-build is here but cannot make this engine."""
@@ -77,32 +48,6 @@ def check_machine_early(plan: BuildPlan) -> None:
         checked = plan.settings.until == "verify"
         machine, quant = builder_machine(program), plan.settings.quant
         check_builder(quant, plan.config, machine, visible_gpus(), checked)
-
-
-def refuse_own_checkpoint(source: SourceCheckpoint, output: Path) -> None:
-    """PlanError unless the checkpoint may be written beside `output`."""
-    path = checkpoint_path(output)
-    if path.resolve() == source.path.resolve():
-        raise PlanError(
-            f"{path} is the source itself; `enginehouse-build compile {path}` compiles it as it "
-            "is, and another output cuts it again"
-        )
-    refuse_foreign(path, "convert")
-
-
-def kept_checkpoint(plan: BuildPlan, record: dict[str, Any], path: Path) -> Engine | None:
-    """The checkpoint that an earlier build left, when this build would convert the same again."""
-    try:
-        kept = read_engine(path)
-        verify_files(kept)
-    except EngineError:
-        return None
-    new, old = (
-        {key: value for key, value in each.items() if key not in _OF_THE_ENGINE}
-        for each in (msgspec.to_builtins(choices(plan)), kept.manifest.choices)
-    )
-    same = new == old and kept.manifest.source.get("digest") == record["digest"]
-    return kept if same else None
 
 
 def finish_commands(checkpoint: Engine, output: Path) -> tuple[str, str]:
@@ -116,19 +61,6 @@ def planned_command(plan: BuildPlan, output: Path) -> str:
     """The trtllm-build line of a plan, whose checkpoint is not there yet."""
     flags = builder_flags(choices(plan), plan.config)
     return shlex.join(trtllm_build_command(flags, checkpoint_path(output), output))
-
-
-def open_compilable(path: Path) -> Engine:
-    """A checkpoint folder that `compile` can go on from; EngineError in one sentence."""
-    checkpoint = read_engine(path)
-    manifest = checkpoint.manifest
-    if manifest.backend != "torch" or manifest.choices.get("backend") != "tensorrt_llm":
-        raise EngineError(
-            f"{path} is no checkpoint for TensorRT-LLM; make one with enginehouse-build --backend "
-            "tensorrt_llm"
-        )
-    verify_files(checkpoint)
-    return checkpoint
 
 
 def run_compile_checkpoint(

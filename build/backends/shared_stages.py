@@ -1,0 +1,167 @@
+"""The stages that several backends go through: digest, reuse, convert, verify, and the last, put.
+
+Each says its line of progress and its rule of resuming; none knows which backend it is run for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from enginehouse.build.backends.base import Build, BuildResult, Stage
+from enginehouse.build.convert.journal import conversion_key
+from enginehouse.build.convert.output_folder import made_parents, replace_folder, unfinished
+from enginehouse.build.convert.stage import run_convert
+from enginehouse.build.forms.weight_forms import FP8_FORMS
+from enginehouse.build.plan.build_plan import BuildPlan
+from enginehouse.build.plan.choices import choices
+from enginehouse.build.progress import mib
+from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.digest import source_digest
+from enginehouse.build.sources.tokenizer_files import write_tokenizer
+from enginehouse.build.verify import MAX_MEAN_KL, verify
+from enginehouse.runtime.engine import (
+    Engine,
+    read_engine,
+    verify_files,
+    write_manifest,
+)
+from enginehouse.runtime.errors import EngineError, PlanError
+
+
+def digest(work: Build) -> None:
+    """`digest`: where the weights came from. Files that an earlier build hashed are known."""
+    source, known = work.source, {}
+    try:
+        known = read_engine(work.output).manifest.source.get("files", {})
+    except EngineError:
+        pass  # there is none yet, or it is damaged and will be replaced
+    total = sum(path.stat().st_size for path in source.files)
+    with work.progress.stage("digest", total, "bytes") as stage:
+        done = 0
+
+        def moved(count: int, _total: int) -> None:
+            nonlocal done
+            stage.advance(count - done)
+            done = count
+
+        found = source_digest(source.files, known, moved)
+        stage.finish(f"source {found.digest[:19]}")
+    work.record = {
+        "name": source.name,
+        "kind": source.kind,
+        "license": source.license,
+        "digest": found.digest,
+        "files": found.files,
+    }
+
+
+def reuse(work: Build) -> None:
+    """The engine at the output ends the build when it is undamaged and of this very build."""
+    try:
+        engine = read_engine(work.output)
+        verify_files(engine)
+    except EngineError:
+        return
+    manifest = engine.manifest
+    verified = manifest.verify is not None or work.settings.until != "verify"
+    # as JSON has them: a tuple reads back as a list
+    same = manifest.choices == msgspec.to_builtins(choices(work.plan))
+    same = same and manifest.source.get("digest") == work.record["digest"]
+    if verified and same and work.backend.still_fits(manifest, work.plan):
+        work.result = BuildResult(work.output, manifest, reused=True)
+
+
+def convert(work: Build) -> None:
+    """`convert`, and `resume` and `calibrate` before it: a checkpoint in a hidden folder.
+
+    What the journal of an interrupted build knows to be finished is kept.
+    """
+    work.folders.enter_context(made_parents(work.output))
+    _check_disk(work.plan, work.output)
+    hidden = unfinished(work.output, conversion_key(work.plan, work.source))
+    work.directory, work.journal = work.folders.enter_context(hidden)
+    work.reference = ReferenceModel(work.plan.config, work.source)
+    if not work.is_bare:  # soon refused
+        write_tokenizer(work.source, work.directory)
+    run_convert(work.plan, work.source, work.reference, work.directory, work.journal, work.progress)
+
+
+def check_answer(work: Build) -> None:
+    """`verify`: the engine against the unquantised model; EngineError beyond the threshold."""
+    assert work.manifest is not None
+    plan, progress = work.plan, work.progress
+    threshold = plan.settings.verify_max_mean_kl
+    if threshold is None:
+        threshold = MAX_MEAN_KL[_rounded_form(plan, work.source)]
+    engine = Engine(work.directory, plan.config, work.manifest)
+    with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
+        figures = verify(engine, work.reference, work.source.bos_token_id, threshold, stage.advance)
+        stage.finish(
+            f"KL mean {figures.mean_kl:.4f}, max {figures.max_kl:.3f} nats; "
+            f"top-1 agreement {figures.top1_agreement:.1%} of {figures.num_positions} positions"
+        )
+    progress.note(f"{figures.prompt!r} -> {figures.answer.strip().splitlines()[:1]}")
+    if not figures.passed:
+        raise EngineError(
+            f"the engine's mean KL divergence from the unquantised model is {figures.mean_kl:.4f} "
+            f"nats; at most {threshold} is accepted for quant={plan.settings.quant}: choose "
+            "another form, or set verify_max_mean_kl if this loss is acceptable"
+        )
+    work.manifest = msgspec.structs.replace(work.manifest, verify=figures._asdict())
+
+
+def put(work: Build) -> None:
+    """The finished folder takes its place, whole, with its manifest written last."""
+    if work.manifest is not None:
+        write_manifest(work.directory, work.manifest)
+    replace_folder(work.directory, work.output)
+    work.result = BuildResult(work.output, work.manifest)
+
+
+def engine_stages(until: str, compile_engine: Callable[[Build], None]) -> tuple[Stage, ...]:
+    """The stages of a backend whose engine is the checkpoint's folder and what is added to it."""
+    if until == "convert":
+        return CONVERT, PUT
+    verified = (VERIFY,) if until == "verify" else ()
+    return DIGEST, REUSE, CONVERT, Stage("compile", compile_engine), *verified, PUT
+
+
+def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
+    """The form whose loss against the reference is to be expected.
+
+    A source that was quantised is its own reference: only what FP8 does to activations differs.
+    W8A16 is quantised where it is loaded.
+    """
+    quant = plan.settings.quant
+    if source.quantized is None or quant == "int8":
+        return quant
+    return "fp8" if quant in (*FP8_FORMS, "w4a8_awq") else "none"
+
+
+def _check_disk(plan: BuildPlan, output: Path) -> None:
+    parent = output.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = psutil.disk_usage(str(parent)).free
+    except OSError as error:
+        raise PlanError(
+            f"{parent} cannot be used: {error.strerror}; choose another output"
+        ) from None
+    needed = sum(plan.rank_bytes) + (64 << 20)
+    if free < needed:
+        raise PlanError(
+            f"{parent} has {mib(free)} free; this build needs {mib(needed)}: "
+            "free some space or choose another output"
+        )
+
+
+DIGEST = Stage("digest", digest)
+REUSE = Stage("reuse", reuse)
+CONVERT = Stage("convert", convert)
+VERIFY = Stage("verify", check_answer)
+PUT = Stage("put", put)
