@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -79,3 +80,133 @@ def test_a_fresh_worker_has_loaded_no_tensor_library() -> None:
         env={**os.environ, "PYTHONSAFEPATH": "1"},
     )
     assert (result.returncode, result.stdout.split()) == (0, []), result.stdout + result.stderr
+
+
+# The house, from the ground up. A line is a room: a wing, or a file that lies loose at its floor's
+# top. It may import the rooms named behind it, which stand above it here: so nothing runs in a
+# circle. What is not drawn: the ground words, which all may import.
+GROUND_WORDS = {f"runtime/{word}" for word in ("config", "engine", "errors", "executor", "request")}
+HOUSE = """
+runtime/machine
+runtime/checkpoint
+runtime/grammar        machine
+runtime/batching       machine grammar
+runtime/torch          machine checkpoint batching
+runtime/tensorrt       machine checkpoint batching
+runtime/tensorrt_llm   machine grammar
+runtime/backends       torch tensorrt tensorrt_llm
+runtime/host           backends
+
+build/progress
+build/forms            runtime/checkpoint runtime/tensorrt
+build/source           forms
+build/families         forms source
+build/sources          forms source families  runtime/checkpoint
+build/quantize         forms source families  runtime/checkpoint runtime/torch
+build/plan             forms source families quantize  runtime/tensorrt
+build/convert          progress forms source families sources quantize plan  runtime/checkpoint
+build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
+build/verify           quantize  runtime/checkpoint runtime/torch
+build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
+build/backends         progress forms source sources quantize plan convert tensorrt verify tensorrt_llm
+build/stages           progress source sources plan convert backends
+build/doctor           tensorrt_llm  runtime/machine runtime/grammar
+build/cli              progress sources plan tensorrt_llm backends stages doctor
+build/command          cli
+
+server/text            runtime/grammar
+server/tools           text  runtime/grammar
+server/wire
+server/prompt          text tools wire
+server/request         text tools wire prompt
+server/answer          text tools prompt
+server/settings        text tools
+server/http            tools wire prompt request answer settings
+server/app             wire prompt answer settings http  runtime/host
+server/launch          wire app  runtime/machine runtime/host
+"""  # noqa: E501  a room's arrows stand on its line
+MOST_FILES, MOST_LOOSE = 14, 9
+
+
+def room_of(name: str) -> str:
+    """`runtime/grammar` of a module in that wing, `runtime/errors` of a file that lies loose."""
+    return "/".join(name.split(".")[1:3])
+
+
+def drawn() -> dict[str, set[str]]:
+    """HOUSE as it reads: each room, from the ground up, and the rooms that it may import."""
+    rooms: dict[str, set[str]] = {}
+    for room, *names in map(str.split, filter(None, HOUSE.splitlines())):
+        floor = room.split("/")[0]
+        rooms[room] = {name if "/" in name else f"{floor}/{name}" for name in names}
+    return rooms
+
+
+def arrows() -> dict[str, set[str]]:
+    """Each room of the tree, and the rooms that its files import, late imports included."""
+    found: dict[str, set[str]] = {}
+    for name, path in MODULES.items():
+        if name.count(".") == 1:  # a floor's own __init__
+            continue
+        targets = {room_of(imported) for imported in imports_of(path) if imported in MODULES}
+        found.setdefault(room_of(name), set()).update(targets - {room_of(name)})
+    return found
+
+
+def test_the_arrows_between_rooms_are_those_of_the_drawing() -> None:
+    found = arrows()
+    words = {room: found.pop(room) for room in GROUND_WORDS}
+    assert set().union(*words.values()) <= GROUND_WORDS, words
+    floors = set(FLOORS)
+    assert {room: names - GROUND_WORDS - floors for room, names in found.items()} == drawn()
+
+
+def test_no_room_imports_what_stands_on_it() -> None:
+    below: set[str] = set()
+    for room, names in drawn().items():
+        assert names <= below, f"{room} imports {names - below}, drawn above it"
+        below.add(room)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_a_wing_has_few_files_and_a_floor_few_loose_ones(floor: str) -> None:
+    def files(folder: Path) -> set[str]:
+        return {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+
+    assert len(files(ROOT / floor)) <= MOST_LOOSE
+    wings = {path.parent for path in (ROOT / floor).rglob("*.py")} - {ROOT / floor}
+    for wing in wings:
+        assert wing.parent == ROOT / floor, f"{wing} is deeper than one"
+        assert 3 <= len(files(wing)) <= MOST_FILES, f"{wing} has {len(files(wing))} files"
+
+
+def test_what_a_wing_keeps_to_itself_is_not_imported_elsewhere() -> None:
+    for name, path in MODULES.items():
+        modules: dict[str, str] = {}  # what a module of another room is called in this file
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                for alias in node.names:
+                    module = f"{node.module}.{alias.name}"
+                    if module in MODULES and room_of(module) != room_of(name):
+                        modules[alias.asname or alias.name] = module
+                    elif node.module in MODULES and room_of(node.module) != room_of(name):
+                        assert not alias.name.startswith("_"), f"{name} imports {module}"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                if node.value.id in modules and node.attr.startswith("_"):
+                    raise AssertionError(f"{name} uses {modules[node.value.id]}.{node.attr}")
+
+
+FACES = [path for name, path in MODULES.items() if path.name == "__init__.py" and "." in name[12:]]
+
+
+@pytest.mark.parametrize("path", FACES, ids=lambda path: path.parent.name)
+def test_a_wings_face_is_its_docstring(path: Path) -> None:
+    """3 to 8 lines: what becomes what, what it imports, what it does not know, what to read."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    text = ast.get_docstring(tree) or ""
+    assert len(tree.body) == 1 and 3 <= len(text.splitlines()) <= 8
+    assert "Imports " in text and "oes not " in text
+    first = re.search(r"Read\s+`(\w+\.py)`\s+first", text)
+    assert first and (path.parent / first[1]).is_file()
