@@ -1,4 +1,9 @@
-"""The two endpoints that generate: chat completions and text completions."""
+"""The two endpoints that generate: chat completions and text completions. Read this page first.
+
+    body -> what is asked -> prompt ids -> plan of the answer -> engine -> answer, whole or streamed
+
+Each step is one call into the wing that does it. This file knows no field's meaning and no token.
+"""
 
 from __future__ import annotations
 
