@@ -9,11 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from scripted_client import ScriptedClient
-from test_completion import STOP, tokens
 from text_engine import engine_info, write_text_engine
 
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from makers.token_outputs import STOP, tokens
 
 
 class SocketHandler(WSGIHandler):

@@ -6,7 +6,6 @@ that logits are far apart, and norms and biases are drawn too, so that a wrong o
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-ROOT = Path(__file__).parents[1]
-train_tokenizer = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.py"))["train_tokenizer"]
+from makers.engines import train_tokenizer
 
 VOCAB = 512
 SIZES: dict[str, Any] = dict(

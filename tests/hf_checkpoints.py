@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import build_engine
 from safetensors.torch import save_file
 from torch import Tensor
 
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from makers.engines import build_engine
 
 SHORT = {"calib_samples": 1, "calib_length": 64}
 Tensors = dict[str, Tensor]

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from conftest import write_tiny_checkpoint
 from family_models import save_family
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from makers.engines import write_tiny_checkpoint
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 NATURAL = tuple(range(8))

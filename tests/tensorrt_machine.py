@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine
 from cuda_double import CudaDouble, cuda_double
 from tensorrt_double import STREAM, TensorRTDouble, compile_plan
 from tensorrt_ranks import PeerCommunicator, ThreadCommunicator
@@ -32,6 +31,7 @@ from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.tensorrt.manifest import read_built
 from enginehouse.runtime.tensorrt.rank import TensorRTRank, follow
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import build_engine
 
 RUNTIME = "enginehouse.runtime"
 POPEN = subprocess.Popen

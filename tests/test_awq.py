@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EngineMaker
 from torch import Tensor
 
 from enginehouse.build.forms.quantization import Int4Weight, quantize_int4
@@ -28,6 +27,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
+from makers.engines import EngineMaker
 
 
 def skewed(seed: int = 0) -> tuple[Tensor, Tensor, InputMoments]:

@@ -14,11 +14,11 @@ from bad_bodies import BAD_BODIES, MAX_BODY_BYTES, BadBody, with_fields
 from gevent import socket as gsocket
 from gevent.pywsgi import WSGIServer
 from scripted_client import ScriptedClient, ScriptedGeneration
-from test_completion import STOP, TOKENIZER, output
 from text_engine import engine_info
 
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from makers.token_outputs import STOP, TOKENIZER, output
 
 PATH = "/v1/chat/completions"
 TICK_S = 0.02

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,7 @@ from enginehouse.build.sources.digest import source_digest
 from enginehouse.build.sources.hf_checkpoint import SafetensorsSource, open_checkpoint
 from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
 from enginehouse.runtime.errors import CheckpointError
-
-ROOT = Path(__file__).parents[1]
-write_tiny_checkpoint = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.py"))[
-    "write_tiny_checkpoint"
-]
+from makers.engines import write_tiny_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
-from test_completion import LENGTH, PIECES, STOP, TOKENIZER, completion, play, tokens
 
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.request import FinishReason, Refusal, TokenLogprobs, TokenOutput
+from enginehouse.runtime.request import FinishReason, Refusal, TokenOutput
 from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion
 from enginehouse.server.text.answer import Content, Part, Reasoning, ToolArguments, ToolCallStart
-
-IDS = {PIECES.piece(token_id, False): token_id for token_id in range(300)}
-END_ID = TOKENIZER.token_to_id("<|im_end|>")
-
-
-def scored(ids: list[int], finish: FinishReason | None = None, index: int = 0) -> tuple[int, Any]:
-    """One output; each token's logprob is -id / 100, with the end token as the likeliest other."""
-    logprobs = [TokenLogprobs(-i / 100, ((i, -i / 100), (END_ID, -math.inf))) for i in ids]
-    return index, TokenOutput(1, ids, finish, logprobs=logprobs)
-
-
-def bytes_ids(text: str) -> list[int]:
-    return [IDS[bytes([byte])] for byte in text.encode()]
+from makers.completions import completion, play
+from makers.token_outputs import END_ID, LENGTH, STOP, bytes_ids, scored, tokens
 
 
 def told(answer: Completion) -> list[dict[str, Any]]:

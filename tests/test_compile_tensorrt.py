@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SourceMaker, build_engine
 from family_models import FAMILIES, MIXTURES
 
 from enginehouse.build import cli
@@ -33,33 +32,16 @@ from enginehouse.build.tensorrt.parts import cut_decoder
 from enginehouse.build.tensorrt.plans import cached_tokens, compile_jobs, jobs_at_once, plan_jobs
 from enginehouse.build.tensorrt.worker import STEPS, Job, rank_constants
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.config import EXCLUDE_MODULES, Mapping, ModelConfig
+from enginehouse.runtime.config import EXCLUDE_MODULES, ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.tensorrt.package import PACKAGES, RTX_SMS
+from makers.engines import SourceMaker, build_engine
+from makers.tiny_network import TINY, tiny_config
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
-TINY = PlanLimits(context=256, batch=8, chunk=64, prefill_batch=1, max_positions=256)
 # Values of nvinfer1::EngineInvalidityDiagnostics.
 MALFORMED = 32
-
-
-def tiny_config(quant: str, dtype: str = "bfloat16", tp: int = 1, **changes: Any) -> ModelConfig:
-    config = ModelConfig(
-        architecture="LlamaForCausalLM",
-        dtype=dtype,
-        vocab_size=510,
-        hidden_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_size=32,
-        intermediate_size=512,
-        norm_epsilon=1e-5,
-        max_position_embeddings=256,
-        quantization=replace(QUANT_CONFIGS[quant], group_size=64),
-    )
-    return replace(config, **changes).with_mapping(Mapping(tp))
 
 
 def assert_as_the_table_says(quant: str, dtype: str, sm: int, tp: int) -> None:

@@ -1,72 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
-from scripted_client import Script, ScriptedGeneration
-from text_engine import byte_level_tokenizer
+from scripted_client import ScriptedGeneration
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.answer.choice import Endings
-from enginehouse.server.answer.completion import ClientGone, Completion, Delta, Prices, Terms
-from enginehouse.server.text.answer import AnswerParser, Content, PlainParser
-from enginehouse.server.text.detokenizer import TokenPieces
-
-TOKENIZER = byte_level_tokenizer()
-PIECES = TokenPieces(TOKENIZER)
-PRICES = Prices(Decimal("0.35"), Decimal("0.40"))
-STOP, LENGTH = FinishReason.STOP, FinishReason.LENGTH
-
-
-def output(text: str | list[int], finish: FinishReason | None = None) -> TokenOutput:
-    ids = TOKENIZER.encode(text).ids if isinstance(text, str) else text
-    return TokenOutput(1, list(ids), finish)
-
-
-def tokens(text: str, finish: FinishReason | None = None, index: int = 0) -> list[Any]:
-    """One output per token, then the end, as an engine sends them."""
-    steps = [(index, output([token_id])) for token_id in TOKENIZER.encode(text).ids]
-    return [*steps, (index, output([], finish))] if finish else steps
-
-
-MOMENTS = ("clock", "started_s")
-
-
-def terms(num_choices: int = 1, stops: tuple[str, ...] = (), **more: Any) -> Terms:
-    given: dict[str, Any] = {
-        "model": "tiny",
-        "pieces": PIECES,
-        "prices": PRICES,
-        "num_prompt_tokens": 15,
-        "num_sequences": num_choices,
-        "num_returned": num_choices,
-        "endings": Endings(stops),
-    }
-    return Terms(**{**given, **more})
-
-
-def completion(
-    num_choices: int = 1,
-    stops: tuple[str, ...] = (),
-    make_parser: Callable[[], AnswerParser] = PlainParser,
-    **more: Any,
-) -> Completion:
-    moments = {name: more.pop(name) for name in MOMENTS if name in more}
-    return Completion(
-        terms(num_choices, stops, **more),
-        make_parser,
-        completion_id="chatcmpl-1",
-        created=7,
-        **moments,
-    )
-
-
-def play(answer: Completion, script: Script) -> tuple[list[Delta | None], ScriptedGeneration]:
-    generation = ScriptedGeneration(script, len(answer.choices))
-    return list(answer.run(generation)), generation
+from enginehouse.server.answer.completion import ClientGone, Delta, Prices
+from enginehouse.server.text.answer import Content
+from makers.completions import PRICES, completion, play
+from makers.token_outputs import LENGTH, PIECES, STOP, TOKENIZER, output, tokens
 
 
 def test_a_whole_answer_has_the_page_s_shape() -> None:

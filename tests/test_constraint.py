@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EngineMaker
 from jsonschema import Draft202012Validator
 from schemas import BAD, GOOD, NEWER, ODD, as_text
 from tokenizers import Tokenizer
@@ -29,6 +28,7 @@ from enginehouse.runtime.request import (
     TokenOutput,
 )
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import EngineMaker
 
 OPTIONS = ExecutorOptions(compute_dtype="float32", max_batch_size=8)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,12 +9,11 @@ import pytest
 import xgrammar
 from flask.testing import FlaskClient
 from scripted_client import ScriptedClient
-from test_server import ask, error_of
-from test_sse import data_of
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import ConstraintKind, FinishReason, Refusal, TokenOutput
 from enginehouse.server.request.chat_request import parse_chat_request
+from makers.api_client import ask, data_of, error_of
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
 TAG = {"begin": "<f>", "schema": SCHEMA, "end": "</f>"}

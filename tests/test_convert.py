@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, EngineMaker, build_engine, write_tiny_checkpoint
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -21,8 +20,9 @@ from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_in
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import QuantizationError
+from makers.engines import EngineMaker, build_engine, write_tiny_checkpoint
+from makers.paths import CONTRACT
 
-CONTRACT = ROOT / "tests" / "contract"
 DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float32: "float32",

@@ -18,12 +18,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_tiny_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from quantized_writers import write_quantized
 from safetensors.torch import load_file, save_file
-from test_gguf import write_gguf
 
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
@@ -31,6 +29,8 @@ from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.sources.gguf_file import read_gguf
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import EnginehouseError
+from makers.engines import write_tiny_checkpoint
+from makers.gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import build_engine
 from family_models import FAMILIES, MIXTURES, SIZES, save_family
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -34,6 +33,7 @@ from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
+from makers.engines import build_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,11 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import EngineMaker
 
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
+from makers.engines import EngineMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import xgrammar
-from conftest import EngineMaker, SourceMaker, build_engine
 from cuda_double import CUDA, GpuTensor, cuda_double
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from enginehouse.runtime.request import Constraint, ConstraintKind, Request, Sam
 from enginehouse.runtime.torch.executor import TorchExecutor
 from enginehouse.runtime.torch.linear import DenseLinear, Fp8Linear, Fp8RowwiseLinear, make_linear
 from enginehouse.runtime.torch.packed_products import pair_nibbles, scaled_product
+from makers.engines import EngineMaker, SourceMaker, build_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = [[5, 6, 7], list(range(40, 90)), [11], list(range(300, 417))]

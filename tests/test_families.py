@@ -10,17 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import build_engine
-from family_models import (
-    FAMILIES,
-    MIXTURES,
-    SIZES,
-    VOCAB,
-    load_family,
-    logits_of,
-    save_family,
-    train_tokenizer,
-)
+from family_models import FAMILIES, MIXTURES, SIZES, VOCAB, load_family, logits_of, save_family
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -42,6 +32,7 @@ from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import build_engine, train_tokenizer
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")
 # Longer than every window and than longrope's pretrained length; one longer than an iteration.

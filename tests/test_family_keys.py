@@ -16,6 +16,7 @@ from enginehouse.build.families.hf_config import model_config
 from enginehouse.runtime.checkpoint.traits import layer_windows, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError
+from makers.paths import ROOT
 
 # What every checkpoint's config.json holds; a real one's other keys stand in the cases.
 COMMON: dict[str, Any] = {
@@ -319,5 +320,5 @@ def test_a_published_models_parameters_are_all_counted(name: str) -> None:
 
 def test_every_family_has_an_activation_and_is_in_the_docs() -> None:
     assert ACTIVATIONS.keys() == ARCHITECTURES.keys()
-    text = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
     assert [name for name in ARCHITECTURES if f"`{name}`" not in text] == []

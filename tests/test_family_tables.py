@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +14,11 @@ from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.forms.weight_forms import OutputTensor
 from enginehouse.build.plan.build_plan import QUANT_CONFIGS, check_mapping, choose_group_size
 from enginehouse.runtime.config import Mapping
+from makers.paths import CONTRACT
 
 TABLES = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
-    for path in sorted((Path(__file__).parent / "contract" / "loaded").glob("*.json"))
+    for path in sorted((CONTRACT / "loaded").glob("*.json"))
 }
 CASES = [(table, case) for table, data in TABLES.items() for case in data["cases"]]
 QUANTS = {"none": "none", "fp8": "fp8", "w4a16_awq": "int4"}

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 from field_cases import CHAT, COMPLETIONS, HELLO, Field
 from flask.testing import FlaskClient
 from scripted_client import ScriptedClient
-from test_choice import bytes_ids, scored
-from test_completion import STOP
-from test_server import error_of
 
 from enginehouse.server.request.asked import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS
 from enginehouse.server.wire.bodies import ChatBody, CompletionBody
+from makers.api_client import error_of
+from makers.paths import ROOT
+from makers.token_outputs import STOP, bytes_ids, scored
 
 ENDPOINTS: dict[str, tuple[type[Any], dict[str, Field], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, CHAT, {"model": "tiny/chat", "messages": [HELLO]}),
     "/v1/completions": (CompletionBody, COMPLETIONS, {"model": "tiny/chat", "prompt": "hello"}),
 }
 CASES = [(path, name) for path, (_, table, _) in ENDPOINTS.items() for name in table]
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "api.md").read_text(encoding="utf-8")
+DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)

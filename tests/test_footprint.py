@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from rich.console import Console
 
 from enginehouse.build import cli
@@ -21,6 +20,7 @@ from enginehouse.build.plan.footprint import (
 )
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.sources.resolve import resolve_source
+from makers.paths import ROOT
 
 
 def nemotron(config: str, **flags: object) -> BuildPlan:

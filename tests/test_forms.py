@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EngineMaker, build_engine
 from safetensors import safe_open
 from torch import Tensor
 
@@ -25,6 +24,7 @@ from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.linear import JoinedLinear, make_linear
+from makers.engines import EngineMaker, build_engine
 
 SHORT = {"calib_samples": 2, "calib_length": 64, "until": "compile"}
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SourceMaker, build_engine
 from family_models import FAMILIES
 from hf_checkpoints import (
     SHORT,
@@ -36,19 +35,21 @@ from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import SourceMaker, build_engine
+from makers.paths import CONTRACT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONTRACT = json.loads((ROOT / "tests" / "contract" / "hf" / "modelopt-0.47.json").read_text())
+MODELOPT = json.loads((CONTRACT / "hf" / "modelopt-0.47.json").read_text())
 
 
-@pytest.mark.parametrize("case", CONTRACT["cases"])
+@pytest.mark.parametrize("case", MODELOPT["cases"])
 def test_names_shapes_and_dtypes_are_modelopts(
     case: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
     family, form = case.split(".")
     path = exported(family_source(family), tmp_path / "hf", **choices(form))
-    wanted = CONTRACT["cases"][case]
+    wanted = MODELOPT["cases"][case]
     words = {dtype: word for word, dtype in SAFETENSORS_DTYPES.items()}
     header = read_safetensors_header(path / "model.safetensors")
     found = {name: [words[item.dtype], list(item.shape)] for name, item in header.items()}

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, SourceMaker, build_engine
 from hf_checkpoints import (
     SHORT,
     Tensors,
@@ -33,6 +32,8 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import MANIFEST, read_engine
 from enginehouse.runtime.errors import CheckpointError, EngineError, PlanError
+from makers.engines import SourceMaker, build_engine
+from makers.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import write_tiny_checkpoint
 from torch import Tensor
 
 from enginehouse.build.families.config_values import read_json
@@ -17,6 +16,7 @@ from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4
 from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.torch.linear import make_linear
+from makers.engines import write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

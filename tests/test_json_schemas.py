@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import pytest
 from jsonschema import Draft202012Validator
 from schemas import BAD, GOOD, ODD, as_text
-from test_gunicorn import MESSAGES, Server
-from test_gunicorn import engine as engine
-from test_sse import data_of
+
+from makers.api_client import data_of
+from makers.gunicorn_server import MESSAGES, Server
+from makers.gunicorn_server import engine as engine
 
 SCHEMAS = {**GOOD, **ODD, **BAD}
 HEALTHY_TOKENS = 700

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine
 from quantized_writers import Written, write_quantized
 from safetensors.torch import load_file
 
@@ -20,6 +19,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError
+from makers.engines import build_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

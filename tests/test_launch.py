@@ -12,13 +12,14 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import ROOT, EngineMaker
 
 from enginehouse.runtime.engine import read_manifest, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.server.launch import launcher as start
 from enginehouse.server.launch.gunicorn_hooks import host_flags
 from enginehouse.server.launch.launcher import Served, plan_launch, read_served
+from makers.engines import EngineMaker
+from makers.paths import ROOT
 
 GUNICORN = ["gunicorn", "-c", "conf.py", start.APP]
 QUOTED = shlex.join(GUNICORN)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EngineMaker
 from torch import Tensor
 
 from enginehouse.build.forms.quantization import quantize_fp8
@@ -21,6 +20,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import to_fp8
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
+from makers.engines import EngineMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SourceMaker, build_engine, write_tiny_checkpoint
 from family_models import FAMILIES, LLAMA3, MIXTURES
 from network_runner import NetworkRunner
 from torch import Tensor
@@ -20,6 +19,7 @@ from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.tensorrt.inputs import transpose_int4
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from enginehouse.runtime.torch.linear import Fp8RowwiseLinear
+from makers.engines import SourceMaker, build_engine, write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

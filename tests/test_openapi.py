@@ -20,15 +20,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from scripted_client import ScriptedClient
-from test_choice import bytes_ids, scored
-from test_completion import STOP
-from test_server import PATHS
-from test_sse import data_of
 from text_engine import engine_info
 
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import answers, bodies, openapi
+from makers.api_client import PATHS, data_of
+from makers.token_outputs import STOP, bytes_ids, scored
 
 MODEL = {"model": "tiny/chat"}
 HELLO = [{"role": "user", "content": "hello"}]

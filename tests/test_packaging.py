@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from enginehouse.runtime.grammar.support import OLDEST
+from makers.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 FLOORS = ("build", "runtime", "server")
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")

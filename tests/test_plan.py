@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import runpy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,9 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import CheckpointError, PlanError
+from makers.engines import write_tiny_checkpoint
+from makers.paths import CONTRACT
 
-ROOT = Path(__file__).parents[1]
-write_tiny_checkpoint = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.py"))[
-    "write_tiny_checkpoint"
-]
-CONTRACT = ROOT / "tests" / "contract"
 QUANT_OF_FILE = {
     "none": "none",
     "fp8": "fp8",

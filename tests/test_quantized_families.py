@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine
 from family_models import load_family, logits_of
 from quantized_writers import KINDS, LINEARS, Pair, Written, write_quantized
 
@@ -23,6 +22,7 @@ from enginehouse.runtime.errors import CheckpointError, EnginehouseError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import build_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine
 from quantized_writers import INPUT_SCALE, KINDS, Pair, Written, write_quantized
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -27,6 +26,7 @@ from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanEr
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import build_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine, write_tiny_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +31,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources.safetensors_file import read_safetensors_header
 from enginehouse.runtime.engine import MANIFEST
+from makers.engines import build_engine, write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,12 +14,12 @@ from flask.testing import FlaskClient
 from gevent import socket as gsocket
 from gevent.pywsgi import WSGIServer
 from scripted_client import ScriptedClient
-from test_server import PATHS, ask, error_of
 from text_engine import CHATML, byte_level_tokenizer, engine_info, write_text_engine
 
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from makers.api_client import PATHS, ask, error_of
 
 TOKENIZER = byte_level_tokenizer()
 USER = {"role": "user", "content": "hello"}

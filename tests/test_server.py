@@ -10,31 +10,12 @@ import pytest
 from flask.testing import FlaskClient
 from gevent import socket as gsocket
 from scripted_client import ScriptedClient
-from test_completion import STOP, tokens
-from test_sse import data_of
-from werkzeug.test import TestResponse
 
 from enginehouse.runtime.errors import EnginehouseError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
 from enginehouse.server.settings import ServerSettings
-
-PATHS = ["/v1/chat/completions", "/v1/openai/chat/completions"]
-HELLO = {"model": "tiny/chat", "messages": [{"role": "user", "content": "hello"}]}
-
-
-def ask(http: FlaskClient, path: str = PATHS[0], **fields: Any) -> TestResponse:
-    return http.post(path, json={**HELLO, **fields})
-
-
-def error_of(response: TestResponse) -> dict[str, Any]:
-    """Every refusal has one shape and a request id."""
-    assert response.mimetype == "application/json"
-    assert response.headers["X-Request-Id"]
-    assert set(response.json) == {"error"}
-    error = response.json["error"]
-    assert set(error) == {"message", "type", "param", "code"}
-    assert isinstance(error["message"], str) and isinstance(error["type"], str)
-    return dict(error)
+from makers.api_client import HELLO, PATHS, ask, data_of, error_of
+from makers.token_outputs import STOP, tokens
 
 
 @pytest.mark.parametrize("path", PATHS)

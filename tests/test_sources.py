@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import runpy
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -24,11 +23,8 @@ from enginehouse.build.sources import resolve as sources
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import CheckpointError
+from makers.engines import write_tiny_checkpoint
 
-ROOT = Path(__file__).parents[1]
-write_tiny_checkpoint = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.py"))[
-    "write_tiny_checkpoint"
-]
 GGUF = b"GGUF, as far as this test is concerned"
 
 

@@ -1,32 +1,24 @@
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Iterator
-from typing import Any
 
 import gevent
 import pytest
 from gevent import socket as gsocket
 from scripted_client import Script, ScriptedGeneration
-from test_completion import STOP, completion, tokens
 
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.server.answer.completion import Completion
 from enginehouse.server.http import sse
+from makers.api_client import data_of
+from makers.completions import completion
+from makers.token_outputs import STOP, tokens
 
 
 def stream(answer: Completion, script: Script) -> tuple[list[bytes], ScriptedGeneration]:
     generation = ScriptedGeneration(script, len(answer.choices))
     return list(sse.events(sse.Stream(answer, generation, 15.0), "req-1")), generation
-
-
-def data_of(frames: list[bytes]) -> list[Any]:
-    """What a client reads: every event is one `data:` line and an empty line."""
-    events = b"".join(frames).decode().split("\n\n")
-    assert events.pop() == ""
-    lines = [line.removeprefix("data: ") for line in events if not line.startswith(":")]
-    return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
 def test_a_stream_is_role_then_text_then_reason_then_done() -> None:

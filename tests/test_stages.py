@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
@@ -16,6 +15,8 @@ from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
+from makers.engines import EngineMaker, build_engine, write_tiny_checkpoint
+from makers.paths import CONTRACT
 
 SMALL = ["--max-batch-size", "4", "--max-num-tokens", "64", "--quiet"]
 
@@ -116,7 +117,7 @@ def test_a_build_for_tensorrt_llm_leaves_a_checkpoint_and_the_command_that_finis
 def test_every_flag_of_the_printed_command_is_one_that_trtllm_build_knows(
     tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    known = json.loads((Path(__file__).parent / "contract" / "trtllm_build_flags.json").read_text())
+    known = json.loads((CONTRACT / "trtllm_build_flags.json").read_text())
     flags = [str(tiny_checkpoint), "-o", str(tmp_path / "e"), "--backend", "tensorrt_llm", *SMALL]
     cli.main(flags)
     command = capsys.readouterr().out.splitlines()[-1]

@@ -10,9 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from test_gunicorn import Server
-from test_gunicorn import engine as engine
-from test_tools_http import TOOLS, joined, named
+
+from makers.gunicorn_server import Server
+from makers.gunicorn_server import engine as engine
+from makers.openai_tools import TOOLS, joined, named
 
 NUM_REQUESTS = 40
 SCHEMA = TOOLS[0]["function"]["parameters"]

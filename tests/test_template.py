@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,8 @@ from enginehouse.server.prompt.template import ChatTemplate
 from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.tools.format import ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse
+from makers.templates import TEMPLATES
 
-TEMPLATES = {
-    path.stem: path.read_text(encoding="utf-8")
-    for path in sorted((Path(__file__).parent / "data" / "templates").glob("*.jinja"))
-}
 SPECIAL: dict[str, str | list[str]] = {"bos_token": "<s>", "eos_token": "</s>"}
 WEATHER = ToolFunction(
     "get_weather",

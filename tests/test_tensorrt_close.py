@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SourceMaker
 from tensorrt_double import Context
 from tensorrt_machine import doubled_engine, doubled_machine, greedy, requests
 from tensorrt_ranks import ThreadCommunicator
@@ -17,6 +16,7 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import generate
 from enginehouse.runtime.tensorrt import rank as tensorrt_rank
 from enginehouse.runtime.tensorrt.rank import TensorRTRank
+from makers.engines import SourceMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,9 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import build_engine
 from recording_network import RecordingNetwork
-from test_compile_tensorrt import TINY, tiny_config
 
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
@@ -21,6 +19,8 @@ from enginehouse.build.tensorrt.compiler import check_compiler
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.machine.gpus import Gpu
 from enginehouse.runtime.tensorrt.package import PACKAGES
+from makers.engines import build_engine
+from makers.tiny_network import TINY, tiny_config
 
 H100 = Gpu(0, "GPU-0", "NVIDIA H100", 90, 81559, 81000, "580.1")
 L40S = H100._replace(name="NVIDIA L40S", sm=89)

@@ -17,7 +17,6 @@ import msgspec
 import pytest
 import torch
 import zmq
-from conftest import SourceMaker
 from tensorrt_double import TensorRTDouble
 from tensorrt_machine import (
     FLOAT32,
@@ -43,6 +42,7 @@ from enginehouse.runtime.request import (
     SamplingParams,
 )
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import SourceMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from conftest import SourceMaker
 from tensorrt_double import HEADER, STREAM, TensorRTDouble
 from tensorrt_machine import RUNTIME, doubled_engine, doubled_machine, gpus
 
@@ -27,6 +26,7 @@ from enginehouse.runtime.tensorrt.followers import Followers
 from enginehouse.runtime.tensorrt.machine import check_plan, find_matching
 from enginehouse.runtime.tensorrt.manifest import read_built
 from enginehouse.runtime.tensorrt.package import Words, find_package
+from makers.engines import SourceMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

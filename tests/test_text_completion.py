@@ -6,15 +6,13 @@ import gevent
 import pytest
 from flask.testing import FlaskClient
 from scripted_client import ScriptedClient, ScriptedGeneration
-from test_choice import bytes_ids, scored
-from test_completion import LENGTH, STOP, TOKENIZER, tokens
-from test_server import error_of
-from test_sse import data_of
 from werkzeug.test import TestResponse
 
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import TokenOutput
 from enginehouse.server.answer.text_completion import Batch
+from makers.api_client import data_of, error_of
+from makers.token_outputs import LENGTH, STOP, TOKENIZER, bytes_ids, scored, tokens
 
 HELLO_IDS = TOKENIZER.encode("hello").ids
 DOG_IDS = TOKENIZER.encode("dog").ids

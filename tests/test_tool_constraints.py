@@ -11,7 +11,7 @@ import pytest
 import torch
 import xgrammar
 from text_engine import CHATML, byte_level_tokenizer
-from tool_texts import FORMATS, calls_of, content_of, feed
+from tool_texts import CLOCK, FORMATS, TIME, calls_of, content_of, feed
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.constraint import check
@@ -40,11 +40,9 @@ WEATHER = ToolFunction(
         "required": ["city", "unit"],
     },
 )
-CLOCK = ToolFunction("get_time")
 BOTH = (WEATHER, CLOCK)
 FORMS = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
 PARIS = ToolCall("", "get_weather", {"city": "Paris", "days": 2, "unit": "C"})
-TIME = ToolCall("", "get_time", {})
 WRONG = ToolCall("", "get_weather", {"city": "Paris", "unit": "K"})
 
 

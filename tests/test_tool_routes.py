@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 from scripted_client import ScriptedClient
-from test_completion import LENGTH, STOP, tokens
-from test_server import ask
-from test_sse import data_of
 from text_engine import engine_info
 
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from makers.api_client import ask, data_of
+from makers.token_outputs import LENGTH, STOP, tokens
 
 TOOLS = [{"type": "function", "function": {"name": "f"}}]
 CALL = '{"name": "f", "arguments": {"a": "b"}}'

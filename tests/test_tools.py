@@ -7,9 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from test_template import TEMPLATES
-from text_engine import CHATML, byte_level_tokenizer, write_text_engine
-from tokenizers import AddedToken, Tokenizer
+from text_engine import CHATML, byte_level_tokenizer, tokenizer_with_marks, write_text_engine
 from tool_texts import calls_of, content_of, feed
 
 from enginehouse.build.plan import settings as build_settings
@@ -26,19 +24,12 @@ from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.format import ToolFunction
 from enginehouse.server.tools.tool_choice import TOOL_FORMATS, ToolUse, choose_format
+from makers.templates import TEMPLATES
 
 WEATHER = ToolFunction(
     "get_weather", "", {"type": "object", "properties": {"city": {"type": "string"}}}
 )
 SPECIAL: dict[str, str | list[str]] = {"bos_token": "<s>", "eos_token": "</s>"}
-MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
-
-
-def tokenizer_with_marks() -> Tokenizer:
-    tokenizer = byte_level_tokenizer()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in MARKS])
-    tokenizer.add_special_tokens(["<think>", "</think>"])
-    return tokenizer
 
 
 def test_the_format_is_chosen_from_the_template() -> None:

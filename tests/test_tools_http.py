@@ -13,26 +13,11 @@ from typing import Any
 import openai
 import pytest
 from jsonschema import Draft202012Validator
-from test_gunicorn import Server
-from test_gunicorn import engine as engine
 
-SCHEMAS: dict[str, dict[str, Any]] = {
-    "get_weather": {
-        "type": "object",
-        "properties": {
-            "city": {"type": "string", "maxLength": 6},
-            "unit": {"enum": ["C", "F"]},
-            "days": {"type": "integer", "minimum": 0, "maximum": 9},
-        },
-        "required": ["city", "unit"],
-        "additionalProperties": False,
-    },
-    "get_time": {"type": "object", "properties": {}, "additionalProperties": False},
-}
-TOOLS: list[Any] = [
-    {"type": "function", "function": {"name": name, "parameters": schema}}
-    for name, schema in SCHEMAS.items()
-]
+from makers.gunicorn_server import Server
+from makers.gunicorn_server import engine as engine
+from makers.openai_tools import SCHEMAS, TOOLS, joined, named
+
 QUESTION = {"role": "user", "content": "What is the time?"}
 SEEDS = range(2)
 
@@ -55,10 +40,6 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def named(name: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name}}
-
-
 def create(client: openai.OpenAI, **fields: Any) -> Any:
     asked = {"model": "tiny-llama", "messages": [QUESTION], "tools": TOOLS, "max_tokens": 300}
     return client.chat.completions.create(**{**asked, **fields})
@@ -70,31 +51,6 @@ def calls_of(message: Any) -> list[tuple[str, str]]:
 
 def check_call(name: str, arguments: str) -> None:
     Draft202012Validator(SCHEMAS[name]).validate(json.loads(arguments))
-
-
-def joined(chunks: Any, num: int = 1) -> list[tuple[str, list[tuple[str, str]], str, list[Any]]]:
-    """Of each choice: content, calls, finish_reason, logprobs; the order of deltas is checked."""
-    texts, reasons = [""] * num, [""] * num
-    calls: list[list[list[str]]] = [[] for _ in range(num)]
-    logprobs: list[list[Any]] = [[] for _ in range(num)]
-    for chunk in chunks:
-        for choice in chunk.choices:
-            index = choice.index
-            assert not reasons[index], "a delta came after the last"
-            texts[index] += choice.delta.content or ""
-            reasons[index] = choice.finish_reason or ""
-            logprobs[index] += choice.logprobs.content if choice.logprobs else []
-            for delta in choice.delta.tool_calls or []:
-                if delta.index == len(calls[index]):
-                    assert delta.id and delta.id.startswith("call_") and delta.type == "function"
-                    assert delta.function.arguments == ""
-                    calls[index].append([delta.function.name, ""])
-                else:
-                    assert (delta.index, delta.id) == (len(calls[index]) - 1, None)
-                    assert delta.function.name is None
-                    calls[index][-1][1] += delta.function.arguments
-    told = [[(name, arguments) for name, arguments in found] for found in calls]
-    return list(zip(texts, told, reasons, logprobs, strict=True))
 
 
 @pytest.mark.parametrize("choice", ["required", named("get_time"), named("get_weather")], ids=str)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import EngineMaker, build_engine
 from transformers import AutoModelForCausalLM
 
 from enginehouse.build.source import SourceCheckpoint
@@ -14,6 +13,7 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, stream
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams, TokenOutput
+from makers.engines import EngineMaker, build_engine
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")
 PROMPTS = [

@@ -15,7 +15,6 @@ import msgspec
 import psutil
 import pytest
 import trtllm_builder
-from conftest import EngineMaker, build_engine, write_tiny_checkpoint
 
 from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
@@ -28,6 +27,7 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.machine.gpus import Gpu
+from makers.engines import EngineMaker, build_engine, write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = ["--max-batch-size", "4", "--quiet"]

@@ -7,7 +7,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import EngineMaker
 from trtllm_double import compiled_engine, edit_json, install_double, rewrite_manifest
 
 from enginehouse.runtime.backends import open_executor
@@ -21,6 +20,7 @@ from enginehouse.runtime.tensorrt_llm.deployment import (
     open_deployment,
     rebuild_command,
 )
+from makers.engines import EngineMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NO_OPTIONS = ExecutorOptions()

@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import EngineMaker
 from trtllm_double import compiled_engine, double_environment, install_double
 
 from enginehouse.runtime.backends import open_executor
@@ -27,6 +26,7 @@ from enginehouse.runtime.request import (
     TokenOutput,
 )
 from enginehouse.runtime.tensorrt_llm.executor import TrtllmExecutor
+from makers.engines import EngineMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

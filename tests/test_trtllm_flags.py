@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
@@ -22,15 +21,16 @@ from enginehouse.build.plan.trtllm_flags import (
 )
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import PlanError
+from makers.paths import CONTRACT, ROOT
 
-CONTRACT = json.loads((ROOT / "tests" / "contract" / "trtllm_build_flags.json").read_text())
+KNOWN_FLAGS = json.loads((CONTRACT / "trtllm_build_flags.json").read_text())
 FP8 = Facts("fp8", "fp8", 4, 1, "LlamaForCausalLM", 90)
 INT4 = Facts("int4", "auto", 2, 1, "LlamaForCausalLM", None)
 BF16 = Facts("none", "auto", 1, 1, "LlamaForCausalLM", None)
 
 
 def test_the_flags_are_those_of_the_contract() -> None:
-    assert FLAGS == CONTRACT
+    assert FLAGS == KNOWN_FLAGS
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_our_own_flags_pass_our_own_checks(facts: Facts) -> None:
     limits = {"max_seq_len", "max_input_len", "max_batch_size", "max_num_tokens"}
     free = {key: word for key, word in flags.items() if key not in {*limits, "tokens_per_block"}}
     assert check_flags(free, facts) == free
-    assert set(flags) <= set(CONTRACT)
+    assert set(flags) <= set(KNOWN_FLAGS)
 
 
 def test_flags_of_the_command_line_are_added_to_those_of_the_file(

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine, write_tiny_checkpoint
 from quantized_writers import KINDS, write_quantized
 from safetensors.torch import load_file, save_file
 
@@ -21,6 +20,7 @@ from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
+from makers.engines import build_engine, write_tiny_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

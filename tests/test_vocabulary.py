@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 import xgrammar
-from test_tool_constraints import CLOCK, TIME
-from test_tools import tokenizer_with_marks
+from text_engine import tokenizer_with_marks
 from tokenizers import AddedToken, Tokenizer
-from tool_texts import FORMATS
+from tool_texts import CLOCK, FORMATS, TIME
 
 from enginehouse.runtime.grammar.child import build_grammar, tokenizer_info
 from enginehouse.runtime.grammar.constraint import check

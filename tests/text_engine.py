@@ -15,6 +15,7 @@ CHATML = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MARKS = ["<tool_call>", "</tool_call>", "<|python_tag|>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"]
 
 
 def byte_level_tokenizer() -> Tokenizer:
@@ -29,6 +30,13 @@ def byte_level_tokenizer() -> Tokenizer:
     )
     tokenizer.train_from_iterator(TEXTS, trainer)
     tokenizer.add_tokens([AddedToken("<think> é", special=False)])
+    return tokenizer
+
+
+def tokenizer_with_marks() -> Tokenizer:
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in MARKS])
+    tokenizer.add_special_tokens(["<think>", "</think>"])
     return tokenizer
 
 

@@ -14,7 +14,8 @@ from enginehouse.server.text.answer import (
     ToolArguments,
     ToolCallStart,
 )
-from enginehouse.server.tools.format import Format
+from enginehouse.server.text.message import ToolCall
+from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.hermes import Hermes
 from enginehouse.server.tools.llama import GenericJson, LlamaJson
 from enginehouse.server.tools.mistral import Mistral, MistralNamed, MistralSpaced
@@ -30,6 +31,8 @@ FORMATS: dict[str, Format] = {
     "json": GenericJson(),
 }
 NAMES = ("f", "g", "get_weather", "a.b-c")
+CLOCK = ToolFunction("get_time")
+TIME = ToolCall("", "get_time", {})
 
 
 def feed(parser: AnswerParser, pieces: Iterable[str]) -> list[Part]:

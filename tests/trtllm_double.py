@@ -11,7 +11,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import ROOT
 
 from enginehouse.runtime.engine import (
     MANIFEST,
@@ -22,8 +21,7 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.machine.binding import record_machine
-
-DOUBLES = ROOT / "tests" / "doubles"
+from makers.paths import DOUBLES
 
 
 def double_environment(*, later: bool = False) -> dict[str, str]:
