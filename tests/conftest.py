@@ -23,11 +23,10 @@ from enginehouse.build.sources.resolve import resolve_source
 
 pytest.register_assert_rewrite("makers")
 
-from api_fixtures import address as address  # noqa: E402
-from api_fixtures import engine as engine  # noqa: E402
-from api_fixtures import http as http  # noqa: E402
-from api_fixtures import settings as settings  # noqa: E402
-
+from makers.api_fixtures import address as address  # noqa: E402
+from makers.api_fixtures import engine as engine  # noqa: E402
+from makers.api_fixtures import http as http  # noqa: E402
+from makers.api_fixtures import settings as settings  # noqa: E402
 from makers.engines import (  # noqa: E402
     EngineMaker,
     SourceMaker,
@@ -81,7 +80,7 @@ def family_source(tmp_path_factory: pytest.TempPathFactory) -> SourceMaker:
     """family_source("gemma2"): a tiny checkpoint of a family, in float32; "llama" is in bfloat16
     and without biases, "biased" with them.
     """
-    from family_models import FAMILIES, save_family  # imports transformers, which takes seconds
+    from makers.family_models import FAMILIES, save_family  # transformers, which takes seconds
 
     made: dict[str, SourceCheckpoint] = {}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from cuda_double import cuda_double
 from safetensors.torch import load_file
 
+from doubles.cuda_double import cuda_double
 from makers.engines import EngineMaker
 from makers.paths import ROOT
 

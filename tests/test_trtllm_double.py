@@ -12,8 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from trtllm_double import build_arguments, compiled_engine, edit_json, install_double, trtllm_build
 
+from doubles.trtllm_double import (
+    build_arguments,
+    compiled_engine,
+    edit_json,
+    install_double,
+    trtllm_build,
+)
 from makers.engines import EngineMaker
 from makers.paths import CONTRACT, DOUBLES
 

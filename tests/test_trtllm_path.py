@@ -8,8 +8,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from trtllm_double import double_environment, install_double
 
+from doubles.trtllm_double import double_environment, install_double
 from enginehouse.build import cli, doctor
 from enginehouse.runtime.engine import read_engine, verify_files
 from makers.gunicorn_server import Server, wait_until

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from scripted_client import Script, ScriptedGeneration
-
+from doubles.scripted_client import Script, ScriptedGeneration
 from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Delta, Prices, Terms
 from enginehouse.server.text.answer import AnswerParser, PlainParser

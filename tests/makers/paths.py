@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONTRACT = ROOT / "tests" / "contract"
-DATA = ROOT / "tests" / "data"
-DOUBLES = ROOT / "tests" / "doubles"
+TESTS = ROOT / "tests"
+CONTRACT = TESTS / "contract"
+DATA = TESTS / "data"
+DOUBLES = TESTS / "doubles"

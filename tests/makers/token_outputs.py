@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from text_engine import byte_level_tokenizer
-
 from enginehouse.runtime.request import FinishReason, TokenLogprobs, TokenOutput
 from enginehouse.server.text.detokenizer import TokenPieces
+from makers.text_engine import byte_level_tokenizer
 
 TOKENIZER = byte_level_tokenizer()
 PIECES = TokenPieces(TOKENIZER)
