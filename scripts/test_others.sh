@@ -11,10 +11,10 @@ shift
 packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy openai packaging pip
   prometheus_client psutil pydantic pytest pyyaml pyzmq schemathesis setuptools tokenizers
   transformers wheel)
-files=(tests/test_{floors,packaging}.py
+files=(tests/test_{floors,packaging}.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
   tests/server/answer/test_{choice,completion,text_completion}.py
-  tests/server/http/test_{completion_routes,routes,sse,tool_routes}.py
+  tests/server/http/test_{auth,completion_routes,routes,sse,tool_routes}.py
   tests/server/prompt/test_{chat,template}.py tests/server/request/test_chat_request.py
   tests/server/text/test_{detokenizer,reasoning}.py tests/server/tools/test_parsers.py
   tests/server/wire/test_{bad_bodies,bodies}.py)

@@ -23,10 +23,6 @@ from enginehouse.build.sources.resolve import resolve_source
 
 pytest.register_assert_rewrite("makers")
 
-from makers.api_fixtures import address as address  # noqa: E402
-from makers.api_fixtures import engine as engine  # noqa: E402
-from makers.api_fixtures import http as http  # noqa: E402
-from makers.api_fixtures import settings as settings  # noqa: E402
 from makers.engines import (  # noqa: E402
     EngineMaker,
     SourceMaker,

@@ -1,4 +1,4 @@
-"""gunicorn as it is deployed, on a free port, and a model that talks for as long as it may."""
+"""gunicorn as it is deployed, on a free port."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ from pathlib import Path
 
 import openai
 import psutil
-import pytest
-from safetensors.torch import load_file, save_file
 
-from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from makers.engines import build_engine, write_tiny_checkpoint
 from makers.paths import ROOT
 
 BIN = Path(sys.executable).parent
@@ -104,15 +100,3 @@ class Server:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(60)
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model that never ends a greedy answer by itself: its end token scores 0, always."""
-    directory = tmp_path_factory.mktemp("endless")
-    path = write_tiny_checkpoint(directory / "tiny-llama")
-    tensors = load_file(path / "model.safetensors")
-    for token_id in open_checkpoint(path).eos_token_ids:
-        tensors["lm_head.weight"][token_id] = 0
-    save_file(tensors, path / "model.safetensors")
-    return build_engine(open_checkpoint(path), directory / "engine", quant="int4")

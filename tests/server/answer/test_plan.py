@@ -1,103 +1,28 @@
-"""From a template to a format, from a request to a plan, and a conversation that uses both."""
+"""From a request and its tools to a plan, and a conversation that uses it."""
 
 from __future__ import annotations
 
-import json
-from decimal import Decimal
-from pathlib import Path
-
 import pytest
 
-from enginehouse.build.plan import settings as build_settings
-from enginehouse.runtime.errors import EnginehouseError, RequestError
+from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer.plan import plan_answer
-from enginehouse.server.prompt.chat import Chat, load_chat
+from enginehouse.server.prompt.chat import Chat
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.prompt.template import ChatTemplate
-from enginehouse.server.settings import ServerSettings
 from enginehouse.server.text.answer import Content, Reasoning, ToolCallStart
 from enginehouse.server.text.detokenizer import Detokenizer
 from enginehouse.server.text.message import ChatMessage, ToolCall
-from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.format import ToolFunction
-from enginehouse.server.tools.tool_choice import TOOL_FORMATS, ToolUse, choose_format
+from enginehouse.server.tools.tool_choice import ToolUse
 from makers.templates import TEMPLATES
-from makers.text_engine import CHATML, byte_level_tokenizer, tokenizer_with_marks, write_text_engine
+from makers.text_engine import CHATML, byte_level_tokenizer, tokenizer_with_marks
 from makers.tool_texts import calls_of, content_of, feed
 
 WEATHER = ToolFunction(
     "get_weather", "", {"type": "object", "properties": {"city": {"type": "string"}}}
 )
 SPECIAL: dict[str, str | list[str]] = {"bos_token": "<s>", "eos_token": "</s>"}
-
-
-def test_the_format_is_chosen_from_the_template() -> None:
-    chosen = {name: choose_format(source) for name, source in TEMPLATES.items()}
-    names = {name: form.name for name, form in chosen.items() if form is not None}
-    assert names == {
-        "hermes": "hermes",
-        "llama3_json": "llama3_json",
-        "mistral": "mistral",
-        "mistral_named": "mistral",
-        "reasoning": "json",
-    }
-    call = [ToolCall("", "f", {})]
-    assert chosen["mistral"] and chosen["mistral_named"]
-    assert chosen["mistral"].call_text(call) == '[TOOL_CALLS] [{"name": "f", "arguments": {}}]'
-    assert chosen["mistral_named"].call_text(call) == "[TOOL_CALLS]f[ARGS]{}"
-
-
-def test_the_format_can_be_named() -> None:
-    for wanted in TOOL_FORMATS:
-        for template in (None, CHATML, *TEMPLATES.values()):
-            form = choose_format(template, wanted)
-            assert (form is None) == (wanted == "none")
-            assert wanted == "auto" or form is None or form.name == wanted
-    with pytest.raises(ValueError, match="is no format"):
-        choose_format(None, "openai")
-
-
-def test_build_and_server_know_the_same_formats() -> None:
-    fields = build_settings.BuildSettings.__dataclass_fields__
-    assert fields["tool_format"].metadata["choices"] == TOOL_FORMATS
-    assert fields["reasoning_format"].metadata["choices"] == REASONING_FORMATS
-
-
-def test_the_server_takes_the_engine_s_formats_and_the_environment_s_before_them(
-    tmp_path: Path,
-) -> None:
-    write_text_engine(tmp_path)
-    env = {"ENGINEHOUSE_ENGINE": str(tmp_path), "ENGINEHOUSE_HOST_ADDRESS": "ipc:///tmp/x"}
-
-    def formats(**more: str) -> tuple[str, str]:
-        settings = ServerSettings.from_environment({**env, **more})
-        assert settings.price_input == Decimal("0.35")
-        return settings.tool_format, settings.reasoning_format
-
-    def write(**choices: object) -> None:
-        manifest = {"model": {"name": "tiny/chat"}, "choices": choices}
-        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-
-    assert formats() == ("auto", "auto")
-    write(tool_format="hermes", reasoning_format="think", tp=1)
-    assert formats() == ("hermes", "think")
-    assert formats(ENGINEHOUSE_TOOL_FORMAT="json") == ("json", "think")
-    assert formats(ENGINEHOUSE_REASONING_FORMAT="none") == ("hermes", "none")
-    with pytest.raises(EnginehouseError, match="ENGINEHOUSE_TOOL_FORMAT='xml' is not known"):
-        formats(ENGINEHOUSE_TOOL_FORMAT="xml")
-    write(tool_format=7)
-    with pytest.raises(EnginehouseError, match="tool_format=7 is not known"):
-        formats()
-
-
-def test_an_engine_is_opened_with_its_formats(tmp_path: Path) -> None:
-    write_text_engine(tmp_path, TEMPLATES["hermes"])
-    form = load_chat(tmp_path).tool_format
-    assert form is not None and form.name == "hermes"
-    chat = load_chat(tmp_path, "mistral", "think")
-    assert chat.tool_format is not None and chat.tool_format.name == "mistral"
-    assert chat.reasons
 
 
 def test_special_tokens_that_mark_calls_are_shown_to_the_parser_and_no_others() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from decimal import Decimal
 from typing import Any
 
 import gevent
@@ -11,9 +10,8 @@ from flask.testing import FlaskClient
 from gevent import socket as gsocket
 
 from doubles.scripted_client import ScriptedClient
-from enginehouse.runtime.errors import EnginehouseError, HostUnavailable
+from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.settings import ServerSettings
 from makers.api_client import HELLO, PATHS, ask, data_of, error_of
 from makers.token_outputs import STOP, tokens
 
@@ -256,42 +254,3 @@ def test_the_official_client_reads_answers_streams_and_errors(address: tuple[str
 
     answers = gevent.get_hub().threadpool.spawn(converse).get(timeout=30)
     assert answers == ("the lazy dog", "the lazy dog", "temperature")
-
-
-ENVIRONMENT = {"ENGINEHOUSE_HOST_ADDRESS": "ipc:///tmp/x"}
-
-
-def test_settings_come_from_the_environment_with_the_page_s_prices(
-    settings: ServerSettings,
-) -> None:
-    env = {**ENVIRONMENT, "ENGINEHOUSE_ENGINE": str(settings.engine_dir)}
-    plain = ServerSettings.from_environment(env)
-    assert (plain.model_name, plain.max_body_bytes) == ("tiny/chat", 16 * 2**20)
-    assert (plain.price_input, plain.price_output) == (Decimal("0.35"), Decimal("0.40"))
-    env |= {"ENGINEHOUSE_MODEL_NAME": "m", "ENGINEHOUSE_KEEPALIVE_S": "2.5"}
-    assert ServerSettings.from_environment(env).model_name == "m"
-    assert ServerSettings.from_environment(env).keepalive_s == 2.5
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [
-        ("ENGINEHOUSE_ENGINE", ""),
-        ("ENGINEHOUSE_ENGINE", "/nonexistent"),
-        ("ENGINEHOUSE_HOST_ADDRESS", ""),
-        ("ENGINEHOUSE_PRICE_INPUT", "-1"),
-        ("ENGINEHOUSE_PRICE_OUTPUT", "NaN"),
-        ("ENGINEHOUSE_PRICE_OUTPUT", "free"),
-        ("ENGINEHOUSE_MAX_BODY_BYTES", "16M"),
-        ("ENGINEHOUSE_MAX_BODY_BYTES", "0"),
-        ("ENGINEHOUSE_KEEPALIVE_S", "0"),
-        ("ENGINEHOUSE_KEEPALIVE_S", "inf"),
-    ],
-)
-def test_a_bad_setting_is_one_clear_sentence(
-    settings: ServerSettings, variable: str, value: str
-) -> None:
-    env = {**ENVIRONMENT, "ENGINEHOUSE_ENGINE": str(settings.engine_dir), variable: value}
-    with pytest.raises(EnginehouseError, match="wanted") as caught:
-        ServerSettings.from_environment(env)
-    assert (value if value == "/nonexistent" else variable) in str(caught.value)

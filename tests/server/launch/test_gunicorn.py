@@ -19,7 +19,6 @@ import psutil
 import pytest
 
 from makers.gunicorn_server import DEADLINE_S, MESSAGES, Server, wait_until
-from makers.gunicorn_server import engine as engine
 
 
 @pytest.fixture(scope="module")

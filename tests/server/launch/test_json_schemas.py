@@ -20,7 +20,6 @@ from jsonschema import Draft202012Validator
 
 from makers.api_client import data_of
 from makers.gunicorn_server import MESSAGES, Server
-from makers.gunicorn_server import engine as engine
 from makers.schemas import BAD, GOOD, ODD, as_text
 
 SCHEMAS = {**GOOD, **ODD, **BAD}

@@ -12,7 +12,6 @@ import openai
 import pytest
 
 from makers.gunicorn_server import Server
-from makers.gunicorn_server import engine as engine
 from makers.openai_tools import TOOLS, joined, named
 
 NUM_REQUESTS = 40

@@ -15,7 +15,6 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from makers.gunicorn_server import Server
-from makers.gunicorn_server import engine as engine
 from makers.openai_tools import SCHEMAS, TOOLS, joined, named
 
 QUESTION = {"role": "user", "content": "What is the time?"}

@@ -11,6 +11,7 @@ import pytest
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.prompt.chat import Chat, ChatTemplate, load_chat
 from enginehouse.server.text.message import ChatMessage
+from makers.templates import TEMPLATES
 from makers.text_engine import CHATML, byte_level_tokenizer, write_text_engine
 
 USER, ASSISTANT, LATER = (
@@ -188,3 +189,12 @@ def test_under_gevent_slow_work_leaves_the_loop_and_a_refusal_comes_back_quietly
         [sys.executable, "-c", UNDER_GEVENT], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr, done.returncode) == ("x\n", "", 0)
+
+
+def test_an_engine_is_opened_with_its_formats(tmp_path: Path) -> None:
+    write_text_engine(tmp_path, TEMPLATES["hermes"])
+    form = load_chat(tmp_path).tool_format
+    assert form is not None and form.name == "hermes"
+    chat = load_chat(tmp_path, "mistral", "think")
+    assert chat.tool_format is not None and chat.tool_format.name == "mistral"
+    assert chat.reasons
