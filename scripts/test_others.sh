@@ -11,9 +11,13 @@ shift
 packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy openai packaging pip
   prometheus_client psutil pydantic pytest pyyaml pyzmq schemathesis setuptools tokenizers
   transformers wheel)
-names=(bad_bodies chat choice completion detokenizer fields floors host kv_cache packaging
-  reasoning routes schema server sse template text_completion tool_parsers tool_routes)
-files=("${names[@]/#/tests/test_}")
+files=(tests/test_{floors,packaging}.py tests/server/test_settings.py
+  tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
+  tests/server/answer/test_{choice,completion,text_completion}.py
+  tests/server/http/test_{auth,completion_routes,routes,sse,tool_routes}.py
+  tests/server/prompt/test_{chat,template}.py tests/server/request/test_chat_request.py
+  tests/server/text/test_{detokenizer,reasoning}.py tests/server/tools/test_parsers.py
+  tests/server/wire/test_{bad_bodies,bodies}.py)
 
 find_python() { # the program of a version: on PATH, else one of pyenv's
   local program folder
@@ -40,6 +44,6 @@ for python in "$@"; do
   echo "Python $python: every file is compiled, and what needs no torch is tested"
   PYTHONPYCACHEPREFIX=.cache/compiled "$folder/bin/python" -m compileall -q \
     build runtime server scripts tests
-  PYTHONPATH=tests "$folder/bin/python" -m pytest -q --noconftest -p api_fixtures \
-    -o cache_dir=".cache/pytest-$python" "${files[@]/%/.py}"
+  PYTHONPATH=tests "$folder/bin/python" -m pytest -q --noconftest -p makers.api_fixtures \
+    -o cache_dir=".cache/pytest-$python" "${files[@]}"
 done

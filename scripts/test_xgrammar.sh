@@ -5,8 +5,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 oldest=0.1.25
-names=(constraint_support constraint constraints choice tool_constraints vocabulary)
-files=("${names[@]/#/tests/test_}")
+files=(tests/runtime/grammar/test_{constraint,support,vocabulary}.py
+  tests/server/answer/test_choice.py tests/server/request/test_constraints.py
+  tests/server/tools/test_tool_constraints.py)
 
 version=$("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 case $version in
@@ -20,4 +21,4 @@ esac
 folder=$PWD/.cache/xgrammar-$oldest-python$version
 [[ -d $folder ]] || "$1" -m pip install -q --no-deps --only-binary :all: --target "$folder" \
   "xgrammar==$oldest"
-PYTHONPATH=$folder exec "$1" -m pytest -n "${2:-2}" "${files[@]/%/.py}"
+PYTHONPATH=$folder exec "$1" -m pytest -n "${2:-2}" "${files[@]}"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import runpy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +15,23 @@ os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 import pytest
 import torch
-from api_fixtures import address as address
-from api_fixtures import engine as engine
-from api_fixtures import http as http
-from api_fixtures import settings as settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from enginehouse.build.plan.settings import load_settings
-from enginehouse.build.progress import BuildProgress
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources.resolve import resolve_source
-from enginehouse.build.stages import build
 
-ROOT = Path(__file__).parents[1]
+pytest.register_assert_rewrite("makers")
+
+from makers.engines import (  # noqa: E402
+    EngineMaker,
+    SourceMaker,
+    build_engine,
+    write_tiny_checkpoint,
+)
+from makers.paths import ROOT  # noqa: E402
+
 set_hypothesis_home_dir(ROOT / ".cache" / "hypothesis")
-write_tiny_checkpoint: Callable[..., Path] = runpy.run_path(
-    str(ROOT / "scripts" / "tiny_checkpoint.py")
-)["write_tiny_checkpoint"]
-
-EngineMaker = Callable[..., Path]
-SourceMaker = Callable[[str], SourceCheckpoint]
-
-
-def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
-    """An engine of `source` at `output`, built as the command line builds it."""
-    values = {"max_batch_size": 8, "max_num_tokens": 64, "kv_block_size": 16, **settings}
-    build(load_settings({**values, "output": str(output)}), source, BuildProgress(quiet=True))
-    return output
 
 
 @pytest.fixture(scope="session")
@@ -88,7 +76,7 @@ def family_source(tmp_path_factory: pytest.TempPathFactory) -> SourceMaker:
     """family_source("gemma2"): a tiny checkpoint of a family, in float32; "llama" is in bfloat16
     and without biases, "biased" with them.
     """
-    from family_models import FAMILIES, save_family  # imports transformers, which takes seconds
+    from makers.family_models import FAMILIES, save_family  # transformers, which takes seconds
 
     made: dict[str, SourceCheckpoint] = {}
 

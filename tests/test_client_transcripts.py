@@ -6,7 +6,8 @@ import runpy
 import sys
 
 import pytest
-from conftest import ROOT
+
+from makers.paths import ROOT
 
 CLIENTS = {"openai": "openai", "langchain": "langchain_openai", "litellm": "litellm"}
 

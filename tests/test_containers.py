@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import ROOT
 
 from enginehouse.server.launch.launcher import main
+from makers.paths import ROOT
 
 RECIPES = ("Dockerfile", "Dockerfile.cpu")
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from makers.paths import ROOT
+
 FLOORS = {"build": {"build", "runtime"}, "runtime": {"runtime"}, "server": {"server", "runtime"}}
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "gguf"}
 MODULES = {

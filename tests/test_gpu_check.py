@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import ROOT, EngineMaker
-from cuda_double import cuda_double
 from safetensors.torch import load_file
+
+from doubles.cuda_double import cuda_double
+from makers.engines import EngineMaker
+from makers.paths import ROOT
 
 SCRIPT = ROOT / "scripts" / "gpu_check.py"
 KINDS = ("tensorrt", "tensorrt-parts", "tensorrt-baked")

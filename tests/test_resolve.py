@@ -6,10 +6,10 @@ import runpy
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from packaging.requirements import Requirement
 
 from enginehouse.runtime.grammar.support import TENSORRT_LLM
+from makers.paths import ROOT
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "check_resolve.py"))
 main, requirements, locked_names = (

@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, EngineMaker
 from safetensors.torch import load_file, save_file
-from trtllm_double import (
-    DOUBLES,
+
+from doubles.trtllm_double import (
     build_arguments,
     compiled_engine,
     edit_json,
     install_double,
     trtllm_build,
 )
+from makers.engines import EngineMaker
+from makers.paths import CONTRACT, DOUBLES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONTRACT = ROOT / "tests" / "contract"
 TABLES = {
     path.stem: json.loads(path.read_text(encoding="utf-8"))
     for path in sorted(CONTRACT.glob("*.*.json"))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_gunicorn import Server, wait_until
-from trtllm_double import double_environment, install_double
 
+from doubles.trtllm_double import double_environment, install_double
 from enginehouse.build import cli, doctor
 from enginehouse.runtime.engine import read_engine, verify_files
+from makers.gunicorn_server import Server, wait_until
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 QUESTION = [{"role": "user", "content": "What is the time?"}]

@@ -1,0 +1,363 @@
+"""Every family against transformers: the tensors read, the logits, the tokens, in every cut."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from enginehouse.build.families.architectures import expected_shapes
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.stages import describe_plan
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.engine import read_config, read_engine
+from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.executor import ExecutorOptions, generate
+from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.engines import build_engine, train_tokenizer
+from makers.family_models import (
+    FAMILIES,
+    MIXTURES,
+    SIZES,
+    VOCAB,
+    load_family,
+    logits_of,
+    save_family,
+)
+
+FLOAT32 = ExecutorOptions(compute_dtype="float32")
+# Longer than every window and than longrope's pretrained length; one longer than an iteration.
+PROMPTS = [list(range(40, 75)), [7 * i % 500 + 3 for i in range(80)]]
+GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
+DENSE = [name for name in FAMILIES if name not in MIXTURES]
+Maker = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on two threads, and much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(name: str) -> Path:
+        if name not in made:
+            made[name] = save_family(name, tmp_path_factory.mktemp("family") / name)
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    made: dict[str, Path] = {}
+
+    def make(name: str, **settings: Any) -> Path:
+        key = f"{name} {sorted(settings.items())}"
+        if key not in made:
+            output = tmp_path_factory.mktemp("engines") / name
+            values = {"dtype": "float32", "until": "compile", **settings}
+            made[key] = build_engine(open_checkpoint(checkpoint(name)), output, **values)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def original(checkpoint: Callable[[str], Path]) -> Callable[[str], PreTrainedModel]:
+    made: dict[str, PreTrainedModel] = {}
+
+    def load(name: str) -> PreTrainedModel:
+        if name not in made:
+            made[name] = load_family(checkpoint(name))
+        return made[name]
+
+    return load
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_tables_name_what_transformers_saves(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    found = {key: info.shape for key, info in source.tensors.infos.items()}
+    assert found == expected_shapes(model_config(source.config, "auto"))
+
+
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_and_greedy_tokens_equal_transformers(
+    engine: Maker, original: Callable[[str], PreTrainedModel], name: str, tp: int, pp: int
+) -> None:
+    executor = open_executor(engine(name, tp=tp, pp=pp), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    together = generate(executor, [Request(i, prompt, GREEDY) for i, prompt in enumerate(PROMPTS)])
+    for i, prompt in enumerate(PROMPTS):
+        ids = prompt + together[i]
+        truth = logits_of(original(name), ids)
+        assert together[i] == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
+        positions = torch.arange(len(ids))
+        hidden = executor.runner.model.hidden_states(torch.tensor(ids), positions, causal_attention)
+        found = executor.runner.model.logits(hidden)
+        torch.testing.assert_close(found, truth, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_over_cached_keys_equal_transformers(
+    engine: Maker, original: Callable[[str], PreTrainedModel], name: str
+) -> None:
+    executor = open_executor(engine(name, tp=1, pp=1), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    compute, seen = executor.runner.model.logits, []
+    executor.runner.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    prompt = PROMPTS[1]
+    answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
+    truth = logits_of(original(name), prompt + answer)[len(prompt) - 1 : -1]
+    torch.testing.assert_close(torch.cat(seen), truth, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_layerwise_reference_equals_transformers(
+    checkpoint: Callable[[str], Path],
+    original: Callable[[str], PreTrainedModel],
+    name: str,
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    reference = ReferenceModel(model_config(source.config, "float32"), source)
+    hidden = reference.hidden_states([torch.tensor(PROMPTS[0])])
+    truth = logits_of(original(name), PROMPTS[0])
+    torch.testing.assert_close(reference.logits(hidden)[0], truth, atol=2e-4, rtol=2e-4)
+
+
+LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+
+
+def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
+    weights = CheckpointWeights(engine_dir, read_config(engine_dir))
+    return weights(f"transformer.layers.{layer}.")
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
+    engine: Maker, name: str
+) -> None:
+    quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
+    found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
+    for linear in (key for key in LINEARS if f"{key}.weight" in truth):
+        scale = found[f"{linear}.weights_scaling_factor"]
+        back = dequantize_int4(found[f"{linear}.weight"], scale)
+        step = scale.float().repeat_interleave(64, dim=1)
+        weight = truth[f"{linear}.weight"]
+        clipped = weight.abs() > 7 * step
+        assert clipped.float().mean() < 0.05, "few are clipped, and only where that loses less"
+        assert (clipped | ((back - weight).abs() <= 0.53 * step)).all(), linear
+    assert_answers(quantised)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_fp8_weights_are_the_models_within_a_rounding(engine: Maker, name: str) -> None:
+    quantised = engine(name, quant="fp8", tp=2, dtype="bfloat16", calib_length=64)
+    found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
+    for linear in (key for key in LINEARS if f"{key}.weight" in truth):
+        weight, scale = found[f"{linear}.weight"], found[f"{linear}.weights_scaling_factor"]
+        wanted = truth[f"{linear}.weight"]
+        scale = scale.unsqueeze(-1) if weight.ndim == 3 else scale
+        back = weight.float() * scale if weight.ndim == 3 else dequantize_fp8(weight, scale)
+        if weight.ndim == 3:  # experts: the nearest there is
+            assert ((back - wanted).abs() <= wanted.abs() / 16 + scale * 2**-10).all(), linear
+        assert float((back - wanted).norm() / wanted.norm()) < 0.05, linear
+        assert 0 < found[f"{linear}.activation_scaling_factor"] < 1
+    assert_answers(quantised)
+
+
+def assert_answers(engine_dir: Path) -> None:
+    """The executor runs it, and no logit is lost: a lost one would be an EngineError."""
+    executor = open_executor(engine_dir, FLOAT32)
+    assert len(generate(executor, [Request(0, PROMPTS[0], GREEDY)])[0]) == 10
+
+
+@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3", "qwen2-window", "phi3"])
+def test_a_windowed_engine_carries_its_windows(engine: Maker, name: str) -> None:
+    opened = read_engine(engine(name, tp=1, pp=1))
+    window = 20 if name == "phi3" else 16
+    wanted = {
+        "gemma2": [16, 256],
+        "gemma3": [16, 256],
+        "qwen2-window": [256, 16],
+    }.get(name, [window, window])
+    assert opened.config.extra["max_attention_window"] == wanted
+    assert opened.manifest.limits.max_attention_window == tuple(wanted)
+    assert opened.manifest.limits.max_seq_len == 256
+
+
+@pytest.mark.parametrize(
+    ("name", "max_seq_len", "wanted"),
+    [
+        ("mistral", 256, "; serve with KvCacheConfig(max_attention_window=[16])"),
+        ("gemma2", 256, "; serve with KvCacheConfig(max_attention_window=[16, 256])"),
+        ("mistral", 16, "to convert"),
+        ("qwen3", 256, "to convert"),
+    ],
+)
+def test_the_plan_says_which_window_to_serve_with(
+    checkpoint: Callable[[str], Path], name: str, max_seq_len: int, wanted: str
+) -> None:
+    source = open_checkpoint(checkpoint(name))
+    plan = make_plan(load_settings({"max_seq_len": max_seq_len}), source)
+    assert describe_plan(plan, source).endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")],
+)
+def test_the_verify_stage_measures_the_family(engine: Maker, name: str, quant: str) -> None:
+    settings = {"quant": quant, "tp": 2, "until": "verify", "compute_dtype": "float32"}
+    verified = read_engine(engine(name, **settings)).manifest.verify
+    assert verified is not None
+    assert verified["mean_kl"] < (1e-6 if quant == "none" else 0.05)
+
+
+def test_longrope_takes_its_short_factors_for_a_short_engine(
+    engine: Maker, original: Callable[[str], PreTrainedModel]
+) -> None:
+    executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32._replace(max_seq_len=32))
+    prompt = list(range(40, 60))
+    answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
+    truth = logits_of(original("phi3-longrope"), prompt + answer)
+    assert answer == truth[len(prompt) - 1 : -1].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("length", [12, 31, 32, 33, 60])
+def test_longrope_changes_its_factors_where_transformers_does(
+    engine: Maker, original: Callable[[str], PreTrainedModel], length: int
+) -> None:
+    """From prompts before, at and beyond the pretrained length of 32: as soon as a sequence is
+    longer, all of it is computed again with the long factors, in transformers' `generate` too.
+    """
+    executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    compute, seen = executor.runner.model.logits, []
+    executor.runner.model.logits = lambda hidden: seen.append(compute(hidden)) or seen[-1]
+    prompt = [7 * i % 500 + 3 for i in range(length)]
+    sampling = SamplingParams(24, temperature=0.0, ignore_eos=True)
+    answer = generate(executor, [Request(0, prompt, sampling)])[0]
+    model = original("phi3-longrope")
+    for i, logits in enumerate(torch.cat(seen)):
+        truth = logits_of(model, prompt + answer[:i])[-1]
+        torch.testing.assert_close(logits, truth, atol=2e-4, rtol=2e-4)
+    theirs = model.generate(
+        torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None
+    )
+    assert theirs[0, length:].tolist() == answer
+
+
+def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: Maker) -> None:
+    """A short prompt's keys are of no use to a longer one, whatever runs beside it."""
+    path = engine("phi3-longrope", tp=1, pp=1)
+    base = [7 * i % 500 + 3 for i in range(60)]
+    prompts = [base[:20], base[:60], base[:20], base[:50], base[:32], base[:33]]
+    alone = [
+        generate(open_executor(path, FLOAT32), [Request(0, prompt, GREEDY)])[0]
+        for prompt in prompts
+    ]
+    executor = open_executor(path, FLOAT32._replace(max_num_tokens=8))
+    together = generate(executor, [Request(i, prompt, GREEDY) for i, prompt in enumerate(prompts)])
+    assert [together[i] for i in range(len(prompts))] == alone
+    assert executor.stats().num_cached_tokens > 0, "equal factors still share"
+
+
+@pytest.mark.parametrize("name", sorted(MIXTURES))
+def test_int4_for_experts_is_refused_at_plan_time(
+    checkpoint: Callable[[str], Path], name: str
+) -> None:
+    source: SourceCheckpoint = open_checkpoint(checkpoint(name))
+    with pytest.raises(PlanError, match="quant=int4 has no known form for a mixture .* none or"):
+        make_plan(load_settings({"quant": "int4"}), source)
+
+
+TOWER = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)
+# What google/gemma-3-4b-it's config.json has beside its tower.
+GEMMA_3_4B: dict[str, Any] = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "eos_token_id": [1, 106],
+    "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+}
+
+
+@pytest.mark.parametrize("longer", ["language_model.model.", "model.language_model."])
+def test_the_text_model_of_a_multimodal_gemma_3_equals_transformers(
+    longer: str, tmp_path: Path
+) -> None:
+    text = {key: value for key, value in SIZES.items() if not key.endswith("token_id")}
+    config = transformers.Gemma3Config(
+        text_config={**text, **FAMILIES["gemma3"][1]},
+        vision_config={**TOWER, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+        dtype="float32",
+    )
+    torch.manual_seed(5)
+    whole = transformers.Gemma3ForConditionalGeneration(config).eval()
+    path = tmp_path / "whole"
+    whole.save_pretrained(path)
+    tensors = {
+        name.replace("language_model.model.", longer): tensor
+        for name, tensor in load_file(path / "model.safetensors").items()
+    }
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    train_tokenizer(VOCAB).save(str(path / "tokenizer.json"))
+    source = resolve_source(str(path), tmp_path)
+    built = build_engine(source, tmp_path / "e", dtype="float32", until="compile", tp=2)
+    executor = open_executor(built, FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    ids = torch.tensor(PROMPTS[1])
+    model = executor.runner.model
+    found = model.logits(model.hidden_states(ids, torch.arange(len(ids)), causal_attention))
+    with torch.inference_mode():
+        truth = whole(ids[None]).logits[0]
+    torch.testing.assert_close(found, truth, atol=2e-4, rtol=2e-4)
+
+
+def test_what_a_released_gemma_3_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(GEMMA_3_4B))
+    source = resolve_source(str(tmp_path), tmp_path)
+    found = model_config(source.config, "auto")
+    text = transformers.AutoConfig.from_pretrained(tmp_path).text_config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(text)
+    wanted = {**text.to_dict(), "architectures": ["Gemma3ForCausalLM"], "dtype": "bfloat16"}
+    assert found == model_config(wanted, "auto")
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected_shapes(found)
+    assert source.eos_token_ids == (1, 106) and make_plan(load_settings({"until": "plan"}), source)

@@ -1,0 +1,324 @@
+"""config.json of every family: the keys TensorRT-LLM wants, and what it cannot express."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from enginehouse.build.families.architectures import ARCHITECTURES, expected_shapes
+from enginehouse.build.families.family_keys import ACTIVATIONS
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.runtime.checkpoint.traits import layer_windows, traits_of
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import CheckpointError
+from makers.paths import ROOT
+
+# What every checkpoint's config.json holds; a real one's other keys stand in the cases.
+COMMON: dict[str, Any] = {
+    "vocab_size": 1000,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-6,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 768}
+GEMMA3_V4 = {
+    "rope_theta": 1e6,
+    "rope_local_base_freq": 1e4,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 512,
+    "sliding_window_pattern": 6,
+    "query_pre_attn_scalar": 256,
+}
+
+
+def config_of(family: str, **keys: Any) -> ModelConfig:
+    name = f"{family}ForCausalLM"
+    return model_config({**COMMON, "architectures": [name], **keys}, "auto")
+
+
+CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("Mistral", {"head_dim": 160}, {"head_size": 160, "qkv_bias": None, "hidden_act": "silu"}),
+    (
+        "Mixtral",
+        {"num_local_experts": 8, "num_experts_per_tok": 2},
+        {
+            "hidden_act": "swiglu",
+            "moe": {
+                "num_experts": 8,
+                "shared_expert_intermediate_size": 0,
+                "top_k": 2,
+                "normalization_mode": 1,
+                "sparse_mixer_epsilon": 0.01,
+                "tp_mode": 0,
+                "device_limited_n_group": 0,
+                "device_limited_topk_group": 0,
+                "device_limited_routed_scaling_factor": 1.0,
+            },
+        },
+    ),
+    (
+        "Qwen2",
+        {},
+        {
+            "qwen_type": "qwen2",
+            "seq_length": 8192,
+            "attn_bias": True,
+            "mlp_bias": False,
+            "qk_layernorm": False,
+            "moe_intermediate_size": 0,
+            "moe_shared_expert_intermediate_size": 0,
+            "use_logn_attn": False,
+            "mlp_only_layers": [],
+            "decoder_sparse_step": 1,
+            "num_labels": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    (
+        "Qwen3",
+        {},
+        {"qwen_type": "qwen3", "attn_bias": False, "qk_layernorm": True, "head_size": 128},
+    ),
+    (
+        "Qwen3Moe",
+        {**EXPERTS, "norm_topk_prob": True},
+        {"qwen_type": "qwen3_moe", "moe_intermediate_size": 768, "hidden_act": "swiglu"},
+    ),
+    ("Phi3", {"partial_rotary_factor": 0.75}, {"rotary_pct": 0.75, "rotary_embedding_dim": 96}),
+    (
+        "Gemma",
+        {"hidden_act": "gelu"},
+        {
+            "hidden_act": "gelu_pytorch_tanh",
+            "head_size": 256,
+            "tie_word_embeddings": True,
+            "inter_layernorms": False,
+        },
+    ),
+    (
+        "Gemma2",
+        {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 224},
+        {
+            "inter_layernorms": True,
+            "query_pre_attn_scalar": 224,
+            "attn_logit_softcapping": 50.0,
+            "final_logit_softcapping": 30.0,
+            "max_attention_window": [4096, 8192] * 3,
+        },
+    ),
+    (
+        "Gemma2",
+        {"attn_logit_softcapping": None, "sliding_window": None},
+        {"attn_logit_softcapping": None, "max_attention_window": None},
+    ),
+    (
+        "Gemma3",
+        GEMMA3_V4,
+        {
+            "qk_layernorm": True,
+            "rotary_base": 1e6,
+            "rope_local_base_freq": 1e4,
+            "rotary_scaling": {"factor": 8.0, "type": "linear", "rope_type": "linear"},
+            "_sliding_window_pattern": 6,
+            "sliding_window": 512,
+            "max_attention_window": [512] * 5 + [8192],
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "keys", "wanted"), CASES)
+def test_a_familys_keys_are_translated(
+    family: str, keys: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    found = config_of(family, **keys).to_dict()
+    assert {key: found.get(key) for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(("family", "keys", "wanted"), CASES)
+def test_config_json_reads_back_as_it_was_written(
+    family: str, keys: dict[str, Any], wanted: dict[str, Any]
+) -> None:
+    config = config_of(family, **keys)
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+MODEL_TYPES = {"Qwen3Moe": "qwen3_moe", "Gemma3": "gemma3_text"}
+
+
+@pytest.mark.parametrize("family", [name.removesuffix("ForCausalLM") for name in ARCHITECTURES])
+def test_a_key_that_is_left_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
+    """Enough heads for the default of every family, and a context longer than its windows."""
+    sizes = {**COMMON, "num_attention_heads": 32, "max_position_embeddings": 65536}
+    del sizes["num_key_value_heads"]
+    keys = {**sizes, "architectures": [f"{family}ForCausalLM"], "torch_dtype": "float16"}
+    keys["model_type"] = MODEL_TYPES.get(family, family.lower())
+    (tmp_path / "config.json").write_text(json.dumps(keys))
+    whole = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert model_config(keys, "auto") == model_config(whole, "auto")
+
+
+def test_both_versions_of_gemma_3s_rope_are_one() -> None:
+    nested = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    new = {"rope_parameters": nested, "layer_types": ["sliding_attention"] * 5}
+    new["layer_types"] = [*new["layer_types"], "full_attention"]
+    assert config_of("Gemma3", **GEMMA3_V4) == config_of("Gemma3", sliding_window=512, **new)
+
+
+def test_phi_3s_longrope_is_written_for_both_readers() -> None:
+    stretch = [1.0] * 64
+    scaling = {"type": "su", "short_factor": stretch, "long_factor": stretch}
+    config = config_of("Phi3", rope_scaling=scaling, original_max_position_embeddings=4096)
+    found = config.to_dict()
+    assert found["position_embedding_type"] == "long_rope"
+    assert found["original_max_position_embeddings"] == 4096
+    assert found["longrope_scaling_long_factors"] == stretch
+    assert found["rotary_scaling"]["type"] == found["rotary_scaling"]["rope_type"] == "longrope"
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "wanted"),
+    [
+        ("Llama", {"sliding_window": 4096}, []),  # a key that its model does not read
+        ("Mistral", {"sliding_window": None}, []),
+        ("Mistral", {"sliding_window": 8192}, []),
+        ("Mistral", {"sliding_window": 4096}, [4096] * 6),
+        ("Qwen2", {"sliding_window": 4096}, []),
+        ("Qwen2", {"sliding_window": 4096, "use_sliding_window": False}, []),
+        (
+            "Qwen2",
+            {"sliding_window": 4096, "use_sliding_window": True, "max_window_layers": 4},
+            [8192] * 4 + [4096] * 2,
+        ),
+        ("Phi3", {"sliding_window": 2047}, [2047] * 6),
+        ("Qwen3Moe", {**EXPERTS, "sliding_window": 64, "use_sliding_window": True}, [64] * 6),
+    ],
+)
+def test_a_window_counts_only_where_the_model_has_it(
+    family: str, keys: dict[str, Any], wanted: list[int]
+) -> None:
+    config = config_of(family, **keys)
+    assert config.extra.get("max_attention_window", []) == wanted
+    seen = [w if w < 8192 else None for w in wanted] or [None] * 6
+    assert layer_windows(config) == seen
+    assert traits_of(config).windows == frozenset(seen)
+
+
+@pytest.mark.parametrize(
+    ("family", "keys", "wanted"),
+    [
+        ("Qwen3", {"attention_bias": True}, "attention_bias=True; .* knows only False"),
+        ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]; .* only \[\]"),
+        ("Qwen3Moe", {**EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+        ("Qwen3Moe", {**EXPERTS, "num_experts_per_tok": 9}, "num_experts=8, num_experts_per_tok=9"),
+        ("Qwen3Moe", {"num_experts": 4}, "num_experts=4, num_experts_per_tok=8"),
+        ("Gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+        ("Gemma2", {"hidden_activation": "silu"}, "hidden_act='silu'; wanted 'gelu_pytorch_tanh'"),
+        ("Gemma3", {**GEMMA3_V4, "attn_logit_softcapping": 50.0}, "softcapping=50.0; .* none"),
+        (
+            "Gemma3",
+            {"layer_types": ["full_attention"] + ["sliding_attention"] * 5},
+            "layer_types in no regular pattern",
+        ),
+        ("Gemma3", {"layer_types": ["full_attention"]}, "wanted 6 times sliding_attention or"),
+        (
+            "Gemma3",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2}}},
+            "rope type 'yarn' on sliding layers",
+        ),
+        (
+            "Phi3",
+            {"rope_scaling": {"type": "longrope"}},
+            "no list as short_factor .* wanted 64",
+        ),
+        ("Phi3", {"partial_rotary_factor": 0.26}, "rotates 33 of 128 elements; wanted an even"),
+        ("Gemma2", {"attn_logit_softcapping": "50"}, "attn_logit_softcapping='50'; wanted a pos"),
+        (
+            "Qwen2",
+            {"sliding_window": 9, "use_sliding_window": True, "max_window_layers": "all"},
+            "max_window_layers='all'; wanted a whole number",
+        ),
+        ("Llama", {"tie_word_embeddings": "false"}, "embeddings='false'; wanted true or false"),
+        ("Qwen2", {"sliding_window": 9, "use_sliding_window": "no"}, "window='no'; wanted true or"),
+        ("Llama", {"rope_theta": float("inf")}, "rope_theta=inf; wanted a positive number"),
+        ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; wanted 1.0"),
+        ("Llama", {"rope_scaling": {"type": "llama3", "factor": 8}}, "has no low_freq_factor"),
+        ("Falcon", {}, "FalconForCausalLM is not supported; .*Qwen3Moe.*Phi3.*Gemma3"),
+    ],
+)
+def test_what_a_family_cannot_express_is_refused(
+    family: str, keys: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(CheckpointError, match=wanted):
+        config_of(family, **keys)
+
+
+def sizes(*numbers: int, **keys: Any) -> dict[str, Any]:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+    heads = ("num_attention_heads", "num_key_value_heads")
+    return {**dict(zip((*names, *heads), numbers, strict=True)), **keys}
+
+
+# Published models: the sizes of their config.json, and the parameters their authors count.
+PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "Mistral-7B-v0.3": ("Mistral", sizes(32768, 4096, 14336, 32, 32, 8), 7_248_023_552),
+    "Mistral-Nemo": (
+        "Mistral",
+        sizes(131072, 5120, 14336, 40, 32, 8, head_dim=128),
+        12_247_782_400,
+    ),
+    "Mixtral-8x7B": ("Mixtral", sizes(32000, 4096, 14336, 32, 32, 8), 46_702_792_704),
+    "Qwen2.5-7B": ("Qwen2", sizes(152064, 3584, 18944, 28, 28, 4), 7_615_616_512),
+    "Qwen2.5-0.5B": (
+        "Qwen2",
+        sizes(151936, 896, 4864, 24, 14, 2, tie_word_embeddings=True),
+        494_032_768,
+    ),
+    "Qwen3-8B": ("Qwen3", sizes(151936, 4096, 12288, 36, 32, 8), 8_190_735_360),
+    "Qwen3-30B-A3B": (
+        "Qwen3Moe",
+        sizes(
+            *(151936, 2048, 6144, 48, 32, 4),
+            head_dim=128,
+            num_experts=128,
+            num_experts_per_tok=8,
+            moe_intermediate_size=768,
+        ),
+        30_532_122_624,
+    ),
+    "Phi-3.5-mini": ("Phi3", sizes(32064, 3072, 8192, 32, 32, 32), 3_821_079_552),
+    "Phi-4-mini": (
+        "Phi3",
+        sizes(200064, 3072, 8192, 32, 24, 8, tie_word_embeddings=True),
+        3_836_021_760,
+    ),
+    "gemma-2b": ("Gemma", sizes(256000, 2048, 16384, 18, 8, 1), 2_506_172_416),
+    "gemma-2-9b": ("Gemma2", sizes(256000, 3584, 14336, 42, 16, 8), 9_241_705_984),
+    "gemma-3-1b": ("Gemma3", sizes(262144, 1152, 6912, 26, 4, 1), 999_885_952),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_models_parameters_are_all_counted(name: str) -> None:
+    family, keys, count = PUBLISHED[name]
+    assert (
+        sum(prod(shape) for shape in expected_shapes(config_of(family, **keys)).values()) == count
+    )
+
+
+def test_every_family_has_an_activation_and_is_in_the_docs() -> None:
+    assert ACTIVATIONS.keys() == ARCHITECTURES.keys()
+    text = (ROOT / "docs" / "families.md").read_text(encoding="utf-8")
+    assert [name for name in ARCHITECTURES if f"`{name}`" not in text] == []

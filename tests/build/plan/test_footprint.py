@@ -1,0 +1,107 @@
+"""The plan page's numbers against the same numbers worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from enginehouse.build import cli
+from enginehouse.build.forms.capabilities import GPU_SM
+from enginehouse.build.plan.build_plan import BuildPlan, make_plan
+from enginehouse.build.plan.footprint import (
+    GIB,
+    GPU_MEMORY_GIB,
+    concurrent_requests,
+    footprint,
+    kv_budget,
+    print_page,
+)
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.sources.resolve import resolve_source
+from makers.paths import ROOT
+
+
+def nemotron(config: str, **flags: object) -> BuildPlan:
+    """A plan from a config.json alone: no weight is there to be read."""
+    source = resolve_source(str(ROOT / "configs" / "nemotron-70b"), Path(), lambda line: None)
+    flags = {"model": str(source.path), "until": "plan", **flags}
+    return make_plan(load_settings(flags, ROOT / "configs" / config), source)
+
+
+def layer_weights(tp: int) -> int:
+    """Elements of one Llama-3.1-70B layer's linears on one GPU."""
+    hidden, inner, heads, kv_heads, head = 8192, 28672, 64, 8, 128
+    qkv = (heads + 2 * kv_heads) * head * hidden
+    return (qkv + heads * head * hidden + 3 * hidden * inner) // tp
+
+
+@pytest.mark.parametrize("tp", [4, 8])
+def test_fp8_weights_and_kv_of_nemotron_are_as_worked_out_by_hand(tp: int) -> None:
+    needs = footprint(nemotron("nemotron-70b-fp8.yaml", tp=tp))
+    norms = (2 * 80 + 1) * 8192 * 2
+    scales = 80 * (5 * 2 + 1) * 4  # of the linears, and of the KV cache
+    vocabulary = 2 * 128256 // tp * 8192 * 2
+    assert needs.weights == 80 * layer_weights(tp) + norms + scales + vocabulary
+    assert needs.kv_per_token == 2 * 80 * (8 // tp) * 128
+
+
+def test_int4_weights_of_nemotron_are_as_worked_out_by_hand() -> None:
+    needs = footprint(nemotron("nemotron-70b-int4.yaml"))
+    elements = 80 * layer_weights(2)
+    norms = (2 * 80 + 1) * 8192 * 2
+    assert needs.weights == elements // 2 + elements // 128 * 2 + norms + 128256 * 8192 * 2
+
+
+def test_the_host_memory_counts_a_layer_and_its_inputs_where_fp8_is_calibrated() -> None:
+    """A layer in float32; of the linears that share an input, the matrices of its width and seven
+    copies; and 16 sequences of 512 tokens: within 24 GiB. AWQ has one matrix more, and its trials.
+    Without calibration, a few pieces.
+    """
+    hidden, inner, tokens = 8192, 28672, 16 * 512
+    layer = layer_weights(1) + 2 * hidden
+    activations = tokens * (2 * 4 * hidden + 2 * (4 * hidden + inner))
+    base = 4 * layer + activations + (640 << 20)
+
+    def linears(matrices: int) -> int:
+        fc_and_gate = matrices * hidden**2 + 7 * hidden * 2 * inner
+        return 4 * max(fc_and_gate, matrices * inner**2 + 7 * inner * hidden)
+
+    found = nemotron("nemotron-70b-fp8.yaml").peak_memory_bytes
+    assert found == base + linears(2) and found < 19 * GIB
+    awq = nemotron("nemotron-70b-int4.yaml", quant="int4_awq").peak_memory_bytes
+    assert awq == base + linears(3) + (512 << 20) and awq < 22 * GIB
+    assert nemotron("nemotron-70b-int4.yaml").peak_memory_bytes == 640 << 20
+
+
+def test_the_budget_is_what_is_left_and_holds_that_many_requests() -> None:
+    needs = footprint(nemotron("nemotron-70b-fp8.yaml"))
+    used = needs.weights + needs.activations + needs.runtime
+    budget = kv_budget(needs, 80.0)
+    assert budget == int((80 * GIB - used) * 0.9)
+    count = concurrent_requests(needs, 80.0, 131072)
+    assert count * 131072 * needs.kv_per_token <= budget
+    assert (count + 1) * 131072 * needs.kv_per_token > budget
+
+
+def test_an_engine_that_does_not_fit_says_by_how_much() -> None:
+    plan = nemotron("nemotron-70b-fp8.yaml", tp=1, gpu="l40s")
+    console = Console(record=True, width=120, file=(Path("/dev/null")).open("w"))
+    with console.file:
+        print_page(plan, console)
+        assert "GiB too little; choose more GPUs" in console.export_text()
+    assert concurrent_requests(footprint(plan), GPU_MEMORY_GIB["l40s"], 2048) == 0
+
+
+def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(ROOT / "configs" / "nemotron-70b-fp8.yaml")
+    flags = [str(ROOT / "configs" / "nemotron-70b"), "--config", config, "--plan", "--tp", "4"]
+    assert cli.main(flags) == 0
+    page = capsys.readouterr().out
+    for words in ("TP 4 x PP 1 = 4 GPUs", "1, 2, 4, 8, 16, 32, 64", "131,072", "40.0 KiB"):
+        assert words in page
+
+
+def test_every_gpu_of_the_capability_table_has_a_memory() -> None:
+    assert set(GPU_MEMORY_GIB) == set(GPU_SM)

@@ -1,0 +1,267 @@
+"""A Hugging Face directory is read as it stands, and damage is named in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from enginehouse.build.sources.digest import source_digest
+from enginehouse.build.sources.hf_checkpoint import SafetensorsSource, open_checkpoint
+from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
+from enginehouse.runtime.errors import CheckpointError
+from makers.engines import write_tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    return write_tiny_checkpoint(tmp_path / "sharded", shards=3, hidden=64, heads=2, kv_heads=1)
+
+
+def write_raw(path: Path, header: dict[str, Any] | bytes, data: bytes = b"") -> Path:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    data = json.loads(path.read_text())
+    data.update(changes)
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+
+
+def test_every_dtype_reads_back_as_safetensors_wrote_it(tmp_path: Path) -> None:
+    raw = torch.randint(0, 2, (6, 16), dtype=torch.uint8)
+    tensors = {name: raw.clone().view(dtype) for name, dtype in SAFETENSORS_DTYPES.items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = SafetensorsSource(tmp_path)
+    assert set(source.infos) == set(tensors)
+    for name, wanted in tensors.items():
+        found = source.read(name)
+        assert source.infos[name] == (wanted.dtype, tuple(wanted.shape))
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found.view(torch.uint8), wanted.view(torch.uint8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(start=st.integers(-2, 600), stop=st.integers(-2, 600))
+def test_any_rows_equal_the_rows_of_the_whole(tiny: Path, start: int, stop: int) -> None:
+    source, name = SafetensorsSource(tiny), "model.embed_tokens.weight"
+    whole = load_file(tiny / "model.safetensors")[name]
+    assert torch.equal(source.read(name, slice(start, stop)), whole[start:stop])
+
+
+def test_a_tensor_is_fresh_and_writable(tiny: Path) -> None:
+    source = SafetensorsSource(tiny)
+    first = source.read("model.norm.weight")
+    first.zero_()
+    assert source.read("model.norm.weight").abs().sum() > 0
+
+
+def test_shards_are_read_through_the_index(sharded: Path) -> None:
+    source = open_checkpoint(sharded)
+    wanted = {
+        name: tensor
+        for path in sharded.glob("*.safetensors")
+        for name, tensor in load_file(path).items()
+    }
+    assert set(source.tensors.infos) == set(wanted)
+    assert all(torch.equal(source.tensors.read(name), wanted[name]) for name in wanted)
+    assert {path.name for path in source.files} >= {path.name for path in sharded.iterdir()}
+
+
+F32 = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+DAMAGE: dict[str, tuple[dict[str, Any] | bytes, bytes, str]] = {
+    "data cut short": ({"a": F32}, bytes(12), "it is truncated"),
+    "unknown dtype": ({"a": {**F32, "dtype": "F5"}}, bytes(16), "dtype F5; wanted one of BOOL"),
+    "size against shape": ({"a": {**F32, "shape": [5]}}, bytes(16), "takes 20"),
+    "negative shape": ({"a": {**F32, "shape": [-2, -2]}}, bytes(16), "gives tensor 'a'"),
+    "overlap": ({"a": F32, "b": {**F32, "data_offsets": [8, 24]}}, bytes(24), "inside another"),
+    "before the data": ({"a": {**F32, "data_offsets": [-16, 0]}}, bytes(16), "at byte -16"),
+    "beyond the file": ({"a": {**F32, "data_offsets": [64, 80]}}, bytes(16), "it is truncated"),
+    "no offsets": ({"a": {"dtype": "F32", "shape": [4]}}, bytes(16), "without dtype"),
+    "not JSON": (b'{"a": ', b"", "not JSON"),
+    "a JSON list": (b"[1]", b"", "not a JSON object"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_header_is_one_clear_sentence(tmp_path: Path, case: str) -> None:
+    header, data, wanted = DAMAGE[case]
+    path = write_raw(tmp_path / "model.safetensors", header, data)
+    with pytest.raises(CheckpointError) as caught:
+        read_safetensors_header(path)
+    assert wanted in str(caught.value) and str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+        read_safetensors_header(path)
+
+
+def test_a_file_cut_while_it_is_read_is_noticed(tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((tiny / "model.safetensors").read_bytes())
+    source = SafetensorsSource(tmp_path)
+    last = max(source.infos)
+    os.truncate(path, 4096)
+    with pytest.raises(CheckpointError, match="it changed while being read"):
+        source.read(last)
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    (sharded / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="names shard model-00002-of-00003.safetensors"):
+        open_checkpoint(sharded).tensors.infos  # noqa: B018
+
+
+def test_a_tensor_that_only_the_index_knows_is_named(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    edit_json(index, weight_map={**weight_map, "ghost": "model-00001-of-00003.safetensors"})
+    with pytest.raises(CheckpointError, match="places tensor 'ghost' in model-00001"):
+        open_checkpoint(sharded).tensors.infos  # noqa: B018
+
+
+def test_a_tensor_that_the_index_does_not_know_is_named(sharded: Path) -> None:
+    index = sharded / "model.safetensors.index.json"
+    weight_map = json.loads(index.read_text())["weight_map"]
+    del weight_map["model.norm.weight"]
+    edit_json(index, weight_map=weight_map)
+    with pytest.raises(CheckpointError, match=r"holds tensor 'model\.norm\.weight', which"):
+        open_checkpoint(sharded).tensors.infos  # noqa: B018
+
+
+def test_a_shard_outside_the_directory_is_refused(sharded: Path) -> None:
+    edit_json(sharded / "model.safetensors.index.json", weight_map={"a": "../x.safetensors"})
+    with pytest.raises(CheckpointError, match="which is not in"):
+        open_checkpoint(sharded).tensors.infos  # noqa: B018
+
+
+def test_pickle_weights_are_refused_with_the_way_out(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(CheckpointError, match=r"can run code.*save_pretrained"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_config_alone_can_be_opened_but_not_read(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text((tiny / "config.json").read_text())
+    source = open_checkpoint(tmp_path)
+    assert not source.has_weights and source.files == (tmp_path / "config.json",)
+    with pytest.raises(CheckpointError, match="holds no model.safetensors"):
+        source.tensors.infos  # noqa: B018
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json.*AutoTokenizer"):
+        source.write_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        (None, "has no config.json"),
+        (b'{"a": 1,}', "not JSON: .* line 1, column"),
+        (b"[]", "holds a JSON list; wanted an object"),
+        (b"\xff\xfe", "not UTF-8"),
+    ],
+)
+def test_a_broken_config_is_one_sentence(
+    tmp_path: Path, content: bytes | None, wanted: str
+) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=wanted):
+        open_checkpoint(tmp_path)
+
+
+def test_all_ends_of_sequence_are_collected(tmp_path: Path) -> None:
+    path = write_tiny_checkpoint(tmp_path / "tiny", layers=1, hidden=64, heads=2, kv_heads=1)
+    assert open_checkpoint(path).eos_token_ids == (2, 0)
+    assert open_checkpoint(path).bos_token_id == 1
+    edit_json(path / "config.json", eos_token_id=[7, 8], bos_token_id=None)
+    edit_json(path / "generation_config.json", eos_token_id=9, bos_token_id=None)
+    edit_json(path / "tokenizer_config.json", eos_token={"content": "<|endoftext|>"})
+    source = open_checkpoint(path)
+    assert source.eos_token_ids == (9, 7, 8, 0, 2)  # 2: <|im_end|>, because the template writes it
+    assert source.bos_token_id == 1
+
+
+def test_the_license_comes_from_the_model_card(tiny: Path) -> None:
+    assert open_checkpoint(tiny).license is None
+    card = tiny / "README.md"
+    card.write_text("---\nlanguage: en\nlicense: apache-2.0\n---\nlicense: other\n")
+    assert open_checkpoint(tiny).license == "apache-2.0"
+    card.unlink()
+
+
+@pytest.mark.parametrize(
+    ("in_config", "in_file", "wanted"),
+    [
+        ("from config", None, "from config"),
+        ("from config", "from file", "from file"),
+        (
+            [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}],
+            None,
+            "D",
+        ),
+        (None, None, None),
+    ],
+)
+def test_the_chat_template_is_extracted(
+    tiny: Path, tmp_path: Path, in_config: Any, in_file: str | None, wanted: str | None
+) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny / name).read_text())
+    edit_json(tmp_path / "tokenizer_config.json", chat_template=in_config)
+    if in_file:
+        (tmp_path / "chat_template.jinja").write_text(in_file)
+    dest = tmp_path / "engine"
+    dest.mkdir()
+    names = open_checkpoint(tmp_path).write_tokenizer(dest)
+    assert sorted(names) == sorted(path.name for path in dest.iterdir())
+    template = dest / "chat_template.jinja"
+    assert (template.read_text() if template.exists() else None) == wanted
+
+
+def test_known_files_are_not_digested_again(tiny: Path, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("b", "a")]
+    for file in files:
+        file.write_bytes(file.name.encode() * 10)
+    seen: list[tuple[int, int]] = []
+    first = source_digest(files, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (20, 20) and list(first.files) == ["a", "b"]
+    assert source_digest(reversed(files)) == first
+
+    seen.clear()
+    assert source_digest(files, first.files, lambda *step: seen.append(step)) == first
+    assert not seen
+    os.utime(files[0], ns=(0, 0))
+    again = source_digest(files, first.files, lambda *step: seen.append(step))
+    assert again.digest == first.digest and seen == [(10, 10)]
+
+    files[1].write_bytes(b"c" * 11)
+    assert source_digest(files, first.files).digest != first.digest
+    with pytest.raises(CheckpointError, match="cannot be read: No such file"):
+        source_digest([tmp_path / "absent"])
+
+
+def test_equal_options_give_equal_checkpoints(tiny: Path, tmp_path: Path) -> None:
+    again = open_checkpoint(write_tiny_checkpoint(tmp_path / "again"))
+    other = open_checkpoint(write_tiny_checkpoint(tmp_path / "other", seed=1))
+    digest = source_digest(open_checkpoint(tiny).files).digest
+    assert source_digest(again.files).digest == digest != source_digest(other.files).digest

@@ -1,0 +1,30 @@
+"""Tiny seeded checkpoints, and engines made from them as the command line makes them."""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.progress import BuildProgress
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.stages import build
+from makers.paths import ROOT
+
+_SCRIPT = runpy.run_path(str(ROOT / "scripts" / "tiny_checkpoint.py"))
+write_tiny_checkpoint: Callable[..., Path] = _SCRIPT["write_tiny_checkpoint"]
+train_tokenizer: Callable[..., Tokenizer] = _SCRIPT["train_tokenizer"]
+
+EngineMaker = Callable[..., Path]
+SourceMaker = Callable[[str], SourceCheckpoint]
+
+
+def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
+    """An engine of `source` at `output`, built as the command line builds it."""
+    values = {"max_batch_size": 8, "max_num_tokens": 64, "kv_block_size": 16, **settings}
+    build(load_settings({**values, "output": str(output)}), source, BuildProgress(quiet=True))
+    return output

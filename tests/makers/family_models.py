@@ -1,0 +1,132 @@
+"""Tiny random models of every family, made with transformers' own classes.
+
+Sizes that TP 1 and 2, PP 1 and 2 and int4 groups of 64 can cut. The weights have unit gain, so
+that logits are far apart, and norms and biases are drawn too, so that a wrong one shows.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from makers.engines import train_tokenizer
+
+VOCAB = 512
+SIZES: dict[str, Any] = dict(
+    vocab_size=VOCAB,
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+SHORT, LONG = [1.0 + i / 8 for i in range(16)], [1.5 + i / 2 for i in range(16)]
+LONGROPE = {"rope_type": "longrope", "short_factor": SHORT, "long_factor": LONG}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+EXPERTS: dict[str, Any] = dict(num_local_experts=4, num_experts_per_tok=2)
+QWEN_EXPERTS: dict[str, Any] = dict(
+    num_experts=4, num_experts_per_tok=2, moe_intermediate_size=64, head_dim=32
+)
+GEMMA2: dict[str, Any] = dict(head_dim=32, query_pre_attn_scalar=4, sliding_window=16)
+
+# name: transformers' config class and what differs from SIZES
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", dict(rope_parameters={"rope_theta": 5e5, **LLAMA3})),
+    "mistral": ("MistralConfig", dict(sliding_window=16)),
+    "mistral-nemo": ("MistralConfig", dict(sliding_window=None, head_dim=64)),
+    "qwen2": ("Qwen2Config", dict(rope_parameters={"rope_theta": 1e6, **YARN})),
+    "qwen2-tied": ("Qwen2Config", dict(tie_word_embeddings=True)),
+    "qwen2-window": (
+        "Qwen2Config",
+        dict(use_sliding_window=True, sliding_window=16, max_window_layers=1),
+    ),
+    "qwen3": ("Qwen3Config", dict(head_dim=64, tie_word_embeddings=True)),
+    "phi3": ("Phi3Config", dict(sliding_window=20)),
+    "phi3-longrope": (
+        "Phi3Config",
+        dict(rope_parameters=LONGROPE, original_max_position_embeddings=32),
+    ),
+    "phi4-mini": (
+        "Phi3Config",
+        dict(
+            rope_parameters={
+                **LONGROPE,
+                "short_factor": SHORT[:12],
+                "long_factor": LONG[:12],
+                "partial_rotary_factor": 0.75,
+            },
+            original_max_position_embeddings=256,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "gemma": ("GemmaConfig", dict(head_dim=64)),
+    "gemma2": (
+        "Gemma2Config",
+        dict(GEMMA2, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    ),
+    "gemma3": (
+        "Gemma3TextConfig",
+        dict(
+            GEMMA2,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+            },
+            layer_types=["sliding_attention", "full_attention"],
+        ),
+    ),
+    "mixtral": ("MixtralConfig", EXPERTS),
+    "qwen3-moe": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=True)),
+    "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
+}
+MIXTURES = {"mixtral", "qwen3-moe", "qwen3-moe-raw"}
+
+
+def save_family(name: str, path: Path, **sizes: Any) -> Path:
+    """A checkpoint of the family in float32, with a tokenizer; equal names and sizes give equal
+    bytes.
+    """
+    kind, changes = FAMILIES[name]
+    config = getattr(transformers, kind)(**{**SIZES, **changes, **sizes}, dtype="float32")
+    model = AutoModelForCausalLM.from_config(config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter += 0.1 * noise
+            else:
+                parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+    model.save_pretrained(path)
+    train_tokenizer(VOCAB).save(str(path / "tokenizer.json"))
+    return path
+
+
+def load_family(path: Path) -> PreTrainedModel:
+    """transformers' model, its attention in plain products, as soft caps need them."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, attn_implementation="eager"
+    )
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel, ids: list[int]) -> torch.Tensor:
+    """float32 [tokens, vocab_size], the whole sequence at once and nothing cached."""
+    logits: torch.Tensor = model(torch.tensor([ids]), use_cache=False).logits[0]
+    return logits

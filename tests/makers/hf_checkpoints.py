@@ -1,0 +1,75 @@
+"""Unified quantised Hugging Face checkpoints: made as the command line does, and what they mean.
+
+`meant` dequantises by the layout's own document; nothing of build/ takes part in it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from makers.engines import build_engine
+
+SHORT = {"calib_samples": 1, "calib_length": 64}
+Tensors = dict[str, Tensor]
+
+
+def exported(source: SourceCheckpoint, path: Path, **settings: Any) -> Path:
+    return build_engine(source, path, format="hf", **{**SHORT, **settings})
+
+
+def choices(form: str) -> dict[str, Any]:
+    """fp8_kvfp8 -> the settings of a build."""
+    quant, _, kv = form.partition("_kv")
+    return {"quant": quant, "kv_cache_dtype": kv or "auto", "dtype": "bfloat16"}
+
+
+def meant(tensors: Tensors, algo: str | None) -> Tensors:
+    """Every weight of a unified checkpoint in float32, from the layout's own document: FP8 times
+    its scale; INT4 in two's complement, two rows a byte, the even one low.
+    """
+    result: Tensors = {}
+    for name, tensor in tensors.items():
+        scale = tensors.get(f"{name.removesuffix('weight')}weight_scale")
+        if not name.endswith((".weight", ".bias")):
+            continue
+        if scale is None or name.endswith(".bias"):
+            result[name] = tensor
+        elif tensor.dtype == torch.float8_e4m3fn:
+            result[name] = tensor.float() * scale.reshape(-1, 1)
+        else:
+            data = tensor.numpy()
+            nibbles = np.stack([data & 15, data >> 4], axis=1).reshape(-1, data.shape[1])
+            q = ((nibbles.astype(np.int16) + 8) % 16 - 8).astype(np.float32)
+            each = np.repeat(scale.numpy(), data.shape[1] // scale.shape[1], axis=1)
+            result[name] = torch.from_numpy(q * each)
+    return result
+
+
+def meant_with_factors(stored: Tensors) -> Tensors:
+    tensors = {name: tensor.float() for name, tensor in meant(stored, "W4A16_AWQ").items()}
+    for name in stored:
+        if name.endswith(".pre_quant_scale"):
+            tensors[f"{name.removesuffix('pre_quant_scale')}weight"] *= stored[name].float()
+    return tensors
+
+
+def save(tensors: Tensors, path: Path) -> None:
+    save_file(tensors, path, {"format": "pt"})
+
+
+class Named:
+    """A TensorSource of tensors in memory."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self.tensors = tensors
+        self.infos = {name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in tensors.items()}
+
+    def read(self, name: str, rows: slice | None = None) -> Tensor:
+        return self.tensors[name] if rows is None else self.tensors[name][rows]

@@ -1,0 +1,74 @@
+"""Answers with calls in them, in every format, and what they are made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from enginehouse.server.text.answer import (
+    AnswerParser,
+    Content,
+    Part,
+    Reasoning,
+    ToolArguments,
+    ToolCallStart,
+)
+from enginehouse.server.text.message import ToolCall
+from enginehouse.server.tools.format import Format, ToolFunction
+from enginehouse.server.tools.hermes import Hermes
+from enginehouse.server.tools.llama import GenericJson, LlamaJson
+from enginehouse.server.tools.mistral import Mistral, MistralNamed, MistralSpaced
+from enginehouse.server.tools.pythonic import Pythonic
+
+FORMATS: dict[str, Format] = {
+    "llama3_json": LlamaJson(),
+    "llama_pythonic": Pythonic(),
+    "hermes": Hermes(),
+    "mistral": Mistral(),
+    "mistral_spaced": MistralSpaced(),
+    "mistral_named": MistralNamed(),
+    "json": GenericJson(),
+}
+NAMES = ("f", "g", "get_weather", "a.b-c")
+CLOCK = ToolFunction("get_time")
+TIME = ToolCall("", "get_time", {})
+
+
+def feed(parser: AnswerParser, pieces: Iterable[str]) -> list[Part]:
+    """All parts, neighbours of one kind joined, ids checked and left out."""
+    parts = [part for piece in pieces for part in parser.push(piece)] + parser.flush()
+    joined: list[Part] = []
+    for part in parts:
+        last = joined[-1] if joined else None
+        match part, last:
+            case Content(text), Content(before):
+                joined[-1] = Content(before + text)
+            case Reasoning(text), Reasoning(before):
+                joined[-1] = Reasoning(before + text)
+            case ToolArguments(number, text), ToolArguments(same, before) if number == same:
+                joined[-1] = ToolArguments(number, before + text)
+            case ToolCallStart(number, call_id, name), _:
+                assert len(call_id) == 29 and call_id.startswith("call_"), call_id
+                int(call_id[5:], 16)
+                joined.append(ToolCallStart(number, "", name))
+            case _:
+                joined.append(part)
+    return joined
+
+
+def content_of(parts: list[Part]) -> str:
+    return "".join(part.text for part in parts if isinstance(part, Content))
+
+
+def calls_of(parts: list[Part]) -> list[tuple[str, Any]]:
+    """Name and arguments of each call; its number, place and JSON are checked."""
+    calls: list[tuple[str, Any]] = []
+    for before, part in zip([None, *parts], parts, strict=False):
+        if isinstance(part, ToolCallStart):
+            assert part.number == len(calls)
+            calls.append((part.name, None))
+        elif isinstance(part, ToolArguments):
+            assert isinstance(before, ToolCallStart) and before.number == part.number
+            calls[-1] = (calls[-1][0], json.loads(part.text))
+    return calls

@@ -1,0 +1,65 @@
+"""Which keys open, what is open to all, and where keys come from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from flask.testing import FlaskClient
+
+from doubles.scripted_client import ScriptedClient
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.app import create_app
+from enginehouse.server.settings import ServerSettings
+from makers.api_client import error_of
+
+
+@pytest.fixture
+def locked(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
+    keys = dataclasses.replace(settings, api_keys=("first", "zweiter-é"))
+    return create_app(keys, engine).test_client()
+
+
+@pytest.mark.parametrize("value", ["Bearer first", "bearer  first", "BEARER zweiter-é"])
+def test_a_key_opens(locked: FlaskClient, value: str) -> None:
+    header = value.encode().decode("latin-1")
+    assert locked.get("/v1/models", headers={"Authorization": header}).status_code == 200
+
+
+@pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer ", "Bearer firs", "Basic first"])
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/docs", "/healthy"])
+def test_no_key_is_a_401(locked: FlaskClient, path: str, value: str | None) -> None:
+    headers = {} if value is None else {"Authorization": value}
+    response = locked.get(path, headers=headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].startswith("Bearer")
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+    assert value is None or value[7:] == "" or value[7:] not in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
+def test_probes_and_scrapers_need_no_key(locked: FlaskClient, path: str) -> None:
+    assert locked.get(path).status_code == 200
+    assert locked.options("/v1/models").status_code == 204
+
+
+def test_keys_come_from_the_environment_and_from_a_file(
+    settings: ServerSettings, tmp_path: Path
+) -> None:
+    file = tmp_path / "keys"
+    env = {
+        "ENGINEHOUSE_ENGINE": str(settings.engine_dir),
+        "ENGINEHOUSE_HOST_ADDRESS": "ipc://x",
+        "ENGINEHOUSE_API_KEYS": "a, b,",
+    }
+    assert ServerSettings.from_environment(env).api_keys == ("a", "b")
+    env["ENGINEHOUSE_API_KEYS_FILE"] = str(file)
+    for text in (None, "", "\n \n"):
+        if text is not None:
+            file.write_text(text)
+        with pytest.raises(EnginehouseError, match="ENGINEHOUSE_API_KEYS_FILE.*wanted"):
+            ServerSettings.from_environment(env)
+    file.write_text("c\n\n d \n")
+    assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")

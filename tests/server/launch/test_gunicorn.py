@@ -1,0 +1,285 @@
+"""The whole of it: gunicorn, its workers, the engine host, and OpenAI's own client."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from makers.gunicorn_server import DEADLINE_S, MESSAGES, Server, wait_until
+
+
+@pytest.fixture(scope="module")
+def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(engine, tmp_path_factory.mktemp("gunicorn") / "log", workers=2)
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with server.client() as client:
+        yield client
+
+
+LONG = {"max_tokens": 1900, "temperature": 0.0}
+
+
+def test_a_plain_answer_and_a_stream_say_the_same(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 40, "temperature": 0.0}
+    plain = client.chat.completions.create(**asked)
+    assert plain.choices[0].message.role == "assistant"
+    assert plain.choices[0].finish_reason in ("stop", "length")
+    assert plain.usage is not None and plain.usage.completion_tokens > 0
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+    assert text == plain.choices[0].message.content
+    assert chunks[-1].choices[0].finish_reason == plain.choices[0].finish_reason
+
+
+def test_the_pages_own_path_and_costs(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 5})
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/v1/openai/chat/completions", body, headers)
+    usage = json.loads(connection.getresponse().read())["usage"]
+    connection.close()
+    cost = (usage["prompt_tokens"] * 0.35 + usage["completion_tokens"] * 0.40) / 1e6
+    assert usage["estimated_cost"] == pytest.approx(cost, rel=1e-9)
+
+
+def test_sixteen_streams_at_once_are_each_what_they_are_alone(client: openai.OpenAI) -> None:
+
+    def ask(number: int) -> str:
+        stream = client.chat.completions.create(
+            model="tiny-llama",
+            messages=[{"role": "user", "content": f"{number} coaches"}],
+            max_tokens=12,
+            temperature=0.0,
+            stream=True,
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+    alone = [ask(number) for number in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(pool.map(ask, range(16)))
+    same = sum(a[:8] == b[:8] for a, b in zip(alone, together, strict=True))
+    assert len(set(alone)) == 16, "the prompts must be told apart by their answers"
+    assert same >= 12, "bfloat16 may round otherwise in a batch, but not from the first word"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_ends_its_sequences(server: Server, stream: bool) -> None:
+    body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "stream": stream, **LONG})
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
+        if stream:
+            assert connection.recv(10)
+        else:
+            wait_until(
+                lambda: server.metric("enginehouse_num_requests_running") == 1, "it is running"
+            )
+    wait_until(lambda: server.metric("enginehouse_num_requests_running") == 0, "it was ended")
+
+
+def test_errors_carry_the_field_at_fault(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            temperature=3,  # type: ignore[arg-type]
+        )
+    assert caught.value.param == "temperature"
+
+
+def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
+    server: Server, client: openai.OpenAI
+) -> None:
+    stream = client.chat.completions.create(
+        model="tiny-llama",
+        messages=MESSAGES,
+        stream=True,
+        **LONG,  # type: ignore[arg-type]
+    )
+    next(iter(stream))
+    pid = server.host_pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(openai.APIError, match="engine"):
+        for _ in stream:
+            pass
+    wait_until(lambda: server.get("/health/ready")[0] == 503, "readiness went false")
+    assert server.get("/health/live")[0] == 200
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(model="tiny-llama", messages=MESSAGES)  # type: ignore[arg-type]
+    assert caught.value.status_code == 503
+    wait_until(server.is_ready, "the host came back")
+    assert server.host_pid() not in (None, pid)
+    for _ in range(4):  # both workers
+        answer = client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            max_tokens=3,  # type: ignore[arg-type]
+        )
+        assert answer.choices[0].finish_reason
+
+
+def test_text_completions_of_several_prompts_have_logprobs(client: openai.OpenAI) -> None:
+    asked = {"model": "tiny-llama", "prompt": [[9, 8], [5, 6, 7]], "max_tokens": 6}
+    answer = client.completions.create(**asked, temperature=0.0, logprobs=2, n=1)
+    for choice in answer.choices:
+        logprobs = choice.logprobs
+        assert logprobs is not None and logprobs.token_logprobs is not None
+        assert len(logprobs.token_logprobs) == 6
+        for token, value, top in zip(
+            logprobs.tokens or [], logprobs.token_logprobs, logprobs.top_logprobs or [], strict=True
+        ):
+            assert value == top[token] == max(top.values()), "greedy takes the likeliest"
+    streamed: dict[int, str] = {0: "", 1: ""}
+    for chunk in client.completions.create(**asked, temperature=0.0, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert [streamed[choice.index] for choice in answer.choices] == [
+        choice.text for choice in answer.choices
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_grammar_is_followed_and_a_broken_one_is_the_sender_s_fault(
+    client: openai.OpenAI, stream: bool
+) -> None:
+    def ask(**fields: object) -> str:
+        answer = client.chat.completions.create(
+            model="tiny-llama", messages=MESSAGES, seed=3, stream=stream, extra_body=fields
+        )
+        if not isinstance(answer, openai.Stream):
+            return answer.choices[0].message.content or ""
+        return "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+
+    assert ask(guided_choice=["yes", "no"]) in ("yes", "no")
+    assert re.fullmatch("[ab]{3}-[0-9]", ask(guided_regex="[ab]{3}-[0-9]"))
+    for fields in ({"guided_regex": "(a"}, {"guided_grammar": "root ::= missing"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(**fields)
+        assert caught.value.param == next(iter(fields))
+
+
+NO_HTTP: list[tuple[bytes, int, str]] = [
+    (b"garbage\r\n\r\n", 400, "invalid_request_line"),
+    (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "invalid_request_line"),
+    (b"GET / HTTP/9.9\r\n\r\n", 400, "invalid_http_version"),
+    (b"GET / HTTP/1.1\r\nbad header\r\n\r\n", 400, "invalid_header"),
+    (b"GET / HTTP/1.1\r\nA: " + b"x" * 20_000 + b"\r\n\r\n", 431, "limit_request_headers"),
+    (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n", 414, "limit_request_line"),
+    (b"POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n", 400, "invalid_header"),
+]
+
+
+@pytest.mark.parametrize(("data", "status", "code"), NO_HTTP, ids=lambda item: str(item)[:24])
+def test_what_is_no_http_is_refused_in_the_one_shape(
+    server: Server, data: bytes, status: int, code: str
+) -> None:
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(data)
+        try:
+            while part := connection.recv(65536):
+                answer += part
+        except ConnectionResetError:
+            pass  # it closed with bytes of ours unread
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert int(head.split()[1]) == status, answer
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", code)
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path / "log")
+    host_pid = server.host_pid()
+    assert host_pid is not None
+    with server.client() as client:
+        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 300}
+        chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons[-1] in ("stop", "length"), "the stream was not cut"
+    assert server.process.wait(60) == 0
+    assert not psutil.pid_exists(host_pid)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_sigterm_waits_for_requests_and_not_for_idle_connections(
+    engine: Path, tmp_path: Path
+) -> None:
+    server = Server(engine, tmp_path / "log")
+    idle, asking = (
+        http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2)
+    )
+    for connection in (idle, asking):
+        connection.request("GET", "/health/live")
+        connection.getresponse().read()
+    with server.client() as client:
+        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 600}
+        chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
+        next(chunks)
+        server.process.send_signal(signal.SIGTERM)
+        assert sum(1 for _ in chunks) > 100
+    assert server.process.wait(10) == 0
+    for connection in (idle, asking):
+        connection.close()
+
+
+def test_the_host_ends_with_gunicorn_after_its_configuration_was_read_again(
+    engine: Path, tmp_path: Path
+) -> None:
+    server = Server(engine, tmp_path / "log")
+    host_pid = server.host_pid()
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: server.log.read_text().count("Booting worker") == 2, "a new worker")
+    wait_until(server.is_ready, "ready again")
+    assert server.host_pid() == host_pid
+    assert server.stop() == 0
+    assert host_pid is not None and not psutil.pid_exists(host_pid)
+
+
+def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path: Path) -> None:
+    damaged = shutil.copytree(engine, tmp_path / "damaged")
+    with (damaged / "rank0.safetensors").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x55")
+    with pytest.raises(AssertionError) as caught:
+        Server(damaged, tmp_path / "log")
+    assert "rank0.safetensors: its SHA-256 is not the manifest's" in str(caught.value)
+
+
+def test_a_master_that_is_killed_takes_everything_along(engine: Path, tmp_path: Path) -> None:
+    server = Server(engine, tmp_path / "log")
+    family = psutil.Process(server.process.pid).children(recursive=True)
+    assert len(family) >= 2, "a worker and the host, and perhaps already its grammar process"
+    server.process.kill()
+    server.process.wait(10)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+
+
+def test_an_engine_that_cannot_be_served_ends_gunicorn_with_one_sentence(tmp_path: Path) -> None:
+    started_s = time.monotonic()
+    with pytest.raises(AssertionError) as caught:
+        Server(tmp_path / "nothing", tmp_path / "log")
+    assert "nothing is not a directory" in str(caught.value)
+    assert time.monotonic() - started_s < DEADLINE_S

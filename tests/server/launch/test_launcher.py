@@ -1,0 +1,175 @@
+"""The commands that start a server on one GPU, one node and several nodes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from enginehouse.runtime.engine import read_manifest, write_manifest
+from enginehouse.runtime.errors import EngineError
+from enginehouse.server.launch import launcher as start
+from enginehouse.server.launch.gunicorn_hooks import host_flags
+from enginehouse.server.launch.launcher import Served, plan_launch, read_served
+from makers.engines import EngineMaker
+from makers.paths import ROOT
+
+GUNICORN = ["gunicorn", "-c", "conf.py", start.APP]
+QUOTED = shlex.join(GUNICORN)
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "PMI_RANK": "0"}
+
+
+def compiled(num_ranks: int) -> Served:
+    return Served(Path("/engines/e"), num_ranks)
+
+
+def said(served: Served, env: dict[str, str], **choices: Any) -> str:
+    return plan_launch(served, env, gunicorn=GUNICORN, **choices).said
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_one_node_runs_gunicorn_and_leaves_the_variables_of_slurm_out(tp: int) -> None:
+    env = {"PATH": "/bin", **SLURM}
+    launch = plan_launch(compiled(tp), env, gunicorn=GUNICORN, num_gpus=4)
+    assert launch.command == GUNICORN
+    assert launch.env == {"PATH": "/bin", "ENGINEHOUSE_ENGINE": "/engines/e"}
+    assert launch.said == (
+        "env -u PMI_RANK -u SLURM_JOB_ID -u SLURM_PROCID ENGINEHOUSE_ENGINE=/engines/e " + QUOTED
+    )
+
+
+def test_several_nodes_of_a_slurm_job_run_one_task_for_each_gpu() -> None:
+    line = said(compiled(16), SLURM, nodes=2)
+    assert line == (
+        "env ENGINEHOUSE_ENGINE=/engines/e srun --mpi=pmix -N 2 --ntasks 16 --ntasks-per-node 8 "
+        "trtllm-llmapi-launch " + QUOTED
+    )
+
+
+def test_several_nodes_without_slurm_run_under_mpirun() -> None:
+    env = {"NCCL_P2P_DISABLE": "1", "HOME": "/root", "OMPI_COMM_WORLD_RANK": "0"}
+    line = said(compiled(16), env, nodes=2, hostfile="hosts")
+    assert line == (
+        "env -u OMPI_COMM_WORLD_RANK ENGINEHOUSE_ENGINE=/engines/e mpirun -n 16 --map-by ppr:8:node"
+        " --hostfile hosts -x ENGINEHOUSE_ENGINE -x NCCL_P2P_DISABLE trtllm-llmapi-launch " + QUOTED
+    )
+
+
+def test_root_may_run_mpirun() -> None:
+    line = said(compiled(16), {}, nodes=2, as_root=True)
+    allowed = "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 mpirun -n 16 "
+    assert allowed in line and "OMPI" not in line.partition("mpirun")[2]
+    assert "OMPI" not in said(compiled(16), {}, nodes=2)
+    assert "OMPI" not in said(compiled(16), SLURM, nodes=2, as_root=True)
+    assert "OMPI" not in said(compiled(4), {}, as_root=True)
+
+
+def test_one_node_can_be_started_by_mpirun_too() -> None:
+    line = said(compiled(4), {}, launcher="mpirun")
+    assert "mpirun -n 4 --map-by ppr:4:node -x ENGINEHOUSE_ENGINE trtllm-llmapi-launch" in line
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "choices", "message"),
+    [
+        (4, {"num_gpus": 2}, "runs on 4 GPUs and 2 are visible"),
+        (8, {"nodes": 2}, "8 ranks of .engines.e cannot be laid on 2 nodes"),
+        (8, {"nodes": 3}, "8 ranks of .engines.e cannot be laid on 3 nodes"),
+        (16, {"nodes": 2, "launcher": "spawn"}, "wants --launcher mpirun or srun"),
+        (0, {"nodes": 2}, "runs on the CPU backend"),
+        (0, {"launcher": "srun"}, "runs on the CPU backend"),
+        (4, {"hostfile": "hosts"}, "--hostfile is mpirun's, and spawn starts the ranks"),
+        (16, {"nodes": 2, "launcher": "srun", "hostfile": "hosts"}, "and srun starts the ranks"),
+    ],
+)
+def test_what_cannot_run_is_refused(num_ranks: int, choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(EngineError, match=message):
+        said(compiled(num_ranks), {}, **choices)
+
+
+def test_the_ranks_are_the_engines_or_the_checkpoints_tp_size(
+    make_engine: EngineMaker, tmp_path: Path
+) -> None:
+    engine = make_engine()
+    assert read_served(engine, {"ENGINEHOUSE_TP_SIZE": "4"}) == (engine, 0)
+    manifest = msgspec.structs.replace(read_manifest(engine), backend="tensorrt_llm")
+    shutil.copytree(engine, tmp_path / "compiled")
+    shutil.copy(engine / "rank0.safetensors", tmp_path / "compiled" / "rank0.engine")
+    files = {**manifest.files, "rank0.engine": manifest.files["rank0.safetensors"]}
+    write_manifest(tmp_path / "compiled", msgspec.structs.replace(manifest, files=files))
+    assert read_served(tmp_path / "compiled", {}).num_ranks == 1
+    checkpoint = make_engine(quant="fp8", format="hf")
+    assert read_served(checkpoint, {}).num_ranks == 1
+    assert read_served(checkpoint, {"ENGINEHOUSE_TP_SIZE": "4"}).num_ranks == 4
+    with pytest.raises(EngineError, match="ENGINEHOUSE_TP_SIZE='two'; wanted a number of GPUs"):
+        read_served(checkpoint, {"ENGINEHOUSE_TP_SIZE": "two"})
+
+
+def test_the_script_prints_the_command_and_stops(make_engine: EngineMaker) -> None:
+    engine = make_engine()
+    command = ["bash", "scripts/launch.sh", str(engine), "--dry-run"]
+    env = {**os.environ, "VENV": "no-such-environment", "SLURM_JOB_ID": "7"}
+    env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout)
+    assert words[:4] == ["env", "-u", "SLURM_JOB_ID", f"ENGINEHOUSE_ENGINE={engine}"]
+    assert words[-3:] == ["-c", str(ROOT / "configs" / "gunicorn.conf.py"), start.APP]
+    own = str(ROOT / "setup.cfg")  # any file
+    done = subprocess.run(
+        [*command, "--config", own], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+    assert shlex.split(done.stdout)[-3:] == ["-c", own, start.APP]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("tests/doubles/*.sh")]),
+    ids=lambda path: path.name,
+)
+def test_a_script_is_correct_shell(path: Path) -> None:
+    done = subprocess.run(["bash", "-n", str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert os.access(path, os.X_OK)
+
+
+def test_a_missing_engine_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert start.main([str(tmp_path / "none"), "--dry-run"]) == 2
+    assert capsys.readouterr().err.startswith("enginehouse-launch: ")
+
+
+def test_the_environment_is_handed_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"DETERMINISTIC": "1", "DEVICE": "cuda", "TP_SIZE": "4", "START_S": "90"}
+    for name, value in values.items():
+        monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
+    flags = ["--deterministic", "--device", "cuda", "--tp-size", "4", "--start-s", "90"]
+    assert host_flags() == flags
+    for name in values:
+        monkeypatch.setenv(f"ENGINEHOUSE_{name}", "")
+    assert host_flags() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("DETERMINISTIC", "yes", "0 or 1"),
+        ("DEVICE", "gpu", "auto, cpu or cuda"),
+        ("TP_SIZE", "0", "a number of GPUs"),
+        ("START_S", "--x", "a number of seconds"),
+    ],
+)
+def test_a_setting_that_is_none_ends_the_server_with_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
+) -> None:
+    monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
+    with pytest.raises(SystemExit, match=f"ENGINEHOUSE_{name}='{value}'; wanted {wanted}"):
+        host_flags()

@@ -1,0 +1,44 @@
+"""The format of calls is chosen from a template, or named."""
+
+from __future__ import annotations
+
+import pytest
+
+from enginehouse.build.plan import settings as build_settings
+from enginehouse.server.text.message import ToolCall
+from enginehouse.server.text.reasoning import REASONING_FORMATS
+from enginehouse.server.tools.tool_choice import TOOL_FORMATS, choose_format
+from makers.templates import TEMPLATES
+from makers.text_engine import CHATML
+
+
+def test_the_format_is_chosen_from_the_template() -> None:
+    chosen = {name: choose_format(source) for name, source in TEMPLATES.items()}
+    names = {name: form.name for name, form in chosen.items() if form is not None}
+    assert names == {
+        "hermes": "hermes",
+        "llama3_json": "llama3_json",
+        "mistral": "mistral",
+        "mistral_named": "mistral",
+        "reasoning": "json",
+    }
+    call = [ToolCall("", "f", {})]
+    assert chosen["mistral"] and chosen["mistral_named"]
+    assert chosen["mistral"].call_text(call) == '[TOOL_CALLS] [{"name": "f", "arguments": {}}]'
+    assert chosen["mistral_named"].call_text(call) == "[TOOL_CALLS]f[ARGS]{}"
+
+
+def test_the_format_can_be_named() -> None:
+    for wanted in TOOL_FORMATS:
+        for template in (None, CHATML, *TEMPLATES.values()):
+            form = choose_format(template, wanted)
+            assert (form is None) == (wanted == "none")
+            assert wanted == "auto" or form is None or form.name == wanted
+    with pytest.raises(ValueError, match="is no format"):
+        choose_format(None, "openai")
+
+
+def test_build_and_server_know_the_same_formats() -> None:
+    fields = build_settings.BuildSettings.__dataclass_fields__
+    assert fields["tool_format"].metadata["choices"] == TOOL_FORMATS
+    assert fields["reasoning_format"].metadata["choices"] == REASONING_FORMATS

@@ -1,0 +1,92 @@
+"""Every field of a completion request, from one table: bounds, types, null, and the document."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from flask.testing import FlaskClient
+
+from doubles.scripted_client import ScriptedClient
+from enginehouse.server.request.asked import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS
+from enginehouse.server.wire.bodies import ChatBody, CompletionBody
+from makers.api_client import error_of
+from makers.field_cases import CHAT, COMPLETIONS, HELLO, Field
+from makers.paths import ROOT
+from makers.token_outputs import STOP, bytes_ids, scored
+
+ENDPOINTS: dict[str, tuple[type[Any], dict[str, Field], dict[str, Any]]] = {
+    "/v1/chat/completions": (ChatBody, CHAT, {"model": "tiny/chat", "messages": [HELLO]}),
+    "/v1/completions": (CompletionBody, COMPLETIONS, {"model": "tiny/chat", "prompt": "hello"}),
+}
+CASES = [(path, name) for path, (_, table, _) in ENDPOINTS.items() for name in table]
+DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def answering(engine: ScriptedClient) -> None:
+    engine.script = [
+        (index, scored(ids, finish)[1])
+        for index in range(20)
+        for ids, finish in ((bytes_ids("b"), None), ([], STOP))
+    ]
+
+
+def post(http: FlaskClient, path: str, fields: dict[str, Any]) -> Any:
+    return http.post(path, json={**ENDPOINTS[path][2], **fields})
+
+
+@pytest.mark.parametrize(("path", "name"), CASES)
+def test_a_field_takes_what_is_legal_and_null(http: FlaskClient, path: str, name: str) -> None:
+    field = ENDPOINTS[path][1][name]
+    for value in [*field.legal, *([] if field.required else [None])]:
+        with post(http, path, {**_needs(field, value), name: value}) as response:
+            assert response.status_code == 200, (value, response.json)
+            assert "X-Ignored-Fields" not in response.headers
+
+
+@pytest.mark.parametrize(("path", "name"), CASES)
+def test_a_field_refuses_what_is_not_and_is_named(
+    http: FlaskClient, engine: ScriptedClient, path: str, name: str
+) -> None:
+    field = ENDPOINTS[path][1][name]
+    assert field.refused
+    for value, param, code in field.refused:
+        response = post(http, path, {**field.needs, name: value})
+        error = error_of(response)
+        found = (response.status_code, error["param"], error["code"])
+        assert found == (400, param, code), (value, error)
+        assert error["message"].startswith(param)
+    assert engine.submitted == []
+
+
+def _needs(field: Field, value: Any) -> dict[str, Any]:
+    """null is absent, and false asks for nothing: then nothing else may hang on the field."""
+    return {} if value is None or value is False else field.needs
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_every_field_of_the_body_has_its_row(path: str) -> None:
+    body, table, _ = ENDPOINTS[path]
+    assert {info.alias or name for name, info in body.model_fields.items()} == table.keys()
+
+
+def rows_of(title: str) -> set[str]:
+    """The names in the first column of the tables under a heading of docs/api.md."""
+    [section] = re.findall(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S)
+    cells = re.findall(r"^\| ([^|]+) \|", section, re.M)
+    return {name for cell in cells for name in re.findall(r"`([a-z_]+)`", cell)}
+
+
+@pytest.mark.parametrize(
+    ("title", "wanted"),
+    [
+        ("Fields of both", CHAT.keys() & COMPLETIONS.keys() - {"logprobs"}),
+        ("Fields of chat completions", CHAT.keys() - (COMPLETIONS.keys() - {"logprobs"})),
+        ("Fields of completions", COMPLETIONS.keys() - (CHAT.keys() - {"logprobs"})),
+        ("Fields that are refused", UNSUPPORTED_IN_CHAT.keys() | UNSUPPORTED_IN_COMPLETIONS.keys()),
+    ],
+)
+def test_the_document_has_every_field_and_no_other(title: str, wanted: set[str]) -> None:
+    assert rows_of(title) == wanted
