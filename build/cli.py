@@ -29,8 +29,8 @@ from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.build.stages import build, output_path
+from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
-from enginehouse.build.tensorrt_llm.stages import planned_command, run_compile_checkpoint
 from enginehouse.runtime.errors import EnginehouseError
 
 _TYPES = {"str": str, "int": int, "float": float}

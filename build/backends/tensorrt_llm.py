@@ -11,16 +11,16 @@ from enginehouse.build.convert.engine_manifest import engine_manifest
 from enginehouse.build.convert.output_folder import replace_folder
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.tensorrt_llm.builder import find_builder
-from enginehouse.build.tensorrt_llm.kept_checkpoint import (
-    checkpoint_path,
-    kept_checkpoint,
-    refuse_own_checkpoint,
-)
-from enginehouse.build.tensorrt_llm.stages import (
+from enginehouse.build.tensorrt_llm.compile import (
     check_machine_early,
     finish_commands,
     run_compile_checkpoint,
     still_fits,
+)
+from enginehouse.build.tensorrt_llm.kept_checkpoint import (
+    checkpoint_path,
+    kept_checkpoint,
+    refuse_own_checkpoint,
 )
 from enginehouse.runtime.engine import Manifest, read_engine, write_manifest
 

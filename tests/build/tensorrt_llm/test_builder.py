@@ -20,7 +20,7 @@ from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.tensorrt_llm import builder as trtllm_build
-from enginehouse.build.tensorrt_llm import stages as trtllm_stages
+from enginehouse.build.tensorrt_llm import compile as trtllm_compile
 from enginehouse.build.tensorrt_llm.kept_checkpoint import checkpoint_path, open_compilable
 from enginehouse.build.tensorrt_llm.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
 from enginehouse.runtime.backends import open_executor
@@ -40,7 +40,7 @@ def builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "bin").mkdir()
     program = trtllm_builder.install(tmp_path / "bin")
     monkeypatch.setenv("ENGINEHOUSE_TRTLLM_BUILD", str(program))
-    monkeypatch.setattr(trtllm_stages, "open_executor", open_beside)
+    monkeypatch.setattr(trtllm_compile, "open_executor", open_beside)
     return program
 
 
@@ -207,7 +207,7 @@ def test_a_checkpoint_is_compiled_on_another_machine(
     assert cli.main(command[1:]) == 2
     assert "trtllm-build is not on PATH" in capsys.readouterr().err
     trtllm_builder.install(tmp_path)
-    monkeypatch.setattr(trtllm_stages, "open_executor", open_beside)
+    monkeypatch.setattr(trtllm_compile, "open_executor", open_beside)
     assert cli.main([*command[1:], "--quiet"]) == 0
     engine = read_engine(tmp_path / "e")
     assert engine.manifest.verify is not None and engine.config.quantization.quant_algo
@@ -258,8 +258,10 @@ def test_what_this_machine_cannot_compile_is_refused_before_conversion(
     settings: dict[str, Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(trtllm_stages, "builder_machine", lambda program: {"tensorrt_llm": version})
-    monkeypatch.setattr(trtllm_stages, "visible_gpus", lambda: cards)
+    monkeypatch.setattr(
+        trtllm_compile, "builder_machine", lambda program: {"tensorrt_llm": version}
+    )
+    monkeypatch.setattr(trtllm_compile, "visible_gpus", lambda: cards)
     with pytest.raises(PlanError, match=message):
         build(tiny_source, tmp_path / "e", **settings)
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
@@ -271,7 +273,7 @@ def test_one_gpu_compiles_all_ranks_when_the_answer_is_not_checked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trtllm_stages, "visible_gpus", lambda: gpus(1, 90))
+    monkeypatch.setattr(trtllm_compile, "visible_gpus", lambda: gpus(1, 90))
     engine = build(tiny_source, tmp_path / "e", tp=4, until="compile")
     assert engine.manifest.verify is None and len(list(engine.path.glob("*.engine"))) == 4
 
@@ -366,7 +368,7 @@ def test_an_engine_that_answers_as_another_model_is_not_kept(
         executor.runner.model.layers.reverse()
         return executor
 
-    monkeypatch.setattr(trtllm_stages, "open_executor", nonsense)
+    monkeypatch.setattr(trtllm_compile, "open_executor", nonsense)
     with pytest.raises(EngineError, match="nats below the CPU backend's choice"):
         build(sample_source, tmp_path / "e", quant="none", max_seq_len=256)
     assert not (tmp_path / "e").exists()
@@ -381,14 +383,14 @@ def test_an_engine_that_cannot_be_checked_now_is_kept_and_checked_later(
     def busy(directory: Path) -> Any:
         raise EngineError("another process holds the GPU's memory")
 
-    monkeypatch.setattr(trtllm_stages, "open_executor", busy)
+    monkeypatch.setattr(trtllm_compile, "open_executor", busy)
     with pytest.raises(
         EngineError, match="compiled, and the same command checks its answer, which"
     ):
         build(tiny_source, tmp_path / "e")
     compiled = read_engine(tmp_path / "e").manifest
     assert compiled.verify is None
-    monkeypatch.setattr(trtllm_stages, "open_executor", open_beside)
+    monkeypatch.setattr(trtllm_compile, "open_executor", open_beside)
     monkeypatch.setenv("TRTLLM_BUILDER", "broken")
     checked = build(tiny_source, tmp_path / "e").manifest
     assert checked.verify is not None and checked.digest == compiled.digest
@@ -404,7 +406,7 @@ def test_an_interruption_of_the_check_keeps_what_was_compiled(
     def interrupted(directory: Path) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(trtllm_stages, "open_executor", interrupted)
+    monkeypatch.setattr(trtllm_compile, "open_executor", interrupted)
     for _ in range(2):  # of a new engine, and of one that is in its place already
         with pytest.raises(KeyboardInterrupt, match="e is compiled, and the same command checks"):
             build(tiny_source, tmp_path / "e")
@@ -422,8 +424,8 @@ def test_where_only_the_answer_can_tell_nothing_unchecked_is_kept(
         raise EngineError("another process holds the GPU's memory")
 
     machine = {"tensorrt_llm": "1.2.1", "tensorrt": None, "sm": "120"}
-    monkeypatch.setattr(trtllm_stages, "builder_machine", lambda program: machine)
-    monkeypatch.setattr(trtllm_stages, "open_executor", busy)
+    monkeypatch.setattr(trtllm_compile, "builder_machine", lambda program: machine)
+    monkeypatch.setattr(trtllm_compile, "open_executor", busy)
     with pytest.raises(EngineError, match="^another process holds"):
         build(tiny_source, tmp_path / "e", quant="int4")
     assert not (tmp_path / "e").exists()
@@ -436,7 +438,7 @@ def test_memory_that_the_check_needs_is_counted_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     little = psutil.virtual_memory()._replace(available=1 << 20)
-    monkeypatch.setattr(trtllm_stages.psutil, "virtual_memory", lambda: little)
+    monkeypatch.setattr(trtllm_compile.psutil, "virtual_memory", lambda: little)
     with pytest.raises(EngineError, match="MiB of memory to judge it and 1 MiB are free"):
         build(tiny_source, tmp_path / "e")
 
