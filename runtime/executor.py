@@ -50,8 +50,8 @@ def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_siz
     prompt, sampling = request.prompt_ids, request.sampling
     if not 1 <= len(prompt) <= longest:
         raise RequestError(
-            f"the prompt has {len(prompt)} tokens; wanted 1 to {longest}, "
-            f"as the context is {max_seq_len} tokens",
+            f"the prompt has {len(prompt)} tokens; wanted 1 to {longest}, as this model's maximum "
+            f"context length is {max_seq_len} tokens",
             param="messages",
             code="context_length_exceeded",
         )

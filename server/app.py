@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import re
 import uuid
+from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -27,12 +29,16 @@ from enginehouse.server.wire import openapi
 from enginehouse.server.wire.error_body import error_answer, make_error
 from enginehouse.server.wire.responses import error_response, json_response
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # from 3.11 on
+
 LOG = logging.getLogger("enginehouse.server")
 
+# The product page's base URL: whatever answers under /v1 answers there.
+_PAGE_BASE = "/v1/openai"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _POSTS = {
     "/v1/chat/completions": completion_routes.chat_completions,
-    "/v1/openai/chat/completions": completion_routes.chat_completions,
     "/v1/completions": completion_routes.text_completions,
     "/tokenize": token_routes.tokenize_route,
     "/detokenize": token_routes.detokenize_route,
@@ -60,7 +66,21 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_error_handlers(app)
     _add_request_ids(app, service.metrics)
     _add_keys(app, KeyRing(settings.api_keys))
+    app.wsgi_app = _one_path(app.wsgi_app)  # type: ignore[method-assign,assignment]
     return app
+
+
+def _one_path(answer: WSGIApplication) -> WSGIApplication:
+    """Every name of a path as one: the page's base URL is /v1, doubled slashes are one."""
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
+        if path == _PAGE_BASE or path.startswith(f"{_PAGE_BASE}/"):
+            path = "/v1" + path.removeprefix(_PAGE_BASE)
+        environ["PATH_INFO"] = path
+        return answer(environ, start_response)
+
+    return application
 
 
 def _open_chat(settings: ServerSettings) -> Chat:
@@ -124,6 +144,9 @@ def _add_documents(app: Flask) -> None:
 
 
 def _add_error_handlers(app: Flask) -> None:
+    rules = sorted({re.sub("<.*>", "{id}", rule.rule) for rule in app.url_map.iter_rules()})
+    served = f"this server answers: {', '.join(rules)}; under {_PAGE_BASE} what is under /v1"
+
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
         status = error.code or 500
@@ -131,6 +154,8 @@ def _add_error_handlers(app: Flask) -> None:
         if status == 413:
             allowed = (request.max_content_length or 1) - 1
             message = f"the body is too large; wanted at most {allowed} bytes"
+        if status == 404:
+            message = f"{request.method} {request.path[:200]} is not served; {served}"
         response = error_response(make_error(status, message, code=_code_of(error)))
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):

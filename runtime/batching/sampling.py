@@ -67,7 +67,9 @@ class SamplingState:
         self._biased = index_tensor([i for i, _ in params.logit_bias], device)
         self._biases = to_device(torch.tensor([bias for _, bias in params.logit_bias]), device)
         self.random = random.Random(params.seed)  # None: seeded by the operating system
-        self.greedy = params.temperature < _GREEDY_BELOW
+        # One candidate is no choice: not even among equal logits, which bfloat16 has many of.
+        one_left = params.top_k == 1 or params.min_p >= 1.0
+        self.greedy = params.temperature < _GREEDY_BELOW or one_left
         self.filtered = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
         self._counts: Tensor | None = None  # generated tokens, float32 [vocab_size]
         self._seen: set[int] | None = (
@@ -142,7 +144,7 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
             temperatures = _column(logits, [state.params.temperature for state in own])
             scaled = (logits[index] - best[index, None]) / temperatures  # largest is 0
             numbers = [state.random.random() for state in own]
-            found = draw(scaled, own, _column(logits, numbers, torch.float64))
+            found = draw(scaled, own, _column(logits, numbers, torch.float64), chosen[index])
             chosen[index] = torch.where(chosen[index] < 0, -1, found)
     return cast(list[int], chosen.tolist())
 
@@ -164,7 +166,7 @@ def _pick(weights: Tensor, numbers: Tensor) -> Tensor:
     return torch.minimum(index, last).clamp_(max=weights.shape[1] - 1)
 
 
-def _draw(scaled: Tensor, states: Sequence[SamplingState], numbers: Tensor) -> Tensor:
+def _draw(scaled: Tensor, states: Sequence[SamplingState], numbers: Tensor, best: Tensor) -> Tensor:
     """On a CPU one row at a time, which stays in its caches."""
     size = 1 if scaled.device.type == "cpu" else len(scaled)
     pairs = zip(scaled.split(size), numbers.split(size), strict=True)
@@ -181,8 +183,13 @@ class _Filters(NamedTuple):
     numbers: Tensor
 
 
-def _draw_filtered(scaled: Tensor, states: Sequence[SamplingState], numbers: Tensor) -> Tensor:
-    """min_p, then top_k, then top_p, on the largest logits only; never a sort of them all."""
+def _draw_filtered(
+    scaled: Tensor, states: Sequence[SamplingState], numbers: Tensor, best: Tensor
+) -> Tensor:
+    """min_p, then top_k, then top_p, on the largest logits only; never a sort of them all.
+
+    best: the token that greedy decoding takes, int64 [rows]; where one survives it is this one.
+    """
     vocab_size, params = scaled.shape[1], [state.params for state in states]
     filters = _Filters(
         _column(scaled, [p.top_k for p in params], torch.int64),
@@ -201,7 +208,8 @@ def _draw_filtered(scaled: Tensor, states: Sequence[SamplingState], numbers: Ten
         kept, closed = _keep(values, filters, size == vocab_size)
         behind = torch.arange(size, device=scaled.device) >= kept
         index = _pick(values.exp().masked_fill_(behind, 0.0), filters.numbers)
-        tokens[left] = ids.gather(1, index).squeeze(1)
+        picked = torch.where(kept == 1, best[left, None], ids.gather(1, index))
+        tokens[left] = picked.squeeze(1)
         if enough or size == vocab_size or bool(closed.all()):
             return tokens
         again = (~closed).flatten()

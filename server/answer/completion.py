@@ -324,8 +324,15 @@ def _refused(refusal: Refusal) -> RequestError:
 
 
 def _message(choice: Choice) -> dict[str, Any]:
-    """content is null where there are calls and no text; what there is none of is left out."""
-    message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+    """content is null where there are calls and no text; what there is none of is left out, but for
+    what OpenAI's schema wants in every message.
+    """
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": choice.text,
+        "refusal": None,
+        "annotations": [],
+    }
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
     if choice.calls:

@@ -40,8 +40,11 @@ def plan_answer(
     *,
     reasoning: bool | None = None,
     include_reasoning: bool = True,
+    continued: str = "",
 ) -> AnswerPlan:
     """prompt: its text. constraint: of response_format, for an answer that calls no tool.
+
+    continued: the text of the assistant's message that the answer goes on with.
 
     reasoning: whether it is parted from the content; None: as the engine says. Raises RequestError
     for tool_choice without a tool, two tools of a name, and schemas that cannot be promised.
@@ -63,7 +66,8 @@ def plan_answer(
                 code="invalid_value",
             )
     reasons = chat.reasons if reasoning is None else reasoning
-    begun = reasons and opens_reasoning(prompt)
+    within = opens_reasoning(prompt, continued)
+    begun = reasons and within
     form = chat.tool_format
 
     def new_parser() -> AnswerParser:
@@ -76,7 +80,7 @@ def plan_answer(
     constraint = _joined(chat, tools, constraint)
     may_reason = (reasons or chat.reasons) and not prompt.rstrip().endswith(CLOSE)
     if constraint is not None and may_reason:
-        tag = after_reasoning(as_tag(constraint), opens_reasoning(prompt))
+        tag = after_reasoning(as_tag(constraint), within)
         constraint = as_constraint(tag, constraint.param)
     return AnswerPlan(new_parser, chat.pieces.ids_of(kept), constraint)
 

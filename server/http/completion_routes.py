@@ -18,7 +18,7 @@ from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Generation, Terms
 from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
-from enginehouse.server.http.service import Service, fingerprint_of, tell_ignored
+from enginehouse.server.http.service import Service, fingerprint_of, tell_ignored, tell_repaired
 from enginehouse.server.prompt.prompts import echo_of, text_prompt
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import parse_chat_request
@@ -39,6 +39,7 @@ def chat_completions(service: Service) -> Response:
         asked.constraint,
         reasoning=asked.separate_reasoning,
         include_reasoning=asked.include_reasoning,
+        continued=asked.messages[-1].content if asked.options.continue_final_message else "",
     )
     check_constraint(asked.fields, plan.constraint)
     asked = replace(asked, constraint=plan.constraint)
@@ -48,7 +49,8 @@ def chat_completions(service: Service) -> Response:
     completion = Completion(terms, plan.new_parser, started_s=started_s)
     generation = _submit(service, asked, prompt.ids, info)
     response = service.answer(completion, generation, asked.fields.stream)
-    return tell_ignored(response, asked.ignored_fields)
+    tell_repaired(response, asked.repaired)
+    return tell_ignored(response, [*asked.ignored_fields, *service.chat.unread(asked.options)])
 
 
 def text_completions(service: Service) -> Response:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -167,13 +167,20 @@ def fingerprint_of(info: EngineInfo) -> str:
     return "fp_" + info.digest.rpartition(":")[2][:12]
 
 
-def tell_ignored(response: Response, names: tuple[str, ...]) -> Response:
-    """Name the fields that nobody knows, once, in X-Ignored-Fields."""
+def tell_ignored(
+    response: Response, names: Sequence[str], header: str = "X-Ignored-Fields"
+) -> Response:
+    """Name the fields that had no effect, once, in a header."""
     if names:
-        response.headers["X-Ignored-Fields"] = ", ".join(
+        response.headers[header] = ", ".join(
             quote(name[:64], safe="[]") for name in names[:_MAX_IGNORED_FIELDS]
         )
     return response
+
+
+def tell_repaired(response: Response, names: Sequence[str]) -> Response:
+    """Name the fields of the conversation that were not taken as they came."""
+    return tell_ignored(response, names, "X-Repaired-Messages")
 
 
 def _read_body(max_bytes: int, timeout_s: float) -> bytes:

@@ -36,7 +36,10 @@ def tokenize_route(service: Service) -> Response:
     shape = service.read(lambda body: _parse_tokenize(body, max_messages))
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
-    text = shape.prompt if isinstance(shape, TokenizeBody) else _render(service, shape)
+    if isinstance(shape, TokenizeBody):
+        text, unread = shape.prompt, list[str]()
+    else:
+        text, unread = _render(service, shape)
     ids = tokenize(service.chat, text, shape.add_special_tokens)
     answer: dict[str, Any] = {
         "count": len(ids),
@@ -46,7 +49,7 @@ def tokenize_route(service: Service) -> Response:
     }
     if shape.return_token_strs:
         answer["token_strs"] = [service.chat.pieces.name(token_id) for token_id in ids]
-    return tell_ignored(json_response(answer), ignored)
+    return tell_ignored(json_response(answer), [*ignored, *unread])
 
 
 def detokenize_route(service: Service) -> Response:
@@ -67,7 +70,8 @@ def apply_template_route(service: Service) -> Response:
     )
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
-    return tell_ignored(json_response({"prompt": _render(service, shape)}), ignored)
+    text, unread = _render(service, shape)
+    return tell_ignored(json_response({"prompt": text}), [*ignored, *unread])
 
 
 def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:
@@ -80,10 +84,11 @@ def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | Tok
     return validate(TokenizeChatBody, data)
 
 
-def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> str:
-    messages, options = read_conversation(shape)
-    tools = ToolUse(read_tools(shape.tools))
-    return service.chat.render(messages, replace(options, tools=tools))
+def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> tuple[str, list[str]]:
+    """The prompt, and the fields that the chat template makes nothing of."""
+    conversation = read_conversation(shape)
+    options = replace(conversation.options, tools=ToolUse(read_tools(shape.tools)))
+    return service.chat.render(conversation.messages, options), service.chat.unread(options)
 
 
 def _max_messages(service: Service) -> int | None:

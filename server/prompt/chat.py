@@ -105,6 +105,10 @@ class Chat:
             options = replace(options, tools=ToolUse())
         return self.template.render(self.template.arrange(messages), options)
 
+    def unread(self, options: PromptOptions) -> list[str]:
+        """The fields of a request that the chat template makes nothing of."""
+        return [] if self.template is None else self.template.unread(options)
+
     def _template_takes(self, messages: Sequence[ChatMessage], has_tools: bool) -> bool:
         assert self.template is not None
         has_calls = any(message.tool_calls for message in messages)
@@ -129,8 +133,9 @@ class Chat:
             raise RequestError("messages: the prompt is empty", param="messages")
         if len(ids) >= max_seq_len:
             raise RequestError(
-                f"messages: the prompt has {len(ids)} tokens and this engine's context holds "
-                f"{max_seq_len}, the answer included; shorten the conversation",
+                f"messages: the prompt is too long: it has {len(ids)} tokens, and this model's "
+                f"maximum context length is {max_seq_len} tokens, the answer included; shorten the "
+                "conversation",
                 param="messages",
                 code="context_length_exceeded",
             )
@@ -141,9 +146,9 @@ class Chat:
         if self._longest_token and len(text) > max_seq_len * self._longest_token:
             at_least = -(-len(text) // self._longest_token)
             raise RequestError(
-                f"{param}: the prompt has {len(text)} characters, which are more than "
-                f"{at_least - 1} tokens, and this engine's context holds {max_seq_len}; "
-                "shorten it",
+                f"{param}: the prompt is too long: it has {len(text)} characters, which are more "
+                f"than {at_least - 1} tokens, and this model's maximum context length is "
+                f"{max_seq_len} tokens; shorten it",
                 param=param,
                 code="context_length_exceeded",
             )

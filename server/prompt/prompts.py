@@ -33,8 +33,8 @@ def text_prompt(
         refuse(param, "the prompt has no tokens; wanted at least one")
     if len(prompt) >= info.max_seq_len:
         raise RequestError(
-            f"{param}: the prompt has {len(prompt)} tokens and this engine's context holds "
-            f"{info.max_seq_len}, the answer included; shorten it",
+            f"{param}: the prompt is too long: it has {len(prompt)} tokens, and this model's "
+            f"maximum context length is {info.max_seq_len} tokens, the answer included; shorten it",
             param=param,
             code="context_length_exceeded",
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from itertools import product
@@ -85,12 +85,7 @@ class ChatTemplate:
         self.knows_tools = self._num_probes([user], shown) > 0
 
     def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
-        """The prompt's text. RequestError when the template refuses the conversation, or would
-        not read one of the options' variables.
-        """
-        for name in options.variables:
-            if name not in self.variables:
-                raise _variable_refused(name, self.variables)
+        """The prompt's text. RequestError when the template refuses the conversation."""
         shown = [self._to_template(message) for message in messages]
         if options.continue_final_message:
             shown[-1]["content"] += _CUT
@@ -101,7 +96,7 @@ class ChatTemplate:
                 documents=None,
                 add_generation_prompt=options.add_generation_prompt,
                 **self._special_tokens,
-                **options.variables,
+                **self.read_variables(options),
             )
         except _TEMPLATE_ERRORS as error:
             raise RequestError(
@@ -111,13 +106,30 @@ class ChatTemplate:
             ) from None
         return _cut(text, messages[-1].content) if options.continue_final_message else text
 
+    def read_variables(self, options: PromptOptions) -> dict[str, Any]:
+        """Of the request's variables those that this template reads, its effort among them."""
+        effort = options.reasoning_effort
+        asked: dict[str, Any] = {} if effort is None else {"reasoning_effort": effort}
+        if effort == "none":
+            asked |= {"enable_thinking": False, "thinking": False}
+        asked |= options.variables
+        return {name: value for name, value in asked.items() if name in self.variables}
+
+    def unread(self, options: PromptOptions) -> list[str]:
+        """The fields of a request that this template makes nothing of."""
+        read = self.read_variables(options)
+        names = [f"chat_template_kwargs.{name}" for name in options.variables if name not in read]
+        if options.reasoning_effort is not None and not read.keys() - options.variables.keys():
+            names.append("reasoning_effort")
+        return names
+
     def _to_template(self, message: ChatMessage) -> dict[str, Any]:
         """The message as this template was found to take it."""
         fields = message.to_template()
-        for call in fields.get("tool_calls", ()):
+        for call, made in zip(fields.get("tool_calls", ()), message.tool_calls, strict=False):
             if self._arguments_as_text:
-                arguments = call["function"]["arguments"]
-                call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
+                text = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+                call["function"]["arguments"] = text if made.unread is None else made.unread
             if self._short_ids:
                 call["id"] = _short_id(call["id"])
         if self._short_ids and "tool_call_id" in fields:
@@ -206,16 +218,6 @@ def _cut(text: str, content: str) -> str:
             code="unsupported_parameter",
         )
     return before if after.startswith(" ") else before.rstrip()
-
-
-def _variable_refused(name: str, known: Set[str]) -> RequestError:
-    param = f"chat_template_kwargs.{name[:64]}"
-    wanted = f"wanted one of {', '.join(sorted(known))}" if known else "it reads none"
-    return RequestError(
-        f"{param}: this model's chat template reads no such variable; {wanted}",
-        param=param,
-        code="unsupported_parameter",
-    )
 
 
 def _short_id(call_id: str) -> str:

@@ -53,7 +53,6 @@ UNSUPPORTED: Idle = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "stop_regex": ([],),
-    "store": (False,),
     "suffix": ("",),
     "top_a": (0, 0.0),
     "top_p_min": (),
@@ -73,12 +72,9 @@ UNSUPPORTED_IN_CHAT: Idle = {
     "functions": ([],),
     "mm_processor_kwargs": ({},),
     "modalities": (["text"],),
-    "prediction": (),
     "prompt": (),
-    "reasoning_effort": ("none",),
     "reasoning_format": ("auto",),
     "thinking": (),
-    "verbosity": ("medium",),
     "web_search_options": (),
 }
 UNSUPPORTED_IN_COMPLETIONS: Idle = {
@@ -88,6 +84,7 @@ UNSUPPORTED_IN_COMPLETIONS: Idle = {
     "continue_final_message": (False,),
     "max_completion_tokens": (),
     "messages": (),
+    "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_logprobs": (0,),
@@ -95,12 +92,24 @@ UNSUPPORTED_IN_COMPLETIONS: Idle = {
 _UNSUPPORTED_BY_SHAPE: Mapping[type[Shape], Idle] = {
     ChatBody: UNSUPPORTED_IN_CHAT,
     CompletionBody: UNSUPPORTED_IN_COMPLETIONS,
-    Message: {"audio": (), "function_call": (), "refusal": ("",)},
+    Message: {"audio": ()},
     StructuredOutputs: {
         "disable_additional_properties": (False,),
         "disable_any_whitespace": (),
         "whitespace_pattern": (),
     },
+}
+
+
+# Fields that advise, with the values that advise nothing: what they advise has no effect here.
+_ADVICE: Idle = {
+    "metadata": ({},),
+    "prediction": (None,),
+    "prompt_cache_key": ("",),
+    "safety_identifier": ("",),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "verbosity": (None,),
 }
 
 
@@ -172,7 +181,7 @@ class Asked:
                 max_tokens=max_tokens,
                 temperature=fields.temperature,
                 top_p=fields.top_p,
-                top_k=fields.top_k,
+                top_k=max(0, fields.top_k),
                 min_p=fields.min_p,
                 presence_penalty=fields.presence_penalty,
                 frequency_penalty=fields.frequency_penalty,
@@ -223,7 +232,7 @@ def check_min_tokens(min_tokens: int, max_tokens: int | None) -> None:
 
 
 def ignored_fields(body: Shape) -> tuple[str, ...]:
-    """The fields nobody knows, each once.
+    """The fields nobody knows and those whose advice has no effect, each once.
 
     RequestError for a known one that asks for what we cannot do, and for all of them under
     strict_fields.
@@ -232,7 +241,10 @@ def ignored_fields(body: Shape) -> tuple[str, ...]:
     if unknown and getattr(body, "strict_fields", False):
         path = unknown[0].path[:200]
         refuse(path, "nobody knows this field, and strict_fields is true", "unknown_parameter")
-    return tuple(dict.fromkeys(field.report for field in unknown))
+    idle = [
+        name for name, values in _ADVICE.items() if getattr(body, name, values[0]) not in values
+    ]
+    return tuple(dict.fromkeys([*(field.report for field in unknown), *idle]))
 
 
 def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:

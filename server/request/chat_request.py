@@ -7,25 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from enginehouse.runtime.errors import RequestError
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.request.asked import Asked, check_min_tokens, read_common
 from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.json_reader import to_json
 from enginehouse.server.tools.tool_choice import ToolUse
 from enginehouse.server.wire.bodies import (
-    CalledTool,
+    CalledFunction,
     ChatBody,
     Message,
     NamedTool,
     TemplateFields,
     Tool,
 )
-from enginehouse.server.wire.json_body import found_text
 from enginehouse.server.wire.refusal import WANTED_FIELD, parse_body, refuse
 
 
@@ -33,10 +32,12 @@ from enginehouse.server.wire.refusal import WANTED_FIELD, parse_body, refuse
 class ChatRequest(Asked):
     """A chat request that is legal in every field.
 
-    options has the tools. separate_reasoning None: as the engine does.
+    options has the tools. separate_reasoning None: as the engine does. repaired: the fields of
+    the conversation that could not be taken as they came.
     """
 
     messages: tuple[ChatMessage, ...]
+    repaired: tuple[str, ...]
     options: PromptOptions
     separate_reasoning: bool | None
     include_reasoning: bool
@@ -49,7 +50,7 @@ def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequ
     """
     shape = parse_body(ChatBody, body, lambda data: check_num_messages(data, max_messages))
     common = read_common(shape)
-    messages, options = read_conversation(shape)
+    conversation = read_conversation(shape)
     max_tokens = _max_tokens(shape)
     check_min_tokens(shape.min_tokens, max_tokens)
     if shape.top_logprobs and not shape.logprobs:
@@ -58,8 +59,11 @@ def parse_chat_request(body: bytes, max_messages: int | None = None) -> ChatRequ
         **common,
         max_tokens=max_tokens,
         num_logprobs=shape.top_logprobs if shape.logprobs else None,
-        messages=messages,
-        options=replace(options, tools=_tool_use(shape)),
+        messages=conversation.messages,
+        repaired=conversation.repaired,
+        options=replace(
+            conversation.options, reasoning_effort=shape.reasoning_effort, tools=_tool_use(shape)
+        ),
         separate_reasoning=shape.separate_reasoning,
         include_reasoning=shape.include_reasoning,
     )
@@ -71,92 +75,115 @@ def check_num_messages(data: dict[str, Any], max_messages: int | None) -> None:
     if max_messages is not None and isinstance(messages, list) and len(messages) > max_messages:
         refuse(
             "messages",
-            f"found {len(messages)} messages; wanted at most {max_messages}, as each takes a token "
-            f"and more of the context of {max_messages} tokens",
+            f"the prompt is too long: found {len(messages)} messages, each of a token and more, "
+            f"and this model's maximum context length is {max_messages} tokens",
             "context_length_exceeded",
         )
 
 
-def read_conversation(shape: TemplateFields) -> tuple[tuple[ChatMessage, ...], PromptOptions]:
-    """The messages and how they become a prompt; RequestError when they are no conversation."""
-    messages = tuple(
-        _message(message, f"messages[{index}]") for index, message in enumerate(shape.messages)
-    )
-    if shape.continue_final_message and shape.add_generation_prompt:
-        refuse("add_generation_prompt", "contradicts continue_final_message; wanted one of the two")
-    opens_a_turn = not shape.continue_final_message and shape.add_generation_prompt is not False
-    _check_conversation(messages, opens_a_turn, shape.continue_final_message)
-    options = PromptOptions(opens_a_turn, shape.continue_final_message, shape.chat_template_kwargs)
-    return messages, options
+class Conversation(NamedTuple):
+    """Messages as a template reads them. repaired: paths of what could not be taken as it came."""
+
+    messages: tuple[ChatMessage, ...]
+    options: PromptOptions
+    repaired: tuple[str, ...]
 
 
-def _message(message: Message, path: str) -> ChatMessage:
-    for name, role in (
-        ("tool_calls", "assistant"),
-        ("reasoning_content", "assistant"),
-        ("tool_call_id", "tool"),
-    ):
-        if getattr(message, name) and message.role != role:
-            refuse(f"{path}.{name}", f'found with role "{message.role}"; wanted role "{role}"')
-    if not message.content and not message.tool_calls:
-        _missing(f"{path}.content", WANTED_FIELD["content"])
-    if message.role == "tool" and not message.tool_call_id:
-        _missing(f"{path}.tool_call_id", "the id of the tool call this message answers")
-    return ChatMessage(
-        role="system" if message.role == "developer" else message.role,
-        content="\n".join(part.text for part in message.content),
-        name=message.name,
-        tool_call_id=message.tool_call_id,
-        tool_calls=tuple(
-            _call_made(call, f"{path}.tool_calls[{index}]")
-            for index, call in enumerate(message.tool_calls)
-        ),
-        reasoning_content=message.reasoning_content,
-    )
+def read_conversation(shape: TemplateFields) -> Conversation:
+    """The messages and how they become a prompt; RequestError when they are no conversation.
 
-
-def _call_made(call: CalledTool, path: str) -> ToolCall:
-    text = call.function.arguments
-    try:
-        arguments = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        refuse(
-            f"{path}.function.arguments",
-            f"found {found_text(text)}; wanted the text of a JSON object",
-        )
-    return ToolCall(call.id, call.function.name, arguments)
-
-
-def _check_conversation(
-    messages: tuple[ChatMessage, ...], opens_a_turn: bool, continues: bool
-) -> None:
-    """The page's grammar: (user,assistant,tool)*,user and system messages anywhere.
-
-    A conversation may also end with a tool's answer, as it does whenever a tool was called; and
-    with an assistant's message, when that one is continued or no turn is opened.
+    Any order of roles is taken that the chat template takes. An assistant's message at the end is
+    followed by a new turn, or continued where the request says so.
     """
-    if not any(message.role == "user" for message in messages):
-        raise RequestError(
-            "messages: found no user message; wanted at least one",
-            param="messages",
-            code="invalid_value",
-        )
+    repaired: list[str] = []
+    messages: list[ChatMessage] = []
+    for index, message in enumerate(shape.messages):
+        path = f"messages[{index}]"
+        if message.prefix and (message.role != "assistant" or index < len(shape.messages) - 1):
+            refuse(f"{path}.prefix", "found before the end; wanted on an assistant's final message")
+        messages.append(_message(message, path, index, repaired))
+    messages = _with_function_ids(messages)
+    continues = shape.continue_final_message or shape.messages[-1].prefix
+    if continues and shape.add_generation_prompt:
+        refuse("add_generation_prompt", "contradicts continue_final_message; wanted one of the two")
     final = messages[-1]
     if continues and (final.role != "assistant" or final.tool_calls):
         refuse(
             "continue_final_message",
             f'the final message has role "{final.role}"; wanted text of the assistant',
         )
-    turns = [(index, item.role) for index, item in enumerate(messages) if item.role != "system"]
-    index, role = turns[-1]
-    if opens_a_turn and role not in ("user", "tool"):
-        refuse(
-            f"messages[{index}].role",
-            f'the last message that is not a system message has role "{role}"; wanted "user" or '
-            '"tool", or continue_final_message',
+    opens_a_turn = not continues and shape.add_generation_prompt is not False
+    options = PromptOptions(opens_a_turn, continues, shape.chat_template_kwargs)
+    return Conversation(tuple(messages), options, tuple(repaired))
+
+
+def _message(message: Message, path: str, index: int, repaired: list[str]) -> ChatMessage:
+    for name, role in (
+        ("tool_calls", "assistant"),
+        ("function_call", "assistant"),
+        ("reasoning_content", "assistant"),
+        ("reasoning", "assistant"),
+        ("tool_call_id", "tool"),
+    ):
+        if getattr(message, name) and message.role != role:
+            refuse(f"{path}.{name}", f'found with role "{message.role}"; wanted role "{role}"')
+    is_empty = "content" not in message.model_fields_set
+    if is_empty and message.role != "assistant":
+        _missing(f"{path}.content", WANTED_FIELD["content"])
+    if message.role == "tool" and not message.tool_call_id:
+        _missing(f"{path}.tool_call_id", "the id of the tool call this message answers")
+    if message.role == "function" and not message.name:
+        _missing(f"{path}.name", "the name of the function this message answers")
+    content = "\n".join(part.text for part in message.content)
+    calls = [
+        _call_made(call.id, call.function, f"{path}.tool_calls[{number}].function", repaired)
+        for number, call in enumerate(message.tool_calls)
+    ]
+    if message.function_call is not None:
+        calls.append(
+            _call_made(f"call_{index}", message.function_call, f"{path}.function_call", repaired)
         )
+    return ChatMessage(
+        role={"developer": "system"}.get(message.role, message.role),
+        content=content or (message.refusal or ""),
+        name=message.name,
+        tool_call_id=message.tool_call_id,
+        tool_calls=tuple(calls),
+        reasoning_content=message.reasoning_content or message.reasoning,
+    )
+
+
+def _call_made(call_id: str, function: CalledFunction, path: str, repaired: list[str]) -> ToolCall:
+    """Arguments that are no object stay as text where a template shows text; where it wants an
+    object it is empty, and the field is named as repaired.
+    """
+    given = function.arguments
+    if isinstance(given, dict):
+        return ToolCall(call_id, function.name, given)
+    if given == "":
+        return ToolCall(call_id, function.name, {})
+    text = given if isinstance(given, str) else to_json(given)
+    try:
+        arguments = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        arguments = None
+    if isinstance(arguments, dict):
+        return ToolCall(call_id, function.name, arguments)
+    repaired.append(f"{path}.arguments")
+    return ToolCall(call_id, function.name, {}, text)
+
+
+def _with_function_ids(messages: list[ChatMessage]) -> list[ChatMessage]:
+    """A message of role function as the tool's answer to the last call of that name."""
+    calls: dict[str, str] = {}
+    linked: list[ChatMessage] = []
+    for message in messages:
+        calls |= {call.name: call.id for call in message.tool_calls}
+        if message.role == "function":
+            call_id = calls.get(message.name or "", "call_0")
+            message = replace(message, role="tool", tool_call_id=call_id)
+        linked.append(message)
+    return linked
 
 
 def read_tools(tools: Sequence[Tool]) -> tuple[ToolFunction, ...]:

@@ -59,7 +59,7 @@ def _check_sizes(data: dict[str, Any], max_seq_len: int | None) -> None:
     if len(prompt) > max(max_seq_len, MAX_PROMPTS) or inner > max_seq_len:
         refuse(
             "prompt",
-            f"found a list of {max(len(prompt), inner)} items and this engine's context holds "
-            f"{max_seq_len} tokens",
+            f"the prompt is too long: found a list of {max(len(prompt), inner)} items, and this "
+            f"model's maximum context length is {max_seq_len} tokens",
             "context_length_exceeded",
         )

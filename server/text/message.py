@@ -13,11 +13,15 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call the assistant made in an earlier turn. arguments: the object, not its JSON text."""
+    """A call the assistant made in an earlier turn. arguments: the object, not its JSON text.
+
+    unread: the text that came in its place and is no object's; arguments is empty then.
+    """
 
     id: str
     name: str
     arguments: Mapping[str, Any]
+    unread: str | None = None
 
     def to_template(self) -> dict[str, Any]:
         function = {"name": self.name, "arguments": dict(self.arguments)}

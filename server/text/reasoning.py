@@ -20,9 +20,12 @@ def reasons(template: str | None, wanted: str = "auto") -> bool:
     return wanted == "think" or (wanted == "auto" and CLOSE in (template or ""))
 
 
-def opens_reasoning(prompt: str) -> bool:
-    """The prompt ends within reasoning, so the answer begins there."""
-    return prompt.rstrip().endswith(OPEN)
+def opens_reasoning(prompt: str, continued: str = "") -> bool:
+    """The prompt ends within reasoning, so the answer begins there.
+
+    continued: the text of the assistant's message that the answer goes on with.
+    """
+    return prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
 
 
 class ReasoningParser:

@@ -51,6 +51,8 @@ class ToolCallMade(AnswerShape):
 class AnswerMessage(AnswerShape):
     role: Literal["assistant"]
     content: str | None
+    refusal: None
+    annotations: list[str]
     reasoning_content: str = ""
     tool_calls: list[ToolCallMade] = []
 

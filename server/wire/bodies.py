@@ -19,6 +19,7 @@ from enginehouse.server.wire.shapes import (
     Shape,
     Token,
     TokenList,
+    bounded,
 )
 
 MAX_PROMPTS = 128
@@ -30,42 +31,83 @@ class TextPart(Shape):
     text: str
 
 
+class RefusalPart(Shape):
+    """What an assistant said when it refused."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
 def _text_as_parts(value: object) -> object:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    """A string as its one part, and a refusal as the text that it is."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        return value
+    for index, part in enumerate(value):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind not in ("text", "refusal"):
+            raise PydanticCustomError(
+                "text_only",
+                "found {found}; this engine reads text only: leave images, audio and files out",
+                {"at": f"[{index}].type", "found": found_text(kind)},
+            )
+    return [
+        {"type": "text", "text": part.get("refusal")}
+        if isinstance(part, dict) and part.get("type") == "refusal"
+        else part
+        for part in value
+    ]
+
+
+def _read_arguments(value: object) -> object:
+    return bounded(value) if isinstance(value, (dict, list)) else value
 
 
 # A list of five million wrong items costs one error, not five million.
-_Parts = Annotated[list[TextPart], FailFast(), Field(min_length=1)]
-_PartsForm = Annotated[list[TextPart], Field(min_length=1)]
+_Parts = Annotated[list[TextPart], FailFast()]
+_PartsForm = list[TextPart | RefusalPart]
 
 
 class CalledFunction(Shape):
     name: Annotated[str, Field(pattern=_FUNCTION_NAME)]
-    arguments: str
-    """A JSON object, as text."""
+    arguments: Annotated[
+        Any, BeforeValidator(_read_arguments, json_schema_input_type=str | dict[str, Any])
+    ] = ""
+    """A JSON object, as text or as it is; empty text is an object without keys. Text of a call that
+    was cut, or is no object's, is named in X-Repaired-Messages: where the chat template wants an
+    object it is an empty one."""
 
 
 class CalledTool(Shape):
     """A call that the assistant made earlier."""
 
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     function: CalledFunction
 
 
 class Message(Shape):
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         _Parts, BeforeValidator(_text_as_parts, json_schema_input_type=str | _PartsForm)
     ] = []
-    """Text; may be absent of an assistant that called tools."""
+    """Text; may be absent of an assistant."""
     name: str | None = None
     tool_calls: Annotated[list[CalledTool], FailFast(), Field(max_length=128)] = []
     """Of an assistant: what it called."""
     tool_call_id: str | None = None
     """Of a tool: the call that it answers."""
+    function_call: CalledFunction | None = None
+    """Of an assistant: OpenAI's older form of one call; a message of role function answers it."""
+    refusal: str | None = None
+    """Of an assistant: its words, where it has no content."""
     reasoning_content: str | None = None
     """Of an assistant: what it thought; templates that know such text are given it."""
+    reasoning: str | None = None
+    """The same, as vLLM names it now."""
+    prefix: bool = False
+    """Of an assistant's final message: the answer goes on where it ends, as Mistral has it."""
 
 
 class Function(Shape):
@@ -117,11 +159,27 @@ class TemplateFields(Shape):
     continue_final_message: bool = False
     """The answer goes on where the final message, an assistant's, ends."""
     chat_template_kwargs: FreeObject = {}
-    """More variables for the chat template; those that it does not read are refused."""
+    """More variables for the chat template; X-Ignored-Fields names those that it does not read."""
+
+
+class Prediction(Shape):
+    """OpenAI's text that the answer is likely to repeat."""
+
+    type: Literal["content"]
+    content: Annotated[
+        _Parts, BeforeValidator(_text_as_parts, json_schema_input_type=str | _PartsForm)
+    ]
 
 
 class ChatBody(TemplateFields, SamplingFields):
     """POST /v1/chat/completions"""
+
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    """Reaches chat templates that read it; none turns thinking off where they can."""
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Is checked; X-Ignored-Fields names it, as it does the two below."""
+    prediction: Prediction | None = None
+    store: bool = False
 
     max_completion_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
     """OpenAI's newer name for max_tokens; both may be given when they are equal."""

@@ -72,7 +72,7 @@ class Shape(BaseModel):
         return made
 
 
-def _bounded(value: T) -> T:
+def bounded(value: T) -> T:
     if is_too_deep(value):
         raise PydanticCustomError(
             "too_deep", f"is nested too deeply; wanted at most {MAX_FREE_DEPTH} levels"
@@ -88,7 +88,7 @@ def _text_as_stops(value: object) -> object:
 
 def _schema_or_text(value: object) -> object:
     if isinstance(value, dict):
-        return _bounded(value)
+        return bounded(value)
     if not isinstance(value, str) or not 0 < len(value) <= MAX_GRAMMAR_CHARS:
         raise PydanticCustomError(
             "schema",
@@ -112,7 +112,7 @@ def _few(value: object) -> object:
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 TokenList = Annotated[list[Token], FailFast(), Field(max_length=MAX_TOKENS)]
-FreeObject = Annotated[dict[str, Any], AfterValidator(_bounded)]
+FreeObject = Annotated[dict[str, Any], AfterValidator(bounded)]
 Stop = Annotated[str, Field(min_length=1)]
 Stops = Annotated[
     list[Stop],
@@ -194,8 +194,8 @@ class SamplingFields(Shape):
     """0 is greedy."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
-    top_k: Annotated[int, Field(ge=0, lt=1000)] = 0
-    """0 is off."""
+    top_k: Annotated[int, Field(ge=-1, lt=1000)] = 0
+    """0 is off, and so is -1."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
     """Also bounded by what the context has left."""
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
@@ -236,8 +236,9 @@ class SamplingFields(Shape):
     strict_fields: bool = False
     """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
     user: str | None = None
-    """Is checked; no answer depends on it. So are the four below."""
+    """Is checked; no answer depends on it."""
     metadata: FreeObject = {}
-    service_tier: str = "auto"
+    """Is checked; X-Ignored-Fields names it, as it does the three below."""
+    service_tier: Literal["auto", "default", "flex", "scale", "priority"] = "auto"
     safety_identifier: str = ""
     prompt_cache_key: str = ""

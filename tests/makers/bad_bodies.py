@@ -41,7 +41,7 @@ NUMBERS = {  # field: below its range, above its range
     "presence_penalty": ("-2.1", "2.1"),
     "frequency_penalty": ("-2.1", "2.1"),
     "repetition_penalty": ("0.0099", "5.01"),
-    "top_k": ("-1", "1000"),
+    "top_k": ("-2", "1000"),
     "max_tokens": ("-1", "1000001"),
     "max_completion_tokens": ("-1", "1000001"),
     "min_tokens": ("-1", "1000001"),
@@ -114,13 +114,10 @@ MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user"}], "messages[0].content"),
     ([{"role": "user", "content": 5}], "messages[0].content"),
     ([{"role": "user", "content": {}}], "messages[0].content"),
-    ([{"role": "user", "content": []}], "messages[0].content"),
     ([{"role": "user", "content": ["a"]}], "messages[0].content[0]"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0].type"),
     ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
     ([{"role": "user", "content": "a", "name": 5}], "messages[0].name"),
-    ([{"role": "assistant", "content": "a"}], "messages"),
-    ([*HELLO, {"role": "assistant", "content": "a"}], "messages[1].role"),
     ([*HELLO, {"role": "tool", "content": "a"}], "messages[1].tool_call_id"),
     ([*HELLO, {"role": "assistant", "tool_calls": [5]}], "messages[1].tool_calls[0]"),
     ([{"role": "user", "content": "a " * 5000}], "messages"),
@@ -167,7 +164,9 @@ OTHERS: list[tuple[str, Any, str]] = [
     ("bad_words", ["a"], "bad_words"),
     ("prompt_logprobs", 1, "prompt_logprobs"),
     ("use_beam_search", True, "use_beam_search"),
-    ("chat_template_kwargs", {"nobody": 1}, "chat_template_kwargs.nobody"),
+    ("chat_template_kwargs", ["nobody"], "chat_template_kwargs"),
+    ("service_tier", "gold", "service_tier"),
+    ("reasoning_effort", "much", "reasoning_effort"),
 ]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 TYPE, VALUE, MISSING = "invalid_type", "invalid_value", "missing_required_parameter"
-UNSUPPORTED = "unsupported_parameter"
 HELLO = {"role": "user", "content": "hello"}
 ANSWER = {"role": "assistant", "content": "a"}
 SCHEMA = {"type": "object"}
@@ -42,6 +41,11 @@ def text(name: str, legal: list[Any], empty_is_refused: bool = False) -> Field:
     return Field(legal, refused + ([("", name, VALUE)] if empty_is_refused else []))
 
 
+def words(name: str, legal: list[Any]) -> Field:
+    """One of a few words."""
+    return Field(legal, [(value, name, VALUE) for value in ("gold", "", 5, True, ["a"], {})])
+
+
 def grammar(name: str, legal: list[Any], refused: list[tuple[Any, str, str]]) -> Field:
     return Field(legal, refused)
 
@@ -67,7 +71,7 @@ SHARED: dict[str, Field] = {
     "temperature": number("temperature", [0, 2, 0.7, 1e-9], [-0.001, 2.001]),
     "top_p": number("top_p", [1e-9, 1], [0, -1, 1.001]),
     "min_p": number("min_p", [0, 1, 0.5], [-0.001, 1.001]),
-    "top_k": integer("top_k", [0, 999], [-1, 1000]),
+    "top_k": integer("top_k", [0, -1, 999], [-2, 1000]),
     "max_tokens": integer("max_tokens", [0, 1_000_000], [-1, 1_000_001]),
     "min_tokens": integer("min_tokens", [0, 5], [-1, 1_000_001], max_tokens=9),
     "stop": Field(
@@ -166,14 +170,21 @@ SHARED: dict[str, Field] = {
     "strict_fields": flag("strict_fields"),
     "user": text("user", ["", "somebody"]),
     "metadata": Field([{}, {"a": {"b": [1]}}], [("a", "metadata", TYPE), ([], "metadata", TYPE)]),
-    "service_tier": text("service_tier", ["auto", "flex"]),
+    "service_tier": words("service_tier", ["auto", "flex"]),
     "safety_identifier": text("safety_identifier", ["", "a"]),
     "prompt_cache_key": text("prompt_cache_key", ["", "a"]),
 }
 CHAT: dict[str, Field] = {
     **SHARED,
     "messages": Field(
-        [[HELLO], [HELLO, ANSWER, HELLO], [{"role": "system", "content": "a"}, HELLO]],
+        [
+            [HELLO],
+            [HELLO, ANSWER, HELLO],
+            [{"role": "system", "content": "a"}, HELLO],
+            [HELLO, ANSWER],
+            [ANSWER],
+            [{"role": "system", "content": "a"}],
+        ],
         [
             (None, "messages", MISSING),
             ([], "messages", VALUE),
@@ -181,8 +192,6 @@ CHAT: dict[str, Field] = {
             ([5], "messages[0]", TYPE),
             ([{"role": "user"}], "messages[0].content", MISSING),
             ([{"role": "robot", "content": "a"}], "messages[0].role", VALUE),
-            ([HELLO, ANSWER], "messages[1].role", VALUE),
-            ([ANSWER], "messages", VALUE),
         ],
         required=True,
     ),
@@ -190,11 +199,19 @@ CHAT: dict[str, Field] = {
     "continue_final_message": flag("continue_final_message", (True,), messages=[HELLO, ANSWER]),
     "chat_template_kwargs": Field(
         [{}],
+        [([], "chat_template_kwargs", TYPE), ("a", "chat_template_kwargs", TYPE)],
+    ),
+    "reasoning_effort": words("reasoning_effort", ["none", "low", "xhigh"]),
+    "verbosity": words("verbosity", ["low", "high"]),
+    "prediction": Field(
+        [{"type": "content", "content": "a"}],
         [
-            ([], "chat_template_kwargs", TYPE),
-            ({"nobody": 1}, "chat_template_kwargs.nobody", UNSUPPORTED),
+            ("a", "prediction", TYPE),
+            ({"type": "x", "content": "a"}, "prediction.type", VALUE),
+            ({"type": "content"}, "prediction.content", MISSING),
         ],
     ),
+    "store": flag("store"),
     "max_completion_tokens": integer("max_completion_tokens", [0, 1_000_000], [-1, 1_000_001]),
     "logprobs": flag("logprobs"),
     "top_logprobs": integer("top_logprobs", [0, 20], [-1, 21], logprobs=True),
@@ -246,4 +263,16 @@ COMPLETIONS: dict[str, Field] = {
     "echo": flag("echo"),
     "logprobs": integer("logprobs", [0, 20], [-1, 21]),
     "add_special_tokens": flag("add_special_tokens"),
+}
+
+# Fields that only advise: values with which X-Ignored-Fields names them.
+ADVICE: dict[str, list[Any]] = {
+    "metadata": [{"a": {"b": [1]}}],
+    "service_tier": ["flex"],
+    "safety_identifier": ["a"],
+    "prompt_cache_key": ["a"],
+    "reasoning_effort": ["none", "low", "xhigh"],  # the tests' template reads none
+    "verbosity": ["low", "high"],
+    "prediction": [{"type": "content", "content": "a"}],
+    "store": [True],
 }

@@ -94,6 +94,16 @@ def test_a_tiny_temperature_is_greedy_and_a_huge_logit_does_no_harm() -> None:
     assert sample(logits.clone()[None], [state(temperature=0.01, top_p=0.5)]) == [11]
 
 
+@pytest.mark.parametrize("filters", [{"top_k": 1}, {"min_p": 1.0}, {"top_p": 0.0001}], ids=str)
+def test_one_candidate_is_the_greedy_one_among_equal_logits(filters: dict[str, float]) -> None:
+    """As bfloat16 gives them: many of the largest are equal."""
+    for seed in range(20):
+        logits = make_logits(seed).clamp_(max=3.0).to(torch.bfloat16).float()
+        assert (logits == logits.max()).sum() > 10
+        greedy = sample(logits.clone()[None], [state(temperature=0.0)])
+        assert sample(logits.clone()[None], [state(temperature=1.5, **filters)]) == greedy
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_logits_that_are_no_numbers_are_reported_for_their_row_only(bad: float) -> None:
     logits = torch.stack([make_logits(4), make_logits(5)])

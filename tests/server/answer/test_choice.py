@@ -170,6 +170,8 @@ def test_calls_and_reasoning_are_told_apart_from_content(step: int) -> None:
     assert choice["message"] == {
         "role": "assistant",
         "content": None,
+        "refusal": None,
+        "annotations": [],
         "reasoning_content": "hm",
         "tool_calls": calls,
     }

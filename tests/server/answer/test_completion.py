@@ -27,7 +27,12 @@ def test_a_whole_answer_has_the_page_s_shape() -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Hello the dog"},
+                "message": {
+                    "role": "assistant",
+                    "content": "Hello the dog",
+                    "refusal": None,
+                    "annotations": [],
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
                 "stop_reason": None,

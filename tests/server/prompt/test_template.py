@@ -101,9 +101,28 @@ def test_variables_reach_the_template_and_replace_nothing_of_the_request() -> No
     assert text.endswith("<think>\n\n</think>\n\n")
     assert text == theirs(source, [USER], [], add_generation_prompt=True, enable_thinking=False)
     for name in ("messages", "tools", "add_generation_prompt", "documents", "eos_token", "other"):
-        with pytest.raises(RequestError, match="wanted one of enable_thinking") as caught:
-            template.render([USER], PromptOptions(variables={name: []}))
-        assert caught.value.param == f"chat_template_kwargs.{name}"
+        options = PromptOptions(variables={name: []})
+        assert template.render([USER], options) == template.render([USER])
+        assert template.unread(options) == [f"chat_template_kwargs.{name}"]
+
+
+def test_an_effort_reaches_templates_that_read_it_and_none_turns_thinking_off() -> None:
+    template = ChatTemplate(TEMPLATES["hermes"], SPECIAL)
+    none, low = PromptOptions(reasoning_effort="none"), PromptOptions(reasoning_effort="low")
+    off = PromptOptions(variables={"enable_thinking": False})
+    assert template.render([USER], none) == template.render([USER], off)
+    assert (template.unread(none), template.unread(low)) == ([], ["reasoning_effort"])
+    reads = ChatTemplate("{{ reasoning_effort }}", {})
+    assert (reads.render([USER], low), reads.unread(low)) == ("low", [])
+
+
+def test_a_call_that_cannot_be_read_is_shown_as_it_came_where_text_is_shown() -> None:
+    call = ToolCall("call0", "f", {}, '{"a": ')
+    said = [USER, ChatMessage("assistant", "", tool_calls=(call,))]
+    shows = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.arguments"
+    as_text = ChatTemplate(shows + " + '' }}{% endfor %}{% endfor %}", {})
+    as_object = ChatTemplate(shows + " | tojson }}{% endfor %}{% endfor %}", {})
+    assert as_text.render(said) == '{"a": ' and as_object.render(said) == "{}"
 
 
 def test_a_final_message_the_template_does_not_show_cannot_be_continued() -> None:
