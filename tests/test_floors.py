@@ -57,6 +57,12 @@ def test_a_floor_imports_itself_and_the_ground_floor_only(name: str) -> None:
             assert rest.split(".")[0] in allowed, f"{name} imports {imported}"
 
 
+def test_what_talks_to_a_server_from_outside_needs_python_alone() -> None:
+    for name in (name for name in MODULES if name.startswith("enginehouse.server.client")):
+        tops = {imported.partition(".")[0] for imported in imports_of(MODULES[name])}
+        assert tops <= {*sys.stdlib_module_names, "enginehouse"}, f"{name} imports {tops}"
+
+
 def test_a_worker_can_reach_no_file_that_imports_a_tensor_library() -> None:
     server = {name for name in MODULES if name.startswith("enginehouse.server")}
     reached = reached_from(server)
@@ -125,6 +131,7 @@ server/settings        text tools
 server/http            tools wire prompt request answer settings
 server/app             wire prompt answer settings http  runtime/host
 server/launch          wire app  runtime/machine runtime/host
+server/client
 """  # noqa: E501  a room's arrows stand on its line
 MOST_FILES, MOST_LOOSE = 14, 9
 
