@@ -58,8 +58,7 @@ serve: install ## build the sample engine if it is missing, and serve: make serv
 ifeq ($(ENGINE),$(SAMPLE))
 	$(BIN)/enginehouse-build --quant int4_awq -o $(SAMPLE)
 endif
-	exec env ENGINEHOUSE_ENGINE=$(ENGINE) ENGINEHOUSE_BIND=$(HOST):$(PORT) \
-	  $(BIN)/gunicorn -c configs/gunicorn.conf.py 'enginehouse.server.app:create_app()'
+	exec $(BIN)/enginehouse serve $(ENGINE) --host $(HOST) --port $(PORT)
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
@@ -73,9 +72,9 @@ test-xgrammar: install ## the tests of constraints with xgrammar 0.1.25
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py
 
-# mypy and pyright follow folders, not import hooks: three links give them the namespace.
+# mypy and pyright follow folders, not import hooks: four links give them the namespace.
 .cache/links/enginehouse: Makefile
-	@mkdir -p $@ && ln -sfn ../../../build ../../../runtime ../../../server $@/
+	@mkdir -p $@ && ln -sfn ../../../build ../../../runtime ../../../server ../../../scripts/verbs $@/
 
 lint: install .cache/links/enginehouse ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -1,7 +1,8 @@
 """Command line of `enginehouse-build`: flags -> settings -> stages. Knows no tensor.
 
 `enginehouse-build compile` goes on from a checkpoint for TensorRT-LLM, and `enginehouse-build
-doctor` looks at the machine: their flags are their own.
+doctor` looks at the machine: their flags are their own. The front door `enginehouse` runs the same
+under its own name.
 
 Exit status: 0 done, 2 refused or failed in one sentence, 3 the GPU machine must finish the
 build, 130 interrupted.
@@ -13,7 +14,7 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -36,15 +37,8 @@ from enginehouse.runtime.errors import EnginehouseError
 _TYPES = {"str": str, "int": int, "float": float}
 
 
-def make_parser() -> argparse.ArgumentParser:
+def add_settings(parser: argparse.ArgumentParser) -> None:
     """One flag for each of BuildSettings' fields, with its documentation and default."""
-    parser = argparse.ArgumentParser(
-        prog="enginehouse-build",
-        description="Compile a Hugging Face checkpoint into an engine directory.",
-        epilog="Flags override the YAML file, which overrides the defaults. `enginehouse-build "
-        "compile` compiles a checkpoint on the GPU machine, `enginehouse-build doctor` looks at a "
-        "machine; both have their own --help.",
-    )
     for item in fields(BuildSettings):
         default = "" if item.default is None else f" (default {item.default})"
         help_text = item.metadata["doc"] + default
@@ -81,7 +75,6 @@ def make_parser() -> argparse.ArgumentParser:
         help="print what the engine takes on each GPU and the requests it allows, and stop",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
-    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -89,26 +82,46 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["doctor"]:
         return doctor.main(words[1:])
+    if words[:1] == ["compile"]:
+        parser = argparse.ArgumentParser(
+            prog="enginehouse-build compile",
+            description="Compile a checkpoint that a build for TensorRT-LLM left, on this "
+            "machine's GPU. Limits and flags are the ones it was built for.",
+        )
+        return exit_status(lambda: run_compile(parser, words[1:]), "enginehouse-build")
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-build",
+        description="Compile a Hugging Face checkpoint into an engine directory.",
+        epilog="Flags override the YAML file, which overrides the defaults. `enginehouse-build "
+        "compile` compiles a checkpoint on the GPU machine, `enginehouse-build doctor` looks at a "
+        "machine; both have their own --help.",
+    )
+    return exit_status(lambda: run_build(parser, words), "enginehouse-build")
+
+
+def exit_status(run: Callable[[], int], prog: str) -> int:
+    """What `run` returns; a refusal and an interruption are one sentence in prog's name."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    run = _compile if words[:1] == ["compile"] else _build
     try:
-        return run(words)
+        return run()
     except EnginehouseError as error:
-        print(f"enginehouse-build: {error}", file=sys.stderr)
+        print(f"{prog}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         where = error.filename or "the output"
-        print(f"enginehouse-build: {where}: {error.strerror or error}", file=sys.stderr)
+        print(f"{prog}: {where}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interruption:
         left = str(interruption) or "nothing was left behind"
-        print(f"enginehouse-build: interrupted; {left}", file=sys.stderr)
+        print(f"{prog}: interrupted; {left}", file=sys.stderr)
         return 130
 
 
-def _build(words: Sequence[str]) -> int:
-    args = vars(make_parser().parse_args(words))
+def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Build what the words ask for; parser gets the flags of a build."""
+    add_settings(parser)
+    args = vars(parser.parse_args(words))
     config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
     page = args.pop("plan")
     if page:
@@ -139,12 +152,8 @@ def _pairs(words: Sequence[str]) -> dict[str, str]:
     return {flag: value or "enable" for flag, _, value in (word.partition("=") for word in words)}
 
 
-def _compile(words: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="enginehouse-build compile",
-        description="Compile a checkpoint that a build for TensorRT-LLM left, on this machine's "
-        "GPU. Limits and flags are the ones it was built for.",
-    )
+def run_compile(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Compile a checkpoint; parser gets the flags for it."""
     parser.add_argument("checkpoint", type=Path, help="engines/NAME.checkpoint")
     parser.add_argument("-o", "--output", type=Path, help="engine directory; without it, NAME")
     parser.add_argument("--workers", type=int, default=1, help="ranks compiled at once (default 1)")
@@ -155,7 +164,7 @@ def _compile(words: Sequence[str]) -> int:
         help="compile leaves out the check of the engine's answer (default verify)",
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
-    args = parser.parse_args(words[1:])
+    args = parser.parse_args(words)
     if args.workers < 1:
         parser.error("--workers is below 1")
     path = Path(os.path.abspath(args.checkpoint))

@@ -12,13 +12,20 @@ _MAPPED_FROM_BYTES = 32 << 20  # the most that glibc takes
 
 def main() -> int:
     """cli.main; its exit status."""
+    prepare()
+    from enginehouse.build import cli
+
+    return cli.main()
+
+
+def prepare() -> None:
+    """Set this process up, and import what a build needs."""
     _keep_freed_memory()
     gc.disable()  # what is imported stays, and to look through it takes a quarter of the time
-    from enginehouse.build import cli
+    from enginehouse.build import cli  # noqa: F401
 
     gc.freeze()
     gc.enable()
-    return cli.main()
 
 
 def _keep_freed_memory() -> None:

@@ -33,6 +33,10 @@ from enginehouse.runtime.machine.binding import installed_version, nvidia_smi
 from enginehouse.runtime.machine.gpus import Gpu, visible_gpus
 from enginehouse.runtime.machine.mpi_environment import LAUNCHED, is_rank_variable
 
+WHAT = (
+    "Say what works on this machine and how to mend what does not. Exit status: 0 everything "
+    "works, 3 all but TensorRT-LLM, 2 not even the CPU backend."
+)
 GIB = 2**30
 _DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers", "xgrammar")
 _LIBRARY_S = 20
@@ -376,15 +380,15 @@ def print_report(facts: Facts, console: Console) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of `enginehouse-build doctor`.
+    """Command line of `enginehouse-build doctor`; returns the exit status."""
+    return run(argparse.ArgumentParser(prog="enginehouse-build doctor", description=WHAT), argv)
+
+
+def run(parser: argparse.ArgumentParser, argv: list[str] | None) -> int:
+    """Look at this machine and report; parser gets the flags.
 
     Exit status: 0 everything works here, 3 all but TensorRT-LLM, 2 not even the CPU backend.
     """
-    parser = argparse.ArgumentParser(
-        prog="enginehouse-build doctor",
-        description="Say what works on this machine and how to mend what does not. Exit status: "
-        "0 everything works, 3 all but TensorRT-LLM, 2 not even the CPU backend.",
-    )
     parser.add_argument("--directory", type=Path, default=Path(), help="where engines will be put")
     args = parser.parse_args(argv)
     console = Console(highlight=False)

@@ -262,7 +262,7 @@ def common(one: list[int], other: list[int]) -> int:
 
 
 def serve(engine: Path, device: str) -> str:
-    """gunicorn over the engine, and `bench_serving.py` against it."""
+    """gunicorn over the engine, and `enginehouse bench` against it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -283,8 +283,8 @@ def serve(engine: Path, device: str) -> str:
         )
     try:
         wait_ready(server, f"http://{address}/health/ready", log)
-        bench = ROOT / "scripts" / "bench_serving.py"
-        return fenced(run([sys.executable, bench, f"http://{address}"], RUN_S))
+        bench = [sys.executable, "-m", "enginehouse.verbs.main", "bench"]
+        return fenced(run([*bench, f"http://{address}"], RUN_S))
     finally:
         server.send_signal(signal.SIGTERM)
         try:

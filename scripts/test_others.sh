@@ -13,6 +13,7 @@ packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy opena
   transformers wheel)
 files=(tests/test_{floors,packaging}.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
+  tests/server/client/test_{connection,load,stream_reader}.py tests/verbs/test_bench.py
   tests/server/answer/test_{choice,completion,text_completion}.py
   tests/server/http/test_{auth,completion_routes,routes,sse,tool_routes}.py
   tests/server/prompt/test_{chat,template}.py tests/server/request/test_chat_request.py

@@ -1,4 +1,7 @@
-"""The ground floor carries the others: build and server import runtime, and never each other."""
+"""The ground floor carries the others: build and server import runtime, and never each other.
+
+The front door, scripts/verbs/, stands above all three, and nothing imports it.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,20 @@ import pytest
 
 from makers.paths import ROOT
 
-FLOORS = {"build": {"build", "runtime"}, "runtime": {"runtime"}, "server": {"server", "runtime"}}
+FLOORS = {
+    "build": {"build", "runtime"},
+    "runtime": {"runtime"},
+    "server": {"server", "runtime"},
+    "verbs": {"verbs", "build", "runtime", "server"},
+}
+FOLDERS = {"verbs": ROOT / "scripts" / "verbs"}  # the others are named as their floor
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "gguf"}
 MODULES = {
-    ".".join(("enginehouse", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+    ".".join(("enginehouse", floor, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
         ".__init__"
     ): path
-    for floor in FLOORS
-    for path in (ROOT / floor).rglob("*.py")
+    for floor, folder in ((floor, FOLDERS.get(floor, ROOT / floor)) for floor in FLOORS)
+    for path in folder.rglob("*.py")
 }
 
 
@@ -55,6 +64,12 @@ def test_a_floor_imports_itself_and_the_ground_floor_only(name: str) -> None:
         assert first not in FLOORS, f"{name} imports {imported}; write enginehouse.{imported}"
         if first == "enginehouse" and rest:
             assert rest.split(".")[0] in allowed, f"{name} imports {imported}"
+
+
+def test_what_talks_to_a_server_from_outside_needs_python_alone() -> None:
+    for name in (name for name in MODULES if name.startswith("enginehouse.server.client")):
+        tops = {imported.partition(".")[0] for imported in imports_of(MODULES[name])}
+        assert tops <= {*sys.stdlib_module_names, "enginehouse"}, f"{name} imports {tops}"
 
 
 def test_a_worker_can_reach_no_file_that_imports_a_tensor_library() -> None:
@@ -125,6 +140,17 @@ server/settings        text tools
 server/http            tools wire prompt request answer settings
 server/app             wire prompt answer settings http  runtime/host
 server/launch          wire app  runtime/machine runtime/host
+server/client
+
+verbs/base
+verbs/main             base
+verbs/build            base  build/plan build/cli build/command
+verbs/plan             build
+verbs/doctor           base  build/doctor
+verbs/compile          base  build/cli build/command
+verbs/serve            base  runtime/machine server/settings server/launch
+verbs/chat             base  server/client
+verbs/bench            base  server/client
 """  # noqa: E501  a room's arrows stand on its line
 MOST_FILES, MOST_LOOSE = 14, 9
 
@@ -174,10 +200,11 @@ def test_a_wing_has_few_files_and_a_floor_few_loose_ones(floor: str) -> None:
     def files(folder: Path) -> set[str]:
         return {path.name for path in folder.glob("*.py")} - {"__init__.py"}
 
-    assert len(files(ROOT / floor)) <= MOST_LOOSE
-    wings = {path.parent for path in (ROOT / floor).rglob("*.py")} - {ROOT / floor}
+    top = FOLDERS.get(floor, ROOT / floor)
+    assert len(files(top)) <= (MOST_FILES if floor == "verbs" else MOST_LOOSE)
+    wings = {path.parent for path in top.rglob("*.py")} - {top}
     for wing in wings:
-        assert wing.parent == ROOT / floor, f"{wing} is deeper than one"
+        assert wing.parent == top, f"{wing} is deeper than one"
         assert 3 <= len(files(wing)) <= MOST_FILES, f"{wing} has {len(files(wing))} files"
 
 

@@ -18,7 +18,10 @@ from packaging.utils import canonicalize_name
 from enginehouse.runtime.grammar.support import OLDEST
 from makers.paths import ROOT
 
-FLOORS = ("build", "runtime", "server")
+FLOORS = {
+    **{name: ROOT / name for name in ("build", "runtime", "server")},
+    "verbs": ROOT / "scripts" / "verbs",
+}
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
@@ -52,9 +55,10 @@ def pins() -> dict[str, list[str]]:
 
 
 def test_setup_cfg_names_every_package() -> None:
-    folders = {path.parent for floor in FLOORS for path in (ROOT / floor).rglob("__init__.py")}
     packages = {
-        "enginehouse." + ".".join(folder.relative_to(ROOT).parts): folder for folder in folders
+        ".".join(("enginehouse", floor, *path.parent.relative_to(folder).parts)): path.parent
+        for floor, folder in FLOORS.items()
+        for path in folder.rglob("__init__.py")
     }
     assert set(lines_of("options", "packages")) == set(packages)
     for line in lines_of("options", "package_dir"):
@@ -63,8 +67,8 @@ def test_setup_cfg_names_every_package() -> None:
 
 
 def test_every_module_lies_in_a_package() -> None:
-    for floor in FLOORS:
-        for path in (ROOT / floor).rglob("*.py"):
+    for folder in FLOORS.values():
+        for path in folder.rglob("*.py"):
             assert (path.parent / "__init__.py").exists(), f"{path} would not be in the wheel"
 
 
@@ -73,14 +77,15 @@ def test_every_data_file_is_there() -> None:
     for package, names in SETUP["options.package_data"].items():
         for name in packages if package == "*" else [package]:
             for file in names.split():
-                folder = ROOT.joinpath(*name.split(".")[1:])
+                _, floor, *wings = name.split(".")
+                folder = FLOORS[floor].joinpath(*wings)
                 assert (folder / file).is_file(), f"{name} has no {file}"
 
 
 def test_every_file_beside_the_code_is_data_that_setup_cfg_names() -> None:
     named = {file for names in SETUP["options.package_data"].values() for file in names.split()}
-    for floor in FLOORS:
-        for path in (ROOT / floor).rglob("*"):
+    for folder in FLOORS.values():
+        for path in folder.rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):
                 assert path.name in named, f"{path} would not be in the wheel"
 
@@ -134,8 +139,9 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     pytest.importorskip("setuptools")
     pytest.importorskip("wheel")
     copy, dist = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
-    for floor in FLOORS:
-        shutil.copytree(ROOT / floor, copy / floor, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in FLOORS.values():
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(folder, copy / folder.relative_to(ROOT), ignore=ignored)
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, copy / name)
@@ -156,11 +162,11 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         return set(archive.namelist())
 
 
-def test_the_wheel_holds_every_file_of_the_three_floors(wheel_names: set[str]) -> None:
+def test_the_wheel_holds_every_file_of_the_floors_and_the_front_door(wheel_names: set[str]) -> None:
     wanted = {
-        f"enginehouse/{path.relative_to(ROOT).as_posix()}"
-        for floor in FLOORS
-        for path in (ROOT / floor).rglob("*")
+        f"enginehouse/{floor}/{path.relative_to(folder).as_posix()}"
+        for floor, folder in FLOORS.items()
+        for path in folder.rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
     assert {f"enginehouse/{floor}/py.typed" for floor in FLOORS} <= wanted

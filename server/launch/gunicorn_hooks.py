@@ -1,6 +1,6 @@
 """What gunicorn's master does besides HTTP: it starts and stops the engine host.
 
-`configs/gunicorn.conf.py` hangs these functions on gunicorn's hooks. The master forks workers,
+`gunicorn_conf.py` hangs these functions on gunicorn's hooks. The master forks workers,
 so nothing here imports torch, ZeroMQ or gevent.
 """
 

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError, EnginehouseError
@@ -25,7 +25,7 @@ from enginehouse.runtime.machine.gpus import visible_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
 
 APP = "enginehouse.server.app:create_app()"
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "gunicorn.conf.py"
+CONFIG = "python:enginehouse.server.launch.gunicorn_conf"
 GPUS_PER_NODE = 8  # as the engine's mapping counts: a rank takes GPU rank % 8 of its node
 # What mpirun hands on to other nodes; srun hands on everything.
 _HANDED_ON = ("ENGINEHOUSE_", "TLLM", "TRTLLM", "NCCL_", "CUDA_", "HF_")
@@ -67,6 +67,7 @@ def plan_launch(
     env: Mapping[str, str],
     *,
     gunicorn: Sequence[str],
+    settings: Mapping[str, str] | None = None,
     nodes: int = 1,
     launcher: str = "auto",
     hostfile: str | None = None,
@@ -75,13 +76,14 @@ def plan_launch(
 ) -> Launch:
     """The command that serves it on so many nodes.
 
-    gunicorn: the server's own command. launcher: auto, spawn, mpirun or srun; auto spawns on one
-    node. num_gpus: GPUs that are visible here, None when that is not known. as_root: mpirun is told
-    that root may run it, as it is in most containers.
+    gunicorn: the server's own command. settings: variables that override those of env. launcher:
+    auto, spawn, mpirun or srun; auto spawns on one node. num_gpus: GPUs that are visible here, None
+    when that is not known. as_root: mpirun is told that root may run it, as it is in most
+    containers.
     Raises EngineError when it cannot run that way.
     """
     path, num_ranks = served
-    ours = {**env, "ENGINEHOUSE_ENGINE": str(path)}
+    ours = {**env, **(settings or {}), "ENGINEHOUSE_ENGINE": str(path)}
     if launcher == "auto":
         several = "srun" if "SLURM_JOB_ID" in env else "mpirun"
         launcher = several if nodes > 1 else "spawn"
@@ -133,15 +135,27 @@ def _launch(command: list[str], before: Mapping[str, str], after: dict[str, str]
     return Launch(command, after, shlex.join(["env", *words, *command] if words else command))
 
 
-def gunicorn_command(config: Path) -> list[str]:
-    """gunicorn beside this interpreter, else on PATH, with our configuration and application."""
-    if not config.is_file():
-        raise EnginehouseError(
-            f"{config} is not there; give the checkout's configs/gunicorn.conf.py with --config"
-        )
+def gunicorn_command(config: Path | None = None) -> list[str]:
+    """gunicorn beside this interpreter, else on PATH, with a configuration and our application.
+
+    config None: the one that is installed with this file.
+    """
+    if config is not None and not config.is_file():
+        raise EnginehouseError(f"{config} is not there; leave --config out for the one installed")
     beside = Path(sys.executable).with_name("gunicorn")
     program = str(beside) if beside.exists() else shutil.which("gunicorn") or "gunicorn"
-    return [program, "-c", str(config), APP]
+    return [program, "-c", str(config or CONFIG), APP]
+
+
+def become(launch: Launch) -> NoReturn:
+    """Put the launched command in this process's place, so that signals reach it.
+
+    Raises EnginehouseError when it cannot be run.
+    """
+    try:
+        os.execvpe(launch.command[0], launch.command, launch.env)
+    except OSError as error:
+        raise EnginehouseError(f"{launch.command[0]}: {error.strerror}") from None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,7 +174,9 @@ def main(argv: list[str] | None = None) -> int:
         "SLURM, else mpirun",
     )
     parser.add_argument("--hostfile", help="mpirun's list of machines")
-    parser.add_argument("--config", type=Path, default=CONFIG, help="gunicorn's configuration")
+    parser.add_argument(
+        "--config", type=Path, help="gunicorn's configuration; without it, the installed one"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(argv)
     if args.nodes < 1:
@@ -176,14 +192,10 @@ def main(argv: list[str] | None = None) -> int:
             num_gpus=len(visible_gpus()) or None,
             as_root=os.geteuid() == 0,
         )
+        print(launch.said, flush=True)
+        if args.dry_run:
+            return 0
+        become(launch)
     except EnginehouseError as error:
         print(f"enginehouse-launch: {error}", file=sys.stderr)
-        return 2
-    print(launch.said, flush=True)
-    if args.dry_run:
-        return 0
-    try:
-        os.execvpe(launch.command[0], launch.command, launch.env)
-    except OSError as error:
-        print(f"enginehouse-launch: {launch.command[0]}: {error.strerror}", file=sys.stderr)
         return 2

@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.stages import build
 from makers.paths import ROOT
 
@@ -28,3 +30,13 @@ def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Pat
     values = {"max_batch_size": 8, "max_num_tokens": 64, "kv_block_size": 16, **settings}
     build(load_settings({**values, "output": str(output)}), source, BuildProgress(quiet=True))
     return output
+
+
+def build_endless_engine(directory: Path) -> Path:
+    """A tiny model that never ends a greedy answer by itself: its end token scores 0, always."""
+    path = write_tiny_checkpoint(directory / "tiny-llama")
+    tensors = load_file(path / "model.safetensors")
+    for token_id in open_checkpoint(path).eos_token_ids:
+        tensors["lm_head.weight"][token_id] = 0
+    save_file(tensors, path / "model.safetensors")
+    return build_engine(open_checkpoint(path), directory / "engine", quant="int4")

@@ -45,6 +45,7 @@ class Server:
 
     def __init__(self, engine: Path, log: Path, workers: int = 1) -> None:
         self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
         environment = {
             **os.environ,
@@ -52,13 +53,16 @@ class Server:
             "ENGINEHOUSE_BIND": f"127.0.0.1:{self.port}",
             "ENGINEHOUSE_WORKERS": str(workers),
         }
-        application = "enginehouse.server.app:create_app()"
-        command = [BIN / "gunicorn", "-c", ROOT / "configs" / "gunicorn.conf.py", application]
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, env=environment, stdout=file, stderr=subprocess.STDOUT
+                self.command(engine), env=environment, stdout=file, stderr=subprocess.STDOUT
             )
         wait_until(self.is_ready, "ready")
+
+    def command(self, engine: Path) -> list[str | Path]:
+        """What is run; the environment names the engine too."""
+        application = "enginehouse.server.app:create_app()"
+        return [BIN / "gunicorn", "-c", ROOT / "configs" / "gunicorn.conf.py", application]
 
     def get(self, path: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -92,8 +96,9 @@ class Server:
 
     @contextmanager
     def client(self) -> Iterator[openai.OpenAI]:
-        url = f"http://127.0.0.1:{self.port}/v1"
-        with openai.OpenAI(base_url=url, api_key="-", max_retries=0, timeout=60) as client:
+        with openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="-", max_retries=0, timeout=60
+        ) as client:
             yield client
             gc.collect()  # a stream that broke is closed before the next test is blamed for it
 

@@ -1,0 +1,170 @@
+"""`enginehouse serve`: an engine -> gunicorn in this process's place, as `make serve` runs it.
+
+A flag sets a variable of the server's, whatever the environment says; what is not given is left to
+the environment, and what a variable means to README.md. Several nodes are enginehouse-launch's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.verbs.base import VerbParser, count_up_to
+
+# Flag, the variable that it sets, what argparse makes of it, help.
+_FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+    (
+        *("--workers", "WORKERS", {"type": count_up_to(1024), "metavar": "N"}),
+        "processes that speak HTTP, all over one engine (default 1)",
+    ),
+    (
+        *("--name", "MODEL_NAME", {"metavar": "NAME"}),
+        "the model clients ask for; without it, the engine's",
+    ),
+    (
+        *("--api-keys-file", "API_KEYS_FILE", {"metavar": "FILE"}),
+        "let in who has one of these keys, one a line",
+    ),
+    (
+        *("--deterministic", "DETERMINISTIC", {"action": "store_const", "const": "1"}),
+        "no neighbour in the batch can change an answer",
+    ),
+    (
+        *("--device", "DEVICE", {"choices": ("auto", "cpu", "cuda"), "metavar": "DEVICE"}),
+        "of the torch backend: auto, cpu, cuda (default auto)",
+    ),
+    (
+        *("--tp-size", "TP_SIZE", {"type": count_up_to(9999), "metavar": "N"}),
+        "GPUs that share a checkpoint of --format hf (default 1)",
+    ),
+    (
+        *("--start-s", "START_S", {"type": count_up_to(999_999), "metavar": "S"}),
+        "seconds TensorRT-LLM may take to start (default 1200)",
+    ),
+    (
+        *("--tool-format", "TOOL_FORMAT", {"metavar": "FORMAT"}),
+        "how the model writes calls of tools, such as hermes",
+    ),
+    (
+        *("--reasoning-format", "REASONING_FORMAT", {"metavar": "FORMAT"}),
+        "whether answers begin with <think>: auto, none, think",
+    ),
+    (
+        *("--price-input", "PRICE_INPUT", {"metavar": "DOLLARS"}),
+        "of a million prompt tokens, for estimated_cost",
+    ),
+    (
+        *("--price-output", "PRICE_OUTPUT", {"metavar": "DOLLARS"}),
+        "of a million generated tokens",
+    ),
+)
+
+
+class Bind(NamedTuple):
+    """Where to listen. host as a bind has it: an IPv6 address in brackets, '' for all."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def make_parser() -> VerbParser:
+    parser = VerbParser(
+        "serve",
+        "ENGINE [--host HOST] [--port PORT] [flags]",
+        "Serve an engine over OpenAI's API. A flag overrides its ENGINEHOUSE_ variable; what is "
+        "not given is the environment's.",
+        "enginehouse serve engines/mine --host 0.0.0.0 --port 9000 --workers 2",
+    )
+    parser.add_argument(
+        "engine", nargs="?", metavar="ENGINE", type=Path, help="what `enginehouse build` made"
+    )
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
+    for flag, name, kind, text in _FLAGS:
+        parser.add_argument(flag, dest=name, help=text, **kind)
+    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Become the server; returns only from a dry run."""
+    args = make_parser().parse_args(argv)
+    from enginehouse.runtime.machine.gpus import visible_gpus
+    from enginehouse.server.launch.launcher import (
+        become,
+        gunicorn_command,
+        plan_launch,
+        read_served,
+    )
+    from enginehouse.server.settings import ServerSettings
+
+    settings, bind = settings_of(args, os.environ)
+    launch = plan_launch(
+        read_served(engine_of(args.engine, os.environ), {**os.environ, **settings}),
+        os.environ,
+        gunicorn=gunicorn_command(),
+        settings=settings,
+        num_gpus=len(visible_gpus()) or None,
+    )
+    # Each worker reads it by itself: what is wrong is told here once, before there is any.
+    ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "unknown yet", **launch.env})
+    if not args.dry_run and bind is not None:
+        check_free(bind)
+    print(launch.said, flush=True)
+    if args.dry_run:
+        return 0
+    become(launch)
+
+
+def engine_of(given: Path | None, env: Mapping[str, str]) -> Path:
+    """The engine directory that is given, else the environment's."""
+    path = given or env.get("ENGINEHOUSE_ENGINE")
+    if not path:
+        raise EnginehouseError(
+            "no engine is given; name a directory that `enginehouse build` made, or run "
+            "`make serve` in a checkout, which makes the sample's and serves it"
+        )
+    return Path(os.path.abspath(path))
+
+
+def settings_of(
+    args: argparse.Namespace, env: Mapping[str, str]
+) -> tuple[dict[str, str], Bind | None]:
+    """Variables that flags set, and where it will listen; None where that is no host and port."""
+    given = {name: getattr(args, name) for _, name, _, _ in _FLAGS}
+    settings = {f"ENGINEHOUSE_{name}": str(v) for name, v in given.items() if v is not None}
+    bind = _parse_bind(env.get("ENGINEHOUSE_BIND") or "127.0.0.1:8000")
+    if args.host is None and args.port is None:
+        return settings, bind
+    known = bind or Bind("127.0.0.1", 8000)
+    host = known.host if args.host is None else args.host
+    bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+    bind = Bind(bracketed, args.port or known.port)
+    return {**settings, "ENGINEHOUSE_BIND": str(bind)}, bind
+
+
+def _parse_bind(text: str) -> Bind | None:
+    host, colon, port = text.rpartition(":")
+    return Bind(host, int(port)) if colon and port.isdigit() else None
+
+
+def check_free(bind: Bind) -> None:
+    """Raises EnginehouseError when nobody can listen there; gunicorn would try for 5 seconds."""
+    host = bind.host.strip("[]") or "0.0.0.0"
+    try:
+        family = socket.getaddrinfo(host, bind.port, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, bind.port))
+    except OSError as error:
+        raise EnginehouseError(
+            f"{bind} cannot be listened on: {error.strerror}; choose another with --host and --port"
+        ) from None

@@ -1,0 +1,104 @@
+"""A server of one's own: a child process that is started, waited for, and ended whatever happens.
+
+It has a session of its own, so that Ctrl-C in a terminal is not for it, and writes to a log. Where
+the system can (Linux), it ends with a parent that is killed too. This file does not know the
+command that it runs, nor what the server serves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from enginehouse.runtime.errors import EnginehouseError
+
+_POLL_S = 0.1
+_END_S = 20.0
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
+
+
+def free_port() -> int:
+    """A port of the loopback interface that nobody has at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class OwnServer:
+    """The process of `command`, which listens on that port of 127.0.0.1; ends with the block."""
+
+    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+        self._port = port
+        self._log = log
+        with log.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Wait until it takes requests. Raises EnginehouseError, with its log's last line."""
+        end_s = time.monotonic() + timeout_s
+        while not self._is_ready():
+            try:
+                self._process.wait(_POLL_S)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > end_s:
+                    raise self._failure(f"was not ready in {timeout_s:.0f} s") from None
+            else:
+                raise self._failure("ended before it was ready")
+
+    def _is_ready(self) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request("GET", "/health/ready")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _failure(self, what: str) -> EnginehouseError:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line.strip() for line in lines if line.strip()]
+        last = f"; it said last: {said[-1]}" if said else ""
+        return EnginehouseError(f"the server {what}{last} (its log is {self._log})")
+
+    def __enter__(self) -> OwnServer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL to all of its group when that takes too long."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+
+
+def _end_with_parent() -> None:
+    if _PRCTL is not None:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

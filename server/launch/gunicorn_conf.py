@@ -1,0 +1,55 @@
+"""gunicorn's configuration: `gunicorn -c python:enginehouse.server.launch.gunicorn_conf APP`.
+
+A module, so that an installed wheel has it too; `configs/gunicorn.conf.py` hands on its names.
+Environment: ENGINEHOUSE_ENGINE (engine directory, required), ENGINEHOUSE_BIND,
+ENGINEHOUSE_WORKERS; the rest is listed in README.md. Importing it gives this process its private
+folder, before gunicorn loads anything that looks for it. What the hooks do is gunicorn_hooks.py's.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from enginehouse.server.launch import gunicorn_hooks
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+
+bind = os.environ.get("ENGINEHOUSE_BIND") or "127.0.0.1:8000"
+workers = gunicorn_hooks.num_workers()
+worker_class = "enginehouse.server.launch.worker.Worker"  # gevent, and it drains
+worker_connections = 2000
+timeout = 120
+graceful_timeout = 600  # SIGTERM: as long as the longest stream may take
+keepalive = 75
+preload_app = False  # sockets and greenlets belong to a worker
+control_socket_disable = True  # else gunicorn 27 opens one under the home folder
+proc_name = "enginehouse"
+
+gunicorn_hooks.prepare_environment()
+
+
+def on_starting(server: Arbiter) -> None:
+    """Nothing is open or forked yet: is there an engine at all?"""
+    gunicorn_hooks.check_engine()
+
+
+def when_ready(server: Arbiter) -> None:
+    """The listening socket is open: start the engine host."""
+    host, _, port = server.cfg.bind[0].rpartition(":")
+    reachable = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
+    gunicorn_hooks.start_host(
+        f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s)
+    )
+
+
+def child_exit(server: Arbiter, worker: Any) -> None:
+    from prometheus_client import multiprocess
+
+    multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+
+
+def on_exit(server: Arbiter) -> None:
+    """Every worker has ended: end the engine host too."""
+    gunicorn_hooks.stop_host()
