@@ -40,11 +40,13 @@ $(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
 	@touch $@
 
-engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l40s CONFIG=...
-	$(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
+BUILD = $(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG)) \
 	  $(if $(GPU),--gpu $(GPU)) $(if $(SM),--sm $(SM)) $(if $(WORKERS),--workers $(WORKERS))
+
+engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l40s CONFIG=...
+	$(BUILD)
 
 plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
 	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) $(if $(BACKEND),--backend $(BACKEND)) \
@@ -54,11 +56,16 @@ plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp
 doctor: install ## what works on this machine, and how to mend what does not
 	@$(BIN)/enginehouse-build doctor || test $$? -eq 3
 
-serve: install ## build the sample engine if it is missing, and serve: make serve ENGINE=... PORT=...
+# What a build prints on standard output is the engine's path, then two spaces and what became of it.
+serve: install ## build if need be, and serve: make serve [MODEL=... QUANT=... | ENGINE=...] PORT=...
+ifneq ($(MODEL)$(CONFIG),)
+	@engine=$$($(BUILD)) && exec $(BIN)/enginehouse serve "$${engine%%  (*}" --host $(HOST) --port $(PORT)
+else
 ifeq ($(ENGINE),$(SAMPLE))
 	$(BIN)/enginehouse-build --quant int4_awq -o $(SAMPLE)
 endif
 	exec $(BIN)/enginehouse serve $(ENGINE) --host $(HOST) --port $(PORT)
+endif
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile

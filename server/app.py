@@ -102,6 +102,11 @@ def _add_routes(app: Flask, service: Service) -> None:
     for path, answer in _POSTS.items():
         app.add_url_rule(path, path, partial(answer, service), methods=["POST"])
 
+    @app.get("/")
+    def where() -> Response:
+        api = {"api": "/v1", "docs": "/docs", "openapi": "/openapi.json", "ready": "/health/ready"}
+        return json_response({"server": "enginehouse", **api})
+
     @app.get("/v1/models")
     def list_models() -> Response:
         return json_response({"object": "list", "data": [service.model_card()]})
@@ -190,7 +195,8 @@ def _add_keys(app: Flask, keys: KeyRing) -> None:
     @app.before_request
     def check_key() -> None:
         if request.method != "OPTIONS":  # a browser asks so before it sends a key
-            keys.check(request.path, request.headers.get("Authorization", ""))
+            headers = request.headers
+            keys.check(request.path, headers.get("Authorization", ""), headers.get("X-Api-Key", ""))
 
 
 def _code_of(error: HTTPException) -> str:

@@ -114,16 +114,19 @@ def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:
 
 
 def _api_keys(env: Mapping[str, str]) -> tuple[str, ...]:
-    """ENGINEHOUSE_API_KEYS, between commas, and the lines of the file ..._FILE names."""
+    """ENGINEHOUSE_API_KEYS, between commas, and the lines of the file ..._FILE names, but for
+    those that begin with #.
+    """
     keys = env.get("ENGINEHOUSE_API_KEYS", "").split(",")
     if name := env.get("ENGINEHOUSE_API_KEYS_FILE", "").strip():
         try:
-            lines = Path(name).read_text(encoding="utf-8").splitlines()
+            text = Path(name).read_text(encoding="utf-8-sig")  # some editors begin with a mark
         except (OSError, UnicodeDecodeError) as error:
             raise EnginehouseError(
                 f"ENGINEHOUSE_API_KEYS_FILE={name!r} cannot be read ({error}); wanted a text file "
                 "with a key on each line"
             ) from None
+        lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
         keys += lines
         if not any(line.strip() for line in lines):
             raise EnginehouseError(

@@ -1,7 +1,8 @@
 """`enginehouse serve`: an engine -> gunicorn in this process's place, as `make serve` runs it.
 
 A flag sets a variable of the server's, whatever the environment says; what is not given is left to
-the environment, and what a variable means to README.md. Several nodes are enginehouse-launch's.
+the environment. What a variable means stands in docs/serving.md. Several nodes are
+enginehouse-launch's.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ import hmac
 
 from enginehouse.runtime.errors import RequestError
 
-_OPEN = ("/health", "/metrics")  # for probes and scrapers, which hold no key
+# For probes and scrapers, which hold no key, and for who reads how to ask with one.
+_OPEN = ("/health", "/metrics", "/docs", "/openapi.json")
 
 
 class KeyRing:
@@ -19,10 +20,14 @@ class KeyRing:
     def __init__(self, keys: tuple[str, ...]) -> None:
         self._digests = [_digest(key) for key in keys]
 
-    def check(self, path: str, authorization: str) -> None:
-        """RequestError with status 401 when keys are set and none of them was given."""
+    def check(self, path: str, authorization: str, x_api_key: str = "") -> None:
+        """RequestError with status 401 when keys are set and none of them was given.
+
+        x_api_key: Anthropic's header, read where there is no Authorization.
+        """
         if not self._digests or _is_open(path):
             return
+        authorization = authorization or (f"Bearer {x_api_key}" if x_api_key else "")
         scheme, _, key = authorization.strip().partition(" ")
         given = _digest(key.strip(), "latin-1")  # as WSGI hands bytes over
         known = [hmac.compare_digest(given, digest) for digest in self._digests]
@@ -36,7 +41,7 @@ class KeyRing:
 
 
 def _is_open(path: str) -> bool:
-    return any(path == name or path.startswith(f"{name}/") for name in _OPEN)
+    return path == "/" or any(path == name or path.startswith(f"{name}/") for name in _OPEN)
 
 
 def _digest(key: str, encoding: str = "utf-8") -> bytes:

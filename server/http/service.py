@@ -61,6 +61,13 @@ class Service:
                 code="unsupported_media_type",
                 status=415,
             )
+        encoding = request.headers.get("Content-Encoding", "identity")
+        if encoding.strip().lower() not in ("", "identity"):
+            raise RequestError(
+                f'Content-Encoding: found "{encoding[:60]}"; wanted the body as it is',
+                code="unsupported_media_type",
+                status=415,
+            )
         body = _read_body(self.settings.max_body_bytes, self.settings.body_timeout_s)
         if len(body) <= _MAX_INLINE_BYTES:
             return parse(body)

@@ -2,8 +2,9 @@
 
 A module, so that an installed wheel has it too; `configs/gunicorn.conf.py` hands on its names.
 Environment: ENGINEHOUSE_ENGINE (engine directory, required), ENGINEHOUSE_BIND,
-ENGINEHOUSE_WORKERS; the rest is listed in README.md. Importing it gives this process its private
-folder, before gunicorn loads anything that looks for it. What the hooks do is gunicorn_hooks.py's.
+ENGINEHOUSE_WORKERS; the rest is listed in docs/serving.md. Importing it gives this process its
+private folder, before gunicorn loads anything that looks for it. What the hooks do is
+gunicorn_hooks.py's.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ Source: OpenAPI Specification 3.1.1.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -38,7 +39,11 @@ class Operation(NamedTuple):
     bodies: tuple[type[BaseModel], ...]
     answer: type[BaseModel] | None
     chunk: type[BaseModel] | None = None
+    example: dict[str, Any] | None = None
 
+
+_HELLO = {"role": "user", "content": "What is the capital of France?"}
+_MODEL = {"model": "SmolLM2-135M-Instruct"}
 
 OPERATIONS = (
     Operation(
@@ -48,6 +53,7 @@ OPERATIONS = (
         (bodies.ChatBody,),
         answers.ChatCompletion,
         answers.ChatChunk,
+        {**_MODEL, "messages": [_HELLO], "temperature": 0, "max_tokens": 100},
     ),
     Operation(
         "post",
@@ -56,6 +62,7 @@ OPERATIONS = (
         (bodies.ChatBody,),
         answers.ChatCompletion,
         answers.ChatChunk,
+        {**_MODEL, "messages": [_HELLO], "temperature": 0, "max_tokens": 100},
     ),
     Operation(
         "post",
@@ -64,6 +71,7 @@ OPERATIONS = (
         (bodies.CompletionBody,),
         answers.TextCompletion,
         answers.TextChunk,
+        {**_MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8},
     ),
     Operation("get", "/v1/models", "The model that is served", (), answers.ModelList),
     Operation("get", "/v1/models/{id}", "One model", (), answers.ModelCard),
@@ -73,6 +81,7 @@ OPERATIONS = (
         "Tokens of a text or a conversation",
         (bodies.TokenizeBody, bodies.TokenizeChatBody),
         answers.Tokens,
+        example={"prompt": "What is the capital of France?"},
     ),
     Operation("post", "/detokenize", "Text of tokens", (bodies.DetokenizeBody,), answers.Prompt),
     Operation(
@@ -81,6 +90,7 @@ OPERATIONS = (
         "A conversation as the model reads it",
         (bodies.TemplateBody,),
         answers.Prompt,
+        example={"messages": [_HELLO]},
     ),
     Operation("get", "/version", "The server's version", (), answers.Version),
     Operation("get", "/health", "Whether it takes requests", (), answers.Status),
@@ -102,6 +112,8 @@ def document(version: str) -> dict[str, Any]:
     _, definitions = models_json_schema(
         [(model, "validation") for model in ordered], ref_template=_REF
     )
+    for schema in definitions["$defs"].values():
+        _drop_containers(schema)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.path, {})[operation.method] = _operation(operation)
@@ -112,6 +124,7 @@ def document(version: str) -> dict[str, Any]:
             "version": version,
             "description": "OpenAI-compatible completions. null means that a field is absent.",
         },
+        "servers": [{"url": "/", "description": "this server"}],
         "paths": paths,
         "components": {
             "schemas": definitions["$defs"],
@@ -119,6 +132,15 @@ def document(version: str) -> dict[str, Any]:
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _drop_containers(schema: dict[str, Any]) -> None:
+    """A list or an object that is absent is empty in here. That is no default which a client may
+    send where it must not be empty, and generators of clients take none.
+    """
+    for field in schema.get("properties", {}).values():
+        if isinstance(field.get("default"), (list, dict)):
+            del field["default"]
 
 
 def _operation(operation: Operation) -> dict[str, Any]:
@@ -139,19 +161,28 @@ def _operation(operation: Operation) -> dict[str, Any]:
     for status in statuses:
         error = {"application/json": {"schema": _ref(answers.Error)}}
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
-    made: dict[str, Any] = {"summary": operation.summary, "responses": responses}
+    made: dict[str, Any] = {
+        "operationId": _operation_id(operation),
+        "summary": operation.summary,
+        "responses": responses,
+    }
     if operation.bodies:
         refs = [_ref(model) for model in operation.bodies]
         schema = refs[0] if len(refs) == 1 else {"anyOf": refs}
-        made["requestBody"] = {
-            "required": True,
-            "content": {"application/json": {"schema": schema}},
-        }
+        example = operation.example
+        content = {"schema": schema, **({"example": example} if example else {})}
+        made["requestBody"] = {"required": True, "content": {"application/json": content}}
     if "{id}" in operation.path:
         made["parameters"] = [
             {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
         ]
     return made
+
+
+def _operation_id(operation: Operation) -> str:
+    """`post_v1_chat_completions`: the name that generated clients give it."""
+    words = re.findall(r"[a-z0-9]+", operation.path)
+    return "_".join([operation.method, *words])
 
 
 def _ref(model: type[BaseModel]) -> dict[str, str]:

@@ -28,7 +28,7 @@ def test_a_key_opens(locked: FlaskClient, value: str) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "", "Bearer", "Bearer ", "Bearer firs", "Basic first"])
-@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/docs", "/healthy"])
+@pytest.mark.parametrize("path", ["/v1/models", "/nowhere", "/tokenize", "/healthy"])
 def test_no_key_is_a_401(locked: FlaskClient, path: str, value: str | None) -> None:
     headers = {} if value is None else {"Authorization": value}
     response = locked.get(path, headers=headers)
@@ -39,10 +39,19 @@ def test_no_key_is_a_401(locked: FlaskClient, path: str, value: str | None) -> N
     assert value is None or value[7:] == "" or value[7:] not in error["message"]
 
 
-@pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready", "/metrics"]
+)
 def test_probes_and_scrapers_need_no_key(locked: FlaskClient, path: str) -> None:
     assert locked.get(path).status_code == 200
     assert locked.options("/v1/models").status_code == 204
+
+
+@pytest.mark.parametrize(("key", "status"), [("first", 200), ("other", 401), ("", 401)])
+def test_a_key_may_come_as_anthropics_clients_send_it(
+    locked: FlaskClient, key: str, status: int
+) -> None:
+    assert locked.get("/v1/models", headers={"X-Api-Key": key}).status_code == status
 
 
 def test_keys_come_from_the_environment_and_from_a_file(
@@ -62,4 +71,6 @@ def test_keys_come_from_the_environment_and_from_a_file(
         with pytest.raises(EnginehouseError, match="ENGINEHOUSE_API_KEYS_FILE.*wanted"):
             ServerSettings.from_environment(env)
     file.write_text("c\n\n d \n")
+    assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")
+    file.write_text("# ours\nc\n  # theirs\nd\n", encoding="utf-8-sig")
     assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")

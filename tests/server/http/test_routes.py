@@ -217,3 +217,9 @@ def test_a_path_that_is_not_served_is_told_what_is(http: FlaskClient) -> None:
     assert response.status_code == 404
     assert message.startswith("POST /v1/embeddings is not served; this server answers: ")
     assert all(path in message for path in ("/v1/chat/completions", "/v1/models/{id}", "/tokenize"))
+
+
+def test_the_address_in_the_banner_says_where_everything_is(http: FlaskClient) -> None:
+    told = http.get("/").json
+    assert told.pop("server") == "enginehouse" and told.pop("api") == "/v1"
+    assert {http.get(path).status_code for path in told.values()} == {200}

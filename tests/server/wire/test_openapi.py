@@ -11,6 +11,7 @@ import schemathesis
 from flask.testing import FlaskClient
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import settings as run
+from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
@@ -82,7 +83,8 @@ def test_every_route_is_in_the_document_and_nothing_else(http: FlaskClient) -> N
         for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
     }
     page = ("/v1/openai/chat/completions", "POST")  # the product page's name for the first
-    assert told == routes - {("/openapi.json", "GET"), ("/docs", "GET")} | {page}
+    ways_in = {("/", "GET"), ("/openapi.json", "GET"), ("/docs", "GET")}
+    assert told == routes - ways_in | {page}
 
 
 def test_the_document_is_made_of_the_models_that_validate(http: FlaskClient) -> None:
@@ -173,3 +175,27 @@ def test_what_the_document_allows_and_what_it_forbids_is_answered_as_it_says(
             assert 400 <= response.status_code < 500, case.as_curl_command()
 
     ask()
+
+
+def test_a_generated_client_may_send_every_default_and_every_example(http: FlaskClient) -> None:
+    document = http.get("/openapi.json").json
+    ids = [
+        item["operationId"] for methods in document["paths"].values() for item in methods.values()
+    ]
+    assert len(set(ids)) == len(ids) and document["servers"]
+    for name, schema in document["components"]["schemas"].items():
+        for field, form in schema.get("properties", {}).items():
+            if "default" in form:
+                resolver = {**form, "$defs": document["components"]["schemas"]}
+                text = json.dumps(resolver).replace("#/components/schemas/", "#/$defs/")
+                errors = list(Draft202012Validator(json.loads(text)).iter_errors(form["default"]))
+                assert errors == [], f"{name}.{field}"
+    examples = {
+        path: methods["post"]["requestBody"]["content"]["application/json"]["example"]
+        for path, methods in document["paths"].items()
+        if "example" in str(methods.get("post", {}).get("requestBody"))
+    }
+    assert len(examples) == 5
+    for path, example in examples.items():
+        sent = {**example, **({"model": "tiny/chat"} if "model" in example else {})}
+        assert http.post(path, json=sent).status_code == 200, path
