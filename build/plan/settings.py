@@ -111,7 +111,10 @@ class BuildSettings:
     tool_format: str = _choice(
         "auto",
         "how the model writes calls of tools; auto is what its chat template shows",
-        choices=("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json"),
+        choices=(
+            *("auto", "none", "llama3_json", "llama_pythonic", "hermes", "nemotron", "mistral"),
+            "json",
+        ),
     )
     reasoning_format: str = _choice(
         "auto",

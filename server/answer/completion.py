@@ -96,7 +96,7 @@ class Terms:
 
     num_sequences are generated for each of num_prompts; num_returned of them, the best by mean
     logprob, are told. num_logprobs None: no log probabilities are told. kept_ids: special
-    tokens whose text is shown to the parser.
+    tokens whose text is shown to the parser. only_calls: nothing else is asked for.
     """
 
     model: str
@@ -111,6 +111,7 @@ class Terms:
     include_usage: bool = False
     continuous_usage: bool = False
     kept_ids: frozenset[int] = frozenset()
+    only_calls: bool = False
     fingerprint: str | None = None
 
 
@@ -253,7 +254,7 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": _message(choice),
+                "message": _message(choice, self.terms.only_calls),
                 "logprobs": self._logprobs(choice.entries),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
@@ -323,9 +324,9 @@ def _refused(refusal: Refusal) -> RequestError:
     return RequestError(refusal.message, param=refusal.param, code=refusal.code or "invalid_value")
 
 
-def _message(choice: Choice) -> dict[str, Any]:
-    """content is null where there are calls and no text; what there is none of is left out, but for
-    what OpenAI's schema wants in every message.
+def _message(choice: Choice, only_calls: bool) -> dict[str, Any]:
+    """content is null where there are calls, or can be nothing else, and no text. What there is
+    none of is left out, but for what OpenAI's schema wants in every message.
     """
     message: dict[str, Any] = {
         "role": "assistant",
@@ -335,8 +336,9 @@ def _message(choice: Choice) -> dict[str, Any]:
     }
     if choice.reasoning:
         message["reasoning_content"] = choice.reasoning
-    if choice.calls:
+    if choice.calls or only_calls:
         message["content"] = choice.text or None
+    if choice.calls:
         message["tool_calls"] = [
             {
                 "id": call.id,

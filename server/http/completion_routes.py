@@ -44,7 +44,10 @@ def chat_completions(service: Service) -> Response:
     check_constraint(asked.fields, plan.constraint)
     asked = replace(asked, constraint=plan.constraint)
     terms = Terms(
-        **_terms(service, info, asked), num_prompt_tokens=len(prompt.ids), kept_ids=plan.keep
+        **_terms(service, info, asked),
+        num_prompt_tokens=len(prompt.ids),
+        kept_ids=plan.keep,
+        only_calls=asked.options.tools.forced,
     )
     completion = Completion(terms, plan.new_parser, started_s=started_s)
     generation = _submit(service, asked, prompt.ids, info)

@@ -51,6 +51,7 @@ class Chat:
         template: ChatTemplate | None,
         stop_token_ids: tuple[int, ...] = (),
         *,
+        tool_template: ChatTemplate | None = None,
         tool_format: str = "auto",
         reasoning_format: str = "auto",
     ) -> None:
@@ -58,7 +59,9 @@ class Chat:
         tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.template = template
-        source = None if template is None else template.source
+        self._tool_template = tool_template  # for requests with tools, where it is another
+        shown = tool_template or template
+        source = None if shown is None else shown.source
         self.tool_format: Format | None = choose_format(source, tool_format)
         self.reasons = reasons(source, reasoning_format)
         self.stop_token_ids = stop_token_ids
@@ -93,32 +96,39 @@ class Chat:
                 code="no_chat_template",
             )
         tools = options.tools.shown
+        template = self._template_of(options)
         if tools and self.tool_format is None:
             raise RequestError(
                 "tools: this engine's tool_format is none, it calls no tools; leave tools out",
                 param="tools",
                 code="unsupported_parameter",
             )
-        if not self._template_takes(messages, bool(tools)):
+        if not self._takes(template, messages, bool(tools)):
             form = self.tool_format or GenericJson()
-            messages = as_text(messages, form, tools, self.template.keeps_system)
+            messages = as_text(messages, form, tools, template.keeps_system)
             options = replace(options, tools=ToolUse())
-        return self.template.render(self.template.arrange(messages), options)
+        return template.render(template.arrange(messages), options)
 
     def unread(self, options: PromptOptions) -> list[str]:
         """The fields of a request that the chat template makes nothing of."""
-        return [] if self.template is None else self.template.unread(options)
+        return [] if self.template is None else self._template_of(options).unread(options)
 
-    def _template_takes(self, messages: Sequence[ChatMessage], has_tools: bool) -> bool:
+    def _template_of(self, options: PromptOptions) -> ChatTemplate:
+        """As transformers chooses: the one named tool_use where tools are shown and it is there."""
         assert self.template is not None
+        return (self._tool_template if options.tools.shown else None) or self.template
+
+    def _takes(
+        self, template: ChatTemplate, messages: Sequence[ChatMessage], has_tools: bool
+    ) -> bool:
         has_calls = any(message.tool_calls for message in messages)
         if self.tool_format is not None and not self.tool_format.in_template:
             return not has_tools and not has_calls
         has_results = any(message.role == "tool" for message in messages)
         return (
-            (self.template.knows_tools or not has_tools)
-            and (self.template.keeps_calls or not has_calls)
-            and (self.template.keeps_tool or not has_results)
+            (template.knows_tools or not has_tools)
+            and (template.keeps_calls or not has_calls)
+            and (template.keeps_tool or not has_results)
         )
 
     def _prompt(
@@ -158,6 +168,7 @@ class Chat:
 class _TokenizerConfig:
     special_tokens: dict[str, str | list[str]]
     chat_template: str | None
+    tool_template: str | None
     eos_token: str | None
 
 
@@ -176,11 +187,15 @@ def load_chat(engine_dir: Path, tool_format: str = "auto", reasoning_format: str
     source = config.chat_template
     if template_path.is_file():
         source = template_path.read_text(encoding="utf-8")
-    template = None if source is None else ChatTemplate(source, config.special_tokens)
+    template, for_tools = (
+        None if text is None else ChatTemplate(text, config.special_tokens)
+        for text in (source, config.tool_template)
+    )
     return Chat(
         tokenizer,
         template,
         _stop_token_ids(engine_dir, tokenizer, config.eos_token),
+        tool_template=for_tools,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
     )
@@ -223,12 +238,17 @@ def _read_tokenizer_config(engine_dir: Path) -> _TokenizerConfig:
     if isinstance(more := data.get("additional_special_tokens"), list):
         texts = [_token_text(value) for value in more]
         special["additional_special_tokens"] = [text for text in texts if text is not None]
-    source = data.get("chat_template")
+    source, for_tools = data.get("chat_template"), None
     if isinstance(source, list):  # several named templates: the default one is for plain chat
-        named = {item.get("name"): item.get("template") for item in source}
-        source = named.get("default")
+        named = {item.get("name"): item.get("template") for item in source if type(item) is dict}
+        for_tools = _text_or_none(named.get("tool_use"))
+        source = named.get("default", for_tools)
     eos_token = _token_text(data.get("eos_token"))
-    return _TokenizerConfig(special, source if isinstance(source, str) else None, eos_token)
+    return _TokenizerConfig(special, _text_or_none(source), for_tools, eos_token)
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _token_text(value: object) -> str | None:

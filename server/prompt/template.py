@@ -81,8 +81,8 @@ class ChatTemplate:
         self.keeps_tool = self._keeps([user, assistant, tool]) or self._keeps(
             [user, _called(replace(call, arguments={}))[0], tool]
         )
-        shown = PromptOptions(tools=ToolUse((ToolFunction(_PROBE),)))
-        self.knows_tools = self._num_probes([user], shown) > 0
+        self._full_tools = False
+        self.knows_tools = self._settle_tools(user)
 
     def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
         """The prompt's text. RequestError when the template refuses the conversation."""
@@ -92,7 +92,7 @@ class ChatTemplate:
         try:
             text = self._template.render(
                 messages=shown,
-                tools=[tool.to_template() for tool in options.tools.shown] or None,
+                tools=[self._tool(tool) for tool in options.tools.shown] or None,
                 documents=None,
                 add_generation_prompt=options.add_generation_prompt,
                 **self._special_tokens,
@@ -155,6 +155,23 @@ class ChatTemplate:
                 return True
         self._arguments_as_text = self._short_ids = False
         return False
+
+    def _settle_tools(self, user: ChatMessage) -> bool:
+        """Find whether it shows tools, and whether each must have a description and properties."""
+        shown = PromptOptions(tools=ToolUse((ToolFunction(_PROBE),)))
+        for self._full_tools in (False, True):
+            if self._num_probes([user], shown) > 0:
+                return True
+        self._full_tools = False
+        return False
+
+    def _tool(self, tool: ToolFunction) -> dict[str, Any]:
+        shown = tool.to_template()
+        if self._full_tools:
+            function = shown["function"]
+            function.setdefault("description", "")
+            function["parameters"] = {"type": "object", "properties": {}, **function["parameters"]}
+        return shown
 
     def arrange(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         """The messages in an order and form this template takes, or RequestError.

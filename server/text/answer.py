@@ -51,6 +51,24 @@ class AnswerParser(Protocol):
         """The text has ended: what was held back is a call that is whole, or content."""
 
 
+class OnlyCalls:
+    """Of an answer that can be nothing but calls: a call that a limit cut short is no content."""
+
+    def __init__(self, inner: AnswerParser) -> None:
+        self._inner = inner
+        self.num_failed = 0
+
+    def push(self, text: str) -> list[Part]:
+        return self._calls(self._inner.push(text))
+
+    def flush(self) -> list[Part]:
+        return self._calls(self._inner.flush())
+
+    def _calls(self, parts: list[Part]) -> list[Part]:
+        self.num_failed = self._inner.num_failed
+        return [part for part in parts if not isinstance(part, Content)]
+
+
 class PlainParser:
     """All is content."""
 

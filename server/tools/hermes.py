@@ -1,11 +1,15 @@
-"""Hermes, and Qwen since 2.5: a JSON object between two tags, one pair for each call.
+"""Calls between two tags: of Hermes and Qwen since 2.5 each call, of Nemotron a list of calls.
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
-The tags are added tokens of Qwen's vocabularies. A closing tag that a model forgets is not missed.
-Source: NousResearch, Hermes-Function-Calling; Qwen2.5's chat template.
+    <TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {...}]</TOOLCALL>
+
+Hermes' tags are added tokens of Qwen's vocabularies. What models do otherwise is read too: several
+calls in one pair of tags, as a list or not, a brace too many, a closing tag that is forgotten.
+Source: NousResearch, Hermes-Function-Calling; the chat templates of Qwen2.5, Llama 3.1 Nemotron
+Nano and Llama 3.3 Nemotron Super.
 """
 
 from __future__ import annotations
@@ -14,27 +18,61 @@ from collections.abc import Collection
 
 from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.tools.format import Format
-from enginehouse.server.tools.parser import CallParser, NotACall, Reader, read_literal, skip_space
-
-OPEN, CLOSE = "<tool_call>", "</tool_call>"
+from enginehouse.server.tools.parser import CallParser, NotACall, Reader, skip_space
 
 
-class HermesParser(CallParser):
-    openings = (OPEN,)
+class TaggedParser(CallParser):
+    """Objects between `openings[0]` and `close`."""
+
+    close: str
 
     def _read(self, opening: str) -> Reader:
-        if (yield from skip_space()) != "{":
+        char = yield from skip_space()
+        if char == "[":
+            char = yield from skip_space()
+        if char != "{":
             raise NotACall
-        yield from self._read_object()
-        return (yield from read_literal(CLOSE))
+        while True:
+            yield from self._read_object()
+            space = ""
+            while (char := (yield)).isspace() or char in ",]}":
+                space += char if char.isspace() else ""
+            if char != "{":
+                break
+        taken = char
+        while self.close.startswith(taken) and taken != self.close:
+            taken += yield
+        return "" if taken == self.close else space + taken
+
+
+class HermesParser(TaggedParser):
+    openings = ("<tool_call>",)
+    close = "</tool_call>"
+
+
+class NemotronParser(TaggedParser):
+    openings = ("<TOOLCALL>",)
+    close = "</TOOLCALL>"
 
 
 class Hermes(Format):
     name = "hermes"
-    kept = (OPEN, CLOSE)
-    trigger = OPEN
-    before = OPEN + '\n{"name": "'
-    after = "}\n" + CLOSE
+    kept = ("<tool_call>", "</tool_call>")
+    trigger = "<tool_call>"
+    before = '<tool_call>\n{"name": "'
+    after = "}\n</tool_call>"
 
     def parser(self, names: Collection[str], max_calls: int | None = None) -> AnswerParser:
         return HermesParser(names, max_calls)
+
+
+class Nemotron(Format):
+    name = "nemotron"
+    kept = ("<TOOLCALL>", "</TOOLCALL>")
+    trigger = "<TOOLCALL>"
+    opening = "<TOOLCALL>["
+    between = ", "
+    closing = "]</TOOLCALL>"
+
+    def parser(self, names: Collection[str], max_calls: int | None = None) -> AnswerParser:
+        return NemotronParser(names, max_calls)

@@ -28,8 +28,8 @@ class BareJsonParser(CallParser):
         while True:
             yield from self._read_object()
             taken = yield
-            while taken.isspace():
-                taken += yield
+            while taken == "}" or taken.isspace():  # a brace too many belongs to the call
+                taken = taken.removeprefix("}") + (yield)
             if taken[-1] not in ";,":
                 return taken
             char = yield

@@ -1,6 +1,7 @@
 """Which format a model's calls have, and what a request's tool_choice makes of it.
 
-The formats are in tool_*.py. This file does not know HTTP, the tokenizer or how calls are read.
+The formats have a file each, beside this one. This file does not know HTTP, the tokenizer or how
+calls are read.
 """
 
 from __future__ import annotations
@@ -13,19 +14,22 @@ from typing import Any
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.constraint import MAX_VALUE_BYTES
 from enginehouse.runtime.request import Constraint, ConstraintKind
-from enginehouse.server.text.answer import AnswerParser, PlainParser
+from enginehouse.server.text.answer import AnswerParser, OnlyCalls, PlainParser
 from enginehouse.server.tools.format import Format, ToolFunction
-from enginehouse.server.tools.hermes import Hermes
+from enginehouse.server.tools.hermes import Hermes, Nemotron
 from enginehouse.server.tools.json_reader import to_json
 from enginehouse.server.tools.llama import GenericJson, LlamaJson
 from enginehouse.server.tools.mistral import mistral_of
 from enginehouse.server.tools.pythonic import Pythonic
 
-TOOL_FORMATS = ("auto", "none", "llama3_json", "llama_pythonic", "hermes", "mistral", "json")
+TOOL_FORMATS = (
+    *("auto", "none", "llama3_json", "llama_pythonic", "hermes", "nemotron", "mistral", "json"),
+)
 
 # Texts of a chat template that only templates of one format have; the first that fits counts.
 _MARKS = (
     ("hermes", ("<tool_call>",)),
+    ("nemotron", ("<TOOLCALL>",)),
     ("mistral", ("[TOOL_CALLS]", "[AVAILABLE_TOOLS]")),
     ("llama_pythonic", ("<|python_start|>", "[func_name1(", "[func_name(")),
     ("llama3_json", ("<|python_tag|>", '"parameters": dictionary of argument name')),
@@ -50,6 +54,8 @@ def choose_format(template: str | None, wanted: str = "auto") -> Format | None:
             return Pythonic()
         case "hermes":
             return Hermes()
+        case "nemotron":
+            return Nemotron()
         case "mistral":
             return mistral_of(template or "")
         case "json":
@@ -85,7 +91,8 @@ class ToolUse:
         if form is None or not functions:
             return PlainParser()
         single = self.named is not None or not self.parallel
-        return form.parser([item.name for item in functions], 1 if single else None)
+        parser = form.parser([item.name for item in functions], 1 if single else None)
+        return OnlyCalls(parser) if self.forced else parser
 
     def tag(self, form: Format) -> dict[str, Any] | None:
         """The structural tag's format that the answer must follow; None: it is free.

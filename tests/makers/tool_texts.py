@@ -16,7 +16,7 @@ from enginehouse.server.text.answer import (
 )
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
-from enginehouse.server.tools.hermes import Hermes
+from enginehouse.server.tools.hermes import Hermes, Nemotron
 from enginehouse.server.tools.llama import GenericJson, LlamaJson
 from enginehouse.server.tools.mistral import Mistral, MistralNamed, MistralSpaced
 from enginehouse.server.tools.pythonic import Pythonic
@@ -25,6 +25,7 @@ FORMATS: dict[str, Format] = {
     "llama3_json": LlamaJson(),
     "llama_pythonic": Pythonic(),
     "hermes": Hermes(),
+    "nemotron": Nemotron(),
     "mistral": Mistral(),
     "mistral_spaced": MistralSpaced(),
     "mistral_named": MistralNamed(),

@@ -10,7 +10,10 @@ import pytest
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.prompt.chat import Chat, ChatTemplate, load_chat
+from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.text.message import ChatMessage
+from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.tool_choice import ToolUse
 from makers.templates import TEMPLATES
 from makers.text_engine import CHATML, byte_level_tokenizer, write_text_engine
 
@@ -198,3 +201,20 @@ def test_an_engine_is_opened_with_its_formats(tmp_path: Path) -> None:
     chat = load_chat(tmp_path, "mistral", "think")
     assert chat.tool_format is not None and chat.tool_format.name == "mistral"
     assert chat.reasons
+
+
+def test_the_template_named_tool_use_is_for_requests_with_tools(tmp_path: Path) -> None:
+    write_text_engine(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["chat_template"] = [
+        {"name": "default", "template": "plain {{ messages[0].content }}"},
+        {"name": "tool_use", "template": "<tool_call>{{ tools[0].function.name }}"},
+    ]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    chat = load_chat(tmp_path)
+    assert chat.tool_format is not None and chat.tool_format.name == "hermes"
+    shown = PromptOptions(tools=ToolUse((ToolFunction("f"),)))
+    assert chat.render([USER]) == f"plain {USER.content}"
+    assert chat.render([USER], shown) == "<tool_call>f"

@@ -200,3 +200,15 @@ def test_an_engine_that_calls_no_tools_says_so() -> None:
     assert caught.value.param == "tools"
     hidden = chat.render([USER], PromptOptions(tools=ToolUse((WEATHER,), choice="none")))
     assert hidden == chat.render([USER])
+
+
+def test_a_template_that_wants_descriptions_is_given_them() -> None:
+    """Hermes' own stops at a function without one, or without properties."""
+    source = (
+        "{% for tool in tools or [] %}{{ tool.function.name + ': ' + tool.function.description }}"
+        "{{ tool.function.parameters.properties | length }}{% endfor %}{{ messages[0].content }}"
+    )
+    template = ChatTemplate(source, {})
+    assert template.knows_tools
+    shown = PromptOptions(tools=ToolUse((ToolFunction("f"), ToolFunction("g", "does it"))))
+    assert template.render([USER], shown).startswith("f: 0g: does it0")

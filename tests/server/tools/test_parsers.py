@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from enginehouse.server.text.answer import Content, Part, ToolArguments, ToolCallStart
 from enginehouse.server.text.message import ToolCall
-from enginehouse.server.tools.format import Format
+from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.json_reader import MAX_DEPTH, object_text
+from enginehouse.server.tools.tool_choice import ToolUse
 from makers.tool_texts import FORMATS, NAMES, calls_of, content_of, feed
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
@@ -273,3 +274,36 @@ def test_every_call_has_an_id_of_its_own() -> None:
     parts = parser.push('{"name": "f"}\n{"name": "f"}')
     ids = {part.id for part in parts if isinstance(part, ToolCallStart)}
     assert len(ids) == 2
+
+
+LOOSE = [  # format, text, calls, content around them
+    ("hermes", '<tool_call>[{"name":"f"}, {"name":"g"}]</tool_call>', ["f", "g"], ""),
+    ("hermes", '<tool_call>{"name":"f"}\n{"name":"g"}</tool_call>bye', ["f", "g"], "bye"),
+    ("hermes", '<tool_call>{"name":"f"}}</tool_call>', ["f"], ""),
+    ("hermes", '<tool_call>{"name":"f"} so', ["f"], " so"),
+    ("nemotron", '<TOOLCALL>[{"name":"f"}, {"name":"g"}]</TOOLCALL>', ["f", "g"], ""),
+    ("nemotron", 'Well. <TOOLCALL>{"name":"f"}</TOOLCALL> so', ["f"], "Well. so"),
+    ("json", '{"name":"f"}}', ["f"], ""),
+    ("json", '{"name":"f"}}; {"name":"g"}', ["f", "g"], ""),
+    ("llama3_json", '<|python_tag|>{"name":"f"}}\nso', ["f"], "\nso"),
+]
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+@pytest.mark.parametrize(("form", "text", "names", "content"), LOOSE)
+def test_calls_are_read_as_models_write_them(
+    form: str, text: str, names: list[str], content: str, step: int
+) -> None:
+    pieces = [text[i : i + step] for i in range(0, len(text), step)]
+    parts = feed(FORMATS[form].parser(NAMES), pieces)
+    assert [name for name, _ in calls_of(parts)] == names
+    assert content_of(parts).split() == content.split()
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_forced_call_that_is_cut_anywhere_is_no_content(form: str) -> None:
+    text = FORMATS[form].call_text([ToolCall("", "f", {"a": 1}), ToolCall("", "g", {})])
+    use = ToolUse((ToolFunction("f"), ToolFunction("g")), "required")
+    for end in range(len(text) + 1):
+        parts = feed(use.parser(FORMATS[form]), [text[:end]])
+        assert content_of(parts) == ""
