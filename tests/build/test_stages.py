@@ -140,7 +140,7 @@ def test_verification_catches_scrambled_weights(
 ) -> None:
     """The silent garbage: nibbles packed in the wrong order give an engine that loads well."""
     from enginehouse.build.forms.quantization import quantize_int4
-    from enginehouse.build.quantize import units as module
+    from enginehouse.build.quantize import units
     from enginehouse.runtime.checkpoint.packing import pack_int4
 
     def swapped(q, group_size, dtype):  # type: ignore[no-untyped-def]
@@ -148,8 +148,8 @@ def test_verification_catches_scrambled_weights(
         return result._replace(q=result.q.view(-1, 2, q.shape[1]).flip(1).reshape(q.shape))
 
     honest = build_engine(tiny_source, tmp_path / "honest", quant="int4")
-    monkeypatch.setattr(module, "quantize_int4", swapped)
-    assert pack_int4 is module.pack_int4
+    monkeypatch.setattr(units, "quantize_int4", swapped)
+    assert pack_int4 is units.pack_int4
     garbage = build_engine(tiny_source, tmp_path / "garbage", quant="int4", verify_max_mean_kl=9.0)
     figures = [read_engine(path).manifest.verify for path in (honest, garbage)]
     assert figures[0] and figures[1]

@@ -26,13 +26,12 @@ from torch import Tensor
 
 from doubles.recording_network import DTYPES, RecordedWeights, RecordingNetwork
 from doubles.tensorrt_ranks import Exchange
-from enginehouse.build.tensorrt import compile as compile_tensorrt
-from enginehouse.build.tensorrt.compile import CompiledPlan, PlanLimits
+from enginehouse.build.tensorrt.compile import CompiledPlan, PlanLimits, _profile, load_tensorrt
 from enginehouse.build.tensorrt.network import DecoderNetwork, NetworkPart
 from enginehouse.build.tensorrt.ops import NetworkOps
 from enginehouse.runtime.config import ModelConfig
 
-REAL = compile_tensorrt.load_tensorrt()
+REAL = load_tensorrt()
 MAGIC = b"doubled\n"
 HEADER = 64
 STREAM = 0x5EED
@@ -193,8 +192,7 @@ class Engine:
             baked = load(constants) if constants else None
             decoder = DecoderNetwork(ops, self.config, *sizes, self.part, baked)
         self.profiles = [
-            compile_tensorrt._profile(Profile(), decoder, limits, prefill).shapes
-            for prefill in (False, True)
+            _profile(Profile(), decoder, limits, prefill).shapes for prefill in (False, True)
         ]
         self.names = [*self.network.inputs, *(out.name for out in self.network.outputs)]
         produced = {id(layer.output): layer for layer in self.network.layers}

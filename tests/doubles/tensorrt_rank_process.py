@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from doubles.tensorrt_machine import doubled_machine
-from enginehouse.runtime.tensorrt import rank as tensorrt_rank
+from enginehouse.runtime.tensorrt import rank
 
 if __name__ == "__main__":
     with pytest.MonkeyPatch.context() as patch, doubled_machine(patch, 2, processes=True):
-        sys.exit(tensorrt_rank.main(sys.argv[1:]))
+        sys.exit(rank.main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.build import cli
-from enginehouse.build.convert import conversion as convert
+from enginehouse.build.convert import conversion
 from enginehouse.build.convert.conversion import _MemoryGate
 from enginehouse.build.convert.journal import Journal
 from enginehouse.build.convert.rank_file import Stored
@@ -66,7 +66,7 @@ def converted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         keys.append(unit.key)
         return real(config, unit, *rest)
 
-    monkeypatch.setattr(convert, "convert_unit", counted)
+    monkeypatch.setattr(conversion, "convert_unit", counted)
     return keys
 
 

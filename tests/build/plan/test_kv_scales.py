@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from enginehouse.build import cli
-from enginehouse.build.convert import stage as convert_stage
+from enginehouse.build.convert import stage
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
@@ -51,8 +51,8 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise AssertionError("the text was run")
 
-    monkeypatch.setattr(convert_stage, "kv_maxima", fail)
-    monkeypatch.setattr(convert_stage, "calibration_sequences", fail)
+    monkeypatch.setattr(stage, "kv_maxima", fail)
+    monkeypatch.setattr(stage, "calibration_sequences", fail)
 
 
 def engine_scales(engine: Path, ranks: int) -> list[float]:

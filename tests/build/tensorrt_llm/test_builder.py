@@ -19,8 +19,8 @@ from doubles import trtllm_builder
 from enginehouse.build import cli
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.tensorrt_llm import builder as trtllm_build
 from enginehouse.build.tensorrt_llm import compile as trtllm_compile
+from enginehouse.build.tensorrt_llm.builder import builder_machine
 from enginehouse.build.tensorrt_llm.kept_checkpoint import checkpoint_path, open_compilable
 from enginehouse.build.tensorrt_llm.smoke import MAX_GAP, greedy_answer, judge, refuse_garbage
 from enginehouse.runtime.backends import open_executor
@@ -289,7 +289,7 @@ def test_versions_are_those_of_the_programs_own_python(builder: Path, tmp_path: 
     python.chmod(0o755)
     program = tmp_path / "elsewhere"
     program.write_text(f"#!{python} -s\n")
-    machine = trtllm_build.builder_machine(str(program))
+    machine = builder_machine(str(program))
     assert (machine["tensorrt_llm"], machine["tensorrt"]) == ("1.2.1", "10.14.1.48")
 
 

@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.host import messages
-from enginehouse.runtime.host import process as host_module
+from enginehouse.runtime.host import messages, process
 from enginehouse.runtime.host.client import EngineClient, Generation
 from enginehouse.runtime.host.process import EngineHost
 from enginehouse.runtime.request import (
@@ -319,7 +318,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[ExecutorOptions] = []
-    monkeypatch.setattr(host_module, "serve", lambda engine, at, options, fd: asked.append(options))
+    monkeypatch.setattr(process, "serve", lambda engine, at, options, fd: asked.append(options))
     wanted = ExecutorOptions(
         max_seq_len=64,
         max_batch_size=2,
@@ -338,6 +337,6 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
     command = [str(tmp_path), "--address", "ipc://x"]
-    assert host_module.main([*command, *flags]) == host_module.main(command) == 0
+    assert process.main([*command, *flags]) == process.main(command) == 0
     assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)

@@ -14,7 +14,6 @@ from doubles.tensorrt_ranks import ThreadCommunicator
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import generate
-from enginehouse.runtime.tensorrt import rank as tensorrt_rank
 from enginehouse.runtime.tensorrt.rank import TensorRTRank
 from makers.engines import SourceMaker
 
@@ -75,7 +74,7 @@ def test_a_step_that_does_not_end_is_ended_by_its_communicator(
 
     with doubled_machine(monkeypatch, 2):
         executor = open_executor(engine)
-        monkeypatch.setattr(tensorrt_rank, "_END_S", 0.05)
+        monkeypatch.setattr("enginehouse.runtime.tensorrt.rank._END_S", 0.05)
         event = SimpleNamespace(record=lambda: None, query=query)
         monkeypatch.setattr(torch.cuda, "Event", lambda: event)
         monkeypatch.setattr(executor.runner, "_keep_kernels", lambda: None)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.tensorrt import nccl as tensorrt_nccl
+from enginehouse.runtime.tensorrt import nccl
 from enginehouse.runtime.tensorrt.nccl import ID_BYTES, Communicator, make_id
 
 ID = bytes(range(128))
@@ -39,7 +39,7 @@ class NcclDouble:
 
 def library(monkeypatch: pytest.MonkeyPatch, result: int = 0) -> NcclDouble:
     double = NcclDouble(result)
-    monkeypatch.setattr(tensorrt_nccl, "_library", lambda: double)
+    monkeypatch.setattr(nccl, "_library", lambda: double)
     return double
 
 
@@ -66,7 +66,7 @@ def test_a_failure_is_told_in_nccls_words(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_missing_library_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_nccl, "_LIBRARY", "libno_such_nccl.so")
+    monkeypatch.setattr(nccl, "_LIBRARY", "libno_such_nccl.so")
     with pytest.raises(EngineError, match="libno_such_nccl.so cannot be loaded .*; install a CUDA"):
         make_id()
 
@@ -76,7 +76,7 @@ def test_the_librarys_functions_are_declared(monkeypatch: pytest.MonkeyPatch) ->
     names = ("ncclGetErrorString", "ncclCommInitRank", "ncclCommAbort")
     loaded = SimpleNamespace(**{name: SimpleNamespace() for name in names})
     monkeypatch.setattr(ctypes, "CDLL", lambda name: loaded)
-    found = tensorrt_nccl._library()
+    found = nccl._library()
     assert found.ncclCommAbort.argtypes == [ctypes.c_void_p]
     assert ctypes.sizeof(found.ncclCommInitRank.argtypes[2]) == ID_BYTES
     assert found.ncclGetErrorString.restype is ctypes.c_char_p

@@ -21,7 +21,7 @@ from enginehouse.runtime.engine import read_engine, write_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.tensorrt import package as tensorrt_package
+from enginehouse.runtime.tensorrt import package
 from enginehouse.runtime.tensorrt.followers import Followers
 from enginehouse.runtime.tensorrt.machine import check_plan, find_matching
 from enginehouse.runtime.tensorrt.manifest import read_built
@@ -118,8 +118,8 @@ def test_no_package_and_another_version(engine: Path, monkeypatch: pytest.Monkey
 
 def test_the_package_is_found_under_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_package("tensorrt_rtx") is not None, "the tests' environment has it"
-    missing = tensorrt_package.Package("None", ("no_such_tensorrt",), "")
-    monkeypatch.setitem(tensorrt_package.PACKAGES, "tensorrt", missing)
+    missing = package.Package("None", ("no_such_tensorrt",), "")
+    monkeypatch.setitem(package.PACKAGES, "tensorrt", missing)
     assert find_package("tensorrt") is None
 
 

@@ -15,13 +15,13 @@ import pytest
 
 from enginehouse.runtime.engine import read_manifest, write_manifest
 from enginehouse.runtime.errors import EngineError
-from enginehouse.server.launch import launcher as start
+from enginehouse.server.launch import launcher
 from enginehouse.server.launch.gunicorn_hooks import host_flags
 from enginehouse.server.launch.launcher import Served, plan_launch, read_served
 from makers.engines import EngineMaker
 from makers.paths import ROOT
 
-GUNICORN = ["gunicorn", "-c", "conf.py", start.APP]
+GUNICORN = ["gunicorn", "-c", "conf.py", launcher.APP]
 QUOTED = shlex.join(GUNICORN)
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "PMI_RANK": "0"}
 
@@ -121,12 +121,12 @@ def test_the_script_prints_the_command_and_stops(make_engine: EngineMaker) -> No
     assert done.returncode == 0, done.stderr
     words = shlex.split(done.stdout)
     assert words[:4] == ["env", "-u", "SLURM_JOB_ID", f"ENGINEHOUSE_ENGINE={engine}"]
-    assert words[-3:] == ["-c", str(ROOT / "configs" / "gunicorn.conf.py"), start.APP]
+    assert words[-3:] == ["-c", str(ROOT / "configs" / "gunicorn.conf.py"), launcher.APP]
     own = str(ROOT / "setup.cfg")  # any file
     done = subprocess.run(
         [*command, "--config", own], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
     )
-    assert shlex.split(done.stdout)[-3:] == ["-c", own, start.APP]
+    assert shlex.split(done.stdout)[-3:] == ["-c", own, launcher.APP]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_script_is_correct_shell(path: Path) -> None:
 def test_a_missing_engine_is_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert start.main([str(tmp_path / "none"), "--dry-run"]) == 2
+    assert launcher.main([str(tmp_path / "none"), "--dry-run"]) == 2
     assert capsys.readouterr().err.startswith("enginehouse-launch: ")
 
 

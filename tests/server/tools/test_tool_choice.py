@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from enginehouse.build.plan import settings as build_settings
+from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.tool_choice import TOOL_FORMATS, choose_format
@@ -39,6 +39,6 @@ def test_the_format_can_be_named() -> None:
 
 
 def test_build_and_server_know_the_same_formats() -> None:
-    fields = build_settings.BuildSettings.__dataclass_fields__
+    fields = BuildSettings.__dataclass_fields__
     assert fields["tool_format"].metadata["choices"] == TOOL_FORMATS
     assert fields["reasoning_format"].metadata["choices"] == REASONING_FORMATS
