@@ -128,6 +128,7 @@ def _add_routes(app: Flask, service: Service) -> None:
     @app.get("/health/ready")
     def ready() -> Response:
         service.check_ready()
+        service.check_moving()
         return json_response({"status": "ready"})
 
     @app.get("/metrics")

@@ -4,7 +4,8 @@ Knows no tensor. The first facts are TensorRT-LLM 1.2.1's; where its kernels are
 wrongly, the combination counts as one that does not run. The others are the compiler's of
 TensorRT-RTX 1.7: what it was seen to refuse.
 Source: NVIDIA/TensorRT-LLM issues 1113, 9253, 1547, pull request 11561; CUDA compute capabilities;
-TensorRT-RTX 1.7.1's compiler (tests/test_compile_tensorrt.py), TensorRT 11.1's guide on devices.
+TensorRT-RTX 1.7.1's compiler (tests/build/tensorrt/test_compile.py), TensorRT 11.1's guide on
+devices.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from enginehouse.runtime.request import (
 
 log = logging.getLogger("enginehouse.client")
 
+STILL_S = 20.0
 _RECONNECT_MS = 50
 
 
@@ -99,6 +100,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._ready = False
         self._stats = ExecutorStats()
+        self._moved_s = time.monotonic()  # when the host last did something, or had nothing to do
         self._generations: dict[int, Generation] = {}
         self._next_id = itertools.count(1)
         self._socket.connect(address)
@@ -108,6 +110,12 @@ class EngineClient:
     def ready(self) -> bool:
         """Whether the host is connected and its engine takes requests."""
         return self._ready
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether work waits and the host's loop has done nothing for STILL_S seconds."""
+        waiting = self._generations or self._stats.num_running or self._stats.num_waiting
+        return bool(waiting) and time.monotonic() - self._moved_s > STILL_S
 
     @property
     def info(self) -> EngineInfo:
@@ -132,6 +140,8 @@ class EngineClient:
             Request(i, prompt_ids, s, priority) for i, s in zip(ids, samplings, strict=True)
         ]
         data = messages.encode(messages.Submit(requests))
+        if not self._generations:
+            self._moved_s = time.monotonic()
         self._generations.update(dict.fromkeys(ids, generation))
         if not self._send(data):
             self._lose_host("the engine host stopped; it is being restarted")
@@ -184,11 +194,15 @@ class EngineClient:
                 log.error("dropped a message from the engine host: %s", error)
                 continue
             if isinstance(message, messages.Outputs):
+                self._moved_s = time.monotonic()
                 self._deliver(message.outputs)
             elif isinstance(message, messages.Stats):
-                self._stats = message.stats
+                before, self._stats = self._stats, message.stats
+                if message.stats.num_iterations != before.num_iterations or not before.num_running:
+                    self._moved_s = time.monotonic()
             elif isinstance(message, messages.Ready):
                 self._info, self._ready = message.info, True
+                self._stats, self._moved_s = ExecutorStats(), time.monotonic()
             else:
                 log.error("the engine host refused this worker: %s", message.reason)
 

@@ -132,6 +132,11 @@ class Service:
             raise HostUnavailable("it is starting or restarting")
         self.check_engine()
 
+    def check_moving(self) -> None:
+        """HostUnavailable while work waits and the host does nothing: balancers go elsewhere."""
+        if self.client.stands_still:
+            raise HostUnavailable("it has done nothing for 20 s while requests wait")
+
     def check_engine(self) -> None:
         """The host must run the engine whose tokenizer this worker loaded.
 

@@ -1,6 +1,6 @@
 """The form of answers, for the OpenAPI document: what answer/completion.py and the routes write.
 
-tests/test_openapi.py holds the real answers against these.
+tests/server/wire/test_openapi.py holds the real answers against these.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -264,6 +265,34 @@ def test_statistics_arrive(client: EngineClient) -> None:
     generation = client.submit([1], [SamplingParams(10**9)])
     wait_until(lambda: client.stats.num_running == 1, "statistics of the running sequence")
     generation.cancel()
+
+
+def test_a_host_whose_loop_stands_still_with_work_is_noticed(
+    client: EngineClient, host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its iteration hangs, as on a GPU that is lost; by the clock an hour passes."""
+    real, ahead_s = time.monotonic, 0.0
+    monkeypatch.setattr("enginehouse.runtime.host.client.time.monotonic", lambda: real() + ahead_s)
+    generation = client.submit([1], [SamplingParams(10**9)])
+    wait_until(lambda: client.stats.num_running == 1, "it runs")
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def hang(timeout_s: float) -> None:
+        hangs.set()
+        goes_on.wait(10)
+
+    host.executor.pace.wait = hang  # type: ignore[method-assign,assignment]
+    wait_until(hangs.is_set, "the loop hangs")
+    gevent.sleep(0.05)  # what was on its way has come
+    assert not client.stands_still
+    ahead_s = 3600.0
+    assert client.stands_still and client.ready
+    goes_on.set()
+    wait_until(lambda: not client.stands_still, "it moves")
+    generation.cancel()
+    wait_until(lambda: not host.executor.busy, "nothing runs")
+    ahead_s = 7200.0
+    wait_until(lambda: not client.stands_still, "an idle host does not stand still")
 
 
 def test_nonsense_on_the_socket_harms_nobody(address: str, client: EngineClient) -> None:

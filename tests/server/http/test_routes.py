@@ -223,3 +223,11 @@ def test_the_address_in_the_banner_says_where_everything_is(http: FlaskClient) -
     told = http.get("/").json
     assert told.pop("server") == "enginehouse" and told.pop("api") == "/v1"
     assert {http.get(path).status_code for path in told.values()} == {200}
+
+
+def test_a_host_that_stands_still_is_not_ready(http: FlaskClient, engine: ScriptedClient) -> None:
+    assert http.get("/health/ready").status_code == 200
+    engine.stands_still = True
+    response = http.get("/health/ready")
+    assert response.status_code == 503 and "nothing for 20 s" in error_of(response)["message"]
+    assert http.get("/health/live").status_code == 200
