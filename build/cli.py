@@ -13,6 +13,8 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -87,12 +89,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run a build; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
-    if words[:1] == ["doctor"]:
-        return doctor.main(words[1:])
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    run = _compile if words[:1] == ["compile"] else _build
     try:
+        if words[:1] == ["doctor"]:
+            return doctor.main(words[1:])
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _interrupt)
+        run = _compile if words[:1] == ["compile"] else _build
         return run(words)
     except EnginehouseError as error:
         print(f"enginehouse-build: {error}", file=sys.stderr)
@@ -105,6 +107,22 @@ def main(argv: list[str] | None = None) -> int:
         left = str(interruption) or "nothing was left behind"
         print(f"enginehouse-build: interrupted; {left}", file=sys.stderr)
         return 130
+    except Exception as error:  # what nobody thought of is one sentence too
+        print(f"enginehouse-build: {_unexpected(error)}", file=sys.stderr)
+        return 2
+
+
+def _unexpected(error: Exception) -> str:
+    """One sentence on an error that is no user's, with the place of its traceback."""
+    what = f"stopped by an unexpected {type(error).__name__}"
+    what += f" ({' '.join(str(error).split())[:200]})" if str(error).strip() else ""
+    try:
+        descriptor, log = tempfile.mkstemp(prefix="enginehouse-build-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failure:
+        return f"{what}, whose traceback could not be kept: {failure.strerror}"
+    return f"{what}, which is a fault of enginehouse: report it with its traceback, {log}"
 
 
 def _build(words: Sequence[str]) -> int:
