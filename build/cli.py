@@ -24,13 +24,12 @@ from rich.console import Console
 
 from enginehouse.build import doctor
 from enginehouse.build.backends.base import BuildResult
-from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.sources.resolve import resolve_source
-from enginehouse.build.stages import build, output_path
+from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
 from enginehouse.build.tensorrt_llm.stages import planned_command, run_compile_checkpoint
 from enginehouse.runtime.errors import EnginehouseError
@@ -138,7 +137,7 @@ def _build(words: Sequence[str]) -> int:
     source = resolve_source(settings.model, cache_dir, progress.note)
     if page:
         console = Console(highlight=False, soft_wrap=True)
-        plan = make_plan(settings, source)
+        plan = settle(settings, with_settled_tokenizer(settings, source), progress)
         print_page(plan, console)
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")

@@ -112,7 +112,7 @@ def test_an_error_that_nobody_thought_of_is_a_sentence_with_the_place_of_its_tra
     def fail(*args: object, **kwargs: object) -> None:
         raise KeyError("mlp.fc\nof a layer")
 
-    for name in ("make_plan", "open_compilable"):
+    for name in ("settle", "open_compilable"):
         monkeypatch.setattr(cli, name, fail)
     monkeypatch.setattr(cli.doctor, "main", fail)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -131,7 +131,7 @@ def test_an_unexpected_error_is_a_sentence_where_no_log_can_be_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(cli, "make_plan", lambda *args: 1 / 0)
+    monkeypatch.setattr(cli, "settle", lambda *args: 1 / 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
     assert cli.main([str(config("LlamaForCausalLM")), "--plan"]) == 2
     sentence = capsys.readouterr().err
