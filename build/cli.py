@@ -14,6 +14,8 @@ import argparse
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -23,13 +25,12 @@ from rich.console import Console
 
 from enginehouse.build import doctor
 from enginehouse.build.backends.base import BuildResult
-from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.sources.resolve import resolve_source
-from enginehouse.build.stages import build, output_path
+from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
 from enginehouse.runtime.errors import EnginehouseError
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a build; returns the exit status."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["doctor"]:
-        return doctor.main(words[1:])
+        return exit_status(lambda: doctor.main(words[1:]), "enginehouse-build")
     if words[:1] == ["compile"]:
         parser = argparse.ArgumentParser(
             prog="enginehouse-build compile",
@@ -116,6 +117,22 @@ def exit_status(run: Callable[[], int], prog: str) -> int:
         left = str(interruption) or "nothing was left behind"
         print(f"{prog}: interrupted; {left}", file=sys.stderr)
         return 130
+    except Exception as error:  # what nobody thought of is one sentence too
+        print(f"{prog}: {_unexpected(error)}", file=sys.stderr)
+        return 2
+
+
+def _unexpected(error: Exception) -> str:
+    """One sentence on an error that is no user's, with the place of its traceback."""
+    what = f"stopped by an unexpected {type(error).__name__}"
+    what += f" ({' '.join(str(error).split())[:200]})" if str(error).strip() else ""
+    try:
+        descriptor, log = tempfile.mkstemp(prefix="enginehouse-build-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failure:
+        return f"{what}, whose traceback could not be kept: {failure.strerror}"
+    return f"{what}, which is a fault of enginehouse: report it with its traceback, {log}"
 
 
 def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
@@ -133,7 +150,7 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     source = resolve_source(settings.model, cache_dir, progress.note)
     if page:
         console = Console(highlight=False, soft_wrap=True)
-        plan = make_plan(settings, source)
+        plan = settle(settings, with_settled_tokenizer(settings, source), progress)
         print_page(plan, console)
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")

@@ -22,7 +22,11 @@ from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.tokenizer_files import check_tokenizer, with_tokenizer
+from enginehouse.build.sources.tokenizer_files import (
+    check_token_ids,
+    check_tokenizer,
+    with_tokenizer,
+)
 from enginehouse.runtime.errors import PlanError
 
 BACKENDS: dict[str, Backend] = {
@@ -40,8 +44,7 @@ def build(
 
     Raises an EnginehouseError in one sentence; nothing half-made is left at the output.
     """
-    if settings.tokenizer is not None:
-        source = with_tokenizer(source, Path(settings.tokenizer))
+    source = with_settled_tokenizer(settings, source)
     work = Build(settings, source, progress, choose_backend(settings))
     with work.folders:
         for stage in stages(settings):
@@ -50,6 +53,20 @@ def build(
             if work.result is not None:
                 return work.result
     return BuildResult(None)
+
+
+def with_settled_tokenizer(settings: BuildSettings, source: SourceCheckpoint) -> SourceCheckpoint:
+    """`source` with the tokenizer that the settings name, or its own."""
+    if settings.tokenizer is None:
+        return source
+    return with_tokenizer(source, Path(settings.tokenizer))
+
+
+def settle(settings: BuildSettings, source: SourceCheckpoint, progress: BuildProgress) -> BuildPlan:
+    """The plan; PlanError or CheckpointError for what cannot be made of model or tokenizer."""
+    made = make_plan(settings, source)
+    check_token_ids(source, made.config.vocab_size, progress.note)
+    return made
 
 
 def choose_backend(settings: BuildSettings) -> Backend:
@@ -66,7 +83,7 @@ def stages(settings: BuildSettings) -> tuple[Stage, ...]:
 def plan(work: Build) -> None:
     """`plan`: what will be made and what it will cost; PlanError for what cannot be made."""
     with work.progress.stage("plan") as stage:
-        work.plan = make_plan(work.settings, work.source)
+        work.plan = settle(work.settings, work.source, work.progress)
         stage.finish(describe_plan(work.plan, work.source))
 
 

@@ -49,8 +49,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
     },
 }
-_SILU, _SWIGLU = (("silu",), "silu"), (("silu",), "swiglu")
-_GELU = (("gelu_pytorch_tanh",), "gelu_pytorch_tanh")
+# transformers has several names for a function: swish is SiLU, gelu_new the tanh form.
+_SILU_WORDS = ("silu", "swish")
+_TANH_WORDS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+_SILU, _SWIGLU = (_SILU_WORDS, "silu"), (_SILU_WORDS, "swiglu")
+_GELU = (_TANH_WORDS, "gelu_pytorch_tanh")
 # Hugging Face's words for the activation (the first is the usual one), and TensorRT-LLM's.
 # swiglu: mlp.fc holds up and gate together.
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -62,7 +65,7 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Qwen3MoeForCausalLM": _SWIGLU,
     "Phi3ForCausalLM": _SWIGLU,
     # Gemma 1 was released with "gelu" and trained with the tanh form
-    "GemmaForCausalLM": (("gelu_pytorch_tanh", "gelu"), "gelu_pytorch_tanh"),
+    "GemmaForCausalLM": ((*_TANH_WORDS, "gelu"), "gelu_pytorch_tanh"),
     "Gemma2ForCausalLM": _GELU,
     "Gemma3ForCausalLM": _GELU,
 }
@@ -183,7 +186,7 @@ def _gemma3(hf: Hf) -> dict[str, Any]:
         "inter_layernorms": True,
         "query_pre_attn_scalar": number(hf, "query_pre_attn_scalar", 256),
         "final_logit_softcapping": _cap(hf, "final_logit_softcapping"),
-        "sliding_window": integer(hf, "sliding_window"),
+        "sliding_window": integer(hf, "sliding_window", integer(hf, "max_position_embeddings")),
         "_sliding_window_pattern": _pattern(hf),
     }
 

@@ -35,7 +35,10 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
     name = architecture_of(str(names[0])).name
     defaults = DEFAULTS.get(name, {})
     hf = {key: value for key, value in {**defaults, **hf}.items() if value is not None}
-    if isinstance(quantised := hf.get("quantization_config"), dict):
+    if hf.get("sliding_window") == 0:  # no window, as null is
+        del hf["sliding_window"]
+    quantised = hf.get("quantization_config")
+    if isinstance(quantised, dict) and quantised:
         raise CheckpointError(
             f"config.json has quantization_config with quant_method="
             f"{quantised.get('quant_method')!r}: the checkpoint is quantised already; "

@@ -76,13 +76,22 @@ def _activation_bytes(plan: BuildPlan) -> int:
     config, settings = plan.config, plan.settings
     width = 4 if config.dtype == "float32" else 2
     shapes = linear_shapes(config)
-    widest = max(
-        shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features,
-        shapes["mlp.fc"].out_features + shapes["mlp.proj"].in_features,
-    )
+    attention = shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features
+    widest = max(attention, _mlp_width(config))
     tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
     logits = settings.max_batch_size * config.padded_vocab_size() * 4
     return tokens + logits
+
+
+def _mlp_width(config: ModelConfig) -> int:
+    """Elements of one token between the MLP's linears. In a mixture every chosen expert has a copy
+    of the token, what fc gives of it, and what enters proj.
+    """
+    if config.num_experts:
+        inner = config.moe_intermediate_size // config.mapping.tp_size
+        return int(config.extra["moe"]["top_k"]) * (config.hidden_size + 3 * inner)
+    shapes = linear_shapes(config)
+    return shapes["mlp.fc"].out_features + shapes["mlp.proj"].in_features
 
 
 def kv_budget(needs: Footprint, memory_gib: float) -> int:

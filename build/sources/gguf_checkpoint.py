@@ -164,6 +164,12 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
         raise CheckpointError(
             f"{file.path} has no tensor 'token_embd.weight'; download the file again"
         )
+    tokens, rows = metadata.get("tokenizer.ggml.tokens", ()), tensors["token_embd.weight"].shape[0]
+    if len(tokens) > rows:
+        raise CheckpointError(
+            f"{file.path} has {len(tokens)} tokens, but its model's embedding ends after {rows}; "
+            "give the model's Hugging Face directory, its embedding resized"
+        )
     epsilon = number("attention.layer_norm_rms_epsilon")
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -100,6 +100,7 @@ def open_checkpoint(path: Path) -> SourceCheckpoint:
             f"{path} is not a directory with a config.json; give a Hugging Face checkpoint "
             "directory, a .gguf file or a hub id"
         )
+    _refuse_foreign(path)
     config = read_json(path / "config.json")
     index = path / "model.safetensors.index.json"
     if (path / "model.safetensors").exists():
@@ -132,6 +133,30 @@ def open_checkpoint(path: Path) -> SourceCheckpoint:
         tokenizer_writer=lambda dest: copy_tokenizer(path, dest),
         has_weights=bool(weights),
     )
+
+
+def _refuse_foreign(path: Path) -> None:
+    """CheckpointError for folders of another kind, by the files that give them away."""
+    names = {item.name for item in path.iterdir()}
+    weights = {name for name in names if name.startswith(("model", "pytorch_model", "rank"))}
+    if "adapter_config.json" in names and not weights:
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
+        raise CheckpointError(
+            f"{path} holds a LoRA adapter alone, without its base model ({base}): merge the two "
+            "where peft is installed, and give the folder that comes of it: python -c "
+            '"from peft import AutoPeftModelForCausalLM as M; from transformers import '
+            f"AutoTokenizer as T; M.from_pretrained('{path}').merge_and_unload()"
+            f".save_pretrained('{path}-merged'); T.from_pretrained('{path}')"
+            f".save_pretrained('{path}-merged')\""
+        )
+    parts = sorted(name for name in names if name.startswith("consolidated"))
+    if "config.json" not in names and "params.json" in names and parts:
+        raise CheckpointError(
+            f"{path} holds its maker's own format ({parts[0]}, params.json), which is not read: "
+            "download config.json, model*.safetensors and tokenizer.json of the same model, which "
+            "most repositories hold beside it, or convert it with transformers 4's "
+            "convert_mistral_weights_to_hf.py (Meta's: convert_llama_weights_to_hf.py)"
+        )
 
 
 def _weight_map(index_path: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ _KV_SCALES = (
 
 def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """What the checkpoint's files say of its quantisation, or None for an unquantised one."""
-    found = config.get("quantization_config")
+    found = config.get("quantization_config") or None  # an empty one says nothing
     if isinstance(found, dict) and found.get("quant_method") != "modelopt":
         return found
     for name, method in _CONFIG_FILES.items():
@@ -70,10 +70,11 @@ def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
     Raises CheckpointError for a quantisation that no engine can hold.
     """
     found = quantization_config(source.path, source.config)
-    if found is None:
-        return source
-    tensors = QuantizedTensors(source.tensors, read_layout(found))
     config = {key: value for key, value in source.config.items() if key != "quantization_config"}
+    if found is None:
+        said = source.config.get("quantization_config")
+        return source if said else replace(source, config=config)
+    tensors = QuantizedTensors(source.tensors, read_layout(found))
     beside = [source.path / name for name in _CONFIG_FILES]
     files = (*source.files, *(path for path in beside if path.exists()))
     return replace(source, config=config, tensors=tensors, quantized=tensors, files=files)

@@ -34,6 +34,7 @@ from enginehouse.build.sources.quantized_source import open_quantized
 from enginehouse.build.sources.text_part import text_part
 from enginehouse.build.sources.tokenizer_files import TOKENIZER_FILES
 from enginehouse.build.sources.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
+from enginehouse.build.sources.zero_biases import with_zero_biases
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError
 
@@ -53,6 +54,8 @@ HUB_FILES = (
     "rank*.safetensors",
     "hf_quant_config.json",
     "quantize_config.json",
+    "adapter_config.json",  # what a folder is that cannot be read
+    "params.json",
     *TOKENIZER_FILES,
     "README.md",
 )
@@ -97,7 +100,7 @@ def _open_directory(path: Path) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(path):
         return open_trtllm(path)
-    return open_quantized(text_part(open_checkpoint(path)))
+    return open_quantized(with_zero_biases(text_part(open_checkpoint(path))))
 
 
 def _sample(directory: Path, progress: Progress) -> SourceCheckpoint:

@@ -8,6 +8,7 @@ Source: transformers' tokenizer_config.json and generation_config.json.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,55 @@ def check_tokenizer(source: SourceCheckpoint) -> None:
                 f"{source.path} is a TensorRT-LLM checkpoint, which holds no tokenizer; give the "
                 "model's Hugging Face directory with --tokenizer, or stop with --until convert"
             )
+
+
+def check_token_ids(source: SourceCheckpoint, vocab_size: int, note: Callable[[str], None]) -> None:
+    """Every token that a text can become is one that the model knows: CheckpointError, with both
+    numbers, before a weight is read.
+
+    Added tokens that only their own name gives (a padding token, one for images) are noted: such a
+    model works without them. A tokenizer.json that cannot be read is `write_tokenizer`'s to judge.
+    """
+    path = next((path for path in source.files if path.name == "tokenizer.json"), None)
+    if path is None:
+        return
+    ordinary, special = _tokens_by_id(path)
+    beyond = {i: text for i, text in (ordinary | special).items() if i >= vocab_size}
+    if not beyond:
+        return
+    largest = max(beyond)
+    found = (
+        f"the model has vocab_size={vocab_size}, but {path} has {len(beyond)} token(s) beyond it, "
+        f"up to id {largest} ({beyond[largest]!r})"
+    )
+    if beyond.keys() <= special.keys() and source.bos_token_id not in beyond:
+        note(f"{found}: a prompt with one of them cannot be answered")
+        return
+    raise CheckpointError(
+        f"{found}: they were added without resizing the model; resize it where they were learnt, "
+        f"model.resize_token_embeddings({largest + 1}), and save both again, or give the "
+        "directory of the tokenizer that the model was trained with: --tokenizer"
+    )
+
+
+def _tokens_by_id(path: Path) -> tuple[dict[int, str], dict[int, str]]:
+    """A tokenizer.json's tokens that ordinary text can become, and its special ones; of a file
+    that is no tokenizer, what there is of them.
+    """
+    try:
+        data = read_json(path)
+        model = data.get("model") or {}
+        vocab, added = model.get("vocab") or {}, data.get("added_tokens") or []
+        if isinstance(vocab, list):  # of Unigram: [text, score], its id is its place
+            ordinary = {i: str(item[0]) for i, item in enumerate(vocab)}
+        else:
+            ordinary = {int(i): str(text) for text, i in vocab.items()}
+        named = [(int(token["id"]), str(token["content"]), token.get("special")) for token in added]
+    except (CheckpointError, AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return {}, {}
+    ordinary |= {i: text for i, text, special in named if not special}
+    special = {i: text for i, text, special in named if special}
+    return {i: text for i, text in ordinary.items() if i not in special}, special
 
 
 def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
