@@ -32,7 +32,7 @@ INFO = xgrammar.TokenizerInfo(
 def compiled(kind: ConstraintKind, value: Any) -> xgrammar.CompiledGrammar:
     text = value if isinstance(value, str) else json.dumps(value)
     checked = check(Constraint(kind, text), installed())
-    return build_grammar(INFO, checked.kind, checked.value)
+    return build_grammar(INFO, checked.kind, checked.value).grammar
 
 
 def accepts(grammar: xgrammar.CompiledGrammar, text: str) -> bool:

@@ -27,14 +27,14 @@ import torch
 import xgrammar
 
 from enginehouse.runtime.grammar.automata import automata_error
-from enginehouse.runtime.grammar.counted import count_characters, is_counted
+from enginehouse.runtime.grammar.counted import count_characters
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.grammar.vocabulary import read_vocabulary
 from enginehouse.runtime.request import ConstraintKind
 
 MEMORY_BYTES = 1 << 30  # that one grammar may take beyond what the process has
 MAX_GRAMMAR_BYTES = 64 << 20  # of a compiled one, in memory
-MAX_TEXT_BYTES = 32 << 20  # of a compiled one, as text
+MAX_TEXT_BYTES = 8 << 20  # of a compiled one, as text
 MAX_THREADS = 4  # of one job: each takes address space, which is bounded
 _REHEARSED_TOKENS = 128
 _REHEARSED_COUNTED_S = 0.3  # of processor time, where characters are counted
@@ -54,6 +54,20 @@ class Job(NamedTuple):
     any_whitespace: bool = False
 
 
+class Compiled(NamedTuple):
+    """counts: whether the matcher counts characters anywhere in it. text_bytes: about as many as
+    it has as text; None: it cannot be written.
+    """
+
+    grammar: xgrammar.CompiledGrammar
+    counts: bool = False
+    text_bytes: int | None = None
+
+    @property
+    def memory_size_bytes(self) -> int:
+        return int(self.grammar.memory_size_bytes)
+
+
 class Verdict(NamedTuple):
     """What is wrong with a grammar, if anything is; else the compiled one as text, if it may be
     read.
@@ -61,6 +75,7 @@ class Verdict(NamedTuple):
 
     error: str | None = None
     compiled: str | None = None
+    counts: bool = False
 
 
 def tokenizer_info(
@@ -87,14 +102,13 @@ def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
     if compiled.memory_size_bytes > MAX_GRAMMAR_BYTES:
         return Verdict(error="it makes too large a grammar; make it simpler")
     if not installed().has("automata that are right"):
-        wrong = automata_error(compiled.grammar.serialize_json())
+        wrong = automata_error(compiled.grammar.grammar.serialize_json())
         if wrong is not None:
-            return Verdict(wrong)
+            return Verdict(wrong, None, compiled.counts)
     wrong = rehearse(compiled)
-    if wrong is not None or not installed().has("counted characters"):
-        return Verdict(wrong)
-    text = compiled.serialize_json()
-    return Verdict(compiled=text if len(text) <= MAX_TEXT_BYTES else None)
+    if wrong is not None or (compiled.text_bytes or MAX_TEXT_BYTES) >= MAX_TEXT_BYTES:
+        return Verdict(wrong, None, compiled.counts)
+    return Verdict(None, compiled.grammar.serialize_json(), compiled.counts)
 
 
 def build_grammar(
@@ -103,18 +117,20 @@ def build_grammar(
     value: str,
     any_whitespace: bool = False,
     max_threads: int = 1,
-) -> xgrammar.CompiledGrammar:
+) -> Compiled:
     """One constraint, checked by `constraint.py`, by xgrammar; RuntimeError where it cannot."""
     compiler = xgrammar.GrammarCompiler(info, max_threads=max_threads, cache_enabled=False)
     if installed().has("counted characters") and not any_whitespace and not _names_tokens(value):
-        return compiler.compile_grammar(count_characters(_grammar(kind, value)))
+        counted = count_characters(_grammar(kind, value))
+        grammar = compiler.compile_grammar(counted.grammar)
+        return Compiled(grammar, counted.counts, counted.text_bytes)
     if kind is ConstraintKind.JSON_SCHEMA:
-        return compiler.compile_json_schema(value, any_whitespace=any_whitespace)
+        return Compiled(compiler.compile_json_schema(value, any_whitespace=any_whitespace))
     if kind is ConstraintKind.REGEX:
-        return compiler.compile_regex(value)
+        return Compiled(compiler.compile_regex(value))
     if kind is ConstraintKind.STRUCTURAL_TAG:
-        return compiler.compile_structural_tag(value)
-    return compiler.compile_grammar(value)
+        return Compiled(compiler.compile_structural_tag(value))
+    return Compiled(compiler.compile_grammar(value))
 
 
 def _grammar(kind: ConstraintKind, value: str) -> xgrammar.Grammar:
@@ -131,13 +147,12 @@ def _names_tokens(value: str) -> bool:
     return any(f'"{name}"' in value for name in _OF_TOKENS)
 
 
-def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
+def rehearse(compiled: Compiled) -> str | None:
     """Follow the grammar at random for a while; why it cannot be followed, if so."""
-    matcher = xgrammar.GrammarMatcher(compiled)
-    size = compiled.tokenizer_info.vocab_size
+    matcher = xgrammar.GrammarMatcher(compiled.grammar)
+    size = compiled.grammar.tokenizer_info.vocab_size
     bitmask = xgrammar.allocate_token_bitmask(1, size)
-    counted = is_counted(str(compiled.grammar))
-    slow_s = _SLOW_COUNTED_S if counted else _SLOW_S
+    slow_s = _SLOW_COUNTED_S if compiled.counts else _SLOW_S
     first_s = time.process_time()
     choose = random.Random(0)
     bits = torch.arange(32, dtype=torch.int32)
@@ -151,7 +166,7 @@ def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
         matcher.accept_token(token)
         if time.process_time() - began_s > slow_s:
             return "it takes too long to follow; make it less ambiguous"
-        if counted and time.process_time() - first_s > _REHEARSED_COUNTED_S:
+        if compiled.counts and time.process_time() - first_s > _REHEARSED_COUNTED_S:
             return None
         if matcher.is_terminated():
             matcher.reset()

@@ -21,7 +21,7 @@ import msgspec
 import xgrammar
 
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.grammar.child import Job, Verdict, build_grammar, tokenizer_info
+from enginehouse.runtime.grammar.child import Compiled, Job, Verdict, build_grammar, tokenizer_info
 from enginehouse.runtime.grammar.constraint import check, refusal
 from enginehouse.runtime.grammar.support import Support, installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
@@ -31,7 +31,7 @@ _AT_ONCE = 4  # a grammar that hangs keeps one of these busy until its time is o
 _MAX_KEPT = 128
 _MAX_KEPT_BYTES = 256 << 20
 
-Grammar = Future[xgrammar.CompiledGrammar]
+Grammar = Future[Compiled]
 _Key = tuple[ConstraintKind, str]
 
 
@@ -110,16 +110,17 @@ class GrammarCompiler:
                 if not grammar.cancelled() and grammar.exception() is None:
                     size -= grammar.result().memory_size_bytes
 
-    def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
+    def _compile(self, constraint: Constraint) -> Compiled:
         child, info = self._running()
         spaces = self._support.any_whitespace
         job = Job(constraint.kind, constraint.value, self.timeout_s, spaces)
         began_s = time.monotonic()
         answer = child.run(msgspec.msgpack.encode(job))
         name = constraint.kind.value
-        if not answer and child.gone:
+        verdict = _read_verdict(answer)
+        if verdict is None and child.gone:
             raise EngineError("the grammar compiler stopped; its next request starts it again")
-        if not answer:
+        if verdict is None:
             slow = time.monotonic() - began_s >= self.timeout_s
             why = f"{self.timeout_s:g} seconds" if slow else "too much memory"
             raise _Lost(
@@ -127,13 +128,13 @@ class GrammarCompiler:
                 param=constraint.param,
                 code="invalid_value",
             )
-        verdict = msgspec.msgpack.decode(answer, type=Verdict)
         if verdict.error is not None:
             used = self._support.version
             hint = "" if self._support.is_newest else f" (by xgrammar {used}; newer ones take more)"
             raise refusal(constraint, f"the {name} cannot be followed{hint}: {verdict.error}")
         if verdict.compiled is not None:
-            return xgrammar.CompiledGrammar.deserialize_json(verdict.compiled, info)
+            grammar = xgrammar.CompiledGrammar.deserialize_json(verdict.compiled, info)
+            return Compiled(grammar, verdict.counts)
         return build_grammar(info, constraint.kind, constraint.value, spaces)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
@@ -149,6 +150,14 @@ class GrammarCompiler:
                 self._info = tokenizer_info(*args)
             assert self._info is not None
             return self._child, self._info
+
+
+def _read_verdict(answer: bytes) -> Verdict | None:
+    """None where the process was lost before all of it was written."""
+    try:
+        return msgspec.msgpack.decode(answer, type=Verdict)
+    except msgspec.DecodeError:
+        return None
 
 
 class _Lost(RequestError):

@@ -10,6 +10,7 @@ is a code point there, as in JSON Schema.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 from xgrammar import Grammar
 
@@ -21,24 +22,35 @@ _CHARACTER = re.compile(r'^(\w+) ::= \(\((\[(?:[^\]\\]|\\.)*\]|"(?:[^"\\]|\\[^xu
 _RULE = re.compile(r"^(\w+)(?= ::= |\[)", re.M)
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|(\b\w+)\{(\d+), (\d+)\}')
 _WORD = re.compile(_PART.pattern.split("|(")[0] + r"|\b[A-Za-z_]\w*")
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[?*+{]")
 _BOUND = re.compile(r"\{\d*,\s*(\d+)\}|\{(\d+)\}")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8})|(.))", re.S)
 _NAMED = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "b": "\b", "f": "\f", "v": "\v", "a": "\a"}
 
 
-def count_characters(grammar: Grammar) -> Grammar:
+class Counted(NamedTuple):
+    """counts: whether the matcher counts characters anywhere in it. text_bytes: about as many as
+    it has as text when it is compiled: each rule is written with the automaton of all.
+    """
+
+    grammar: Grammar
+    counts: bool
+    text_bytes: int
+
+
+def count_characters(grammar: Grammar) -> Counted:
     """The same language. Repeats of at least FEWEST characters of one class are counted."""
     text = str(grammar)
     counted = _counted(_PATTERN.sub(_spread, text))
-    return grammar if counted is None else Grammar.from_ebnf(counted)
+    same = counted == text
+    return Counted(
+        grammar if same else Grammar.from_ebnf(counted),
+        "[max_chars=" in counted,
+        len(counted) * len(_RULE.findall(counted)),
+    )
 
 
-def is_counted(grammar_text: str) -> bool:
-    return "[max_chars=" in grammar_text
-
-
-def _counted(text: str) -> str | None:
-    """None where nothing is to be counted."""
+def _counted(text: str) -> str:
     characters = dict(_CHARACTER.findall(text))
     rules: dict[str, str] = {}
 
@@ -54,7 +66,7 @@ def _counted(text: str) -> str | None:
         return f"{name}{{{low}, {low}}} {more}"
 
     text = _PART.sub(replace, text)
-    return "\n".join([text, *rules.values()]) if rules else None
+    return "\n".join([text, *rules.values()]) if rules else text
 
 
 def _as_class(body: str) -> str:
@@ -64,10 +76,13 @@ def _as_class(body: str) -> str:
 
 
 def _spread(match: re.Match[str]) -> str:
-    """A pattern as rules, where it has bounds that may be counted."""
+    """A pattern as rules, where it has bounds that may be counted, or a group that is repeated.
+
+    xgrammar 0.2.8 makes a wrong automaton of some of those: of ^a(b[0-9]+)?$ one that takes "a1".
+    """
     name, pattern = match[1], _unescaped(match[2])
     bounds = [int(high or exact) for high, exact in _BOUND.findall(pattern)]
-    if max(bounds, default=0) < FEWEST:
+    if max(bounds, default=0) < FEWEST and not _REPEATED_GROUP.search(pattern):
         return match[0]
     text = str(Grammar.from_regex(pattern))
     own = {rule: f"{name}_of_{rule}" for rule in _RULE.findall(text)}

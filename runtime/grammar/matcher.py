@@ -12,7 +12,7 @@ import torch
 import xgrammar
 from torch import Tensor
 
-from enginehouse.runtime.grammar.counted import is_counted
+from enginehouse.runtime.grammar.child import Compiled
 from enginehouse.runtime.machine.device import to_device
 
 # Processor seconds, in which the whole batch waits: at once, and for each token besides.
@@ -36,12 +36,13 @@ class GrammarMatcher:
     failure: why the grammar can be followed no further, in words for its sender.
     """
 
-    def __init__(self, compiled: xgrammar.CompiledGrammar, stop_ids: Iterable[int]) -> None:
-        vocab_size = compiled.tokenizer_info.vocab_size
-        self._matcher = xgrammar.GrammarMatcher(compiled, override_stop_tokens=sorted(stop_ids))
+    def __init__(self, compiled: Compiled, stop_ids: Iterable[int]) -> None:
+        vocab_size = compiled.grammar.tokenizer_info.vocab_size
+        self._matcher = xgrammar.GrammarMatcher(
+            compiled.grammar, override_stop_tokens=sorted(stop_ids)
+        )
         self._bitmask = xgrammar.allocate_token_bitmask(1, vocab_size)
-        counted = is_counted(str(compiled.grammar))
-        self._s_per_token = _MAX_S_PER_COUNTED_TOKEN if counted else _MAX_S_PER_TOKEN
+        self._s_per_token = _MAX_S_PER_COUNTED_TOKEN if compiled.counts else _MAX_S_PER_TOKEN
         self._allowed_s = _MAX_S
         self.failure: str | None = None
 
