@@ -106,6 +106,7 @@ HOUSE = """
 runtime/machine
 runtime/checkpoint
 runtime/grammar        machine
+runtime/schemas        grammar
 runtime/batching       machine grammar
 runtime/torch          machine checkpoint batching
 runtime/tensorrt       machine checkpoint batching
@@ -131,10 +132,10 @@ build/cli              progress sources plan tensorrt_llm backends stages doctor
 build/command          cli
 
 server/text            runtime/grammar
-server/tools           text  runtime/grammar
+server/tools           text  runtime/grammar runtime/schemas
 server/wire
 server/prompt          text tools wire
-server/request         text tools wire prompt
+server/request         text tools wire prompt  runtime/grammar runtime/schemas
 server/answer          text tools prompt
 server/settings        text tools
 server/http            tools wire prompt request answer settings

@@ -1,7 +1,8 @@
 """The process that tries grammars out: whatever a constraint does to it, the engine goes on.
 
-A grammar that compiled here, in time and within memory, the engine compiles again for itself: as
-text it can be a thousand times as large as in memory, and take seconds to read.
+A grammar that compiled here, in time and within memory, goes to the engine as text, which is read
+in a tenth of the time. Where that text would be larger than MAX_TEXT_BYTES, or the xgrammar is too
+old to write it, the engine compiles the grammar again for itself.
 It reads the vocabulary once and then forks for every grammar. A fork has a limit on its memory
 and on its time, both enforced by the kernel, and dies alone. Started by `compiler.py`,
 with which it shares a socket; a job and its result pass through pipes of their own.
@@ -26,15 +27,22 @@ import torch
 import xgrammar
 
 from enginehouse.runtime.grammar.automata import automata_error
+from enginehouse.runtime.grammar.counted import count_characters
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.grammar.vocabulary import read_vocabulary
 from enginehouse.runtime.request import ConstraintKind
 
 MEMORY_BYTES = 1 << 30  # that one grammar may take beyond what the process has
 MAX_GRAMMAR_BYTES = 64 << 20  # of a compiled one, in memory
-_MAX_COMPILE_S = 2.0  # of processor time: the engine will take as long
+MAX_TEXT_BYTES = 8 << 20  # of a compiled one, as text
+MAX_THREADS = 4  # of one job: each takes address space, which is bounded
 _REHEARSED_TOKENS = 128
+_REHEARSED_COUNTED_S = 0.3  # of processor time, where characters are counted
 _SLOW_S = 0.1  # of processor time for one token: the engine would wait for it
+_SLOW_COUNTED_S = 1.0  # where characters are counted: the last of a string cost more than the rest
+_NICENESS = 5
+# What a structural tag says of tokens is known to the compiler only, which has the vocabulary.
+_OF_TOKENS = ("token", "exclude_token", "any_tokens", "token_triggered_tags")
 
 
 class Job(NamedTuple):
@@ -46,10 +54,28 @@ class Job(NamedTuple):
     any_whitespace: bool = False
 
 
+class Compiled(NamedTuple):
+    """counts: whether the matcher counts characters anywhere in it. text_bytes: about as many as
+    it has as text; None: it cannot be written.
+    """
+
+    grammar: xgrammar.CompiledGrammar
+    counts: bool = False
+    text_bytes: int | None = None
+
+    @property
+    def memory_size_bytes(self) -> int:
+        return int(self.grammar.memory_size_bytes)
+
+
 class Verdict(NamedTuple):
-    """What is wrong with a grammar, if anything is."""
+    """What is wrong with a grammar, if anything is; else the compiled one as text, if it may be
+    read.
+    """
 
     error: str | None = None
+    compiled: str | None = None
+    counts: bool = False
 
 
 def tokenizer_info(
@@ -66,44 +92,68 @@ def tokenizer_info(
 
 def try_grammar(info: xgrammar.TokenizerInfo, job: Job) -> Verdict:
     """Compile and follow it for a while; what xgrammar only warns of is an error here."""
-    began_s = time.process_time()
     with _CapturedStderr() as captured:
         try:
-            compiled = build_grammar(info, job.kind, job.value, job.any_whitespace)
+            compiled = build_grammar(*(info, *job[:2]), job.any_whitespace, _num_threads())
         except Exception as error:  # a C++ error of any kind, or pydantic's
             return Verdict(error=_sentence(str(error)))
     if warnings := captured.text.strip():
         return Verdict(error=_sentence(warnings))
     if compiled.memory_size_bytes > MAX_GRAMMAR_BYTES:
         return Verdict(error="it makes too large a grammar; make it simpler")
-    if time.process_time() - began_s > _MAX_COMPILE_S:
-        return Verdict(error="it takes too long to compile; make it simpler")
     if not installed().has("automata that are right"):
-        wrong = automata_error(compiled.grammar.serialize_json())
+        wrong = automata_error(compiled.grammar.grammar.serialize_json())
         if wrong is not None:
-            return Verdict(wrong)
-    return Verdict(rehearse(compiled))
+            return Verdict(wrong, None, compiled.counts)
+    wrong = rehearse(compiled)
+    if wrong is not None or (compiled.text_bytes or MAX_TEXT_BYTES) >= MAX_TEXT_BYTES:
+        return Verdict(wrong, None, compiled.counts)
+    return Verdict(None, compiled.grammar.serialize_json(), compiled.counts)
 
 
 def build_grammar(
-    info: xgrammar.TokenizerInfo, kind: ConstraintKind, value: str, any_whitespace: bool = False
-) -> xgrammar.CompiledGrammar:
+    info: xgrammar.TokenizerInfo,
+    kind: ConstraintKind,
+    value: str,
+    any_whitespace: bool = False,
+    max_threads: int = 1,
+) -> Compiled:
     """One constraint, checked by `constraint.py`, by xgrammar; RuntimeError where it cannot."""
-    compiler = xgrammar.GrammarCompiler(info, max_threads=1, cache_enabled=False)
+    compiler = xgrammar.GrammarCompiler(info, max_threads=max_threads, cache_enabled=False)
+    if installed().has("counted characters") and not any_whitespace and not _names_tokens(value):
+        counted = count_characters(_grammar(kind, value))
+        grammar = compiler.compile_grammar(counted.grammar)
+        return Compiled(grammar, counted.counts, counted.text_bytes)
     if kind is ConstraintKind.JSON_SCHEMA:
-        return compiler.compile_json_schema(value, any_whitespace=any_whitespace)
+        return Compiled(compiler.compile_json_schema(value, any_whitespace=any_whitespace))
     if kind is ConstraintKind.REGEX:
-        return compiler.compile_regex(value)
+        return Compiled(compiler.compile_regex(value))
     if kind is ConstraintKind.STRUCTURAL_TAG:
-        return compiler.compile_structural_tag(value)
-    return compiler.compile_grammar(value)
+        return Compiled(compiler.compile_structural_tag(value))
+    return Compiled(compiler.compile_grammar(value))
 
 
-def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
+def _grammar(kind: ConstraintKind, value: str) -> xgrammar.Grammar:
+    if kind is ConstraintKind.JSON_SCHEMA:
+        return xgrammar.Grammar.from_json_schema(value, any_whitespace=False)
+    if kind is ConstraintKind.REGEX:
+        return xgrammar.Grammar.from_regex(value)
+    if kind is ConstraintKind.STRUCTURAL_TAG:
+        return xgrammar.Grammar.from_structural_tag(value)
+    return xgrammar.Grammar.from_ebnf(value)
+
+
+def _names_tokens(value: str) -> bool:
+    return any(f'"{name}"' in value for name in _OF_TOKENS)
+
+
+def rehearse(compiled: Compiled) -> str | None:
     """Follow the grammar at random for a while; why it cannot be followed, if so."""
-    matcher = xgrammar.GrammarMatcher(compiled)
-    size = compiled.tokenizer_info.vocab_size
+    matcher = xgrammar.GrammarMatcher(compiled.grammar)
+    size = compiled.grammar.tokenizer_info.vocab_size
     bitmask = xgrammar.allocate_token_bitmask(1, size)
+    slow_s = _SLOW_COUNTED_S if compiled.counts else _SLOW_S
+    first_s = time.process_time()
     choose = random.Random(0)
     bits = torch.arange(32, dtype=torch.int32)
     for _ in range(_REHEARSED_TOKENS):
@@ -114,8 +164,10 @@ def rehearse(compiled: xgrammar.CompiledGrammar) -> str | None:
             return "nothing satisfies it; change it so that some text does"
         token = int(allowed[choose.randrange(len(allowed))])
         matcher.accept_token(token)
-        if time.process_time() - began_s > _SLOW_S:
+        if time.process_time() - began_s > slow_s:
             return "it takes too long to follow; make it less ambiguous"
+        if compiled.counts and time.process_time() - first_s > _REHEARSED_COUNTED_S:
+            return None
         if matcher.is_terminated():
             matcher.reset()
     return None
@@ -150,6 +202,10 @@ def _sentence(message: str) -> str:
     return line[:300] or "it cannot be compiled"
 
 
+def _num_threads() -> int:
+    return min(MAX_THREADS, len(psutil.Process().cpu_affinity() or [0]))
+
+
 def _run_job(info: xgrammar.TokenizerInfo, job_pipe: int, result_pipe: int) -> None:
     with os.fdopen(job_pipe, "rb") as pipe:
         job = msgspec.msgpack.decode(pipe.read(), type=Job)
@@ -171,7 +227,7 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a fork
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(5)
+    os.nice(_NICENESS)
     torch.set_num_threads(1)
     info = tokenizer_info(engine_dir, vocab_size, stop_token_ids)
     assert info is not None, "the compiler starts this process only with a vocabulary"

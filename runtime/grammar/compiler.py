@@ -1,7 +1,7 @@
 """Constraints -> compiled grammars, off the engine's loop, tried in a process that may be lost.
 
-`compile` checks at once and answers with a future. Compiled grammars are kept, the last used
-longest. Knows no sequence and no token.
+`compile` checks at once and answers with a future. Compiled grammars and verdicts are kept, the
+last used longest. Knows no sequence and no token.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 import msgspec
 import xgrammar
 
-from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.grammar.child import Job, Verdict, build_grammar, tokenizer_info
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.grammar.child import Compiled, Job, Verdict, build_grammar, tokenizer_info
 from enginehouse.runtime.grammar.constraint import check, refusal
 from enginehouse.runtime.grammar.support import Support, installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
 
-DEFAULT_TIMEOUT_S = 10.0
+DEFAULT_TIMEOUT_S = 60.0
 _AT_ONCE = 4  # a grammar that hangs keeps one of these busy until its time is over
 _MAX_KEPT = 128
 _MAX_KEPT_BYTES = 256 << 20
 
-Grammar = Future[xgrammar.CompiledGrammar]
+Grammar = Future[Compiled]
 _Key = tuple[ConstraintKind, str]
 
 
@@ -76,7 +76,7 @@ class GrammarCompiler:
         checked = check(constraint, self._support)
         key = (checked.kind, checked.value)
         grammar = self._kept.get(key)
-        if grammar is None or grammar.cancelled() or (grammar.done() and grammar.exception()):
+        if grammar is None or grammar.cancelled() or _may_end_otherwise(grammar):
             grammar = self._kept[key] = self._threads.submit(self._compile, checked)
         self._kept.move_to_end(key)
         self._evict()
@@ -110,24 +110,31 @@ class GrammarCompiler:
                 if not grammar.cancelled() and grammar.exception() is None:
                     size -= grammar.result().memory_size_bytes
 
-    def _compile(self, constraint: Constraint) -> xgrammar.CompiledGrammar:
+    def _compile(self, constraint: Constraint) -> Compiled:
         child, info = self._running()
         spaces = self._support.any_whitespace
         job = Job(constraint.kind, constraint.value, self.timeout_s, spaces)
         began_s = time.monotonic()
         answer = child.run(msgspec.msgpack.encode(job))
         name = constraint.kind.value
-        if not answer and child.gone:
+        verdict = _read_verdict(answer)
+        if verdict is None and child.gone:
             raise EngineError("the grammar compiler stopped; its next request starts it again")
-        if not answer:
+        if verdict is None:
             slow = time.monotonic() - began_s >= self.timeout_s
             why = f"{self.timeout_s:g} seconds" if slow else "too much memory"
-            raise refusal(constraint, f"the {name} takes {why} to compile; make it simpler")
-        verdict = msgspec.msgpack.decode(answer, type=Verdict)
+            raise _Lost(
+                f"the {name} takes {why} to compile; make it simpler",
+                param=constraint.param,
+                code="invalid_value",
+            )
         if verdict.error is not None:
             used = self._support.version
             hint = "" if self._support.is_newest else f" (by xgrammar {used}; newer ones take more)"
             raise refusal(constraint, f"the {name} cannot be followed{hint}: {verdict.error}")
+        if verdict.compiled is not None:
+            grammar = xgrammar.CompiledGrammar.deserialize_json(verdict.compiled, info)
+            return Compiled(grammar, verdict.counts)
         return build_grammar(info, constraint.kind, constraint.value, spaces)
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
@@ -143,6 +150,24 @@ class GrammarCompiler:
                 self._info = tokenizer_info(*args)
             assert self._info is not None
             return self._child, self._info
+
+
+def _read_verdict(answer: bytes) -> Verdict | None:
+    """None where the process was lost before all of it was written."""
+    try:
+        return msgspec.msgpack.decode(answer, type=Verdict)
+    except msgspec.DecodeError:
+        return None
+
+
+class _Lost(RequestError):
+    """A refusal that another try may not repeat: by the clock, or by the machine's memory."""
+
+
+def _may_end_otherwise(grammar: Grammar) -> bool:
+    """Whether it failed by no fault of its own; a verdict on it is remembered like a result."""
+    error = grammar.exception() if grammar.done() else None
+    return error is not None and (isinstance(error, _Lost) or not isinstance(error, RequestError))
 
 
 class _Child:

@@ -22,7 +22,8 @@ from enginehouse.runtime.grammar.json_scalars import (
 from enginehouse.runtime.grammar.support import NEWEST, SchemaError, Support
 
 MAX_DEPTH = 64
-MAX_REPEAT = 10_000  # of maxLength, maxItems and the like: each is that many states
+MAX_REPEAT = 10_000  # of minLength, maxItems and the like: each is that many states
+MAX_LENGTH = 2**31 - 1  # of maxLength, which is counted
 MAX_NODES = 20_000  # each target of a $ref counted again: the engine waits for this walk
 
 _ANNOTATIONS = {
@@ -378,9 +379,10 @@ def _values_differ(schemas: list[dict[str, Any]]) -> bool:
 def _check_counts(node: dict[str, Any], path: str) -> None:
     for keyword in _COUNTS & node.keys():
         value = node[keyword]
-        if type(value) is not int or not 0 <= value <= MAX_REPEAT:
+        most = MAX_LENGTH if keyword == "maxLength" else MAX_REPEAT
+        if type(value) is not int or not 0 <= value <= most:
             raise SchemaError(
-                f"{path}.{keyword} is {str(value)[:40]}; wanted a number from 0 to {MAX_REPEAT}"
+                f"{path}.{keyword} is {str(value)[:40]}; wanted a number from 0 to {most}"
             )
 
 

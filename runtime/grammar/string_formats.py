@@ -22,3 +22,19 @@ PATTERNS = {  # stricter than xgrammar's own: no 31 February, no 01.1.1.1, no co
     "relative-json-pointer": f"^(0|[1-9][0-9]*)(#|{_POINTER})$",
 }
 BUILT_IN = {"email", "duration", "hostname", "uuid", "uri", "uri-reference", "uri-template"}
+_LABEL = "[0-9A-Za-z]([-0-9A-Za-z]{0,61}[0-9A-Za-z])?"
+_LONG_LABEL = "[0-9A-Za-z]([-0-9A-Za-z]*[0-9A-Za-z])?"
+_ATOM = "[0-9A-Za-z!#$%&'*+/=?^_`{|}~-]+"
+_IN_URI = "[0-9A-Za-z._~/?!$&'()*+,;=-]"
+# Of the formats that xgrammar has by itself: patterns to combine with others, each of some of what
+# the format takes.
+COMBINED = {
+    "email": rf"^{_ATOM}(\.{_ATOM})*@{_LONG_LABEL}(\.{_LONG_LABEL})+$",
+    "hostname": rf"^{_LABEL}(\.{_LABEL})*$",
+    "uuid": "^[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}$",
+    "uri": f"^[A-Za-z][0-9A-Za-z+.-]*:{_IN_URI}+(#{_IN_URI}*)?$",
+    "uri-reference": f"^{_IN_URI}*(#{_IN_URI}*)?$",
+    "uri-template": rf"^({_IN_URI}|\{{[0-9A-Za-z_]+\}})*$",
+    "duration": r"^P(\d+W|(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)(T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?"
+    r"|\d+S))?|T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S))$",
+}

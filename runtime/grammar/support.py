@@ -31,6 +31,7 @@ SINCE = {
     "every field of structural tags": "0.2.8",
     "max_whitespace_cnt": "0.2.8",
     "automata that are right": "0.2.1",  # before, see automata.py
+    "counted characters": "0.2.8",  # rules with max_chars, see counted.py
 }
 # What a structural tag may say to versions without "every field of structural tags", which pass
 # over fields they do not know.

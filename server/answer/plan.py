@@ -22,14 +22,18 @@ from enginehouse.server.text.reasoning import (
 )
 from enginehouse.server.tools.format import once
 from enginehouse.server.tools.tool_choice import ToolUse, as_constraint, as_tag
+from enginehouse.server.tools.unenforced import Unenforced
 
 
 class AnswerPlan(NamedTuple):
-    """new_parser: for each choice one. keep: special tokens the detokenizer shows it."""
+    """new_parser: for each choice one. keep: special tokens the detokenizer shows it. unenforced:
+    what the schemas say that the constraint does not.
+    """
 
     new_parser: Callable[[], AnswerParser]
     keep: frozenset[int]
     constraint: Constraint | None
+    unenforced: tuple[Unenforced, ...] = ()
 
 
 def plan_answer(
@@ -37,12 +41,14 @@ def plan_answer(
     prompt: str,
     tools: ToolUse,
     constraint: Constraint | None = None,
+    unenforced: tuple[Unenforced, ...] = (),
     *,
     reasoning: bool | None = None,
     include_reasoning: bool = True,
     continued: str = "",
 ) -> AnswerPlan:
-    """prompt: its text. constraint: of response_format, for an answer that calls no tool.
+    """prompt: its text. constraint: of response_format, for an answer that calls no tool; it says
+    all of it but for `unenforced`.
 
     continued: the text of the assistant's message that the answer goes on with.
 
@@ -77,12 +83,15 @@ def plan_answer(
     kept: tuple[str, ...] = (OPEN, CLOSE) if reasons or chat.reasons else ()
     if form is not None and tools.shown:
         kept += form.kept
-    constraint = _joined(chat, tools, constraint)
+    joined = _joined(chat, tools, constraint)
+    if form is not None and tools.shown and (tools.forced or constraint is not None):
+        unenforced = (*(() if tools.forced else unenforced), *tools.unenforced())
+    constraint = joined
     may_reason = (reasons or chat.reasons) and not prompt.rstrip().endswith(CLOSE)
     if constraint is not None and may_reason:
         tag = after_reasoning(as_tag(constraint), within)
         constraint = as_constraint(tag, constraint.param)
-    return AnswerPlan(new_parser, chat.pieces.ids_of(kept), constraint)
+    return AnswerPlan(new_parser, chat.pieces.ids_of(kept), constraint, unenforced)
 
 
 def _joined(chat: Chat, tools: ToolUse, constraint: Constraint | None) -> Constraint | None:

@@ -18,7 +18,7 @@ from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Generation, Terms
 from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
-from enginehouse.server.http.service import Service, fingerprint_of, tell_ignored, tell_repaired
+from enginehouse.server.http.service import Service, fingerprint_of, tell
 from enginehouse.server.prompt.prompts import echo_of, text_prompt
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import parse_chat_request
@@ -37,12 +37,13 @@ def chat_completions(service: Service) -> Response:
         prompt.text,
         asked.options.tools,
         asked.constraint,
+        asked.unenforced,
         reasoning=asked.separate_reasoning,
         include_reasoning=asked.include_reasoning,
         continued=asked.messages[-1].content if asked.options.continue_final_message else "",
     )
     check_constraint(asked.fields, plan.constraint)
-    asked = replace(asked, constraint=plan.constraint)
+    asked = replace(asked, constraint=plan.constraint, unenforced=plan.unenforced)
     terms = Terms(
         **_terms(service, info, asked),
         num_prompt_tokens=len(prompt.ids),
@@ -51,9 +52,9 @@ def chat_completions(service: Service) -> Response:
     )
     completion = Completion(terms, plan.new_parser, started_s=started_s)
     generation = _submit(service, asked, prompt.ids, info)
-    response = service.answer(completion, generation, asked.fields.stream)
-    tell_repaired(response, asked.repaired)
-    return tell_ignored(response, [*asked.ignored_fields, *service.chat.unread(asked.options)])
+    response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
+    ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
+    return tell(response, ignored, asked.unenforced, asked.repaired)
 
 
 def text_completions(service: Service) -> Response:
@@ -74,8 +75,8 @@ def text_completions(service: Service) -> Response:
     )
     completion = TextCompletion(terms, echoes, started_s=started_s)
     generation = _submit_all(service, asked, prompts, info)
-    response = service.answer(completion, generation, asked.fields.stream)
-    return tell_ignored(response, asked.ignored_fields)
+    response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
+    return tell(response, asked.ignored_fields, asked.unenforced)
 
 
 def _check(service: Service, asked: Asked) -> EngineInfo:

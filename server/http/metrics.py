@@ -84,6 +84,12 @@ class Metrics:
             "Texts that looked like calls of tools and were told as content",
             registry=registry,
         )
+        self._verdicts = Counter(
+            "enginehouse_schema_verdicts",
+            "Answers held against a schema of which not all was enforced: valid, invalid, unknown",
+            ["verdict"],
+            registry=registry,
+        )
         self._time_to_first_token = Histogram(
             "enginehouse_time_to_first_token_seconds",
             "From the request to the first token",
@@ -105,6 +111,9 @@ class Metrics:
 
     def count_answer(self, status: int) -> None:
         self._requests.labels(status=str(status)).inc()
+
+    def count_verdict(self, verdict: str) -> None:
+        self._verdicts.labels(verdict=verdict).inc()
 
     def count_completion(self, completion: Completion) -> None:
         """Count an answer at its end, whole or not."""

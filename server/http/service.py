@@ -31,12 +31,13 @@ from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
+from enginehouse.server.tools.unenforced import Unenforced
 from enginehouse.server.wire.responses import json_response
 
 LOG = logging.getLogger("enginehouse.server")
 
 _CLIENT_CLOSED_REQUEST = 499  # nginx's status: nobody reads it, but logs and metrics do
-_MAX_IGNORED_FIELDS = 16
+_MAX_NAMES, _MAX_NAME, _MAX_PATH = 16, 64, 256  # in a header, and characters of each
 _MAX_INLINE_BYTES = 64 * 1024  # a larger body is parsed beside the event loop
 
 T = TypeVar("T")
@@ -78,12 +79,16 @@ class Service:
         completion: Completion,
         generation: Generation | None,
         stream: bool,
+        unenforced: tuple[Unenforced, ...] = (),
     ) -> Response:
-        """Run the completion to its end, or to its first output and then as a stream."""
+        """Run the completion to its end, or to its first output and then as a stream.
+
+        unenforced: the schemas that its answers are held against then.
+        """
         watch = sse.DisconnectWatch(request.environ.get("gunicorn.socket"), generation)
         try:
             if stream:
-                return self._stream(completion, generation, watch)
+                return self._stream(completion, generation, watch, unenforced)
             with watch:
                 for _ in completion.run(generation):
                     pass
@@ -95,10 +100,34 @@ class Service:
             LOG.info("request %s: the client has gone", g.request_id)
             return Response(status=_CLIENT_CLOSED_REQUEST)
         self.metrics.count_completion(completion)
+        self._judge(completion, unenforced, g.request_id)
         return json_response(completion.whole())
 
+    def _judge(
+        self, completion: Completion, unenforced: tuple[Unenforced, ...], request_id: str
+    ) -> None:
+        """Hold what ended by itself against the schemas of which not all was enforced."""
+        for choice in completion.choices:
+            if not unenforced or choice.finish_reason not in ("stop", "tool_calls"):
+                continue
+            calls: list[tuple[str | None, str]] = [(c.name, c.arguments) for c in choice.calls]
+            for function, text in calls or [(None, choice.text)]:
+                for each in unenforced:
+                    if each.function == function:
+                        self._tell_verdict(each.verdict(text), each, request_id)
+
+    def _tell_verdict(self, verdict: str, of: Unenforced, request_id: str) -> None:
+        self.metrics.count_verdict(verdict)
+        level = logging.INFO if verdict == "valid" else logging.WARNING
+        paths = ", ".join(of.paths)[:500]
+        LOG.log(level, "request %s: not enforced: %s; the answer is %s", request_id, paths, verdict)
+
     def _stream(
-        self, completion: Completion, generation: Generation | None, watch: sse.DisconnectWatch
+        self,
+        completion: Completion,
+        generation: Generation | None,
+        watch: sse.DisconnectWatch,
+        unenforced: tuple[Unenforced, ...],
     ) -> Response:
         request_id = g.request_id
         stream = sse.Stream(completion, generation, self.settings.keepalive_s)
@@ -108,6 +137,7 @@ class Service:
             if stream.close():
                 LOG.info("request %s: the stream ended early", request_id)
             self.metrics.count_completion(completion)
+            self._judge(completion, unenforced, request_id)
 
         response = Response(sse.events(stream, request_id), headers=sse.HEADERS)
         response.call_on_close(close)
@@ -179,20 +209,26 @@ def fingerprint_of(info: EngineInfo) -> str:
     return "fp_" + info.digest.rpartition(":")[2][:12]
 
 
-def tell_ignored(
-    response: Response, names: Sequence[str], header: str = "X-Ignored-Fields"
+def tell(
+    response: Response,
+    ignored: Sequence[str],
+    unenforced: Sequence[Unenforced] = (),
+    repaired: Sequence[str] = (),
 ) -> Response:
-    """Name the fields that had no effect, once, in a header."""
-    if names:
-        response.headers[header] = ", ".join(
-            quote(name[:64], safe="[]") for name in names[:_MAX_IGNORED_FIELDS]
-        )
+    """Name, each in a header: the fields that had no effect, what of a schema is not enforced, and
+    what of the conversation was not taken as it came.
+    """
+    paths = [path for each in unenforced for path in each.paths]
+    for header, names, most in (
+        ("X-Ignored-Fields", ignored, _MAX_NAME),
+        ("X-Unenforced-Schema", paths, _MAX_PATH),
+        ("X-Repaired-Messages", repaired, _MAX_PATH),
+    ):
+        if names:
+            response.headers[header] = ", ".join(
+                quote(name[:most], safe="[]$") for name in names[:_MAX_NAMES]
+            )
     return response
-
-
-def tell_repaired(response: Response, names: Sequence[str]) -> Response:
-    """Name the fields of the conversation that were not taken as they came."""
-    return tell_ignored(response, names, "X-Repaired-Messages")
 
 
 def _read_body(max_bytes: int, timeout_s: float) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from flask import Response
 
-from enginehouse.server.http.service import Service, tell_ignored
+from enginehouse.server.http.service import Service, tell
 from enginehouse.server.prompt.prompts import check_token_ids, detokenize, tokenize
 from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.request.chat_request import (
@@ -49,7 +49,7 @@ def tokenize_route(service: Service) -> Response:
     }
     if shape.return_token_strs:
         answer["token_strs"] = [service.chat.pieces.name(token_id) for token_id in ids]
-    return tell_ignored(json_response(answer), [*ignored, *unread])
+    return tell(json_response(answer), [*ignored, *unread])
 
 
 def detokenize_route(service: Service) -> Response:
@@ -58,7 +58,7 @@ def detokenize_route(service: Service) -> Response:
     _check_model(service, shape.model)
     vocab_size = service.chat.tokenizer.get_vocab_size(with_added_tokens=True)
     check_token_ids(shape.tokens, vocab_size, "tokens")
-    return tell_ignored(json_response({"prompt": detokenize(service.chat, shape.tokens)}), ignored)
+    return tell(json_response({"prompt": detokenize(service.chat, shape.tokens)}), ignored)
 
 
 def apply_template_route(service: Service) -> Response:
@@ -71,7 +71,7 @@ def apply_template_route(service: Service) -> Response:
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
     text, unread = _render(service, shape)
-    return tell_ignored(json_response({"prompt": text}), [*ignored, *unread])
+    return tell(json_response({"prompt": text}), [*ignored, *unread])
 
 
 def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:

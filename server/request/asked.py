@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from enginehouse.runtime.request import Constraint, SamplingParams
 from enginehouse.server.request.constraints import read_constraint
+from enginehouse.server.tools.unenforced import Unenforced
 from enginehouse.server.wire.bodies import ChatBody, CompletionBody, Message
 from enginehouse.server.wire.refusal import refuse
 from enginehouse.server.wire.shapes import SamplingFields, Shape, StructuredOutputs
@@ -127,7 +128,7 @@ class Asked:
     """A request that is legal in every field that chat and text completions share.
 
     fields: as they were validated, with their defaults. max_tokens None: as many as fit.
-    num_logprobs None: none are told.
+    num_logprobs None: none are told. unenforced: what a schema says and the constraint does not.
     """
 
     fields: SamplingFields
@@ -135,6 +136,7 @@ class Asked:
     num_logprobs: int | None
     constraint: Constraint | None
     ignored_fields: tuple[str, ...]
+    unenforced: tuple[Unenforced, ...] = ()
 
     @property
     def num_sequences(self) -> int:
@@ -213,9 +215,15 @@ def read_common(fields: SamplingFields) -> dict[str, Any]:
                 "best_of",
                 "the best are known when all have ended; wanted no stream, or best_of equal to n",
             )
-    constraint = read_constraint(fields)
+    bound = read_constraint(fields)
+    constraint, unenforced = bound or (None, ())
     check_constraint(fields, constraint)
-    return {"fields": fields, "constraint": constraint, "ignored_fields": ignored}
+    return {
+        "fields": fields,
+        "constraint": constraint,
+        "unenforced": unenforced,
+        "ignored_fields": ignored,
+    }
 
 
 def check_constraint(fields: SamplingFields, constraint: Constraint | None) -> None:

@@ -8,12 +8,15 @@ Source: OpenAI's chat completion reference; vLLM's "Structured Outputs"; xgramma
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.runtime.request import Constraint, ConstraintKind
+from enginehouse.runtime.schemas.plain import Plain
+from enginehouse.server.tools.unenforced import Unenforced, plain_of, unenforced
 from enginehouse.server.wire.refusal import WANTED_FIELD, refuse, validate
 from enginehouse.server.wire.shapes import (
     MAX_GRAMMAR_CHARS,
@@ -25,47 +28,58 @@ from enginehouse.server.wire.shapes import (
 Kind = ConstraintKind
 
 
-def read_constraint(fields: SamplingFields) -> Constraint | None:
+class Bound(NamedTuple):
+    """What the answer follows, and what its schema says besides."""
+
+    constraint: Constraint
+    unenforced: tuple[Unenforced, ...] = ()
+
+
+def read_constraint(fields: SamplingFields) -> Bound | None:
     """The grammar that the request names; RequestError when it names two, or half of one."""
-    first: Constraint | None = None
-    for found in _constraints(fields):
-        if len(found.value) > MAX_GRAMMAR_CHARS:
-            refuse(
-                found.param,
-                f"found a grammar of {len(found.value)} characters; wanted at most "
-                f"{MAX_GRAMMAR_CHARS}",
-            )
+    first: Bound | None = None
+    for bound in _constraints(fields):
+        found = bound.constraint
+        _check_size(found.value, found.param)
         if first is not None:
-            refuse(found.param, f"contradicts {first.param}; wanted one of the two")
-        first = found
+            refuse(found.param, f"contradicts {first.constraint.param}; wanted one of the two")
+        first = bound
     return first
 
 
-def _constraints(fields: SamplingFields) -> Iterator[Constraint]:
-    if (constraint := _of_response_format(fields.response_format, "response_format")) is not None:
-        yield constraint
+def _check_size(text: str, param: str) -> None:
+    if len(text) > MAX_GRAMMAR_CHARS:
+        refuse(
+            param, f"found a grammar of {len(text)} characters; wanted at most {MAX_GRAMMAR_CHARS}"
+        )
+
+
+def _constraints(fields: SamplingFields) -> Iterator[Bound]:
+    if (bound := _of_response_format(fields.response_format, "response_format")) is not None:
+        yield bound
     if fields.structured_outputs is not None:
         yield from _of_structured_outputs(fields.structured_outputs)
     if fields.guided_json is not None:
         yield _json_schema(fields.guided_json, "guided_json")
     if fields.guided_regex is not None:
-        yield Constraint(Kind.REGEX, fields.guided_regex, "guided_regex")
+        yield Bound(Constraint(Kind.REGEX, fields.guided_regex, "guided_regex"))
     if fields.guided_choice:
-        yield Constraint(Kind.CHOICE, _text_of(fields.guided_choice), "guided_choice")
+        yield Bound(Constraint(Kind.CHOICE, _text_of(fields.guided_choice), "guided_choice"))
     if fields.guided_grammar is not None:
-        yield Constraint(Kind.EBNF, fields.guided_grammar, "guided_grammar")
+        yield Bound(Constraint(Kind.EBNF, fields.guided_grammar, "guided_grammar"))
 
 
-def _of_response_format(wanted: ResponseFormat, param: str) -> Constraint | None:
+def _of_response_format(wanted: ResponseFormat, param: str) -> Bound | None:
     _refuse_fields_of_another_type(wanted, param)
     if wanted.type == "json_object":
-        return Constraint(Kind.JSON_OBJECT, "", param)
+        return Bound(Constraint(Kind.JSON_OBJECT, "", param))
     if wanted.type == "json_schema":
         if wanted.json_schema is None:
             _missing(f"{param}.json_schema", WANTED_FIELD["json_schema"])
-        return _json_schema(wanted.json_schema.schema_, f"{param}.json_schema.schema")
+        schema, strict = wanted.json_schema.schema_, wanted.json_schema.strict
+        return _json_schema(schema, f"{param}.json_schema.schema", strict)
     if wanted.type == "structural_tag":
-        return Constraint(Kind.STRUCTURAL_TAG, _text_of(_structural_tag(wanted, param)), param)
+        return _tagged(_structural_tag(wanted, param), param)
     return None
 
 
@@ -101,19 +115,20 @@ def _structural_tag(wanted: ResponseFormat, param: str) -> dict[str, Any]:
     return {"type": "structural_tag", "format": form}
 
 
-def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Constraint]:
+def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Bound]:
     here = "structured_outputs"
     found = []
     if wanted.json_ is not None:
         found.append(_json_schema(wanted.json_, f"{here}.json"))
     if wanted.json_object:
-        found.append(Constraint(Kind.JSON_OBJECT, "", f"{here}.json_object"))
+        found.append(Bound(Constraint(Kind.JSON_OBJECT, "", f"{here}.json_object")))
     if wanted.regex is not None:
-        found.append(Constraint(Kind.REGEX, wanted.regex, f"{here}.regex"))
+        found.append(Bound(Constraint(Kind.REGEX, wanted.regex, f"{here}.regex")))
     if wanted.choice:
-        found.append(Constraint(Kind.CHOICE, _text_of(wanted.choice), f"{here}.choice"))
+        choice = _text_of(wanted.choice)
+        found.append(Bound(Constraint(Kind.CHOICE, choice, f"{here}.choice")))
     if wanted.grammar is not None:
-        found.append(Constraint(Kind.EBNF, wanted.grammar, f"{here}.grammar"))
+        found.append(Bound(Constraint(Kind.EBNF, wanted.grammar, f"{here}.grammar")))
     if wanted.structural_tag is not None:
         param = f"{here}.structural_tag"
         try:
@@ -127,8 +142,7 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Constraint]:
                 param=f"{param}.{error.param}",
                 code=error.code,
             ) from None
-        text = _text_of(_structural_tag(form, param))
-        found.append(Constraint(Kind.STRUCTURAL_TAG, text, param))
+        found.append(_tagged(_structural_tag(form, param), param))
     if not found:
         refuse(
             here,
@@ -138,8 +152,41 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> Iterator[Constraint]:
     yield from found
 
 
-def _json_schema(value: Any, param: str) -> Constraint:
-    return Constraint(Kind.JSON_SCHEMA, _text_of(_object_of(value, param)), param)
+def _json_schema(value: Any, param: str, strict: bool = False) -> Bound:
+    schema = _object_of(value, param)
+    _check_size(_text_of(schema), param)
+    plain = _plain(schema, param, strict)
+    constraint = Constraint(Kind.JSON_SCHEMA, _text_of(plain.schema), param)
+    return Bound(constraint, unenforced(schema, plain, param))
+
+
+def _plain(schema: Any, param: str, strict: bool = False) -> Plain:
+    """The schema as it is enforced; RequestError where it cannot be: all of it, when strict."""
+    try:
+        return plain_of(schema, strict)
+    except SchemaError as error:
+        refuse(param, str(error))
+
+
+def _tagged(tag: Any, param: str) -> Bound:
+    """A structural tag, whose schemas are enforced as far as they can be."""
+    left_out: list[str] = []
+
+    def plain(part: Any) -> Any:
+        if isinstance(part, list):
+            return [plain(item) for item in part]
+        if not isinstance(part, dict):
+            return part
+        result = {key: plain(value) for key, value in part.items() if key != "json_schema"}
+        if "json_schema" in part:
+            made = _plain(part["json_schema"], param)
+            left_out.extend(made.left_out)
+            result["json_schema"] = made.schema
+        return result
+
+    constraint = Constraint(Kind.STRUCTURAL_TAG, _text_of(plain(tag)), param)
+    paths = tuple(f"{param}.{path}" for path in left_out)
+    return Bound(constraint, (Unenforced(paths),) if paths else ())
 
 
 def _object_of(value: Any, param: str) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.grammar.json_schema import exact_schema
 from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.json_reader import to_json
+from enginehouse.server.tools.unenforced import Unenforced, plain_of, unenforced
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
 _COMBINED = ("type", "$ref", "anyOf", "oneOf", "allOf", "enum", "const")
@@ -40,22 +40,31 @@ class ToolFunction:
         function["parameters"] = dict(self.parameters or _NO_PARAMETERS)
         return {"type": "function", "function": function}
 
-    def schema(self) -> dict[str, Any]:
-        """What the arguments must be."""
+    def declared(self) -> dict[str, Any]:
+        """What the arguments must be, as the request says it."""
         schema = dict(self.parameters or {**_NO_PARAMETERS, "additionalProperties": False})
         if not any(key in schema for key in _COMBINED):
             schema = {"type": "object", **schema}
         return schema
 
+    def schema(self) -> dict[str, Any]:
+        """What the arguments are held to: of a strict function all that is declared."""
+        return plain_of(self.declared(), self.strict).schema
+
+    def unenforced(self, param: str) -> tuple[Unenforced, ...]:
+        """What of the schema, which `check_schema` has passed, is not enforced."""
+        declared = self.declared()
+        return unenforced(declared, plain_of(declared, self.strict), param, self.name)
+
     def check_schema(self, param: str) -> None:
         """RequestError at `param` when it is no object's, or cannot be enforced."""
-        schema = self.schema()
+        schema = self.declared()
         message = None
         if schema.get("type", "object") != "object":
             message = 'the arguments of a function are an object; wanted "type": "object"'
         else:
             try:
-                exact_schema(schema)
+                plain_of(schema, self.strict)
             except SchemaError as error:
                 message = str(error)
         if message is not None:

@@ -21,6 +21,7 @@ from enginehouse.server.tools.json_reader import to_json
 from enginehouse.server.tools.llama import GenericJson, LlamaJson
 from enginehouse.server.tools.mistral import mistral_of
 from enginehouse.server.tools.pythonic import Pythonic
+from enginehouse.server.tools.unenforced import Unenforced
 
 TOOL_FORMATS = (
     *("auto", "none", "llama3_json", "llama_pythonic", "hermes", "nemotron", "mistral", "json"),
@@ -123,9 +124,19 @@ class ToolUse:
         self._check_schemas(functions)
         return form.forced(functions, self.parallel and self.named is None)
 
+    def unenforced(self) -> tuple[Unenforced, ...]:
+        """What the schemas of forced calls say and `call_tag` does not."""
+        callable_ = self._callable()
+        return tuple(
+            each
+            for index, item in enumerate(self.functions)
+            if item in callable_
+            for each in item.unenforced(f"tools[{index}].function.parameters")
+        )
+
     def _check_schemas(self, functions: Sequence[ToolFunction]) -> None:
         """RequestError where one of them cannot be enforced, or all are too long together."""
-        size = sum(len(to_json(item.schema()).encode(errors="replace")) for item in functions)
+        size = sum(len(to_json(item.declared()).encode(errors="replace")) for item in functions)
         if size > MAX_VALUE_BYTES:
             raise RequestError(
                 f"tools: the schemas to enforce have {size} bytes; wanted at most "

@@ -139,7 +139,9 @@ class JsonSchema(Shape):
     schema_: Annotated[FreeObject, Field(alias="schema")]
     """The JSON schema the whole answer follows."""
     strict: bool = False
-    """The schema is enforced either way."""
+    """Refuse a schema of which something cannot be enforced, instead of naming that in
+    X-Unenforced-Schema.
+    """
 
 
 class TaggedSchema(Shape):

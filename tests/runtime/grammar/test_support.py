@@ -73,7 +73,7 @@ def compiled(kind: ConstraintKind, value: str, support: Support) -> xgrammar.Com
     verdict = try_grammar(vocabulary(), Job(checked.kind, checked.value, 10.0))
     if verdict.error is not None:
         raise RequestError(verdict.error)
-    return build_grammar(vocabulary(), checked.kind, checked.value)
+    return build_grammar(vocabulary(), checked.kind, checked.value).grammar
 
 
 def allowed(matcher: xgrammar.GrammarMatcher) -> list[int]:

@@ -57,7 +57,8 @@ def test_a_forced_call_may_begin_with_the_special_token_that_marks_it(
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     info = tokenizer_info(tmp_path, size, [stop_id])
     assert info is not None
-    matcher = xgrammar.GrammarMatcher(build_grammar(info, constraint.kind, constraint.value))
+    compiled = build_grammar(info, constraint.kind, constraint.value)
+    matcher = xgrammar.GrammarMatcher(compiled.grammar)
     mask = xgrammar.allocate_token_bitmask(1, size)
     ids = tokenizer.encode(form.call_text([TIME]), add_special_tokens=False).ids
     assert ids[0] == tokenizer.token_to_id(mark)

@@ -133,8 +133,8 @@ def named(name: str) -> dict[str, Any]:
 def test_a_schema_that_cannot_be_enforced_is_refused_at_its_place(
     http: FlaskClient, engine: ScriptedClient, fields: dict[str, Any], param: str
 ) -> None:
-    bad = {"type": "function", "function": {"name": "bad", "parameters": UNKNOWN}}
-    response = ask(http, tools=[*TOOLS, bad], **fields)
+    function = {"name": "bad", "parameters": UNKNOWN, "strict": True}
+    response = ask(http, tools=[*TOOLS, {"type": "function", "function": function}], **fields)
     error = response.json["error"]
     assert (response.status_code, error["param"]) == (400, param)
     assert error["message"].startswith(f"{param}: ")

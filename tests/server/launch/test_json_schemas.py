@@ -16,13 +16,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft7Validator, Draft202012Validator
 
 from makers.api_client import data_of
 from makers.gunicorn_server import MESSAGES, Server
 from makers.schemas import BAD, GOOD, ODD, as_text
 
 SCHEMAS = {**GOOD, **ODD, **BAD}
+# What the engine alone refuses, and the server says in other words first.
+REWRITTEN = {
+    *(
+        "all_of_two",
+        "ref_and_more",
+        "typo",
+        "fine_bound",
+        "draft_07_tuple",
+        "anchor_ref",
+        "huge_count",
+    ),
+}
 HEALTHY_TOKENS = 700
 AT_ONCE = 6
 LONGEST_SILENCE_S = 10.0  # between two tokens of the stream beside, on a machine that is shared
@@ -40,7 +52,7 @@ class Answer(NamedTuple):
 def ask(port: int, schema: Any, stream: bool) -> Answer:
     """Eighty tokens of two answers. The schema's own text is sent: not all of it is JSON."""
     head = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 80, "n": 2, "seed": 5}
-    inner = f'{{"name": "x", "schema": {as_text(schema)}}}'
+    inner = f'{{"name": "x", "strict": true, "schema": {as_text(schema)}}}'
     body = json.dumps({**head, "stream": stream})[:-1]
     body += f', "response_format": {{"type": "json_schema", "json_schema": {inner}}}}}'
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -112,7 +124,8 @@ def verdict(schema: Any, answer: Answer) -> str:
         assert answer.error["type"] == "invalid_request_error", answer
         assert answer.error["param"] or answer.error["code"] == "invalid_json", answer
         return "refused"
-    validator = Draft202012Validator(schema)
+    older = isinstance(schema, dict) and isinstance(schema.get("items"), list)
+    validator = (Draft7Validator if older else Draft202012Validator)(schema)
     finished = [
         text for text, reason in zip(answer.texts, answer.reasons, strict=True) if reason == "stop"
     ]
@@ -146,7 +159,8 @@ def test_each_of_two_hundred_schemas_gives_valid_json_or_a_400(server: Server) -
     print(f"\n{len(SCHEMAS)} schemas: {dict(counts)}; cut: {of(verdicts, 'cut')}")
     print(f"beside: {len(healthy.texts)} streams, {healthy.longest_silence_s:.2f} s of silence")
     assert wrong == {}
-    assert [name for name in BAD if verdicts[name] != "refused"] == []
+    refused = {name for name in BAD if verdicts[name] == "refused"}
+    assert refused == BAD.keys() - REWRITTEN
     assert [name for name in GOOD if verdicts[name] != "valid"] == []
     assert healthy.texts[1:] and len(set(healthy.texts)) == 1
     assert healthy.longest_silence_s < LONGEST_SILENCE_S
