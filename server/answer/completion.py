@@ -96,7 +96,7 @@ class Terms:
 
     num_sequences are generated for each of num_prompts; num_returned of them, the best by mean
     logprob, are told. num_logprobs None: no log probabilities are told. kept_ids: special
-    tokens whose text is shown to the parser.
+    tokens whose text is shown to the parser. only_calls: nothing else is asked for.
     """
 
     model: str
