@@ -19,6 +19,7 @@ from enginehouse.build.backends.tensorrt_llm import TensorRTLLMBackend
 from enginehouse.build.backends.torch import TorchBackend
 from enginehouse.build.convert.output_folder import refuse_foreign
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
+from enginehouse.build.plan.cuts import padding_price
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.source import SourceCheckpoint
@@ -110,10 +111,12 @@ def describe_plan(plan: BuildPlan, source: SourceCheckpoint) -> str:
     settings, config = plan.settings, plan.config
     quant = settings.quant + (f" g={plan.group_size}" if plan.group_size else "")
     cut = f"tp={settings.tp} pp={settings.pp}" if settings.format != "hf" else "format=hf"
+    price = padding_price(plan.unpadded, config)
     return (
         f"{source.name} ({config.architecture}, {plan.num_parameters / 1e6:.0f}M parameters) -> "
         f"{quant}, {cut}, {mib(sum(plan.rank_bytes))} on disk, "
-        f"about {mib(plan.peak_memory_bytes)} of memory to convert{_describe_windows(plan)}"
+        f"about {mib(plan.peak_memory_bytes)} of memory to convert"
+        f"{'; ' + price if price else ''}{_describe_windows(plan)}"
     )
 
 

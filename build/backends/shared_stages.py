@@ -85,7 +85,7 @@ def convert(work: Build) -> None:
     _check_disk(work.plan, work.output)
     hidden = unfinished(work.output, conversion_key(work.plan, work.source))
     work.directory, work.journal = work.folders.enter_context(hidden)
-    work.reference = ReferenceModel(work.plan.config, work.source)
+    work.reference = ReferenceModel(work.plan.unpadded, work.source)
     if not work.is_bare:  # soon refused
         write_tokenizer(work.source, work.directory)
     run_convert(work.plan, work.source, work.reference, work.directory, work.journal, work.progress)

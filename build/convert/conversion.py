@@ -55,11 +55,14 @@ def convert(
     largest = max(source_bytes(row, source) for unit in every for row in unit.rows)
     gate = _MemoryGate(2 * largest + _SPARE_BYTES)
 
+    def held(unit: Unit) -> int:
+        return unit_bytes(unit, config, source, plan.settings.format == "hf", plan.padding)
+
     def work(unit: Unit) -> None:
-        with gate.holding(unit_bytes(unit, config, source, plan.settings.format == "hf")):
+        with gate.holding(held(unit)):
             stored = [
                 item
-                for name, pieces in convert_unit(config, unit, source, calibration)
+                for name, pieces in convert_unit(config, unit, source, calibration, plan.padding)
                 for item in sink.put(unit.pp_rank, name, pieces)
             ]
         journal.record(unit.key, stored)

@@ -101,7 +101,8 @@ def _calibrate(
     if not left:
         return Calibration(scales)
     kind = LayerwiseAwq if plan.config.quantization.pre_quant_scale else LayerwiseFp8
-    walk = kind(plan.config, reference, sequences, journal.activations("layers"), min(left))
+    saved = journal.activations("layers")
+    walk = kind(plan.config, reference, sequences, saved, min(left), plan.padding)
     finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
     return Calibration(scales, walk)
 

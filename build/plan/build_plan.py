@@ -7,7 +7,6 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, tensor tables per tp and pp.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -17,7 +16,8 @@ from enginehouse.build.families.architectures import (
     stage_rows,
 )
 from enginehouse.build.families.hf_config import model_config
-from enginehouse.build.families.output_table import linear_shapes, output_tensors
+from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.families.padding import Padding, padding_of
 from enginehouse.build.forms.capabilities import check_gpu, kv_refusal, tensorrt_package
 from enginehouse.build.forms.exclude import with_excluded
 from enginehouse.build.forms.quantized_linear import QuantizedForm
@@ -25,6 +25,14 @@ from enginehouse.build.forms.weight_forms import (
     GROUP_SIZES,
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
+)
+from enginehouse.build.plan.cuts import (
+    CutModel,
+    check_int8,
+    check_mapping,
+    check_stages,
+    choose_group_size,
+    cut_model,
 )
 from enginehouse.build.plan.hf_layout import HF_QUANTS, HfLayout, check_format
 from enginehouse.build.plan.host_memory import peak_memory_bytes
@@ -45,6 +53,7 @@ MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 class BuildPlan:
     """A build that is legal. config carries mapping and quantization; settings.quant is settled.
 
+    unpadded: the source's model, of which padding makes config's.
     scale_dtype: of INT4 scales that the source has already; None for the model's.
     targets: the SMs that backend=tensorrt compiles for.
     builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
@@ -54,6 +63,8 @@ class BuildPlan:
 
     settings: BuildSettings
     config: ModelConfig
+    unpadded: ModelConfig
+    padding: Padding
     name: str
     max_seq_len: int
     max_num_tokens: int
@@ -89,8 +100,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         check_tensors(source.tensors, config)
     max_num_tokens = settings.max_num_tokens or MAX_NUM_TOKENS[settings.backend]
     max_seq_len = _check_limits(settings, config, max_num_tokens)
-    check_mapping(config, settings.tp, settings.pp)
-    config = config.with_mapping(Mapping(settings.tp, settings.pp))
+    check_stages(config, settings.pp)
+    unpadded = config = config.with_mapping(Mapping(settings.tp, settings.pp))
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
@@ -104,8 +115,15 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     if settings.format == "hf":
         check_format(settings, source, form.quantization)
     own = source.quantized is not None
-    quantization = _quantization(settings, config, form.quantization, own)
+    config, group_size = _cut(settings, unpadded, form.quantization, own)
+    quantization = form.quantization
+    if group_size is not None:
+        quantization = replace(quantization, group_size=group_size)
+    quantization = _quantization(settings, config, quantization, own)
     config = replace(config, quantization=quantization)
+    # The scale of a token is its largest number's: no head may be added that has a larger one.
+    rowwise = quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN"
+    padding = padding_of(unpadded, config, repeat_queries=rowwise)
     flags = check_flags(settings.trtllm_build or {}, facts_of(settings.quant, settings.gpu, config))
 
     tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
@@ -115,13 +133,15 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     return BuildPlan(
         settings=settings,
         config=config,
+        unpadded=unpadded,
+        padding=padding,
         name=settings.name or source.name,
         max_seq_len=max_seq_len,
         max_num_tokens=max_num_tokens,
-        group_size=quantization.group_size if settings.quant in GROUP_SIZES else None,
+        group_size=group_size,
         rank_bytes=tuple(size for size in stage_bytes for _ in range(settings.tp)),
-        peak_memory_bytes=peak_memory_bytes(config, source, settings),
-        num_parameters=sum(prod(shape) for shape in expected_shapes(config).values()),
+        peak_memory_bytes=peak_memory_bytes(config, source, settings, padding),
+        num_parameters=sum(prod(shape) for shape in expected_shapes(unpadded).values()),
         builder_flags=flags,
         scale_dtype=form.scale_dtype,
         targets=check_tensorrt(settings, config),
@@ -149,24 +169,37 @@ def _source_form(
     return form
 
 
+def _cut(
+    settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
+) -> CutModel:
+    """The model cut over its mapping, padded where it must and may be; PlanError where it cannot.
+
+    quantization: of the form; own: it is the source's, with a group size that stays.
+    """
+    quant, asked = settings.quant, settings.group_size
+    grouped = quant in GROUP_SIZES
+    if asked is not None and not grouped:
+        raise PlanError(
+            f"group_size is of no use with quant={quant}; wanted quant={', '.join(GROUP_SIZES)}"
+        )
+    asked = quantization.group_size if own and grouped else asked
+    if settings.pad and settings.format != "hf":
+        for_trtllm = settings.backend == "tensorrt_llm"
+        return cut_model(config, quant, asked, for_trtllm=for_trtllm, own=own)
+    check_mapping(config, settings.tp)
+    if quant == "int8":
+        check_int8(config)
+    return CutModel(config, choose_group_size(config, asked, quant, own) if grouped else None)
+
+
 def _quantization(
     settings: BuildSettings, config: ModelConfig, quantization: QuantConfig, own: bool
 ) -> QuantConfig:
     """The checkpoint's quantization object; PlanError for what a kernel or a GPU refuses.
 
-    quantization: of the form; own: it is the source's, with a group size that stays.
+    quantization: of the form, with its group size; own: it is the source's.
     """
     quant, kv_cache_dtype = settings.quant, settings.kv_cache_dtype
-    if quant in GROUP_SIZES:
-        asked = quantization.group_size if own else settings.group_size
-        group_size = choose_group_size(config, asked, quant, own)
-        quantization = replace(quantization, group_size=group_size)
-    elif settings.group_size is not None:
-        raise PlanError(
-            f"group_size is of no use with quant={quant}; wanted quant={', '.join(GROUP_SIZES)}"
-        )
-    if quant == "int8":
-        _check_int8(config)
     on_gpu = settings.backend == "tensorrt_llm" or settings.format == "hf"
     if quant != "none" and on_gpu and config.dtype == "float32":
         raise PlanError(
@@ -203,25 +236,6 @@ def _quantization(
         for row in stage_rows(config, pp_rank)
     )
     return with_excluded(settings.exclude, modules, quantization)
-
-
-def _check_int8(config: ModelConfig) -> None:
-    """PlanError where the weight-only kernel's tiles do not fit."""
-    untiled = _untiled(config)
-    if untiled is not None:
-        raise PlanError(
-            f"int8: {untiled} per rank at tp={config.mapping.tp_size}; its kernel wants multiples "
-            f"of 16 x 64; legal tp for int8: {_listed(legal_tp(config, int8=True))}: choose one of "
-            "them, or quant=none"
-        )
-
-
-def _untiled(config: ModelConfig) -> str | None:
-    """A linear that the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit, or None."""
-    for name, linear in linear_shapes(config).items():
-        if linear.in_features % 64 or linear.out_features % 16:
-            return f"{name} is {linear.out_features} x {linear.in_features}"
-    return None
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:
@@ -262,93 +276,3 @@ def _reach_of_yarn(config: ModelConfig) -> str:
         f", or write max_position_embeddings={reach}, which its yarn reaches, into config.json, "
         f"and {key}={original} into its rope"
     )
-
-
-def legal_tp(
-    config: ModelConfig, group_sizes: tuple[int, ...] = (), int8: bool = False
-) -> list[int]:
-    """The tensor parallel sizes this model can be cut over; with int4 groups, one must fit."""
-    sizes = []
-    for tp in range(1, config.num_attention_heads + 1):
-        cut = config.with_mapping(Mapping(tp, config.mapping.pp_size))
-        grouped = not group_sizes or any(_ungrouped(cut, size) is None for size in group_sizes)
-        if _uncut(config, tp) is None and grouped and not (int8 and _untiled(cut)):
-            sizes.append(tp)
-    return sizes
-
-
-def check_mapping(config: ModelConfig, tp: int, pp: int) -> None:
-    """PlanError unless heads, KV heads and the MLP divide over tp, and the layers over pp."""
-    key = _uncut(config, tp)
-    if key is not None:
-        raise PlanError(
-            f"{key}={getattr(config, key)} cannot be cut over tp={tp}; "
-            f"choose tp in {_listed(legal_tp(config))}"
-        )
-    if pp > config.num_hidden_layers:
-        raise PlanError(
-            f"num_hidden_layers={config.num_hidden_layers} cannot be cut over pp={pp}; "
-            f"choose pp in 1 to {config.num_hidden_layers}"
-        )
-
-
-def _uncut(config: ModelConfig, tp: int) -> str | None:
-    """The config key that tp does not divide. KV heads are duplicated when tp exceeds them."""
-    kv_heads = config.num_key_value_heads
-    if kv_heads % tp and tp % kv_heads:
-        return "num_key_value_heads"
-    if config.num_attention_heads % tp:
-        return "num_attention_heads"
-    inner = config.moe_intermediate_size
-    key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
-    return key if inner % tp else None
-
-
-def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
-    """Why int4 groups do not fit some linear, or None.
-
-    Beyond whole groups and the kernel's 64, TensorRT-LLM pads both axes of the whole linear to
-    multiples of group_size * tp and then wants a checkpoint of the padded shapes: such cuts are
-    refused too (seen in its own tables: SmolLM2 at group_size 128 has 640 for 576).
-    """
-    tp = config.mapping.tp_size
-    for name, linear in linear_shapes(config).items():
-        for axis, features in ((1, linear.in_features), (0, linear.out_features)):
-            word = ("out_features", "in_features")[axis]
-            if axis == linear.cut_axis:
-                if features % group_size:
-                    return f"{name} has {word}={features} per rank at tp={tp}"
-            elif features % (group_size * tp):
-                return f"{name} has {word}={features}, uncut at tp={tp}"
-    return None
-
-
-def choose_group_size(
-    config: ModelConfig, asked: int | None = None, quant: str = "int4", own: bool = False
-) -> int:
-    """The group size asked for, or the largest that fits every linear at this tp.
-
-    own: the one asked for is the source's, and no other can be chosen.
-    Raises PlanError naming the layer, its features per rank, the legal groups and legal tp.
-    """
-    sizes = GROUP_SIZES[quant]
-    legal = [size for size in sizes if _ungrouped(config, size) is None]
-    if asked is None and legal:
-        return legal[0]
-    if asked in legal:
-        return asked
-    if asked is not None and asked not in sizes:
-        raise PlanError(f"group_size={asked} has no kernel for {quant}; choose {_listed(sizes)}")
-    size = asked or sizes[-1]
-    found = f"{quant}: {_ungrouped(config, size)}, which group_size={size} does not fit; "
-    if own:
-        found += "the source has no other; legal tp for it: "
-        raise PlanError(found + _listed(legal_tp(config, (size,))))
-    raise PlanError(
-        f"{found}legal group_size at this tp: {_listed(legal)}; "
-        f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
-    )
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(str(number) for number in numbers) or "none"

@@ -25,4 +25,6 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         "dtype": plan.config.dtype,
     }
     unset = {key for key in _TENSORRT_ONLY if not settled[key]}
+    if not plan.padding.rows and not plan.padding.columns:  # nothing to choose
+        unset.add("pad")
     return {k: value for k, value in settled.items() if k not in unset.union(_NOT_CHOICES)}

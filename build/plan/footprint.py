@@ -13,7 +13,8 @@ from rich.table import Table
 
 from enginehouse.build.families.output_table import linear_shapes
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
-from enginehouse.build.plan.build_plan import BuildPlan, legal_tp
+from enginehouse.build.plan.build_plan import BuildPlan
+from enginehouse.build.plan.cuts import legal_tp, padding_price
 from enginehouse.runtime.config import ModelConfig
 
 GIB = 2**30
@@ -118,13 +119,15 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     groups = GROUP_SIZES.get(settings.quant, ())
     if plan.group_size and (settings.group_size or plan.scale_dtype):  # asked for, or the source's
         groups = (plan.group_size,)
-    legal = legal_tp(config, groups, int8=settings.quant == "int8")
+    legal = legal_tp(plan.unpadded, groups, int8=settings.quant == "int8")
+    price = padding_price(plan.unpadded, config)
     quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
     rows = [
         ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),
         ("form", f"{quant}; the rest {config.dtype}"),
         ("cut", f"TP {settings.tp} x PP {settings.pp} = {config.mapping.world_size} GPUs"),
         ("legal TP", ", ".join(map(str, legal)) or "none"),
+        *([("padding", price)] if price else []),
         ("on disk", f"{sum(plan.rank_bytes) / GIB:.2f} GiB in {len(plan.rank_bytes)} rank files"),
         ("peak host memory", f"about {plan.peak_memory_bytes / GIB:.2f} GiB to convert"),
         ("", ""),

@@ -8,6 +8,7 @@ import torch
 
 from enginehouse.build.families.architectures import expected_shapes, stage_rows
 from enginehouse.build.families.output_table import linear_shapes
+from enginehouse.build.families.padding import Padding
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.quantize.layerwise import SHARED_INPUTS
 from enginehouse.build.quantize.units import by_layer, is_whole
@@ -24,16 +25,18 @@ _SEARCH_BYTES = 512 << 20  # AWQ's trials, as measured
 
 
 def peak_memory_bytes(
-    config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings
+    config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings, padding: Padding
 ) -> int:
     """For the whole conversion, with calibration where it goes layer by layer."""
-    needed = _largest_whole(config, source, settings)
+    needed = _largest_whole(config, source, settings, padding)
     if by_layer(config.quantization) and source.quantized is None:
         needed = max(needed, _layer_bytes(config, settings))
     return _BASE_BYTES + needed
 
 
-def _largest_whole(config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings) -> int:
+def _largest_whole(
+    config: ModelConfig, source: SourceCheckpoint, settings: BuildSettings, padding: Padding
+) -> int:
     """The largest fused tensor that is held whole, as it is read, and once more in float32 or as it
     is written.
     """
@@ -43,7 +46,7 @@ def _largest_whole(config: ModelConfig, source: SourceCheckpoint, settings: Buil
     largest = 0
     for pp_rank in range(config.mapping.pp_size):
         for row in stage_rows(config, pp_rank):
-            if settings.format != "hf" and not is_whole(row, source, config):
+            if settings.format != "hf" and not is_whole(row, source, config, padding):
                 continue
             read = sum(
                 prod(shapes[name]) * (infos[name].dtype if infos else dtype).itemsize

@@ -75,6 +75,9 @@ class BuildSettings:
         False, "tensorrt: weights as constants of the plans, which each rank then has its own of"
     )
     tp: int = _choice(1, "tensor parallel GPUs")
+    pad: bool = _choice(
+        True, "heads and MLP columns that tp or the form does not divide are padded with zeros"
+    )
     pp: int = _choice(1, "pipeline parallel stages")
     backend: str = _choice(
         "torch", "what runs the engine", choices=("torch", "tensorrt", "tensorrt_llm")

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.forms.quantization import INT4_MAX, Int4Weight, stored_scale
-from enginehouse.build.quantize.compensation import InputMoments, round_compensated
+from enginehouse.build.quantize.compensation import (
+    InputMoments,
+    mean_of_live,
+    round_compensated,
+)
 
 ALPHAS = tuple(step / 10 for step in range(10))  # 0: no input scale at all
 SHRINKS = tuple(1 - step / 20 for step in range(9))  # of a group's largest magnitude, to 0.6
@@ -73,14 +77,16 @@ def search_prequant(
 
     mean: of each channel's magnitude, [in]; importance: what a squared error of a channel's
     weights costs, [in]. A channel that carries large inputs gets large weights, and so finer
-    steps. An even sample of the rows decides.
+    steps; one that nothing enters keeps 1. An even sample of the rows decides.
     """
+    live = mean > 0
     mean = mean.clamp(min=1e-5)
     weight = weight[:: -(-len(weight) // _SEARCH_ROWS)]
     best, best_error = torch.ones_like(mean, dtype=dtype), float("inf")
     for alpha in ALPHAS:
         powers = mean**alpha
-        powers = powers / (powers.amax() * powers.amin()).sqrt()
+        used = powers[live] if bool(live.any()) else powers
+        powers = torch.where(live, powers / (used.amax() * used.amin()).sqrt(), 1.0)
         prequant = (1 / powers.clamp(1e-4, 1e4)).to(dtype)
         factor = prequant.float()
         groups = (weight / factor).view(len(weight), -1, group_size)
@@ -138,7 +144,8 @@ def fit_prequant(weight: Tensor, rounded: Int4Weight, prequant: Tensor, second: 
     system = (whole.T @ whole).mul_(second)
     blocks = zip(whole.split(_FIT_COLUMNS, 1), second.split(_FIT_COLUMNS), strict=True)
     wanted = torch.cat([(columns.T @ weight).mul_(rows).sum(1) for columns, rows in blocks])
-    ridge = 1e-3 * float(system.diagonal().mean()) + 1e-12  # a channel of zeros keeps its factor
+    # a channel of zeros keeps its factor
+    ridge = 1e-3 * mean_of_live(system.diagonal()) + 1e-12
     system.diagonal().add_(ridge)
     factor: Tensor = torch.linalg.solve(system, wanted + ridge * prequant.float())
     return factor.to(prequant.dtype)

@@ -48,6 +48,14 @@ class InputMoments:
     def mean(self) -> Tensor:
         return self._sum / max(1, self._count)
 
+    def spread(self, order: Tensor) -> InputMoments:
+        """Those of a wider input, which these are moved to; order: as `spread` takes it."""
+        wider = InputMoments(0)
+        wider.second = spread(spread(self.take_second(), order).T, order).T
+        wider.drift = spread(spread(self.take_drift(), order).T, order).T
+        wider._sum, wider._count = spread(self._sum, order), self._count
+        return wider
+
     def take_second(self) -> Tensor:
         """`second`, which is not kept here any longer: it is the largest of all there is."""
         taken, self.second = self.second, self.second.new_empty(0, 0)
@@ -65,11 +73,27 @@ class InputMoments:
         """
         diagonal = self.second.diagonal()
         before = diagonal.clone()
-        diagonal.add_(DAMPING * float(before.mean()) + 1e-8)
+        diagonal.add_(DAMPING * mean_of_live(before) + 1e-8)
         try:
             yield self.second
         finally:
             diagonal.copy_(before)
+
+
+def spread(values: Tensor, order: Tensor) -> Tensor:
+    """values [..., in] -> [..., wider]: where each came from, a negative place being one that
+    nothing enters.
+    """
+    order = order.to(values.device)
+    return values.index_select(-1, order.clamp(min=0)).mul_(order >= 0)
+
+
+def mean_of_live(squares: Tensor) -> float:
+    """The mean over the channels that something enters, [in]: others, which padding has, do not
+    count. 0 where there are none.
+    """
+    live = squares[squares > 0]
+    return float(live.mean()) if len(live) else 0.0
 
 
 def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:

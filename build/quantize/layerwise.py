@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from enginehouse.build.families.padding import NO_PADDING, Padding
 from enginehouse.build.quantize.activations import SavedActivations
 from enginehouse.build.quantize.compensation import InputMoments
 from enginehouse.build.quantize.reference import ReferenceModel, fast_products
@@ -71,6 +72,9 @@ class LayerwiseWalk(ABC):
 
     layer: the one it stands before. An earlier run's activations are gone on with when they stand
     at `first`, the first layer that is still wanted, or before it.
+
+    The model runs as it is; what is given out is padded, and the same but for groups of INT4 that
+    lie otherwise.
     """
 
     def __init__(
@@ -80,8 +84,10 @@ class LayerwiseWalk(ABC):
         sequences: Sequence[Tensor],
         saved: SavedActivations,
         first: int = 0,
+        padding: Padding = NO_PADDING,
     ) -> None:
         self.config = config
+        self.padding = padding
         self.reference = reference
         self.saved = saved
         self._rotary = reference.rotary(max(len(ids) for ids in sequences))
@@ -139,8 +145,8 @@ class LayerwiseWalk(ABC):
     def _settle(
         self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
     ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-        """The checkpoint's tensors of linears that share an input, by name, and the weights in
-        float32 that they stand for.
+        """The checkpoint's tensors of linears that share an input, by name and padded, and the
+        weights in float32 that they stand for, without padding.
         """
 
     def _entering(self, x: Tensor, largest: float) -> Tensor:

@@ -6,12 +6,14 @@ Source: AWQ (Lin et al., 2023).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from enginehouse.build.forms.quantization import Int4Weight, fp8_scale
 from enginehouse.build.quantize.awq import AwqLinear, quantize_awq
+from enginehouse.build.quantize.compensation import spread
 from enginehouse.build.quantize.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.runtime.checkpoint.packing import pack_int4
 
@@ -25,9 +27,16 @@ class LayerwiseAwq(LayerwiseWalk):
         assert inputs.moments is not None
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         group_size = self.config.quantization.group_size
-        linear = quantize_awq(stacked(weights), inputs.moments, group_size, dtype)
+        weight, columns = stacked(weights), replace(self.padding, rows={})
+        order = columns.columns.get(modules[0].rpartition(".")[2])
+        if order is not None:  # groups lie in the inputs as they are padded
+            weight = columns.pad(f"{modules[0]}.weight", weight)
+            inputs = Inputs(inputs.moments.spread(order.now), spread(inputs.largest, order.now))
+        assert inputs.moments is not None
+        linear = quantize_awq(weight, inputs.moments, group_size, dtype)
         rows = [len(weight) for weight in weights]
-        return self._stored(modules, linear, rows, inputs), linear.dequantized().split(rows)
+        meant = columns.unpad(f"{modules[0]}.weight", linear.dequantized())
+        return self._stored(modules, linear, rows, inputs), meant.split(rows)
 
     def _stored(
         self, modules: Sequence[str], linear: AwqLinear, rows: list[int], inputs: Inputs
@@ -42,10 +51,12 @@ class LayerwiseAwq(LayerwiseWalk):
             extra["weights_scaling_factor_2"] = torch.tensor([fp8_scale(largest)])
             extra["activation_scaling_factor"] = torch.tensor([fp8_scale(entering)])
         result: dict[str, Tensor] = {}
+        padding = replace(self.padding, columns={})
         parts = zip(modules, q.split(rows), scale.split(rows), strict=True)
         for module, part, part_scale in parts:
-            result[f"{module}.weight"] = pack_int4(part)
-            result[f"{module}.weights_scaling_factor"] = part_scale
+            names = f"{module}.weight", f"{module}.weights_scaling_factor"
+            result[names[0]] = pack_int4(padding.pad(names[0], part))
+            result[names[1]] = padding.pad(names[1], part_scale)
             for name, tensor in extra.items():
                 result[f"{module}.{name}"] = tensor
         return result

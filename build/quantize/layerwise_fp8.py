@@ -49,6 +49,7 @@ class LayerwiseFp8(LayerwiseWalk):
             stored[f"{module}.weights_scaling_factor"] = scale
             stored[f"{module}.activation_scaling_factor"] = entering
         factor = scale.to(whole.device).view(-1, *[1] * (whole.ndim - 1))
+        stored = {name: self.padding.pad(name, tensor) for name, tensor in stored.items()}
         return stored, [part.float() * factor for part in parts]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import TensorRow, stage_rows
+from enginehouse.build.families.padding import NO_PADDING, Padding
 from enginehouse.build.forms.quantization import (
     check_finite,
     in_dtype,
@@ -127,18 +128,27 @@ def source_bytes(row: TensorRow, source: SourceCheckpoint) -> int:
     return sum(prod(info.shape) * info.dtype.itemsize for info in infos)
 
 
-def is_whole(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> bool:
+def is_whole(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding = NO_PADDING
+) -> bool:
     """Whether a row's tensor is held as one while it is converted, and not in pieces."""
     quantised = is_quantized(config.quantization, row.target)
     by_itself = source.quantized is None and not by_layer(config.quantization)
-    return (quantised and not by_itself) or not can_be_cut(row, source)
+    in_pieces = can_be_cut(row, source) and not padding.applies(row.target)
+    return (quantised and not by_itself) or not in_pieces
 
 
-def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint, uncut: bool) -> int:
+def unit_bytes(
+    unit: Unit,
+    config: ModelConfig,
+    source: SourceCheckpoint,
+    uncut: bool,
+    padding: Padding = NO_PADDING,
+) -> int:
     """What a unit takes at its peak: its sources, and a second time where they are changed; of
     what goes in pieces, next to nothing. uncut: the sink takes whole tensors.
     """
-    rows = [row for row in unit.rows if uncut or is_whole(row, source, config)]
+    rows = [row for row in unit.rows if uncut or is_whole(row, source, config, padding)]
     names = [name for row in rows for name in row.sources]
     kept = len(names) == 1 and not is_quantized(config.quantization, unit.rows[0].target)
     kept = kept and source.tensors.infos[names[0]].dtype == getattr(torch, config.dtype)
@@ -146,10 +156,15 @@ def unit_bytes(unit: Unit, config: ModelConfig, source: SourceCheckpoint, uncut:
 
 
 def convert_unit(
-    config: ModelConfig, unit: Unit, source: SourceCheckpoint, calibration: Calibration
+    config: ModelConfig,
+    unit: Unit,
+    source: SourceCheckpoint,
+    calibration: Calibration,
+    padding: Padding = NO_PADDING,
 ) -> Iterator[tuple[str, Pieces]]:
-    """The checkpoint's tensors of a unit, by their TensorRT-LLM names, uncut. The pieces of each
-    must be gone through before the next is asked for.
+    """The checkpoint's tensors of a unit, by their TensorRT-LLM names, uncut and padded. The pieces
+    of each must be gone through before the next is asked for. What calibration has quantised is
+    padded already.
     """
     pp_rank, rows = unit
     quantization = config.quantization
@@ -159,12 +174,13 @@ def convert_unit(
             dtype: torch.dtype = getattr(torch, config.dtype)
             if row.target.endswith("router.weight"):
                 dtype = torch.float32
-            shape, parts = _pieces(row, source, config)
+            shape, parts = _pieces(row, source, config, padding)
             yield row.target, Pieces(shape, (in_dtype(row.target, part, dtype) for part in parts))
     elif source.quantized is not None:
         for row in rows:
             for kind, tensor in source.quantized.engine_tensors(row.sources, config).items():
-                yield row.target.removesuffix("weight") + kind, Pieces.of(tensor)
+                name = row.target.removesuffix("weight") + kind
+                yield name, Pieces.of(padding.pad(name, tensor))
     elif by_layer(quantization):
         assert calibration.linears is not None
         local = _layer_of(rows[0].target)
@@ -173,14 +189,14 @@ def convert_unit(
             yield f"transformer.layers.{local}.{name}", Pieces.of(tensor)
     else:
         for row in rows:
-            yield from _convert_linear(row, source, config)
+            yield from _convert_linear(row, source, config, padding)
 
 
 def _convert_linear(
-    row: TensorRow, source: SourceCheckpoint, config: ModelConfig
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
 ) -> Iterator[tuple[str, Pieces]]:
     """A weight whose rows can each be quantised alone, then its scales."""
-    (height, width), parts = _pieces(row, source, config)
+    (height, width), parts = _pieces(row, source, config, padding)
     scales: list[Tensor] = []
     module = row.target.removesuffix("weight")
     if config.quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
@@ -206,8 +222,12 @@ def _convert_linear(
     yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
 
 
-def _pieces(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> Pieces:
-    """A row's tensor, in one piece where its recipe needs it whole."""
+def _pieces(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
+) -> Pieces:
+    """A row's tensor, padded; in one piece where its recipe or padding needs it whole."""
+    if padding.applies(row.target):
+        return Pieces.of(padding.pad(row.target, read_row(row, source, config)))
     if can_be_cut(row, source):
         return read_pieces(row, source)
     return Pieces.of(read_row(row, source, config))

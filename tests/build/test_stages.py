@@ -221,7 +221,7 @@ def test_two_builds_of_one_engine_do_not_meet(
     ("flags", "message"),
     [
         (["no/such/model"], "no/such/model"),
-        (["MODEL", "--tp", "3"], "choose tp in 1, 2, 4, 8"),
+        (["MODEL", "--tp", "3", "--no-pad"], "choose tp in 1, 2, 4, 8"),
         (["MODEL", "--pp", "9"], "choose pp in 1 to 2"),
         (["MODEL", "--max-seq-len", "4096"], "max_position_embeddings=2048"),
         (["MODEL", "--config", "missing.yaml"], "missing.yaml cannot be read"),

@@ -243,7 +243,7 @@ def test_a_cut_is_legal_exactly_when_the_contract_says_so(
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 64,
     }
-    values: dict[str, Any] = {"quant": form, "tp": tp, "max_seq_len": 64}
+    values: dict[str, Any] = {"quant": form, "tp": tp, "max_seq_len": 64, "pad": False}
     if form == "int4" and group is not None:
         values["group_size"] = group
     groups = (group,) if group is not None else (64, 128)
@@ -256,6 +256,15 @@ def test_a_cut_is_legal_exactly_when_the_contract_says_so(
         plan = make_plan(load_settings(values), source)
         assert form != "int4" or fits(hf, tp, form, plan.group_size or 0)
         return
+    try:  # padded, it is one that fits, or the hidden size does not
+        plan = make_plan(load_settings({**values, "pad": True, "backend": "tensorrt_llm"}), source)
+    except PlanError as error:
+        assert re.search("hidden_size=|more ranks than the MLP has columns", str(error))
+    else:
+        names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+        padded = {name: getattr(plan.config, name) for name in names}
+        assert fits({**hf, **padded}, tp, form, plan.group_size or 0)
+        assert all(padded[name] >= hf[name] for name in names)
     with pytest.raises(PlanError) as caught:
         make_plan(load_settings(values), source)
     listed = re.search(r"(?:choose tp in|legal tp for int\d:) ([\d, ]+|none)", str(caught.value))

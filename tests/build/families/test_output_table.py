@@ -12,7 +12,8 @@ import pytest
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.forms.weight_forms import OutputTensor
-from enginehouse.build.plan.build_plan import QUANT_CONFIGS, check_mapping, choose_group_size
+from enginehouse.build.plan.build_plan import QUANT_CONFIGS
+from enginehouse.build.plan.cuts import check_mapping, choose_group_size
 from enginehouse.runtime.config import Mapping
 from makers.paths import CONTRACT
 
@@ -68,7 +69,7 @@ def test_rank_files_equal_the_contract_after_loading(table: str, case: str) -> N
     tp, pp = (int(number) for number in re.findall(r"\d+", case))
     common = {"num_hidden_layers": 2, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5}
     config = model_config({**MODELS[table.split(".")[0]], **common}, "auto")
-    check_mapping(config, tp, pp)
+    check_mapping(config, tp)
     config = config.with_mapping(Mapping(tp, pp))
     quantization = QUANT_CONFIGS[QUANTS[table.split(".")[-1]]]
     if quantization.quant_algo == "W4A16_AWQ":

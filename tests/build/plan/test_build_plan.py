@@ -11,13 +11,8 @@ from typing import Any
 import pytest
 
 from enginehouse.build.forms.weight_forms import GROUP_SIZES, QUANT_CONFIGS
-from enginehouse.build.plan.build_plan import (
-    check_mapping,
-    choose_group_size,
-    legal_tp,
-    make_plan,
-    output_tensors,
-)
+from enginehouse.build.plan.build_plan import make_plan, output_tensors
+from enginehouse.build.plan.cuts import check_mapping, check_stages, choose_group_size, legal_tp
 from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
@@ -76,9 +71,9 @@ def test_rank_files_equal_the_contract(table: str, case: str) -> None:
         return
     if "illegal" in wanted:
         with pytest.raises(PlanError, match=f"cannot be cut over tp={mapping.tp_size}; choose tp"):
-            check_mapping(config, mapping.tp_size, mapping.pp_size)
+            check_mapping(config, mapping.tp_size)
         return
-    check_mapping(config, mapping.tp_size, mapping.pp_size)
+    check_mapping(config, mapping.tp_size)
     config = config.with_mapping(mapping)
     if table in PADDED:
         legal = "none; legal tp .*: none" if quant == "w4a8_awq" else "64; legal tp .*: 1, 3"
@@ -153,7 +148,8 @@ def test_an_illegal_cut_names_the_legal_ones(
     sizes: dict[str, int], tp: int, pp: int, wanted: str
 ) -> None:
     with pytest.raises(PlanError, match=wanted):
-        check_mapping(small_config(**sizes), tp, pp)
+        check_mapping(small_config(**sizes), tp)
+        check_stages(small_config(**sizes), pp)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +192,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> SourceCheckpoint:
 def test_the_tiny_checkpoint_can_be_planned(source: SourceCheckpoint, quant: str, tp: int) -> None:
     if (quant, tp) == ("w4a8_awq", 4):
         with pytest.raises(PlanError, match="w4a8_awq: .*; legal tp for w4a8_awq: 1, 2"):
-            make_plan(load_settings({"quant": quant, "tp": tp}), source)
+            make_plan(load_settings({"quant": quant, "tp": tp, "pad": False}), source)
         return
     plan = make_plan(load_settings({"quant": quant, "tp": tp, "pp": 2}), source)
     assert plan.name == "tiny-llama" and plan.max_seq_len == 2048
@@ -225,7 +221,7 @@ def test_a_config_alone_can_be_planned_but_not_built(
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [
-        ({"tp": 3}, "choose tp in 1, 2, 4, 8"),
+        ({"tp": 3, "pad": False}, "choose tp in 1, 2, 4, 8; or leave --no-pad out"),
         ({"max_seq_len": 4096}, "max_seq_len=4096 is above .*=2048; choose at most 2048"),
         ({"max_num_tokens": 8}, "max_num_tokens=8 is below max_batch_size=64"),
         ({"kv_block_size": 24}, "kv_block_size=24 is not a power of two"),

@@ -324,7 +324,7 @@ def test_a_folder_that_cannot_be_cut_again_is_refused_in_a_sentence(
         ("int4", {"quant": "fp8"}, "stays in the form int4"),
         ("int4", {"group_size": 128}, "is not the checkpoint's own, 64"),
         ("int4", {"dtype": "float16"}, "in bfloat16 again; leave dtype out"),
-        ("none", {"tp": 3}, "cannot be cut over tp=3"),
+        ("none", {"tp": 3, "pad": False}, "cannot be cut over tp=3"),
     ],
 )
 def test_a_plan_keeps_to_the_folders_own_form(
