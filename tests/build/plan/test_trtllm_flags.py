@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 from pathlib import Path
@@ -150,7 +151,9 @@ def test_flags_of_the_command_line_are_added_to_those_of_the_file(
 ) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("trtllm_build:\n  multiple_profiles: true\n  max_beam_width: 2\n")
-    args = cli.make_parser().parse_args(
+    parser = argparse.ArgumentParser()
+    cli.add_settings(parser)
+    args = parser.parse_args(
         ["m", "--trtllm-build", "max_beam_width=3", "--trtllm-build", "gather_context_logits"]
     )
     flags = {"trtllm_build": cli._pairs(args.trtllm_build)}

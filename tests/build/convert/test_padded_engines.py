@@ -9,13 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_engine
-from family_models import FAMILIES, load_family, logits_of, save_family
-from network_runner import NetworkRunner
-from quantized_writers import write_quantized
 from safetensors.torch import load_file
-from trtllm_double import install_double, trtllm_build
 
+from doubles.network_runner import NetworkRunner
+from doubles.trtllm_double import install_double, trtllm_build
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.cuts import cut_model
@@ -28,6 +25,9 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
+from makers.engines import build_engine
+from makers.family_models import FAMILIES, load_family, logits_of, save_family
+from makers.quantized_writers import write_quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
