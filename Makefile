@@ -59,7 +59,8 @@ doctor: install ## what works on this machine, and how to mend what does not
 # What a build prints on standard output is the engine's path, then two spaces and what became of it.
 serve: install ## build if need be, and serve: make serve [MODEL=... QUANT=... | ENGINE=...] PORT=...
 ifneq ($(MODEL)$(CONFIG),)
-	@engine=$$($(BUILD)) && exec $(BIN)/enginehouse serve "$${engine%%  (*}" --host $(HOST) --port $(PORT)
+	@engine=$$($(BUILD)) || { status=$$?; printf '%s\n' "$$engine"; exit $$status; }; \
+	  exec $(BIN)/enginehouse serve "$${engine%%  (*}" --host $(HOST) --port $(PORT)
 else
 ifeq ($(ENGINE),$(SAMPLE))
 	$(BIN)/enginehouse-build --quant int4_awq -o $(SAMPLE)

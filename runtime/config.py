@@ -1,4 +1,4 @@
-"""The words both floors share: ModelConfig, Mapping, QuantConfig.
+"""The words all floors share: ModelConfig, Mapping, QuantConfig.
 
 They are TensorRT-LLM's words, and `to_dict` / `from_dict` are its checkpoint
 `config.json`. This file knows no tensor and no Hugging Face name.

@@ -239,3 +239,15 @@ def test_a_wings_face_is_its_docstring(path: Path) -> None:
     assert "Imports " in text and "oes not " in text
     first = re.search(r"Read\s+`(\w+\.py)`\s+first", text)
     assert first and (path.parent / first[1]).is_file()
+
+
+@pytest.mark.parametrize("path", FACES, ids=lambda path: path.parent.name)
+def test_a_face_names_the_wings_of_its_floor_that_it_imports(path: Path) -> None:
+    floor, wing = path.parts[-3], path.parts[-2]
+    if floor == "scripts":  # the front door imports every floor, and says so
+        return
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+    [said] = re.findall(r"Imports (.*?) Does not ", text)
+    wings = {name.removeprefix(f"{floor}/") for name in drawn()[f"{floor}/{wing}"]}
+    wings = {name for name in wings if (path.parents[1] / name).is_dir()}
+    assert set(re.findall(r"`(\w+)/`", said)) == wings

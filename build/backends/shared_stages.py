@@ -1,6 +1,7 @@
 """The stages that several backends go through: digest, reuse, convert, verify, and the last, put.
 
-Each says its line of progress and its rule of resuming; none knows which backend it is run for.
+Each says its line of progress, where it has one, and what of an earlier build it goes on with; none
+knows which backend it is run for.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a chat completion's stream must be, to the letter, and what came in it.
 
-Fed lines, as connection.py gives them; without I/O. A chat forgives more: see answer_reader.py.
+Fed lines, as connection.py gives them; without I/O. A chat forgives more: see conversation.py.
 """
 
 from __future__ import annotations

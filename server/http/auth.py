@@ -1,4 +1,4 @@
-"""API keys, when the settings name any: `Authorization: Bearer KEY`.
+"""API keys, when the settings name any: `Authorization: Bearer KEY`, or `X-Api-Key: KEY`.
 
 Source: RFC 9110, section 11 (the scheme's name is case-insensitive), and RFC 6750.
 """

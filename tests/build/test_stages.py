@@ -6,12 +6,15 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from enginehouse.build import cli
+from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.stages import stages
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
@@ -289,3 +292,24 @@ def test_a_checkpoint_without_tokenizer_can_be_converted_but_not_served(
     assert cli.main([str(path), "-o", str(tmp_path / "e"), *SMALL]) == 2
     assert "tokenizer.json" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["ckpt", "m"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({"until": "plan"}, "plan"),
+        ({"until": "convert"}, "plan refuse convert put"),
+        ({"until": "compile"}, "plan refuse digest reuse convert compile put"),
+        ({}, "plan refuse digest reuse convert compile verify put"),
+        ({"backend": "tensorrt"}, "plan refuse digest reuse convert compile verify put"),
+        ({"backend": "tensorrt_llm"}, "plan refuse digest reuse refuse convert compile"),
+        ({"backend": "tensorrt_llm", "until": "convert"}, "plan refuse convert put"),
+        ({"format": "hf"}, "plan refuse digest convert manifest put"),
+        ({"format": "hf", "until": "plan"}, "plan"),
+    ],
+    ids=str,
+)
+def test_the_stages_of_a_build_are_chosen_from_its_settings(
+    settings: dict[str, Any], names: str
+) -> None:
+    assert " ".join(stage.name for stage in stages(load_settings(settings))) == names
