@@ -30,6 +30,10 @@ _HOST_SETTINGS = (
     ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
     ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
     ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
+    (
+        *("ENGINEHOUSE_GRAMMAR_TIMEOUT_S", "--grammar-timeout-s"),
+        *("[1-9][0-9]{0,5}", "a number of seconds"),
+    ),
 )
 
 _supervisor: HostSupervisor | None = None  # gunicorn runs its configuration again on SIGHUP

@@ -149,10 +149,11 @@ def test_a_missing_engine_is_one_sentence(
 
 def test_the_environment_is_handed_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"DETERMINISTIC": "1", "DEVICE": "cuda", "TP_SIZE": "4", "START_S": "90"}
+    values["GRAMMAR_TIMEOUT_S"] = "5"
     for name, value in values.items():
         monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
     flags = ["--deterministic", "--device", "cuda", "--tp-size", "4", "--start-s", "90"]
-    assert host_flags() == flags
+    assert host_flags() == [*flags, "--grammar-timeout-s", "5"]
     for name in values:
         monkeypatch.setenv(f"ENGINEHOUSE_{name}", "")
     assert host_flags() == []
