@@ -1,7 +1,8 @@
 """Every name a client has for a grammar -> one runtime Constraint, or none.
 
-OpenAI's response_format, vLLM's guided_* and structured_outputs. A request follows one grammar:
-two of them are a contradiction, and refused. Grammars are compiled by the engine, not here.
+OpenAI's response_format, vLLM's guided_* and structured_outputs, SGLang's regex and ebnf. A request
+follows one grammar: two are a contradiction, and refused. Grammars are compiled by the engine, not
+here.
 Source: OpenAI's chat completion reference; vLLM's "Structured Outputs"; xgrammar's structural tag.
 """
 
@@ -67,10 +68,16 @@ def _constraints(fields: SamplingFields) -> Iterator[Bound]:
         yield Bound(Constraint(Kind.CHOICE, _text_of(fields.guided_choice), "guided_choice"))
     if fields.guided_grammar is not None:
         yield Bound(Constraint(Kind.EBNF, fields.guided_grammar, "guided_grammar"))
+    if fields.regex is not None:
+        yield Bound(Constraint(Kind.REGEX, fields.regex, "regex"))
+    if fields.ebnf is not None:
+        yield Bound(Constraint(Kind.EBNF, fields.ebnf, "ebnf"))
 
 
 def _of_response_format(wanted: ResponseFormat, param: str) -> Bound | None:
     _refuse_fields_of_another_type(wanted, param)
+    if wanted.type == "json_object" and wanted.schema_ is not None:
+        return _json_schema(wanted.schema_, f"{param}.schema")
     if wanted.type == "json_object":
         return Bound(Constraint(Kind.JSON_OBJECT, "", param))
     if wanted.type == "json_schema":
@@ -86,12 +93,16 @@ def _of_response_format(wanted: ResponseFormat, param: str) -> Bound | None:
 def _refuse_fields_of_another_type(wanted: ResponseFormat, param: str) -> None:
     for field, owner in (
         ("json_schema", "json_schema"),
+        ("schema_", "json_object"),
         ("format", "structural_tag"),
         ("structures", "structural_tag"),
         ("triggers", "structural_tag"),
     ):
         if getattr(wanted, field) and wanted.type != owner:
-            refuse(f"{param}.{field}", f'contradicts type "{wanted.type}"; wanted type "{owner}"')
+            refuse(
+                f"{param}.{field.rstrip('_')}",
+                f'contradicts type "{wanted.type}"; wanted type "{owner}"',
+            )
 
 
 def _structural_tag(wanted: ResponseFormat, param: str) -> dict[str, Any]:

@@ -155,6 +155,8 @@ class TaggedSchema(Shape):
 class ResponseFormat(Shape):
     type: Literal["text", "json_object", "json_schema", "structural_tag"] = "text"
     json_schema: JsonSchema | None = None
+    schema_: Annotated[FreeObject | None, Field(alias="schema")] = None
+    """With json_object: the schema of the object, as llama.cpp has it."""
     format: FreeObject | None = None
     """With structural_tag: the format, as xgrammar has it."""
     structures: Annotated[list[TaggedSchema], FailFast(), Field(min_length=1)] = []
@@ -235,6 +237,10 @@ class SamplingFields(Shape):
     """xgrammar's EBNF; its first rule is `root`."""
     guided_choice: Choices = []
     """The answer is one of these texts."""
+    regex: GrammarText | None = None
+    """SGLang's name for guided_regex."""
+    ebnf: GrammarText | None = None
+    """SGLang's name for guided_grammar."""
     strict_fields: bool = False
     """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
     user: str | None = None

@@ -13,6 +13,8 @@ from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import ConstraintKind, FinishReason, Refusal, TokenOutput
 from enginehouse.server.request.chat_request import parse_chat_request
+from enginehouse.server.request.constraints import read_constraint
+from enginehouse.server.wire.bodies import CompletionBody
 from makers.api_client import ask, data_of, error_of
 
 SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"type": "string"}}}
@@ -226,3 +228,21 @@ def test_an_object_cut_by_the_limit_says_length(http: FlaskClient, engine: Scrip
     engine.script = [(0, TokenOutput(1, [90], FinishReason.LENGTH))]
     [choice] = ask(http, response_format={"type": "json_object"}).json["choices"]
     assert choice["finish_reason"] == "length"
+
+
+def test_other_servers_names_are_the_same_constraint() -> None:
+    def read(**fields: Any) -> Any:
+        bound = read_constraint(CompletionBody(model="m", prompt="p", **fields))
+        assert bound is not None
+        return bound.constraint
+
+    def same(one: Any, other: Any) -> bool:
+        return (one.kind, one.value) == (other.kind, other.value)
+
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    assert same(read(regex="a+"), read(guided_regex="a+"))
+    assert same(read(ebnf='root ::= "a"'), read(guided_grammar='root ::= "a"'))
+    bound = read(response_format={"type": "json_object", "schema": schema})
+    assert same(bound, read(guided_json=schema)) and bound.param == "response_format.schema"
+    with pytest.raises(RequestError, match="ebnf: contradicts regex"):
+        read(regex="a", ebnf="b")
