@@ -142,7 +142,10 @@ def test_a_port_that_is_taken_is_refused_at_once(
 
 def test_make_serve_becomes_the_verb() -> None:
     command = ["make", "-n", "serve", "ENGINE=engines/mine", "PORT=9000"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    env = {
+        key: value for key, value in os.environ.items() if not key.startswith(("MAKE", "MFLAGS"))
+    }
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == (
         "exec .venv/bin/enginehouse serve engines/mine --host 127.0.0.1 --port 9000"
