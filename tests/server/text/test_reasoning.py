@@ -96,3 +96,17 @@ def test_which_models_reason_and_when_a_prompt_has_begun_it() -> None:
     assert reasons(None, "think") and not reasons("</think>", "none")
     assert opens_reasoning("<|Assistant|><think>\n")
     assert not opens_reasoning("<think>\n\n</think>\n\n") and not opens_reasoning("hello")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "continued", "within"),
+    [
+        ("<think>", "", True),
+        ("a <think> b", "", False),
+        ("...<think>\nOkay", "<think>\nOkay", True),
+        ("...<think>\nOkay</think>\nParis", "<think>\nOkay</think>\nParis", False),
+        ("user: <think> assistant: Par", "Par", False),
+    ],
+)
+def test_a_begun_thought_is_gone_on_with(prompt: str, continued: str, within: bool) -> None:
+    assert opens_reasoning(prompt, continued) == within
