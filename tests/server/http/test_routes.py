@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,11 @@ def test_a_host_that_stands_still_is_not_ready(http: FlaskClient, engine: Script
     response = http.get("/health/ready")
     assert response.status_code == 503 and "nothing for 20 s" in error_of(response)["message"]
     assert http.get("/health/live").status_code == 200
+
+
+def test_a_compressed_body_is_refused_by_its_name(http: FlaskClient) -> None:
+    packed = gzip.compress(json.dumps({"model": "tiny/chat", "messages": [USER]}).encode())
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    response = http.post("/v1/chat/completions", data=packed, headers=headers)
+    assert response.status_code == 415
+    assert error_of(response)["message"].startswith('Content-Encoding: found "gzip"')
