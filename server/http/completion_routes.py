@@ -32,15 +32,17 @@ def chat_completions(service: Service) -> Response:
     asked = service.read(lambda body: parse_chat_request(body, max_messages))
     info = _check(service, asked)
     prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
-    plan = plan_answer(
-        service.chat,
-        prompt.text,
-        asked.options.tools,
-        asked.constraint,
-        asked.unenforced,
-        reasoning=asked.separate_reasoning,
-        include_reasoning=asked.include_reasoning,
-        continued=asked.messages[-1].content if asked.options.continue_final_message else "",
+    plan = service.beside(
+        lambda: plan_answer(
+            service.chat,
+            prompt.text,
+            asked.options.tools,
+            asked.constraint,
+            asked.unenforced,
+            reasoning=asked.separate_reasoning,
+            include_reasoning=asked.include_reasoning,
+            continued=asked.messages[-1].content if asked.options.continue_final_message else "",
+        )
     )
     check_constraint(asked.fields, plan.constraint)
     asked = replace(asked, constraint=plan.constraint, unenforced=plan.unenforced)
