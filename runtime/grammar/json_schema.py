@@ -62,6 +62,19 @@ def exact_schema(schema: Any, support: Support = NEWEST) -> dict[str, Any]:
     return _Walk(schema, support).run()
 
 
+def check_depth(depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise SchemaError(f"the schema is nested more than {MAX_DEPTH} deep; make it flatter")
+
+
+def check_num_nodes(count: int) -> None:
+    if count > MAX_NODES:
+        raise SchemaError(
+            f"the schema and what its references point to have more than {MAX_NODES} parts; "
+            "make it smaller"
+        )
+
+
 class _Walk:
     def __init__(self, root: Any, support: Support) -> None:
         self.root = root
@@ -90,14 +103,9 @@ class _Walk:
         return {**result, "$defs": self.defs} if self.defs else result
 
     def schema(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
-        if depth > MAX_DEPTH:
-            raise SchemaError(f"the schema is nested more than {MAX_DEPTH} deep; make it flatter")
+        check_depth(depth)
         self.num_nodes += 1
-        if self.num_nodes > MAX_NODES:
-            raise SchemaError(
-                f"the schema and what its references point to have more than {MAX_NODES} parts; "
-                "make it smaller"
-            )
+        check_num_nodes(self.num_nodes)
         if schema is True:
             return {}
         if not isinstance(schema, dict):

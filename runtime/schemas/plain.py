@@ -13,7 +13,12 @@ from typing import Any, NamedTuple
 
 from jsonschema.validators import Draft202012Validator, validator_for
 
-from enginehouse.runtime.grammar.json_schema import MAX_DEPTH, MAX_NODES, MAX_REPEAT
+from enginehouse.runtime.grammar.json_schema import (
+    MAX_DEPTH,
+    MAX_REPEAT,
+    check_depth,
+    check_num_nodes,
+)
 from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.runtime.schemas.disjoint import disjoint
 from enginehouse.runtime.schemas.merged import (
@@ -83,8 +88,7 @@ class _Walk:
         self.left_out.append(path)
 
     def schema(self, schema: Any, path: str, depth: int) -> Node:
-        if depth > MAX_DEPTH:
-            raise SchemaError(f"the schema is nested more than {MAX_DEPTH} deep; make it flatter")
+        check_depth(depth)
         if schema is True:
             return {}
         return self.finished(self.flat(schema, path), path, depth)
@@ -94,11 +98,7 @@ class _Walk:
     ) -> Node:
         """One node without $ref and allOf, or a $ref alone. follow: that one too."""
         self.num_nodes += 1
-        if self.num_nodes > MAX_NODES:
-            raise SchemaError(
-                f"the schema and what its references point to have more than {MAX_NODES} parts; "
-                "make it smaller"
-            )
+        check_num_nodes(self.num_nodes)
         if schema is True:
             return {}
         if schema is False:
@@ -351,9 +351,8 @@ class _Walk:
                     )
             node.pop("propertyNames", None)
         if node.get("minProperties", 0) > max(1, len(required)) and (rest is not False or patterns):
-            if made and rest is None:
-                pass  # closed, as names are given
-            else:
+            closed = bool(made) and rest is None  # as names are given
+            if not closed:
                 self.leave_out(f"{path}.minProperties", "stands where keys may be repeated")
                 del node["minProperties"]
         if patterns:
