@@ -29,7 +29,7 @@ from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable

@@ -37,8 +37,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.build.quantize.calibration import calibration_sequences
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_int4
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights

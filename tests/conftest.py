@@ -17,9 +17,9 @@ import pytest
 import torch
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 
 pytest.register_assert_rewrite("makers")
 

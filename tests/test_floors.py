@@ -119,6 +119,7 @@ build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
 build/families         forms source
 build/sources          forms source families  runtime/checkpoint
+build/resolve          source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/tensorrt
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
@@ -128,7 +129,7 @@ build/tensorrt_llm     progress forms source sources plan convert verify  runtim
 build/backends         progress forms source sources quantize plan convert tensorrt verify tensorrt_llm
 build/stages           progress source sources plan convert backends
 build/doctor           tensorrt_llm  runtime/machine runtime/grammar
-build/cli              progress sources plan tensorrt_llm backends stages doctor
+build/cli              progress resolve plan tensorrt_llm backends stages doctor
 build/command          cli
 
 server/text            runtime/grammar

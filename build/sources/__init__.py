@@ -1,5 +1,5 @@
-"""What the user named -> a source checkpoint: directories, .gguf files, quantised ones, hub ids.
+"""A folder or a file -> a source checkpoint: directories, .gguf files, quantised ones.
 
-Imports `forms/` and `families/`. Does not know what a build makes of a source; the contract that
-every source keeps is `build/source.py`. Read `resolve.py` first.
+Imports `forms/` and `families/`. Does not know where a model was found, nor what a build makes of
+a source; the contract that every source keeps is `build/source.py`. Read `hf_checkpoint.py` first.
 """

@@ -1,8 +1,8 @@
 """A GPU that is none: tensors that say they are on cuda:0, refuse those that are not, and count.
 
 Arithmetic is the CPU's; the two products over packed 4-bit weights, which torch has on GPUs only,
-and that of FP8, which is slow elsewhere, are written out here. What waits for the device is noted in `waits`: copies back, copies of memory
-that is not pinned, and shapes that depend on values.
+and that of FP8, which is slow elsewhere, are written out here. What waits for the device is noted
+in `waits`: copies back, copies of memory that is not pinned, and shapes that depend on values.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS, OutputTensor
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig

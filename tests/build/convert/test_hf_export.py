@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.quantize.units import read_row
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.config import ModelConfig

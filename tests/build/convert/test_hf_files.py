@@ -20,8 +20,8 @@ from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.hf_layout import HfLayout
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.quantize.units import Calibration
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import MANIFEST, read_engine
 from enginehouse.runtime.errors import CheckpointError, EngineError, PlanError
 from makers.engines import SourceMaker, build_engine

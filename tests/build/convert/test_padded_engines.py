@@ -17,8 +17,8 @@ from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.cuts import cut_model
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, unpack_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import ModelConfig

@@ -18,9 +18,9 @@ from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.build.stages import describe_plan
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4

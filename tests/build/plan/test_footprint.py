@@ -19,7 +19,7 @@ from enginehouse.build.plan.footprint import (
     print_page,
 )
 from enginehouse.build.plan.settings import load_settings
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from makers.paths import ROOT
 
 

@@ -14,8 +14,8 @@ from enginehouse.build import cli
 from enginehouse.build.convert import stage
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import CheckpointError
 from makers.engines import build_engine

@@ -18,7 +18,7 @@ from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.footprint import footprint, print_page
 from enginehouse.build.plan.settings import load_settings
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.errors import PlanError
 
 Configs = Callable[[str], Path]

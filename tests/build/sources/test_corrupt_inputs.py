@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.gguf_file import read_gguf
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import EnginehouseError
 from makers.engines import write_tiny_checkpoint
 from makers.gguf_writer import write_gguf

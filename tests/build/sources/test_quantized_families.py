@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from enginehouse.build import cli
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine

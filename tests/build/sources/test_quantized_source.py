@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
 from makers.engines import build_engine, write_tiny_checkpoint

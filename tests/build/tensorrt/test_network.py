@@ -11,7 +11,7 @@ from torch import Tensor
 
 from doubles.network_runner import NetworkRunner
 from enginehouse.build.forms.weight_forms import FP8_FORMS
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config

