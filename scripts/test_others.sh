@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS=1
 uv=$1
 shift
 packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy openai packaging pip
-  prometheus_client psutil pydantic pytest pyyaml pyzmq schemathesis setuptools tokenizers
+  prometheus_client psutil pydantic pytest pyyaml pyzmq regex schemathesis setuptools tokenizers
   transformers wheel)
 files=(tests/test_{floors,packaging}.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -122,7 +123,8 @@ class Service:
             for function, text in calls or [(None, choice.text)]:
                 for each in unenforced:
                     if each.function == function:
-                        self._tell_verdict(each.verdict(text), each, request_id)
+                        verdict = call_beside_the_loop(partial(each.verdict, text))
+                        self._tell_verdict(verdict, each, request_id)
 
     def _tell_verdict(self, verdict: str, of: Unenforced, request_id: str) -> None:
         self.metrics.count_verdict(verdict)

@@ -6,17 +6,16 @@ in a header, and the answer is held against the schema when it is there. Knows n
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
-from jsonschema.validators import Draft202012Validator, validator_for
 
 from enginehouse.runtime.grammar.json_schema import exact_schema
 from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.runtime.schemas.plain import Plain, plain_schema
+from enginehouse.server.tools.verdict import verdict_of
 
 
 class Unenforced(NamedTuple):
@@ -31,17 +30,7 @@ class Unenforced(NamedTuple):
 
     def verdict(self, text: str) -> str:
         """Of a text that was generated: valid or invalid by the schema, or unknown."""
-        if self.schema is None:
-            return "unknown"
-        try:
-            value = json.loads(text)
-        except ValueError:
-            return "invalid"
-        kind = validator_for(self.schema, Draft202012Validator)
-        try:
-            return "valid" if kind(self.schema).is_valid(value) else "invalid"
-        except Exception:  # a reference to elsewhere, a pattern that Python's re cannot read
-            return "unknown"
+        return "unknown" if self.schema is None else verdict_of(self.schema, text)
 
 
 def plain_of(schema: Mapping[str, Any], strict: bool) -> Plain:
