@@ -18,6 +18,7 @@ from enginehouse.server.text.reasoning import (
     OPEN,
     ReasoningParser,
     after_reasoning,
+    goes_on_thinking,
     opens_reasoning,
 )
 from enginehouse.server.tools.format import once
@@ -73,12 +74,14 @@ def plan_answer(
             )
     reasons = chat.reasons if reasoning is None else reasoning
     within = opens_reasoning(prompt, continued)
-    begun = reasons and within
+    begun, midway = reasons and within, reasons and goes_on_thinking(continued)
     form = chat.tool_format
 
     def new_parser() -> AnswerParser:
         parser = tools.parser(form)
-        return ReasoningParser(parser, begun, include_reasoning) if reasons else parser
+        if not reasons:
+            return parser
+        return ReasoningParser(parser, begun, include_reasoning, midway=midway)
 
     kept: tuple[str, ...] = (OPEN, CLOSE) if reasons or chat.reasons else ()
     if form is not None and tools.shown:

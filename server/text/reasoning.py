@@ -28,21 +28,30 @@ def opens_reasoning(prompt: str, continued: str = "") -> bool:
     return prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
 
 
+def goes_on_thinking(continued: str) -> bool:
+    """The assistant's message that the answer goes on with ends in the words of a thought."""
+    _, opened, thought = continued.rpartition(OPEN)
+    return bool(opened and thought.strip()) and CLOSE not in thought
+
+
 class ReasoningParser:
     """Splits the reasoning off; what follows it goes to `inner`.
 
-    begun: the answer begins within reasoning. shown false: the reasoning is dropped. Reasoning
-    that is never closed is all there is.
+    begun: the answer begins within reasoning. midway: and goes on with words of it, so that its
+    first white space parts them. shown false: the reasoning is dropped. Reasoning that is never
+    closed is all there is.
     """
 
-    def __init__(self, inner: AnswerParser, begun: bool = False, shown: bool = True) -> None:
+    def __init__(
+        self, inner: AnswerParser, begun: bool = False, shown: bool = True, *, midway: bool = False
+    ) -> None:
         self.num_failed = 0
         self._inner = inner
         self._shown = shown
         self._begun = begun
-        self._state = "before"  # before, thinking, after, answering
+        self._state = "thinking" if midway else "before"  # before, thinking, after, answering
         self._held = ""
-        self._is_empty = True  # no reasoning was given yet: white space is dropped
+        self._is_empty = not midway  # no reasoning was given yet: white space is dropped
 
     def push(self, text: str) -> list[Part]:
         parts = self._push(text)
