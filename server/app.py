@@ -21,6 +21,7 @@ from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.http import completion_routes, token_routes
 from enginehouse.server.http.auth import KeyRing
+from enginehouse.server.http.cors import Cors
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.service import Service
 from enginehouse.server.prompt.chat import Chat, load_chat
@@ -36,6 +37,8 @@ LOG = logging.getLogger("enginehouse.server")
 
 # The product page's base URL: whatever answers under /v1 answers there.
 _PAGE_BASE = "/v1/openai"
+# What stands between a text and the engine is vLLM's, outside /v1; clients look for it there too.
+_OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _POSTS = {
     "/v1/chat/completions": completion_routes.chat_completions,
@@ -65,18 +68,23 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_documents(app)
     _add_error_handlers(app)
     _add_request_ids(app, service.metrics)
+    _add_cors(app, Cors(settings.cors_origins))
     _add_keys(app, KeyRing(settings.api_keys))
     app.wsgi_app = _one_path(app.wsgi_app)  # type: ignore[method-assign,assignment]
     return app
 
 
 def _one_path(answer: WSGIApplication) -> WSGIApplication:
-    """Every name of a path as one: the page's base URL is /v1, doubled slashes are one."""
+    """Every name of a path as one: the page's base URL is /v1, doubled slashes are one, and what is
+    of texts is at the root.
+    """
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
         if path == _PAGE_BASE or path.startswith(f"{_PAGE_BASE}/"):
             path = "/v1" + path.removeprefix(_PAGE_BASE)
+        if path.removeprefix("/v1").rstrip("/") in _OF_TEXTS:
+            path = path.removeprefix("/v1")
         environ["PATH_INFO"] = path
         return answer(environ, start_response)
 
@@ -115,6 +123,10 @@ def _add_routes(app: Flask, service: Service) -> None:
     def get_model(name: str) -> Response:
         service.check_model(name.rstrip("/"))
         return json_response(service.model_card())
+
+    @app.get("/tokenizer_info")
+    def get_tokenizer_info() -> Response:
+        return token_routes.tokenizer_info_route(service)
 
     @app.get("/version")
     def get_version() -> Response:
@@ -189,6 +201,17 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
             del response.headers["Content-Type"]
         if request.path.startswith("/v1/"):
             metrics.count_answer(response.status_code)
+        return response
+
+
+def _add_cors(app: Flask, cors: Cors) -> None:
+    @app.before_request
+    def answer_preflight() -> Response | None:
+        return cors.preflight(request.method, request.headers)
+
+    @app.after_request
+    def tell_browser(response: Response) -> Response:
+        cors.tell(response, request.headers.get("Origin"))
         return response
 
 

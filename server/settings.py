@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -18,6 +19,9 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.tool_choice import TOOL_FORMATS
 
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
+_OWN_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")
+
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
@@ -25,7 +29,8 @@ class ServerSettings:
 
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
-    api_keys: none: every request is taken.
+    api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
+    every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
     template shows.
     """
@@ -40,6 +45,7 @@ class ServerSettings:
     keepalive_s: float = 15.0
     body_timeout_s: float = 60.0
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     tool_format: str = "auto"
     reasoning_format: str = "auto"
 
@@ -175,6 +181,18 @@ def _reasoning(variable: str, text: str) -> str:
     return _one_of(variable, text, REASONING_FORMATS)
 
 
+def _origins(variable: str, text: str) -> tuple[str, ...]:
+    """Between commas, in the form that browsers send: lower case, without a scheme's own port."""
+    origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
+    for origin in origins if origins != ["*"] else ():
+        if not _ORIGIN.fullmatch(origin):
+            raise EnginehouseError(
+                f"{variable}: {origin!r} is not an origin; wanted a scheme and a host without a "
+                "path, like https://chat.example.com or http://localhost:3000, or * alone for all"
+            )
+    return tuple(_OWN_PORT.sub(r"\1\2", origin) for origin in origins)
+
+
 def _one_of(variable: str, text: str, known: tuple[str, ...]) -> str:
     if text not in known:
         raise EnginehouseError(
@@ -189,6 +207,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_MAX_BODY_BYTES": ("max_body_bytes", _num_bytes),
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
+    "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
 }

@@ -32,6 +32,10 @@ _FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         "let in who has one of these keys, one a line",
     ),
     (
+        *("--cors-origins", "CORS_ORIGINS", {"metavar": "ORIGINS"}),
+        "let web pages of these origins ask, between commas; * for all",
+    ),
+    (
         *("--deterministic", "DETERMINISTIC", {"action": "store_const", "const": "1"}),
         "no neighbour in the batch can change an answer",
     ),

@@ -1,6 +1,7 @@
-"""/tokenize, /detokenize, /apply-template: what stands between a request and the engine.
+"""What stands between a request and the engine: /tokenize, /detokenize, /apply-template,
+/tokenizer_info.
 
-Bodies and answers of the first two are vLLM's; the third takes vLLM's fields for a conversation
+Bodies and answers are vLLM's, but that /apply-template takes vLLM's fields for a conversation
 and answers {"prompt": TEXT}, as llama.cpp's server does.
 """
 
@@ -13,6 +14,7 @@ from flask import Response
 
 from enginehouse.server.http.service import Service, tell
 from enginehouse.server.prompt.prompts import check_token_ids, detokenize, tokenize
+from enginehouse.server.prompt.tokenizer_info import tokenizer_info
 from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.request.chat_request import (
     check_num_messages,
@@ -72,6 +74,10 @@ def apply_template_route(service: Service) -> Response:
     _check_model(service, shape.model)
     text, unread = _render(service, shape)
     return tell(json_response({"prompt": text}), [*ignored, *unread])
+
+
+def tokenizer_info_route(service: Service) -> Response:
+    return json_response(tokenizer_info(service.chat, _max_messages(service)))
 
 
 def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:

@@ -42,7 +42,7 @@ class Chat:
     """The text side of an engine directory: template, tokenizer, token texts, stop tokens.
 
     tool_format: how the model writes calls; None: it is not to call tools. reasons: its answers
-    may begin with reasoning.
+    may begin with reasoning. tokenizer_config: the file's, as it is.
     """
 
     def __init__(
@@ -54,10 +54,12 @@ class Chat:
         tool_template: ChatTemplate | None = None,
         tool_format: str = "auto",
         reasoning_format: str = "auto",
+        tokenizer_config: dict[str, Any] | None = None,
     ) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
+        self.tokenizer_config = tokenizer_config or {}
         self.template = template
         self._tool_template = tool_template  # for requests with tools, where it is another
         shown = tool_template or template
@@ -182,7 +184,8 @@ def load_chat(engine_dir: Path, tool_format: str = "auto", reasoning_format: str
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the binding raises bare Exception, nothing narrower
         raise EngineError(f"{path} cannot be used: {error}") from None
-    config = _read_tokenizer_config(engine_dir)
+    tokenizer_config = _read_json(engine_dir / "tokenizer_config.json")
+    config = _read_tokenizer_config(tokenizer_config)
     template_path = engine_dir / "chat_template.jinja"
     source = config.chat_template
     if template_path.is_file():
@@ -198,6 +201,7 @@ def load_chat(engine_dir: Path, tool_format: str = "auto", reasoning_format: str
         tool_template=for_tools,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
+        tokenizer_config=tokenizer_config,
     )
 
 
@@ -229,8 +233,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _read_tokenizer_config(engine_dir: Path) -> _TokenizerConfig:
-    data = _read_json(engine_dir / "tokenizer_config.json")
+def _read_tokenizer_config(data: dict[str, Any]) -> _TokenizerConfig:
     special: dict[str, str | list[str]] = {}
     for key, value in data.items():
         if key.endswith("_token") and (text := _token_text(value)) is not None:

@@ -196,6 +196,21 @@ class Prompt(AnswerShape):
     prompt: str
 
 
+class TokenizerInfo(AnswerShape):
+    """What tokenizer_config.json says, of which no more than this is sure."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    tokenizer_class: str
+    bos_token: str | None
+    eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
+    chat_template: str | None
+    model_max_length: int | None
+    """The engine's context."""
+
+
 class Version(AnswerShape):
     version: str
 

@@ -92,6 +92,7 @@ OPERATIONS = (
         answers.Prompt,
         example={"messages": [_HELLO]},
     ),
+    Operation("get", "/tokenizer_info", "What the tokenizer is", (), answers.TokenizerInfo),
     Operation("get", "/version", "The server's version", (), answers.Version),
     Operation("get", "/health", "Whether it takes requests", (), answers.Status),
     Operation("get", "/health/ready", "The same", (), answers.Status),

@@ -40,6 +40,13 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
         ("ENGINEHOUSE_MAX_BODY_BYTES", "0"),
         ("ENGINEHOUSE_KEEPALIVE_S", "0"),
         ("ENGINEHOUSE_KEEPALIVE_S", "inf"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "chat.example.com"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "https://chat.example.com/"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "https://a.example, https://b.example/app"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "https://*.example.com"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "https://me@a.example"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "*, https://a.example"),
+        ("ENGINEHOUSE_CORS_ORIGINS", "null"),
     ],
 )
 def test_a_bad_setting_is_one_clear_sentence(
@@ -49,6 +56,26 @@ def test_a_bad_setting_is_one_clear_sentence(
     with pytest.raises(EnginehouseError, match="wanted") as caught:
         ServerSettings.from_environment(env)
     assert (value if value == "/nonexistent" else variable) in str(caught.value)
+
+
+def test_origins_are_kept_in_the_form_that_browsers_send(settings: ServerSettings) -> None:
+    env = {**ENVIRONMENT, "ENGINEHOUSE_ENGINE": str(settings.engine_dir)}
+
+    def origins(text: str) -> tuple[str, ...]:
+        given = {**env, "ENGINEHOUSE_CORS_ORIGINS": text}
+        return ServerSettings.from_environment(given).cors_origins
+
+    assert origins("") == () and origins(" * ") == ("*",)
+    assert origins("https://A.example:443,http://b:80, http://[::1]:3000") == (
+        "https://a.example",
+        "http://b",
+        "http://[::1]:3000",
+    )
+    assert origins("http://b:443,https://c:80,app://-") == (
+        "http://b:443",
+        "https://c:80",
+        "app://-",
+    )
 
 
 def test_the_server_takes_the_engine_s_formats_and_the_environment_s_before_them(

@@ -53,6 +53,7 @@ FLAGS = {
     "--host ::1": "BIND=[::1]:8000",
     "--workers 2": "WORKERS=2",
     "--name mine": "MODEL_NAME=mine",
+    "--cors-origins https://a.example": "CORS_ORIGINS=https://a.example",
     "--deterministic": "DETERMINISTIC=1",
     "--device cpu": "DEVICE=cpu",
     "--tp-size 2": "TP_SIZE=2",
