@@ -192,7 +192,7 @@ class Tokens(AnswerShape):
     token_strs: list[str] | None
 
 
-class Prompt(AnswerShape):
+class PromptText(AnswerShape):
     prompt: str
 
 

@@ -83,13 +83,15 @@ OPERATIONS = (
         answers.Tokens,
         example={"prompt": "What is the capital of France?"},
     ),
-    Operation("post", "/detokenize", "Text of tokens", (bodies.DetokenizeBody,), answers.Prompt),
+    Operation(
+        "post", "/detokenize", "Text of tokens", (bodies.DetokenizeBody,), answers.PromptText
+    ),
     Operation(
         "post",
         "/apply-template",
         "A conversation as the model reads it",
         (bodies.TemplateBody,),
-        answers.Prompt,
+        answers.PromptText,
         example={"messages": [_HELLO]},
     ),
     Operation("get", "/tokenizer_info", "What the tokenizer is", (), answers.TokenizerInfo),
@@ -163,7 +165,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
         error = {"application/json": {"schema": _ref(answers.Error)}}
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
     made: dict[str, Any] = {
-        "operationId": _operation_id(operation),
+        "operationId": operation_id(operation),
         "summary": operation.summary,
         "responses": responses,
     }
@@ -180,7 +182,7 @@ def _operation(operation: Operation) -> dict[str, Any]:
     return made
 
 
-def _operation_id(operation: Operation) -> str:
+def operation_id(operation: Operation) -> str:
     """`post_v1_chat_completions`: the name that generated clients give it."""
     words = re.findall(r"[a-z0-9]+", operation.path)
     return "_".join([operation.method, *words])
