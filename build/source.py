@@ -65,6 +65,7 @@ class SourceCheckpoint:
 
     quantized: of a checkpoint whose linears are quantised already; `tensors` then gives them
     dequantised. rows: of one whose tensors are fused already; its config is engine_config.
+    remarks: what was found in it that its user should hear of, a sentence each.
     """
 
     name: str
@@ -81,6 +82,7 @@ class SourceCheckpoint:
     quantized: QuantizedSource | None = None
     rows: RowSource | None = None
     engine_config: ModelConfig | None = None
+    remarks: tuple[str, ...] = ()
 
     def write_tokenizer(self, dest: Path) -> list[str]:
         """Write tokenizer, chat template and generation config into `dest`; return the names.

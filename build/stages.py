@@ -18,6 +18,7 @@ from enginehouse.build.backends.tensorrt import TensorRTBackend
 from enginehouse.build.backends.tensorrt_llm import TensorRTLLMBackend
 from enginehouse.build.backends.torch import TorchBackend
 from enginehouse.build.convert.output_folder import refuse_foreign
+from enginehouse.build.original import check_original
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.cuts import padding_price
 from enginehouse.build.plan.settings import BuildSettings
@@ -66,6 +67,8 @@ def with_settled_tokenizer(settings: BuildSettings, source: SourceCheckpoint) ->
 def settle(settings: BuildSettings, source: SourceCheckpoint, progress: BuildProgress) -> BuildPlan:
     """The plan; PlanError or CheckpointError for what cannot be made of model or tokenizer."""
     made = make_plan(settings, source)
+    for remark in source.remarks:
+        progress.note(remark)
     check_token_ids(source, made.config.vocab_size, progress.note)
     return made
 
@@ -103,6 +106,8 @@ def refuse(work: Build) -> None:
     if work.output.resolve() == source.path.resolve():
         raise PlanError(f"{work.output} is the source itself; choose another output")
     refuse_foreign(work.output, "convert" if settings.format == "hf" else settings.until)
+    if settings.verify_with == "transformers":
+        work.progress.note(check_original(source, work.plan.num_parameters))
     work.backend.check(work)
 
 

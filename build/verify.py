@@ -1,7 +1,7 @@
 """Does the engine say what the model says? Its logits against the unquantised model's.
 
 The answer comes through the engine's own executor, paged and batched as it will be served; the
-logits from the same loaded weights over the whole text at once. The reference runs layer by layer.
+logits from the same loaded weights over the whole text at once. Knows no reference's weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
@@ -73,14 +72,14 @@ class VerifyFigures(NamedTuple):
 
 def verify(
     engine: Engine,
-    reference: ReferenceModel,
+    truth_of: Callable[[Tensor], Tensor],
     first_token: int | None,
     max_mean_kl: float,
-    advance: Callable[[int], None] = lambda layers: None,
 ) -> VerifyFigures:
     """Let the engine answer a fixed prompt greedily, then compare logits over prompt, answer, text.
 
-    first_token: the model's BOS, if it was trained with one.
+    truth_of: the unquantised model's logits after each token of a text, int64 [tokens] -> float32
+    [tokens, vocab_size]. first_token: the model's BOS, if it was trained with one.
     """
     tokenizer = Tokenizer.from_file(str(engine.path / "tokenizer.json"))
     limits = engine.manifest.limits
@@ -103,7 +102,7 @@ def verify(
         logits = text_logits(executor, ids)
     finally:
         executor.close()
-    truth = reference.logits(reference.hidden_states([ids], advance=advance))[0]
+    truth = truth_of(ids)
     kl = kl_divergence(truth, logits)
     agreement = (truth.argmax(-1) == logits.argmax(-1)).float().mean()
     return VerifyFigures(

@@ -124,10 +124,11 @@ build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/tensorrt
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
-build/verify           quantize  runtime/checkpoint runtime/torch
+build/original         source
+build/verify           runtime/checkpoint runtime/torch
 build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
-build/backends         progress forms source sources quantize plan convert tensorrt verify tensorrt_llm
-build/stages           progress source sources plan convert backends
+build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm
+build/stages           progress source sources plan convert original backends
 build/doctor           tensorrt_llm  runtime/machine runtime/grammar
 build/cli              progress resolve plan tensorrt_llm backends stages doctor
 build/command          cli

@@ -7,16 +7,19 @@ knows which backend it is run for.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import psutil
+from torch import Tensor
 
 from enginehouse.build.backends.base import Build, BuildResult, Stage
 from enginehouse.build.convert.journal import conversion_key
 from enginehouse.build.convert.output_folder import made_parents, replace_folder, unfinished
 from enginehouse.build.convert.stage import run_convert
 from enginehouse.build.forms.weight_forms import FP8_FORMS
+from enginehouse.build.original import original_logits
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.choices import choices
 from enginehouse.build.progress import mib
@@ -101,7 +104,9 @@ def check_answer(work: Build) -> None:
         threshold = MAX_MEAN_KL[_rounded_form(plan, work.source)]
     engine = Engine(work.directory, plan.config, work.manifest)
     with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
-        figures = verify(engine, work.reference, work.source.bos_token_id, threshold, stage.advance)
+        figures = verify(
+            engine, partial(_truth, work, stage.advance), work.source.bos_token_id, threshold
+        )
         stage.finish(
             f"KL mean {figures.mean_kl:.4f}, max {figures.max_kl:.3f} nats; "
             f"top-1 agreement {figures.top1_agreement:.1%} of {figures.num_positions} positions"
@@ -114,6 +119,13 @@ def check_answer(work: Build) -> None:
             "another form, or set verify_max_mean_kl if this loss is acceptable"
         )
     work.manifest = msgspec.structs.replace(work.manifest, verify=figures._asdict())
+
+
+def _truth(work: Build, advance: Callable[[int], None], ids: Tensor) -> Tensor:
+    """The unquantised model's logits: int64 [tokens] -> float32 [tokens, vocab_size]."""
+    if work.plan.settings.verify_with == "transformers":
+        return original_logits(work.source, ids)
+    return work.reference.logits(work.reference.hidden_states([ids], advance=advance))[0]
 
 
 def put(work: Build) -> None:

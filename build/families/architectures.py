@@ -278,9 +278,3 @@ def check_tensors(source: TensorSource, config: ModelConfig) -> None:
                 f"tensor {name} has dtype {str(info.dtype).removeprefix('torch.')}: the checkpoint "
                 "is quantised already; give the unquantised one"
             )
-    extra = [name for name in infos if name.endswith("_proj.bias") and name not in wanted]
-    if extra:
-        raise CheckpointError(
-            f"tensor {extra[0]} is a bias that config.json does not announce "
-            "(attention_bias, mlp_bias): do config.json and the weights belong together?"
-        )

@@ -40,6 +40,7 @@ from enginehouse.build.plan.kv_scales import carries_kv_scales
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.plan.tensorrt_targets import check_tensorrt
 from enginehouse.build.plan.trtllm_flags import check_flags, facts_of
+from enginehouse.build.plan.unread import check_unread
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
@@ -105,6 +106,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
+    if source.has_weights:
+        check_unread(source.tensors, config, settings.ignore_tensors)
     if carries_kv_scales(settings, source, config):
         settings = replace(settings, kv_cache_dtype="fp8")
     if config.num_experts and settings.quant not in EXPERT_QUANTS:

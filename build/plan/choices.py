@@ -8,7 +8,7 @@ from typing import Any
 from enginehouse.build.plan.build_plan import BuildPlan
 
 # Where an engine is put or how far a build goes says nothing of the engine itself.
-_NOT_CHOICES = ("output", "until", "model", "workers")
+_NOT_CHOICES = ("output", "until", "model", "workers", "ignore_tensors")
 
 _TENSORRT_ONLY = ("plan_layers", "bake_weights")
 

@@ -62,6 +62,9 @@ class BuildSettings:
     exclude: str | None = _choice(
         None, "modules to leave unquantised: patterns such as *mlp.proj, separated by commas"
     )
+    ignore_tensors: str | None = _choice(
+        None, "tensors to pass over that no engine reads: patterns such as mtp.*, by commas"
+    )
     gpu: str | None = _choice(
         None, "the GPU that will serve; what it cannot run is refused", choices=tuple(GPU_SM)
     )
@@ -102,6 +105,11 @@ class BuildSettings:
     )
     calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")
     calib_length: int = _choice(512, "fp8, awq, KV cache: tokens of each text", minimum=16)
+    verify_with: str = _choice(
+        "reference",
+        "what the engine is compared with: our reading of the source, or transformers' own",
+        choices=("reference", "transformers"),
+    )
     verify_max_mean_kl: float | None = _choice(
         None, "mean KL divergence that fails a build; without it, by quant", minimum=0
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from enginehouse.build.resolve.hub import INSTEAD, Progress, fetch
 from enginehouse.build.resolve.sample import open_sample
+from enginehouse.build.resolve.stored_head import with_stored_head
 from enginehouse.build.resolve.text_part import text_part
 from enginehouse.build.resolve.zero_biases import with_zero_biases
 from enginehouse.build.source import SourceCheckpoint
@@ -53,4 +54,5 @@ def _open_directory(path: Path) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(path):
         return open_trtllm(path)
-    return open_quantized(with_zero_biases(text_part(open_checkpoint(path))))
+    source = with_zero_biases(text_part(open_checkpoint(path)))
+    return open_quantized(with_stored_head(source))

@@ -31,6 +31,7 @@ _DEFAULTS = {
     "rms_norm_eps": 1e-6,
 }
 _OUTER_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config")
+_TIE = "tie_word_embeddings"  # the whole model's, where it says so
 _PREFIXES = {
     "language_model.model.": "model.",  # on the disk
     "model.language_model.": "model.",  # in transformers' memory, and by those who write it out
@@ -50,6 +51,8 @@ def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
     }
     text = json_object(source.config, "text_config")
     config = {**_DEFAULTS, **outer, **text, "architectures": [_TEXT], "model_type": "gemma3_text"}
+    if source.config.get(_TIE) is not None:
+        config[_TIE] = source.config[_TIE]
     return replace(source, config=config, tensors=TextTensors(source.tensors))
 
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, stream
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams, TokenOutput
-from makers.engines import EngineMaker, build_engine
+from makers.engines import EngineMaker
 
 FLOAT32 = ExecutorOptions(compute_dtype="float32")
 PROMPTS = [
@@ -59,21 +58,6 @@ def test_greedy_tokens_equal_transformers_for_every_cut(
     executor = open_executor(engine, FLOAT32)
     together = generate(executor, requests(PROMPTS, greedy()))
     assert [together[i] for i in range(len(PROMPTS))] == tiny_answers
-
-
-def test_the_sample_model_equals_transformers(
-    sample_source: SourceCheckpoint, tmp_path: Path
-) -> None:
-    engine = build_engine(
-        sample_source, tmp_path / "sample", quant="none", dtype="float32", until="compile"
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        sample_source.path.parent, gguf_file=sample_source.path.name, dtype=torch.float32
-    )
-    prompts = [[504, 3575, 282, 4649, 314], [1, 9690, 198, 2683, 359, 253, 5356]]
-    executor = open_executor(engine, FLOAT32._replace(max_seq_len=256))
-    ours = generate(executor, requests(prompts, greedy()))
-    assert [ours[0], ours[1]] == answers_of_transformers(model, prompts)
 
 
 @pytest.mark.parametrize("quant", ["none", "int4", "fp8"])
