@@ -43,6 +43,16 @@ class ExecutorOptions(NamedTuple):
     grammars_at_once: bool = False
 
 
+def limit_within(name: str, asked: int | None, built: int) -> int:
+    """What was asked for, else what the engine was built for; EngineError when it is more."""
+    if asked is not None and asked > built:
+        raise EngineError(
+            f"{name}={asked} was asked for and the engine was built for {built}; "
+            f"ask for at most {built}, or build it again with more"
+        )
+    return asked or built
+
+
 def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_size: int) -> None:
     """RequestError for what no backend can run: a prompt of more than `longest` tokens, or ids
     that are not of the vocabulary.

@@ -122,12 +122,17 @@ class TokenOutput:
 
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
-    """One look at a running executor. Counters only grow; the rest are of this moment."""
+    """One look at a running executor. Counters only grow; the rest are of this moment.
+
+    num_remembered_kv_blocks: of the free ones, those that keep a prefix; None where the engine does
+    not say. num_prompt_tokens were computed, num_cached_tokens of prompts found in the KV cache.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
     num_kv_blocks: int = 0
     num_free_kv_blocks: int = 0
+    num_remembered_kv_blocks: int | None = None
     num_iterations: int = 0
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
@@ -137,7 +142,10 @@ class ExecutorStats:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What a server and its users must know of the engine that is running."""
+    """What a server and its users must know of the engine that is running.
+
+    kv_cache_bytes: what keys and values take at most, on each GPU or on the CPU.
+    """
 
     name: str
     model: str
@@ -151,6 +159,7 @@ class EngineInfo:
     vocab_size: int
     kv_block_size: int
     num_kv_blocks: int
+    kv_cache_bytes: int
     eos_token_ids: tuple[int, ...]
     digest: str
     created: int  # seconds since the epoch

@@ -29,6 +29,10 @@ class BlockMemory:
     def num_free(self) -> int:
         return self.pool.num_free
 
+    @property
+    def num_remembered(self) -> int:
+        return self.pool.num_remembered
+
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         shared: list[int] = []
         if self._shares(sequence):

@@ -45,7 +45,7 @@ class InflightExecutor(Generic[Runner]):
         self.scheduler = Scheduler(
             runner.memory, **runner.capacity._asdict(), deterministic=options.deterministic
         )
-        self.info = _describe(engine, self.scheduler)
+        self.info = _describe(engine, self.scheduler, runner.kv_cache_bytes)
         self.deterministic = options.deterministic
         self.grammars = GrammarCompiler(
             engine.path,
@@ -152,6 +152,7 @@ class InflightExecutor(Generic[Runner]):
             num_waiting=len(scheduler.waiting) + len(self._compiling),
             num_kv_blocks=scheduler.memory.num_blocks,
             num_free_kv_blocks=scheduler.memory.num_free,
+            num_remembered_kv_blocks=scheduler.memory.num_remembered,
             num_iterations=self._num_iterations,
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
@@ -231,7 +232,7 @@ class InflightExecutor(Generic[Runner]):
         return self._fail(sequence.request, error)
 
 
-def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
+def _describe(engine: Engine, scheduler: Scheduler, kv_cache_bytes: int) -> EngineInfo:
     config, manifest = engine.config, engine.manifest
     return EngineInfo(
         name=manifest.name,
@@ -246,6 +247,7 @@ def _describe(engine: Engine, scheduler: Scheduler) -> EngineInfo:
         vocab_size=config.vocab_size,
         kv_block_size=scheduler.memory.block_size,
         num_kv_blocks=scheduler.memory.num_blocks,
+        kv_cache_bytes=kv_cache_bytes,
         eos_token_ids=manifest.model.eos_token_ids,
         digest=manifest.digest,
         created=int(datetime.fromisoformat(manifest.created).timestamp()),

@@ -36,11 +36,17 @@ class BlockPool:
         self._hashes: list[BlockHash | None] = [None] * num_blocks
         self._by_hash: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._num_held_hashes = 0
 
     @property
     def num_free(self) -> int:
         """Blocks nobody holds, remembered ones included."""
         return len(self._free)
+
+    @property
+    def num_remembered(self) -> int:
+        """Blocks nobody holds that can still be found."""
+        return len(self._by_hash) - self._num_held_hashes
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked `num_free`."""
@@ -74,13 +80,16 @@ class BlockPool:
         """Hold blocks that `find_prefix` gave."""
         for block in blocks:
             self._references[block] += 1
-            self._free.pop(block, None)
+            if block in self._free:
+                del self._free[block]
+                self._num_held_hashes += 1
 
     def remember(self, block: int, block_hash: BlockHash) -> None:
-        """Let a full block be found by its hash; the first of two equal blocks wins."""
+        """Let a full block that is held be found by its hash; the first of two equal ones wins."""
         if self._hashes[block] is None and block_hash not in self._by_hash:
             self._hashes[block] = block_hash
             self._by_hash[block_hash] = block
+            self._num_held_hashes += 1
 
     def release(self, blocks: Sequence[int]) -> None:
         """Let go of a sequence's blocks. Its tail is evicted before its head."""
@@ -91,3 +100,5 @@ class BlockPool:
                 self._free[block] = None
                 if self._hashes[block] is None:  # nobody can find it: use it first
                     self._free.move_to_end(block, last=False)
+                else:
+                    self._num_held_hashes -= 1

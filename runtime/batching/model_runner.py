@@ -27,7 +27,7 @@ class ModelRunner(Protocol):
 
     device: where logits come from, and where sampling therefore runs. memory: what the scheduler
     gives out. pretrained: the longest context that longrope's short factors serve, None where
-    nothing changes with the length.
+    nothing changes with the length. kv_cache_bytes: what memory's blocks take in all, on each GPU.
     """
 
     @property
@@ -35,6 +35,9 @@ class ModelRunner(Protocol):
 
     @property
     def memory(self) -> KVMemory: ...
+
+    @property
+    def kv_cache_bytes(self) -> int: ...
 
     @property
     def capacity(self) -> Capacity: ...

@@ -33,6 +33,10 @@ class KVMemory(Protocol):
     @property
     def num_free(self) -> int: ...
 
+    @property
+    def num_remembered(self) -> int:
+        """Of the free ones, those that keep what a later sequence may share."""
+
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         """Give a waiting sequence room for all its tokens: how many of them need not be computed,
         or None when there is no room. others: some are running, and will want more.

@@ -7,6 +7,7 @@ was verified instead is in docs/tensorrt.md.
 from __future__ import annotations
 
 import logging
+import operator
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from enginehouse.runtime.batching.model_runner import Capacity
 from enginehouse.runtime.batching.sequence import Chunk
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.executor import ExecutorOptions, limit_within
 from enginehouse.runtime.tensorrt.commands import Command, KeepKernels, Start
 from enginehouse.runtime.tensorrt.followers import Followers
 from enginehouse.runtime.tensorrt.inputs import RotaryInputs
@@ -74,9 +75,9 @@ class TensorRTRunner:
         verify_files(engine)
         require_cuda()
         limits, config = engine.manifest.limits, engine.config
-        max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
-        batch = max(plan.batch for plan in built.plans)
-        max_batch_size = min(options.max_batch_size or limits.max_batch_size, batch)
+        max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
+        batch = min(limits.max_batch_size, max(plan.batch for plan in built.plans))
+        max_batch_size = limit_within("max_batch_size", options.max_batch_size, batch)
         max_num_tokens = options.max_num_tokens or limits.max_num_tokens
         self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
         num_ranks = config.mapping.tp_size
@@ -93,6 +94,8 @@ class TensorRTRunner:
             row_bytes = self._rank.row_bytes()
             batches = [min(max_batch_size, record.batch) for record in self._rank.records]
             counts = share_slots(contexts, row_bytes, memory_bytes, batches)
+            rows = sum(map(operator.mul, contexts, counts))
+            self.kv_cache_bytes = rows * row_bytes
             self._do(Start(counts, make_id() if num_ranks > 1 else b""))
             self._followers.answers()
             self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)

@@ -74,6 +74,11 @@ class SlotMemory:
     def num_free(self) -> int:
         return self.num_blocks - len(self._places)
 
+    @property
+    def num_remembered(self) -> int:
+        slots = (slot for pool in self._pools for slot in pool)
+        return sum(slot.sequence is None and bool(slot.tokens) for slot in slots)
+
     def place(self, sequence: Sequence) -> Place:
         return self._places[sequence]
 

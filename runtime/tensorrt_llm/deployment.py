@@ -23,7 +23,7 @@ from enginehouse.runtime.engine import (
     verify_digests,
 )
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.executor import ExecutorOptions, limit_within
 from enginehouse.runtime.machine.binding import (
     check_machine,
     has_engines,
@@ -59,8 +59,16 @@ class Deployment:
     max_num_tokens: int
     kv_block_size: int
     paged_context: bool  # paged context FMHA: what block reuse and chunked prefill need
+    kv_bytes_per_token: int  # on each GPU
     deterministic: bool = False
-    kv_cache_tokens: int | None = None
+    kv_cache_gib: float | None = None  # of each GPU; None: what is free there
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """How many tokens' keys and values kv_cache_gib holds."""
+        if self.kv_cache_gib is None:
+            return None
+        return int(self.kv_cache_gib * 2**30) // self.kv_bytes_per_token
 
     def info(self, num_kv_blocks: int) -> EngineInfo:
         manifest = self.manifest
@@ -77,6 +85,7 @@ class Deployment:
             vocab_size=self.vocab_size,
             kv_block_size=self.kv_block_size,
             num_kv_blocks=num_kv_blocks,
+            kv_cache_bytes=num_kv_blocks * self.kv_block_size * self.kv_bytes_per_token,
             eos_token_ids=manifest.model.eos_token_ids,
             digest=manifest.digest,
             created=int(datetime.fromisoformat(manifest.created).timestamp()),
@@ -161,15 +170,19 @@ def _of_engine(
         vocab_size=config.vocab_size,
         tp_size=mapping.tp_size,
         pp_size=mapping.pp_size,
-        max_seq_len=_limit("max_seq_len", options.max_seq_len, built["max_seq_len"]),
+        max_seq_len=limit_within("max_seq_len", options.max_seq_len, built["max_seq_len"]),
         max_input_len=built["max_input_len"],
-        max_batch_size=_limit("max_batch_size", options.max_batch_size, built["max_batch_size"]),
-        max_num_tokens=_limit("max_num_tokens", options.max_num_tokens, built["max_num_tokens"]),
+        max_batch_size=limit_within(
+            "max_batch_size", options.max_batch_size, built["max_batch_size"]
+        ),
+        max_num_tokens=limit_within(
+            "max_num_tokens", options.max_num_tokens, built["max_num_tokens"]
+        ),
         kv_block_size=plugins.get("tokens_per_block", 32),
         paged_context=bool(plugins.get("use_paged_context_fmha", True)),
         deterministic=options.deterministic,
-        kv_cache_tokens=_kv_cache_tokens(
-            options.kv_cache_gib or manifest.limits.kv_cache_gib,
+        kv_cache_gib=options.kv_cache_gib or manifest.limits.kv_cache_gib,
+        kv_bytes_per_token=_bytes_per_token(
             layers=-(-config.num_hidden_layers // mapping.pp_size),
             kv_heads=-(-config.num_key_value_heads // mapping.tp_size),
             head_size=config.head_size,
@@ -188,7 +201,7 @@ def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions
             f"num_attention_heads={config['num_attention_heads']} cannot be cut over tp={tp_size}; "
             "choose a divisor of it"
         )
-    max_seq_len = _limit("max_seq_len", options.max_seq_len, limits.max_seq_len)
+    max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
     return Deployment(
         path=directory,
         manifest=manifest,
@@ -204,8 +217,8 @@ def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions
         kv_block_size=32,
         paged_context=True,
         deterministic=options.deterministic,
-        kv_cache_tokens=_kv_cache_tokens(
-            options.kv_cache_gib or limits.kv_cache_gib,
+        kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+        kv_bytes_per_token=_bytes_per_token(
             layers=config["num_hidden_layers"],
             kv_heads=-(-(config.get("num_key_value_heads") or 1) // tp_size),
             head_size=config.get("head_dim")
@@ -215,22 +228,9 @@ def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions
     )
 
 
-def _limit(name: str, asked: int | None, built: int) -> int:
-    if asked is not None and asked > built:
-        raise EngineError(
-            f"{name}={asked} was asked for and the engine was built for {built}; "
-            f"ask for at most {built}, or build it again with more"
-        )
-    return asked or built
-
-
-def _kv_cache_tokens(
-    gib: float | None, *, layers: int, kv_heads: int, head_size: int, kv_algo: str | None
-) -> int | None:
-    """How many tokens' keys and values a GPU's `gib` hold; None when it takes what is free."""
-    if gib is None:
-        return None
-    return int(gib * 2**30) // (2 * layers * kv_heads * head_size * _KV_BYTES.get(kv_algo, 1))
+def _bytes_per_token(*, layers: int, kv_heads: int, head_size: int, kv_algo: str | None) -> int:
+    """What a token's keys and values take on each GPU."""
+    return 2 * layers * kv_heads * head_size * _KV_BYTES.get(kv_algo, 1)
 
 
 def llm_arguments(deployment: Deployment) -> dict[str, Any]:

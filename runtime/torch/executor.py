@@ -19,7 +19,7 @@ from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.executor import ExecutorOptions, limit_within
 from enginehouse.runtime.machine.device import (
     choose_device,
     choose_dtype,
@@ -33,6 +33,9 @@ from enginehouse.runtime.torch.step_plan import plan_attention
 # Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
 # it holds a step's activations, and its copies of the keys and values of one layer.
 _KV_SHARE = {"cpu": 0.25, "cuda": 0.6}
+# A CPU's memory is everyone's: no more than so many sequences of the full context take there, or as
+# much as the weights' files, if that is more.
+_FULL_SEQUENCES = 4
 
 
 class TorchRunner:
@@ -44,22 +47,23 @@ class TorchRunner:
             torch.set_num_threads(options.num_threads)
         self.device = choose_device(options.device)
         dtype = choose_dtype(options.compute_dtype or limits.compute_dtype, self.device)
-        max_seq_len = min(options.max_seq_len or limits.max_seq_len, limits.max_seq_len)
+        max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
         max_batch_size = options.max_batch_size or limits.max_batch_size
         max_num_tokens = options.max_num_tokens or limits.max_num_tokens
         self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
         block_size = limits.kv_block_size
         weights = CheckpointWeights(engine.path, engine.config)
         self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
+        block_bytes = block_size * PagedKVCache.bytes_per_token(engine.config, dtype)
         num_blocks = _num_blocks(
-            engine.config,
-            dtype,
-            block_size=block_size,
-            max_seq_len=max_seq_len,
-            max_batch_size=max_batch_size,
+            self.capacity,
+            block_size,
+            block_bytes,
             kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+            weight_bytes=_weight_bytes(engine),
             device=self.device,
         )
+        self.kv_cache_bytes = num_blocks * block_bytes
         scales = _kv_scales(engine.config, weights)
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
         shares = not options.deterministic
@@ -102,30 +106,45 @@ class TorchExecutor(InflightExecutor[TorchRunner]):
 
 
 def _num_blocks(
-    config: ModelConfig,
-    dtype: torch.dtype,
-    *,
+    capacity: Capacity,
     block_size: int,
-    max_seq_len: int,
-    max_batch_size: int,
+    block_bytes: int,
+    *,
     kv_cache_gib: float | None,
+    weight_bytes: int,
     device: torch.device,
 ) -> int:
-    """KV blocks to hold: as asked, else a share of free memory, at most what can ever be used."""
-    block_bytes = block_size * PagedKVCache.bytes_per_token(config, dtype)
-    needed = -(-max_seq_len // block_size)
+    """KV blocks to hold: as asked, else what suits the model and the free memory, at most what the
+    batch can ever use.
+    """
+    free = free_memory(device)
+    needed = -(-capacity.max_seq_len // block_size)
     if kv_cache_gib is None:
-        free = int(free_memory(device) * _KV_SHARE[device.type])
-        num_blocks = min(free // block_bytes, needed * max_batch_size)
+        memory_bytes = int(free * _KV_SHARE[device.type])
+        if device.type == "cpu":
+            suited = max(_FULL_SEQUENCES * needed * block_bytes, weight_bytes)
+            memory_bytes = min(memory_bytes, suited)
+        num_blocks = min(memory_bytes // block_bytes, needed * capacity.max_batch_size)
     else:
         num_blocks = int(kv_cache_gib * 2**30) // block_bytes
     if num_blocks < needed:
         raise EngineError(
             f"the KV cache holds {num_blocks * block_size} tokens; one sequence of "
-            f"max_seq_len={max_seq_len} needs {needed * block_bytes / 2**30:.2f} GiB: "
+            f"max_seq_len={capacity.max_seq_len} needs {needed * block_bytes / 2**30:.2f} GiB: "
             "raise kv_cache_gib or lower max_seq_len"
         )
+    if num_blocks * block_bytes > free:
+        raise EngineError(
+            f"kv_cache_gib={kv_cache_gib:g} was asked for and {free / 2**30:.2f} GiB are free on "
+            f"the {device.type}; ask for less, or leave it out"
+        )
     return num_blocks
+
+
+def _weight_bytes(engine: Engine) -> int:
+    """Of every rank's file, as the engine keeps its weights."""
+    files = engine.manifest.files
+    return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
 
 
 def _kv_scales(config: ModelConfig, weights: CheckpointWeights) -> list[float]:

@@ -16,6 +16,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from enginehouse.runtime.errors import HostUnavailable
+from enginehouse.runtime.request import ExecutorStats
 from enginehouse.server.answer.completion import Completion, EngineClient
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -38,8 +40,13 @@ class EngineCollector(Collector):
             ("num_requests_running", "Sequences in the batch", stats.num_running),
             ("num_requests_waiting", "Sequences that wait for a place", stats.num_waiting),
             ("kv_cache_blocks", "Blocks of the KV cache", stats.num_kv_blocks),
-            ("kv_cache_blocks_free", "Blocks that hold nothing", stats.num_free_kv_blocks),
-            ("kv_cache_usage_ratio", "Used share", num_used / max(1, stats.num_kv_blocks)),
+            ("kv_cache_blocks_free", "Blocks that no sequence holds", stats.num_free_kv_blocks),
+            (
+                "kv_cache_usage_ratio",
+                "Share that sequences hold",
+                num_used / max(1, stats.num_kv_blocks),
+            ),
+            *self._kv_cache_bytes(stats),
         )
         counters = (
             ("iterations", "Steps of the engine", stats.num_iterations),
@@ -49,13 +56,32 @@ class EngineCollector(Collector):
                 "Prompt tokens found in the KV cache",
                 stats.num_cached_tokens,
             ),
-            ("engine_prompt_tokens", "Prompt tokens of all clients", stats.num_prompt_tokens),
+            (
+                "engine_prompt_tokens",
+                "Prompt tokens computed, of all clients",
+                stats.num_prompt_tokens,
+            ),
             ("engine_generation_tokens", "Tokens of all clients", stats.num_generated_tokens),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"enginehouse_{name}", text, value=value)
         for name, text, value in counters:
             yield CounterMetricFamily(f"enginehouse_{name}", text, value=value)
+
+    def _kv_cache_bytes(self, stats: ExecutorStats) -> Iterator[tuple[str, str, float]]:
+        """How far the KV cache can go, and what it is at, on each GPU or on the CPU."""
+        try:
+            limit = self._client.info.kv_cache_bytes
+        except HostUnavailable:
+            return
+        yield "kv_cache_limit_bytes", "What keys and values take at most", limit
+        if stats.num_kv_blocks:
+            block_bytes = limit / stats.num_kv_blocks
+            held = (stats.num_kv_blocks - stats.num_free_kv_blocks) * block_bytes
+            yield "kv_cache_sequence_bytes", "Keys and values that sequences hold", held
+            if stats.num_remembered_kv_blocks is not None:
+                kept = stats.num_remembered_kv_blocks * block_bytes
+                yield "kv_cache_prefix_bytes", "Keys and values kept until others need room", kept
 
 
 class Metrics:

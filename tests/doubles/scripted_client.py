@@ -51,7 +51,9 @@ class ScriptedClient:
     def __init__(self, info: EngineInfo, script: Script = (), ready: bool = True) -> None:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
-        self.stats = ExecutorStats(num_running=3, num_kv_blocks=10, num_free_kv_blocks=4)
+        self.stats = ExecutorStats(
+            num_running=3, num_kv_blocks=10, num_free_kv_blocks=4, num_remembered_kv_blocks=3
+        )
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []
         self.generations: list[ScriptedGeneration] = []

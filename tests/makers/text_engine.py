@@ -88,6 +88,7 @@ def engine_info(max_seq_len: int = 256) -> EngineInfo:
         vocab_size=304,
         kv_block_size=16,
         num_kv_blocks=10,
+        kv_cache_bytes=10_000,
         eos_token_ids=(1,),
         digest="0" * 64,
         created=1_700_000_000,

@@ -97,6 +97,7 @@ class PoolMachine(RuleBasedStateMachine):
     def free_and_held_make_up_all(self) -> None:
         in_use = {block for holder in self.held for block in holder}
         assert self.pool.num_free == self.NUM_BLOCKS - len(in_use)
+        assert self.pool.num_remembered == len(self.names.keys() - in_use)
 
 
 TestPool = PoolMachine.TestCase

@@ -20,6 +20,7 @@ from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.host import messages, process
 from enginehouse.runtime.host.client import EngineClient, Generation
+from enginehouse.runtime.host.log_lines import TRAFFIC
 from enginehouse.runtime.host.process import EngineHost
 from enginehouse.runtime.request import (
     Constraint,
@@ -47,6 +48,7 @@ INFO = EngineInfo(
     vocab_size=100,
     kv_block_size=16,
     num_kv_blocks=8,
+    kv_cache_bytes=1 << 20,
     eos_token_ids=(2,),
     digest="sha256:0",
     created=0,
@@ -165,6 +167,17 @@ def test_every_choice_gets_its_own_tokens(client: EngineClient) -> None:
     assert client.info == INFO
     generation = client.submit([1, 2, 3], [SamplingParams(4), SamplingParams(2)])
     assert read(generation) == {0: [2, 3, 4, 2], 1: [2, 3]}
+
+
+def test_the_host_logs_its_throughput_while_sequences_run(
+    client: EngineClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(process, "_STATS_PERIOD_S", 0.001)
+    monkeypatch.setattr("enginehouse.runtime.host.throughput.PERIOD_S", 0.001)
+    caplog.set_level("INFO", TRAFFIC)
+    generation = client.submit([1], [SamplingParams(1_000_000)])
+    wait_until(lambda: "1 running, 0 waiting; prompt" in caplog.text, "a line of throughput")
+    generation.cancel()
 
 
 def test_many_requests_at_once_are_not_mixed_up(client: EngineClient) -> None:
@@ -348,6 +361,8 @@ def test_every_flag_of_the_host_reaches_the_executor(
 ) -> None:
     asked: list[ExecutorOptions] = []
     monkeypatch.setattr(process, "serve", lambda engine, at, options, fd: asked.append(options))
+    logged: list[tuple[str, bool]] = []
+    monkeypatch.setattr(process, "log_to_stderr", lambda *how: logged.append(how))
     wanted = ExecutorOptions(
         max_seq_len=64,
         max_batch_size=2,
@@ -365,7 +380,9 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
+    flags += ["--log-level=error", "--log-traffic"]
     command = [str(tmp_path), "--address", "ipc://x"]
     assert process.main([*command, *flags]) == process.main(command) == 0
     assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]
+    assert logged == [("error", True), ("info", False)]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)

@@ -205,3 +205,58 @@ def test_a_bias_on_a_token_that_is_none_is_refused(executor: Executor) -> None:
 def test_a_cache_too_small_for_one_sequence_is_refused(make_engine: EngineMaker) -> None:
     with pytest.raises(EngineError, match="one sequence of max_seq_len=2048 needs .* GiB"):
         open_executor(make_engine(), ExecutorOptions(kv_cache_gib=0.0001))
+
+
+def test_a_cache_larger_than_what_is_free_is_refused(make_engine: EngineMaker) -> None:
+    message = "kv_cache_gib=1e.09 was asked for and .* GiB are free on the cpu; ask for less"
+    with pytest.raises(EngineError, match=message):
+        open_executor(make_engine(), ExecutorOptions(kv_cache_gib=1e9))
+
+
+@pytest.mark.parametrize(
+    ("free", "batch", "sequences"),
+    [
+        (1 << 40, 8, 4),  # of the full context, whatever is free
+        (1 << 40, 2, 2),  # what the batch can use
+        (12 * 2048 * 2048, 8, 3),  # a quarter of what is free; a token takes 2048 bytes
+    ],
+)
+def test_a_cache_that_nobody_sized_suits_the_model(
+    make_engine: EngineMaker,
+    monkeypatch: pytest.MonkeyPatch,
+    free: int,
+    batch: int,
+    sequences: int,
+) -> None:
+    monkeypatch.setattr("enginehouse.runtime.torch.executor.free_memory", lambda device: free)
+    engine = make_engine(quant="none", dtype="float32")
+    info = open_executor(engine, FLOAT32._replace(max_batch_size=batch)).info
+    assert info.num_kv_blocks * info.kv_block_size == sequences * 2048
+    assert info.kv_cache_bytes == sequences * 2048 * 2 * 4 * 32 * 4 * 2
+
+
+def test_a_cache_may_take_as_much_as_the_weights(make_engine: EngineMaker) -> None:
+    """Short contexts: four sequences take less than the weights do."""
+    engine = make_engine(quant="none", dtype="float32")
+    info = open_executor(engine, FLOAT32._replace(max_seq_len=32, max_batch_size=1000)).info
+    weights = (engine / "rank0.safetensors").stat().st_size
+    assert 0 <= weights - info.kv_cache_bytes < 16 * 2048, "to a block"
+
+
+def test_what_sequences_hold_is_told_from_what_is_remembered(make_engine: EngineMaker) -> None:
+    executor = open_executor(make_engine(quant="none", dtype="float32"), FLOAT32)
+    executor.submit(Request(1, list(range(40, 80)), greedy(4)))
+    executor.poll()
+    stats = executor.stats()
+    assert stats.num_kv_blocks - stats.num_free_kv_blocks == 3
+    assert stats.num_remembered_kv_blocks == 0
+    while executor.busy:
+        executor.poll()
+    stats = executor.stats()
+    assert stats.num_free_kv_blocks == stats.num_kv_blocks
+    assert stats.num_remembered_kv_blocks == 2, "the last of its three blocks is not full"
+
+
+def test_limits_above_the_engines_are_refused(make_engine: EngineMaker) -> None:
+    with pytest.raises(EngineError, match="max_seq_len=4096 was asked for .* built for 2048"):
+        open_executor(make_engine(), ExecutorOptions(max_seq_len=4096))

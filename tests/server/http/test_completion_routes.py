@@ -217,6 +217,9 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         "enginehouse_time_per_output_token_seconds_count 1.0",
         "enginehouse_num_requests_running 3.0",
         "enginehouse_kv_cache_usage_ratio 0.6",
+        "enginehouse_kv_cache_limit_bytes 10000.0",
+        "enginehouse_kv_cache_sequence_bytes 6000.0",
+        "enginehouse_kv_cache_prefix_bytes 3000.0",
         "enginehouse_preemptions_total 0.0",
     ):
         assert line in text.splitlines()
