@@ -25,9 +25,12 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions
 from enginehouse.runtime.host import messages
+from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
+from enginehouse.runtime.host.throughput import Throughput
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
 log = logging.getLogger("enginehouse.host")
+traffic = logging.getLogger(TRAFFIC)
 
 _STATS_PERIOD_S = 1.0
 _IDLE_POLL_MS = 500
@@ -49,6 +52,7 @@ class EngineHost:
         self._clients: set[bytes] = set()
         self._next_id = 0
         self._next_stats_s = 0.0
+        self._throughput = Throughput(time.monotonic())
 
     def run(self, wanted: Callable[[], bool]) -> None:
         """Serve as long as `wanted()`: take messages, step, hand out tokens."""
@@ -134,9 +138,11 @@ class EngineHost:
         now = time.monotonic()
         if now >= self._next_stats_s:
             self._next_stats_s = now + _STATS_PERIOD_S
-            stats = messages.Stats(self.executor.stats())
+            stats = self.executor.stats()
             for client in list(self._clients):
-                self._send(client, stats)
+                self._send(client, messages.Stats(stats))
+            if line := self._throughput.line(stats, now):
+                traffic.info(line)
 
 
 def report(ready_fd: int | None, line: dict[str, Any]) -> None:
@@ -208,9 +214,15 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="let no neighbour in the batch change a result (slower: see docs/determinism.md)",
     )
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="(default info)")
+    parser.add_argument(
+        "--log-traffic",
+        action="store_true",
+        help="a line of throughput every ten seconds, as long as there are requests",
+    )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="[%(process)d] %(name)s: %(message)s")
+    log_to_stderr(args.log_level, args.log_traffic)
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,
         max_batch_size=args.max_batch_size,

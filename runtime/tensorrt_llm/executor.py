@@ -232,7 +232,8 @@ class TrtllmExecutor:
         assert isinstance(sequence, _Sequence), "a request that waits has no output"
         if not sequence.has_begun and output.error is None:
             sequence.has_begun = True
-            self._counts["prompt"] += len(sequence.request.prompt_ids)
+            prompt_ids = sequence.request.prompt_ids
+            self._counts["prompt"] += len(prompt_ids) - output.num_cached_tokens
         self._counts["generated"] += len(output.token_ids)
         if output.finish_reason is not None:
             del self._active[output.request_id]

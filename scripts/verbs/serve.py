@@ -17,12 +17,9 @@ from typing import Any, NamedTuple
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.verbs.base import VerbParser, count_up_to
 
-# Flag, the variable that it sets, what argparse makes of it, help.
-_FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
-    (
-        *("--workers", "WORKERS", {"type": count_up_to(1024), "metavar": "N"}),
-        "processes that speak HTTP, all over one engine (default 1)",
-    ),
+# Groups of: flag, the variable that it sets, what argparse makes of it, help.
+_Flag = tuple[str, str, dict[str, Any], str]
+_LISTEN: tuple[_Flag, ...] = (
     (
         *("--name", "MODEL_NAME", {"metavar": "NAME"}),
         "the model clients ask for; without it, the engine's",
@@ -33,10 +30,44 @@ _FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ),
     (
         *("--cors-origins", "CORS_ORIGINS", {"metavar": "ORIGINS"}),
-        "let web pages of these origins ask, between commas; * for all",
+        "web pages that may ask, between commas; * for all",
     ),
     (
-        *("--deterministic", "DETERMINISTIC", {"action": "store_const", "const": "1"}),
+        *("--workers", "WORKERS", {"type": count_up_to(1024), "metavar": "N"}),
+        "processes that speak HTTP, all over one engine (default 1)",
+    ),
+)
+_SIZE: tuple[_Flag, ...] = (
+    (
+        *("--max-seq-len", "MAX_SEQ_LEN", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
+        "context: tokens of prompt and answer together (vLLM's --max-model-len)",
+    ),
+    (
+        *("--max-batch-size", "MAX_BATCH_SIZE", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
+        "sequences that run at once; the others wait (vLLM's --max-num-seqs)",
+    ),
+    (
+        *("--max-num-tokens", "MAX_NUM_TOKENS", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
+        "tokens computed in one iteration (vLLM's --max-num-batched-tokens)",
+    ),
+    (
+        *("--kv-cache-gib", "KV_CACHE_GIB", {"metavar": "GIB"}),
+        "memory of keys and values, on each GPU or on the CPU; without it, what suits the model",
+    ),
+)
+_LOG: tuple[_Flag, ...] = (
+    (
+        *("--log-level", "LOG_LEVEL", {"metavar": "LEVEL"}),
+        "debug, info, warning or error (default info)",
+    ),
+    (
+        *("--access-log", "ACCESS_LOG", {"action": argparse.BooleanOptionalAction}),
+        "a line for each request, and of throughput every ten seconds (default: on a terminal)",
+    ),
+)
+_ENGINE: tuple[_Flag, ...] = (
+    (
+        *("--deterministic", "DETERMINISTIC", {"action": "store_true", "default": None}),
         "no neighbour in the batch can change an answer",
     ),
     (
@@ -51,6 +82,8 @@ _FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         *("--start-s", "START_S", {"type": count_up_to(999_999), "metavar": "S"}),
         "seconds TensorRT-LLM may take to start (default 1200)",
     ),
+)
+_ANSWERS: tuple[_Flag, ...] = (
     (
         *("--tool-format", "TOOL_FORMAT", {"metavar": "FORMAT"}),
         "how the model writes calls of tools, such as hermes",
@@ -68,6 +101,15 @@ _FLAGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         "of a million generated tokens",
     ),
 )
+_GROUPS = {
+    "who is let in": _LISTEN,
+    "how much at once (without them, as the engine was built; more than a compiled engine has is "
+    "refused)": _SIZE,
+    "log": _LOG,
+    "how the engine runs": _ENGINE,
+    "how answers are read and priced": _ANSWERS,
+}
+_FLAGS = [flag for group in _GROUPS.values() for flag in group]
 
 
 class Bind(NamedTuple):
@@ -93,8 +135,10 @@ def make_parser() -> VerbParser:
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
-    for flag, name, kind, text in _FLAGS:
-        parser.add_argument(flag, dest=name, help=text, **kind)
+    for title, flags in _GROUPS.items():
+        group = parser.add_argument_group(title)
+        for flag, name, kind, text in flags:
+            group.add_argument(flag, dest=name, help=text, **kind)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     return parser
 
@@ -109,6 +153,7 @@ def main(argv: list[str]) -> int:
         plan_launch,
         read_served,
     )
+    from enginehouse.server.launch.process_settings import host_flags
     from enginehouse.server.settings import ServerSettings
 
     settings, bind = settings_of(args, os.environ)
@@ -119,7 +164,8 @@ def main(argv: list[str]) -> int:
         settings=settings,
         num_gpus=len(visible_gpus()) or None,
     )
-    # Each worker reads it by itself: what is wrong is told here once, before there is any.
+    # Each process reads it by itself: what is wrong is told here once, before there is any.
+    host_flags(launch.env)
     ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "unknown yet", **launch.env})
     if not args.dry_run and bind is not None:
         check_free(bind)
@@ -145,7 +191,11 @@ def settings_of(
 ) -> tuple[dict[str, str], Bind | None]:
     """Variables that flags set, and where it will listen; None where that is no host and port."""
     given = {name: getattr(args, name) for _, name, _, _ in _FLAGS}
-    settings = {f"ENGINEHOUSE_{name}": str(v) for name, v in given.items() if v is not None}
+    settings = {
+        f"ENGINEHOUSE_{name}": str(int(value) if isinstance(value, bool) else value)
+        for name, value in given.items()
+        if value is not None
+    }
     bind = _parse_bind(env.get("ENGINEHOUSE_BIND") or "127.0.0.1:8000")
     if args.host is None and args.port is None:
         return settings, bind

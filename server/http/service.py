@@ -33,7 +33,7 @@ from enginehouse.server.http.metrics import Metrics
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.responses import json_response
+from enginehouse.server.wire.responses import TOKENS, json_response
 
 LOG = logging.getLogger("enginehouse.server")
 
@@ -103,14 +103,19 @@ class Service:
                     pass
         except BaseException as error:
             watch.stop()
-            self.metrics.count_completion(completion)
+            self._count(completion, request.environ)
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
             return Response(status=_CLIENT_CLOSED_REQUEST)
-        self.metrics.count_completion(completion)
+        self._count(completion, request.environ)
         self._judge(completion, unenforced, g.request_id)
         return json_response(completion.whole())
+
+    def _count(self, completion: Completion, environ: dict[str, Any]) -> None:
+        """In the metrics, and for whoever logs the request."""
+        self.metrics.count_completion(completion)
+        environ[TOKENS] = (completion.num_prompt_tokens, completion.num_completion_tokens)
 
     def _judge(
         self, completion: Completion, unenforced: tuple[Unenforced, ...], request_id: str
@@ -139,14 +144,14 @@ class Service:
         watch: sse.DisconnectWatch,
         unenforced: tuple[Unenforced, ...],
     ) -> Response:
-        request_id = g.request_id
+        request_id, environ = g.request_id, request.environ
         stream = sse.Stream(completion, generation, self.settings.keepalive_s)
 
         def close() -> None:
             watch.stop()
             if stream.close():
                 LOG.info("request %s: the stream ended early", request_id)
-            self.metrics.count_completion(completion)
+            self._count(completion, environ)
             self._judge(completion, unenforced, request_id)
 
         response = Response(sse.events(stream, request_id), headers=sse.HEADERS)

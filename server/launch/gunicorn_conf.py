@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.server.launch import gunicorn_hooks
+from enginehouse.server.launch import access_log, gunicorn_hooks
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
+    from gunicorn.http.message import Request
+    from gunicorn.http.wsgi import Response
 
 bind = os.environ.get("ENGINEHOUSE_BIND") or "127.0.0.1:8000"
 workers = gunicorn_hooks.num_workers()
@@ -27,6 +29,7 @@ keepalive = 75
 preload_app = False  # sockets and greenlets belong to a worker
 control_socket_disable = True  # else gunicorn 27 opens one under the home folder
 proc_name = "enginehouse"
+loglevel = gunicorn_hooks.log_level()
 
 gunicorn_hooks.prepare_environment()
 
@@ -34,6 +37,7 @@ gunicorn_hooks.prepare_environment()
 def on_starting(server: Arbiter) -> None:
     """Nothing is open or forked yet: is there an engine at all?"""
     gunicorn_hooks.check_engine()
+    gunicorn_hooks.start_log()
 
 
 def when_ready(server: Arbiter) -> None:
@@ -43,6 +47,18 @@ def when_ready(server: Arbiter) -> None:
     gunicorn_hooks.start_host(
         f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s)
     )
+
+
+def post_fork(server: Arbiter, worker: Any) -> None:
+    gunicorn_hooks.start_log()
+
+
+def pre_request(worker: Any, req: Request) -> None:
+    access_log.begin(req)
+
+
+def post_request(worker: Any, req: Request, environ: dict[str, Any], resp: Response | None) -> None:
+    access_log.end(req, environ, resp)
 
 
 def child_exit(server: Arbiter, worker: Any) -> None:

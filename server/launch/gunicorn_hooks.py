@@ -1,13 +1,12 @@
 """What gunicorn's master does besides HTTP: it starts and stops the engine host.
 
 `gunicorn_conf.py` hangs these functions on gunicorn's hooks. The master forks workers,
-so nothing here imports torch, ZeroMQ or gevent.
+so nothing here imports torch or ZeroMQ, or starts gevent's hub.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import sys
@@ -17,24 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
-from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.host.supervisor import HostSupervisor, host_command
+from enginehouse.server.launch import process_settings
+from enginehouse.server.launch.process_settings import host_flags
 
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
-
-
-# Variable, the host's flag, what its text must be, the same in words.
-_HOST_SETTINGS = (
-    ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
-    ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
-    ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
-    (
-        *("ENGINEHOUSE_GRAMMAR_TIMEOUT_S", "--grammar-timeout-s"),
-        *("[1-9][0-9]{0,5}", "a number of seconds"),
-    ),
-)
 
 _supervisor: HostSupervisor | None = None  # gunicorn runs its configuration again on SIGHUP
 _failures: list[str] = []
@@ -63,28 +53,27 @@ def num_workers() -> int:
     return int(text)
 
 
-def host_flags() -> list[str]:
-    """What the environment asks of the host; one sentence and the end when it cannot be that."""
-    text = os.environ.get("ENGINEHOUSE_DETERMINISTIC", "")
-    if text not in ("", "0", "1"):
-        sys.exit(f"enginehouse: ENGINEHOUSE_DETERMINISTIC={text!r}; wanted 0 or 1")
-    flags = ["--deterministic"] if text == "1" else []
-    for name, flag, pattern, wanted in _HOST_SETTINGS:
-        text = os.environ.get(name, "")
-        if text and not re.fullmatch(pattern, text):
-            sys.exit(f"enginehouse: {name}={text!r}; wanted {wanted}")
-        flags += [flag, text] if text else []
-    return flags
+def log_level() -> str:
+    """gunicorn's own, ENGINEHOUSE_LOG_LEVEL; one sentence and the end when it is none."""
+    try:
+        return process_settings.log_level(os.environ)
+    except EnginehouseError as error:
+        sys.exit(f"enginehouse: {error}")
+
+
+def start_log() -> None:
+    """What this process logs from now on: the master, and each worker once it is forked."""
+    log_to_stderr(log_level(), process_settings.logs_traffic(os.environ))
 
 
 def check_engine() -> None:
     """End the process with one sentence, before any fork, when there is no engine to serve."""
-    host_flags()
     path = Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)")
     try:
+        host_flags(os.environ)
         if not is_hf_checkpoint(read_manifest(path)):
             read_engine(path)
-    except EngineError as error:
+    except EnginehouseError as error:
         shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
         sys.exit(f"enginehouse: {error}")
 
@@ -105,7 +94,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address, *host_flags())
+    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address, *host_flags(os.environ))
     _supervisor = HostSupervisor(command, lambda facts: announce(url, facts), give_up)
     _supervisor.start()
 
@@ -133,6 +122,8 @@ def announce(url: str, facts: dict[str, Any]) -> None:
         "TP x PP": f"{facts['tp_size']} x {facts['pp_size']}  ({facts['backend']} backend)",
         "context": f"{facts['max_seq_len']:,} tokens",
         "KV blocks": f"{facts['num_kv_blocks']:,} of {facts['kv_block_size']} tokens",
+        "KV memory": f"at most {facts['kv_cache_bytes'] / 2**20:,.1f} MiB; remembered prefixes "
+        "fill it in time",
         "concurrency": f"{facts['max_batch_size']} requests, {full} of them at full context",
         "engine": f"{facts['name']}  {facts['digest'][:19]}",
     }

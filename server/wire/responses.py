@@ -10,6 +10,8 @@ from flask import Response
 
 from enginehouse.server.wire.error_body import RETRY_AFTER_S, ErrorAnswer
 
+TOKENS = "enginehouse.tokens"  # in WSGI's environ, for who logs: of the prompt, and of the answer
+
 
 def json_response(data: Mapping[str, Any], status: int = 200) -> Response:
     return Response(msgspec.json.encode(data), status=status, content_type="application/json")

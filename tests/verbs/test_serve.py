@@ -55,6 +55,13 @@ FLAGS = {
     "--name mine": "MODEL_NAME=mine",
     "--cors-origins https://a.example": "CORS_ORIGINS=https://a.example",
     "--deterministic": "DETERMINISTIC=1",
+    "--max-seq-len 1000": "MAX_SEQ_LEN=1000",
+    "--max-batch-size 3": "MAX_BATCH_SIZE=3",
+    "--max-num-tokens 32": "MAX_NUM_TOKENS=32",
+    "--kv-cache-gib 0.5": "KV_CACHE_GIB=0.5",
+    "--log-level warning": "LOG_LEVEL=warning",
+    "--access-log": "ACCESS_LOG=1",
+    "--no-access-log": "ACCESS_LOG=0",
     "--device cpu": "DEVICE=cpu",
     "--tp-size 2": "TP_SIZE=2",
     "--start-s 90": "START_S=90",
@@ -76,8 +83,8 @@ def test_a_flag_sets_its_variable_and_overrides_the_environment(
     variable = f"ENGINEHOUSE_{FLAGS[flags]}"
     settings = sorted([f"ENGINEHOUSE_ENGINE={engine}", variable])
     gunicorn = ["-c", CONFIG, APP]
-    for before in (None, "something else"):
-        if before is not None:
+    for before in (None, "1"):
+        if before is not None and before != variable.partition("=")[2]:
             monkeypatch.setenv(variable.partition("=")[0], before)
         words = said([str(engine), *flags.split()], capsys)
         assert words[:3] == ["env", *settings] and words[4:] == gunicorn
@@ -114,6 +121,9 @@ def test_keys_are_read_from_the_file_before_anything_starts(
         ("--workers none", "none is out of range; wanted 1 to 1024"),
         ("--device gpu", "invalid choice: 'gpu'"),
         ("--tool-format nope", "ENGINEHOUSE_TOOL_FORMAT='nope' is not known; choose one of auto"),
+        ("--kv-cache-gib 4GiB", "ENGINEHOUSE_KV_CACHE_GIB='4GiB'; wanted GiB, like 4 or 0.5"),
+        ("--log-level loud", "ENGINEHOUSE_LOG_LEVEL='loud'; wanted debug, info, warning, error"),
+        ("--max-seq-len 0", "0 is out of range"),
         ("--price-input much", "ENGINEHOUSE_PRICE_INPUT='much'"),
         ("--host no.such.host.invalid", "no.such.host.invalid:8000 cannot be listened on"),
     ],

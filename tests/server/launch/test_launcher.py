@@ -14,10 +14,10 @@ import msgspec
 import pytest
 
 from enginehouse.runtime.engine import read_manifest, write_manifest
-from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.server.launch import launcher
-from enginehouse.server.launch.gunicorn_hooks import host_flags
 from enginehouse.server.launch.launcher import Served, plan_launch, read_served
+from enginehouse.server.launch.process_settings import host_flags, log_level
 from makers.engines import EngineMaker
 from makers.paths import ROOT
 
@@ -147,30 +147,58 @@ def test_a_missing_engine_is_one_sentence(
     assert capsys.readouterr().err.startswith("enginehouse-launch: ")
 
 
-def test_the_environment_is_handed_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"DETERMINISTIC": "1", "DEVICE": "cuda", "TP_SIZE": "4", "START_S": "90"}
-    values["GRAMMAR_TIMEOUT_S"] = "5"
-    for name, value in values.items():
-        monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
-    flags = ["--deterministic", "--device", "cuda", "--tp-size", "4", "--start-s", "90"]
-    assert host_flags() == [*flags, "--grammar-timeout-s", "5"]
-    for name in values:
-        monkeypatch.setenv(f"ENGINEHOUSE_{name}", "")
-    assert host_flags() == []
+def test_the_environment_is_handed_to_the_host() -> None:
+    values = {
+        "DETERMINISTIC": "1",
+        "MAX_SEQ_LEN": "4096",
+        "MAX_BATCH_SIZE": "9",
+        "MAX_NUM_TOKENS": "64",
+        "KV_CACHE_GIB": "0.5",
+        "DEVICE": "cuda",
+        "TP_SIZE": "4",
+        "START_S": "90",
+        "GRAMMAR_TIMEOUT_S": "5",
+        "LOG_LEVEL": "warning",
+        "ACCESS_LOG": "1",
+    }
+    flags = ["--deterministic", "--max-seq-len", "4096", "--max-batch-size", "9"]
+    flags += ["--max-num-tokens", "64", "--kv-cache-gib", "0.5"]
+    flags += ["--device", "cuda", "--tp-size", "4", "--start-s", "90", "--grammar-timeout-s", "5"]
+    flags += ["--log-level", "warning", "--log-traffic"]
+    assert host_flags({f"ENGINEHOUSE_{name}": text for name, text in values.items()}) == flags
+    assert host_flags(dict.fromkeys((f"ENGINEHOUSE_{name}" for name in values), "")) == []
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_requests_are_logged_where_they_are_asked_for_or_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    assert host_flags({}) == ["--log-traffic"] * terminal
+    assert host_flags({"ENGINEHOUSE_ACCESS_LOG": "1"}) == ["--log-traffic"]
+    assert host_flags({"ENGINEHOUSE_ACCESS_LOG": "0"}) == []
 
 
 @pytest.mark.parametrize(
     ("name", "value", "wanted"),
     [
         ("DETERMINISTIC", "yes", "0 or 1"),
+        ("MAX_SEQ_LEN", "0", "a number of tokens"),
+        ("MAX_BATCH_SIZE", "-1", "a number of sequences"),
+        ("MAX_NUM_TOKENS", "1e3", "a number of tokens"),
+        ("KV_CACHE_GIB", "0.0", "GiB, like 4 or 0.5"),
+        ("KV_CACHE_GIB", "4GiB", "GiB, like 4 or 0.5"),
         ("DEVICE", "gpu", "auto, cpu or cuda"),
         ("TP_SIZE", "0", "a number of GPUs"),
         ("START_S", "--x", "a number of seconds"),
+        ("LOG_LEVEL", "loud", "debug, info, warning, error"),
+        ("ACCESS_LOG", "yes", "0 or 1"),
     ],
 )
-def test_a_setting_that_is_none_ends_the_server_with_a_sentence(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, wanted: str
-) -> None:
-    monkeypatch.setenv(f"ENGINEHOUSE_{name}", value)
-    with pytest.raises(SystemExit, match=f"ENGINEHOUSE_{name}='{value}'; wanted {wanted}"):
-        host_flags()
+def test_a_setting_that_is_none_is_refused_by_its_name(name: str, value: str, wanted: str) -> None:
+    with pytest.raises(EnginehouseError, match=f"ENGINEHOUSE_{name}='{value}'; wanted {wanted}"):
+        host_flags({f"ENGINEHOUSE_{name}": value})
+
+
+def test_every_process_logs_from_info_on_unless_told_otherwise() -> None:
+    assert [log_level({}), log_level({"ENGINEHOUSE_LOG_LEVEL": "error"})] == ["info", "error"]

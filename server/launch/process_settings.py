@@ -1,0 +1,67 @@
+"""Environment -> what the engine host is told, and what every process logs.
+
+Read by the verb that starts a server, before there is one, and by gunicorn's master. A worker's own
+settings are `server/settings.py`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.host.log_lines import LEVELS
+
+_COUNT = "[1-9][0-9]{0,8}"
+# Variable, the host's flag, what its text must be, the same in words.
+_HOST_SETTINGS = (
+    ("ENGINEHOUSE_MAX_SEQ_LEN", "--max-seq-len", _COUNT, "a number of tokens"),
+    ("ENGINEHOUSE_MAX_BATCH_SIZE", "--max-batch-size", _COUNT, "a number of sequences"),
+    ("ENGINEHOUSE_MAX_NUM_TOKENS", "--max-num-tokens", _COUNT, "a number of tokens"),
+    (
+        *("ENGINEHOUSE_KV_CACHE_GIB", "--kv-cache-gib"),
+        *(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "GiB, like 4 or 0.5"),
+    ),
+    ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
+    ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
+    ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
+    (
+        *("ENGINEHOUSE_GRAMMAR_TIMEOUT_S", "--grammar-timeout-s"),
+        *("[1-9][0-9]{0,5}", "a number of seconds"),
+    ),
+)
+
+
+def host_flags(env: Mapping[str, str]) -> list[str]:
+    """What the environment asks of the host. Raises EnginehouseError, which names the variable."""
+    flags = ["--deterministic"] if _switch(env, "ENGINEHOUSE_DETERMINISTIC") else []
+    for name, flag, pattern, wanted in _HOST_SETTINGS:
+        text = env.get(name, "")
+        if text and not re.fullmatch(pattern, text):
+            raise EnginehouseError(f"{name}={text!r}; wanted {wanted}")
+        flags += [flag, text] if text else []
+    if env.get("ENGINEHOUSE_LOG_LEVEL"):
+        flags += ["--log-level", log_level(env)]
+    return flags + (["--log-traffic"] if logs_traffic(env) else [])
+
+
+def log_level(env: Mapping[str, str]) -> str:
+    """Of every process; info where the environment does not say."""
+    text = env.get("ENGINEHOUSE_LOG_LEVEL") or "info"
+    if text not in LEVELS:
+        raise EnginehouseError(f"ENGINEHOUSE_LOG_LEVEL={text!r}; wanted {', '.join(LEVELS)}")
+    return text
+
+
+def logs_traffic(env: Mapping[str, str]) -> bool:
+    """Whether there is a line for each request; where the environment is silent, on a terminal."""
+    asked = _switch(env, "ENGINEHOUSE_ACCESS_LOG")
+    return sys.stderr.isatty() if asked is None else asked
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool | None:
+    text = env.get(name, "")
+    if text not in ("", "0", "1"):
+        raise EnginehouseError(f"{name}={text!r}; wanted 0 or 1")
+    return text == "1" if text else None
