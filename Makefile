@@ -27,37 +27,38 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help install engine plan doctor serve test test-others test-xgrammar resolve lint format build clean
+.PHONY: help ready install engine plan doctor serve test test-others test-xgrammar resolve lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
 
-install: $(BIN)/.installed ## create the virtual environment and install everything into it
+# An environment of any fitting Python is kept, unless PYTHON asks for another.
+INSTALL = scripts/install.sh $(VENV) $(if $(filter file,$(origin PYTHON)),any,$(PYTHON))
 
-$(BIN)/.installed: setup.cfg pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (torch for the CPU is about 200 MB) ..."
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[test,lint]'
-	@touch $@
+ready:
+	@$(INSTALL)
+
+install: ## create the virtual environment and install everything into it
+	@$(INSTALL) '[test,lint]'
 
 BUILD = $(BIN)/enginehouse-build $(MODEL) $(if $(OUTPUT),-o $(OUTPUT)) $(if $(QUANT),--quant $(QUANT)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(FORMAT),--format $(FORMAT)) $(if $(CONFIG),--config $(CONFIG)) \
 	  $(if $(GPU),--gpu $(GPU)) $(if $(SM),--sm $(SM)) $(if $(WORKERS),--workers $(WORKERS))
 
-engine: install ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l40s CONFIG=...
+engine: ready ## compile an engine: make engine MODEL=... TP=4 QUANT=fp8 GPU=l40s CONFIG=...
 	$(BUILD)
 
-plan: install ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
+plan: ready ## what an engine takes per GPU: make plan MODEL=... TP=4 QUANT=fp8 GPU=h100
 	$(BIN)/enginehouse-build $(MODEL) --plan $(if $(GPU),--gpu $(GPU)) $(if $(BACKEND),--backend $(BACKEND)) \
 	  $(if $(TP),--tp $(TP)) $(if $(PP),--pp $(PP)) $(if $(CONFIG),--config $(CONFIG)) $(if $(QUANT),--quant $(QUANT))
 
 # Status 3: everything but TensorRT-LLM works here, which is no error of make's.
-doctor: install ## what works on this machine, and how to mend what does not
+doctor: ready ## what works on this machine, and how to mend what does not
 	@$(BIN)/enginehouse-build doctor || test $$? -eq 3
 
 # What a build prints on standard output is the engine's path, then two spaces and what became of it.
-serve: install ## build if need be, and serve: make serve [MODEL=... QUANT=... | ENGINE=...] PORT=...
+serve: ready ## build if need be, and serve: make serve [MODEL=... QUANT=... | ENGINE=...] PORT=...
 ifneq ($(MODEL)$(CONFIG),)
 	@engine=$$($(BUILD)) || { status=$$?; printf '%s\n' "$$engine"; exit $$status; }; \
 	  exec $(BIN)/enginehouse serve "$${engine%%  (*}" --host $(HOST) --port $(PORT)

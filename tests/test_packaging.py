@@ -5,11 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib
 import re
-import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 import zipfile
 from pathlib import Path
 
@@ -18,14 +14,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from enginehouse.runtime.grammar.support import OLDEST
-from makers.engines import EngineMaker
-from makers.gunicorn_server import Server
 from makers.paths import ROOT
+from makers.wheel import FLOORS, build_wheel
 
-FLOORS = {
-    **{name: ROOT / name for name in ("build", "runtime", "server")},
-    "verbs": ROOT / "scripts" / "verbs",
-}
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
@@ -138,36 +129,8 @@ def test_the_extra_for_tensorrt_llm_is_empty_on_a_python_without_wheels() -> Non
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel, built in a copy of what it is made from."""
-    pytest.importorskip("setuptools")
-    pytest.importorskip("wheel")
-    copy, dist = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("dist")
-    for folder in FLOORS.values():
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(folder, copy / folder.relative_to(ROOT), ignore=ignored)
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, copy / name)
-    before = set((copy / "build").iterdir())
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--disable-pip-version-check"]
-    result = subprocess.run(
-        [*command, "--wheel-dir", str(dist), "."],
-        cwd=copy,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert set((copy / "build").iterdir()) == before, "setuptools wrote into build/"
-    [path] = dist.iterdir()
-    return path
-
-
-@pytest.fixture(scope="module")
-def wheel_names(wheel: Path) -> set[str]:
-    with zipfile.ZipFile(wheel) as archive:
+def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    with zipfile.ZipFile(build_wheel(tmp_path_factory.mktemp("wheel"))) as archive:
         return set(archive.namelist())
 
 
@@ -186,67 +149,6 @@ def test_the_wheel_holds_every_file_of_the_floors_and_the_front_door(wheel_names
 def test_the_wheel_puts_nothing_beside_enginehouse(wheel_names: set[str]) -> None:
     tops = {name.split("/")[0] for name in wheel_names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"enginehouse"}
-
-
-class InstalledServer(Server):
-    """`enginehouse serve` of an environment that no checkout is part of, told in flags."""
-
-    def __init__(self, environment: Path, engine: Path, log: Path) -> None:
-        self.environment = environment
-        super().__init__(engine, log)
-
-    def command(self, engine: Path) -> list[str | Path]:
-        flags = ["--max-seq-len", "256", "--max-batch-size", "3", "--max-num-tokens", "32"]
-        flags += ["--kv-cache-gib", "0.01", "--log-level", "warning", "--access-log"]
-        front_door = self.environment / "bin" / "enginehouse"
-        return [front_door, "serve", engine, "--port", str(self.port), *flags]
-
-
-@pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel in it; what it depends on is this environment's own."""
-    path = tmp_path_factory.mktemp("installed") / "environment"
-    venv.create(path, symlinks=True)
-    python = path / "bin" / "python"
-    command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps"]
-    subprocess.run([*command, "--no-index", wheel], check=True, timeout=120)
-    [packages] = path.glob("lib/python*/site-packages")
-    own = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (packages / "dependencies.pth").write_text("\n".join(sorted(own)) + "\n", encoding="utf-8")
-    gunicorn = path / "bin" / "gunicorn"
-    gunicorn.write_text(f"#!{python}\nfrom gunicorn.app.wsgiapp import run\n\nrun()\n")
-    gunicorn.chmod(0o755)
-    return path
-
-
-def test_the_wheel_serves_without_the_checkout(
-    installed: Path, make_engine: EngineMaker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PYTHONPATH", raising=False)
-    monkeypatch.chdir(tmp_path)
-    where = "import enginehouse.runtime.errors as found; print(found.__file__)"
-    told = subprocess.run(
-        [installed / "bin" / "python", "-c", where], capture_output=True, text=True, check=True
-    )
-    assert Path(told.stdout.strip()).is_relative_to(installed)
-    server = InstalledServer(installed, make_engine(), tmp_path / "log")
-    try:
-        with server.client() as client:
-            answer = client.completions.create(model="tiny-llama", prompt=[5, 6, 7], max_tokens=4)
-            usage = answer.usage
-            assert usage is not None and usage.prompt_tokens == 3
-            assert client.models.list().data[0].max_model_len == 256  # type: ignore[attr-defined]
-        limit = server.metric("enginehouse_kv_cache_limit_bytes")
-        assert 0 < 0.01 * 2**30 - limit < 2**16, "as asked, to a block"
-    finally:
-        assert server.stop() == 0
-    log = server.log.read_text()
-    tokens = re.escape(f"3 + {usage.completion_tokens} tokens")
-    line = rf"enginehouse.traffic: POST /v1/completions 200 \d+ ms, {tokens}, id [0-9a-f]{{32}}\n"
-    assert re.search(line, log), log
-    assert "context       256 tokens" in log and "concurrency   3 requests" in log
-    assert "KV memory     at most 10.2 MiB; remembered prefixes fill it in time" in log
-    assert "Booting worker" not in log, "gunicorn's lines are of another level"
 
 
 @pytest.mark.parametrize(("version", "tested"), [("3.12", True), ("3.14", False)])
