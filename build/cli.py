@@ -17,16 +17,17 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import Field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 
 from enginehouse.build import doctor
 from enginehouse.build.backends.base import BuildResult
 from enginehouse.build.plan.footprint import print_page
-from enginehouse.build.plan.settings import BuildSettings, load_settings
+from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.resolve.resolve import resolve_source
@@ -39,43 +40,49 @@ _TYPES = {"str": str, "int": int, "float": float}
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag for each of BuildSettings' fields, with its documentation and default."""
-    for item in fields(BuildSettings):
-        default = "" if item.default is None else f" (default {item.default})"
-        help_text = item.metadata["doc"] + default
-        if item.name == "model":
-            parser.add_argument("model", nargs="?", help=help_text)
-            continue
-        names = [f"--{item.name.replace('_', '-')}"]
-        if item.name == "output":
-            names.insert(0, "-o")
-        if item.name == "trtllm_build":
-            parser.add_argument(*names, action="append", metavar="FLAG=VALUE", help=help_text)
-            continue
-        if item.type == "bool":
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(*names, action=action, default=None, help=help_text)
-            continue
-        parser.add_argument(
-            *names,
-            type=_TYPES[str(item.type).removesuffix(" | None")],
-            choices=item.metadata["choices"],
-            metavar=None if item.metadata["choices"] else item.name.upper(),
-            help=help_text,
-        )
-    parser.add_argument("--config", type=Path, help="YAML file with any of these settings")
-    parser.add_argument(
+    """One flag for each of BuildSettings' fields, with its documentation and default, and those of
+    the program itself.
+    """
+    settings = BuildSettings.__dataclass_fields__
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for name in names:
+            _add_setting(group, settings[name])
+    group.add_argument("--config", type=Path, help="YAML file with any of these settings")
+    group.add_argument(
         "--cache-dir",
         type=Path,
         default=Path(".cache"),
         help="where the sample model is kept (default .cache)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--plan",
         action="store_true",
         help="print what the engine takes on each GPU and the requests it allows, and stop",
     )
-    parser.add_argument("--quiet", action="store_true", help="print nothing but the result")
+    group.add_argument("--quiet", action="store_true", help="print nothing but the result")
+
+
+def _add_setting(group: argparse._ArgumentGroup, item: Field[Any]) -> None:
+    default = "" if item.default is None else f" (default {item.default})"
+    help_text = item.metadata["doc"] + default
+    flags = [f"--{item.name.replace('_', '-')}"]
+    if item.name == "model":
+        group.add_argument("model", nargs="?", help=help_text)
+    elif item.name == "trtllm_build":
+        group.add_argument(*flags, action="append", metavar="FLAG=VALUE", help=help_text)
+    elif item.type == "bool":
+        action = argparse.BooleanOptionalAction
+        group.add_argument(*flags, action=action, default=None, help=help_text)
+    else:
+        group.add_argument(
+            *(["-o"] if item.name == "output" else []),
+            *flags,
+            type=_TYPES[str(item.type).removesuffix(" | None")],
+            choices=item.metadata["choices"],
+            metavar=None if item.metadata["choices"] else item.name.upper(),
+            help=help_text,
+        )
 
 
 def main(argv: list[str] | None = None) -> int:

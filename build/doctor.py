@@ -16,7 +16,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -356,27 +356,37 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def print_report(facts: Facts, console: Console) -> int:
-    """The table and what follows from it; the exit status."""
-    table = Table("", "check", "found; how to mend it", box=None, pad_edge=False)
-    findings = [[check(facts) for check in checks] for checks in (HERE, TRTLLM)]
-    for number, group in enumerate(findings):
-        if number:
-            table.add_row()
-        for finding in group:
-            mark = Text("ok", "green") if finding.ok else Text("wrong", "red")
-            lines = [finding.found] if finding.ok else [finding.found, f"-> {finding.mend}"]
-            table.add_row(mark, Text(finding.name), Text("\n".join(lines)))
-    console.print(table)
-    here, trtllm = (all(finding.ok for finding in group) for group in findings)
-    works = "yes" if here else "no"
-    compiled = "yes" if here and trtllm else "no: see what is wrong above"
+    """What works here, and apart from it what a GPU machine needs; the exit status."""
+    here, trtllm = ([check(facts) for check in checks] for checks in (HERE, TRTLLM))
+    works = all(finding.ok for finding in here)
+    word = "yes" if works else "no"
+    console.print(f"plan, convert, quantise, cut for any TP x PP: {word}")
+    console.print(f"serve with the CPU backend: {word}")
+    console.print(_table(here, Text("wrong", "red")))
+    wanting = [finding for finding in trtllm if not finding.ok]
+    compiled = works and not wanting
+    gpu_machine = facts.driver_cuda is not None or bool(facts.gpus)
     console.print()
-    console.print(f"plan, convert, quantise, cut for any TP x PP: {works}")
-    console.print(f"serve with the CPU backend: {works}")
-    console.print(f"compile and serve TensorRT-LLM engines: {compiled}")
-    if not here:
+    console.print(f"compile and serve TensorRT-LLM engines: {'yes' if compiled else 'no'}")
+    if not gpu_machine:
+        console.print(
+            "This machine has no NVIDIA GPU, and nothing is wrong with it: what follows is for one "
+            "that has."
+        )
+    console.print(_table(trtllm, Text("wrong", "red") if gpu_machine else Text("not here", "dim")))
+    if not works:
         return 2
-    return 0 if trtllm else 3
+    return 0 if compiled else 3
+
+
+def _table(findings: Sequence[Finding], unmet: Text) -> Table:
+    """unmet: the mark of what is not in order."""
+    table = Table("", "check", "found; how to mend it", box=None, pad_edge=False)
+    for finding in findings:
+        lines = [finding.found] if finding.ok else [finding.found, f"-> {finding.mend}"]
+        mark = Text("ok", "green") if finding.ok else unmet
+        table.add_row(mark, Text(finding.name), Text("\n".join(lines)))
+    return table
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,7 +1,12 @@
-"""What a build says while it works: a line for each stage, a bar on a terminal."""
+"""What a build says while it works: a line for each stage, a bar on a terminal.
+
+Where there is no terminal, or nothing to measure, a stage that takes long says how far it is every
+ten seconds.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,21 +23,54 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+_LINE_S = 10.0
+_SPEED_S = 3600.0  # steps differ: the mean of all is a better guess than that of the last ones
+
 
 class Stage:
-    """One stage at work. `finish` gives the sentence its line ends with."""
+    """One stage at work. `finish` gives the sentence its line ends with.
 
-    def __init__(self, progress: Progress | None, total: int | None) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=total) if progress else None
+    total: of what is counted in `unit`, None when nothing is.
+    """
+
+    def __init__(self, total: int | None, unit: str, started_s: float) -> None:
         self.summary = ""
+        self._total, self._unit = total, unit
+        self._done = self._found = 0
+        self._started_s = started_s
+        self._bar: Progress | None = None
+
+    def show_in(self, bar: Progress) -> None:
+        """Follow the stage in a bar of its own."""
+        self._bar, self._task = bar, bar.add_task("", total=self._total)
+
+    def resume(self, count: int) -> None:
+        """So much was finished before: it counts as done, and tells nothing of the speed."""
+        self._done = self._found = count
+        if self._bar is not None:
+            self._bar.reset(self._task, completed=count)
 
     def advance(self, count: int) -> None:
-        if self._progress is not None and self._task is not None:
-            self._progress.advance(self._task, count)
+        self._done += count
+        if self._bar is not None:
+            self._bar.advance(self._task, count)
 
     def finish(self, summary: str) -> None:
         self.summary = summary
+
+    def state(self, now_s: float) -> str:
+        """How far it is, and about how long it takes yet, where that can be told."""
+        if not self._total:
+            return "still at work"
+        amounts = (mib(self._done), mib(self._total))
+        if self._unit != "bytes":
+            amounts = (f"{self._done:,}", f"{self._total:,} {self._unit}")
+        text = f"{amounts[0]} of {amounts[1]}"
+        done = self._done - self._found
+        if not done:
+            return text
+        left_s = (now_s - self._started_s) / done * (self._total - self._done)
+        return f"{text}, about {left_s:,.0f} s left"
 
 
 class BuildProgress:
@@ -48,7 +86,7 @@ class BuildProgress:
         unit: "bytes" shows amounts and speed, anything else counts.
         """
         started_s = time.monotonic()
-        bar = None
+        stage = Stage(total, unit, started_s)
         if total and self.console.is_terminal and not self.console.quiet:
             columns: list[ProgressColumn] = [TextColumn(f"{name:<10}"), BarColumn()]
             columns += (
@@ -56,17 +94,41 @@ class BuildProgress:
                 if unit == "bytes"
                 else [MofNCompleteColumn(), TextColumn(unit)]
             )
-            bar = Progress(*columns, TimeRemainingColumn(), console=self.console, transient=True)
-        if bar is None:
-            stage = Stage(None, total)
-            yield stage
-        else:
-            with bar:
-                stage = Stage(bar, total)
+            with Progress(
+                *columns,
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+                speed_estimate_period=_SPEED_S,
+            ) as bar:
+                stage.show_in(bar)
                 yield stage
+        else:
+            with self._lines(name, stage, started_s):
+                yield stage
+        self._line(name, started_s, stage.summary)
+
+    @contextmanager
+    def _lines(self, name: str, stage: Stage, started_s: float) -> Iterator[None]:
+        """A line every _LINE_S of the body, whatever it is held up by."""
+        ended = threading.Event()
+
+        def tell() -> None:
+            while not ended.wait(_LINE_S):
+                self._line(name, started_s, stage.state(time.monotonic()))
+
+        thread = threading.Thread(target=tell, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _line(self, name: str, started_s: float, text: str) -> None:
         seconds = time.monotonic() - started_s
         self.console.print(f"[bold]{name:<10}[/bold] {seconds:6.1f} s  ", end="")
-        self.console.print(stage.summary, markup=False)
+        self.console.print(text, markup=False)
 
     def note(self, text: str) -> None:
         """A line of its own, under the stage before it."""

@@ -25,7 +25,7 @@ class InstalledServer(Server):
 
     def command(self, engine: Path) -> list[str | Path]:
         flags = ["--max-seq-len", "256", "--max-batch-size", "3", "--max-num-tokens", "32"]
-        flags += ["--kv-cache-gib", "0.01", "--log-level", "warning", "--access-log"]
+        flags += ["--kv-cache-gib", "0.01", "--log-level", "warning", "--access-log", "1"]
         front_door = self.environment / "bin" / "enginehouse"
         return [front_door, "serve", engine, "--port", str(self.port), *flags]
 

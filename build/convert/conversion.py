@@ -40,11 +40,11 @@ def convert(
     source: SourceCheckpoint,
     sink: Sink,
     calibration: Calibration,
-    advance: Callable[[int], None],
+    advance: Callable[[str, int], None],
     journal: Journal,
     finished: Collection[str] = (),
 ) -> None:
-    """Put every tensor of the plan into the sink; advance(bytes) after each unit.
+    """Put every tensor of the plan into the sink; advance(key, bytes) after each unit.
 
     finished: keys of units that are in the sink already. Raises QuantizationError for weights
     with NaN or Inf. Memory: a few pieces of tensors, at most two of the largest whole one where
@@ -66,7 +66,7 @@ def convert(
                 for item in sink.put(unit.pp_rank, name, pieces)
             ]
         journal.record(unit.key, stored)
-        advance(sum(item.num_bytes for item in stored))
+        advance(unit.key, sum(item.num_bytes for item in stored))
 
     left = [unit for unit in every if unit.key not in finished]
     if calibration.linears is not None:  # layer after layer, each with all threads

@@ -45,11 +45,35 @@ def run_convert(
                 finished = journal.finished(sink, stage.advance)
                 stage.finish(f"{len(finished)} of {len(entries)} finished parts are intact")
         calibration = _calibrate(plan, source, reference, directory, journal, finished, progress)
-        with progress.stage("convert", sum(plan.rank_bytes), "bytes") as stage:
-            stage.advance(sum(item.num_bytes for key in finished for item in entries[key]))
-            convert(plan, source, sink, calibration, stage.advance, journal, finished)
+        layers = _calibrated_layers(plan, source, calibration)
+        size = sum(plan.rank_bytes)
+        total, counted = (len(layers), "layers") if layers else (size, "bytes")
+
+        def amount(key: str, num_bytes: int) -> int:
+            return int(key in layers) if layers else num_bytes
+
+        with progress.stage("convert", total, counted) as stage:
+            stored = {key: sum(item.num_bytes for item in entries[key]) for key in finished}
+            stage.resume(sum(amount(key, num_bytes) for key, num_bytes in stored.items()))
+
+            def advance(key: str, num_bytes: int) -> None:
+                stage.advance(amount(key, num_bytes))
+
+            convert(plan, source, sink, calibration, advance, journal, finished)
             files = len(list(directory.glob("*.safetensors")))
-            stage.finish(f"{files} file(s), {mib(sum(plan.rank_bytes))}")
+            stage.finish(f"{files} file(s), {mib(size)}")
+
+
+def _calibrated_layers(
+    plan: BuildPlan, source: SourceCheckpoint, calibration: Calibration
+) -> set[str]:
+    """The units that take all the time where layers are calibrated one after the other: progress is
+    counted in them, as the embedding's bytes are many and written at once.
+    """
+    if calibration.linears is None:
+        return set()
+    every = units(plan.config, source)
+    return {unit.key for unit in every if layer_of_unit(plan.config, unit) is not None}
 
 
 def open_sink(

@@ -9,8 +9,6 @@ from __future__ import annotations
 from math import prod
 from typing import NamedTuple
 
-import torch
-
 from enginehouse.runtime.config import EXCLUDE_MODULES, QuantConfig
 
 QUANT_CONFIGS: dict[str, QuantConfig] = {
@@ -39,6 +37,8 @@ class OutputTensor(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
+        import torch  # here, as the settings' own help needs none of it
+
         dtype: torch.dtype = getattr(torch, self.dtype)
         return prod(self.shape) * dtype.itemsize
 

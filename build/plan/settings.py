@@ -139,6 +139,27 @@ class BuildSettings:
     until: str = _choice("verify", "the last stage to run", choices=STAGES)
 
 
+# How help lists them: what most builds are told comes first.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "first": ("model", "output", "quant", "tp", "backend"),
+    "form of the weights and of the KV cache": (
+        *("group_size", "exclude", "dtype", "kv_cache_dtype", "format"),
+        *("calib_samples", "calib_length", "verify_max_mean_kl"),
+    ),
+    "GPUs": ("gpu", "pp", "pad"),
+    "what the engine takes at once": (
+        *("max_seq_len", "max_batch_size", "max_num_tokens", "kv_block_size", "kv_cache_gib"),
+    ),
+    "of one backend": (
+        *("compute_dtype", "sm", "plan_layers", "bake_weights", "workers", "trtllm_build"),
+    ),
+    "what clients see": (
+        *("name", "tokenizer", "tool_format", "reasoning_format", "price_input", "price_output"),
+    ),
+    "the build": ("until",),
+}
+
+
 def load_settings(flags: AnyMapping[str, Any], config_file: Path | None = None) -> BuildSettings:
     """Defaults, overridden by the YAML file, overridden by flags (None: not given).
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from enginehouse.verbs.base import VerbParser
 
 SHOWN = (
-    *("model", "output", "name", "quant", "tp", "pp", "backend", "format", "gpu"),
-    *("kv_cache_dtype", "exclude", "max_seq_len", "max_batch_size", "until"),
+    *("name", "pp", "format", "gpu", "kv_cache_dtype", "exclude", "max_seq_len"),
+    *("max_batch_size", "until"),
 )
 _OTHERS = (
     ("--config FILE", "YAML file with any of the settings; flags override it"),
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(verb: str, what: str, shown: Sequence[str], example: str, argv: list[str]) -> int:
-    """A build's command line under that name; --help shows those settings only."""
+    """A build's command line under that name; --help shows the first settings and those."""
     parser = VerbParser(verb, "[MODEL] [SETTINGS]", what, example, add_help=False)
     if {"-h", "--help"} & set(argv):
         print(_screen(parser, what, shown))
@@ -49,12 +49,17 @@ def run(verb: str, what: str, shown: Sequence[str], example: str, argv: list[str
 
 
 def _screen(parser: VerbParser, what: str, shown: Sequence[str]) -> str:
-    rows = [*map(_row, shown), *_OTHERS]
-    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(what, _WIDTH), ""]
-    for flag, text in rows:
-        first, *more = textwrap.wrap(text, _WIDTH - _COLUMN - 2)
-        lines.append(f"  {flag:<{_COLUMN}}{first}")
-        lines += [" " * (_COLUMN + 2) + line for line in more]
+    from enginehouse.build.plan.settings import GROUPS
+
+    lines = [f"usage: {parser.usage}", "", *textwrap.wrap(what, _WIDTH)]
+    first, *others = GROUPS.values()
+    beside = [name for group in others for name in group if name in shown]
+    for rows in (map(_row, first), [*map(_row, beside), *_OTHERS]):
+        lines.append("")
+        for flag, text in rows:
+            start, *more = textwrap.wrap(text, _WIDTH - _COLUMN - 2)
+            lines.append(f"  {flag:<{_COLUMN}}{start}")
+            lines += [" " * (_COLUMN + 2) + line for line in more]
     return "\n".join([*lines, "", str(parser.epilog)])
 
 

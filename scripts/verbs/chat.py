@@ -15,14 +15,20 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.client.connection import CHAT, Connection, is_address, parse_address
+from enginehouse.server.client.connection import (
+    CHAT,
+    Connection,
+    ServerRefused,
+    is_address,
+    parse_address,
+)
 from enginehouse.server.client.conversation import AnswerReader, Conversation, Piece
 from enginehouse.server.client.own_server import OwnServer, free_port
 from enginehouse.verbs.base import VerbParser, count_up_to
@@ -33,6 +39,7 @@ COMMANDS = {
     "/system TEXT": "set the system message; without TEXT, show it",
     "/exit": "leave, as Ctrl-D does",
 }
+Explain = Callable[[EnginehouseError], str]
 _SILENCE_S = 600.0
 _START_S = 1200.0
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
@@ -78,10 +85,10 @@ def main(argv: list[str]) -> int:
         signal.signal(number, _leave)  # so that a server of our own is ended
     env = os.environ
     key = args.api_key or env.get("ENGINEHOUSE_API_KEY") or env.get("OPENAI_API_KEY")
-    with _served(args.target) as url:
+    with _served(args.target) as (url, explain):
         connection = Connection(parse_address(url), lambda: _SILENCE_S, key)
         model = args.model or connection.first_model()
-        Chat(connection, _conversation(model, args)).run()
+        Chat(connection, _conversation(model, args), explain).run()
     return 0
 
 
@@ -96,10 +103,12 @@ def _conversation(model: str, args: argparse.Namespace) -> Conversation:
 
 
 @contextmanager
-def _served(target: str) -> Generator[str, None, None]:
-    """The address of a server: the one that is given, or one of our own for an engine."""
+def _served(target: str) -> Generator[tuple[str, Explain], None, None]:
+    """The address of a server, the one that is given or one of our own for an engine, and what to
+    say of its failures.
+    """
     if is_address(target):
-        yield target
+        yield target, str
         return
     if not Path(target).is_dir():
         raise EnginehouseError(
@@ -117,16 +126,20 @@ def _served(target: str) -> Generator[str, None, None]:
         with console.status(f"starting a server for {target}; its log is {log}"):
             server.wait_ready(_START_S)  # when that fails the log stays, and the error names it
         try:
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", server.explain
         finally:
-            os.unlink(log)
+            if not server.keeps_log:
+                os.unlink(log)
 
 
 class Chat:
     """Owns the terminal: reads lines, prints answers. Knows no HTTP."""
 
-    def __init__(self, connection: Connection, conversation: Conversation) -> None:
+    def __init__(
+        self, connection: Connection, conversation: Conversation, explain: Explain
+    ) -> None:
         self._connection = connection
+        self._explain = explain
         self._conversation = conversation
         self._typed = sys.stdin.isatty() and sys.stdout.isatty()
         self._thinking = False
@@ -191,7 +204,8 @@ class Chat:
             stopped = True
         except EnginehouseError as error:
             print("\n" if reader.text or self._thinking else "", end="")
-            self._complain(str(error))
+            refused = isinstance(error, ServerRefused) and error.status < 500
+            self._complain(str(error) if refused else self._explain(error))
             return
         print("" if reader.text.endswith("\n") else "\n", end="", flush=True)
         if reader.text or not stopped:

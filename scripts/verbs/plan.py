@@ -5,8 +5,8 @@ from __future__ import annotations
 from enginehouse.verbs.build import run
 
 SHOWN = (
-    *("model", "quant", "tp", "pp", "backend", "gpu", "sm", "format", "kv_cache_dtype"),
-    *("exclude", "max_seq_len", "max_batch_size", "kv_cache_gib"),
+    *("pp", "gpu", "sm", "format", "kv_cache_dtype", "exclude", "max_seq_len", "max_batch_size"),
+    "kv_cache_gib",
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ _Flag = tuple[str, str, dict[str, Any], str]
 _LISTEN: tuple[_Flag, ...] = (
     (
         *("--name", "MODEL_NAME", {"metavar": "NAME"}),
-        "the model clients ask for; without it, the engine's",
+        "the model clients ask for; else the engine's",
     ),
     (
         *("--api-keys-file", "API_KEYS_FILE", {"metavar": "FILE"}),
@@ -34,25 +34,25 @@ _LISTEN: tuple[_Flag, ...] = (
     ),
     (
         *("--workers", "WORKERS", {"type": count_up_to(1024), "metavar": "N"}),
-        "processes that speak HTTP, all over one engine (default 1)",
+        "processes that speak HTTP (default 1)",
     ),
 )
 _SIZE: tuple[_Flag, ...] = (
     (
         *("--max-seq-len", "MAX_SEQ_LEN", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
-        "context: tokens of prompt and answer together (vLLM's --max-model-len)",
+        "context, in tokens (vLLM's --max-model-len)",
     ),
     (
         *("--max-batch-size", "MAX_BATCH_SIZE", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
-        "sequences that run at once; the others wait (vLLM's --max-num-seqs)",
+        "sequences that run (vLLM's --max-num-seqs)",
     ),
     (
         *("--max-num-tokens", "MAX_NUM_TOKENS", {"type": count_up_to(10**9 - 1), "metavar": "N"}),
-        "tokens computed in one iteration (vLLM's --max-num-batched-tokens)",
+        "tokens computed in one iteration",
     ),
     (
         *("--kv-cache-gib", "KV_CACHE_GIB", {"metavar": "GIB"}),
-        "memory of keys and values, on each GPU or on the CPU; without it, what suits the model",
+        "of keys and values, on each GPU or the CPU",
     ),
 )
 _LOG: tuple[_Flag, ...] = (
@@ -61,36 +61,36 @@ _LOG: tuple[_Flag, ...] = (
         "debug, info, warning or error (default info)",
     ),
     (
-        *("--access-log", "ACCESS_LOG", {"action": argparse.BooleanOptionalAction}),
-        "a line for each request, and of throughput every ten seconds (default: on a terminal)",
+        *("--access-log", "ACCESS_LOG", {"choices": ("0", "1"), "metavar": "0|1"}),
+        "a line for each request (default: 1 on a terminal)",
     ),
 )
 _ENGINE: tuple[_Flag, ...] = (
     (
-        *("--deterministic", "DETERMINISTIC", {"action": "store_true", "default": None}),
+        *("--deterministic", "DETERMINISTIC", {"action": "store_const", "const": "1"}),
         "no neighbour in the batch can change an answer",
     ),
     (
         *("--device", "DEVICE", {"choices": ("auto", "cpu", "cuda"), "metavar": "DEVICE"}),
-        "of the torch backend: auto, cpu, cuda (default auto)",
+        "of the torch backend: auto, cpu or cuda",
     ),
     (
         *("--tp-size", "TP_SIZE", {"type": count_up_to(9999), "metavar": "N"}),
-        "GPUs that share a checkpoint of --format hf (default 1)",
+        "GPUs that share a checkpoint of --format hf",
     ),
     (
         *("--start-s", "START_S", {"type": count_up_to(999_999), "metavar": "S"}),
-        "seconds TensorRT-LLM may take to start (default 1200)",
+        "seconds TensorRT-LLM may take (default 1200)",
     ),
 )
 _ANSWERS: tuple[_Flag, ...] = (
     (
         *("--tool-format", "TOOL_FORMAT", {"metavar": "FORMAT"}),
-        "how the model writes calls of tools, such as hermes",
+        "how the model writes calls, such as hermes",
     ),
     (
-        *("--reasoning-format", "REASONING_FORMAT", {"metavar": "FORMAT"}),
-        "whether answers begin with <think>: auto, none, think",
+        *("--reasoning-format", "REASONING_FORMAT", {"metavar": "HOW"}),
+        "<think> in answers: auto, none or think",
     ),
     (
         *("--price-input", "PRICE_INPUT", {"metavar": "DOLLARS"}),
@@ -102,14 +102,11 @@ _ANSWERS: tuple[_Flag, ...] = (
     ),
 )
 _GROUPS = {
-    "who is let in": _LISTEN,
-    "how much at once (without them, as the engine was built; more than a compiled engine has is "
-    "refused)": _SIZE,
-    "log": _LOG,
-    "how the engine runs": _ENGINE,
-    "how answers are read and priced": _ANSWERS,
+    "at once (default: as built; more than was compiled is refused)": _SIZE,
+    "how it runs, and what it says of it": (*_ENGINE, *_LOG),
+    "answers": _ANSWERS,
 }
-_FLAGS = [flag for group in _GROUPS.values() for flag in group]
+_FLAGS = [*_LISTEN, *(flag for group in _GROUPS.values() for flag in group)]
 
 
 class Bind(NamedTuple):
@@ -135,12 +132,16 @@ def make_parser() -> VerbParser:
     )
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
-    for title, flags in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for flag, name, kind, text in flags:
-            group.add_argument(flag, dest=name, help=text, **kind)
+    _add(parser, _LISTEN)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
+    for title, flags in _GROUPS.items():
+        _add(parser.add_argument_group(title), flags)
     return parser
+
+
+def _add(group: argparse._ActionsContainer, flags: Sequence[_Flag]) -> None:
+    for flag, name, kind, text in flags:
+        group.add_argument(flag, dest=name, help=text, **kind)
 
 
 def main(argv: list[str]) -> int:
@@ -191,11 +192,7 @@ def settings_of(
 ) -> tuple[dict[str, str], Bind | None]:
     """Variables that flags set, and where it will listen; None where that is no host and port."""
     given = {name: getattr(args, name) for _, name, _, _ in _FLAGS}
-    settings = {
-        f"ENGINEHOUSE_{name}": str(int(value) if isinstance(value, bool) else value)
-        for name, value in given.items()
-        if value is not None
-    }
+    settings = {f"ENGINEHOUSE_{name}": str(v) for name, v in given.items() if v is not None}
     bind = _parse_bind(env.get("ENGINEHOUSE_BIND") or "127.0.0.1:8000")
     if args.host is None and args.port is None:
         return settings, bind

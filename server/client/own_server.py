@@ -22,6 +22,7 @@ from enginehouse.runtime.errors import EnginehouseError
 
 _POLL_S = 0.1
 _END_S = 20.0
+_NOTICE_S = 1.0  # a connection breaks a moment before its server has ended
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
@@ -39,6 +40,7 @@ class OwnServer:
     def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
         self._port = port
         self._log = log
+        self.keeps_log = False
         with log.open("wb") as file:
             self._process = subprocess.Popen(
                 command,
@@ -60,6 +62,17 @@ class OwnServer:
                     raise self._failure(f"was not ready in {timeout_s:.0f} s") from None
             else:
                 raise self._failure("ended before it was ready")
+
+    def explain(self, error: EnginehouseError) -> str:
+        """What to say of a failure that may be the server's: its log's place too, and the log is to
+        be kept. Raises EnginehouseError, with its log's last line, when the server has ended.
+        """
+        self.keeps_log = True
+        try:
+            self._process.wait(_NOTICE_S)
+        except subprocess.TimeoutExpired:
+            return f"{error} (the server's log is {self._log})"
+        raise self._failure("ended") from None
 
     def _is_ready(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)

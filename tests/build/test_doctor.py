@@ -115,6 +115,34 @@ def test_one_thing_that_is_wrong_is_named_with_its_remedy(
     )
 
 
+def test_a_machine_without_a_gpu_is_told_first_what_works_and_nothing_is_called_wrong() -> None:
+    laptop = Facts(
+        python=(3, 11),
+        processor="x86_64",
+        versions={"torch": "2.13.0"},
+        disk_free=50 * GIB,
+        memory_free=8 * GIB,
+        memlock=8 << 20,
+    )
+    status, text = report(laptop)
+    assert status == 3 and "wrong with it" in text and text.count("wrong") == 1
+    lines = text.splitlines()
+    assert lines[:2] == [
+        "plan, convert, quantise, cut for any TP x PP: yes",
+        "serve with the CPU backend: yes",
+    ]
+    [middle] = [n for n, line in enumerate(lines) if "TensorRT-LLM engines: no" in line]
+    first, second = lines[2:middle], lines[middle:]
+    assert sum(line.startswith("ok ") for line in first) == len(HERE)
+    assert not any(line.startswith("not here") for line in first)
+    assert sum(line.startswith("not here") for line in second) >= 8
+
+
+def test_with_a_gpu_what_is_missing_is_wrong() -> None:
+    text = report(replace(GOOD, mpi=None))[1]
+    assert "wrong" in text and "not here" not in text and "no NVIDIA GPU" not in text
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import pytest
 
 from enginehouse.build import cli
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.progress import BuildProgress, Stage
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.stages import stages
+from enginehouse.build.stages import build, stages
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
@@ -54,6 +57,35 @@ def test_the_same_build_again_is_up_to_date_and_another_choice_is_not(
     assert cli.main([*flags, "--quant", "none"]) == 0
     assert "(built, sha256:" in capsys.readouterr().out
     assert sorted(p.name for p in tmp_path.iterdir()) == ["e"]
+
+
+class Noted(BuildProgress):
+    """Keeps each stage as it ended."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.ended: dict[str, str] = {}
+
+    @contextmanager
+    def stage(self, name: str, total: int | None = None, unit: str = "") -> Iterator[Stage]:
+        with super().stage(name, total, unit) as stage:
+            yield stage
+            self.ended[name] = stage.state(0.0).partition(",")[0]
+
+
+@pytest.mark.parametrize(
+    ("quant", "wanted"), [("fp8", "2 of 2 layers"), ("int4_awq", "2 of 2 layers"), ("int4", "MiB")]
+)
+def test_what_is_calibrated_counts_layers_and_all_else_bytes(
+    tiny_source: SourceCheckpoint, tmp_path: Path, quant: str, wanted: str
+) -> None:
+    """The embedding's bytes are written at once, and the layers take all the time."""
+    progress = Noted()
+    asked = {"quant": quant, "output": str(tmp_path / "e"), "until": "convert", "calib_samples": 1}
+    build(load_settings(asked), tiny_source, progress)
+    assert progress.ended["convert"].endswith(wanted)
+    done, _, total = progress.ended["convert"].partition(" of ")
+    assert total.startswith(done), "all of it"
 
 
 def test_a_changed_source_is_built_again(

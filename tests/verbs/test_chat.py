@@ -19,6 +19,7 @@ import psutil
 import pytest
 
 from doubles.scripted_http import WAIT, Refusal, chunks, serving
+from enginehouse.server.client.own_server import OwnServer
 from enginehouse.verbs.main import main
 
 DEADLINE_S = 30
@@ -225,6 +226,62 @@ def test_a_terminal_shows_reasoning_and_figures_dimmed_and_ctrl_c_stops_an_answe
         assert terminal.interrupt_until_it_ends() == 0, "at the prompt, it leaves"
     history = server.bodies[-1]["messages"]
     assert history[2:4] == [said("user", "forever"), said("assistant", "and on")], "what was said"
+
+
+# Is ready, fails on the first question, and ends at the second.
+FAILING = """
+import http.server, json, os, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    asked = []
+
+    def do_GET(self):
+        self.answer(200, {"data": [{"id": "m"}]})
+
+    def do_POST(self):
+        self.asked.append(self.path)
+        if len(self.asked) == 2:
+            print("no memory is left", flush=True)
+            os._exit(1)
+        self.answer(503, {"error": {"message": "the engine host stopped"}})
+
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *words):
+        pass
+
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def test_a_server_of_ones_own_that_fails_in_mid_chat_is_told_with_its_log(
+    type_lines: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    start = OwnServer.__init__
+
+    def start_failing(self: OwnServer, command: object, port: int, log: Path) -> None:
+        start(self, [sys.executable, "-c", FAILING, str(port)], port, log)
+
+    monkeypatch.setattr(OwnServer, "__init__", start_failing)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    type_lines("one", "two", "three")
+    assert main(["chat", str(tmp_path)]) == 2
+    first, second = capsys.readouterr().err.splitlines()[-2:]
+    [log] = tmp_path.glob("enginehouse-chat-*.log")
+    assert first == (
+        f"enginehouse chat: HTTP 503: the engine host stopped (the server's log is {log})"
+    )
+    assert second == (
+        f"enginehouse chat: the server ended; it said last: no memory is left (its log is {log})"
+    )
 
 
 def test_a_chat_that_is_terminated_or_killed_ends_its_server(

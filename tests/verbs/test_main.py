@@ -66,6 +66,18 @@ def test_the_version_is_the_distributions(capsys: pytest.CaptureFixture[str]) ->
     assert printed(["--version"], capsys) == f"enginehouse {version('enginehouse')}\n"
 
 
+def test_every_setting_is_in_one_group_and_what_matters_first_comes_first(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = [name for group in cli.GROUPS.values() for name in group]
+    assert sorted(names) == sorted(cli.BuildSettings.__dataclass_fields__)
+    for words in (["build", "--help"], ["plan", "--help"], ["build", "--help-all"]):
+        text = printed(words, capsys).partition("\n\n")[2]
+        places = [text.index(word) for word in ("--output", "--quant", "--tp", "--backend")]
+        assert places == sorted(places)
+        assert all(text.index(word) > places[-1] for word in ("--pp", "--max-seq-len", "--gpu"))
+
+
 def test_every_setting_is_listed_by_help_all(capsys: pytest.CaptureFixture[str]) -> None:
     text = printed(["build", "--help-all"], capsys)
     for name in cli.BuildSettings.__dataclass_fields__:
@@ -170,7 +182,7 @@ def test_nothing_heavy_is_loaded_by_help_or_by_serve(make_engine: EngineMaker) -
 import sys
 from enginehouse.verbs.main import main
 for words in (["--help"], ["serve", "--help"], ["chat", "--help"], ["bench", "--help"],
-              ["serve", sys.argv[1], "--dry-run"]):
+              ["build", "--help"], ["plan", "--help"], ["serve", sys.argv[1], "--dry-run"]):
     try:
         assert main(words) == 0
     except SystemExit as end:

@@ -76,7 +76,11 @@ def sharded(
     written: list[int] = []
     with HfCheckpoint(plan, source, directory, max_shard_bytes=600_000) as sink:
         finished = journal.finished(sink, lambda count: None)
-        convert(plan, source, sink, Calibration({}), written.append, journal, finished)
+
+        def advance(key: str, num_bytes: int) -> None:
+            written.append(num_bytes)
+
+        convert(plan, source, sink, Calibration({}), advance, journal, finished)
     return len(finished), sum(written)
 
 
