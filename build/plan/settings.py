@@ -144,7 +144,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "first": ("model", "output", "quant", "tp", "backend"),
     "form of the weights and of the KV cache": (
         *("group_size", "exclude", "dtype", "kv_cache_dtype", "format"),
-        *("calib_samples", "calib_length", "verify_max_mean_kl"),
+        *("calib_samples", "calib_length"),
     ),
     "GPUs": ("gpu", "pp", "pad"),
     "what the engine takes at once": (
@@ -156,7 +156,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "what clients see": (
         *("name", "tokenizer", "tool_format", "reasoning_format", "price_input", "price_output"),
     ),
-    "the build": ("until",),
+    "the build": ("until", "verify_with", "verify_max_mean_kl", "ignore_tensors"),
 }
 
 
