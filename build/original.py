@@ -22,7 +22,9 @@ _REMEDY = "leave verify_with out"
 
 
 def check_original(source: SourceCheckpoint, num_parameters: int) -> str:
-    """What it will take, in words. PlanError when transformers is not here, has nothing to load, or has no room for it."""
+    """What it will take, in words; PlanError when transformers is not here, has nothing to load or
+    no room for it.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise PlanError(
             "verify_with=transformers needs transformers, which is not installed: pip install "
