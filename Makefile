@@ -15,7 +15,8 @@ FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
 
-# Test files run in as many processes; a file stays in one, which shares its engines.
+# Test files run in as many processes; a file stays in one, which shares its engines. They keep
+# their order: sorted by their number of tests, the longest would run last, alone.
 TEST_PROCESSES ?= 2
 
 # What to serve, and where: make serve ENGINE=engines/x HOST=0.0.0.0 PORT=9000
@@ -70,7 +71,7 @@ endif
 endif
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
 	scripts/test_others.sh $(BIN)/uv
