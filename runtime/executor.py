@@ -67,9 +67,9 @@ def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_siz
         )
     if not 0 <= min(prompt) <= max(prompt) < vocab_size:
         raise RequestError(f"a prompt token is outside the vocabulary of {vocab_size}")
-    if sampling.max_tokens < 1:
+    if sampling.max_tokens < 0:
         raise RequestError(
-            f"max_tokens is {sampling.max_tokens}; wanted at least 1", param="max_tokens"
+            f"max_tokens is {sampling.max_tokens}; wanted at least 0", param="max_tokens"
         )
     if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
         raise RequestError(

@@ -49,6 +49,8 @@ class SamplingParams:
     Before min_tokens tokens have been generated no end-of-sequence or stop token is chosen.
     logit_bias: (token id, what is added to its logit). num_logprobs: how many alternatives are
     reported beside each chosen token, from the logits before any of the above; None: nothing.
+    num_prompt_logprobs: the same for each token of the prompt but the first. max_tokens 0: the
+    prompt is computed and nothing generated.
     repetition_penalty counts prompt and generated tokens (Keskar et al., 2019, section 4.1);
     presence_penalty and frequency_penalty count generated tokens only, as OpenAI's do.
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off. seed None is random.
@@ -68,6 +70,7 @@ class SamplingParams:
     min_tokens: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     constraint: Constraint | None = None
 
 
@@ -85,10 +88,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural logarithms of probabilities. top: (token id, logprob), the likeliest first."""
+    """Natural logarithms of probabilities. top: (token id, logprob), the likeliest first.
+
+    rank: one more than the tokens that are likelier than this one.
+    """
 
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +113,10 @@ class TokenOutput:
 
     The end-of-sequence or stop token itself is not among token_ids: it is stop_token_id.
     num_cached_tokens is how many prompt tokens were found in the KV cache instead of computed.
-    logprobs: one for each of token_ids, when they were asked for. refusal: of a request that
-    ended with ERROR and is its sender's to mend.
+    logprobs: one for each of token_ids, when they were asked for, and stop_logprobs of
+    stop_token_id where the backend tells them. prompt_logprobs: of the prompt's next tokens, from
+    its second on; the last come with the first of token_ids. refusal: of a request that ended with
+    ERROR and is its sender's to mend.
     """
 
     request_id: int
@@ -118,6 +127,8 @@ class TokenOutput:
     logprobs: list[TokenLogprobs] | None = None
     stop_token_id: int | None = None
     refusal: Refusal | None = None
+    stop_logprobs: TokenLogprobs | None = None
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +156,7 @@ class EngineInfo:
     """What a server and its users must know of the engine that is running.
 
     kv_cache_bytes: what keys and values take at most, on each GPU or on the CPU.
+    scores_prompts: whether it can tell the log probabilities of a prompt's tokens.
     """
 
     name: str
@@ -163,3 +175,4 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     digest: str
     created: int  # seconds since the epoch
+    scores_prompts: bool = True

@@ -105,12 +105,13 @@ GROUND_WORDS = {f"runtime/{word}" for word in ("config", "engine", "errors", "ex
 HOUSE = """
 runtime/machine
 runtime/checkpoint
+runtime/logprobs       machine
 runtime/grammar        machine
 runtime/schemas        grammar
-runtime/batching       machine grammar
-runtime/torch          machine checkpoint batching
+runtime/batching       machine logprobs grammar
+runtime/torch          machine logprobs checkpoint batching
 runtime/tensorrt       machine checkpoint batching
-runtime/tensorrt_llm   machine grammar
+runtime/tensorrt_llm   machine logprobs grammar
 runtime/backends       torch tensorrt tensorrt_llm
 runtime/host           backends
 

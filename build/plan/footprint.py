@@ -73,15 +73,19 @@ def kv_bytes_per_token(config: ModelConfig) -> int:
 
 
 def _activation_bytes(plan: BuildPlan) -> int:
-    """The widest pair of layers' inputs and outputs, and the logits of a full batch."""
+    """The widest pair of layers' inputs and outputs, and the logits of a full batch, or of every
+    token of an iteration where trtllm-build is asked for those of prompts.
+    """
     config, settings = plan.config, plan.settings
     width = 4 if config.dtype == "float32" else 2
     shapes = linear_shapes(config)
     attention = shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features
     widest = max(attention, _mlp_width(config))
     tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
-    logits = settings.max_batch_size * config.padded_vocab_size() * 4
-    return tokens + logits
+    flags = plan.builder_flags
+    gathers = "enable" in map(flags.get, ("gather_context_logits", "gather_all_token_logits"))
+    rows = plan.max_num_tokens if gathers else settings.max_batch_size
+    return tokens + rows * config.padded_vocab_size() * 4
 
 
 def _mlp_width(config: ModelConfig) -> int:

@@ -6,18 +6,22 @@ once an iteration. Knows no text, no socket, and not what computes: that is the 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
 import torch
+from torch import Tensor
 
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
-from enginehouse.runtime.batching.logprobs import Sampled, sample_with_logprobs
+from enginehouse.runtime.batching.logprobs import Sampled, sample_with_logprobs, score_rows
 from enginehouse.runtime.batching.model_runner import ModelRunner
 from enginehouse.runtime.batching.sampling import SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
-from enginehouse.runtime.batching.sequence import Chunk, Sequence
+from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions, check_request
@@ -30,6 +34,7 @@ from enginehouse.runtime.request import (
     FinishReason,
     Refusal,
     Request,
+    TokenLogprobs,
     TokenOutput,
 )
 
@@ -57,6 +62,7 @@ class InflightExecutor(Generic[Runner]):
             self.grammars.start()
         self._sequences: dict[int, Sequence] = {}
         self._compiling: dict[int, tuple[Sequence, Grammar]] = {}
+        self._scores: dict[Sequence, list[TokenLogprobs]] = {}  # of prompts, not told yet
         self._num_iterations = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
@@ -177,7 +183,7 @@ class InflightExecutor(Generic[Runner]):
 
     @torch.inference_mode()
     def _compute(self, chunks: list[Chunk]) -> list[Sampled | None]:
-        logits = self.runner.compute(chunks)
+        logits = self.runner.compute(chunks, self._score)
         complete = [chunk.sequence for chunk in chunks if chunk.completes]
         sampled: dict[int, Sampled] = {}
         if complete:
@@ -185,16 +191,38 @@ class InflightExecutor(Generic[Runner]):
             sampled = {id(s): choice for s, choice in zip(complete, found, strict=True)}
         return [sampled.get(id(chunk.sequence)) for chunk in chunks]
 
+    def _score(self, rows: Several[ScoredRow], logits: Tensor) -> None:
+        for row, found in zip(rows, score_rows(rows, logits), strict=True):
+            row.sequence.num_scored += 1
+            row.sequence.spoiled |= math.isnan(found.logprob)
+            self._scores.setdefault(row.sequence, []).append(found)
+
     def _settle(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         """Book one chunk's result; what its submitter is told, if anything."""
+        output = self._book(chunk, sampled)
+        scores = self._scores.pop(chunk.sequence, None)
+        if scores is None or (output is not None and output.error is not None):
+            return output
+        if output is None:
+            output = TokenOutput(chunk.sequence.request.request_id)
+        return replace(output, prompt_logprobs=scores)
+
+    def _book(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         sequence = chunk.sequence
         request, state = sequence.request, sequence.sampling
         self._num_prompt_tokens += max(
             0, min(chunk.num_tokens, len(request.prompt_ids) - chunk.start)
         )
-        if sampled is None:
-            self.scheduler.settle(chunk, None, stops=False)
-            return None
+        if sequence.spoiled:
+            return self._give_up(sequence)
+        if sampled is None or request.sampling.max_tokens == 0:
+            finish = self.scheduler.settle(chunk, None, stops=False)
+            if finish is None:
+                return None
+            cached = sequence.num_cached_tokens or 0
+            self._num_cached_tokens += cached
+            del self._sequences[request.request_id]
+            return TokenOutput(request.request_id, [], finish, cached)
         token = sampled.token_id
         stops = token in state.stop_ids
         if token >= 0 and not stops:
@@ -210,7 +238,14 @@ class InflightExecutor(Generic[Runner]):
         elif self._is_long(sequence) and sequence.root_hash == ROOT_HASH:
             self.scheduler.restart(sequence, LONG_ROOT_HASH)
         if stops:
-            return TokenOutput(request.request_id, [], finish, cached, stop_token_id=token)
+            return TokenOutput(
+                request.request_id,
+                [],
+                finish,
+                cached,
+                stop_token_id=token,
+                stop_logprobs=sampled.logprobs,
+            )
         self._num_generated_tokens += 1
         logprobs = None if sampled.logprobs is None else [sampled.logprobs]
         return TokenOutput(request.request_id, [token], finish, cached, logprobs=logprobs)

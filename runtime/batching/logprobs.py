@@ -5,13 +5,15 @@ Taken before constraint, bias, penalties and temperature. Knows nothing of batch
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from enginehouse.runtime.batching.sampling import SamplingState, sample
+from enginehouse.runtime.batching.sequence import ScoredRow
+from enginehouse.runtime.logprobs import logprobs_of_rows
 from enginehouse.runtime.machine.device import index_tensor
 from enginehouse.runtime.request import TokenLogprobs
 
@@ -35,18 +37,15 @@ def sample_with_logprobs(logits: Tensor, states: Sequence[SamplingState]) -> lis
     raw = logits[index_tensor(asked, logits.device)].log_softmax(dim=-1)
     tokens = sample(logits, states)
     counts = [states[i].params.num_logprobs or 0 for i in asked]
-    found = dict(zip(asked, _of_rows(raw, [tokens[i] for i in asked], counts), strict=True))
+    found = dict(zip(asked, logprobs_of_rows(raw, [tokens[i] for i in asked], counts), strict=True))
     return [Sampled(token, found.get(i) if token >= 0 else None) for i, token in enumerate(tokens)]
 
 
-def _of_rows(
-    logprobs: Tensor, tokens: Sequence[int], counts: Sequence[int]
-) -> Iterator[TokenLogprobs]:
-    """Of each row the token and its count of alternatives; logprobs: float32 [rows, vocab_size]."""
-    size = min(max(counts), logprobs.shape[1])
-    index = index_tensor([max(token, 0) for token in tokens], logprobs.device).unsqueeze(1)
-    best, ids = logprobs.topk(size, dim=-1)
-    rows = torch.cat([logprobs.gather(1, index), best], dim=1).tolist()  # one copy from the device
-    for (own, *values), row_ids, count in zip(rows, ids.tolist(), counts, strict=True):
-        top = sorted(zip(row_ids, values, strict=True), key=lambda x: (-x[1], x[0]))
-        yield TokenLogprobs(own, tuple(top[:count]))
+def score_rows(rows: Sequence[ScoredRow], logits: Tensor) -> list[TokenLogprobs]:
+    """What the logits behind each row's token say of the next one.
+
+    logits: float32 [rows, vocab_size], changed in place.
+    """
+    counts = [row.sequence.request.sampling.num_prompt_logprobs or 0 for row in rows]
+    torch.log_softmax(logits, dim=-1, out=logits)
+    return list(logprobs_of_rows(logits, [row.next_token for row in rows], counts))

@@ -56,7 +56,8 @@ class Scheduler:
     """Owns the waiting and the running sequences.
 
     max_batch_size: sequences that run at once. max_num_tokens: tokens of one iteration, which
-    bounds how long a prompt can hold up running streams. max_seq_len: prompt plus output.
+    bounds how long a prompt can hold up running streams. max_scored_tokens: of one prompt in an
+    iteration, while its log probabilities are wanted. max_seq_len: prompt plus output.
 
     deterministic: how a sequence is cut into chunks depends on its own prompt alone.
     """
@@ -68,6 +69,7 @@ class Scheduler:
         max_batch_size: int,
         max_num_tokens: int,
         max_seq_len: int,
+        max_scored_tokens: int | None = None,
         deterministic: bool = False,
     ) -> None:
         assert memory.num_blocks * memory.block_size >= max_seq_len, "one sequence must always fit"
@@ -75,6 +77,7 @@ class Scheduler:
         self.memory = memory
         self.max_batch_size = max_batch_size
         self.max_num_tokens = max_num_tokens
+        self.max_scored_tokens = max_scored_tokens or max_num_tokens
         self.max_seq_len = max_seq_len
         self.deterministic = deterministic
         self._fixed_chunk = max(1, min(_FIXED_CHUNK, max_num_tokens - max_batch_size))
@@ -119,11 +122,13 @@ class Scheduler:
         When deterministic: the prompt in pieces that begin at multiples of a fixed size, and
         every generated token by itself, as it was when it was generated.
         """
+        most = self.max_scored_tokens if sequence.num_unscored else self.max_num_tokens
         if not self.deterministic:
-            return min(sequence.num_pending, budget)
+            return min(sequence.num_pending, budget, most)
         left = len(sequence.request.prompt_ids) - sequence.num_computed
         size = self._fixed_chunk
         count = min(left, size - sequence.num_computed % size) if left > 0 else 1
+        count = min(count, most)
         return count if count <= budget else 0
 
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
@@ -179,14 +184,16 @@ class Scheduler:
     def settle(self, chunk: Chunk, token_id: int | None, stops: bool) -> FinishReason | None:
         """Record what an iteration did for a chunk; the reason if the sequence ended by it.
 
-        token_id: what was sampled, None while the prompt is incomplete. stops: whether that
-        token ends the sequence (it is then no part of the output).
+        token_id: what was sampled, None while the prompt is incomplete and where nothing is to be
+        generated. stops: whether that token ends the sequence (it is then no part of the output).
         """
         sequence = chunk.sequence
         sequence.num_computed += chunk.num_tokens
         if token_id is None:
-            return None
-        if stops:
+            if not chunk.completes:
+                return None
+            reason = FinishReason.LENGTH
+        elif stops:
             reason = FinishReason.STOP
         else:
             sequence.token_ids.append(token_id)

@@ -31,10 +31,20 @@ class Sequence:
     root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
     arrival: int = 0  # numbered by the scheduler
     spoiled: bool = False  # its logits were not finite, and so may its keys and values be
+    num_scored: int = 0  # the prompt's tokens, from its second on, whose logprobs are known
 
     @property
     def num_generated(self) -> int:
         return len(self.token_ids) - len(self.request.prompt_ids)
+
+    @property
+    def num_unscored(self) -> int:
+        """Tokens of the prompt whose log probability is still wanted. While there are any, every
+        token of it must be computed: what is found in a cache has no logits.
+        """
+        if self.request.sampling.num_prompt_logprobs is None:
+            return 0
+        return len(self.request.prompt_ids) - 1 - self.num_scored
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -58,3 +68,25 @@ class Chunk(NamedTuple):
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled afterwards."""
         return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def scored(self) -> range:
+        """The positions whose logits say how likely the prompt's next token is, where that is
+        wanted and not known yet.
+        """
+        sequence = self.sequence
+        if not sequence.num_unscored:
+            return range(0)
+        end = min(self.start + self.num_tokens, len(sequence.request.prompt_ids) - 1)
+        return range(max(self.start, sequence.num_scored), end)
+
+
+class ScoredRow(NamedTuple):
+    """Of a sequence's prompt the position whose logits say how likely the next token is."""
+
+    sequence: Sequence
+    position: int
+
+    @property
+    def next_token(self) -> int:
+        return self.sequence.token_ids[self.position + 1]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
-from enginehouse.runtime.batching.model_runner import Capacity
-from enginehouse.runtime.batching.sequence import Chunk
+from enginehouse.runtime.batching.model_runner import Capacity, Score
+from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, limit_within
@@ -35,6 +35,9 @@ from enginehouse.runtime.tensorrt.steps import StepPlanner
 # as it runs, its CUDA graphs, and sampling.
 _KV_SHARE = 0.8
 _LOOK_AGAIN_S = 50e-6
+# The plans give the logits of one token of each sequence: a prompt whose own log probabilities are
+# wanted goes through as if it were decoded, beside those that are.
+_SCORED_TOKENS = 1
 log = logging.getLogger("enginehouse.tensorrt")
 
 
@@ -78,8 +81,8 @@ class TensorRTRunner:
         max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
         batch = min(limits.max_batch_size, max(plan.batch for plan in built.plans))
         max_batch_size = limit_within("max_batch_size", options.max_batch_size, batch)
-        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
-        self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
+        max_num_tokens = max(options.max_num_tokens or limits.max_num_tokens, max_batch_size)
+        self.capacity = Capacity(max_seq_len, max_batch_size, max_num_tokens, _SCORED_TOKENS)
         num_ranks = config.mapping.tp_size
         self._rank: TensorRTRank | None = None
         self._in_step = False  # whether all ranks have warmed up, and done alike since
@@ -129,7 +132,7 @@ class TensorRTRunner:
             self._followers.check()  # a rank that has ended is the reason
             raise
 
-    def compute(self, chunks: list[Chunk]) -> Tensor:
+    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
         assert self._rank is not None
         for move in self.memory.moves():
             self._do(move)
@@ -140,6 +143,9 @@ class TensorRTRunner:
                 logits = self._rank.logits[: step.batch].clone()  # the next step writes there too
                 rows |= {id(chunk.sequence): logits[row] for chunk, row in wanted}
         self._wait()
+        scored = [ScoredRow(c.sequence, position) for c in chunks for position in c.scored]
+        if scored:
+            score(scored, torch.stack([rows[id(row.sequence)] for row in scored]))
         found = [rows[id(chunk.sequence)] for chunk in chunks if chunk.completes]
         if not found:
             return self._rank.logits[:0]

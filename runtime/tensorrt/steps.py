@@ -25,7 +25,10 @@ _LEAST_ROWS = 256
 
 
 class PlannedStep(NamedTuple):
-    """wanted: the chunks that this step completes, each with its row of the step's logits."""
+    """wanted: the chunks behind whose last token logits are wanted, each with its row of them.
+
+    Those complete their sequence, or are of one token and score a prompt's next.
+    """
 
     step: Step
     wanted: list[tuple[Chunk, int]]
@@ -114,7 +117,11 @@ class StepPlanner:
             looked_at=looked_at,
             prefill=False,
         )
-        wanted = [(chunk, slot - first) for slot, chunk in by_slot.items() if chunk.completes]
+        wanted = [
+            (chunk, slot - first)
+            for slot, chunk in by_slot.items()
+            if chunk.completes or chunk.scored
+        ]
         return PlannedStep(step, wanted)
 
     def _num_together(self, prompts: Sequence[Chunk]) -> int:

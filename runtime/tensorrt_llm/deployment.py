@@ -60,6 +60,7 @@ class Deployment:
     kv_block_size: int
     paged_context: bool  # paged context FMHA: what block reuse and chunked prefill need
     kv_bytes_per_token: int  # on each GPU
+    context_logits: bool  # whether logits of a prompt can be had
     deterministic: bool = False
     kv_cache_gib: float | None = None  # of each GPU; None: what is free there
 
@@ -89,6 +90,7 @@ class Deployment:
             eos_token_ids=manifest.model.eos_token_ids,
             digest=manifest.digest,
             created=int(datetime.fromisoformat(manifest.created).timestamp()),
+            scores_prompts=self.context_logits,
         )
 
 
@@ -180,6 +182,7 @@ def _of_engine(
         ),
         kv_block_size=plugins.get("tokens_per_block", 32),
         paged_context=bool(plugins.get("use_paged_context_fmha", True)),
+        context_logits=bool(built.get("gather_context_logits", False)),
         deterministic=options.deterministic,
         kv_cache_gib=options.kv_cache_gib or manifest.limits.kv_cache_gib,
         kv_bytes_per_token=_bytes_per_token(
@@ -216,6 +219,7 @@ def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions
         max_num_tokens=options.max_num_tokens or limits.max_num_tokens,
         kv_block_size=32,
         paged_context=True,
+        context_logits=True,
         deterministic=options.deterministic,
         kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
         kv_bytes_per_token=_bytes_per_token(

@@ -10,26 +10,32 @@ Source: TensorRT-LLM 1.2.1, `llmapi`.
 from __future__ import annotations
 
 import asyncio
-import heapq
 import json
 import logging
 import os
 import queue
+import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar.support import TENSORRT_LLM, doubt_beside_tensorrt_llm
-from enginehouse.runtime.machine.mpi_environment import forget_ranks
 from enginehouse.runtime.request import ExecutorStats, Request, SamplingParams, TokenOutput
-from enginehouse.runtime.tensorrt_llm.deployment import Deployment, llm_arguments
-from enginehouse.runtime.tensorrt_llm.output import bias_tensor, failed_output, token_output
+from enginehouse.runtime.tensorrt_llm.deployment import Deployment
+from enginehouse.runtime.tensorrt_llm.loading import load_llm
+from enginehouse.runtime.tensorrt_llm.output import (
+    bias_tensor,
+    failed_output,
+    prompt_logprobs,
+    token_output,
+)
 from enginehouse.runtime.tensorrt_llm.sampling import check_for_trtllm, sampling_fields
+from enginehouse.runtime.tensorrt_llm.waiting import Waiting, is_scored
 from enginehouse.runtime.tensorrt_llm.workers import RankLog, WorkerGuard, start_deadline
 
 log = logging.getLogger("enginehouse.trtllm")
@@ -76,9 +82,8 @@ class TrtllmExecutor:
         self._eos_token_ids = deployment.manifest.model.eos_token_ids
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._active: dict[int, Request | _Sequence] = {}  # a Request while it waits here
-        self._waiting: list[tuple[int, int, Request]] = []  # a heap: priority, arrival
+        self._waiting = Waiting()
         self._given: set[_Sequence] = set()  # cancelled ones too, until TensorRT-LLM lets go
-        self._num_submitted = 0
         self._counts = dict.fromkeys(("prompt", "generated", "paused"), 0)
         self._iterations: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._latest: dict[str, Any] = {}
@@ -101,7 +106,7 @@ class TrtllmExecutor:
             with start_deadline(options.start_s or _START_S, self._ranks, self._guard):
                 if deployment.deterministic:
                     os.environ["FORCE_DETERMINISTIC"] = "1"  # read here too, beside the ranks
-                self._llm, self._make_params, self._make_guide = _load(deployment)
+                self._llm, self._make_params, self._make_guide = load_llm(deployment)
                 self._thread.start()
                 stats = self._wait(self._warm_up())
         except BaseException:
@@ -136,6 +141,7 @@ class TrtllmExecutor:
             max_input_len=self.deployment.max_input_len,
             vocab_size=self.deployment.vocab_size,
             num_eos=len(self._eos_token_ids),
+            context_logits=self.deployment.context_logits,
         )
         if not self._given:
             self._overfull_since_s = None  # the last statistics are of another time
@@ -151,14 +157,15 @@ class TrtllmExecutor:
         grammar.add_done_callback(lambda done: self._events.put(_Compiled(request, done)))
 
     def _queue(self, request: Request) -> None:
-        self._num_submitted += 1
-        heapq.heappush(self._waiting, (request.priority, self._num_submitted, request))
+        self._waiting.push(request)
         self._fill()
 
     def _fill(self) -> None:
-        """Give TensorRT-LLM, which knows no priorities, the next sequences it has places for."""
-        while self._waiting and len(self._given) < self.deployment.max_batch_size + _AHEAD:
-            request = heapq.heappop(self._waiting)[2]
+        """Give TensorRT-LLM the next sequences it has places for."""
+        while len(self._given) < self.deployment.max_batch_size + _AHEAD:
+            request = self._waiting.pop(sum(is_scored(s.request) for s in self._given))
+            if request is None:
+                return
             if self._active.get(request.request_id) is request:  # else it was cancelled
                 sequence = _Sequence(request)
                 self._active[request.request_id] = sequence
@@ -166,8 +173,8 @@ class TrtllmExecutor:
                 asyncio.run_coroutine_threadsafe(self._follow(sequence), self._loop)
 
     def cancel(self, request_id: int) -> None:
-        """Stop a sequence. One with logprobs runs on unheard: aborting a stream with logprobs
-        kills the rank that computes them (NVIDIA/TensorRT-LLM issue 10810).
+        """Stop a sequence. One with logprobs, also of its prompt, runs on unheard: aborting a
+        stream with logprobs kills the rank that computes them (NVIDIA/TensorRT-LLM issue 10810).
         """
         sequence = self._active.pop(request_id, None)
         if isinstance(sequence, _Sequence):
@@ -175,7 +182,9 @@ class TrtllmExecutor:
 
     def _abort(self, sequence: _Sequence) -> None:
         sequence.cancelled = True
-        if sequence.result is not None and sequence.request.sampling.num_logprobs is None:
+        request = sequence.request
+        silent = request.sampling.num_logprobs is None and not is_scored(request)
+        if sequence.result is not None and silent:
             sequence.result.abort()
 
     @property
@@ -326,8 +335,13 @@ class TrtllmExecutor:
             )
         if "guided_decoding" in fields:
             fields["guided_decoding"] = self._make_guide(**fields["guided_decoding"])
-        params = self._make_params(**fields)
-        return self._llm.generate_async(request.prompt_ids, sampling_params=params, streaming=True)
+        params, prompt = self._make_params(**fields), request.prompt_ids
+        if not is_scored(request):
+            return self._llm.generate_async(prompt, sampling_params=params, streaming=True)
+        # Each response of a stream would bring all of the prompt's logits again. A cached prefix
+        # has none: what is salted finds nobody's, and nobody finds it.
+        salt = secrets.token_hex(16)
+        return self._llm.generate_async(prompt, sampling_params=params, cache_salt=salt)
 
     async def _follow(self, sequence: _Sequence) -> None:
         """One sequence from its submission to its end; whatever fails ends this sequence only."""
@@ -336,13 +350,21 @@ class TrtllmExecutor:
             if not sequence.cancelled:
                 sequence.result = self._generate(request)
                 async for result in sequence.result:
-                    self._events.put(token_output(request, result, self._eos_token_ids))
+                    output = token_output(request, result, self._eos_token_ids)
+                    if is_scored(request):
+                        output = await asyncio.to_thread(self._with_scores, sequence, output)
+                    self._events.put(output)
         except asyncio.CancelledError:
             raise
         except Exception as error:  # TensorRT-LLM raises what it likes
             self._events.put(failed_output(request, error))
         finally:
             self._events.put(_Ended(sequence))
+
+    def _with_scores(self, sequence: _Sequence, output: TokenOutput) -> TokenOutput:
+        """Takes long for a long prompt, and so runs beside the loop."""
+        scores = prompt_logprobs(sequence.request, sequence.result, self.deployment.vocab_size)
+        return replace(output, prompt_logprobs=scores)
 
     async def _follow_stats(self) -> None:
         while True:
@@ -355,37 +377,6 @@ class TrtllmExecutor:
                 log.error("TensorRT-LLM gives no statistics: %s", error)
                 return
             await asyncio.sleep(_STATS_S)
-
-
-def _load(deployment: Deployment) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
-    """The LLM, and the two classes its requests are made of."""
-    if forgotten := forget_ranks(os.environ):  # before anything of it is imported
-        log.info("no launcher started this process; it leaves out %s", ", ".join(forgotten))
-    from tensorrt_llm import SamplingParams as TrtllmSamplingParams
-    from tensorrt_llm.llmapi import (
-        CapacitySchedulerPolicy,
-        GuidedDecodingParams,
-        KvCacheConfig,
-        SchedulerConfig,
-    )
-
-    if deployment.compiled:
-        from tensorrt_llm._tensorrt_engine import LLM
-    else:
-        from tensorrt_llm import LLM
-    arguments = llm_arguments(deployment)
-    policy = arguments["scheduler_config"]["capacity_scheduler_policy"]
-    arguments["scheduler_config"] = SchedulerConfig(
-        capacity_scheduler_policy=CapacitySchedulerPolicy[policy]
-    )
-    arguments["kv_cache_config"] = KvCacheConfig(**arguments["kv_cache_config"])
-    try:
-        llm = LLM(**arguments)
-    except EngineError:  # the start's deadline
-        raise
-    except Exception as error:  # TensorRT-LLM raises what it likes
-        raise EngineError(f"TensorRT-LLM does not load {deployment.path}: {error}") from error
-    return llm, TrtllmSamplingParams, GuidedDecodingParams
 
 
 async def _cancel_tasks() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.logprobs import ROWS_AT_ONCE, logprobs_of_rows
 from enginehouse.runtime.request import (
     FinishReason,
     Refusal,
@@ -31,7 +32,8 @@ def token_output(request: Request, result: Any, eos_token_ids: Sequence[int]) ->
     """What one response adds to its sequence.
 
     TensorRT-LLM takes a stop token off and names it in stop_reason; an end-of-sequence token it
-    may leave at the end, and names nowhere: here neither is among the tokens.
+    may leave at the end, and names nowhere: here neither is among the tokens. Of a request for no
+    tokens, which TensorRT-LLM does not take, the one that it made is left out.
     """
     completion, sampling = result.outputs[0], request.sampling
     token_ids = list(completion.token_ids_diff)
@@ -40,6 +42,8 @@ def token_output(request: Request, result: Any, eos_token_ids: Sequence[int]) ->
         finish = _FINISHES.get(completion.finish_reason, FinishReason.ERROR)
     if finish is FinishReason.ERROR:
         error = f"TensorRT-LLM ended the sequence: {completion.finish_reason}"
+    if sampling.max_tokens == 0 and finish in (None, FinishReason.STOP, FinishReason.LENGTH):
+        return TokenOutput(request.request_id, [], FinishReason.LENGTH if finish else None)
     if finish is FinishReason.STOP:
         eos = () if sampling.ignore_eos else tuple(eos_token_ids)
         if token_ids and token_ids[-1] in (*eos, *sampling.stop_token_ids):
@@ -48,18 +52,51 @@ def token_output(request: Request, result: Any, eos_token_ids: Sequence[int]) ->
             stop_token_id = completion.stop_reason
         else:
             stop_token_id = next(iter(eos), None)  # end_id is the first of them
-    logprobs = None
+    logprobs, stop_logprobs = None, None
     if sampling.num_logprobs is not None:
-        logprobs = token_logprobs(token_ids, completion.logprobs_diff, sampling.num_logprobs)
+        entries = completion.logprobs_diff
+        logprobs = token_logprobs(token_ids, entries, sampling.num_logprobs)
+        if stop_token_id is not None and stop_token_id in _after(entries, len(token_ids)):
+            ending = [stop_token_id], entries[len(token_ids) :], sampling.num_logprobs
+            [stop_logprobs] = token_logprobs(*ending)
     return TokenOutput(
         request.request_id,
         token_ids,
         finish,
-        num_cached_tokens=int(getattr(result, "cached_tokens", 0) or 0),
+        num_cached_tokens=_num_cached(result),
         error=error,
         logprobs=logprobs,
         stop_token_id=stop_token_id,
+        stop_logprobs=stop_logprobs,
     )
+
+
+def _num_cached(result: Any) -> int:
+    return int(getattr(result, "cached_tokens", 0) or 0)
+
+
+def _after(entries: Sequence[Mapping[int, Any]], count: int) -> Mapping[int, Any]:
+    """The entry behind those of the tokens, if there is one."""
+    return entries[count] if len(entries) > count else {}
+
+
+def prompt_logprobs(request: Request, result: Any, vocab_size: int) -> list[TokenLogprobs]:
+    """Of each token of the prompt but the first, from a response's context logits.
+
+    Those are [prompt tokens, vocab_size or more, as TP pads it], reduced some rows at a time.
+    EngineError when they are not of every token: those of a cached prefix are not computed.
+    """
+    prompt, most = request.prompt_ids, request.sampling.num_prompt_logprobs or 0
+    logits: torch.Tensor | None = result.context_logits
+    found = 0 if logits is None else len(logits) - _num_cached(result)
+    if logits is None or found != len(prompt):
+        raise EngineError(f"it gave the logits of {found} of the prompt's {len(prompt)} tokens")
+    scores: list[TokenLogprobs] = []
+    for first in range(0, len(prompt) - 1, ROWS_AT_ONCE):
+        tokens = prompt[first + 1 : first + 1 + ROWS_AT_ONCE]
+        rows = logits[first : first + len(tokens), :vocab_size].float().log_softmax(dim=-1)
+        scores += logprobs_of_rows(rows, tokens, [most] * len(tokens))
+    return scores
 
 
 def token_logprobs(

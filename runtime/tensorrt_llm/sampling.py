@@ -17,6 +17,8 @@ from enginehouse.runtime.grammar.support import TENSORRT_LLM
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
 
 _SEED_BITS = 63
+# Of the host's memory: TensorRT-LLM gives out the logits of a whole prompt at once.
+MAX_CONTEXT_LOGITS_BYTES = 2 << 30
 _GUIDES = {
     ConstraintKind.JSON_SCHEMA: "json",
     ConstraintKind.REGEX: "regex",
@@ -26,12 +28,23 @@ _GUIDES = {
 
 
 def check_for_trtllm(
-    request: Request, *, max_seq_len: int, max_input_len: int, vocab_size: int, num_eos: int
+    request: Request,
+    *,
+    max_seq_len: int,
+    max_input_len: int,
+    vocab_size: int,
+    num_eos: int,
+    context_logits: bool,
 ) -> None:
-    """RequestError for what this engine can never run."""
+    """RequestError for what this engine can never run.
+
+    context_logits: whether it was built to give the logits of a prompt.
+    """
     sampling = request.sampling
     longest = min(max_seq_len - 1, max_input_len)
     check_request(request, longest=longest, max_seq_len=max_seq_len, vocab_size=vocab_size)
+    if sampling.num_prompt_logprobs is not None:
+        _check_scored(len(request.prompt_ids), vocab_size, context_logits)
     if not 0.0 <= sampling.min_p <= 1.0:  # TensorRT-LLM does not look
         raise RequestError(f"min_p is {sampling.min_p}; wanted 0 to 1", param="min_p")
     num_stops = len(sampling.stop_token_ids) + (0 if sampling.ignore_eos else num_eos)
@@ -43,19 +56,38 @@ def check_for_trtllm(
         )
 
 
+def _check_scored(prompt_len: int, vocab_size: int, context_logits: bool) -> None:
+    if not context_logits:
+        raise RequestError(
+            "the engine was built without gather_context_logits and tells no log probabilities of "
+            "a prompt; build it with trtllm_build: {gather_context_logits: true}, or do not ask",
+            param="prompt_logprobs",
+            code="unsupported_parameter",
+        )
+    most = MAX_CONTEXT_LOGITS_BYTES // (4 * vocab_size)
+    if prompt_len > most:
+        raise RequestError(
+            f"the prompt has {prompt_len} tokens; with log probabilities of its own TensorRT-LLM "
+            f"takes at most {most} here, as it holds all of their logits at once: shorten it",
+            param="prompt_logprobs",
+            code="context_length_exceeded",
+        )
+
+
 def sampling_fields(
     request: Request, *, max_seq_len: int, eos_token_ids: Sequence[int]
 ) -> dict[str, Any]:
     """The keyword arguments of SamplingParams; `guided_decoding` holds GuidedDecodingParams'.
 
-    embedding_bias holds (token id, bias) pairs: the executor makes a tensor of them.
+    embedding_bias holds (token id, bias) pairs: the executor makes a tensor of them. max_tokens is
+    1 at least; of a request for 0 `output.py` tells no token.
     """
     sampling = request.sampling
     prompt_len = len(request.prompt_ids)
     eos = () if sampling.ignore_eos else tuple(eos_token_ids)
     fields: dict[str, Any] = {
         "detokenize": False,
-        "max_tokens": min(sampling.max_tokens, max_seq_len - prompt_len),
+        "max_tokens": max(1, min(sampling.max_tokens, max_seq_len - prompt_len)),
         "seed": _seed(sampling.seed),
         **_choice_fields(sampling),
     }
@@ -77,6 +109,8 @@ def sampling_fields(
         fields["embedding_bias"] = sampling.logit_bias
     if sampling.num_logprobs is not None:
         fields["logprobs"] = max(sampling.num_logprobs, 1)  # 0 would be none at all
+    if sampling.num_prompt_logprobs is not None:
+        fields["return_context_logits"] = True
     if sampling.constraint is not None:
         fields["guided_decoding"] = guided_fields(sampling.constraint)
     return fields

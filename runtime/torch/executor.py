@@ -13,13 +13,14 @@ from torch import Tensor
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
-from enginehouse.runtime.batching.model_runner import Capacity
-from enginehouse.runtime.batching.sequence import Chunk
+from enginehouse.runtime.batching.model_runner import Capacity, Score
+from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, limit_within
+from enginehouse.runtime.logprobs import ROWS_AT_ONCE
 from enginehouse.runtime.machine.device import (
     choose_device,
     choose_dtype,
@@ -73,7 +74,7 @@ class TorchRunner:
     def pretrained(self) -> int | None:
         return self.model.rotary.pretrained
 
-    def compute(self, chunks: list[Chunk]) -> Tensor:
+    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
         token_ids = [
             token
             for sequence, start, count in chunks
@@ -88,6 +89,11 @@ class TorchRunner:
             attention,
             index_tensor(contexts, self.device),
         )
+        scored = list(_scored_rows(chunks))
+        for done in range(0, len(scored), ROWS_AT_ONCE):
+            some = scored[done : done + ROWS_AT_ONCE]
+            index = index_tensor([row for row, _ in some], self.device)
+            score([told for _, told in some], self.model.logits(hidden[index]))
         rows = [row for row, chunk in _last_rows(chunks) if chunk.completes]
         if not rows:
             return torch.empty(0, self.model.config.vocab_size, device=self.device)
@@ -164,3 +170,12 @@ def _last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
     for chunk in chunks:
         row += chunk.num_tokens
         yield row, chunk
+
+
+def _scored_rows(chunks: list[Chunk]) -> Iterator[tuple[int, ScoredRow]]:
+    """The rows of a step that score a prompt's tokens, each with its place in the step."""
+    first = 0
+    for chunk in chunks:
+        for position in chunk.scored:
+            yield first + position - chunk.start, ScoredRow(chunk.sequence, position)
+        first += chunk.num_tokens

@@ -47,6 +47,15 @@ def test_fp8_weights_and_kv_of_nemotron_are_as_worked_out_by_hand(tp: int) -> No
     assert needs.kv_per_token == 2 * 80 * (8 // tp) * 128
 
 
+@pytest.mark.parametrize("flag", ["gather_context_logits", "gather_all_token_logits"])
+def test_an_engine_that_gives_the_logits_of_prompts_holds_those_of_an_iteration(flag: str) -> None:
+    plain = nemotron("nemotron-70b-fp8.yaml")
+    gathers = nemotron("nemotron-70b-fp8.yaml", trtllm_build={flag: True})
+    rows = plain.max_num_tokens - plain.settings.max_batch_size
+    more = footprint(gathers).activations - footprint(plain).activations
+    assert more == rows * plain.config.padded_vocab_size() * 4
+
+
 def test_int4_weights_of_nemotron_are_as_worked_out_by_hand() -> None:
     needs = footprint(nemotron("nemotron-70b-int4.yaml"))
     elements = 80 * layer_weights(2)

@@ -102,6 +102,7 @@ class LLM:
             raise RuntimeError("KV cache reuse needs paged context FMHA")
         self.max_seq_len, self.max_input_len = limits["max_seq_len"], limits["max_input_len"]
         self.vocab_size = config["vocab_size"]
+        self.context_logits = limits["gather_context_logits"]
         self._start_ranks(mapping["world_size"])
         checkpoint = Path(self._temporary.name)
         self._link_tokenizer(checkpoint)
@@ -159,14 +160,16 @@ class LLM:
         lora_request: None = None,
         prompt_adapter_request: None = None,
         streaming: bool = False,
+        cache_salt: str | None = None,
     ) -> RequestOutput:
         self._check_thread()
         params = sampling_params or SamplingParams()
-        type(self).calls.append(("generate_async", {"inputs": inputs, **params.given}))
+        more = {"streaming": streaming, "cache_salt": cache_salt}
+        type(self).calls.append(("generate_async", {"inputs": inputs, **params.given, **more}))
         self._check_request(inputs, params)
         self._num_requests += 1
         result = RequestOutput(self._num_requests, list(inputs), params, self._abort)
-        self._engine.submit(result, streaming)
+        self._engine.submit(result, streaming, cache_salt)
         return result
 
     def _check_request(self, prompt: list[int], params: SamplingParams) -> None:
@@ -183,6 +186,10 @@ class LLM:
             )
         if params.logprobs and not self.args.get("gather_generation_logits"):
             raise ValueError("logprobs requires gather_generation_logits=True")
+        if params.prompt_logprobs:
+            raise ValueError("prompt_logprobs requires a BuildConfig that no engine is given")
+        if params.return_context_logits and not self.context_logits:
+            raise RuntimeError("Return context logit need an engine with gather_context_logits")
         if params.guided_decoding and not self.args.get("guided_decoding_backend"):
             raise RuntimeError("Assertion failed: guided decoding is not configured (issue 2624)")
         bias = params.embedding_bias

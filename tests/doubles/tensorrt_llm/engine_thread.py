@@ -10,8 +10,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from enginehouse.runtime import errors as ours_errors
 from enginehouse.runtime import request as ours
+from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
 from tensorrt_llm.llmapi import SamplingParams
 from tensorrt_llm.result import Logprob, RequestOutput, Response
@@ -33,8 +36,11 @@ class _Running:
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
 
 
-def our_params(params: SamplingParams, prompt_len: int) -> ours.SamplingParams:
-    """What the CPU backend is asked for; what it cannot do as asked is refused here."""
+def our_params(params: SamplingParams, prompt_len: int, salted: bool) -> ours.SamplingParams:
+    """What the CPU backend is asked for; what it cannot do as asked is refused here.
+
+    salted: it shares no prefix with others, as sequences with a seed do not.
+    """
     if params.presence_penalty or params.frequency_penalty:
         assert params.prompt_ignore_length == prompt_len, "the CPU backend ignores the prompt"
     bias: tuple[tuple[int, float], ...] = ()
@@ -62,7 +68,7 @@ def our_params(params: SamplingParams, prompt_len: int) -> ours.SamplingParams:
         presence_penalty=params.presence_penalty or 0.0,
         frequency_penalty=params.frequency_penalty or 0.0,
         repetition_penalty=params.repetition_penalty or 1.0,
-        seed=None if params.greedy else params.seed or 0,  # the C++ default
+        seed=None if params.greedy and not salted else params.seed or 0,  # the C++ default
         stop_token_ids=tuple(params.stop_token_ids or ())
         + (() if params.ignore_eos else (params.end_id,)),
         ignore_eos=constraint is None or params.ignore_eos,  # else only what was asked for ends it
@@ -86,8 +92,8 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="trtllm-double", daemon=True)
         self._thread.start()
 
-    def submit(self, result: RequestOutput, streaming: bool) -> None:
-        self._commands.put(("submit", (result, streaming)))
+    def submit(self, result: RequestOutput, streaming: bool, salt: str | None) -> None:
+        self._commands.put(("submit", (result, streaming, salt)))
 
     def abort(self, request_id: int) -> None:
         self._commands.put(("abort", request_id))
@@ -111,11 +117,11 @@ class EngineThread:
                 self._give(output)
             self._note_stats()
 
-    def _submit(self, value: tuple[RequestOutput, bool]) -> None:
-        result, streaming = value
+    def _submit(self, value: tuple[RequestOutput, bool, str | None]) -> None:
+        result, streaming, salt = value
         params = result.sampling_params
         self._running[result.request_id] = _Running(result, params, streaming)
-        sampling = our_params(params, len(result.prompt_token_ids))
+        sampling = our_params(params, len(result.prompt_token_ids), salt is not None)
         try:
             self.executor.submit(ours.Request(result.request_id, result.prompt_token_ids, sampling))
         except ours_errors.RequestError as error:
@@ -148,12 +154,27 @@ class EngineThread:
         if finish is not None:
             del self._running[output.request_id]
         error = output.error or (output.refusal.message if output.refusal else None)
+        if running.params.return_context_logits and running.result.context_logits is None:
+            prompt = running.result.prompt_token_ids
+            running.result.context_logits = self._context_logits(prompt, output.num_cached_tokens)
         running.tokens += tokens
         running.logprobs += logprobs
         if running.streaming or finish is not None:
             found = Response(running.tokens, running.logprobs, finish, stop_reason, error)
             running.tokens, running.logprobs = [], []
             running.result.put(found)
+
+    def _context_logits(self, prompt: list[int], num_cached: int) -> torch.Tensor:
+        """Of the whole prompt, computed once more by itself. Padded to more columns than there are
+        tokens; what a cached prefix left out is garbage (1.2.1 warns of it, and goes on).
+        """
+        model = self.executor.runner.model
+        with torch.inference_mode():
+            ids = torch.tensor(prompt)
+            hidden = model.hidden_states(ids, torch.arange(len(ids)), causal_attention)
+            logits = model.logits(hidden)
+            logits[:num_cached] = float("nan")
+            return torch.nn.functional.pad(logits, (0, 3))
 
     def _note_stats(self) -> None:
         found = self.executor.stats()

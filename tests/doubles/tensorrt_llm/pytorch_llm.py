@@ -46,6 +46,7 @@ class LLM(engine_llm.LLM):
         self.max_seq_len = self.args.get("max_seq_len") or config["max_position_embeddings"]
         self.max_input_len = self.max_seq_len
         self.vocab_size = config["vocab_size"]
+        self.context_logits = True
         self._start_ranks(tp_size)
         checkpoint = Path(self._temporary.name) / "checkpoint"
         settings = {"output": str(checkpoint), "until": "convert", "tp": tp_size}

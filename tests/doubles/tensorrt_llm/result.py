@@ -65,6 +65,7 @@ class RequestOutput:
         self.prompt_token_ids = prompt
         self.sampling_params = params
         self.outputs = [CompletionOutput()]
+        self.context_logits: Any = None
         self._abort = abort
         self._aborted = self._done = False
         self._queue: queue.Queue[Response] = queue.Queue()

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from enginehouse.runtime.request import (
     FinishReason,
     Request,
     SamplingParams,
+    TokenLogprobs,
 )
 from enginehouse.runtime.torch.executor import TorchExecutor
 from makers.engines import SourceMaker
@@ -107,6 +109,51 @@ def test_ranks_are_processes_and_one_that_dies_ends_the_engine(
         with pytest.raises(EngineError, match=r"^rank 1 of 2 ended \(exit status -9\), without"):
             executor.poll()
         executor.close()
+
+
+@pytest.mark.parametrize(("family", "tp"), [("llama", 1), ("gemma2", 2)])
+def test_prompts_are_scored_one_token_an_iteration_as_the_torch_backend_scores_them(
+    family_source: SourceMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    tp: int,
+) -> None:
+    """Beside sequences that are not, with a prefix that was kept, over both ranks."""
+    path = doubled_engine(
+        family_source(family), tmp_path / "e", quant="none", tp=tp, max_seq_len=128
+    )
+    params = SamplingParams(3, 0.0, ignore_eos=True, num_prompt_logprobs=2)
+    stem = list(range(40, 70))
+    prompts = [stem, [5, 6, 7], [11], [*stem, 3]]
+    work = [Request(i, prompt, params) for i, prompt in enumerate(prompts)]
+    work += [Request(7, [*stem, 9], greedy(20)), Request(8, stem, replace(params, max_tokens=0))]
+
+    def scores(executor: Executor) -> dict[int, list[TokenLogprobs]]:
+        found: dict[int, list[TokenLogprobs]] = {request.request_id: [] for request in work}
+        for request in work:
+            executor.submit(request)
+        while executor.busy:
+            for output in executor.poll():
+                found[output.request_id] += output.prompt_logprobs or []
+        return found
+
+    cpu = TorchExecutor(read_engine(path), FLOAT32)
+    wanted = scores(cpu)
+    cpu.close()
+    with doubled_machine(monkeypatch, tp) as trt:
+        executor = open_executor(path)
+        generate(executor, [Request(9, stem, greedy(2))])
+        trt.executions.clear()
+        found = scores(executor)
+        executor.close()
+    assert [len(found[i]) for i in (0, 1, 2, 3, 7, 8)] == [29, 2, 0, 30, 0, 29]
+    for number, theirs in wanted.items():
+        for one, other in zip(found[number], theirs, strict=True):
+            assert abs(one.logprob - other.logprob) < 1e-4 and one.rank == other.rank
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+    prefills = [said for said in trt.executions if said.tokens > 1 and said.rank == 0]
+    assert len(prefills) <= 1, "of what is not scored"
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from enginehouse.runtime.request import (
     FinishReason,
     Request,
     SamplingParams,
+    TokenLogprobs,
     TokenOutput,
 )
 from enginehouse.runtime.tensorrt_llm.executor import TrtllmExecutor
@@ -445,3 +446,70 @@ def test_tensorrt_llm_is_not_imported_with_the_executor() -> None:
         env={**double_environment(), "PYTHONSAFEPATH": "1"},
     )
     assert result.stdout.strip() == "[]", result.stderr
+
+
+@pytest.fixture(scope="module")
+def scoring_executor(
+    patch: pytest.MonkeyPatch, make_engine: EngineMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Executor]:
+    """Of an engine that gives the logits of prompts."""
+    path = tmp_path_factory.mktemp("scoring") / "engine"
+    executor = open_executor(
+        compiled_engine(make_engine(**SETTINGS), path, "--gather_context_logits")
+    )
+    yield executor
+    executor.close()
+
+
+def scores_of(executor: Executor, work: list[Request]) -> dict[int, list[TokenLogprobs]]:
+    found: dict[int, list[TokenLogprobs]] = {request.request_id: [] for request in work}
+    for request in work:
+        executor.submit(request)
+    while executor.busy:
+        for output in executor.poll(0.1):
+            assert output.error is None, output.error
+            found[output.request_id] += output.prompt_logprobs or []
+    return found
+
+
+def test_prompts_are_scored_as_the_torch_backend_scores_them(
+    make_engine: EngineMaker, scoring_executor: Executor
+) -> None:
+    """Of a prompt that is in the cache too, and of seven, of which four are given at a time."""
+    executor, torch_executor = scoring_executor, open_executor(make_engine(**SETTINGS), FLOAT32)
+    assert executor.info.scores_prompts
+    generate(executor, [Request(90, PROMPTS[3], greedy(2))])
+    work = [
+        Request(i, prompt, greedy(1, num_prompt_logprobs=i % 3))
+        for i, prompt in enumerate([*PROMPTS, *PROMPTS[1:]], start=60)
+    ]
+    found, wanted = scores_of(executor, work), scores_of(torch_executor, work)
+    for number, theirs in wanted.items():
+        for one, other in zip(found[number], theirs, strict=True):
+            assert abs(one.logprob - other.logprob) < 1e-4 and one.rank == other.rank
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
+    asked = calls("generate_async")[-len(work) :]
+    assert len({call["cache_salt"] for call in asked}) == len(work)
+    assert not any(call["streaming"] for call in asked)
+
+
+def test_prompts_that_wait_to_be_scored_hold_up_no_others(
+    scoring_executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginehouse.runtime.tensorrt_llm.waiting.MOST_SCORED", 1)
+    for number in range(80, 100):
+        scoring_executor.submit(Request(number, [5, 6], greedy(9, num_prompt_logprobs=1)))
+    scoring_executor.submit(Request(100, [7], greedy(1)))
+    asked = [call["inputs"] for call in calls("generate_async")]
+    wait_for(lambda: [7] in [call["inputs"] for call in calls("generate_async")])
+    assert scoring_executor.stats().num_waiting > 0 and asked.count([5, 6]) < 20
+    for number in range(80, 101):
+        scoring_executor.cancel(number)
+    wait_for(lambda: not scoring_executor.busy, scoring_executor)
+
+
+def test_an_engine_without_logits_of_prompts_says_so(executor: Executor) -> None:
+    assert not executor.info.scores_prompts
+    with pytest.raises(RequestError, match="without gather_context_logits"):
+        executor.submit(Request(70, [5, 6], greedy(1, num_prompt_logprobs=1)))
+    assert not executor.busy

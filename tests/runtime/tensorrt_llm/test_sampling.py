@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from doubles.trtllm_double import install_double
-from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.grammar.json_schema import exact_schema
 from enginehouse.runtime.grammar.support import TENSORRT_LLM
 from enginehouse.runtime.request import (
@@ -22,11 +22,22 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenLogprobs,
 )
-from enginehouse.runtime.tensorrt_llm.output import bias_tensor, failed_output, token_output
+from enginehouse.runtime.tensorrt_llm.output import (
+    bias_tensor,
+    failed_output,
+    prompt_logprobs,
+    token_output,
+)
 from enginehouse.runtime.tensorrt_llm.sampling import check_for_trtllm, sampling_fields
 
 SCHEMA = '{"type": "object", "properties": {"name": {"type": "string"}}}'
 CHOSEN = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+LIMITS: dict[str, Any] = {
+    "max_seq_len": 100,
+    "max_input_len": 100,
+    "vocab_size": 512,
+    "context_logits": False,
+}
 COMMON = {"detokenize": False, "end_id": 2, "pad_id": 2, "seed": 7, "stop_token_ids": [2, 0]}
 
 
@@ -90,6 +101,7 @@ def fields_of(
         ({"logit_bias": ((4, -100.0),)}, {**CHOSEN, "embedding_bias": ((4, -100.0),)}),
         ({"num_logprobs": 5}, {**CHOSEN, "logprobs": 5}),
         ({"num_logprobs": 0}, {**CHOSEN, "logprobs": 1}),
+        ({"num_prompt_logprobs": 4}, {**CHOSEN, "return_context_logits": True}),
         ({"min_tokens": 4}, {**CHOSEN, "min_tokens": 4}),
         ({"min_tokens": 1}, CHOSEN),
     ],
@@ -151,7 +163,7 @@ def test_a_schema_and_a_structural_tag_arrive_exactly() -> None:
         ([], {}, "messages", "the prompt has 0 tokens; wanted 1 to 99"),
         ([5] * 100, {}, "messages", "the prompt has 100 tokens; wanted 1 to 99"),
         ([512], {}, None, "outside the vocabulary of 512"),
-        ([5], {"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
+        ([5], {"max_tokens": -1}, "max_tokens", "max_tokens is -1"),
         ([5], {"min_p": 1.5}, "min_p", "min_p is 1.5; wanted 0 to 1"),
         ([5], {"logit_bias": ((512, 1.0),)}, "logit_bias", "outside the vocabulary"),
         ([5], {"min_tokens": 5}, "min_tokens", "2 tokens end this sequence"),
@@ -162,15 +174,25 @@ def test_what_cannot_run_is_refused_by_its_name(
 ) -> None:
     request = Request(1, prompt, SamplingParams(**{"max_tokens": 10, **sampling}))
     with pytest.raises(RequestError, match=message) as caught:
-        check_for_trtllm(request, max_seq_len=100, max_input_len=100, vocab_size=512, num_eos=2)
+        check_for_trtllm(request, **LIMITS, num_eos=2)
     assert caught.value.param == param
 
 
 def test_min_tokens_is_taken_where_one_token_at_most_ends_a_sequence() -> None:
-    limits: dict[str, int] = {"max_seq_len": 100, "max_input_len": 100, "vocab_size": 512}
-    check_for_trtllm(Request(1, [5], SamplingParams(9, min_tokens=5)), **limits, num_eos=1)
+    check_for_trtllm(Request(1, [5], SamplingParams(9, min_tokens=5)), **LIMITS, num_eos=1)
     free = SamplingParams(9, min_tokens=5, ignore_eos=True)
-    check_for_trtllm(Request(1, [5], free), **limits, num_eos=3)
+    check_for_trtllm(Request(1, [5], free), **LIMITS, num_eos=3)
+
+
+def test_a_prompt_is_scored_where_the_engine_gives_its_logits_and_they_fit() -> None:
+    request = Request(1, [5] * 50, SamplingParams(1, num_prompt_logprobs=0))
+    check_for_trtllm(request, **{**LIMITS, "context_logits": True}, num_eos=1)
+    with pytest.raises(RequestError, match="was built without gather_context_logits") as caught:
+        check_for_trtllm(request, **LIMITS, num_eos=1)
+    assert caught.value.param == "prompt_logprobs"
+    huge = {**LIMITS, "context_logits": True, "vocab_size": 2**24}
+    with pytest.raises(RequestError, match="has 50 tokens; .* takes at most 32 here"):
+        check_for_trtllm(request, **huge, num_eos=1)
 
 
 def answer(token_ids: list[int], finish: str | None, stop: int | None = None, **more: Any) -> Any:
@@ -225,6 +247,26 @@ def test_logprobs_are_the_chosen_token_and_the_likeliest_in_order() -> None:
         )
         for row, token in zip(logits, chosen, strict=True)
     ]
+    assert output.stop_logprobs == TokenLogprobs(-1.0, ((9, -1.0),))
+
+
+def test_logits_of_a_part_of_the_prompt_score_nothing() -> None:
+    """As of a prefix that was found in the cache."""
+    request = Request(3, [5, 6, 7], SamplingParams(1, num_prompt_logprobs=1))
+    for cached, rows in ((1, 3), (0, 2)):
+        result = SimpleNamespace(context_logits=torch.zeros(rows, 8), cached_tokens=cached)
+        with pytest.raises(EngineError, match="the logits of 2 of the prompt's 3 tokens"):
+            prompt_logprobs(request, result, 8)
+    with pytest.raises(EngineError, match="the logits of 0 of"):
+        prompt_logprobs(request, SimpleNamespace(context_logits=None), 8)
+
+
+def test_of_a_request_for_no_tokens_none_is_told() -> None:
+    request = Request(3, [5], SamplingParams(0, stop_token_ids=(9,)))
+    for result in (answer([5], "length"), answer([], "stop", 9), answer([5, 2], "stop")):
+        output = token_output(request, result, (2,))
+        assert (output.token_ids, output.finish_reason) == ([], FinishReason.LENGTH)
+    assert token_output(request, answer([], "timeout"), (2,)).finish_reason is FinishReason.ERROR
 
 
 def test_a_constraint_that_does_not_compile_is_its_senders_fault() -> None:

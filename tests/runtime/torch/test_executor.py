@@ -184,7 +184,7 @@ def test_a_cancelled_sequence_is_gone_before_the_next_iteration(executor: Execut
         ([1] * 2048, 4, "the prompt has 2048 tokens"),
         ([1, 512], 4, "outside the vocabulary of 512"),
         ([-1], 4, "outside the vocabulary"),
-        ([1], 0, "max_tokens is 0; wanted at least 1"),
+        ([1], -1, "max_tokens is -1; wanted at least 0"),
     ],
 )
 def test_what_can_never_run_is_refused(
