@@ -6,6 +6,9 @@ Knows no socket.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
 import msgspec
 
 from enginehouse.runtime.errors import EnginehouseError
@@ -13,6 +16,7 @@ from enginehouse.runtime.request import EngineInfo, ExecutorStats, Request, Toke
 
 PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 16 << 20
+MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
 
 
 class MessageError(EnginehouseError):
@@ -76,6 +80,24 @@ def encode(message: Message) -> bytes:
     data = _encoder.encode(message)
     _check_size(data)
     return data
+
+
+def in_messages(outputs: Iterable[TokenOutput]) -> Iterator[Outputs]:
+    """What one iteration produced, in its order: one message, more where prompts of any length are
+    scored.
+    """
+    gathered: list[TokenOutput] = []
+    room = MAX_SCORES
+    for output in outputs:
+        scores = output.prompt_logprobs or []
+        while len(scores) > room:
+            gathered.append(TokenOutput(output.request_id, prompt_logprobs=scores[:room]))
+            yield Outputs(gathered)
+            scores, gathered, room = scores[room:], [], MAX_SCORES
+        room -= len(scores)
+        gathered.append(replace(output, prompt_logprobs=scores or None))
+    if gathered:
+        yield Outputs(gathered)
 
 
 def decode_to_host(data: bytes) -> ToHost:

@@ -113,7 +113,7 @@ class EngineHost:
             self.executor.cancel(own_id)
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
-        """One message per client and iteration."""
+        """One message per client and iteration, or few."""
         by_client: dict[bytes, list[TokenOutput]] = {}
         for output in outputs:
             client, request_id = self._owners[output.request_id]
@@ -122,7 +122,8 @@ class EngineHost:
             translated = dataclasses.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)
         for client, translated_outputs in by_client.items():
-            self._send(client, messages.Outputs(translated_outputs))
+            for message in messages.in_messages(translated_outputs):
+                self._send(client, message)
 
     def _send(self, client: bytes, message: messages.ToWorker) -> None:
         """Never waits: a client that is gone, or that reads nothing, loses its sequences."""

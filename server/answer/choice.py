@@ -53,7 +53,8 @@ class Choice:
     """Text, calls, counts and the reason of its end, while they grow.
 
     kept_ids: special tokens whose text is shown to the parser. stop_reason: the stop string or the
-    client's stop token that ended it. mean_logprob: over all its tokens.
+    client's stop token that ended it. ending: the token that ended it, none of its own, where
+    logprobs are wanted. mean_logprob: over all its tokens.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Choice:
         self.num_cached_tokens = 0
         self.calls: list[Call] = []
         self.entries: list[TokenEntry] = []
+        self.ending: TokenEntry | None = None
         self.parser = PlainParser() if parser is None else parser
         self._endings = endings
         self._detokenizer = Detokenizer(pieces, kept_ids)
@@ -109,7 +111,7 @@ class Choice:
             if self.finish_reason is not None:
                 break
         if output.finish_reason is not None and self.finish_reason is None:
-            sent.append(self._end(output.finish_reason, output.stop_token_id))
+            sent.append(self._end(output.finish_reason, output))
         return self._parts("".join(sent))
 
     def finish_empty(self) -> None:
@@ -139,7 +141,8 @@ class Choice:
             return text
         return self._sent(*self._matcher.push(text))
 
-    def _end(self, reason: FinishReason, stop_token_id: int | None) -> str:
+    def _end(self, reason: FinishReason, output: TokenOutput) -> str:
+        stop_token_id, first = output.stop_token_id, self._detokenizer.first
         text = self._detokenizer.flush()
         sent = self._sent(*self._matcher.push(text)) if text else ""
         if self.finish_reason is None:
@@ -148,6 +151,9 @@ class Choice:
             self.finish_reason = reason.value
             if stop_token_id in self._endings.token_ids:
                 self.stop_reason = stop_token_id
+            if stop_token_id is not None and self._wants_logprobs:
+                end = self._num_chars_read, first, output.stop_logprobs
+                self.ending = TokenEntry(stop_token_id, *end)
         return sent
 
     def _sent(self, text: str, stop: str | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import groupby
@@ -24,6 +24,7 @@ from enginehouse.runtime.request import (
     TokenOutput,
 )
 from enginehouse.server.answer.choice import Choice, Endings
+from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.text.answer import (
     AnswerParser,
     Content,
@@ -97,8 +98,9 @@ class Terms:
     """What is to be answered, and how it is told.
 
     num_sequences are generated for each of num_prompts; num_returned of them, the best by mean
-    logprob, are told. num_logprobs None: no log probabilities are told. kept_ids: special
-    tokens whose text is shown to the parser. only_calls: nothing else is asked for.
+    logprob, are told. num_logprobs None: no log probabilities are told; num_prompt_logprobs: the
+    same of the prompts' tokens, in vLLM's shape. kept_ids: special tokens whose text is shown to
+    the parser. only_calls: nothing else is asked for.
     """
 
     model: str
@@ -110,6 +112,7 @@ class Terms:
     num_returned: int = 1
     endings: Endings = Endings()
     num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
     include_usage: bool = False
     continuous_usage: bool = False
     kept_ids: frozenset[int] = frozenset()
@@ -120,7 +123,8 @@ class Terms:
 class Completion:
     """One request's answer while it grows; knows its shape, counts, and moments.
 
-    make_parser makes one AnswerParser for each choice. started_s, first_token_s, finished_s are
+    make_parser makes one AnswerParser for each choice. scores: of each prompt, where the engine was
+    asked for the log probabilities of its tokens. started_s, first_token_s, finished_s are
     read from `clock` (seconds, any origin). unfinished_reason says how the choices ended that have
     no finish_reason of their own.
     """
@@ -132,6 +136,7 @@ class Completion:
         terms: Terms,
         make_parser: Callable[[], AnswerParser] = PlainParser,
         *,
+        scores: Sequence[PromptScores] = (),
         completion_id: str | None = None,
         created: int | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -149,6 +154,7 @@ class Completion:
             for _ in range(terms.num_prompts * terms.num_sequences)
         ]
         self.terms = terms
+        self.scores = scores
         self.unfinished_reason = "cancelled"  # until it runs, only a client that left can end it
         self.started_s = clock() if started_s is None else started_s
         self.first_token_s: float | None = None
@@ -204,6 +210,18 @@ class Completion:
             if not self.finished:
                 generation.cancel()
 
+    def _take_scores(self, index: int, output: TokenOutput) -> None:
+        """They come with a prompt's first choice, and before its first token."""
+        scores = self.scores[self._prompt_of(index)]
+        scores.push(output.prompt_logprobs or [])
+        begins = bool(output.token_ids) or output.finish_reason is not None
+        if begins and scores.num_missing and index % self.terms.num_sequences == 0:
+            raise EngineError(f"the engine sent no logprobs for {scores.num_missing} prompt tokens")
+
+    def _prompt_of(self, index: int) -> int:
+        """The number of a choice's prompt."""
+        return index // self.terms.num_sequences
+
     def _advance(self, generation: Generation, index: int, output: TokenOutput) -> Delta | None:
         if output.finish_reason is FinishReason.ERROR:
             if output.refusal is not None:
@@ -211,6 +229,8 @@ class Completion:
             raise EngineError(output.error or "the engine gave no reason")
         if output.finish_reason is FinishReason.CANCELLED:
             raise HostUnavailable("it cancelled this request; send it again")
+        if self.scores:
+            self._take_scores(index, output)
         if output.token_ids and self.first_token_s is None:
             self.first_token_s = self._clock()
         choice = self.choices[index]
@@ -263,7 +283,13 @@ class Completion:
             }
             for index, (_, choice) in enumerate(self.returned())
         ]
-        return {**self._head(self.kind), "choices": choices, "usage": self.usage()}
+        answer = {**self._head(self.kind), "choices": choices, "usage": self.usage()}
+        return {**answer, **self._prompt_logprobs(0)}
+
+    def _prompt_logprobs(self, prompt: int) -> dict[str, Any]:
+        """vLLM's field, where it was asked for."""
+        most = self.terms.num_prompt_logprobs
+        return {} if most is None else {"prompt_logprobs": self.scores[prompt].by_id(most)}
 
     def opening_chunks(self) -> list[dict[str, Any]]:
         """The first chunk of every choice: the role, once."""

@@ -8,6 +8,7 @@ Each step is one call into the wing that does it. This file knows no field's mea
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +18,10 @@ from enginehouse.runtime.request import EngineInfo
 from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Generation, Terms
 from enginehouse.server.answer.plan import plan_answer
+from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
 from enginehouse.server.http.service import Service, fingerprint_of, tell
-from enginehouse.server.prompt.prompts import echo_of, text_prompt
+from enginehouse.server.prompt.prompts import echo_of, text_prompt, text_span
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import parse_chat_request
 from enginehouse.server.request.text_request import parse_text_request
@@ -52,7 +54,8 @@ def chat_completions(service: Service) -> Response:
         kept_ids=plan.keep,
         only_calls=asked.options.tools.forced,
     )
-    completion = Completion(terms, plan.new_parser, started_s=started_s)
+    scores = _scores(service, asked, [(prompt.ids, range(0))])
+    completion = Completion(terms, plan.new_parser, scores=scores, started_s=started_s)
     generation = _submit(service, asked, prompt.ids, info)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
     ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
@@ -75,7 +78,14 @@ def text_completions(service: Service) -> Response:
         num_prompts=len(prompts),
         num_prompt_tokens=sum(map(len, prompts)),
     )
-    completion = TextCompletion(terms, echoes, started_s=started_s)
+    spans = [
+        text_span(service.chat, prompt, ids) if asked.echoes_logprobs else range(0)
+        for prompt, ids in zip(asked.prompts, prompts, strict=True)
+    ]
+    scores = _scores(service, asked, zip(prompts, spans, strict=True))
+    completion = TextCompletion(
+        terms, echoes, asked.echoes_logprobs, scores=scores, started_s=started_s
+    )
     generation = _submit_all(service, asked, prompts, info)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
     return tell(response, asked.ignored_fields, asked.unenforced)
@@ -87,7 +97,17 @@ def _check(service: Service, asked: Asked) -> EngineInfo:
     service.check_ready()
     info = service.client.info
     asked.check_vocabulary(info.vocab_size)
+    asked.check_scores(info.scores_prompts)
     return info
+
+
+def _scores(
+    service: Service, asked: Asked, prompts: Iterable[tuple[list[int], range]]
+) -> list[PromptScores]:
+    """One for each prompt, of its ids and the span of its text; none where nobody asks."""
+    if asked.num_prompt_logprobs is None:
+        return []
+    return [PromptScores(ids, service.chat.pieces, span) for ids, span in prompts]
 
 
 def _terms(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
@@ -105,6 +125,7 @@ def _terms(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
             min_tokens=fields.min_tokens,
         ),
         "num_logprobs": asked.num_logprobs,
+        "num_prompt_logprobs": None if fields.stream else fields.prompt_logprobs,
         "include_usage": asked.include_usage,
         "continuous_usage": asked.continuous_usage,
         "fingerprint": fingerprint_of(info),
@@ -118,7 +139,7 @@ def _submit(
     room = info.max_seq_len - len(prompt_ids)
     max_tokens = room if asked.max_tokens is None else min(asked.max_tokens, room)
     samplings = asked.samplings(max_tokens, service.chat.stop_token_ids)
-    if max_tokens == 0:
+    if max_tokens == 0 and asked.num_prompt_logprobs is None:
         return None
     return service.client.submit(prompt_ids, samplings, asked.fields.priority)
 

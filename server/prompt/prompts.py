@@ -57,6 +57,18 @@ def detokenize(chat: Chat, ids: list[int]) -> str:
     return decode() if len(ids) <= MAX_INLINE_CHARS else call_beside_the_loop(decode)
 
 
+def text_span(chat: Chat, prompt: str | list[int], ids: list[int]) -> range:
+    """Which of a prompt's ids stand for its text; the others are the tokenizer's own, as BOS is. Of
+    a prompt of ids none do.
+    """
+    if not isinstance(prompt, str):
+        return range(0)
+    plain = tokenize(chat, prompt, add_special_tokens=False)
+    starts = range(len(ids) - len(plain) + 1)
+    first = next((i for i in starts if ids[i : i + len(plain)] == plain), 0)
+    return range(first, first + len(plain))
+
+
 def echo_of(chat: Chat, prompt: str | list[int]) -> str:
     """A prompt as text: as it came, or without its special tokens."""
     if isinstance(prompt, str):

@@ -44,7 +44,6 @@ UNSUPPORTED: Idle = {
     "no_stop_trim": (False,),
     "nvext": ({},),
     "prompt_embeds": (),
-    "prompt_logprobs": (0,),
     "repeat_penalty": (1, 1.0),
     "return_hidden_states": (False,),
     "return_token_ids": (False,),
@@ -126,12 +125,14 @@ class Asked:
     """A request that is legal in every field that chat and text completions share.
 
     fields: as they were validated, with their defaults. max_tokens None: as many as fit.
-    num_logprobs None: none are told. unenforced: what a schema says and the constraint does not.
+    num_logprobs None: none are told; num_prompt_logprobs: the same of the prompt's tokens.
+    unenforced: what a schema says and the constraint does not.
     """
 
     fields: SamplingFields
     max_tokens: int | None
     num_logprobs: int | None
+    num_prompt_logprobs: int | None
     constraint: Constraint | None
     ignored_fields: tuple[str, ...]
     unenforced: tuple[Unenforced, ...] = ()
@@ -160,10 +161,22 @@ class Asked:
             if token_id >= vocab_size:
                 _no_token(f"stop_token_ids[{index}]", token_id, vocab_size)
 
+    def check_scores(self, scores_prompts: bool) -> None:
+        """RequestError where the engine cannot tell what is asked of the prompt's tokens."""
+        if self.num_prompt_logprobs is None or scores_prompts:
+            return
+        refuse(
+            "logprobs" if self.fields.prompt_logprobs is None else "prompt_logprobs",
+            "this engine does not compute the log probabilities of a prompt's tokens, as it was "
+            "built without gather_context_logits; leave it out, or build the engine with it",
+            "unsupported_parameter",
+        )
+
     def samplings(
         self, max_tokens: int, end_token_ids: tuple[int, ...] = ()
     ) -> list[SamplingParams]:
-        """One SamplingParams per sequence; end_token_ids are the model's own.
+        """One SamplingParams per sequence; end_token_ids are the model's own. The first one asks
+        for the prompt's log probabilities: they are all sequences'.
 
         Sequence i draws from seed + i, so that the choices of one seeded request differ. Seeds are
         folded into 63 bits: the page's limit lies 192 above 2**63, and those few seeds wrap.
@@ -194,6 +207,7 @@ class Asked:
                 num_logprobs=0
                 if ranks_by_logprob and self.num_logprobs is None
                 else self.num_logprobs,
+                num_prompt_logprobs=self.num_prompt_logprobs if index == 0 else None,
                 constraint=self.constraint,
             )
             for index in range(self.num_sequences)
@@ -205,6 +219,8 @@ def read_common(fields: SamplingFields) -> dict[str, Any]:
     ignored = ignored_fields(fields)
     if fields.stream_options is not None and not fields.stream:
         refuse("stream_options", "found without stream; wanted stream true, or no stream_options")
+    if fields.stream and fields.prompt_logprobs:
+        refuse("prompt_logprobs", "found with stream; wanted no stream, or no prompt_logprobs")
     if fields.best_of is not None:
         if fields.best_of < fields.n:
             refuse("best_of", f"{fields.best_of} is less than n: {fields.n}; wanted at least n")
@@ -218,6 +234,7 @@ def read_common(fields: SamplingFields) -> dict[str, Any]:
     check_constraint(fields, constraint)
     return {
         "fields": fields,
+        "num_prompt_logprobs": None if fields.stream else fields.prompt_logprobs,
         "constraint": constraint,
         "unenforced": unenforced,
         "ignored_fields": ignored,

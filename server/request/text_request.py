@@ -19,6 +19,11 @@ class TextRequest(Asked):
     echo: bool
     add_special_tokens: bool
 
+    @property
+    def echoes_logprobs(self) -> bool:
+        """Whether the echoed prompt's tokens are told as the answer's are."""
+        return self.echo and self.num_logprobs is not None
+
     def prompts_with_params(self) -> list[tuple[str | list[int], str]]:
         """Each prompt with the name that a refusal gives it."""
         if len(self.prompts) == 1:
@@ -35,11 +40,7 @@ def parse_text_request(body: bytes, max_seq_len: int | None = None) -> TextReque
     common = read_common(shape)
     check_min_tokens(shape.min_tokens, shape.max_tokens)
     if shape.echo and shape.logprobs is not None:
-        refuse(
-            "logprobs",
-            "contradicts echo: the prompt's own log probabilities are not computed",
-            "unsupported_parameter",
-        )
+        common["num_prompt_logprobs"] = max(shape.logprobs, common["num_prompt_logprobs"] or 0)
     return TextRequest(
         **common,
         max_tokens=shape.max_tokens,

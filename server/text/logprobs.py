@@ -18,13 +18,14 @@ LOWEST = -9999.0  # OpenAI's number for what has no probability: JSON has no inf
 class TokenEntry(NamedTuple):
     """One token: start is where its text begins, in characters of the choice's text.
 
-    first: no text came before it, which changes how a sentencepiece token is spelled.
+    first: no text came before it, which changes how a sentencepiece token is spelled. logprobs
+    None: not known, as of a prompt's first token.
     """
 
     token_id: int
     start: int
     first: bool
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
 
 
 class LogprobQueue:
@@ -56,6 +57,7 @@ def chat_logprobs(entries: list[TokenEntry], pieces: TokenPieces) -> dict[str, A
     """OpenAI's `logprobs` of a chat choice."""
     content = []
     for entry in entries:
+        assert entry.logprobs is not None, "an answer's token"
         top = [
             _chat_item(token_id, logprob, entry.first, pieces)
             for token_id, logprob in entry.logprobs.top
@@ -68,18 +70,25 @@ def chat_logprobs(entries: list[TokenEntry], pieces: TokenPieces) -> dict[str, A
 def text_logprobs(entries: list[TokenEntry], pieces: TokenPieces, offset: int) -> dict[str, Any]:
     """OpenAI's `logprobs` of a text choice; offset: characters of the prompt that was echoed.
 
-    The chosen token is among top_logprobs even if it is not among the likeliest.
+    The chosen token is among top_logprobs even if it is not among the likeliest. Of tokens that
+    have one name the likeliest is told: who looks for the greedy token compares values.
     """
-    top = []
-    for entry in entries:
-        likeliest = (*entry.logprobs.top, (entry.token_id, entry.logprobs.logprob))
-        top.append({_name(i, entry.first, pieces): _finite(value) for i, value in likeliest})
+    known = [entry.logprobs for entry in entries]
     return {
         "tokens": [_name(entry.token_id, entry.first, pieces) for entry in entries],
-        "token_logprobs": [_finite(entry.logprobs.logprob) for entry in entries],
-        "top_logprobs": top,
+        "token_logprobs": [None if own is None else _finite(own.logprob) for own in known],
+        "top_logprobs": [_text_top(entry, pieces) for entry in entries],
         "text_offset": [offset + entry.start for entry in entries],
     }
+
+
+def _text_top(entry: TokenEntry, pieces: TokenPieces) -> dict[str, float] | None:
+    if entry.logprobs is None:
+        return None
+    top: dict[str, float] = {}
+    for token_id, logprob in (*entry.logprobs.top, (entry.token_id, entry.logprobs.logprob)):
+        top.setdefault(_name(token_id, entry.first, pieces), _finite(logprob))
+    return top
 
 
 def _chat_item(token_id: int, logprob: float, first: bool, pieces: TokenPieces) -> dict[str, Any]:

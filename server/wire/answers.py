@@ -73,10 +73,21 @@ class ChatLogprobs(AnswerShape):
 
 
 class TextLogprobs(AnswerShape):
+    """null stands where nothing is known: of an echoed prompt's first token."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class PromptLogprob(AnswerShape):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 FinishReason = Literal["stop", "length", "tool_calls"]
@@ -96,6 +107,7 @@ class TextChoice(AnswerShape):
     logprobs: TextLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    prompt_logprobs: PromptLogprobs = []
 
 
 class _Completion(AnswerShape):
@@ -109,6 +121,7 @@ class _Completion(AnswerShape):
 class ChatCompletion(_Completion):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
+    prompt_logprobs: PromptLogprobs = []
 
 
 class TextCompletion(_Completion):

@@ -264,7 +264,8 @@ class CompletionBody(SamplingFields):
     echo: bool = False
     """Begin the text with the prompt."""
     logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
-    """Tell the log probability of each token, and of so many of the likeliest in its place."""
+    """Tell the log probability of each token, and of so many of the likeliest in its place; with
+    echo the prompt's tokens too."""
     add_special_tokens: bool = True
     """Begin a prompt that is text as the tokenizer begins texts, with BOS if it does."""
 

@@ -225,6 +225,9 @@ class SamplingFields(Shape):
         Field(json_schema_extra={"additionalProperties": False, "maxProperties": MAX_BIASES}),
     ] = {}
     """Token ids as text -> what is added to their logits."""
+    prompt_logprobs: Annotated[int | None, Field(ge=0, le=MAX_LOGPROBS)] = None
+    """Tell the log probability of each token of the prompt, and of so many of the likeliest in its
+    place; not in a stream, as vLLM does."""
     seed: Annotated[int | None, Field(ge=0, lt=SEED_LIMIT)] = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """A lower one runs first."""

@@ -1,7 +1,8 @@
 """The engine client's scripted twin: every generation plays the same list of outputs.
 
 A script holds (choice, TokenOutput), None for a moment of silence, or an exception; after it
-the generation is silent until it is cancelled.
+the generation is silent until it is cancelled. A prompt that is to be scored is, before the script
+begins, in two outputs: a token's logprob is -id / 100, and its neighbours are the likeliest.
 """
 
 from __future__ import annotations
@@ -12,7 +13,13 @@ from collections.abc import Iterable
 from gevent.event import Event
 
 from enginehouse.runtime.errors import HostUnavailable
-from enginehouse.runtime.request import EngineInfo, ExecutorStats, SamplingParams, TokenOutput
+from enginehouse.runtime.request import (
+    EngineInfo,
+    ExecutorStats,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
 
 Script = Iterable["tuple[int, TokenOutput] | None | Exception"]
 
@@ -65,5 +72,17 @@ class ScriptedClient:
             raise HostUnavailable("the script says so")
         self.submitted.append((prompt_ids, samplings))
         self.priorities.append(priority)
-        self.generations.append(ScriptedGeneration(self.script, len(samplings)))
+        script = [*prompt_scores(prompt_ids, samplings[0].num_prompt_logprobs), *self.script]
+        self.generations.append(ScriptedGeneration(script, len(samplings)))
         return self.generations[-1]
+
+
+def prompt_scores(prompt_ids: list[int], num_top: int | None) -> list[tuple[int, TokenOutput]]:
+    if num_top is None:
+        return []
+    scores = [
+        TokenLogprobs(-i / 100, tuple((i + 1 + n, -n / 10) for n in range(num_top)), rank=i)
+        for i in prompt_ids[1:]
+    ]
+    half = len(scores) // 2
+    return [(0, TokenOutput(1, prompt_logprobs=part)) for part in (scores[:half], scores[half:])]

@@ -117,6 +117,7 @@ SHARED: dict[str, Field] = {
             ({"304": 1}, "logit_bias.304", VALUE),
         ],
     ),
+    "prompt_logprobs": integer("prompt_logprobs", [0, 20], [-1, 21]),
     "seed": integer("seed", [0, 2**63, 9223372036854775999], [-1, 9223372036854776000, 10**30]),
     "priority": integer("priority", [-(2**31), 2**31 - 1], [-(2**31) - 1, 2**31]),
     "response_format": Field(

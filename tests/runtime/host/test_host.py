@@ -346,6 +346,29 @@ def test_messages_come_back_as_they_were_sent() -> None:
     assert messages.decode_to_worker(messages.encode(outputs)) == outputs
 
 
+def test_the_scores_of_long_prompts_go_in_several_messages() -> None:
+    top = tuple((token, -1.5) for token in range(200_000, 200_020))
+    scores = [TokenLogprobs(-0.5 - i, top, i) for i in range(10_000)]
+    told = [
+        TokenOutput(1, prompt_logprobs=scores[:3000]),
+        TokenOutput(2, [5], FinishReason.LENGTH, prompt_logprobs=scores),
+        TokenOutput(3, [6]),
+    ]
+    sent = [messages.encode(message) for message in messages.in_messages(told)]
+    assert len(sent) == 4 and max(map(len, sent)) < messages.MAX_MESSAGE_BYTES // 4
+    found = []
+    for data in sent:
+        message = messages.decode_to_worker(data)
+        assert isinstance(message, messages.Outputs)
+        found += message.outputs
+    assert [output.request_id for output in found] == [1, 2, 2, 2, 2, 3]
+    mine = [output for output in found if output.request_id == 2]
+    assert [score for output in mine for score in output.prompt_logprobs or []] == scores
+    assert [output.finish_reason for output in mine] == [None, None, None, FinishReason.LENGTH]
+    assert (mine[-1].token_ids, found[-1].prompt_logprobs) == ([5], None)
+    assert [m.outputs for m in messages.in_messages([told[2]])] == [[told[2]]]
+
+
 def test_a_message_beyond_the_bound_is_refused_on_both_sides() -> None:
     huge = messages.Submit(
         [Request(1, [10**9] * (messages.MAX_MESSAGE_BYTES // 4), SamplingParams(1))]

@@ -44,13 +44,19 @@ def scores(engine: ScriptedClient) -> None:
     [
         (
             PATHS[0],
-            {"messages": HELLO, "logprobs": True, "top_logprobs": 2},
+            {"messages": HELLO, "logprobs": True, "top_logprobs": 2, "prompt_logprobs": 1},
             answers.ChatCompletion,
             answers.ChatChunk,
         ),
         (
             "/v1/completions",
             {"prompt": ["hello", "dog"], "logprobs": 2},
+            answers.TextCompletion,
+            answers.TextChunk,
+        ),
+        (
+            "/v1/completions",
+            {"prompt": [5, 6, 7], "logprobs": 2, "echo": True, "prompt_logprobs": 1},
             answers.TextCompletion,
             answers.TextChunk,
         ),
@@ -64,7 +70,7 @@ def test_completions_are_what_the_document_says(
     chunk: type[BaseModel],
 ) -> None:
     whole.model_validate(http.post(path, json={**MODEL, **body}).json)
-    options = {"stream": True, "stream_options": {"include_usage": True}}
+    options = {"stream": True, "stream_options": {"include_usage": True}, "prompt_logprobs": 0}
     with http.post(path, json={**MODEL, **body, **options}) as response:
         *chunks, done = data_of([response.data])
     assert done == "[DONE]" and len(chunks) > 3
