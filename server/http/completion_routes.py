@@ -21,7 +21,7 @@ from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
 from enginehouse.server.http.service import Service, fingerprint_of, tell
-from enginehouse.server.prompt.prompts import echo_of, text_prompt, text_span
+from enginehouse.server.prompt.prompts import check_tokens, echo_of, text_prompt, text_span
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import parse_chat_request
 from enginehouse.server.request.text_request import parse_text_request
@@ -34,6 +34,7 @@ def chat_completions(service: Service) -> Response:
     asked = service.read(lambda body: parse_chat_request(body, max_messages))
     info = _check(service, asked)
     prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
+    check_tokens(service.chat, prompt.ids, info.vocab_size, "messages")
     plan = service.beside(
         lambda: plan_answer(
             service.chat,

@@ -2,7 +2,8 @@
 /tokenizer_info.
 
 Bodies and answers are vLLM's, but that /apply-template takes vLLM's fields for a conversation
-and answers {"prompt": TEXT}, as llama.cpp's server does.
+and answers {"prompt": TEXT}, as llama.cpp's server does. None of them asks the model: a token that
+the tokenizer has and the model has not is told like any other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from flask import Response
 
 from enginehouse.server.http.service import Service, tell
-from enginehouse.server.prompt.prompts import check_token_ids, detokenize, tokenize
+from enginehouse.server.prompt.prompts import check_tokens, detokenize, tokenize
 from enginehouse.server.prompt.tokenizer_info import tokenizer_info
 from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.request.chat_request import (
@@ -59,7 +60,7 @@ def detokenize_route(service: Service) -> Response:
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
     vocab_size = service.chat.tokenizer.get_vocab_size(with_added_tokens=True)
-    check_token_ids(shape.tokens, vocab_size, "tokens")
+    check_tokens(service.chat, shape.tokens, vocab_size, "tokens", are_ids=True)
     return tell(json_response({"prompt": detokenize(service.chat, shape.tokens)}), ignored)
 
 

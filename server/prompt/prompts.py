@@ -8,6 +8,7 @@ from __future__ import annotations
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import EngineInfo
 from enginehouse.server.prompt.chat import MAX_INLINE_CHARS, Chat, call_beside_the_loop
+from enginehouse.server.wire.json_body import found_text
 from enginehouse.server.wire.refusal import refuse
 
 
@@ -27,8 +28,9 @@ def text_prompt(
     if isinstance(prompt, str):
         chat.check_length(prompt, info.max_seq_len, param)
         prompt = tokenize(chat, prompt, add_special_tokens)
+        check_tokens(chat, prompt, info.vocab_size, param)
     else:
-        check_token_ids(prompt, info.vocab_size, param)
+        check_tokens(chat, prompt, info.vocab_size, param, are_ids=True)
     if not prompt:
         refuse(param, "the prompt has no tokens; wanted at least one")
     if len(prompt) >= info.max_seq_len:
@@ -41,10 +43,25 @@ def text_prompt(
     return prompt
 
 
-def check_token_ids(ids: list[int], vocab_size: int, param: str) -> None:
-    for index, token_id in enumerate(ids):
-        if token_id >= vocab_size:
-            refuse(f"{param}[{index}]", f"{token_id} is no token id; wanted one below {vocab_size}")
+def check_tokens(
+    chat: Chat, ids: list[int], vocab_size: int, param: str, are_ids: bool = False
+) -> None:
+    """RequestError for a token that the model has not; are_ids: `param` is the list itself.
+
+    A tokenizer may have more than its model: tokens that were added to it, and not to the model.
+    """
+    if max(ids, default=0) < vocab_size:
+        return
+    index = next(i for i, token_id in enumerate(ids) if token_id >= vocab_size)
+    name = chat.pieces.name(ids[index])
+    if not name:
+        problem = f"{ids[index]} is no token id; wanted one below {vocab_size}"
+    else:
+        problem = (
+            f"found the token {found_text(name)} of id {ids[index]}, which is the tokenizer's and "
+            f"not the model's, whose vocabulary has {vocab_size} tokens; leave it out"
+        )
+    refuse(f"{param}[{index}]" if are_ids else param, problem)
 
 
 def detokenize(chat: Chat, ids: list[int]) -> str:
