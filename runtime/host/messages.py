@@ -14,7 +14,7 @@ import msgspec
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import EngineInfo, ExecutorStats, Request, TokenOutput
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
 
