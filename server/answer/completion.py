@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import groupby
 from typing import Any, NamedTuple, Protocol
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable, RequestError
@@ -23,6 +22,7 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenOutput,
 )
+from enginehouse.server.answer.chat_message import chat_deltas, chat_message
 from enginehouse.server.answer.choice import Choice, Endings
 from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.text.answer import (
@@ -30,8 +30,6 @@ from enginehouse.server.text.answer import (
     Content,
     Part,
     PlainParser,
-    Reasoning,
-    ToolCallStart,
 )
 from enginehouse.server.text.detokenizer import TokenPieces
 from enginehouse.server.text.logprobs import TokenEntry, chat_logprobs
@@ -276,7 +274,7 @@ class Completion:
         choices = [
             {
                 "index": index,
-                "message": _message(choice, self.terms.only_calls),
+                "message": chat_message(choice, self.terms.only_calls),
                 "logprobs": self._logprobs(choice.entries),
                 "finish_reason": choice.finish_reason,
                 "stop_reason": choice.stop_reason,
@@ -301,7 +299,7 @@ class Completion:
 
         Log probabilities go with the first of them, and wait where there is none.
         """
-        deltas = _deltas(delta.parts)
+        deltas = chat_deltas(delta.parts)
         untold = self._untold[delta.index]
         untold += delta.entries
         chunks = [self._chunk(delta.index, item) for item in deltas]
@@ -350,64 +348,3 @@ class Completion:
 
 def _refused(refusal: Refusal) -> RequestError:
     return RequestError(refusal.message, param=refusal.param, code=refusal.code or "invalid_value")
-
-
-def _message(choice: Choice, only_calls: bool) -> dict[str, Any]:
-    """content is null where there are calls, or can be nothing else, and no text. What there is
-    none of is left out, but for what OpenAI's schema wants in every message.
-    """
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": choice.text,
-        "refusal": None,
-        "annotations": [],
-    }
-    if choice.reasoning:
-        message["reasoning_content"] = choice.reasoning
-    if choice.calls or only_calls:
-        message["content"] = choice.text or None
-    if choice.calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in choice.calls
-        ]
-    return message
-
-
-def _deltas(parts: tuple[Part, ...]) -> list[dict[str, Any]]:
-    """Neighbours of one kind, and of one call, are told together."""
-    deltas: list[dict[str, Any]] = []
-    for (kind, number), group in groupby(parts, _kind_of):
-        if kind is ToolCallStart:
-            deltas += [
-                {
-                    "tool_calls": [
-                        {
-                            "index": part.number,
-                            "id": part.id,
-                            "type": "function",
-                            "function": {"name": part.name, "arguments": ""},
-                        }
-                    ]
-                }
-                for part in group
-                if isinstance(part, ToolCallStart)
-            ]
-            continue
-        text = "".join(part.text for part in group if not isinstance(part, ToolCallStart))
-        if kind is Content:
-            deltas.append({"content": text})
-        elif kind is Reasoning:
-            deltas.append({"reasoning_content": text})
-        else:
-            deltas.append({"tool_calls": [{"index": number, "function": {"arguments": text}}]})
-    return deltas
-
-
-def _kind_of(part: Part) -> tuple[type[Part], int | None]:
-    number = None if isinstance(part, (Content, Reasoning)) else part.number
-    return type(part), number
