@@ -104,6 +104,7 @@ def test_a_fresh_worker_has_loaded_no_tensor_library() -> None:
 GROUND_WORDS = {f"runtime/{word}" for word in ("config", "engine", "errors", "executor", "request")}
 HOUSE = """
 runtime/machine
+runtime/template
 runtime/checkpoint
 runtime/logprobs       machine
 runtime/grammar        machine
@@ -119,7 +120,7 @@ build/progress
 build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
 build/families         forms source
-build/sources          forms source families  runtime/checkpoint
+build/sources          forms source families  runtime/checkpoint runtime/template
 build/resolve          source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/tensorrt
@@ -137,7 +138,7 @@ build/command          cli
 server/text            runtime/grammar
 server/tools           text  runtime/grammar runtime/schemas
 server/wire
-server/prompt          text tools wire
+server/prompt          text tools wire  runtime/template
 server/request         text tools wire prompt  runtime/grammar runtime/schemas
 server/answer          text tools prompt
 server/settings        text tools

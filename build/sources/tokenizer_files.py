@@ -13,12 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import CheckpointError
+from enginehouse.runtime.template import compile_template
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -139,7 +140,7 @@ def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
     template = directory / "chat_template.jinja"
     if template.exists():
         try:
-            Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template.read_text("utf-8"))
+            compile_template(template.read_text("utf-8"))
         except TemplateSyntaxError as error:
             raise CheckpointError(
                 f"the chat template is not valid: {error.message} (line {error.lineno}); "

@@ -11,17 +11,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from itertools import product
 from typing import Any
 
 import jinja2
-import jinja2.ext
-import jinja2.meta
-from jinja2 import nodes, parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.runtime.template import compile_template
 from enginehouse.server.prompt.options import PLAIN_PROMPT, PromptOptions
 from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.tools.format import ToolFunction
@@ -32,16 +28,6 @@ _CUT = "enginehousecutshere "  # its space tells whether a template trims what i
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's text for training; here it prints its body."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: parser.Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class ChatTemplate:
@@ -55,21 +41,12 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: dict[str, str | list[str]]) -> None:
         self.source = source
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True,
-            lstrip_blocks=True,
-            extensions=[_GenerationTag, jinja2.ext.loopcontrols],
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
         try:
-            self._template = environment.from_string(source)
+            self._template, read = compile_template(source)
         except jinja2.TemplateSyntaxError as error:
             raise EngineError(f"the chat template does not compile: {error}") from None
         self._special_tokens = special_tokens
-        read = jinja2.meta.find_undeclared_variables(environment.parse(source))
-        self.variables = read - _OWN_VARIABLES - special_tokens.keys() - environment.globals.keys()
+        self.variables = read - _OWN_VARIABLES - special_tokens.keys()
         self._arguments_as_text = self._short_ids = False
         user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
         system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
@@ -247,24 +224,3 @@ def _short_id(call_id: str) -> str:
 def _role_refused(index: int, why: str) -> RequestError:
     param = f"messages[{index}].role"
     return RequestError(f"{param}: {why}", param=param, code="unsupported_parameter")
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As transformers has it: jinja's own filter would escape HTML."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )

@@ -21,6 +21,8 @@ from enginehouse.build.stages import build, stages
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
+from enginehouse.server.prompt.chat import load_chat
+from enginehouse.server.text.message import ChatMessage
 from makers.engines import EngineMaker, build_engine, write_tiny_checkpoint
 from makers.paths import CONTRACT
 
@@ -231,15 +233,32 @@ def test_an_engine_moved_aside_by_a_killed_build_comes_back(
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
 
 
+def with_template(path: Path, template: str) -> Path:
+    """The tiny checkpoint with another chat template."""
+    config = json.loads((write_tiny_checkpoint(path) / "tokenizer_config.json").read_text())
+    config["chat_template"] = template
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ messages | nosuchfilter }}"])
 def test_a_template_that_no_server_could_use_is_refused_before_conversion(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], template: str
 ) -> None:
-    path = write_tiny_checkpoint(tmp_path / "m")
-    config = json.loads((path / "tokenizer_config.json").read_text())
-    (path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{% if %}"}))
+    path = with_template(tmp_path / "m", template)
     assert cli.main([str(path), "-o", str(tmp_path / "e"), *SMALL]) == 2
     assert "the chat template is not valid" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_template_that_marks_text_for_training_is_taken(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    )
+    path = with_template(tmp_path / "m", template)
+    out = build_engine(open_checkpoint(path), tmp_path / "e", until="compile")
+    assert (out / "chat_template.jinja").read_text() == template
+    assert load_chat(out).render([ChatMessage("user", "Hi")]) == "Hi"
 
 
 def test_two_builds_of_one_engine_do_not_meet(

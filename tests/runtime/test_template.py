@@ -1,0 +1,105 @@
+"""Every tag, filter and function of chat templates gives the text that transformers gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jinja2
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from enginehouse.runtime.template import compile_template
+from makers.templates import TEMPLATES
+
+CONVERSATION = [
+    {"role": "system", "content": "be <brief> & kind"},
+    {"role": "user", "content": "  Où est 'Paris'? "},
+    {"role": "assistant", "content": "<think>\nEasy.\n</think>\n\nIn France."},
+    {"role": "user", "content": "Sure?"},
+]
+# Microsoft's Phi-4-reasoning-plus, its system message shortened.
+PHI = (
+    "<|im_start|>system<|im_sep|>You are Phi.<|im_end|>"
+    "{% for message in messages %}{% if (message['role'] == 'user') %}"
+    "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+    "{% elif (message['role'] == 'assistant') %}{{'<|im_start|>assistant<|im_sep|>'}}"
+    "{% generation %}{{message['content'] + '<|im_end|>'}}{% endgeneration %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant<|im_sep|>'}}{% endif %}"
+)
+# In the manner of TRL's training templates.
+TRL = """\
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == "assistant" %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- generation %}
+        {%- if '</think>' in content and not loop.last %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- content + '<|im_end|>' }}
+        {%- endgeneration %}
+        {{- '\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+"""
+PIECES = {
+    "a generation's own lines": "a\n  {% generation %}\n  b\n  {% endgeneration %}\nc\n",
+    "what a generation sets": "{% generation %}{% set x = 1 %}{{ x }}{% endgeneration %}[{{ x }}]",
+    "what it changes": "{% set n = namespace(i=1) %}{% generation %}{% set n.i = 2 %}"
+    "{% endgeneration %}{{ n.i }}",
+    "break and continue": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}"
+    "{% endif %}{{ m.content }}{% if loop.index > 1 %}{% break %}{% endif %}{% endfor %}",
+    "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2, sort_keys=true) }}"
+    "{{ messages[1] | tojson(ensure_ascii=true, separators=(',', ':')) }}",
+    "strftime_now": "{{ strftime_now('%Y-%m-%d') }}",
+    "dict": "{{ dict(a=1) }}{{ dict.fromkeys(['b'], 2) }}{{ dict([['c', 3]], d=4) }}",
+    "blocks": "  {% if true %}\n  x\n  {% endif %}\n{# gone #}\ny",
+}
+
+
+def ours(source: str, **more: Any) -> str:
+    return compile_template(source).template.render(
+        messages=CONVERSATION, tools=None, documents=None, **more
+    )
+
+
+def theirs(source: str, **more: Any) -> str:
+    texts, _ = render_jinja_template([CONVERSATION], chat_template=source, **more)
+    return str(texts[0])
+
+
+@pytest.mark.parametrize("source", [PHI, TRL, *PIECES.values()], ids=["Phi", "TRL", *PIECES])
+@pytest.mark.parametrize("open_turn", [True, False])
+def test_a_template_renders_as_in_transformers(source: str, open_turn: bool) -> None:
+    text = ours(source, add_generation_prompt=open_turn)
+    assert text == theirs(source, add_generation_prompt=open_turn) and text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ raise_exception('no') }}",
+        "{% set n = namespace(_a=1) %}",
+        "{% set n = namespace() %}{% set n.__class__ = 1 %}",
+        "{{ messages.append(1) }}",
+        "{{ ''.__class__.__mro__ }}",
+        "{{ messages[9].content }}",
+        "{{ x | nosuchfilter }}",
+        "{% generation %}",
+        "{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}",
+    ],
+)
+def test_what_transformers_refuses_is_refused(source: str) -> None:
+    with pytest.raises((jinja2.TemplateError, SyntaxError)):
+        theirs(source)
+    with pytest.raises(jinja2.TemplateError):
+        ours(source)
+
+
+def test_the_variables_are_those_that_jinja_does_not_know() -> None:
+    assert compile_template("{{ x | tojson }}{{ namespace }}{% set y = 1 %}{{ y }}").variables == {
+        "x"
+    }
+    assert "messages" in compile_template(TEMPLATES["hermes"]).variables
