@@ -34,6 +34,16 @@ class TensorSource(Protocol):
         """A fresh tensor; `rows` reads only these rows of dim 0. Safe to call from threads."""
 
 
+class Remote(Protocol):
+    """Who has those of a source's files that are not on this disk yet."""
+
+    def size(self, path: Path) -> int:
+        """Bytes of the file that will be at `path`."""
+
+    def fetch(self, paths: Sequence[Path], advance: Callable[[int], None]) -> None:
+        """Bring these files here; CheckpointError when they cannot be had."""
+
+
 class QuantizedSource(Protocol):
     """Linears that are quantised already, kept as they are."""
 
@@ -63,6 +73,9 @@ class SourceCheckpoint:
     engine depends on. has_weights is False for a config.json alone, which can be planned but
     not converted. tokenizer_writer is called through `write_tokenizer`.
 
+    origin: `owner/name@commit` of what came from a hub. remote: of one whose weight files may
+    still be there, and are `fetch`ed before one is read; headers are read without that.
+
     quantized: of a checkpoint whose linears are quantised already; `tensors` then gives them
     dequantised. rows: of one whose tensors are fused already; its config is engine_config.
     remarks: what was found in it that its user should hear of, a sentence each.
@@ -83,6 +96,13 @@ class SourceCheckpoint:
     rows: RowSource | None = None
     engine_config: ModelConfig | None = None
     remarks: tuple[str, ...] = ()
+    origin: str | None = None
+    remote: Remote | None = None
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """The files that are not on this disk yet."""
+        return () if self.remote is None else tuple(p for p in self.files if not p.exists())
 
     def write_tokenizer(self, dest: Path) -> list[str]:
         """Write tokenizer, chat template and generation config into `dest`; return the names.

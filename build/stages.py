@@ -1,6 +1,6 @@
 """The life of a build: a list of stages, chosen once from the settings, run one after the other.
 
-    plan -> refuse -> digest -> reuse -> convert -> compile -> verify -> put
+    plan -> refuse -> fetch -> digest -> reuse -> convert -> compile -> verify -> put
 
 What is being made lies in a hidden folder beside its place, and is renamed there when it is
 whole; whatever stops the build before that leaves nothing that looks like an engine. A build that
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from enginehouse.build.backends.base import Backend, Build, BuildResult, Stage
 from enginehouse.build.backends.hf import HfExport
+from enginehouse.build.backends.shared_stages import FETCH, describe_download
 from enginehouse.build.backends.tensorrt import TensorRTBackend
 from enginehouse.build.backends.tensorrt_llm import TensorRTLLMBackend
 from enginehouse.build.backends.torch import TorchBackend
@@ -70,6 +71,9 @@ def settle(settings: BuildSettings, source: SourceCheckpoint, progress: BuildPro
     for remark in source.remarks:
         progress.note(remark)
     check_token_ids(source, made.config.vocab_size, progress.note)
+    download = describe_download(source)
+    if download is not None:
+        progress.note(download)
     return made
 
 
@@ -81,7 +85,7 @@ def stages(settings: BuildSettings) -> tuple[Stage, ...]:
     """Every stage of a build with these settings, in order."""
     if settings.until == "plan":
         return (PLAN,)
-    return PLAN, REFUSE, *choose_backend(settings).stages(settings.until)
+    return PLAN, REFUSE, FETCH, *choose_backend(settings).stages(settings.until)
 
 
 def plan(work: Build) -> None:
@@ -95,7 +99,7 @@ def refuse(work: Build) -> None:
     """Whatever this machine or the output folder has against the plan, before a weight is read."""
     settings, source = work.settings, work.source
     if not work.is_bare:
-        check_tokenizer(source)
+        check_tokenizer(source, work.progress.note)
     config = work.plan.config
     if source.quantized is not None and config.quantization.kv_cache_quant_algo is None:
         if source.quantized.kv_scales(config):

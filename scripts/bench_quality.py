@@ -231,6 +231,8 @@ def main() -> int:
     args = parse_args()
     torch.set_num_threads(args.threads)
     source = resolve_source(args.model, ROOT / ".cache", lambda line: None)
+    if source.remote is not None:
+        source.remote.fetch(source.missing, lambda count: None)
     results: list[Result] = []
     failures: dict[str, str] = {}
 

@@ -1,4 +1,4 @@
-"""The stages that several backends go through: digest, reuse, convert, verify, and the last, put.
+"""The stages that several backends go through: fetch, digest, reuse, convert, verify, put.
 
 Each says its line of progress, where it has one, and what of an earlier build it goes on with; none
 knows which backend it is run for.
@@ -26,7 +26,6 @@ from enginehouse.build.progress import mib
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.digest import source_digest
-from enginehouse.build.sources.tokenizer_files import write_tokenizer
 from enginehouse.build.verify import MAX_MEAN_KL, verify
 from enginehouse.runtime.engine import (
     Engine,
@@ -35,6 +34,47 @@ from enginehouse.runtime.engine import (
     write_manifest,
 )
 from enginehouse.runtime.errors import EngineError, PlanError
+
+
+def fetch(work: Build) -> None:
+    """`fetch`: the weight files that are still on the hub, now that the plan stands."""
+    source, missing = work.source, work.source.missing
+    if source.remote is None or not missing:
+        return
+    _check_room(work.plan, source, work.output)
+    total = sum(map(source.remote.size, missing))
+    with work.progress.stage("fetch", total, "bytes") as stage:
+        source.remote.fetch(missing, stage.advance)
+        stage.finish(f"{source.origin}: {len(missing)} files, {mib(total)}")
+
+
+def describe_download(source: SourceCheckpoint) -> str | None:
+    """What a build will fetch first, and whether there is room for it; None for nothing."""
+    if source.remote is None or not source.missing:
+        return None
+    needed = sum(map(source.remote.size, source.missing))
+    free = psutil.disk_usage(str(source.path)).free
+    return (
+        f"to fetch: {len(source.missing)} files, {mib(needed)}, into {source.path}, which has "
+        f"{mib(free)} free{'' if needed <= free else ': TOO LITTLE'}"
+    )
+
+
+def _check_room(plan: BuildPlan, source: SourceCheckpoint, output: Path) -> None:
+    """PlanError where what is to be fetched, and the engine on the same disk, have no room."""
+    assert source.remote is not None
+    needed = sum(map(source.remote.size, source.missing))
+    what = "the weights that are to be fetched"
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if above.stat().st_dev == source.path.stat().st_dev:
+        needed += sum(plan.rank_bytes)
+        what += " and the engine"
+    free = psutil.disk_usage(str(source.path)).free
+    if free < needed:
+        raise PlanError(
+            f"{source.path} has {mib(free)} free; {what} need {mib(needed)}: free some space, or "
+            "set HF_HOME to a folder on another disk"
+        )
 
 
 def digest(work: Build) -> None:
@@ -59,6 +99,7 @@ def digest(work: Build) -> None:
         "name": source.name,
         "kind": source.kind,
         "license": source.license,
+        **({"origin": source.origin} if source.origin else {}),
         "digest": found.digest,
         "files": found.files,
     }
@@ -90,8 +131,8 @@ def convert(work: Build) -> None:
     hidden = unfinished(work.output, conversion_key(work.plan, work.source))
     work.directory, work.journal = work.folders.enter_context(hidden)
     work.reference = ReferenceModel(work.plan.unpadded, work.source)
-    if not work.is_bare:  # soon refused
-        write_tokenizer(work.source, work.directory)
+    if not work.is_bare:
+        work.source.write_tokenizer(work.directory)
     run_convert(work.plan, work.source, work.reference, work.directory, work.journal, work.progress)
 
 
@@ -173,6 +214,7 @@ def _check_disk(plan: BuildPlan, output: Path) -> None:
         )
 
 
+FETCH = Stage("fetch", fetch)
 DIGEST = Stage("digest", digest)
 REUSE = Stage("reuse", reuse)
 CONVERT = Stage("convert", convert)

@@ -34,7 +34,9 @@ class BuildSettings:
     """Everything that can be chosen about a build. Field metadata: doc, choices, minimum."""
 
     model: str | None = _choice(
-        None, "directory, .gguf file or hub id; without it, the sample model"
+        None,
+        "directory, .gguf file or hub id (owner/name, owner/name@revision); without it, the "
+        "sample model",
     )
     output: str | None = _choice(None, "engine directory; without it, engines/NAME-QUANT")
     name: str | None = _choice(None, "the name clients ask for; without it, the source's")

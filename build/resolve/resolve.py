@@ -1,4 +1,4 @@
-"""What the user named as a model -> a source checkpoint on this disk.
+"""What the user named as a model -> a source checkpoint on this disk, or on a hub.
 
 The sample model, a directory, a .gguf file, or a hub id. This file knows no tensor.
 """
@@ -6,15 +6,17 @@ The sample model, a directory, a .gguf file, or a hub id. This file knows no ten
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from enginehouse.build.resolve.hub import INSTEAD, Progress, fetch
+from enginehouse.build.resolve.hub import INSTEAD, HubFolder, Progress, open_hub
 from enginehouse.build.resolve.sample import open_sample
 from enginehouse.build.resolve.stored_head import with_stored_head
 from enginehouse.build.resolve.text_part import text_part
 from enginehouse.build.resolve.zero_biases import with_zero_biases
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.folder import DiskFolder, Folder
 from enginehouse.build.sources.gguf_checkpoint import open_gguf
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.sources.quantized_source import open_quantized
@@ -31,13 +33,14 @@ def resolve_source(
 ) -> SourceCheckpoint:
     """Open the checkpoint that `model` names; None is the sample model, kept in cache_dir.
 
+    Of a hub's, `owner/name` or `owner/name@revision`, the weight files may still be there.
     Raises CheckpointError when there is no such thing, or it cannot be fetched.
     """
     if model is None:
         return open_sample(cache_dir / "sample", progress)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _open_directory(path)
+        return _open_folder(DiskFolder(path))
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return open_gguf(path)
@@ -45,14 +48,36 @@ def resolve_source(
             f"{model} is a file but no .gguf; give its directory (with config.json) instead"
         )
     looks_local = path.suffix.lower() == ".gguf" or model.startswith((".", "/", "~"))
-    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+    if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model):
         raise CheckpointError(f"{model} does not exist, and is no hub id (owner/name); {INSTEAD}")
-    return replace(_open_directory(fetch(model, progress)), name=model.rpartition("/")[2])
+    folder = open_hub(model, progress)
+    source = _open_folder(folder)
+    if isinstance(folder, HubFolder):
+        return replace(source, remote=_Remote(folder, source))
+    return source
 
 
-def _open_directory(path: Path) -> SourceCheckpoint:
+class _Remote:
+    """The weights of a source on the hub. What is found in them whole is what was found before."""
+
+    def __init__(self, folder: HubFolder, source: SourceCheckpoint) -> None:
+        self._folder, self._source = folder, source
+
+    def size(self, path: Path) -> int:
+        return self._folder.size(path)
+
+    def fetch(self, paths: Sequence[Path], advance: Callable[[int], None]) -> None:
+        self._folder.fetch(paths, advance)
+        if _open_folder(self._folder).config != self._source.config:
+            raise CheckpointError(
+                f"{self._source.origin} holds other weights than a few of their rows said, now that "
+                "they are here: start the build again, which fetches nothing again"
+            )
+
+
+def _open_folder(folder: Folder) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
-    if is_trtllm_checkpoint(path):
-        return open_trtllm(path)
-    source = with_zero_biases(text_part(open_checkpoint(path)))
+    if is_trtllm_checkpoint(folder.path):
+        return open_trtllm(folder)
+    source = with_zero_biases(text_part(open_checkpoint(folder)))
     return open_quantized(with_stored_head(source))

@@ -9,33 +9,38 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from enginehouse.build.sources.folder import Folder, as_folder
 from enginehouse.build.sources.safetensors_file import (
     SafetensorsTensor,
     read_safetensors_header,
     read_tensor,
 )
 from enginehouse.build.sources.tokenizer_files import (
-    TOKENIZER_FILES,
     copy_tokenizer,
     special_token_ids,
+    tokenizer_files,
 )
 from enginehouse.runtime.errors import CheckpointError
 
-_PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+_HEADERS_AT_ONCE = 8
+PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
+_SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
     """The tensors of `model.safetensors`, or of the shards that an index names."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._directory = folder.path
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -47,28 +52,29 @@ class SafetensorsSource:
 
     @cached_property
     def _entries(self) -> dict[str, SafetensorsTensor]:
-        index_path = self._directory / "model.safetensors.index.json"
-        single = self._directory / "model.safetensors"
-        if single.exists() or not index_path.exists():
-            if not single.exists():
-                raise CheckpointError(
-                    f"{self._directory} holds no model.safetensors and no "
-                    "model.safetensors.index.json; download the weights beside config.json"
-                )
-            return read_safetensors_header(single)
-        return self._indexed_entries(index_path)
+        if _SINGLE in self._folder.names:
+            return read_safetensors_header(self._directory / _SINGLE, self._folder)
+        if INDEX in self._folder.names:
+            return self._indexed_entries(self._directory / INDEX)
+        raise CheckpointError(
+            f"{self._folder.label} holds no {_SINGLE} and no {INDEX}; download the weights beside "
+            "config.json"
+        )
 
     def _indexed_entries(self, index_path: Path) -> dict[str, SafetensorsTensor]:
         entries: dict[str, SafetensorsTensor] = {}
         weight_map = _weight_map(index_path)
-        for shard in sorted(set(weight_map.values())):
-            path = self._directory / shard
-            if Path(shard).name != shard or not path.is_file():
+        shards = sorted(set(weight_map.values()))
+        for shard in shards:
+            if shard not in self._folder.names:
                 raise CheckpointError(
-                    f"{index_path} names shard {shard}, which is not in {self._directory}; "
+                    f"{index_path} names shard {shard}, which is not in {self._folder.label}; "
                     "download the missing file"
                 )
-            found = read_safetensors_header(path)
+        paths = [self._directory / shard for shard in shards]
+        with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:  # a hub takes its time for each
+            headers = list(pool.map(partial(read_safetensors_header, files=self._folder), paths))
+        for shard, path, found in zip(shards, paths, headers, strict=True):
             stray = sorted(name for name in found if weight_map.get(name) != shard)
             if stray:
                 raise CheckpointError(
@@ -86,73 +92,79 @@ class SafetensorsSource:
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         if name not in self._entries:
-            raise CheckpointError(f"{self._directory} has no tensor {name!r}")
+            raise CheckpointError(f"{self._folder.label} has no tensor {name!r}")
         return read_tensor(self._entries[name], rows)
 
 
-def open_checkpoint(path: Path) -> SourceCheckpoint:
+def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
     """Open a Hugging Face directory; no weight is read, and their headers only when asked for.
 
     Raises CheckpointError when config.json is missing or broken, and for pickle weights.
     """
-    if not path.is_dir():
-        raise CheckpointError(
-            f"{path} is not a directory with a config.json; give a Hugging Face checkpoint "
-            "directory, a .gguf file or a hub id"
-        )
-    _refuse_foreign(path)
+    folder = as_folder(where)
+    path = folder.path
+    _refuse_foreign(folder)
     config = read_json(path / "config.json")
-    index = path / "model.safetensors.index.json"
-    if (path / "model.safetensors").exists():
-        weights = [path / "model.safetensors"]
-    elif index.exists():
-        shards = sorted(set(_weight_map(index).values()))
-        weights = [index, *(path / shard for shard in shards if (path / shard).exists())]
-    else:
-        weights = []
-        pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
-        if pickles:
-            raise CheckpointError(
-                f"{path} holds weights only as {pickles[0]}: pickle files can run code when read, "
-                "so they are refused; convert them where you trust them: python -c "
-                '"from transformers import AutoModelForCausalLM as M; '
-                f"M.from_pretrained('{path}').save_pretrained('{path}-safetensors')\""
-            )
-    tokenizer_files = [path / name for name in TOKENIZER_FILES if (path / name).exists()]
+    weights = _weight_names(folder)
     eos, bos = special_token_ids(path, config)
     return SourceCheckpoint(
-        name=path.resolve().name,
+        name=folder.name,
         kind="safetensors",
         path=path,
         config=config,
-        tensors=SafetensorsSource(path),
-        files=(path / "config.json", *weights, *tokenizer_files),
+        tensors=SafetensorsSource(folder),
+        files=(path / "config.json", *(path / name for name in weights), *tokenizer_files(path)),
         eos_token_ids=eos,
         bos_token_id=bos,
         license=_license(path / "README.md"),
         tokenizer_writer=lambda dest: copy_tokenizer(path, dest),
         has_weights=bool(weights),
+        origin=folder.origin,
     )
 
 
-def _refuse_foreign(path: Path) -> None:
+def _weight_names(folder: Folder) -> list[str]:
+    """The files of the weights that are there; none beside a config.json alone.
+
+    CheckpointError where pickles are all there is, or where the index names one.
+    """
+    if _SINGLE in folder.names:
+        return [_SINGLE]
+    if INDEX in folder.names:
+        shards = sorted(set(_weight_map(folder.path / INDEX).values()))
+        pickles = [shard for shard in shards if shard.endswith(PICKLE_SUFFIXES)]
+        if not pickles:
+            return [INDEX, *(shard for shard in shards if shard in folder.names)]
+    else:
+        pickles = sorted(name for name in folder.names if name.endswith(PICKLE_SUFFIXES))
+    if pickles:
+        raise CheckpointError(
+            f"{folder.label} holds weights only as {pickles[0]}: pickle files can run code when "
+            "read, so they are refused; convert them where you trust them: python -c "
+            '"from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder.label}').save_pretrained('{folder.label}-safetensors')\""
+        )
+    return []
+
+
+def _refuse_foreign(folder: Folder) -> None:
     """CheckpointError for folders of another kind, by the files that give them away."""
-    names = {item.name for item in path.iterdir()}
+    path, names, label = folder.path, folder.names, folder.label
     weights = {name for name in names if name.startswith(("model", "pytorch_model", "rank"))}
     if "adapter_config.json" in names and not weights:
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         raise CheckpointError(
-            f"{path} holds a LoRA adapter alone, without its base model ({base}): merge the two "
+            f"{label} holds a LoRA adapter alone, without its base model ({base}): merge the two "
             "where peft is installed, and give the folder that comes of it: python -c "
             '"from peft import AutoPeftModelForCausalLM as M; from transformers import '
-            f"AutoTokenizer as T; M.from_pretrained('{path}').merge_and_unload()"
-            f".save_pretrained('{path}-merged'); T.from_pretrained('{path}')"
-            f".save_pretrained('{path}-merged')\""
+            f"AutoTokenizer as T; M.from_pretrained('{label}').merge_and_unload()"
+            f".save_pretrained('{label}-merged'); T.from_pretrained('{label}')"
+            f".save_pretrained('{label}-merged')\""
         )
     parts = sorted(name for name in names if name.startswith("consolidated"))
     if "config.json" not in names and "params.json" in names and parts:
         raise CheckpointError(
-            f"{path} holds its maker's own format ({parts[0]}, params.json), which is not read: "
+            f"{label} holds its maker's own format ({parts[0]}, params.json), which is not read: "
             "download config.json, model*.safetensors and tokenizer.json of the same model, which "
             "most repositories hold beside it, or convert it with transformers 4's "
             "convert_mistral_weights_to_hf.py (Meta's: convert_llama_weights_to_hf.py)"

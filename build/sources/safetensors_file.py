@@ -1,8 +1,9 @@
 """One safetensors file: its header, checked, and its bytes.
 
 Nothing is mapped into memory: a tensor is read with `preadv` into a fresh buffer, so resident
-memory is what the caller keeps, whatever the file's size. This file does not know checkpoints:
-neither their other files nor what the tensors mean.
+memory is what the caller keeps, whatever the file's size. Where the bytes come from is a `Bytes`:
+this disk, or whatever has them until the file is here. This file does not know checkpoints: neither
+their other files nor what the tensors mean.
 Source: safetensors format (8-byte little-endian length, JSON header, data).
 """
 
@@ -12,7 +13,7 @@ import json
 import os
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -39,6 +40,45 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 _MAX_HEADER_BYTES = 100_000_000
 
 
+class Bytes(Protocol):
+    """Who has a file's bytes. CheckpointError where they cannot be had; threads may ask."""
+
+    def size(self, path: Path) -> int: ...
+
+    def fill(self, path: Path, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on."""
+
+
+class Disk:
+    """The bytes of files on this disk."""
+
+    def size(self, path: Path) -> int:
+        try:
+            return path.stat().st_size
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+    def fill(self, path: Path, view: memoryview, offset: int) -> None:
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                while view:
+                    count = os.preadv(descriptor, [view], offset)
+                    if count == 0:
+                        raise CheckpointError(
+                            f"{path} ends at byte {offset:,}, {len(view):,} bytes too early; "
+                            "it changed while being read: start again"
+                        )
+                    view, offset = view[count:], offset + count
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+DISK = Disk()
+
+
 class SafetensorsTensor(NamedTuple):
     """Where a tensor lies: offset is of its first byte in the file."""
 
@@ -46,27 +86,29 @@ class SafetensorsTensor(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
+    files: Bytes = DISK
 
 
-def read_safetensors_header(path: Path) -> dict[str, SafetensorsTensor]:
+def read_safetensors_header(path: Path, files: Bytes = DISK) -> dict[str, SafetensorsTensor]:
     """The tensors of one file, with everything about the header checked.
 
     Raises CheckpointError on a truncated file, a wrong header length, an unknown dtype, a size
     that disagrees with shape and dtype, and offsets that overlap or leave the file.
     """
     again = "download the file again"
+    size = files.size(path)
+    head = bytearray(min(size, 8))
+    files.fill(path, memoryview(head), 0)
+    length = int.from_bytes(head, "little")
+    if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
+        raise CheckpointError(
+            f"{path} says its header has {length:,} bytes, but the file has {size:,}: "
+            f"it is truncated or no safetensors file; {again}"
+        )
+    text = bytearray(length)
+    files.fill(path, memoryview(text), 8)
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
-                raise CheckpointError(
-                    f"{path} says its header has {length:,} bytes, but the file has {size:,}: "
-                    f"it is truncated or no safetensors file; {again}"
-                )
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        header = json.loads(text)
     except (ValueError, RecursionError):
         raise CheckpointError(f"{path} has a header that is not JSON; {again}") from None
     if not isinstance(header, dict):
@@ -95,7 +137,7 @@ def read_safetensors_header(path: Path) -> dict[str, SafetensorsTensor]:
                 f"{path} gives tensor {name!r} {end - begin:,} bytes; {dtype_name} "
                 f"{list(shape)} takes {wanted:,}; {again}"
             )
-        tensors[name] = SafetensorsTensor(path, dtype, shape, 8 + length + begin)
+        tensors[name] = SafetensorsTensor(path, dtype, shape, 8 + length + begin, files)
         spans.append((begin, end, name))
 
     position = 0
@@ -115,7 +157,7 @@ def read_safetensors_header(path: Path) -> dict[str, SafetensorsTensor]:
 
 def read_tensor(tensor: SafetensorsTensor, rows: slice | None = None) -> torch.Tensor:
     """The tensor in memory of its own; `rows` reads only these rows of dim 0."""
-    path, dtype, shape, offset = tensor
+    path, dtype, shape, offset, files = tensor
     if rows is not None:
         start, stop, step = rows.indices(shape[0])
         assert step == 1, "rows are read in one piece"
@@ -126,23 +168,5 @@ def read_tensor(tensor: SafetensorsTensor, rows: slice | None = None) -> torch.T
     if count == 0:
         return torch.empty(shape, dtype=dtype)
     buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
-    _read_into(path, buffer.numpy().data, offset)
+    files.fill(path, buffer.numpy().data, offset)
     return buffer.view(dtype).reshape(shape)
-
-
-def _read_into(path: Path, view: memoryview, offset: int) -> None:
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            while view:
-                count = os.preadv(descriptor, [view], offset)
-                if count == 0:
-                    raise CheckpointError(
-                        f"{path} ends at byte {offset:,}, {len(view):,} bytes too early; "
-                        "it changed while being read: start again"
-                    )
-                view, offset = view[count:], offset + count
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None

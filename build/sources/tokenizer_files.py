@@ -7,10 +7,12 @@ Source: transformers' tokenizer_config.json and generation_config.json.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -27,6 +29,19 @@ TOKENIZER_FILES = (
     "generation_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",  # of a processor: {"chat_template": ...}
+)
+TEMPLATE_FOLDER = "additional_chat_templates"  # of files NAME.jinja
+# What a tokenizer was before it had a tokenizer.json: not read, but converted by transformers.
+SLOW_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tekken.json",
+    "added_tokens.json",
 )
 # Tokens that chat templates put after an assistant's turn: a model that was taught one of them
 # stops with it, whether or not the files call it an end of sequence.
@@ -40,6 +55,12 @@ END_OF_TURN_TOKENS = (
 )
 
 
+def tokenizer_files(directory: Path) -> list[Path]:
+    """Of TOKENIZER_FILES and additional templates those that a directory has."""
+    named = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]
+    return named + sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
+
+
 def with_tokenizer(source: SourceCheckpoint, directory: Path) -> SourceCheckpoint:
     """`source` with the tokenizer, template and special tokens of a Hugging Face directory.
 
@@ -51,26 +72,72 @@ def with_tokenizer(source: SourceCheckpoint, directory: Path) -> SourceCheckpoin
             "tokenizer"
         )
     beside = directory / "config.json"
-    eos, bos = special_token_ids(directory, read_json(beside) if beside.exists() else {})
-    others = [path for path in source.files if path.name not in TOKENIZER_FILES]
-    own = [directory / name for name in TOKENIZER_FILES if (directory / name).exists()]
+    eos, bos = special_token_ids(directory, read_json(beside) if beside.exists() else source.config)
+    replaced = tokenizer_files(source.path)
+    others = [path for path in source.files if path not in replaced]
     return replace(
         source,
         eos_token_ids=eos,
         bos_token_id=bos,
-        files=(*others, *own),
+        files=(*others, *tokenizer_files(directory)),
         tokenizer_writer=lambda dest: copy_tokenizer(directory, dest),
     )
 
 
-def check_tokenizer(source: SourceCheckpoint) -> None:
-    """CheckpointError, before a weight is read, for a checkpoint folder without a tokenizer."""
-    if source.kind == "tensorrt_llm":
-        if not any(path.name == "tokenizer.json" for path in source.files):
+def check_tokenizer(source: SourceCheckpoint, note: Callable[[str], None]) -> None:
+    """What the engine's server could not use, before a weight is read or fetched: CheckpointError
+    where there is no tokenizer or none that can be read, and for a template that does not compile.
+
+    That there is no template is noted.
+    """
+    if source.kind != "gguf" and all(path.name != "tokenizer.json" for path in source.files):
+        raise _no_tokenizer(source.path, source.kind)
+    with TemporaryDirectory() as name:
+        directory = Path(name)
+        source.write_tokenizer(directory)
+        try:
+            Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises nothing narrower
+            reason = str(error).splitlines()[0]
             raise CheckpointError(
-                f"{source.path} is a TensorRT-LLM checkpoint, which holds no tokenizer; give the "
-                "model's Hugging Face directory with --tokenizer, or stop with --until convert"
-            )
+                f"tokenizer.json of {source.path} is no tokenizer: {reason}; download it again"
+            ) from None
+        templates = _chat_templates(directory)
+    for name, template in templates.items():
+        try:
+            compile_template(template)
+        except TemplateSyntaxError as error:
+            which = "" if name == "default" else f" {name}"
+            raise CheckpointError(
+                f"the chat template{which} is not valid: {error.message} (line {error.lineno}); "
+                "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
+            ) from None
+    if not templates:
+        note(
+            "no chat template, as base models have none: /v1/chat/completions will be refused, "
+            "/v1/completions not"
+        )
+
+
+def _no_tokenizer(path: Path, kind: str) -> CheckpointError:
+    if kind == "tensorrt_llm":
+        return CheckpointError(
+            f"{path} is a TensorRT-LLM checkpoint, which holds no tokenizer; give the model's "
+            "Hugging Face directory with --tokenizer, or stop with --until convert"
+        )
+    slow = [name for name in SLOW_TOKENIZER_FILES if (path / name).exists()]
+    if not slow:
+        return CheckpointError(
+            f"{path} has no tokenizer.json; give the directory of the model's tokenizer with "
+            "--tokenizer"
+        )
+    return CheckpointError(
+        f"{path} has no tokenizer.json, only {', '.join(slow)}: make one where transformers (and "
+        "sentencepiece, for a .model) is installed, python -c "
+        '"from transformers import AutoTokenizer as T; '
+        f"T.from_pretrained('{path}').save_pretrained('tokenizer')\", and give it with "
+        "--tokenizer tokenizer"
+    )
 
 
 def check_token_ids(source: SourceCheckpoint, vocab_size: int, note: Callable[[str], None]) -> None:
@@ -78,7 +145,7 @@ def check_token_ids(source: SourceCheckpoint, vocab_size: int, note: Callable[[s
     numbers, before a weight is read.
 
     Added tokens that only their own name gives (a padding token, one for images) are noted: such a
-    model works without them. A tokenizer.json that cannot be read is `write_tokenizer`'s to judge.
+    model works without them. A tokenizer.json that cannot be read is `check_tokenizer`'s to judge.
     """
     path = next((path for path in source.files if path.name == "tokenizer.json"), None)
     if path is None:
@@ -122,32 +189,6 @@ def _tokens_by_id(path: Path) -> tuple[dict[int, str], dict[int, str]]:
     return {i: text for i, text in ordinary.items() if i not in special}, special
 
 
-def write_tokenizer(source: SourceCheckpoint, directory: Path) -> None:
-    """Put tokenizer and chat template into the engine; first of all, as it is soon refused.
-
-    Raises CheckpointError when there is no tokenizer or none that can be read, and for a template
-    that no server could use.
-    """
-    source.write_tokenizer(directory)
-    path = directory / "tokenizer.json"
-    try:
-        Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"tokenizer.json of {source.path} is no tokenizer: {reason}; download it again"
-        ) from None
-    template = directory / "chat_template.jinja"
-    if template.exists():
-        try:
-            compile_template(template.read_text("utf-8"))
-        except TemplateSyntaxError as error:
-            raise CheckpointError(
-                f"the chat template is not valid: {error.message} (line {error.lineno}); "
-                "mend chat_template.jinja or tokenizer_config.json of the checkpoint"
-            ) from None
-
-
 def token_ids(value: Any) -> list[int]:
     """An `eos_token_id` as it stands in JSON (absent, a number or a list) as a list."""
     values = value if isinstance(value, list) else [value]
@@ -159,24 +200,33 @@ def end_of_turn_tokens(chat_template: str | None) -> list[str]:
     return [token for token in END_OF_TURN_TOKENS if chat_template and token in chat_template]
 
 
-def default_chat_template(value: Any) -> str | None:
-    """The template out of tokenizer_config.json's `chat_template`: a string or a named list."""
-    if isinstance(value, list):
-        named = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-        value = named.get("default", next(iter(named.values()), None))
-    return value if isinstance(value, str) else None
+def _chat_templates(path: Path) -> dict[str, str]:
+    """A directory's templates by their names, of which `default` is for plain chat.
+
+    As in transformers: chat_template.jinja and the folder beside it come before what
+    tokenizer_config.json has; a processor's is taken where there is no other.
+    """
+    named = _named_templates(path / "tokenizer_config.json")
+    named |= {file.stem: _text(file) for file in (path / TEMPLATE_FOLDER).glob("*.jinja")}
+    if (path / "chat_template.jinja").exists():
+        named["default"] = _text(path / "chat_template.jinja")
+    named = named or _named_templates(path / "chat_template.json")
+    return {"default": next(iter(named.values())), **named} if named else {}
 
 
-def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
-    template = path / "chat_template.jinja"
-    if template.exists():
-        try:
-            return template.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"{template} is not UTF-8 text: byte {error.start} is wrong"
-            ) from None
-    return default_chat_template(tokenizer_config.get("chat_template"))
+def _named_templates(path: Path) -> dict[str, str]:
+    """A JSON file's `chat_template`: a string, or a list of them with names."""
+    found = read_json(path).get("chat_template") if path.exists() else None
+    items = found if isinstance(found, list) else [{"name": "default", "template": found}]
+    pairs = [(item.get("name"), item.get("template")) for item in items if isinstance(item, dict)]
+    return {str(name): text for name, text in pairs if isinstance(text, str)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
 
 
 def special_token_ids(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
@@ -189,7 +239,7 @@ def special_token_ids(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ..
     bos = token_ids(config.get("bos_token_id")) + token_ids(generation.get("bos_token_id"))
 
     words = [_token_text(tokenizer_config.get("eos_token"))]
-    words += end_of_turn_tokens(_chat_template(path, tokenizer_config))
+    words += end_of_turn_tokens(_chat_templates(path).get("default"))
     bos_word = _token_text(tokenizer_config.get("bos_token"))
     ids = _added_token_ids(path, tokenizer_config)
     eos += [ids[word] for word in words if word in ids]
@@ -218,18 +268,22 @@ def _added_token_ids(path: Path, tokenizer_config: dict[str, Any]) -> dict[str |
 
 
 def copy_tokenizer(path: Path, dest: Path) -> list[str]:
+    """Copy a directory's files, with every template where a server finds it: the default one in
+    chat_template.jinja, those of a folder in tokenizer_config.json. Returns the names.
+    """
     if not (path / "tokenizer.json").exists():
-        raise CheckpointError(
-            f"{path} has no tokenizer.json; make one with: python -c "
-            '"from transformers import AutoTokenizer as T; '
-            f"T.from_pretrained('{path}').save_pretrained('{path}')\""
-        )
+        raise _no_tokenizer(path, "safetensors")
     names = [name for name in TOKENIZER_FILES if (path / name).exists()]
     for name in names:
         shutil.copyfile(path / name, dest / name)
-    if "chat_template.jinja" not in names and "tokenizer_config.json" in names:
-        template = _chat_template(path, read_json(path / "tokenizer_config.json"))
-        if template is not None:
-            (dest / "chat_template.jinja").write_text(template, encoding="utf-8")
-            names.append("chat_template.jinja")
-    return names
+    templates, made = _chat_templates(path), {}
+    if "default" in templates and "chat_template.jinja" not in names:
+        made["chat_template.jinja"] = templates["default"]
+    if any((path / TEMPLATE_FOLDER).glob("*.jinja")):
+        config = path / "tokenizer_config.json"
+        data = read_json(config) if config.exists() else {}
+        data["chat_template"] = [{"name": k, "template": text} for k, text in templates.items()]
+        made["tokenizer_config.json"] = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+    for name, text in made.items():
+        (dest / name).write_text(text, encoding="utf-8")
+    return [*names, *(name for name in made if name not in names)]

@@ -24,6 +24,7 @@ from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.forms.quantized_linear import QuantizedForm
 from enginehouse.build.forms.weight_forms import OutputTensor
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
+from enginehouse.build.sources.folder import Folder, as_folder
 from enginehouse.build.sources.quantized_source import is_decoder_linear
 from enginehouse.build.sources.safetensors_file import (
     SafetensorsTensor,
@@ -31,9 +32,9 @@ from enginehouse.build.sources.safetensors_file import (
     read_tensor,
 )
 from enginehouse.build.sources.tokenizer_files import (
-    TOKENIZER_FILES,
     copy_tokenizer,
     special_token_ids,
+    tokenizer_files,
 )
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
@@ -65,17 +66,19 @@ def is_trtllm_checkpoint(path: Path) -> bool:
     return "pretrained_config" in config or ("architecture" in config and "dtype" in config)
 
 
-def open_trtllm(path: Path) -> SourceCheckpoint:
+def open_trtllm(where: Path | Folder) -> SourceCheckpoint:
     """Open a checkpoint folder: config and headers only.
 
     Raises CheckpointError for a compiled engine, a missing rank, and a form that is tied to one
     kind of GPU.
     """
+    folder = as_folder(where)
+    path = folder.path
     data = read_json(path / "config.json")
     if "pretrained_config" in data:
         raise CheckpointError(
-            f"{path} is a compiled TensorRT-LLM engine, whose weights cannot be taken out; give "
-            "the checkpoint folder that it was built from"
+            f"{folder.label} is a compiled TensorRT-LLM engine, whose weights cannot be taken out; "
+            "give the checkpoint folder that it was built from"
         )
     try:
         config = read_config(path)
@@ -94,27 +97,26 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         )
     ranks = [path / f"rank{rank}.safetensors" for rank in range(config.mapping.world_size)]
     for rank in ranks:
-        if not rank.is_file():
+        if rank.name not in folder.names:
             raise CheckpointError(
-                f"{path} has no {rank.name}; config.json says tp_size="
+                f"{folder.label} has no {rank.name}; config.json says tp_size="
                 f"{config.mapping.tp_size}, pp_size={config.mapping.pp_size}: copy all "
                 f"{len(ranks)} rank files"
             )
-    headers = [read_safetensors_header(rank) for rank in ranks]
+    headers = [read_safetensors_header(rank, folder) for rank in ranks]
     # an lm_head of its own counts, whatever the config says of it
     tied = any(data.get(key) for key in _TIED) and "lm_head.weight" not in headers[-1]
     config = replace(config, tie_word_embeddings=tied)
     tensors = TrtllmTensors(path, config, headers)
-    tokenizer_files = [path / name for name in TOKENIZER_FILES if (path / name).exists()]
     eos, bos = special_token_ids(path, {})
     whole = replace(config.with_mapping(RankMapping()), quantization=config.quantization)
     return SourceCheckpoint(
-        name=path.resolve().name,
+        name=folder.name,
         kind="tensorrt_llm",
         path=path,
         config={},
         tensors=tensors,
-        files=(path / "config.json", *ranks, *tokenizer_files),
+        files=(path / "config.json", *ranks, *tokenizer_files(path)),
         eos_token_ids=eos,
         bos_token_id=bos,
         license=None,
@@ -122,6 +124,7 @@ def open_trtllm(path: Path) -> SourceCheckpoint:
         quantized=None if config.quantization.quant_algo is None else tensors,
         rows=tensors,
         engine_config=whole,
+        origin=folder.origin,
     )
 
 

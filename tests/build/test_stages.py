@@ -20,7 +20,7 @@ from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.build.stages import build, stages
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.engine import MANIFEST, read_engine, verify_files
-from enginehouse.runtime.errors import EngineError, PlanError
+from enginehouse.runtime.errors import EngineError, PlanError, RequestError
 from enginehouse.server.prompt.chat import load_chat
 from enginehouse.server.text.message import ChatMessage
 from makers.engines import EngineMaker, build_engine, write_tiny_checkpoint
@@ -233,8 +233,8 @@ def test_an_engine_moved_aside_by_a_killed_build_comes_back(
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
 
 
-def with_template(path: Path, template: str) -> Path:
-    """The tiny checkpoint with another chat template."""
+def with_template(path: Path, template: str | None) -> Path:
+    """The tiny checkpoint with another chat template, or none."""
     config = json.loads((write_tiny_checkpoint(path) / "tokenizer_config.json").read_text())
     config["chat_template"] = template
     (path / "tokenizer_config.json").write_text(json.dumps(config))
@@ -259,6 +259,16 @@ def test_a_template_that_marks_text_for_training_is_taken(tmp_path: Path) -> Non
     out = build_engine(open_checkpoint(path), tmp_path / "e", until="compile")
     assert (out / "chat_template.jinja").read_text() == template
     assert load_chat(out).render([ChatMessage("user", "Hi")]) == "Hi"
+
+
+def test_that_there_is_no_template_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_template(tmp_path / "m", None)
+    assert cli.main([str(path), "-o", str(tmp_path / "e"), *SMALL[:-1], "--until", "compile"]) == 0
+    assert "no chat template, as base models have none" in capsys.readouterr().err
+    with pytest.raises(RequestError, match="this engine has no chat template"):
+        load_chat(tmp_path / "e").render([ChatMessage("user", "Hi")])
 
 
 def test_two_builds_of_one_engine_do_not_meet(
@@ -349,13 +359,13 @@ def test_a_checkpoint_without_tokenizer_can_be_converted_but_not_served(
     ("settings", "names"),
     [
         ({"until": "plan"}, "plan"),
-        ({"until": "convert"}, "plan refuse convert put"),
-        ({"until": "compile"}, "plan refuse digest reuse convert compile put"),
-        ({}, "plan refuse digest reuse convert compile verify put"),
-        ({"backend": "tensorrt"}, "plan refuse digest reuse convert compile verify put"),
-        ({"backend": "tensorrt_llm"}, "plan refuse digest reuse refuse convert compile"),
-        ({"backend": "tensorrt_llm", "until": "convert"}, "plan refuse convert put"),
-        ({"format": "hf"}, "plan refuse digest convert manifest put"),
+        ({"until": "convert"}, "plan refuse fetch convert put"),
+        ({"until": "compile"}, "plan refuse fetch digest reuse convert compile put"),
+        ({}, "plan refuse fetch digest reuse convert compile verify put"),
+        ({"backend": "tensorrt"}, "plan refuse fetch digest reuse convert compile verify put"),
+        ({"backend": "tensorrt_llm"}, "plan refuse fetch digest reuse refuse convert compile"),
+        ({"backend": "tensorrt_llm", "until": "convert"}, "plan refuse fetch convert put"),
+        ({"format": "hf"}, "plan refuse fetch digest convert manifest put"),
         ({"format": "hf", "until": "plan"}, "plan"),
     ],
     ids=str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from enginehouse.build import cli
 from enginehouse.build.resolve import hub, resolve, sample
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
@@ -103,8 +105,46 @@ def test_a_directory_and_a_gguf_file_are_opened(pip: FakePip, tmp_path: Path) ->
     assert resolve_source(str(tmp_path / "model.GGUF"), tmp_path).name == "tiny"
 
 
+@pytest.mark.parametrize("made", ["hf", "trtllm"])
+def test_a_model_is_called_as_its_folder_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: str
+) -> None:
+    cache = tmp_path / "hub" / "models--owner--Name-1.5B" / "snapshots" / "3f2a"
+    write_tiny_checkpoint(cache, layers=1)
+    if made == "trtllm":
+        flags = ["--until", "convert", "--quiet", "-o", str(tmp_path / "e")]
+        assert cli.main([str(cache), *flags]) == 0
+        shutil.rmtree(cache)
+        (tmp_path / "e").rename(cache)
+    (tmp_path / "mine").symlink_to(cache)
+    (cache / "sub").mkdir()
+    monkeypatch.chdir(cache)
+    named = {
+        str(cache): "Name-1.5B",
+        f"{cache}/": "Name-1.5B",
+        ".": "Name-1.5B",
+        "sub/..": "Name-1.5B",
+        "../3f2a": "Name-1.5B",
+        str(tmp_path / "mine"): "mine",
+    }
+    for given, name in named.items():
+        source = resolve_source(given, tmp_path)
+        assert (source.kind == "tensorrt_llm") == (made == "trtllm")
+        assert source.name == name, given
+    assert resolve_source(".", tmp_path).origin == "owner/Name-1.5B@3f2a"
+    monkeypatch.chdir(tmp_path / "hub")
+    plain = write_tiny_checkpoint(tmp_path / "hub" / "plain", layers=1)
+    monkeypatch.chdir(plain)
+    assert resolve_source(".", tmp_path).name == "plain"
+    assert resolve_source("../plain", tmp_path).origin is None
+
+
 @pytest.mark.parametrize(
-    "model", ["nowhere", "./owner/name", "/no/such", "~/no-such", "a/b/c", "owner/x.gguf"]
+    "model",
+    [
+        *("nowhere", "./owner/name", "/no/such", "~/no-such", "a/b/c", "owner/x.gguf"),
+        *("owner/name@", "owner@v1/name"),
+    ],
 )
 def test_a_path_that_does_not_exist_is_said_so(model: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="does not exist, and is no hub id"):
@@ -117,19 +157,11 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         resolve_source(str(tmp_path / "model.safetensors"), tmp_path)
 
 
-def test_a_hub_id_is_fetched_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    snapshot = write_tiny_checkpoint(tmp_path / "3f2a", layers=1)
-    monkeypatch.setattr(hub, "snapshot_download", lambda model: snapshot)
-    lines: list[str] = []
-    assert resolve_source("owner/Name-1.5B", tmp_path, lines.append).name == "Name-1.5B"
-    assert lines == ["hub: owner/Name-1.5B"]
-
-
-def failing(error: BaseException) -> Callable[[str], Path]:
-    def download(model: str) -> Path:
+def failing(error: BaseException) -> Callable[[str, str | None], tuple[str, dict[str, int]]]:
+    def list_files(repo: str, revision: str | None) -> tuple[str, dict[str, int]]:
         raise error
 
-    return download
+    return list_files
 
 
 RESPONSE = Mock(headers={}, request=SimpleNamespace(method="GET", url="https://hub"))
@@ -151,7 +183,7 @@ ALTERNATIVES = "give a Hugging Face directory or a .gguf file on this disk"
 def test_a_hub_that_fails_is_one_sentence_with_alternatives(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, wanted: str
 ) -> None:
-    monkeypatch.setattr(hub, "snapshot_download", failing(error))
+    monkeypatch.setattr(hub, "list_files", failing(error))
     with pytest.raises(CheckpointError, match=wanted) as caught:
         resolve_source("owner/name", tmp_path)
     assert ALTERNATIVES in str(caught.value) and "\n" not in str(caught.value)

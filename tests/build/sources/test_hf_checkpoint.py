@@ -12,11 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+from transformers.processing_utils import ProcessorMixin
 
 from enginehouse.build.sources.digest import source_digest
+from enginehouse.build.sources.folder import DiskFolder
 from enginehouse.build.sources.hf_checkpoint import SafetensorsSource, open_checkpoint
 from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_safetensors_header
 from enginehouse.runtime.errors import CheckpointError
+from enginehouse.server.prompt.chat import load_chat
+from enginehouse.server.prompt.options import PromptOptions
+from enginehouse.server.text.message import ChatMessage
+from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.tool_choice import ToolUse
 from makers.engines import write_tiny_checkpoint
 
 
@@ -46,7 +54,7 @@ def test_every_dtype_reads_back_as_safetensors_wrote_it(tmp_path: Path) -> None:
     raw = torch.randint(0, 2, (6, 16), dtype=torch.uint8)
     tensors = {name: raw.clone().view(dtype) for name, dtype in SAFETENSORS_DTYPES.items()}
     save_file(tensors, tmp_path / "model.safetensors")
-    source = SafetensorsSource(tmp_path)
+    source = SafetensorsSource(DiskFolder(tmp_path))
     assert set(source.infos) == set(tensors)
     for name, wanted in tensors.items():
         found = source.read(name)
@@ -58,13 +66,13 @@ def test_every_dtype_reads_back_as_safetensors_wrote_it(tmp_path: Path) -> None:
 @settings(max_examples=40, deadline=None)
 @given(start=st.integers(-2, 600), stop=st.integers(-2, 600))
 def test_any_rows_equal_the_rows_of_the_whole(tiny: Path, start: int, stop: int) -> None:
-    source, name = SafetensorsSource(tiny), "model.embed_tokens.weight"
+    source, name = SafetensorsSource(DiskFolder(tiny)), "model.embed_tokens.weight"
     whole = load_file(tiny / "model.safetensors")[name]
     assert torch.equal(source.read(name, slice(start, stop)), whole[start:stop])
 
 
 def test_a_tensor_is_fresh_and_writable(tiny: Path) -> None:
-    source = SafetensorsSource(tiny)
+    source = SafetensorsSource(DiskFolder(tiny))
     first = source.read("model.norm.weight")
     first.zero_()
     assert source.read("model.norm.weight").abs().sum() > 0
@@ -118,7 +126,7 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path: Path, content: bytes
 def test_a_file_cut_while_it_is_read_is_noticed(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((tiny / "model.safetensors").read_bytes())
-    source = SafetensorsSource(tmp_path)
+    source = SafetensorsSource(DiskFolder(tmp_path))
     last = max(source.infos)
     os.truncate(path, 4096)
     with pytest.raises(CheckpointError, match="it changed while being read"):
@@ -167,7 +175,10 @@ def test_a_config_alone_can_be_opened_but_not_read(tiny: Path, tmp_path: Path) -
     assert not source.has_weights and source.files == (tmp_path / "config.json",)
     with pytest.raises(CheckpointError, match="holds no model.safetensors"):
         source.tensors.infos  # noqa: B018
-    with pytest.raises(CheckpointError, match=r"no tokenizer\.json.*AutoTokenizer"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer\.json; give .* with --tokenizer"):
+        source.write_tokenizer(tmp_path)
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"only vocab\.json: make one .*AutoTokenizer"):
         source.write_tokenizer(tmp_path)
 
 
@@ -219,6 +230,7 @@ def test_the_license_comes_from_the_model_card(tiny: Path) -> None:
             None,
             "D",
         ),
+        ([{"name": "tool_use", "template": "T"}], None, "T"),
         (None, None, None),
     ],
 )
@@ -236,6 +248,49 @@ def test_the_chat_template_is_extracted(
     assert sorted(names) == sorted(path.name for path in dest.iterdir())
     template = dest / "chat_template.jinja"
     assert (template.read_text() if template.exists() else None) == wanted
+
+
+@pytest.mark.parametrize(
+    ("files", "in_config"),
+    [
+        ({"additional_chat_templates/tool_use.jinja": "T"}, "old"),
+        ({"chat_template.jinja": "D", "additional_chat_templates/tool_use.jinja": "T"}, None),
+        ({}, [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]),
+        ({"chat_template.json": json.dumps({"chat_template": "P"})}, "D"),
+    ],
+    ids=["folder", "file and folder", "list", "processor's beside"],
+)
+def test_a_server_has_the_templates_that_transformers_finds(
+    tiny: Path, tmp_path: Path, files: dict[str, str], in_config: Any
+) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny / name).read_text())
+    edit_json(tmp_path / "tokenizer_config.json", chat_template=in_config)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    dest = tmp_path / "engine"
+    dest.mkdir()
+    open_checkpoint(tmp_path).write_tokenizer(dest)
+    theirs = AutoTokenizer.from_pretrained(tmp_path).chat_template
+    theirs = theirs if isinstance(theirs, dict) else {"default": theirs}
+    for tools in (ToolUse((ToolFunction("f"),)), ToolUse()):
+        wanted = theirs.get("tool_use" if tools.shown else "default") or theirs.get("default")
+        if wanted is not None:  # where transformers has none, there is an older one
+            text = load_chat(dest).render([ChatMessage("user", "x")], PromptOptions(tools=tools))
+            assert text == wanted
+
+
+def test_a_processors_template_is_taken_where_there_is_no_other(tiny: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_text((tiny / name).read_text())
+    edit_json(tmp_path / "tokenizer_config.json", chat_template=None)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "P"}))
+    dest = tmp_path / "engine"
+    dest.mkdir()
+    open_checkpoint(tmp_path).write_tokenizer(dest)
+    theirs, _ = ProcessorMixin.get_processor_dict(tmp_path)
+    assert (dest / "chat_template.jinja").read_text() == theirs["chat_template"] == "P"
 
 
 def test_known_files_are_not_digested_again(tiny: Path, tmp_path: Path) -> None:
