@@ -29,10 +29,7 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
     dtype: "auto" (the checkpoint's; bfloat16 for float32) or one of DTYPES.
     Raises CheckpointError for a missing key, and for what the engine cannot run.
     """
-    names = hf.get("architectures") or []
-    if not isinstance(names, list) or not names:
-        raise CheckpointError(f"config.json has no architectures; {REMEDY}")
-    name = architecture_of(str(names[0])).name
+    name = family_name(hf)
     defaults = DEFAULTS.get(name, {})
     hf = {key: value for key, value in {**defaults, **hf}.items() if value is not None}
     if hf.get("sliding_window") == 0:  # no window, as null is
@@ -80,6 +77,14 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
             **({"max_attention_window": windows} if windows else {}),
         },
     )
+
+
+def family_name(hf: Mapping[str, Any]) -> str:
+    """TensorRT-LLM's name of the family; CheckpointError when there is none, or one unknown."""
+    names = hf.get("architectures") or []
+    if not isinstance(names, list) or not names:
+        raise CheckpointError(f"config.json has no architectures; {REMEDY}")
+    return architecture_of(str(names[0])).name
 
 
 def _activation(hf: Mapping[str, Any], name: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from enginehouse.build.families.hf_config import family_name
 from enginehouse.build.resolve.hub import INSTEAD, HubFolder, Progress, open_hub
 from enginehouse.build.resolve.sample import open_sample
 from enginehouse.build.resolve.stored_head import with_stored_head
@@ -70,8 +71,8 @@ class _Remote:
         self._folder.fetch(paths, advance)
         if _open_folder(self._folder).config != self._source.config:
             raise CheckpointError(
-                f"{self._source.origin} holds other weights than a few of their rows said, now that "
-                "they are here: start the build again, which fetches nothing again"
+                f"{self._source.origin} holds other weights than a few of their rows said: start "
+                "the build again, which has them here now"
             )
 
 
@@ -79,5 +80,6 @@ def _open_folder(folder: Folder) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(folder.path):
         return open_trtllm(folder)
-    source = with_zero_biases(text_part(open_checkpoint(folder)))
-    return open_quantized(with_stored_head(source))
+    source = text_part(open_checkpoint(folder))
+    family_name(source.config)  # an unknown one is refused before a header is read
+    return open_quantized(with_stored_head(with_zero_biases(source)))

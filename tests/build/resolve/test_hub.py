@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import huggingface_hub.constants
 import pytest
+from safetensors.torch import load_file, save_file
 
 from doubles.hub_double import Hub, hub_on_loopback
 from enginehouse.build import cli
@@ -105,9 +106,37 @@ def test_a_header_longer_than_the_first_request_is_read_whole(
 
 
 @pytest.mark.parametrize(
+    ("differing", "planned", "built"),
+    [(0, "", 0), (2048, "the stored head is kept", 0), (1, "", 2)],
+    ids=["equal", "another", "one row, which is not seen at first"],
+)
+def test_a_stored_head_is_compared_by_a_few_rows_until_it_is_here(
+    hub: Hub, model: Path, tmp_path: Path, capsys: Capture, differing: int, planned: str, built: int
+) -> None:
+    edit_json(model / "config.json", tie_word_embeddings=True)
+    where = json.loads((model / INDEX).read_text())["weight_map"]
+    head = load_file(model / where["model.embed_tokens.weight"])["model.embed_tokens.weight"]
+    head[100 : 100 + differing] *= 2
+    shard = model / where["lm_head.weight"]
+    save_file({**load_file(shard), "lm_head.weight": head.contiguous()}, shard)
+    assert cli.main(["owner/Name-1B", "--plan"]) == 0
+    assert planned in capsys.readouterr().err and sum(hub.sent.values()) < 1 << 20
+    flags = ["-o", str(tmp_path / "e"), *FLAGS]
+    assert cli.main(["owner/Name-1B", *flags]) == built
+    said = capsys.readouterr().err
+    assert ("holds other weights than a few of their rows said" in said) == (built == 2)
+    assert cli.main(["owner/Name-1B", *flags]) == 0
+    assert ("the stored head is kept" in capsys.readouterr().err) == (differing > 0)
+
+
+@pytest.mark.parametrize(
     ("changes", "flags", "wanted"),
     [
-        ({"architectures": ["MambaForCausalLM"]}, [], "MambaForCausalLM is not supported"),
+        (
+            {"architectures": ["MambaForCausalLM"], "tie_word_embeddings": True},
+            [],
+            "MambaForCausalLM is not supported",
+        ),
         ({}, ["--tp", "3", "--no-pad"], "choose tp in 1, 2, 4, 8"),
         ({}, ["--quant", "fp8", "--gpu", "a100"], "a100"),
         ({"hidden_size": 128}, [], "config.json implies"),
