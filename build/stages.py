@@ -93,6 +93,13 @@ def plan(work: Build) -> None:
     with work.progress.stage("plan") as stage:
         work.plan = settle(work.settings, work.source, work.progress)
         stage.finish(describe_plan(work.plan, work.source))
+    settings = work.settings
+    if work.plan.config.dtype == "float16" and (
+        settings.until != "verify" or settings.format == "hf"
+    ):
+        work.progress.note(
+            "whether its activations fit into float16 is found out by verify, which is left out"
+        )
 
 
 def refuse(work: Build) -> None:

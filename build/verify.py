@@ -19,6 +19,7 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.float16 import Float16Watch, Magnitude
 
 if TYPE_CHECKING:  # slow: it brings xgrammar, which most builds do without
     from enginehouse.runtime.torch.executor import TorchExecutor
@@ -64,6 +65,7 @@ class VerifyFigures(NamedTuple):
     max_mean_kl: float
     prompt: str
     answer: str
+    largest_activation: Magnitude | None = None  # of an engine in float16
 
     @property
     def passed(self) -> bool:
@@ -99,9 +101,11 @@ def verify(
         answer = generate(executor, [Request(1, prompt, sampling)])[1]
         text = tokenizer.encode("\n\n" + TEXT, add_special_tokens=False).ids
         ids = torch.tensor((prompt + answer + text)[:room])
-        logits = text_logits(executor, ids)
+        logits, watch = watched_logits(executor, ids)
     finally:
         executor.close()
+    if watch is not None and watch.overflow is not None:
+        raise EngineError(watch.overflow)
     truth = truth_of(ids)
     kl = kl_divergence(truth, logits)
     agreement = (truth.argmax(-1) == logits.argmax(-1)).float().mean()
@@ -113,7 +117,20 @@ def verify(
         max_mean_kl=max_mean_kl,
         prompt=PROMPT,
         answer=tokenizer.decode(answer),
+        largest_activation=None if watch is None else watch.largest,
     )
+
+
+def watched_logits(executor: TorchExecutor, ids: Tensor) -> tuple[Tensor, Float16Watch | None]:
+    """`text_logits`, and how far the activations reach where the engine computes in float16, which
+    no CPU does here.
+    """
+    engine = executor.engine
+    if engine.config.dtype != "float16":
+        return text_logits(executor, ids), None
+    scales_queries = engine.manifest.backend == "tensorrt"
+    with Float16Watch(executor.runner.model, scales_queries) as watch:
+        return text_logits(executor, ids), watch
 
 
 def text_logits(executor: TorchExecutor, ids: Tensor) -> Tensor:

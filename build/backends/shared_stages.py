@@ -153,6 +153,8 @@ def check_answer(work: Build) -> None:
             f"top-1 agreement {figures.top1_agreement:.1%} of {figures.num_positions} positions"
         )
     progress.note(f"{figures.prompt!r} -> {figures.answer.strip().splitlines()[:1]}")
+    if figures.largest_activation is not None and (doubt := figures.largest_activation.doubt):
+        progress.note(doubt)
     if not figures.passed:
         raise EngineError(
             f"the engine's mean KL divergence from the unquantised model is {figures.mean_kl:.4f} "

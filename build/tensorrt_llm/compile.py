@@ -175,6 +175,8 @@ def run_smoke(checkpoint: Engine, directory: Path, progress: BuildProgress) -> S
             f"CPU backend's choice, none further off than {figures.max_gap:.2f} nats"
         )
     progress.note(f"{figures.prompt!r} -> {figures.answer.strip().splitlines()[:1]}")
+    if figures.largest_activation is not None and (doubt := figures.largest_activation.doubt):
+        progress.note(doubt)
     return figures
 
 

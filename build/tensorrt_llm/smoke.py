@@ -14,11 +14,12 @@ import torch
 from tokenizers import Tokenizer
 
 from enginehouse.build.sources.tokenizer_files import special_token_ids
-from enginehouse.build.verify import PROMPT, text_logits
+from enginehouse.build.verify import PROMPT, TEXT, watched_logits
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.torch.float16 import Magnitude
 
 ANSWER_TOKENS = 24
 # Nats between the CPU's best token and the engine's. Arithmetic of another order, or FP8
@@ -35,6 +36,8 @@ class SmokeFigures(NamedTuple):
     top1_agreement: float
     max_gap: float
     max_accepted_gap: float = MAX_GAP
+    largest_activation: Magnitude | None = None  # of an engine in float16
+    overflow: str | None = None  # why it must not compute in float16
 
     @property
     def passed(self) -> bool:
@@ -59,35 +62,47 @@ def greedy_answer(executor: Executor, checkpoint: Engine) -> tuple[list[int], li
 def judge(checkpoint: Engine, prompt: list[int], answer: list[int]) -> SmokeFigures:
     """Compare an answer with what the CPU backend makes of the checkpoint.
 
+    An engine in float16 is judged by a longer text besides, whose activations have to fit into it.
     Needs the checkpoint's weights in memory. Raises EngineError when there is no answer.
     """
     if not answer:
         raise EngineError("the engine answered its first prompt with no token; build it again")
+    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    ids = prompt + answer
+    if checkpoint.config.dtype == "float16":
+        ids += tokenizer.encode("\n\n" + TEXT, add_special_tokens=False).ids
+        ids = ids[: checkpoint.manifest.limits.max_seq_len]
     options = ExecutorOptions(
-        max_seq_len=len(prompt) + len(answer), max_batch_size=1, max_num_tokens=512, device="cpu"
+        max_seq_len=len(ids), max_batch_size=1, max_num_tokens=512, device="cpu"
     )
     from enginehouse.runtime.torch.executor import TorchExecutor  # slow: it brings xgrammar
 
     cpu = TorchExecutor(checkpoint, options)
     try:
-        logits = text_logits(cpu, torch.tensor(prompt + answer))
-        logits = logits[len(prompt) - 1 : -1]  # [answer, vocab_size]
+        logits, watch = watched_logits(cpu, torch.tensor(ids))
+        first = len(prompt) - 1
+        logits = logits[first : first + len(answer)]  # [answer, vocab_size]
     finally:
         cpu.close()
     chosen = torch.tensor(answer)
     gaps = logits.amax(-1) - logits.gather(-1, chosen[:, None])[:, 0]
-    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
     return SmokeFigures(
         prompt=PROMPT,
         answer=tokenizer.decode(answer),
         num_tokens=len(answer),
         top1_agreement=float((logits.argmax(-1) == chosen).float().mean()),
         max_gap=float(gaps.max()),
+        largest_activation=None if watch is None else watch.largest,
+        overflow=None if watch is None else watch.overflow,
     )
 
 
 def refuse_garbage(figures: SmokeFigures) -> None:
-    """EngineError when the engine's answer is none that its checkpoint would give."""
+    """EngineError when the engine's answer is none that its checkpoint would give, or another text
+    would get none.
+    """
+    if figures.overflow is not None:
+        raise EngineError(figures.overflow)
     if not figures.passed:
         raise EngineError(
             f"the compiled engine answers {figures.answer[:60]!r} to {figures.prompt!r}: a token "

@@ -24,6 +24,7 @@ Tensors = Mapping[str, Tensor]
 Observer = Callable[[str, Tensor], None]
 
 PREFIX = "transformer.layers.{}."
+QUERIES, KEYS = "attention queries", "attention keys"  # what `watch` knows them by
 
 
 class Attention(Protocol):
@@ -56,6 +57,8 @@ class DecoderLayer:
 
     tensors: the layer's checkpoint tensors merged over ranks, without their layer prefix.
     `observe`, when set, is shown the input of every linear module: calibration hangs there.
+    `watch`, when set, is shown all else that a GPU holds in the model's dtype: what linears give,
+    the turned queries and keys, and the sums that go from layer to layer.
     """
 
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
@@ -76,6 +79,7 @@ class DecoderLayer:
             if name.endswith("layernorm.weight")
         }
         self.observe: Observer | None = None
+        self.watch: Observer | None = None
 
     def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
@@ -84,14 +88,17 @@ class DecoderLayer:
     def attend(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """The layer's first half: hidden with what attention adds to it."""
         attended = self._attend(index, self._norm(hidden, "input_"), angles, attention)
-        return hidden + (self._norm(attended, "post_") if self.traits.norm_sublayers else attended)
+        attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
+        return self._shown("sum behind attention", hidden + attended)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """The second half: hidden with what the MLP adds to it."""
-        if not self.traits.norm_sublayers:
-            return hidden + self._feed_forward(self._norm(hidden, "post_"))
-        fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
-        return hidden + self._norm(fed, "post_feedforward_")
+        if self.traits.norm_sublayers:
+            fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
+            fed = self._norm(fed, "post_feedforward_")
+        else:
+            fed = self._feed_forward(self._norm(hidden, "post_"))
+        return self._shown("sum behind the MLP", hidden + fed)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
         weight = self.norms[name]
@@ -100,7 +107,15 @@ class DecoderLayer:
     def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
         if self.observe is not None:
             self.observe(name, x)
-        return linear(x)
+        y = linear(x)
+        if self.watch is not None:
+            self.watch(f"{name}'s output", y)
+        return y
+
+    def _shown(self, place: str, x: Tensor) -> Tensor:
+        if self.watch is not None:
+            self.watch(place, x)
+        return x
 
     def _attend(self, index: int, x: Tensor, angles: Angles, attention: Attention) -> Tensor:
         c = self.config
@@ -114,6 +129,8 @@ class DecoderLayer:
         else:
             qk = heads[:, : sizes[0] + sizes[1]]
         q, k = rotate(qk, angles).split(sizes[:2], dim=1)
+        self._shown(QUERIES, q)
+        self._shown(KEYS, k)
         out = attention(index, q, k, v, self.traits.rules[index])
         return self._run("attention.dense", self.dense, out)
 
@@ -163,6 +180,7 @@ class Decoder:
             head = self.embedding  # one copy in memory
         self.lm_head = DenseLinear(head, None, dtype)
         self.rotary = Rotary(config, max_positions or config.max_position_embeddings).to(device)
+        self.watch: Observer | None = None  # is shown what the head reads and gives
 
     @torch.inference_mode()
     def hidden_states(
@@ -188,4 +206,8 @@ class Decoder:
         normed = functional.rms_norm(
             hidden, (hidden.shape[-1],), self.final_norm, self.config.norm_epsilon
         )
-        return soft_cap(self.lm_head(normed).float(), self.traits.logits_soft_cap)
+        logits = self.lm_head(normed)
+        if self.watch is not None:
+            self.watch("lm_head's input", normed)
+            self.watch("lm_head's output", logits)
+        return soft_cap(logits.float(), self.traits.logits_soft_cap)
