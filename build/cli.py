@@ -157,7 +157,7 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     source = resolve_source(settings.model, cache_dir, progress.note)
     if page:
         console = Console(highlight=False, soft_wrap=True)
-        plan = settle(settings, with_settled_tokenizer(settings, source), progress)
+        plan, _ = settle(settings, with_settled_tokenizer(settings, source), progress)
         print_page(plan, console)
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")

@@ -28,6 +28,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.tokenizer_files import (
     check_token_ids,
     check_tokenizer,
+    with_known_ends,
     with_tokenizer,
 )
 from enginehouse.runtime.errors import PlanError
@@ -65,16 +66,21 @@ def with_settled_tokenizer(settings: BuildSettings, source: SourceCheckpoint) ->
     return with_tokenizer(source, Path(settings.tokenizer))
 
 
-def settle(settings: BuildSettings, source: SourceCheckpoint, progress: BuildProgress) -> BuildPlan:
-    """The plan; PlanError or CheckpointError for what cannot be made of model or tokenizer."""
+def settle(
+    settings: BuildSettings, source: SourceCheckpoint, progress: BuildProgress
+) -> tuple[BuildPlan, SourceCheckpoint]:
+    """The plan, and the source with the special tokens that the model has; PlanError or
+    CheckpointError for what cannot be made of model or tokenizer.
+    """
     made = make_plan(settings, source)
     for remark in source.remarks:
         progress.note(remark)
-    check_token_ids(source, made.config.vocab_size, progress.note)
+    vocab_size = made.config.vocab_size
+    check_token_ids(source, vocab_size, progress.note)
     download = describe_download(source)
     if download is not None:
         progress.note(download)
-    return made
+    return made, with_known_ends(source, vocab_size, progress.note)
 
 
 def choose_backend(settings: BuildSettings) -> Backend:
@@ -91,7 +97,7 @@ def stages(settings: BuildSettings) -> tuple[Stage, ...]:
 def plan(work: Build) -> None:
     """`plan`: what will be made and what it will cost; PlanError for what cannot be made."""
     with work.progress.stage("plan") as stage:
-        work.plan = settle(work.settings, work.source, work.progress)
+        work.plan, work.source = settle(work.settings, work.source, work.progress)
         stage.finish(describe_plan(work.plan, work.source))
     settings = work.settings
     if work.plan.config.dtype == "float16" and (

@@ -191,7 +191,18 @@ def read_engine(directory: Path) -> Engine:
             raise EngineError(
                 f"{directory / MANIFEST} lists no rank{rank}.{suffix}; build the engine again"
             )
+    check_end_tokens(directory, manifest, config.vocab_size)
     return Engine(directory, config, manifest)
+
+
+def check_end_tokens(directory: Path, manifest: Manifest, vocab_size: int) -> None:
+    """EngineError for a token that ends an answer and that the model has not."""
+    beyond = [i for i in manifest.model.eos_token_ids if not 0 <= i < vocab_size]
+    if beyond:
+        raise EngineError(
+            f"{directory / MANIFEST} names {beyond[0]} as an end of sequence, and the model has "
+            f"vocab_size={vocab_size}; build the engine again"
+        )
 
 
 def is_hf_checkpoint(manifest: Manifest) -> bool:

@@ -71,6 +71,12 @@ def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_siz
         raise RequestError(
             f"max_tokens is {sampling.max_tokens}; wanted at least 0", param="max_tokens"
         )
+    if any(not 0 <= token_id < vocab_size for token_id in sampling.stop_token_ids):
+        raise RequestError(
+            f"stop_token_ids names a token outside the vocabulary of {vocab_size}",
+            param="stop_token_ids",
+            code="invalid_value",
+        )
     if any(not 0 <= token_id < vocab_size for token_id, _ in sampling.logit_bias):
         raise RequestError(
             f"logit_bias names a token outside the vocabulary of {vocab_size}",
@@ -79,8 +85,19 @@ def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_siz
         )
 
 
+def unexpected(error: Exception) -> EngineError:
+    """What one request's sender is told of an error that is nobody's known fault."""
+    said = " ".join(str(error).split())[:200]
+    what = type(error).__name__ + (f": {said}" if said else "")
+    return EngineError(f"the engine failed on this request alone ({what}); its log says where")
+
+
 class Executor(Protocol):
-    """In-flight batching over one engine. Not thread-safe: one loop owns it."""
+    """In-flight batching over one engine. Not thread-safe: one loop owns it.
+
+    What fails for one sequence ends that sequence, with an output that says so; what `poll` raises
+    is the end of them all.
+    """
 
     info: EngineInfo
 

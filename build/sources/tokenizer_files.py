@@ -169,6 +169,50 @@ def check_token_ids(source: SourceCheckpoint, vocab_size: int, note: Callable[[s
     )
 
 
+def with_known_ends(
+    source: SourceCheckpoint, vocab_size: int, note: Callable[[str], None]
+) -> SourceCheckpoint:
+    """`source` without the ends and the beginning of a sequence that the model cannot give or read,
+    each of which is noted; CheckpointError when no end is left of those it names.
+    """
+    known = tuple(i for i in source.eos_token_ids if 0 <= i < vocab_size)
+    for token_id in source.eos_token_ids:
+        if token_id in known:
+            continue
+        found = (
+            f"{_named_in(source, 'eos_token_id', token_id)} names {token_id} as an end of "
+            f"sequence, and the model has vocab_size={vocab_size}"
+        )
+        if not known:
+            raise CheckpointError(
+                f"{found}: no answer would end; write the eos_token_id there that it was trained "
+                "with"
+            )
+        note(f"{found}: it is left out, and {', '.join(map(str, known))} end an answer")
+    bos = source.bos_token_id
+    if bos is not None and not 0 <= bos < vocab_size:
+        note(
+            f"{_named_in(source, 'bos_token_id', bos)} names {bos} as the beginning of a sequence, "
+            f"and the model has vocab_size={vocab_size}: it is left out"
+        )
+        bos = None
+    return replace(source, eos_token_ids=known, bos_token_id=bos)
+
+
+def _named_in(source: SourceCheckpoint, key: str, token_id: int) -> str:
+    """The file that names a special token's id."""
+    if source.kind == "gguf":
+        return str(source.path)
+    for path in source.files:
+        if path.name == "generation_config.json" and token_id in token_ids(
+            read_json(path).get(key)
+        ):
+            return str(path)
+    if token_id in token_ids(source.config.get(key)):
+        return str(source.path / "config.json")
+    return "the tokenizer"
+
+
 def _tokens_by_id(path: Path) -> tuple[dict[int, str], dict[int, str]]:
     """A tokenizer.json's tokens that ordinary text can become, and its special ones; of a file
     that is no tokenizer, what there is of them.

@@ -48,6 +48,8 @@ def greedy_answer(executor: Executor, checkpoint: Engine) -> tuple[list[int], li
     """Prompt and answer of an executor for the checkpoint's model, as token ids."""
     tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
     _, first_token = special_token_ids(checkpoint.path, {})
+    if first_token is not None and not 0 <= first_token < executor.info.vocab_size:
+        first_token = None  # the build has said so
     head = [] if first_token is None else [first_token]
     prompt = head + tokenizer.encode(PROMPT, add_special_tokens=False).ids
     room = executor.info.max_seq_len - len(prompt)

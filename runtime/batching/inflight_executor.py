@@ -6,6 +6,7 @@ once an iteration. Knows no text, no socket, and not what computes: that is the 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -24,7 +25,7 @@ from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
-from enginehouse.runtime.executor import ExecutorOptions, check_request
+from enginehouse.runtime.executor import ExecutorOptions, check_request, unexpected
 from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar.constraint import refusal
 from enginehouse.runtime.grammar.matcher import GrammarMatcher
@@ -37,6 +38,8 @@ from enginehouse.runtime.request import (
     TokenLogprobs,
     TokenOutput,
 )
+
+log = logging.getLogger("enginehouse.batching")
 
 Runner = TypeVar("Runner", bound=ModelRunner)
 
@@ -115,7 +118,10 @@ class InflightExecutor(Generic[Runner]):
         results = self._run(chunks)
         self._num_iterations += 1
         for chunk, sampled in zip(chunks, results, strict=True):
-            output = self._settle(chunk, sampled)
+            try:
+                output = self._settle(chunk, sampled)
+            except Exception as error:  # whatever it is, it is one sequence's
+                output = self._abandon(chunk.sequence, error)
             if output is not None:
                 outputs.append(output)
         return outputs
@@ -132,6 +138,8 @@ class InflightExecutor(Generic[Runner]):
                 state.matcher = GrammarMatcher(grammar.result(), state.stop_ids)
             except EnginehouseError as error:
                 failed.append(self._fail(sequence.request, error))
+            except Exception as error:  # of xgrammar, which raises what it likes
+                failed.append(self._abandon(sequence, error))
             else:
                 self.scheduler.add(sequence)
         return failed
@@ -150,6 +158,14 @@ class InflightExecutor(Generic[Runner]):
             error=str(error),
             refusal=refusal,
         )
+
+    def _abandon(self, sequence: Sequence, error: Exception) -> TokenOutput:
+        """End a sequence that nobody thought would fail; the others go on."""
+        request = sequence.request
+        log.error("request %d failed; the others go on", request.request_id, exc_info=error)
+        self.cancel(request.request_id)
+        self._scores.pop(sequence, None)
+        return self._fail(request, unexpected(error))
 
     def stats(self) -> ExecutorStats:
         scheduler = self.scheduler
@@ -193,6 +209,8 @@ class InflightExecutor(Generic[Runner]):
 
     def _score(self, rows: Several[ScoredRow], logits: Tensor) -> None:
         for row, found in zip(rows, score_rows(rows, logits), strict=True):
+            if found is None:
+                continue
             row.sequence.num_scored += 1
             row.sequence.spoiled |= math.isnan(found.logprob)
             self._scores.setdefault(row.sequence, []).append(found)
@@ -210,6 +228,8 @@ class InflightExecutor(Generic[Runner]):
     def _book(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         sequence = chunk.sequence
         request, state = sequence.request, sequence.sampling
+        if state.error is not None:
+            raise state.error
         self._num_prompt_tokens += max(
             0, min(chunk.num_tokens, len(request.prompt_ids) - chunk.start)
         )

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.batching.sampling import SamplingState, sample
+from enginehouse.runtime.batching.sampling import SamplingState, sample, together
 from enginehouse.runtime.batching.sequence import ScoredRow
 from enginehouse.runtime.logprobs import logprobs_of_rows
 from enginehouse.runtime.machine.device import index_tensor
@@ -36,16 +36,39 @@ def sample_with_logprobs(logits: Tensor, states: Sequence[SamplingState]) -> lis
         return [Sampled(token) for token in sample(logits, states)]
     raw = logits[index_tensor(asked, logits.device)].log_softmax(dim=-1)
     tokens = sample(logits, states)
-    counts = [states[i].params.num_logprobs or 0 for i in asked]
-    found = dict(zip(asked, logprobs_of_rows(raw, [tokens[i] for i in asked], counts), strict=True))
-    return [Sampled(token, found.get(i) if token >= 0 else None) for i, token in enumerate(tokens)]
+    own = [states[i] for i in asked]
+    counts = [state.params.num_logprobs or 0 for state in own]
+    found = _look(raw, [tokens[i] for i in asked], counts, own)
+    by_row = dict(zip(asked, found, strict=True))
+    return [Sampled(token, by_row.get(i) if token >= 0 else None) for i, token in enumerate(tokens)]
 
 
-def score_rows(rows: Sequence[ScoredRow], logits: Tensor) -> list[TokenLogprobs]:
-    """What the logits behind each row's token say of the next one.
+def score_rows(rows: Sequence[ScoredRow], logits: Tensor) -> list[TokenLogprobs | None]:
+    """What the logits behind each row's token say of the next one; None where that raised, which is
+    the sequence's error.
 
     logits: float32 [rows, vocab_size], changed in place.
     """
     counts = [row.sequence.request.sampling.num_prompt_logprobs or 0 for row in rows]
     torch.log_softmax(logits, dim=-1, out=logits)
-    return list(logprobs_of_rows(logits, [row.next_token for row in rows], counts))
+    states = [row.sequence.sampling for row in rows]
+    return _look(logits, [row.next_token for row in rows], counts, states)
+
+
+def _look(
+    logprobs: Tensor,
+    tokens: Sequence[int],
+    counts: Sequence[int],
+    states: Sequence[SamplingState],
+) -> list[TokenLogprobs | None]:
+    """Of each row the token and its count of alternatives; logprobs: float32 [rows, vocab_size]."""
+    found: dict[int, TokenLogprobs] = {}
+
+    def look(rows: Sequence[int]) -> None:
+        whole = len(rows) == len(tokens)  # saves a copy
+        own = logprobs if whole else logprobs[index_tensor(rows, logprobs.device)]
+        chosen, wanted = [tokens[i] for i in rows], [counts[i] for i in rows]
+        found.update(zip(rows, logprobs_of_rows(own, chosen, wanted), strict=True))
+
+    together(look, range(len(tokens)), states)
+    return [found.get(i) for i in range(len(tokens))]

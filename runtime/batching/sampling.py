@@ -9,14 +9,16 @@ penalty (Keskar et al., 2019, section 4.1).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from enginehouse.runtime.machine.device import CPU, index_tensor, to_device
 from enginehouse.runtime.request import SamplingParams
+
+T = TypeVar("T")
 
 _GREEDY_BELOW = 1e-6  # a temperature so small that dividing by it says nothing
 _FIRST_CANDIDATES = 256
@@ -42,6 +44,7 @@ class SamplingState:
     """One sequence's generator, the token counts its penalties need, and its constraint.
 
     eos_token_ids: of the engine. stop_ids: what ends this sequence. device: of the logits.
+    error: what this sequence's own part of a step raised; no token is chosen for it then.
     """
 
     def __init__(
@@ -55,12 +58,13 @@ class SamplingState:
     ) -> None:
         self.params = params
         self.matcher = matcher
+        self.error: Exception | None = None
         self.num_generated = 0
         constrained = params.constraint is not None
         ends_by_eos = constrained or not params.ignore_eos
         self.stop_ids = {*params.stop_token_ids, *(eos_token_ids if ends_by_eos else ())}
         early = {*params.stop_token_ids, *eos_token_ids}
-        self._not_early = index_tensor(sorted(i for i in early if 0 <= i < vocab_size), device)
+        self._not_early = index_tensor(sorted(early), device)
         self._unwanted = self._not_early[:0]
         if constrained and params.ignore_eos:  # the end of the text is nevertheless one
             self._unwanted = index_tensor(sorted(eos_token_ids), device)
@@ -80,6 +84,13 @@ class SamplingState:
         if params.repetition_penalty != 1.0:
             self._seen = set(prompt_ids)
             self._seen_ids = index_tensor(sorted(self._seen), device)
+
+    def attempt(self, work: Callable[[T], None], part: T) -> None:
+        """Do work that is this sequence's own: what it raises is no neighbour's business."""
+        try:
+            work(part)
+        except Exception as error:  # of a grammar, of torch, of anything
+            self.error = error
 
     def shape(self, logits: Tensor) -> None:
         """All that comes before temperature, in place; logits: float32 [vocab_size]."""
@@ -127,26 +138,45 @@ def sample(logits: Tensor, states: Sequence[SamplingState]) -> list[int]:
     """The next token of each row.
 
     logits: float32 [rows, vocab_size], changed in place.
-    Returns one id a row, -1 for a row with a NaN or infinite largest logit.
+    Returns one id a row, -1 for a row with a NaN or infinite largest logit, and for one whose own
+    part of the work raised: that is its state's `error`.
     """
     for row, state in zip(logits, states, strict=True):
-        state.shape(row)
+        state.attempt(state.shape, row)
     best, tokens = logits.max(dim=-1)
     chosen = torch.where(torch.isfinite(best), tokens, -1)
-    drawn = [i for i, state in enumerate(states) if not state.greedy]
-    for rows, draw in (
-        ([i for i in drawn if states[i].filtered], _draw_filtered),
-        ([i for i in drawn if not states[i].filtered], _draw),
-    ):
-        if rows:
-            own = [states[i] for i in rows]
-            index = index_tensor(rows, logits.device)
-            temperatures = _column(logits, [state.params.temperature for state in own])
-            scaled = (logits[index] - best[index, None]) / temperatures  # largest is 0
-            numbers = [state.random.random() for state in own]
-            found = draw(scaled, own, _column(logits, numbers, torch.float64), chosen[index])
-            chosen[index] = torch.where(chosen[index] < 0, -1, found)
-    return cast(list[int], chosen.tolist())
+    drawn = [i for i, state in enumerate(states) if not state.greedy and state.error is None]
+    numbers = {i: states[i].random.random() for i in drawn}
+
+    def choose(rows: Sequence[int]) -> None:
+        own = [states[i] for i in rows]
+        draw = _draw_filtered if own[0].filtered else _draw
+        index = index_tensor(rows, logits.device)
+        temperatures = _column(logits, [state.params.temperature for state in own])
+        scaled = (logits[index] - best[index, None]) / temperatures  # largest is 0
+        column = _column(logits, [numbers[i] for i in rows], torch.float64)
+        found = draw(scaled, own, column, chosen[index])
+        chosen[index] = torch.where(chosen[index] < 0, -1, found)
+
+    together(choose, [i for i in drawn if states[i].filtered], states)
+    together(choose, [i for i in drawn if not states[i].filtered], states)
+    found = cast(list[int], chosen.tolist())
+    return [-1 if state.error else token for state, token in zip(states, found, strict=True)]
+
+
+def together(
+    work: Callable[[Sequence[int]], None], rows: Sequence[int], states: Sequence[SamplingState]
+) -> None:
+    """Work on these rows at once; where that raises, on each by itself, so that it is known whose
+    it is. It must come to the same when it is done again.
+    """
+    if not rows:
+        return
+    try:
+        work(rows)
+    except Exception:  # said again by the row at fault
+        for row in rows:
+            states[row].attempt(work, [row])
 
 
 def _column(like: Tensor, values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:

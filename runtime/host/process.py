@@ -23,7 +23,7 @@ import zmq
 
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EnginehouseError, RequestError
-from enginehouse.runtime.executor import Executor, ExecutorOptions
+from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
 from enginehouse.runtime.host.throughput import Throughput
@@ -95,13 +95,12 @@ class EngineHost:
             self.executor.submit(dataclasses.replace(request, request_id=self._next_id))
         except RequestError as error:
             refusal = Refusal(error.message, error.param, error.code)
-            output = TokenOutput(
-                request.request_id,
-                finish_reason=FinishReason.ERROR,
-                error=error.message,
-                refusal=refusal,
-            )
-            self._send(client, messages.Outputs([output]))
+            self._tell(client, [_failed(request.request_id, error, refusal)])
+            return
+        except Exception as error:  # of one request, whatever it is: the others go on
+            log.exception("a request was not taken; the others go on")
+            self.executor.cancel(self._next_id)
+            self._tell(client, [_failed(request.request_id, unexpected(error))])
             return
         self._ids[client, request.request_id] = self._next_id
         self._owners[self._next_id] = (client, request.request_id)
@@ -123,12 +122,30 @@ class EngineHost:
             by_client.setdefault(client, []).append(translated)
         for client, translated_outputs in by_client.items():
             for message in messages.in_messages(translated_outputs):
-                self._send(client, message)
+                self._tell(client, message.outputs)
+
+    def _tell(self, client: bytes, outputs: list[TokenOutput]) -> None:
+        """One message; an output that makes none is its sequence's end, and no other's."""
+        try:
+            data = messages.encode(messages.Outputs(outputs))
+        except Exception as error:  # too long, or of types that no message has
+            if len(outputs) > 1:
+                for output in outputs:
+                    self._tell(client, [output])
+                return
+            log.exception("an output cannot be sent; the others go on")
+            request_id = outputs[0].request_id
+            self._cancel(client, request_id)
+            data = messages.encode(messages.Outputs([_failed(request_id, unexpected(error))]))
+        self._send_bytes(client, data)
 
     def _send(self, client: bytes, message: messages.ToWorker) -> None:
+        self._send_bytes(client, messages.encode(message))
+
+    def _send_bytes(self, client: bytes, data: bytes) -> None:
         """Never waits: a client that is gone, or that reads nothing, loses its sequences."""
         try:
-            self.socket.send_multipart([client, messages.encode(message)], zmq.NOBLOCK)
+            self.socket.send_multipart([client, data], zmq.NOBLOCK)
         except zmq.ZMQError as error:
             log.info("a worker is gone (%s); its sequences are cancelled", error)
             self._clients.discard(client)
@@ -144,6 +161,14 @@ class EngineHost:
                 self._send(client, messages.Stats(stats))
             if line := self._throughput.line(stats, now):
                 traffic.info(line)
+
+
+def _failed(
+    request_id: int, error: EnginehouseError, refusal: Refusal | None = None
+) -> TokenOutput:
+    return TokenOutput(
+        request_id, finish_reason=FinishReason.ERROR, error=str(error), refusal=refusal
+    )
 
 
 def report(ready_fd: int | None, line: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import (
     Manifest,
+    check_end_tokens,
     is_hf_checkpoint,
     read_engine,
     read_manifest,
@@ -197,6 +198,7 @@ def _of_engine(
 def _of_checkpoint(directory: Path, manifest: Manifest, options: ExecutorOptions) -> Deployment:
     """The PyTorch backend cuts while it loads, so tp is chosen here; limits are the manifest's."""
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    check_end_tokens(directory, manifest, config["vocab_size"])
     limits = manifest.limits
     tp_size = options.tp_size or 1
     if config["num_attention_heads"] % tp_size:

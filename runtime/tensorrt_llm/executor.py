@@ -350,16 +350,24 @@ class TrtllmExecutor:
             if not sequence.cancelled:
                 sequence.result = self._generate(request)
                 async for result in sequence.result:
-                    output = token_output(request, result, self._eos_token_ids)
-                    if is_scored(request):
-                        output = await asyncio.to_thread(self._with_scores, sequence, output)
-                    self._events.put(output)
-        except asyncio.CancelledError:
-            raise
+                    if not sequence.cancelled:
+                        self._events.put(await self._read(sequence, result))
         except Exception as error:  # TensorRT-LLM raises what it likes
             self._events.put(failed_output(request, error))
         finally:
             self._events.put(_Ended(sequence))
+
+    async def _read(self, sequence: _Sequence, result: Any) -> TokenOutput:
+        """One response; where it cannot be read the sequence is stopped, as nobody will hear it."""
+        try:
+            output = token_output(sequence.request, result, self._eos_token_ids)
+            if is_scored(sequence.request):
+                output = await asyncio.to_thread(self._with_scores, sequence, output)
+            return output
+        except Exception as error:  # of whatever TensorRT-LLM has put there
+            log.exception("a response cannot be read; the other sequences go on")
+            self._abort(sequence)
+            return failed_output(sequence.request, error)
 
     def _with_scores(self, sequence: _Sequence, output: TokenOutput) -> TokenOutput:
         """Takes long for a long prompt, and so runs beside the loop."""

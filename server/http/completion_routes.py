@@ -139,7 +139,8 @@ def _submit(
     """None when no token may be generated: the engine is not troubled with that."""
     room = info.max_seq_len - len(prompt_ids)
     max_tokens = room if asked.max_tokens is None else min(asked.max_tokens, room)
-    samplings = asked.samplings(max_tokens, service.chat.stop_token_ids)
+    ends = tuple(i for i in service.chat.stop_token_ids if i < info.vocab_size)
+    samplings = asked.samplings(max_tokens, ends)
     if max_tokens == 0 and asked.num_prompt_logprobs is None:
         return None
     return service.client.submit(prompt_ids, samplings, asked.fields.priority)

@@ -265,7 +265,11 @@ def _stop_token_ids(
 ) -> tuple[int, ...]:
     """Every token that ends a turn: generation_config.json often lists more than one."""
     listed = _read_json(engine_dir / "generation_config.json").get("eos_token_id")
-    ids = {item for item in (listed if isinstance(listed, list) else [listed]) if item is not None}
+    ids = {
+        item
+        for item in (listed if isinstance(listed, list) else [listed])
+        if isinstance(item, int) and item >= 0
+    }
     if eos_token is not None and (eos_id := tokenizer.token_to_id(eos_token)) is not None:
         ids.add(eos_id)
     return tuple(sorted(ids))

@@ -69,6 +69,8 @@ class ScriptedExecutor:
     def submit(self, request: Request) -> None:
         if 99 in request.prompt_ids:
             raise RequestError("99 is an unlucky token", param="prompt", code="unlucky")
+        if 98 in request.prompt_ids:
+            raise ZeroDivisionError("nobody thought of 98")
         self.priorities.append(request.priority)
         count = request.sampling.max_tokens
         cycle = itertools.cycle(request.prompt_ids)
@@ -88,6 +90,8 @@ class ScriptedExecutor:
                 del self.running[request_id]
                 end = TokenOutput(request_id, [], FinishReason.LENGTH, stop_token_id=2)
                 outputs.append(end)
+            elif token == 97:
+                outputs.append(TokenOutput(request_id, [object()]))  # type: ignore[list-item]
             else:
                 logprobs = [TokenLogprobs(-0.5, ((token, -0.5),))]
                 outputs.append(TokenOutput(request_id, [token], logprobs=logprobs))
@@ -245,6 +249,34 @@ def test_what_the_executor_refuses_is_an_error_of_that_request_only(client: Engi
     assert event[1].error == "99 is an unlucky token"
     assert event[1].refusal == Refusal("99 is an unlucky token", "prompt", "unlucky")
     assert read(good) == {0: [2] * 5}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "before", "told"),
+    [
+        ([98], [], "(ZeroDivisionError: nobody thought of 98)"),  # while it is taken
+        ([1, 2, 96], [2, 3], "(TypeError: Encoding objects of type object is unsupported)"),
+    ],
+)
+def test_what_nobody_thought_of_ends_one_request_and_not_the_host(
+    client: EngineClient, host: RunningHost, prompt: list[int], before: list[int], told: str
+) -> None:
+    host.executor.pace.set()
+    good = client.submit([1], [SamplingParams(50)])
+    bad = client.submit(prompt, [SamplingParams(50)])
+    outputs = []
+    while not bad.finished:
+        event = bad.get(10)
+        assert event is not None, "nothing came within ten seconds"
+        outputs.append(event[1])
+    assert [token for output in outputs for token in output.token_ids] == before
+    assert outputs[-1].finish_reason is FinishReason.ERROR and outputs[-1].refusal is None
+    assert outputs[-1].error == (
+        f"the engine failed on this request alone {told}; its log says where"
+    )
+    assert read(good) == {0: [2] * 50}
+    assert host.thread.is_alive() and len(host.executor.cancelled) == 1
+    assert not host.executor.busy, "its sequence was stopped too"
 
 
 def test_a_host_that_dies_fails_open_requests_at_once_and_may_come_back(

@@ -27,6 +27,7 @@ from enginehouse.runtime.request import (
     TokenOutput,
 )
 from enginehouse.runtime.tensorrt_llm.executor import TrtllmExecutor
+from enginehouse.runtime.tensorrt_llm.output import token_output
 from makers.engines import EngineMaker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -360,6 +361,29 @@ def test_an_error_of_the_engine_ends_one_sequence_only(
     errors = {o.request_id: o.error for o in found if o.finish_reason is FinishReason.ERROR}
     assert errors == {71: "TensorRT-LLM failed: no thirteens here"}
     assert sum(len(o.token_ids) for o in found if o.request_id == 72) == 3
+
+
+def test_a_response_that_cannot_be_read_ends_its_sequence_and_stops_it(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from enginehouse.runtime.tensorrt_llm import executor as module
+
+    def read(request: Request, result: Any, eos: Any) -> TokenOutput:
+        if request.request_id == 81:
+            raise KeyError("of no logprobs")
+        return token_output(request, result, eos)
+
+    monkeypatch.setattr(module, "token_output", read)
+    aborted = len(calls("abort"))
+    wanted = generate(executor, [Request(80, [14], greedy(40))])[80]
+    executor.submit(Request(81, [13], greedy(10**6)))
+    executor.submit(Request(82, [14], greedy(40)))
+    found: list[TokenOutput] = []
+    wait_for(lambda: found.extend(executor.poll(0.01)) is not None or not executor.busy)
+    [error] = [o.error for o in found if o.request_id == 81]
+    assert error == "TensorRT-LLM failed: 'of no logprobs'"
+    assert len(calls("abort")) == aborted + 1
+    assert [t for o in found if o.request_id == 82 for t in o.token_ids] == wanted
 
 
 def test_a_dead_rank_ends_the_executor_with_a_sentence(engine: Path) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -12,6 +15,8 @@ from gevent import socket as gsocket
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
+from enginehouse.server.app import create_app
+from enginehouse.server.settings import ServerSettings
 from makers.api_client import HELLO, PATHS, ask, data_of, error_of
 from makers.token_outputs import STOP, tokens
 
@@ -190,8 +195,24 @@ def test_an_engine_that_dies_is_a_503_and_one_that_fails_a_500_without_internals
     for failure in failures:
         engine.script = [failure]
         response = ask(http)
-        assert response.status_code == 500
+        assert response.status_code == 500 and error_of(response)["type"] == "api_error"
         assert "secret" not in error_of(response)["message"]
+
+
+def test_an_end_that_the_model_has_not_is_not_sent_to_the_engine(
+    settings: ServerSettings, engine: ScriptedClient, tmp_path: Path
+) -> None:
+    """A checkpoint's generation_config.json is kept in the engine as it was."""
+    folder = tmp_path / "engine"
+    shutil.copytree(settings.engine_dir, folder)
+    path = folder / "generation_config.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**kept, "eos_token_id": [2, 304, 99999, -1, "x"]}))
+    app = create_app(replace(settings, engine_dir=folder), engine)
+    assert ask(app.test_client()).status_code == 200
+    [(_, [sampling])] = engine.submitted
+    assert 2 in sampling.stop_token_ids
+    assert max(sampling.stop_token_ids) < engine.info.vocab_size == 304
 
 
 def test_a_stream_that_is_never_read_is_cancelled(
