@@ -12,6 +12,7 @@ from pathlib import Path
 
 from enginehouse.build.families.hf_config import family_name
 from enginehouse.build.resolve.hub import INSTEAD, HubFolder, Progress, open_hub
+from enginehouse.build.resolve.open_quantized import open_quantized
 from enginehouse.build.resolve.sample import open_sample
 from enginehouse.build.resolve.stored_head import with_stored_head
 from enginehouse.build.resolve.text_part import text_part
@@ -20,7 +21,6 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.folder import DiskFolder, Folder
 from enginehouse.build.sources.gguf_checkpoint import open_gguf
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
-from enginehouse.build.sources.quantized_source import open_quantized
 from enginehouse.build.sources.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.errors import CheckpointError
 

@@ -8,15 +8,12 @@ Source: transformers' Gemma3Config and Gemma3TextConfig, 4 and 5.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
-import torch
-
 from enginehouse.build.families.config_values import json_object
-from enginehouse.build.source import SourceCheckpoint, TensorInfo, TensorSource
+from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.renamed_tensors import RenamedTensors
 
 _WHOLE, _TEXT = "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"
 # What Gemma3TextConfig takes for a key that text_config leaves out, beyond family_keys.DEFAULTS.
@@ -53,29 +50,12 @@ def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
     config = {**_DEFAULTS, **outer, **text, "architectures": [_TEXT], "model_type": "gemma3_text"}
     if source.config.get(_TIE) is not None:
         config[_TIE] = source.config[_TIE]
-    return replace(source, config=config, tensors=TextTensors(source.tensors))
+    return replace(source, config=config, tensors=RenamedTensors(source.tensors, _text_name))
 
 
-class TextTensors:
-    """The text model's tensors under the names they have when it is saved alone."""
-
-    def __init__(self, whole: TensorSource) -> None:
-        self._whole = whole
-
-    @cached_property
-    def _names(self) -> dict[str, str]:
-        """The name here, and the name there."""
-        return {
-            short + name.removeprefix(long): name
-            for name in self._whole.infos
-            for long, short in _PREFIXES.items()
-            if name.startswith(long)
-        }
-
-    @cached_property
-    def infos(self) -> Mapping[str, TensorInfo]:
-        infos = self._whole.infos
-        return {name: infos[there] for name, there in self._names.items()}
-
-    def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
-        return self._whole.read(self._names.get(name, name), rows)
+def _text_name(name: str) -> str | None:
+    """The name that a tensor has when the text model is saved alone; None for other parts."""
+    for long, short in _PREFIXES.items():
+        if name.startswith(long):
+            return short + name.removeprefix(long)
+    return None

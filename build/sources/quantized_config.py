@@ -1,17 +1,22 @@
 """A checkpoint's `quantization_config` -> the format of its linears, or the reason against it.
 
 Knows the keys that quantisers write; reads no tensor.
-Source: transformers' AwqConfig, GPTQConfig, CompressedTensorsConfig; ModelOpt's
-hf_quant_config.json; AutoGPTQ's quantize_config.json.
+Source: transformers' AwqConfig, GPTQConfig, CompressedTensorsConfig, FineGrainedFP8Config,
+FbgemmFp8Config, AutoRoundConfig; AutoFP8's save_quantized_model; auto-round's export_to_autoround;
+ModelOpt's hf_quant_config.json; AutoGPTQ's quantize_config.json.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from enginehouse.build.families.config_values import read_json
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
     Fp8Format,
@@ -25,10 +30,29 @@ from enginehouse.runtime.errors import CheckpointError
 
 GROUP_SIZES = (128, 64)
 READABLE = (
-    "AutoAWQ (gemm), GPTQ (4 bit, without act-order), compressed-tensors (FP8, W4A16) and "
-    "ModelOpt (FP8, INT4 AWQ)"
+    "AutoAWQ (gemm), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
+    "compressed-tensors (FP8, W4A16), ModelOpt (FP8, INT4 AWQ), fp8 (a scale for each tensor) and "
+    "fbgemm_fp8"
 )
 _UNQUANTISED = "give the unquantised checkpoint and choose --quant"
+
+# Where config.json says how the weights are quantised; the second is compressed-tensors' of old.
+CONFIG_KEYS = ("quantization_config", "compression_config")
+# Files beside config.json that say how the weights are quantised, and the method of each.
+CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+_LEFT_OUT_KEYS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
+# The spellings of FP8's scales, all of them multipliers: transformers' for one of a tensor,
+# AutoFP8's before 0.5, Mistral's own.
+_FP8_SPELLINGS = {
+    "weight_scale_inv": "weight_scale",
+    "qscale_weight": "weight_scale",
+    "activation_scale": "input_scale",
+    "act_scale": "input_scale",
+    "qscale_act": "input_scale",
+}
+# What AutoRound packs as GPTQ does, by the part of packing_format after `auto_round:`; `stored_zero`
+# of GptqFormat.
+_AUTOROUND_GPTQ = {"auto_gptq": 1, "gptq": 1, "": 0, "gptqmodel": 0, "exllamav2": 0, "tritonv2": 0}
 
 
 class QuantizedLayout(NamedTuple):
@@ -38,6 +62,7 @@ class QuantizedLayout(NamedTuple):
     pre_quant_scale: False when those that are stored are all ones.
     scale_dtype: of which every INT4 scale is a value, where that is not its dtype on disk.
     fp8_kv_cache: False when its scales of keys and values are of another cache than an FP8 one.
+    spellings: of the last word of tensors' names, on disk and as the format has it.
     """
 
     format: LinearFormat
@@ -47,6 +72,51 @@ class QuantizedLayout(NamedTuple):
     pre_quant_scale: bool = True
     scale_dtype: torch.dtype | None = None
     fp8_kv_cache: bool = True
+    spellings: Mapping[str, str] = {}
+
+    def spelt(self, name: str) -> str:
+        """A tensor's name as the format has it."""
+        module, _, word = name.rpartition(".")
+        return f"{module}.{self.spellings[word]}" if word in self.spellings else name
+
+
+def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the checkpoint's files say of its quantisation, its method settled; None where they say
+    nothing.
+    """
+    said = next((config[key] for key in CONFIG_KEYS if config.get(key)), None)
+    found = said if isinstance(said, dict) else {}
+    method = found.get("quant_method") or _method(found)
+    if found and method not in (None, "modelopt"):
+        return {**found, "quant_method": method}
+    for name, own_method in CONFIG_FILES.items():
+        if (path / name).exists():
+            data = read_json(path / name)
+            own = data.get("quantization", data)
+            if not isinstance(own, dict):
+                raise CheckpointError(
+                    f"{path / name} has quantization={own!r}; wanted a JSON object: download the "
+                    "file again"
+                )
+            return {"quant_method": own_method, "producer": data.get("producer"), **own}
+    return {**found, "quant_method": method} if found else None
+
+
+def _method(config: Mapping[str, Any]) -> str | None:
+    """The quant_method of a config that has none: ModelOpt 0.31's, and bitsandbytes' first."""
+    if "quant_algo" in config:
+        return "modelopt"
+    if config.get("load_in_4bit") or config.get("load_in_8bit"):
+        return "bitsandbytes"
+    return None
+
+
+def says_unquantised(config: Mapping[str, Any]) -> bool:
+    """Whether a `quantization_config` says that the weights are not: ModelOpt's `quant_algo: null`,
+    compressed-tensors' empty `config_groups`. It may still speak of the KV cache.
+    """
+    known = config.get("quant_method") in ("modelopt", "compressed-tensors")
+    return known and config.get("quant_algo") is None and not config.get("config_groups")
 
 
 def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -59,22 +129,52 @@ def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
         return _awq(config)
     if method in ("gptq", "gptqmodel"):
         return _gptq(config)
-    if method == "compressed-tensors":
-        return _compressed_tensors(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
-    if method == "modelopt":
-        return _modelopt(config)._replace(fp8_kv_cache=_says_fp8_kv(config))
+    if method in ("auto-round", "intel/auto-round"):
+        return _autoround(config)
+    if method == "fbgemm_fp8":
+        return QuantizedLayout(Fp8Format())
+    readers = {"compressed-tensors": _compressed_tensors, "modelopt": _modelopt, "fp8": _fp8}
+    if method in readers:
+        return readers[method](config)._replace(fp8_kv_cache=says_fp8_kv(config) is not False)
     raise CheckpointError(
         f"config.json has quantization_config with quant_method={config.get('quant_method')!r}; "
         f"quantised checkpoints are read from {READABLE}: {_UNQUANTISED}"
     )
 
 
-def _says_fp8_kv(config: Mapping[str, Any]) -> bool:
-    """Whether the KV cache is FP8 by what the config says, or it says nothing."""
+def says_fp8_kv(config: Mapping[str, Any]) -> bool | None:
+    """Whether the KV cache is FP8 by what the config says; None where it says nothing."""
     algo, scheme = config.get("kv_cache_quant_algo"), config.get("kv_cache_scheme")
     if isinstance(scheme, dict):
         return (scheme.get("type"), scheme.get("num_bits")) == ("float", 8)
-    return (algo or scheme or "FP8") == "FP8"
+    if scheme == "static":  # AutoFP8's word
+        return True
+    return None if not (algo or scheme) else (algo or scheme) == "FP8"
+
+
+def left_out(config: Mapping[str, Any], module: str) -> bool:
+    """Whether a config says that this module (`model.layers.0.mlp.up_proj`) was not quantised.
+
+    Every quantiser has a key of its own for a list of names, parts of names, patterns with stars,
+    or regular expressions.
+    """
+    patterns = [str(word) for key in _LEFT_OUT_KEYS for word in config.get(key) or ()]
+    for key in ("extra_config", "dynamic"):
+        for name, own in _object("a checkpoint", key, config.get(key)).items():
+            if str(name).startswith("-:"):
+                patterns.append("re:" + str(name)[2:])
+            elif isinstance(own, dict) and (own.get("bits") or 0) >= 16:
+                patterns += [str(name), f"re:{name}"]
+    return any(_names(pattern, module) for pattern in patterns)
+
+
+def _names(pattern: str, module: str) -> bool:
+    if pattern.startswith("re:"):
+        try:
+            return re.match(pattern[3:], module) is not None
+        except re.error:
+            return False
+    return f".{pattern}." in f".{module}." or fnmatchcase(module, pattern)
 
 
 def _refused(what: str, key: str, found: object, wanted: str) -> CheckpointError:
@@ -108,16 +208,84 @@ def _awq(config: Mapping[str, Any]) -> QuantizedLayout:
 
 def _gptq(config: Mapping[str, Any]) -> QuantizedLayout:
     what, bits = "a GPTQ checkpoint", config.get("bits")
-    stored = config.get("checkpoint_format", config.get("format", "gptq"))
+    key = "checkpoint_format" if "checkpoint_format" in config else "format"
+    stored = config.get(key, "gptq")
     if bits != 4:
         raise _refused(what, "bits", bits, "4")
-    if stored not in ("gptq", "gptq_v2") or config.get("is_marlin_format"):
-        raise _refused(what, "checkpoint_format", stored, "'gptq' or 'gptq_v2'")
+    if config.get("is_marlin_format"):
+        raise _refused(
+            what,
+            "is_marlin_format",
+            config["is_marlin_format"],
+            "false: words in the order of the Marlin kernel are not read, only those that GPTQ "
+            "itself stores",
+        )
+    if stored not in ("gptq", "gptq_v2"):
+        raise _refused(what, key, stored, "'gptq' or 'gptq_v2'")
+    _check_layers(what, "dynamic", config)
     group_size = _group_size(what, config.get("group_size"))
     symmetric = bool(config.get("sym", True))
     return QuantizedLayout(
         GptqFormat(group_size, symmetric, 1 if stored == "gptq" else 0), group_size, not symmetric
     )
+
+
+def _autoround(config: Mapping[str, Any]) -> QuantizedLayout:
+    what, bits = "an AutoRound checkpoint", config.get("bits")
+    # before 0.3 the packing stood under `backend`
+    packing = str(config.get("packing_format") or config.get("backend") or "auto_round:gptq")
+    _, _, packed = packing.partition(":")
+    first = packed.partition(":")[0]
+    if bits != 4:
+        raise _refused(what, "bits", bits, "4")
+    if config.get("data_type") not in (None, "int"):
+        raise _refused(what, "data_type", config["data_type"], "'int'")
+    if (config.get("act_bits") or 16) < 16:
+        raise _refused(what, "act_bits", config["act_bits"], "16: INT4 weights alone")
+    if config.get("rotation_config"):
+        found = config["rotation_config"]
+        raise _refused(what, "rotation_config", found, "none: rotations are no part of an engine")
+    _check_layers(what, "extra_config", config)
+    group_size = _group_size(what, config.get("group_size"))
+    symmetric = bool(config.get("sym", True))
+    if first in ("auto_awq", "awq"):
+        return QuantizedLayout(AwqFormat(not symmetric), group_size, not symmetric)
+    if not packing.startswith("auto") or first not in _AUTOROUND_GPTQ:
+        wanted = "'auto_round:auto_gptq' or 'auto_round:auto_awq'"
+        raise _refused(what, "packing_format", packing, wanted)
+    form = GptqFormat(group_size, symmetric, _AUTOROUND_GPTQ[first])
+    return QuantizedLayout(form, group_size, not symmetric)
+
+
+def _check_layers(what: str, key: str, config: Mapping[str, Any]) -> None:
+    """Modules with settings of their own have the same as all others, or are left out (16 bits)."""
+    for module, own in _object(what, key, config.get(key)).items():
+        if str(module).startswith("-:"):  # GPTQModel's word for a module that is left out
+            continue
+        settings = _object(what, f"{key}[{module!r}]", own)
+        bits = settings.get("bits")
+        if isinstance(bits, int) and bits >= 16:
+            continue
+        for name in ("bits", "group_size", "sym", "data_type", "desc_act"):
+            wanted = config.get(name)
+            if settings.get(name) is not None and wanted is not None and settings[name] != wanted:
+                found = f"{key}[{module!r}][{name!r}]"
+                raise _refused(what, found, settings[name], f"{wanted!r}, as all others have")
+
+
+def _fp8(config: Mapping[str, Any]) -> QuantizedLayout:
+    """AutoFP8's, vLLM's and transformers' `fp8`; which modules were left out is found from the
+    tensors.
+    """
+    what, scheme = "an fp8 checkpoint", config.get("activation_scheme", "dynamic")
+    if config.get("weight_block_size"):
+        size = config["weight_block_size"]
+        wanted = "none: TensorRT-LLM has no kernel for blocks of FP8"
+        raise _refused(what, "weight_block_size", size, wanted)
+    if scheme not in ("static", "dynamic"):
+        raise _refused(what, "activation_scheme", scheme, "'static' or 'dynamic'")
+    static = scheme == "static"
+    return QuantizedLayout(Fp8Format(), static_activations=static, spellings=_FP8_SPELLINGS)
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:

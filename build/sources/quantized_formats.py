@@ -234,12 +234,13 @@ class ModelOptInt4Format:
 @dataclass(frozen=True, slots=True)
 class Fp8Format:
     """weight float8_e4m3fn [out, in]; weight_scale [] or [1], or [out] or [out, 1]; input_scale
-    [] or [1] for static activations. ModelOpt's and compressed-tensors'.
+    [] or [1] for static activations. ModelOpt's, compressed-tensors', AutoFP8's, transformers' (in
+    other words) and FBGEMM's, whose input_scale_ub repeats a number of config.json.
     """
 
     name: str = "FP8"
     marker: str = "weight_scale"
-    tensors: tuple[str, ...] = ("weight", "weight_scale", "input_scale")
+    tensors: tuple[str, ...] = ("weight", "weight_scale", "input_scale", "input_scale_ub")
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         out_features, in_features = infos[f"{module}.weight"].shape

@@ -7,17 +7,15 @@ bit of a format (quantized_formats.py) and no rank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import Recipe, expected_shapes, recipe_of, stage_rows
-from enginehouse.build.families.config_values import read_json
 from enginehouse.build.forms.exclude import excluded_patterns
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.forms.quantized_linear import (
@@ -27,57 +25,24 @@ from enginehouse.build.forms.quantized_linear import (
     stack_experts,
 )
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
-from enginehouse.build.source import SourceCheckpoint, TensorInfo, TensorSource
-from enginehouse.build.sources.quantized_config import QuantizedLayout, read_layout
+from enginehouse.build.source import TensorInfo, TensorSource
+from enginehouse.build.sources.quantized_config import QuantizedLayout
 from enginehouse.build.sources.quantized_formats import Fp8Format
+from enginehouse.build.sources.renamed_tensors import RenamedTensors
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError
 
-# Files beside config.json that say how the weights are quantised, and the method of each.
-_CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
-
-# ModelOpt's names, then compressed-tensors'.
+# ModelOpt's names, then compressed-tensors', then AutoFP8's.
 _KV_SCALES = (
     "model.layers.{}.self_attn.k_proj.k_scale",
     "model.layers.{}.self_attn.v_proj.v_scale",
     "model.layers.{}.self_attn.k_scale",
     "model.layers.{}.self_attn.v_scale",
+    "model.layers.{}.self_attn.k_proj.output_scale",
+    "model.layers.{}.self_attn.v_proj.output_scale",
+    "model.layers.{}.self_attn.kv_scale",
 )
-
-
-def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the checkpoint's files say of its quantisation, or None for an unquantised one."""
-    found = config.get("quantization_config") or None  # an empty one says nothing
-    if isinstance(found, dict) and found.get("quant_method") != "modelopt":
-        return found
-    for name, method in _CONFIG_FILES.items():
-        if (path / name).exists():
-            data = read_json(path / name)
-            own = data.get("quantization", data)
-            if not isinstance(own, dict):
-                raise CheckpointError(
-                    f"{path / name} has quantization={own!r}; wanted a JSON object: download the "
-                    "file again"
-                )
-            return {"quant_method": method, "producer": data.get("producer"), **own}
-    return found if isinstance(found, dict) else None
-
-
-def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
-    """`source` itself when it is unquantised; else with its linears as they are stored.
-
-    Raises CheckpointError for a quantisation that no engine can hold.
-    """
-    found = quantization_config(source.path, source.config)
-    config = {key: value for key, value in source.config.items() if key != "quantization_config"}
-    if found is None:
-        said = source.config.get("quantization_config")
-        return source if said else replace(source, config=config)
-    tensors = QuantizedTensors(source.tensors, read_layout(found))
-    beside = [source.path / name for name in _CONFIG_FILES]
-    files = (*source.files, *(path for path in beside if path.exists()))
-    return replace(source, config=config, tensors=tensors, quantized=tensors, files=files)
 
 
 class QuantizedTensors:
@@ -87,7 +52,7 @@ class QuantizedTensors:
     """
 
     def __init__(self, stored: TensorSource, layout: QuantizedLayout) -> None:
-        self._stored = stored
+        self._stored = RenamedTensors(stored, layout.spelt) if layout.spellings else stored
         self._layout = layout
 
     @cached_property
@@ -159,7 +124,7 @@ class QuantizedTensors:
         Linears that the checkpoint left as they are become exclude_modules. Raises
         CheckpointError for what no engine holds: half a fused linear, experts in most forms.
         """
-        linears = _engine_linears(config)
+        linears = engine_linears(config)
         self._check_modules(config)
         excluded = [name for name, modules in linears.items() if self._left_out(modules)]
         quantized = {name: linears[name] for name in linears if name not in excluded}
@@ -185,9 +150,7 @@ class QuantizedTensors:
                 "unquantised checkpoint"
             )
         wanted = {module for modules in linears.values() for module in modules}
-        prequant = layout.pre_quant_scale and any(
-            f"{module}.pre_quant_scale" in self._stored.infos for module in wanted
-        )
+        prequant = layout.pre_quant_scale and self._has_factors(wanted)
         quantization = replace(
             QUANT_CONFIGS["int4"],
             group_size=layout.group_size,
@@ -196,6 +159,10 @@ class QuantizedTensors:
         )
         dtype = str(self._scale_dtype).removeprefix("torch.")
         return QuantizedForm("int4_awq" if prequant else "int4", quantization, dtype)
+
+    def _has_factors(self, modules: Iterable[str]) -> bool:
+        infos = self._stored.infos
+        return any(f"{module}.pre_quant_scale" in infos for module in modules)
 
     def _fp8_form(
         self, config: ModelConfig, linears: Mapping[str, tuple[str, ...]]
@@ -329,7 +296,7 @@ def _without_ones(module: str, linear: QuantizedLinear) -> QuantizedLinear:
     return replace(linear, pre_quant_scale=None)
 
 
-def _engine_linears(config: ModelConfig) -> dict[str, tuple[str, ...]]:
+def engine_linears(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """The engine's linears, layers counted through the model, and the modules that make each.
 
     fc and gate, which run as one product, are made of both's.
