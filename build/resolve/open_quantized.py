@@ -56,7 +56,7 @@ def _without_kv_scales(source: SourceCheckpoint, found: Mapping[str, Any]) -> So
     if says_fp8_kv(found) is None:
         return source
     remark = (
-        "the weights are not quantised, and the scales of a quantised KV cache beside them are left "
-        "out: an engine has such a cache with FP8 weights only, with scales of its own"
+        "the weights are not quantised, and the scales of a quantised KV cache beside them are "
+        "left out: an engine has such a cache with FP8 weights only, with scales of its own"
     )
     return replace(source, remarks=(*source.remarks, remark))

@@ -50,8 +50,8 @@ _FP8_SPELLINGS = {
     "act_scale": "input_scale",
     "qscale_act": "input_scale",
 }
-# What AutoRound packs as GPTQ does, by the part of packing_format after `auto_round:`; `stored_zero`
-# of GptqFormat.
+# What AutoRound packs as GPTQ does, by the word of packing_format after `auto_round:`, and what it
+# takes from a stored zero point (GptqFormat).
 _AUTOROUND_GPTQ = {"auto_gptq": 1, "gptq": 1, "": 0, "gptqmodel": 0, "exllamav2": 0, "tritonv2": 0}
 
 

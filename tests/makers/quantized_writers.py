@@ -83,16 +83,19 @@ def awq(draw: Draw) -> Writer:
     return write
 
 
-def gptq(draw: Draw, stored_less: int) -> Writer:
+def gptq(draw: Draw, stored_less: int, with_bias: bool = True) -> Writer:
+    """with_bias: zeros, as AutoGPTQ adds them; AutoRound does not, and leaves g_idx out too."""
+
     def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
         u, z, s, weight = draw.int4(out, inn)
         stored = {
             "qweight": pack_last(u, NATURAL).T.contiguous(),  # down the inputs
             "qzeros": pack_last(z.T - stored_less, NATURAL),
             "scales": s.T.contiguous(),
-            "g_idx": torch.arange(inn, dtype=torch.int32) // draw.group,
-            "bias": torch.zeros(out, dtype=torch.float16),
         }
+        if with_bias:
+            stored["g_idx"] = torch.arange(inn, dtype=torch.int32) // draw.group
+            stored["bias"] = torch.zeros(out, dtype=torch.float16)
         return stored, weight
 
     return write
@@ -133,8 +136,16 @@ def modelopt_int4(draw: Draw, with_factor: tuple[str, ...]) -> Writer:
     return write
 
 
-def fp8(draw: Draw, scales: str, inputs: bool) -> Writer:
-    """scales: "shared" by q, k, v and gate, up; one each in "tensor"; one a row in "channel"."""
+def fp8(
+    draw: Draw,
+    scales: str,
+    inputs: bool,
+    words: tuple[str, str] = ("weight_scale", "input_scale"),
+    dtype: torch.dtype = torch.bfloat16,
+) -> Writer:
+    """scales: "shared" by q, k, v and gate, up; one each in "tensor"; one a row in "channel", in
+    `dtype`. words: what the scales of weights and of inputs are called.
+    """
     shared: dict[str, float] = {}
 
     def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
@@ -142,15 +153,15 @@ def fp8(draw: Draw, scales: str, inputs: bool) -> Writer:
         layer, _, name = module.rpartition(".")
         if scales == "channel":
             rows = [draw.scale(inn) for _ in range(out)]
-            scale = torch.tensor(rows, dtype=torch.bfloat16).view(out, 1)
+            scale = torch.tensor(rows, dtype=dtype).view(out, 1)
         else:
             key = layer + (name if name in ("o_proj", "down_proj") else "")
             own = draw.scale(inn)
             value = shared.setdefault(key, own) if scales == "shared" else own
             scale = torch.tensor(value)
-        stored = {"weight": q, "weight_scale": scale}
+        stored = {"weight": q, words[0]: scale}
         if inputs:
-            stored["input_scale"] = torch.tensor(INPUT_SCALE)
+            stored[words[1]] = torch.tensor(INPUT_SCALE)
         return stored, q.float() * scale.float()
 
     return write
@@ -181,6 +192,8 @@ _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False}
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
 _FP8 = {"num_bits": 8, "type": "float"}
 _MODELOPT = {"quant_method": "modelopt"}
+_AUTOROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "data_type": "int"}
+_STATIC = {"quant_method": "fp8", "activation_scheme": "static"}
 KINDS: dict[str, Kind] = {
     "awq": Kind(lambda: awq(Draw(64, False, HALF)), {**_AWQ, "zero_point": True}, "int4", True),
     "awq symmetric": Kind(lambda: awq(Draw(64, True, HALF)), {**_AWQ, "zero_point": False}, "int4"),
@@ -249,6 +262,44 @@ KINDS: dict[str, Kind] = {
         {**_MODELOPT, "quant_algo": "W4A16_AWQ", "group_size": 64},
         "int4_awq",
     ),
+    "autofp8": Kind(
+        lambda: fp8(Draw(0, True, FLOAT), "tensor", True),
+        {**_STATIC, "ignored_layers": ["lm_head"]},
+        "fp8_rowwise",
+    ),
+    "transformers fp8": Kind(
+        lambda: fp8(
+            Draw(0, True, FLOAT), "shared", True, words=("weight_scale_inv", "activation_scale")
+        ),
+        {**_STATIC, "weight_block_size": None, "modules_to_not_convert": ["lm_head"]},
+        "fp8",
+    ),
+    "fbgemm fp8": Kind(
+        lambda: fp8(Draw(0, True, FLOAT, seed=8), "channel", False, dtype=FLOAT),
+        {
+            "quant_method": "fbgemm_fp8",
+            "activation_scale_ub": 1200.0,
+            "modules_to_not_convert": ["lm_head"],
+        },
+        "fp8_rowwise",
+    ),
+    "auto-round": Kind(
+        lambda: gptq(Draw(64, True, HALF), 1, with_bias=False),
+        {**_AUTOROUND, "sym": True, "packing_format": "auto_round:auto_gptq"},
+        "int4",
+    ),
+    "auto-round asymmetric": Kind(
+        lambda: gptq(Draw(64, False, HALF), 0, with_bias=False),
+        {**_AUTOROUND, "sym": False, "packing_format": "auto_round"},
+        "int4",
+        True,
+    ),
+    "auto-round awq": Kind(
+        lambda: awq(Draw(64, False, HALF)),
+        {**_AUTOROUND, "sym": False, "packing_format": "auto_round:auto_awq"},
+        "int4",
+        True,
+    ),
 }
 
 
@@ -303,3 +354,8 @@ def write_quantized(
             config["quantization_config"] = settings
         (directory / "config.json").write_text(json.dumps(config))
     return Pair(quantized, plain)
+
+
+def edit_config(path: Path, **changes: Any) -> None:
+    data = {**json.loads((path / "config.json").read_text()), **changes}
+    (path / "config.json").write_text(json.dumps(data))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine
-from enginehouse.runtime.errors import CheckpointError, EnginehouseError, PlanError
+from enginehouse.runtime.errors import EnginehouseError, PlanError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
@@ -281,31 +280,6 @@ def test_a_checkpoint_that_no_engine_holds_is_refused_in_a_sentence(
     assert not (tmp_path / "out").exists()
 
 
-CONFIGS: list[tuple[str, dict[str, Any], str]] = [
-    ("awq", {"bits": 8}, "AutoAWQ checkpoint with bits=8; wanted 4"),
-    ("awq", {"version": "gemv"}, "version='gemv'; wanted 'gemm'"),
-    ("awq", {"group_size": 32}, "group_size=32; wanted 64 or 128"),
-    ("gptq v1", {"bits": 3}, "GPTQ checkpoint with bits=3; wanted 4"),
-    ("gptq v1", {"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),
-    ("gptq v1", {"group_size": -1}, "group_size=-1; wanted 64 or 128"),
-    ("gptq v1", {"quant_method": "bitsandbytes"}, "quantised checkpoints are read from AutoAWQ"),
-    ("modelopt fp8", {"quant_algo": "NVFP4"}, "quant_algo='NVFP4'; wanted FP8"),
-    ("modelopt fp8", {"quant_algo": "W4A8_AWQ"}, "quant_algo='W4A8_AWQ'; wanted FP8"),
-    ("compressed-tensors w4a16", {"format": "int-quantized"}, "wanted 'group' and 'pack-quantized"),
-    ("compressed-tensors w4a16", {"transform_config": {"R1": {}}}, "rotations are no part"),
-    ("compressed-tensors w4a16", {"config_groups": {"a": {}, "b": {}}}, "one scheme for all"),
-]
-
-
-@pytest.mark.parametrize(("kind", "changes", "wanted"), CONFIGS)
-def test_a_variant_without_a_form_is_refused_before_its_weights(
-    kind: str, changes: dict[str, Any], wanted: str, tmp_path: Path
-) -> None:
-    quantized, _ = write_quantized(kind, tmp_path, **changes)
-    with pytest.raises(CheckpointError, match=wanted):
-        opened(quantized)
-
-
 @pytest.mark.parametrize(
     ("kind", "settings", "wanted"),
     [
@@ -335,36 +309,6 @@ def test_naming_the_checkpoints_own_form_is_the_same_as_leaving_it_out(
     named = make_plan(load_settings({"quant": "int4", "group_size": 64}), source)
     assert named.config == make_plan(load_settings({}), source).config
     assert named.settings.quant == "int4"
-
-
-def test_an_older_gptq_checkpoint_says_it_in_quantize_config(
-    pair: Callable[[str], Pair], tmp_path: Path
-) -> None:
-    quantized, _ = write_quantized("gptq v1", tmp_path)
-    config = json.loads((quantized / "config.json").read_text())
-    settings = config.pop("quantization_config")
-    settings.pop("quant_method")
-    (quantized / "config.json").write_text(json.dumps(config))
-    (quantized / "quantize_config.json").write_text(json.dumps(settings))
-    source = opened(quantized)
-    assert source.quantized is not None
-    assert quantized / "quantize_config.json" in source.files
-    assert make_plan(load_settings({}), source).settings.quant == "int4"
-
-
-def test_a_modelopt_checkpoint_may_say_it_in_config_json_alone(tmp_path: Path) -> None:
-    quantized, _ = write_quantized("modelopt int4 awq", tmp_path)
-    (quantized / "hf_quant_config.json").unlink()
-    config = json.loads((quantized / "config.json").read_text())
-    scheme = {"weights": {"num_bits": 4, "group_size": 64}, "targets": ["Linear"]}
-    config["quantization_config"] = {
-        "quant_method": "modelopt",
-        "quant_algo": "W4A16_AWQ",
-        "config_groups": {"group_0": scheme},
-    }
-    (quantized / "config.json").write_text(json.dumps(config))
-    plan = make_plan(load_settings({}), opened(quantized))
-    assert (plan.settings.quant, plan.group_size) == ("int4_awq", 64)
 
 
 def test_the_plan_page_lists_the_cuts_of_the_sources_own_groups(
