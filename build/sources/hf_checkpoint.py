@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from enginehouse.build.families.config_values import read_json
+from enginehouse.build.families.expert_names import parts
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.folder import Folder, as_folder
 from enginehouse.build.sources.safetensors_file import (
@@ -31,16 +32,20 @@ from enginehouse.build.sources.tokenizer_files import (
 from enginehouse.runtime.errors import CheckpointError
 
 _HEADERS_AT_ONCE = 8
+_ROWS_FROM_AFAR = 16
 PICKLE_SUFFIXES = (".bin", ".pth", ".pt", ".ckpt")
 _SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsSource:
-    """The tensors of `model.safetensors`, or of the shards that an index names."""
+    """The tensors of `model.safetensors`, or of the shards that an index names, under the names
+    that the architecture's table has for them.
+    """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, architecture: str = "") -> None:
         self._folder = folder
         self._directory = folder.path
+        self._architecture = architecture
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
@@ -52,6 +57,16 @@ class SafetensorsSource:
 
     @cached_property
     def _entries(self) -> dict[str, SafetensorsTensor]:
+        return {
+            part.name: tensor._replace(
+                shape=part.shape, offset=tensor.offset + part.first * tensor.dtype.itemsize
+            )
+            for name, tensor in self._stored.items()
+            for part in parts(self._architecture, name, tensor.shape)
+        }
+
+    @cached_property
+    def _stored(self) -> dict[str, SafetensorsTensor]:
         if _SINGLE in self._folder.names:
             return read_safetensors_header(self._directory / _SINGLE, self._folder)
         if INDEX in self._folder.names:
@@ -62,9 +77,23 @@ class SafetensorsSource:
         )
 
     def _indexed_entries(self, index_path: Path) -> dict[str, SafetensorsTensor]:
-        entries: dict[str, SafetensorsTensor] = {}
-        weight_map = _weight_map(index_path)
-        shards = sorted(set(weight_map.values()))
+        """All that the shards hold, as transformers takes it; of several copies the index's."""
+        weight_map, headers = _weight_map(index_path), self._shards
+        entries = {name: tensor for found in headers.values() for name, tensor in found.items()}
+        absent = sorted(set(weight_map) - set(entries))
+        if absent:
+            raise CheckpointError(
+                f"{index_path} places tensor {absent[0]!r} in {weight_map[absent[0]]}, which does "
+                "not hold it; download that shard again"
+            )
+        placed = {name: headers[shard].get(name) for name, shard in weight_map.items()}
+        return entries | {name: tensor for name, tensor in placed.items() if tensor is not None}
+
+    @cached_property
+    def _shards(self) -> dict[str, dict[str, SafetensorsTensor]]:
+        """The headers of the shards that an index names."""
+        index_path = self._directory / INDEX
+        shards = sorted(set(_weight_map(index_path).values()))
         for shard in shards:
             if shard not in self._folder.names:
                 raise CheckpointError(
@@ -74,21 +103,19 @@ class SafetensorsSource:
         paths = [self._directory / shard for shard in shards]
         with ThreadPoolExecutor(_HEADERS_AT_ONCE) as pool:  # a hub takes its time for each
             headers = list(pool.map(partial(read_safetensors_header, files=self._folder), paths))
-        for shard, path, found in zip(shards, paths, headers, strict=True):
-            stray = sorted(name for name in found if weight_map.get(name) != shard)
-            if stray:
-                raise CheckpointError(
-                    f"{path} holds tensor {stray[0]!r}, which {index_path.name} does not place "
-                    "there; the index belongs to another version: download both again"
-                )
-            entries.update(found)
-        absent = sorted(set(weight_map) - set(entries))
-        if absent:
-            raise CheckpointError(
-                f"{index_path} places tensor {absent[0]!r} in {weight_map[absent[0]]}, which does "
-                "not hold it; download that shard again"
-            )
-        return entries
+        return dict(zip(shards, headers, strict=True))
+
+    def remarks(self) -> tuple[str, ...]:
+        """A sentence for each tensor of which shards hold copies that differ. Reads the copies, of
+        those that are still on a hub a few rows.
+        """
+        return tuple(
+            f"{shard} and {self._stored[name].path.name} both hold {name}, and differ: the second "
+            "is taken, where the index places it"
+            for shard, found in self._shards.items()
+            for name, tensor in found.items()
+            if not _same(tensor, self._stored[name])
+        )
 
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
         if name not in self._entries:
@@ -96,8 +123,19 @@ class SafetensorsSource:
         return read_tensor(self._entries[name], rows)
 
 
+def _same(one: SafetensorsTensor, other: SafetensorsTensor) -> bool:
+    """Whether two files hold the same tensor, byte for byte; only those of two files are read."""
+    if one.path == other.path or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return one == other
+    here = one.path.exists() and other.path.exists()
+    rows = None if here or not one.shape else slice(0, _ROWS_FROM_AFAR)
+    first, second = (read_tensor(each, rows).reshape(-1).view(torch.uint8) for each in (one, other))
+    return first.equal(second)
+
+
 def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
-    """Open a Hugging Face directory; no weight is read, and their headers only when asked for.
+    """Open a Hugging Face directory; no weight is read but what stands in two shards, and the
+    header of a single file only when asked for.
 
     Raises CheckpointError when config.json is missing or broken, and for pickle weights.
     """
@@ -106,13 +144,15 @@ def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
     _refuse_foreign(folder)
     config = read_json(path / "config.json")
     weights = _weight_names(folder)
+    families = config.get("architectures") or [""]
+    tensors = SafetensorsSource(folder, str(families[0]) if isinstance(families, list) else "")
     eos, bos = special_token_ids(path, config)
     return SourceCheckpoint(
         name=folder.name,
         kind="safetensors",
         path=path,
         config=config,
-        tensors=SafetensorsSource(folder),
+        tensors=tensors,
         files=(path / "config.json", *(path / name for name in weights), *tokenizer_files(path)),
         eos_token_ids=eos,
         bos_token_id=bos,
@@ -120,6 +160,7 @@ def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
         tokenizer_writer=lambda dest: copy_tokenizer(path, dest),
         has_weights=bool(weights),
         origin=folder.origin,
+        remarks=tensors.remarks() if INDEX in weights else (),
     )
 
 

@@ -131,14 +131,6 @@ def spoiled(tensor: str, value: float, name: str = "model.safetensors") -> Damag
     return tensors_of(name, edit)
 
 
-def repeated(path: Path) -> None:
-    """A tensor of the first shard in the second one, too."""
-    first, second = (path / f"model-0000{i}-of-00003.safetensors" for i in (1, 2))
-    tensors = load_file(second)
-    name, tensor = next(iter(load_file(first).items()))
-    save_file({**tensors, name: tensor}, second)
-
-
 def only_pickle(path: Path) -> None:
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
@@ -187,17 +179,11 @@ CASES: dict[str, tuple[str, Damage, str]] = {
         json_of(INDEX, lambda d: d["weight_map"].update({"model.x.weight": SHARD})),
         f"places tensor 'model.x.weight' in {SHARD}, which does not hold it",
     ),
-    "index names another shard": (
-        "sharded",
-        json_of(INDEX, lambda d: d["weight_map"].update({"model.norm.weight": SHARD})),
-        "holds tensor 'model.norm.weight', which",
-    ),
     "index outside": (
         "sharded",
         json_of(INDEX, lambda d: d["weight_map"].update({"model.norm.weight": "../x"})),
         "names shard ../x, which is not in",
     ),
-    "tensor in two shards": ("sharded", repeated, "does not place there"),
     "index garbage": ("sharded", text(INDEX, "{\0"), "is not JSON"),
     "index empty": ("sharded", text(INDEX, "{}"), "has no weight_map"),
     "index a list": ("sharded", json_of(INDEX, lambda d: d.update(weight_map=[])), "no weight_map"),
