@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,26 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return int(value)
 
 
+_POINTER = b"version https://git-lfs.github.com/spec/v1"
+
+
+def refuse_pointers(paths: Iterable[Path]) -> None:
+    """CheckpointError for the first file that git-lfs left a pointer in the place of."""
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                head = file.read(len(_POINTER))
+        except OSError:
+            continue  # who reads the file will say so
+        if head == _POINTER:
+            raise CheckpointError(
+                f"{path} is a git-lfs pointer, not the file: run `git lfs pull` in {path.parent}"
+            )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError names the file and the line at fault."""
+    refuse_pointers([path])
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

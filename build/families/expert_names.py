@@ -37,7 +37,7 @@ class Part(NamedTuple):
     shape: Shape
 
 
-def parts(architecture: str, name: str, shape: Shape) -> list[Part]:
+def table_parts(architecture: str, name: str, shape: Shape) -> list[Part]:
     """What a stored tensor is to the family's table: itself under the table's name, or each
     expert's share of a stack.
     """

@@ -20,7 +20,7 @@ from enginehouse.build.resolve.zero_biases import with_zero_biases
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.folder import DiskFolder, Folder
 from enginehouse.build.sources.gguf_checkpoint import open_gguf
-from enginehouse.build.sources.hf_checkpoint import open_checkpoint
+from enginehouse.build.sources.hf_checkpoint import open_checkpoint, with_differing_copies
 from enginehouse.build.sources.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.errors import CheckpointError
 
@@ -80,6 +80,7 @@ def _open_folder(folder: Folder) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(folder.path):
         return open_trtllm(folder)
-    source = text_part(open_checkpoint(folder))
-    family_name(source.config)  # an unknown one is refused before a header is read
+    source = open_checkpoint(folder)
+    family_name(text_part(source).config)  # an unknown one is refused before a header is read
+    source = text_part(with_differing_copies(source))
     return open_quantized(with_stored_head(with_zero_biases(source)))

@@ -18,6 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
+from enginehouse.build.families.config_values import refuse_pointers
 from enginehouse.runtime.errors import CheckpointError
 
 FloatArray = NDArray[np.float32]
@@ -47,6 +48,7 @@ class GgufFile(NamedTuple):
 
 def read_gguf(path: Path) -> GgufFile:
     """Parse the header. CheckpointError when it is no GGUF 2 or 3, or shorter than it says."""
+    refuse_pointers([path])
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
-from enginehouse.build.families.config_values import read_json
-from enginehouse.build.families.expert_names import parts
+from enginehouse.build.families.config_values import read_json, refuse_pointers
+from enginehouse.build.families.expert_names import table_parts
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.folder import Folder, as_folder
 from enginehouse.build.sources.safetensors_file import (
@@ -62,7 +63,7 @@ class SafetensorsSource:
                 shape=part.shape, offset=tensor.offset + part.first * tensor.dtype.itemsize
             )
             for name, tensor in self._stored.items()
-            for part in parts(self._architecture, name, tensor.shape)
+            for part in table_parts(self._architecture, name, tensor.shape)
         }
 
     @cached_property
@@ -105,10 +106,12 @@ class SafetensorsSource:
             headers = list(pool.map(partial(read_safetensors_header, files=self._folder), paths))
         return dict(zip(shards, headers, strict=True))
 
-    def remarks(self) -> tuple[str, ...]:
+    def differing(self) -> tuple[str, ...]:
         """A sentence for each tensor of which shards hold copies that differ. Reads the copies, of
         those that are still on a hub a few rows.
         """
+        if _SINGLE in self._folder.names or INDEX not in self._folder.names:
+            return ()
         return tuple(
             f"{shard} and {self._stored[name].path.name} both hold {name}, and differ: the second "
             "is taken, where the index places it"
@@ -123,19 +126,8 @@ class SafetensorsSource:
         return read_tensor(self._entries[name], rows)
 
 
-def _same(one: SafetensorsTensor, other: SafetensorsTensor) -> bool:
-    """Whether two files hold the same tensor, byte for byte; only those of two files are read."""
-    if one.path == other.path or (one.dtype, one.shape) != (other.dtype, other.shape):
-        return one == other
-    here = one.path.exists() and other.path.exists()
-    rows = None if here or not one.shape else slice(0, _ROWS_FROM_AFAR)
-    first, second = (read_tensor(each, rows).reshape(-1).view(torch.uint8) for each in (one, other))
-    return first.equal(second)
-
-
 def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
-    """Open a Hugging Face directory; no weight is read but what stands in two shards, and the
-    header of a single file only when asked for.
+    """Open a Hugging Face directory; no weight is read, and their headers only when asked for.
 
     Raises CheckpointError when config.json is missing or broken, and for pickle weights.
     """
@@ -145,14 +137,14 @@ def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
     config = read_json(path / "config.json")
     weights = _weight_names(folder)
     families = config.get("architectures") or [""]
-    tensors = SafetensorsSource(folder, str(families[0]) if isinstance(families, list) else "")
+    family = str(families[0]) if isinstance(families, list) else ""
     eos, bos = special_token_ids(path, config)
     return SourceCheckpoint(
         name=folder.name,
         kind="safetensors",
         path=path,
         config=config,
-        tensors=tensors,
+        tensors=SafetensorsSource(folder, family),
         files=(path / "config.json", *(path / name for name in weights), *tokenizer_files(path)),
         eos_token_ids=eos,
         bos_token_id=bos,
@@ -160,8 +152,24 @@ def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
         tokenizer_writer=lambda dest: copy_tokenizer(path, dest),
         has_weights=bool(weights),
         origin=folder.origin,
-        remarks=tensors.remarks() if INDEX in weights else (),
     )
+
+
+def with_differing_copies(source: SourceCheckpoint) -> SourceCheckpoint:
+    """`source`, saying of which tensors its shards hold copies that differ."""
+    tensors = source.tensors
+    found = tensors.differing() if isinstance(tensors, SafetensorsSource) else ()
+    return replace(source, remarks=(*source.remarks, *found))
+
+
+def _same(one: SafetensorsTensor, other: SafetensorsTensor) -> bool:
+    """Whether two files hold the same tensor, byte for byte; only those of two files are read."""
+    if one.path == other.path or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return one == other
+    here = one.path.exists() and other.path.exists()
+    rows = None if here or not one.shape else slice(0, _ROWS_FROM_AFAR)
+    first, second = (read_tensor(each, rows).reshape(-1).view(torch.uint8) for each in (one, other))
+    return first.equal(second)
 
 
 def _weight_names(folder: Folder) -> list[str]:
@@ -178,6 +186,7 @@ def _weight_names(folder: Folder) -> list[str]:
             return [INDEX, *(shard for shard in shards if shard in folder.names)]
     else:
         pickles = sorted(name for name in folder.names if name.endswith(PICKLE_SUFFIXES))
+    refuse_pointers(folder.path / name for name in pickles)
     if pickles:
         raise CheckpointError(
             f"{folder.label} holds weights only as {pickles[0]}: pickle files can run code when "

@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from enginehouse.build.families.config_values import refuse_pointers
 from enginehouse.runtime.errors import CheckpointError
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -96,6 +97,7 @@ def read_safetensors_header(path: Path, files: Bytes = DISK) -> dict[str, Safete
     that disagrees with shape and dtype, and offsets that overlap or leave the file.
     """
     again = "download the file again"
+    refuse_pointers([path])
     size = files.size(path)
     head = bytearray(min(size, 8))
     files.fill(path, memoryview(head), 0)

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
-from enginehouse.build.families.config_values import read_json
+from enginehouse.build.families.config_values import read_json, refuse_pointers
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.template import compile_template
@@ -275,6 +275,7 @@ def _text(path: Path) -> str:
 
 def special_token_ids(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ...], int | None]:
     """All ids that end a sequence, in order of authority, and the id that begins one."""
+    refuse_pointers(path / name for name in TOKENIZER_FILES)
     generation, tokenizer_config = (
         read_json(path / name) if (path / name).exists() else {}
         for name in ("generation_config.json", "tokenizer_config.json")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginehouse.build.families.expert_names import Part, parts
+from enginehouse.build.families.expert_names import Part, table_parts
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.resolve.resolve import resolve_source
@@ -149,4 +149,4 @@ def test_quantised_experts_are_found_under_llm_compressors_names(tmp_path: Path)
     ],
 )
 def test_other_tensors_keep_their_names(family: str, name: str, shape: tuple[int, ...]) -> None:
-    assert parts(family, name, shape) == [Part(name, 0, shape)]
+    assert table_parts(family, name, shape) == [Part(name, 0, shape)]

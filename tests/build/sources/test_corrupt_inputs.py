@@ -305,6 +305,38 @@ def test_a_value_beyond_the_dtype_asked_for_is_refused(
     assert_refused(model, tmp_path / "out", capsys, wanted, *flags)
 
 
+POINTERS = [
+    ("single", WEIGHTS),
+    ("single", "config.json"),
+    ("single", "tokenizer.json"),
+    ("single", "chat_template.jinja"),
+    ("sharded", SHARD),
+    ("sharded", INDEX),
+    ("fp8", "hf_quant_config.json"),
+    ("trt-single", "rank1.safetensors"),
+    ("gguf", "x.gguf"),
+    ("pickle", "pytorch_model.bin"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), POINTERS)
+def test_a_file_that_git_lfs_did_not_fetch_is_called_that(
+    kind: str, name: str, inputs: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 9\n"
+
+    def damage(path: Path) -> None:
+        if kind == "pickle":
+            (path / WEIGHTS).unlink()
+        (path / name).write_text(pointer)
+
+    model = damaged(inputs, tmp_path, "single" if kind == "pickle" else kind, damage)
+    convert = ("--until", "convert") if kind.startswith("trt") else ()
+    folder = model if model.is_dir() else model.parent
+    wanted = f"{folder / name} is a git-lfs pointer, not the file: run `git lfs pull` in {folder}"
+    assert_refused(model, tmp_path / "out", capsys, wanted, *convert)
+
+
 REQUIRED = (
     "architectures",
     "hidden_size",

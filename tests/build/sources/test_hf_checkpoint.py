@@ -18,6 +18,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.digest import source_digest
 from enginehouse.build.sources.folder import DiskFolder
 from enginehouse.build.sources.hf_checkpoint import SafetensorsSource, open_checkpoint
@@ -146,7 +147,7 @@ def test_shards_that_hold_more_than_the_index_says_are_read_as_transformers_read
         for name, tensor in load_file(path).items()
     }
     STRAY[case](sharded)
-    source = open_checkpoint(sharded)
+    source = resolve_source(str(sharded), sharded)
     assert {name: source.tensors.read(name).tolist() for name in wanted} == {
         name: tensor.tolist() for name, tensor in wanted.items()
     }
@@ -162,7 +163,7 @@ def test_of_copies_that_differ_the_indexs_is_taken_and_said(sharded: Path) -> No
     """transformers would take the last shard's."""
     wanted = load_file(shard_of(sharded, FIRST))[FIRST]
     copy_into(sharded, FIRST, NORM, factor=2.0)
-    source = open_checkpoint(sharded)
+    source = resolve_source(str(sharded), sharded)
     assert torch.equal(source.tensors.read(FIRST), wanted)
     [remark] = source.remarks
     assert f"both hold {FIRST}, and differ" in remark
