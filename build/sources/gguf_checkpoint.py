@@ -34,6 +34,33 @@ from enginehouse.build.sources.gguf_tokenizer import (
 )
 from enginehouse.runtime.errors import CheckpointError
 
+# Keys that change what a model computes and that no Llama's config.json can say, with the values
+# that change nothing. llama.cpp reads them for the families that have them (Granite, Gemma, ...).
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "activation_sparsity_scale": (0,),
+    "attention.causal": (True,),
+    "attention.clamp_kqv": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.shared_kv_layers": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0, 1),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "expert_group_scale": (0, 1),
+    "expert_weights_scale": (0, 1),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "rescale_every_n_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.scaling.alpha": (0, 1),
+    "rope.scaling.yarn_ext_factor": (-1, 1),
+    "rope.scaling.yarn_log_multiplier": (0,),
+    "swin_norm": (False,),
+    "use_parallel_residual": (False,),
+}
 _NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -160,6 +187,7 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
             f"{file.path} has rope.dimension_count={rope_dim}, attention.key_length={head_dim}; "
             "wanted them and value_length equal"
         )
+    _check_neutral(file, head_dim, number("context_length"))
     if "token_embd.weight" not in tensors:
         raise CheckpointError(
             f"{file.path} has no tensor 'token_embd.weight'; download the file again"
@@ -195,24 +223,72 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
     }
 
 
+def _check_neutral(file: GgufFile, head_dim: int, context: int) -> None:
+    """CheckpointError naming the first key whose value would make another model of it."""
+    known = _NEUTRAL | {"attention.scale": (0, head_dim**-0.5)}
+    for key, values in known.items():
+        found = file.metadata.get(f"llama.{key}")
+        if found is not None and not any(_close(found, value) for value in values):
+            raise CheckpointError(
+                f"{file.path} has llama.{key}={found!r}, which no Llama's config.json can say; "
+                f"wanted {values[-1]!r} or none: give the model's Hugging Face directory"
+            )
+    window = file.metadata.get("llama.attention.sliding_window")
+    if window and window < context:
+        raise CheckpointError(
+            f"{file.path} has llama.attention.sliding_window={window!r}, which no Llama has; give "
+            "the model's Hugging Face directory"
+        )
+
+
+def _close(found: Any, value: float) -> bool:
+    """Whether a number of a file, which is a float32, is this one."""
+    return isinstance(found, (int, float)) and math.isclose(found, value, rel_tol=1e-6)
+
+
 def _rope_scaling(file: GgufFile, head_dim: int) -> dict[str, Any] | None:
-    metadata = file.metadata
-    if "rope_freqs.weight" in file.tensors:
-        return _llama3_scaling(file, head_dim)
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    factor = metadata.get("llama.rope.scaling.factor", metadata.get("llama.rope.scale_linear"))
-    if kind == "none" and factor in (None, 0.0, 1.0):
-        return None
-    if kind in ("none", "linear"):
+    """rope_scaling in Hugging Face's words; None where the file scales nothing.
+
+    llama.cpp stretches by `factor` unless the type says none, and multiplies cos and sin by
+    `attn_factor`, under yarn times 1 + ln(factor) / 10.
+    """
+    found = {
+        key.removeprefix("llama.rope.scaling."): value
+        for key, value in file.metadata.items()
+        if key.startswith("llama.rope.scaling.")
+    }
+    kind = found.get("type", "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise CheckpointError(
+            f"{file.path} has llama.rope.scaling.type {kind!r}; wanted none, linear or yarn: "
+            "give the model's Hugging Face directory"
+        )
+    factor = found.get("factor", file.metadata.get("llama.rope.scale_linear")) or 1.0
+    magnitude = found.get("attn_factor", found.get("yarn_attn_factor")) or 1.0
+    stretched = kind != "none" and factor != 1.0
+    if magnitude != 1.0 and not (stretched and kind == "yarn"):
+        raise CheckpointError(
+            f"{file.path} has llama.rope.scaling.attn_factor={magnitude:g} without yarn, for which "
+            "config.json has no word; give the model's Hugging Face directory"
+        )
+    llama3 = _llama3_scaling(file, head_dim) if "rope_freqs.weight" in file.tensors else None
+    if llama3 is not None and stretched:
+        raise CheckpointError(
+            f"{file.path} has rope_freqs.weight and a llama.rope.scaling.factor of {factor:g}; "
+            "wanted one of the two: give the model's Hugging Face directory"
+        )
+    if not stretched:
+        return llama3
+    if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        original = metadata.get("llama.rope.scaling.original_context_length")
-        known = {"original_max_position_embeddings": original} if original else {}
-        return {"rope_type": "yarn", "factor": factor, **known}
-    raise CheckpointError(
-        f"{file.path} has llama.rope.scaling.type {kind!r}; wanted none, linear or yarn: "
-        "give the model's Hugging Face directory"
-    )
+    known = {
+        "original_max_position_embeddings": found.get("original_context_length"),
+        "beta_fast": found.get("yarn_beta_fast"),
+        "beta_slow": found.get("yarn_beta_slow"),
+        "attention_factor": magnitude * (1 + 0.1 * math.log(factor)) if magnitude != 1.0 else None,
+    }
+    given = {key: value for key, value in known.items() if value}
+    return {"rope_type": "yarn", "factor": factor, **given}
 
 
 def llama3_frequency_factors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,12 @@ def test_what_is_no_gguf_is_said_to_be_none(tmp_path: Path, content: bytes, want
 
 def add(key: str, value: Any) -> Edit:
     def edit(writer: gguf.GGUFWriter) -> None:
-        methods = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        methods: dict[type, Callable[[str, Any], None]] = {
+            str: writer.add_string,
+            float: writer.add_float32,
+            int: writer.add_uint32,
+            bool: writer.add_bool,
+        }
         methods[type(value)](key, value)
 
     return edit
@@ -170,6 +176,16 @@ def add_tensor(name: str, values: Any) -> Edit:
     return lambda writer: writer.add_tensor(name, np.asarray(values, dtype=np.float32))
 
 
+def edits(**scaling: Any) -> Edit:
+    """Keys of llama.rope.scaling."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key, value in scaling.items():
+            add(f"llama.rope.scaling.{key}", value)(writer)
+
+    return edit
+
+
 LLAMA3_FACTORS = llama3_frequency_factors(32, 10000.0, 8.0, 8192)
 
 
@@ -177,6 +193,23 @@ LLAMA3_FACTORS = llama3_frequency_factors(32, 10000.0, 8.0, 8192)
     ("edit", "wanted"),
     [
         (add("llama.rope.scaling.type", "none"), None),
+        (edits(type="none", factor=4.0), None),
+        (edits(type="yarn"), None),
+        (edits(factor=4.0), {"rope_type": "linear", "factor": 4.0}),
+        (edits(type="linear", factor=1.0, attn_factor=1.0), None),
+        (
+            edits(type="yarn", factor=4.0, original_context_length=64, finetuned=True),
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+        (
+            edits(type="yarn", factor=math.e**2, attn_factor=0.5, yarn_beta_fast=16.0),
+            {
+                "rope_type": "yarn",
+                "factor": pytest.approx(math.e**2),
+                "beta_fast": 16.0,
+                "attention_factor": pytest.approx(0.6),
+            },
+        ),
         (add("llama.rope.scale_linear", 4.0), {"rope_type": "linear", "factor": 4.0}),
         (add_tensor("rope_freqs.weight", np.ones(16)), None),
         (
@@ -199,6 +232,33 @@ def test_rope_scaling_is_recovered(
     model_config(source.config, "auto")
 
 
+NEUTRAL = {
+    "attention.scale": 32**-0.5,
+    "attention.causal": True,
+    "logit_scale": 1.0,
+    "embedding_scale": 1.0,
+    "residual_scale": 0.0,
+    "expert_weights_scale": 0.0,
+    "expert_count": 0,
+    "final_logit_softcapping": 0.0,
+    "attention.sliding_window": 0,
+    "rope.scaling.yarn_log_multiplier": 0.0,
+}
+
+
+def test_keys_that_change_nothing_are_passed_over(
+    original: SourceCheckpoint, tmp_path: Path
+) -> None:
+    assert original.config["head_dim"] == 32
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        for key, value in NEUTRAL.items():
+            add(f"llama.{key}", value)(writer)
+
+    plain = open_gguf(write_gguf(tmp_path / "plain.gguf", original))
+    assert open_gguf(write_gguf(tmp_path / "x.gguf", original, edit=edit)).config == plain.config
+
+
 def test_llama3_factors_equal_llama_cpps_loop() -> None:
     wanted = []
     for power in range(0, 32, 2):
@@ -219,6 +279,16 @@ def test_llama3_factors_equal_llama_cpps_loop() -> None:
     [
         (add("llama.rope.scaling.type", "longrope"), "'longrope'; wanted none, linear or yarn"),
         (add_tensor("rope_freqs.weight", np.arange(1, 17)), "that no Llama 3.1 scaling gives"),
+        (edits(attn_factor=1.2), "attn_factor=1.2 without yarn"),
+        (edits(type="linear", factor=2.0, attn_factor=1.2), "attn_factor=1.2 without yarn"),
+        (add("llama.attention.scale", 0.25), "llama.attention.scale=0.25, which no Llama's"),
+        (add("llama.expert_weights_scale", 2.5), "llama.expert_weights_scale=2.5"),
+        (add("llama.logit_scale", 8.0), "llama.logit_scale=8.0.*; wanted 1 or none"),
+        (add("llama.embedding_scale", 12.0), "llama.embedding_scale=12.0"),
+        (add("llama.residual_scale", 0.22), "llama.residual_scale=0.2"),
+        (add("llama.final_logit_softcapping", 30.0), "llama.final_logit_softcapping=30.0"),
+        (add("llama.attention.sliding_window", 16), "llama.attention.sliding_window=16"),
+        (edits(type="yarn", factor=4.0, yarn_log_multiplier=0.1), "yarn_log_multiplier=0.1"),
         (add("llama.attention.key_length", 48), "attention.key_length=48"),
         (add_tensor("blk.0.ffn_gate_exps.weight", np.ones((2, 2))), "a mixture of experts?"),
     ],
