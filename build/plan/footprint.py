@@ -42,23 +42,56 @@ _KV_SHARE = 0.9
 
 
 class Footprint(NamedTuple):
-    """One GPU's memory, bytes, for the rank that needs most."""
+    """One GPU's memory, bytes, for the rank that needs most.
+
+    kv_sequence: keys and values of one sequence of kv_window tokens. A longer one needs no more
+    where the runtime keeps windows; a shorter one its share.
+    """
 
     weights: int
     activations: int  # estimate
     runtime: int  # estimate
     kv_per_token: int
+    kv_sequence: int
+    kv_window: int
+
+    def kv_of(self, context: int) -> int:
+        """What one sequence of `context` tokens takes."""
+        return self.kv_sequence * min(context, self.kv_window) // self.kv_window
 
 
 def footprint(plan: BuildPlan) -> Footprint:
     """What the fullest rank holds while it serves the plan's limits."""
-    config = plan.config
+    per_token = kv_bytes_per_token(plan.config)
+    windows = kept_windows(plan) or ()
     return Footprint(
         weights=max(plan.rank_bytes),
         activations=_activation_bytes(plan),
         runtime=_RUNTIME_BYTES,
-        kv_per_token=kv_bytes_per_token(config),
+        kv_per_token=per_token,
+        kv_sequence=windowed_bytes(plan) if windows else per_token * plan.max_seq_len,
+        kv_window=min(windows, default=plan.max_seq_len),
     )
+
+
+def kept_windows(plan: BuildPlan) -> tuple[int, ...] | None:
+    """The tokens that each layer keeps of a sequence; None where all are kept.
+
+    TensorRT-LLM gives every size of window a pool of its own, as large as the window, so that a
+    sequence that fills the smallest counts whole. The torch backend and our TensorRT runner keep
+    what a window hides.
+    """
+    windows = plan.max_attention_window
+    return windows if plan.settings.backend == "tensorrt_llm" else None
+
+
+def windowed_bytes(plan: BuildPlan) -> int:
+    """Keys and values of a sequence of max_seq_len on the fullest stage, of each layer its window."""
+    config, windows = plan.config, plan.max_attention_window or ()
+    mapping, count = config.mapping, config.num_hidden_layers
+    stages = [mapping.layers(pp_rank, count) for pp_rank in range(mapping.pp_size)]
+    tokens = max(sum(min(windows[i], plan.max_seq_len) for i in stage) for stage in stages)
+    return tokens * kv_bytes_per_token(config) // len(stages[0])
 
 
 def kv_bytes_per_token(config: ModelConfig) -> int:
@@ -107,7 +140,7 @@ def kv_budget(needs: Footprint, memory_gib: float) -> int:
 
 def concurrent_requests(needs: Footprint, memory_gib: float, context: int) -> int:
     """Sequences of `context` tokens whose keys and values fit at once."""
-    return max(0, kv_budget(needs, memory_gib) // (needs.kv_per_token * context))
+    return max(0, kv_budget(needs, memory_gib) // needs.kv_of(context))
 
 
 def print_page(plan: BuildPlan, console: Console) -> None:
@@ -142,8 +175,9 @@ def print_page(plan: BuildPlan, console: Console) -> None:
             f"about {needs.activations / GIB:.2f} GiB at {plan.max_num_tokens} tokens an iteration",
         ),
         ("runtime", f"about {needs.runtime / GIB:.2f} GiB"),
-        ("KV cache", _budget_words(budget, needs)),
+        ("KV cache", _budget_words(budget, needs, plan)),
         ("KV per token", f"{needs.kv_per_token / 1024:.1f} KiB on each GPU"),
+        *([("windows", _window_words(plan))] if plan.max_attention_window else []),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in rows:
@@ -158,11 +192,29 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     console.print(requests)
 
 
-def _budget_words(budget: int, needs: Footprint) -> str:
+def _window_words(plan: BuildPlan) -> str:
+    """What attention windows spare, and whom."""
+    windows, length = plan.max_attention_window or (), plan.max_seq_len
+    sliding = sum(window < length for window in windows)
+    whole = kv_bytes_per_token(plan.config) * length
+    spared = f"{windowed_bytes(plan) / GIB:.2f} GiB instead of {whole / GIB:.2f}"
+    if kept_windows(plan):
+        who = f"a sequence of {length:,} keeps {spared}"
+    elif plan.settings.format == "hf":
+        who = f"counted whole; a runtime that keeps windows needs {spared} for {length:,} tokens"
+    else:
+        who = f"backend={plan.settings.backend} keeps all the same; tensorrt_llm {spared}"
+    return f"{sliding} of {len(windows)} layers look back {min(windows):,} tokens: {who}"
+
+
+def _budget_words(budget: int, needs: Footprint, plan: BuildPlan) -> str:
     if budget < 0:
         return f"none: {-budget / GIB:.2f} GiB too little; choose more GPUs or a smaller form"
-    tokens = budget // needs.kv_per_token
-    return f"{budget / GIB:.2f} GiB, {tokens:,} tokens"
+    if kept_windows(plan):
+        holds = f"{budget // needs.kv_sequence:,} sequences of {plan.max_seq_len:,} tokens"
+    else:
+        holds = f"{budget // needs.kv_per_token:,} tokens"
+    return f"{budget / GIB:.2f} GiB, {holds}"
 
 
 def _contexts(limit: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,90 @@ def test_the_plan_page_needs_no_weights(capsys: pytest.CaptureFixture[str]) -> N
     page = capsys.readouterr().out
     for words in ("TP 4 x PP 1 = 4 GPUs", "1, 2, 4, 8, 16, 32, 64", "131,072", "40.0 KiB"):
         assert words in page
+
+
+def windowed(backend: str, **flags: object) -> BuildPlan:
+    """Gemma 3's pattern: 5 of 6 layers look back 1024 tokens."""
+    config = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "vocab_size": 262144,
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "max_position_embeddings": 131072,
+        "sliding_window": 1024,
+        "rms_norm_eps": 1e-6,
+    }
+    given = {"until": "plan", "backend": backend, **flags}
+    source = resolve_source(str(ROOT / "configs" / "nemotron-70b"), Path(), lambda line: None)
+    return make_plan(load_settings(given), replace(source, config=config))
+
+
+LAYER = 2 * 4 * 256 * 2  # bytes of a token in one layer
+
+
+def test_tensorrt_llm_keeps_a_window_and_the_others_all() -> None:
+    needs = footprint(windowed("tensorrt_llm"))
+    assert needs.kv_per_token == 12 * LAYER
+    assert needs.kv_of(131072) == (10 * 1024 + 2 * 131072) * LAYER
+    for backend, flags in (("torch", {}), ("tensorrt", {"gpu": "l40s"})):
+        whole = footprint(windowed(backend, **flags))
+        assert whole.kv_of(131072) == 131072 * 12 * LAYER
+        assert whole.kv_of(777) == 777 * 12 * LAYER
+
+
+@pytest.mark.parametrize("context", [256, 1024, 4096, 65536, 131072])
+def test_requests_are_those_of_the_pool_that_is_full_first(context: int) -> None:
+    """Pools as calculateMaxNumBlocks makes them: by the window's size times its layers' bytes."""
+    needs = footprint(windowed("tensorrt_llm"))
+    budget = kv_budget(needs, 80.0)
+    layers = {1024: 10, 131072: 2}
+    weights = {window: window * count for window, count in layers.items()}
+    fits = []
+    for window, count in layers.items():
+        pool = budget * weights[window] / sum(weights.values())
+        fits.append(pool / (count * LAYER * min(window, context)))
+    assert concurrent_requests(needs, 80.0, context) == pytest.approx(min(fits), abs=1)
+
+
+def test_a_window_on_every_layer_bounds_what_a_sequence_takes() -> None:
+    """Mistral 7B 0.1: past 4096 tokens nothing is added."""
+    config = {
+        "architectures": ["MistralForCausalLM"],
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 32768,
+        "sliding_window": 4096,
+        "rms_norm_eps": 1e-5,
+    }
+    source = resolve_source(str(ROOT / "configs" / "nemotron-70b"), Path(), lambda line: None)
+    settings = load_settings({"until": "plan", "backend": "tensorrt_llm", "pp": 2})
+    needs = footprint(make_plan(settings, replace(source, config=config)))
+    assert needs.kv_of(32768) == needs.kv_of(4096) == 4096 * 16 * 2 * 8 * 128 * 2
+    assert needs.kv_of(1024) * 4 == needs.kv_of(4096)
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("tensorrt_llm", "a sequence of 131,072 keeps 1.04 GiB instead of 6.00"),
+        ("torch", "backend=torch keeps all the same; tensorrt_llm 1.04 GiB instead of 6.00"),
+    ],
+)
+def test_the_page_says_what_windows_spare_and_whom(backend: str, words: str) -> None:
+    console = Console(record=True, width=160, file=(Path("/dev/null")).open("w"))
+    with console.file:
+        print_page(windowed(backend), console)
+        page = console.export_text()
+    assert f"10 of 12 layers look back 1,024 tokens: {words}" in page
+    assert ("sequences of 131,072 tokens" in page) == (backend == "tensorrt_llm")
 
 
 def test_every_gpu_of_the_capability_table_has_a_memory() -> None:
