@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
 from enginehouse.build import cli
 from enginehouse.build.plan.build_plan import make_plan
@@ -133,6 +134,15 @@ def test_other_spellings_mean_the_same(
     for name, tensor in wanted.items():
         torch.testing.assert_close(source.tensors.read(name).float(), tensor, rtol=1e-6, atol=0)
     assert make_plan(load_settings({}), source).settings.quant == form
+
+
+def test_transformers_dequantises_its_fp8_to_the_same_weights(tmp_path: Path) -> None:
+    path, _ = write_quantized("transformers fp8", tmp_path)
+    how = FineGrainedFP8Config("static", None, dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=how, dtype=torch.float32)
+    source = opened(path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(source.tensors.read(name).float(), tensor), name
 
 
 def test_autofp8s_kv_scales_are_kept(tmp_path: Path) -> None:
