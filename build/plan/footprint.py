@@ -86,7 +86,7 @@ def kept_windows(plan: BuildPlan) -> tuple[int, ...] | None:
 
 
 def windowed_bytes(plan: BuildPlan) -> int:
-    """Keys and values of a sequence of max_seq_len on the fullest stage, of each layer its window."""
+    """Keys and values of a sequence of max_seq_len on the fullest stage: of each layer a window."""
     config, windows = plan.config, plan.max_attention_window or ()
     mapping, count = config.mapping, config.num_hidden_layers
     stages = [mapping.layers(pp_rank, count) for pp_rank in range(mapping.pp_size)]
