@@ -47,7 +47,7 @@ def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
         tensors = QuantizedTensors(source.tensors, layout)
         return replace(source, tensors=tensors, quantized=tensors)
     planned = PlannedQuantization(source.tensors, layout, model, found)
-    remark = f"config.json alone does not tell it, and is taken for granted: {planned.assumed}"
+    remark = f"config.json alone does not tell, and the plan takes for granted: {planned.assumed}"
     return replace(source, quantized=planned, remarks=(*source.remarks, remark))
 
 

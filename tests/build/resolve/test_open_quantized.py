@@ -63,7 +63,7 @@ def test_a_config_alone_is_planned_as_its_checkpoint_is(
     alone = config_alone(whole, tmp_path / "alone")
     assert cli.main([str(alone), "--plan"]) == 0
     out, err = capsys.readouterr()
-    assert ASSUMED[kind] in out and "config.json alone does not tell it" in err
+    assert ASSUMED[kind] in out and "config.json alone does not tell, and the plan" in err
     settings = load_settings({"until": "plan"})
     found, wanted = (make_plan(settings, opened(path)) for path in (alone, whole))
     assert found.group_size == wanted.group_size
