@@ -42,6 +42,7 @@ COMMANDS = {
 Explain = Callable[[EnginehouseError], str]
 _SILENCE_S = 600.0
 _START_S = 1200.0
+_HEARD_S = 0.5
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 # Controls of ASCII and of Latin-1 but newline and tab, and halves of characters no terminal takes.
 _UNPRINTABLE = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160), *range(0xD800, 0xE000)])
@@ -132,6 +133,20 @@ def _served(target: str) -> Generator[tuple[str, Explain], None, None]:
                 os.unlink(log)
 
 
+@contextmanager
+def _ctrl_c_is_heard() -> Iterator[None]:
+    """Ctrl-C that comes just before a wait for the network does not end that wait, and is heard
+    with the next signal: here one comes twice a second.
+    """
+    before = signal.signal(signal.SIGALRM, lambda number, frame: None)
+    signal.setitimer(signal.ITIMER_REAL, _HEARD_S, _HEARD_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 class Chat:
     """Owns the terminal: reads lines, prints answers. Knows no HTTP."""
 
@@ -195,7 +210,8 @@ class Chat:
         reader, asked_s, stopped = AnswerReader(), time.monotonic(), False
         self._thinking = False
         try:
-            with self._connection.stream(CHAT, self._conversation.body(question)) as lines:
+            body = self._conversation.body(question)
+            with _ctrl_c_is_heard(), self._connection.stream(CHAT, body) as lines:
                 for line in lines:
                     for piece in reader.push(line):
                         self._show(piece)

@@ -69,10 +69,10 @@ def test_a_model_that_is_not_whole_is_no_truth(tmp_path: Path) -> None:
     del tensors["model.norm.weight"]
     save_file(tensors, path / "model.safetensors", {"format": "pt"})
     with pytest.raises(EngineError, match="transformers finds no model.norm.weight in .*at random"):
-        original_logits(opened(path), torch.tensor([1, 2]))
+        original_logits(source := opened(path), torch.tensor([1, 2]))
     (path / "config.json").write_text("{}")
     with pytest.raises(EngineError, match="transformers cannot load .* to verify with: "):
-        original_logits(opened(path), torch.tensor([1, 2]))
+        original_logits(source, torch.tensor([1, 2]))
 
 
 def test_what_cannot_be_loaded_is_refused_before_a_weight_is_read(
