@@ -5,6 +5,7 @@ Knows neither tensors nor who else is running.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -90,3 +91,20 @@ class ScoredRow(NamedTuple):
     @property
     def next_token(self) -> int:
         return self.sequence.token_ids[self.position + 1]
+
+
+def last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
+    """Each chunk with the row of its last token in the step."""
+    row = -1
+    for chunk in chunks:
+        row += chunk.num_tokens
+        yield row, chunk
+
+
+def scored_rows(chunks: list[Chunk]) -> Iterator[tuple[int, ScoredRow]]:
+    """The rows of a step that score a prompt's tokens, each with its place in the step."""
+    first = 0
+    for chunk in chunks:
+        for position in chunk.scored:
+            yield first + position - chunk.start, ScoredRow(chunk.sequence, position)
+        first += chunk.num_tokens

@@ -1,0 +1,62 @@
+"""How many KV blocks an engine gets: as asked, else what suits the model and the free memory.
+
+Knows bytes and counts; no tensor, and not what is kept in a block.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from enginehouse.runtime.batching.model_runner import Capacity
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.machine.device import free_memory
+
+# Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
+# it holds a step's activations, and its copies of the keys and values of one layer.
+_KV_SHARE = {"cpu": 0.25, "cuda": 0.6}
+# A CPU's memory is everyone's: no more than so many sequences of the full context take there, or as
+# much as the weights' files, if that is more.
+_FULL_SEQUENCES = 4
+
+
+def count_blocks(
+    capacity: Capacity,
+    block_size: int,
+    block_bytes: int,
+    *,
+    kv_cache_gib: float | None,
+    weight_bytes: int,
+    device: torch.device,
+) -> int:
+    """KV blocks to hold: as asked, else what suits the model and the free memory, at most what the
+    batch can ever use.
+    """
+    free = free_memory(device)
+    needed = -(-capacity.max_seq_len // block_size)
+    if kv_cache_gib is None:
+        memory_bytes = int(free * _KV_SHARE[device.type])
+        if device.type == "cpu":
+            suited = max(_FULL_SEQUENCES * needed * block_bytes, weight_bytes)
+            memory_bytes = min(memory_bytes, suited)
+        num_blocks = min(memory_bytes // block_bytes, needed * capacity.max_batch_size)
+    else:
+        num_blocks = int(kv_cache_gib * 2**30) // block_bytes
+    if num_blocks < needed:
+        raise EngineError(
+            f"the KV cache holds {num_blocks * block_size} tokens; one sequence of "
+            f"max_seq_len={capacity.max_seq_len} needs {needed * block_bytes / 2**30:.2f} GiB: "
+            "raise kv_cache_gib or lower max_seq_len"
+        )
+    if num_blocks * block_bytes > free:
+        raise EngineError(
+            f"kv_cache_gib={kv_cache_gib:g} was asked for and {free / 2**30:.2f} GiB are free on "
+            f"the {device.type}; ask for less, or leave it out"
+        )
+    return num_blocks
+
+
+def weight_bytes(engine: Engine) -> int:
+    """Of every rank's file, as the engine keeps its weights."""
+    files = engine.manifest.files
+    return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
