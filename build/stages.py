@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from enginehouse.build.backends.base import Backend, Build, BuildResult, Stage
+from enginehouse.build.backends.cpu import CpuBackend
 from enginehouse.build.backends.hf import HfExport
 from enginehouse.build.backends.shared_stages import FETCH, describe_download
 from enginehouse.build.backends.tensorrt import TensorRTBackend
@@ -35,6 +36,7 @@ from enginehouse.runtime.errors import PlanError
 
 BACKENDS: dict[str, Backend] = {
     "torch": TorchBackend(),
+    "cpu": CpuBackend(),
     "tensorrt": TensorRTBackend(),
     "tensorrt_llm": TensorRTLLMBackend(),
     "hf": HfExport(),
@@ -160,7 +162,7 @@ def output_path(plan: BuildPlan) -> Path:
     cut += f"-pp{settings.pp}" if settings.pp > 1 else ""
     name = plan.name.rpartition("/")[2].lower()
     cut += "-hf" if settings.format == "hf" else ""
-    cut += "-tensorrt" if settings.backend == "tensorrt" else ""
+    cut += f"-{settings.backend}" if settings.backend in ("cpu", "tensorrt") else ""
     return Path("engines").absolute() / f"{name}-{settings.quant}{cut}"
 
 

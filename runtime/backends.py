@@ -35,14 +35,17 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
         from enginehouse.runtime.tensorrt.executor import open_tensorrt
 
         return open_tensorrt(path, options)
-    if manifest.backend != "torch":
+    if manifest.backend not in ("torch", "cpu"):
         raise EngineError(
-            f"{path} was built for backend {manifest.backend!r}; wanted torch, tensorrt or "
-            "tensorrt_llm: "
-            "build the engine again"
+            f"{path} was built for backend {manifest.backend!r}; wanted torch, cpu, tensorrt or "
+            "tensorrt_llm: build the engine again"
         )
     engine = read_engine(path)
     verify_files(engine)
+    if manifest.backend == "cpu":
+        from enginehouse.runtime.cpu.executor import CpuExecutor
+
+        return CpuExecutor(engine, options)
     from enginehouse.runtime.torch.executor import TorchExecutor
 
     return TorchExecutor(engine, options)

@@ -111,9 +111,10 @@ runtime/grammar        machine
 runtime/schemas        grammar
 runtime/batching       machine logprobs grammar
 runtime/torch          machine logprobs checkpoint batching
+runtime/cpu            machine logprobs checkpoint batching
 runtime/tensorrt       machine checkpoint batching
 runtime/tensorrt_llm   machine logprobs grammar
-runtime/backends       torch tensorrt tensorrt_llm
+runtime/backends       torch cpu tensorrt tensorrt_llm
 runtime/host           backends
 
 build/progress
@@ -123,13 +124,13 @@ build/families         forms source
 build/sources          forms source families  runtime/checkpoint runtime/template
 build/resolve          source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
-build/plan             forms source families quantize  runtime/tensorrt
+build/plan             forms source families quantize  runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
 build/original         source
 build/verify           runtime/checkpoint runtime/torch
 build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
-build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm
+build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm  runtime/cpu
 build/stages           progress source sources plan convert original backends
 build/doctor           tensorrt_llm  runtime/machine runtime/grammar
 build/cli              progress resolve plan tensorrt_llm backends stages doctor

@@ -43,11 +43,12 @@ from enginehouse.build.plan.trtllm_flags import check_flags, facts_of
 from enginehouse.build.plan.unread import check_unread
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
+from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.errors import PlanError
 
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
-MAX_NUM_TOKENS = {"torch": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
+MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         quantization = replace(quantization, group_size=group_size)
     quantization = _quantization(settings, config, quantization, own)
     config = replace(config, quantization=quantization)
+    _check_cpu(settings, config)
     # The scale of a token is its largest number's: no head may be added that has a larger one.
     rowwise = quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN"
     padding = padding_of(unpadded, config, repeat_queries=rowwise)
@@ -239,6 +241,14 @@ def _quantization(
         for row in stage_rows(config, pp_rank)
     )
     return with_excluded(settings.exclude, modules, quantization)
+
+
+def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
+    """PlanError for what backend=cpu does not run yet; config: with its quantization."""
+    if settings.backend == "cpu" and settings.format != "hf":
+        refusal = cpu_refusal(config, settings.kv_block_size, settings.compute_dtype)
+        if refusal is not None:
+            raise PlanError(refusal)
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:

@@ -85,7 +85,7 @@ class BuildSettings:
     )
     pp: int = _choice(1, "pipeline parallel stages")
     backend: str = _choice(
-        "torch", "what runs the engine", choices=("torch", "tensorrt", "tensorrt_llm")
+        "torch", "what runs the engine", choices=("torch", "cpu", "tensorrt", "tensorrt_llm")
     )
     dtype: str = _choice(
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)
@@ -96,7 +96,7 @@ class BuildSettings:
     max_batch_size: int = _choice(64, "sequences in flight")
     max_num_tokens: int | None = _choice(
         None,
-        "tokens computed in one iteration; without it, torch 512, tensorrt 2048, else 8192",
+        "tokens computed in one iteration; without it, torch and cpu 512, tensorrt 2048, else 8192",
     )
     kv_block_size: int = _choice(32, "tokens in one KV cache block, a power of two")
     kv_cache_gib: float | None = _choice(

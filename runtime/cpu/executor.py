@@ -1,0 +1,122 @@
+"""The compiled backend: our C++ kernels behind the in-flight batching loop.
+
+What a sequence is answered depends on that sequence alone: the kernels sum in one order whatever
+runs beside it, however its prompt is cut, and on any number of threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.batching.block_memory import BlockMemory
+from enginehouse.runtime.batching.inflight_executor import InflightExecutor
+from enginehouse.runtime.batching.kv_cache import BlockPool
+from enginehouse.runtime.batching.kv_room import count_blocks, weight_bytes
+from enginehouse.runtime.batching.model_runner import Capacity, Score
+from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
+from enginehouse.runtime.checkpoint.rope import Rotary
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.cpu.compiler import compiled_library
+from enginehouse.runtime.cpu.instructions import choose_instructions
+from enginehouse.runtime.cpu.packed_model import load_model, native_shape
+from enginehouse.runtime.cpu.support import cpu_refusal
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, limit_within
+from enginehouse.runtime.logprobs import ROWS_AT_ONCE
+from enginehouse.runtime.machine.device import CPU
+
+_SHORT = 2  # longrope's second rotary table
+
+
+class CpuRunner:
+    """Satisfies `batching.model_runner.ModelRunner`: every rank's weights merged and packed.
+
+    instructions: of `instructions.INSTRUCTIONS`; None for the best of this CPU.
+    """
+
+    device = CPU
+
+    def __init__(
+        self, engine: Engine, options: ExecutorOptions, instructions: str | None = None
+    ) -> None:
+        config, limits = engine.config, engine.manifest.limits
+        block_size = limits.kv_block_size
+        asked = options.compute_dtype or limits.compute_dtype
+        refusal = cpu_refusal(config, block_size, asked)
+        if refusal is not None:
+            raise EngineError(refusal)
+        if options.device not in ("auto", "cpu"):
+            raise EngineError(f"device {options.device!r}; backend=cpu wants auto or cpu")
+        library = compiled_library(instructions or choose_instructions())
+        max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
+        max_batch_size = options.max_batch_size or limits.max_batch_size
+        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
+        self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
+        heads = 2 * config.num_key_value_heads * config.num_hidden_layers
+        block_bytes = block_size * heads * config.head_size * torch.bfloat16.itemsize
+        num_blocks = count_blocks(
+            self.capacity,
+            block_size,
+            block_bytes,
+            kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
+            weight_bytes=weight_bytes(engine),
+            device=CPU,
+        )
+        self.kv_cache_bytes = num_blocks * block_bytes
+        self.block_size = block_size
+        self.memory = BlockMemory(BlockPool(num_blocks), block_size)
+        rotary = Rotary(config, max_seq_len)
+        self.pretrained = rotary.pretrained
+        shape = native_shape(
+            config,
+            num_blocks=num_blocks,
+            block_size=block_size,
+            max_tokens=self.capacity.max_num_tokens,
+            threads=options.num_threads or torch.get_num_threads(),
+        )
+        weights = CheckpointWeights(engine.path, config)
+        self.model = load_model(library, shape, config, weights, rotary)
+
+    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
+        token_ids: list[int] = []
+        for sequence, start, count in chunks:
+            token_ids += sequence.token_ids[start : start + count]
+        self.model.step(
+            token_ids,
+            [chunk.num_tokens for chunk in chunks],
+            [chunk.start for chunk in chunks],
+            [self._rope(chunk) for chunk in chunks],
+            [self._blocks(chunk) for chunk in chunks],
+        )
+        scored = list(scored_rows(chunks))
+        for done in range(0, len(scored), ROWS_AT_ONCE):
+            some = scored[done : done + ROWS_AT_ONCE]
+            score([told for _, told in some], self.model.logits([row for row, _ in some]))
+        return self.model.logits([row for row, chunk in last_rows(chunks) if chunk.completes])
+
+    def _rope(self, chunk: Chunk) -> int:
+        """The chunk's global rotary table, which longrope settles by its sequence's length."""
+        if self.pretrained is None or len(chunk.sequence.token_ids) > self.pretrained:
+            return 0
+        return _SHORT
+
+    def _blocks(self, chunk: Chunk) -> list[int]:
+        return chunk.sequence.blocks[: -(-(chunk.start + chunk.num_tokens) // self.block_size)]
+
+    def close(self) -> None:
+        self.model.close()
+
+
+class CpuExecutor(InflightExecutor[CpuRunner]):
+    """In-flight batching for engines built with `--backend cpu`.
+
+    Deterministic whether that is asked for or not, and so in one step.
+    """
+
+    def __init__(
+        self, engine: Engine, options: ExecutorOptions, instructions: str | None = None
+    ) -> None:
+        runner = CpuRunner(engine, options, instructions)
+        super().__init__(engine, runner, options._replace(deterministic=False))

@@ -1,0 +1,58 @@
+"""Which instruction set the kernels are compiled for: the best that this CPU has.
+
+native/vectors.h is the one file that differs by it. Knows names and flags, not the compiler.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from enginehouse.runtime.errors import EngineError
+
+VARIABLE = "ENGINEHOUSE_CPU_INSTRUCTIONS"
+
+# Best first: the compiler's flags, and what /proc/cpuinfo must list. plain is C++ for any CPU.
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+_SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "avx512_bf16": (
+        (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512bf16"),
+        (*_AVX512, "fma", "avx512_bf16"),
+    ),
+    "avx512": ((*(f"-m{word}" for word in _AVX512), "-mfma"), (*_AVX512, "fma")),
+    "avx2": (("-mavx2", "-mfma"), ("avx2", "fma")),
+    "plain": ((), ()),
+}
+INSTRUCTIONS = tuple(_SETS)
+
+
+def compiler_flags(instructions: str) -> tuple[str, ...]:
+    """What makes the compiler use a set of `INSTRUCTIONS`."""
+    return _SETS[instructions][0]
+
+
+def available(words: set[str]) -> list[str]:
+    """The sets that a CPU with these words in /proc/cpuinfo has, best first."""
+    return [name for name, (_, wanted) in _SETS.items() if words.issuperset(wanted)]
+
+
+def choose_instructions() -> str:
+    """The best set of this CPU, or the one that ENGINEHOUSE_CPU_INSTRUCTIONS names.
+
+    Raises EngineError for a name that is none, or that this CPU lacks.
+    """
+    found = available(_cpu_words())
+    asked = os.environ.get(VARIABLE)
+    if not asked:
+        return found[0]
+    if asked not in found:
+        raise EngineError(f"{VARIABLE}={asked}; wanted one that this CPU has: {', '.join(found)}")
+    return asked
+
+
+def _cpu_words() -> set[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return set()
+    return set(cpuinfo.read_text(errors="replace").split())

@@ -1,0 +1,150 @@
+// Attention over the paged cache: keys and values in bf16, in units of 16 tokens.
+//
+// A query sums over its keys in the order of their positions, whatever else its step computes: what
+// lies beyond its own span adds zeros. So chunks, prefixes and neighbours leave its bits alone.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "linear.h"
+#include "memory.h"
+#include "vectors.h"
+
+namespace enginehouse {
+
+constexpr int kUnit = kLanes;  // tokens of one unit
+
+// For each layer, block and head: units of keys [D / 2][16 tokens][2], then values [8][D][2 tokens].
+class Cache {
+ public:
+  Cache(int layers, int num_blocks, int block_size, int kv_heads, int head_size)
+      : blocks_(num_blocks), heads_(kv_heads), size_(head_size), units_(block_size / kUnit),
+        pages_(size_t(layers) * num_blocks * kv_heads * units_ * unit_values() * sizeof(u16)) {}
+
+  u16* unit(int layer, const int* table, int head, int u) const {
+    const size_t block = size_t(layer) * blocks_ + table[u / units_];
+    return reinterpret_cast<u16*>(pages_.data()) + ((block * heads_ + head) * units_ + u % units_) * unit_values();
+  }
+
+  // One token's key and value: bf16 [D] each. The value after an even one is zeroed: it may be read,
+  // times zero, before it is written, and must not be NaN.
+  void keep(u16* unit, int slot, const u16* key, const u16* value) const {
+    for (int d = 0; d < size_; d += 2) memcpy(unit + (d / 2 * kUnit + slot) * 2, key + d, 4);
+    u16* to = unit + kUnit * size_ + slot / 2 * 2 * size_ + slot % 2;
+    for (int d = 0; d < size_; ++d) {
+      to[d * 2] = value[d];
+      if (slot % 2 == 0) to[d * 2 + 1] = 0;
+    }
+  }
+
+ private:
+  size_t unit_values() const { return size_t(2) * kUnit * size_; }
+  int blocks_, heads_, size_, units_;
+  Pages pages_;
+};
+
+// softmax(cap(q @ k * scale)) over the last `window` positions; 0: no window, no cap.
+struct Rule {
+  float scale = 1, cap = 0;
+  int window = 0;
+  bool local_rope = false;
+  int first(int position) const { return window ? std::max(0, position - window + 1) : 0; }
+};
+
+// Up to kRows queries that share a key/value head.
+struct Queries {
+  const u16* q;  // [R, D] bf16
+  int position[kRows];
+  float* out[kRows];  // [D] each
+};
+
+struct Scratch {
+  std::vector<float> scores;  // [R, length]
+  std::vector<u16> shares;
+  void grow(size_t n) {
+    if (scores.size() < n) scores.resize(n), shares.resize(n);
+  }
+};
+
+// scores of a row -> its shares in bf16, not yet divided by their sum, which is returned.
+inline float softmax(float* scores, u16* shares, int begin, int length, int first, int last, const Rule& rule) {
+  V most = all(-INFINITY);
+  for (int i = 0; i < length; i += kLanes) {
+    const I at = lanes() + (begin + i);
+    const V x = soft_cap(load<V>(scores + i) * rule.scale, rule.cap);
+    store(scores + i, x);
+    most = larger(select((at >= first) & (at <= last), x, all(-INFINITY)), most);
+  }
+  const float top = largest(most);
+  V total = all(0);
+  for (int i = 0; i < length; i += kLanes) {
+    const I at = lanes() + (begin + i);
+    const V e = select((at >= first) & (at <= last), exp(load<V>(scores + i) - top), all(0));
+    total = total + e;
+    store(shares + i, to_bf16(e));
+  }
+  return sum(total);
+}
+
+// shares @ values for C vectors of the head from column c0 on.
+template <int R, int C, class Units>
+void weigh(const Queries& set, const u16* shares, int length, int end, Units&& units, int head_size, int c0, const float* sums) {
+  V acc[R][C] = {};
+  for (int i = 0; i < end; i += 2) {
+    const u16* values = units(i / kUnit) + kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
+    Pairs v[C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) v[c] = pairs(load<U>(values + c * kLanes * 2));
+#pragma GCC unroll 6
+    for (int r = 0; r < R; ++r) {
+      const Pairs x = same_pair(pair_at(shares + size_t(r) * length + i));
+#pragma GCC unroll 4
+      for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], v[c], x);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(set.out[r] + (c0 + c) * kLanes, acc[r][c] / sums[r]);
+}
+
+// unit(u): the head's unit u of this sequence.
+template <int R, class Unit>
+void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Scratch& scratch) {
+  int first = INT32_MAX, last = 0;
+  for (int r = 0; r < R; ++r) {
+    first = std::min(first, rule.first(set.position[r]));
+    last = std::max(last, set.position[r]);
+  }
+  const int u0 = first / kUnit, begin = u0 * kUnit, length = (last / kUnit + 1) * kUnit - begin;
+  auto units = [&](int u) { return unit(u0 + u); };
+  scratch.grow(size_t(R) * length);
+  float* scores = scratch.scores.data();
+  u16* shares = scratch.shares.data();
+  for (int i = 0; i < length; i += kUnit) {
+    const u16* keys = units(i / kUnit);
+    V acc[R] = {};
+#pragma GCC unroll 4
+    for (int d = 0; d < head_size / 2; ++d) {
+      const Pairs k = pairs(load<U>(keys + d * kUnit * 2));
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(pair_at(set.q + r * head_size + d * 2)));
+    }
+    for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i, acc[r]);
+  }
+  float sums[R];
+  for (int r = 0; r < R; ++r) {
+    const size_t row = size_t(r) * length;
+    const int position = set.position[r];
+    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule);
+  }
+  const int end = last + 1 - begin;
+  for (int c = 0; c < head_size / kLanes; c += 4) switch (std::min(4, head_size / kLanes - c)) {
+      case 1: weigh<R, 1>(set, shares, length, end, units, head_size, c, sums); break;
+      case 2: weigh<R, 2>(set, shares, length, end, units, head_size, c, sums); break;
+      case 3: weigh<R, 3>(set, shares, length, end, units, head_size, c, sums); break;
+      default: weigh<R, 4>(set, shares, length, end, units, head_size, c, sums);
+    }
+}
+
+}  // namespace enginehouse

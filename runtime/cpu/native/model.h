@@ -1,0 +1,246 @@
+// A dense decoder: what it is made of, and one step of it over chunks of several sequences.
+#pragma once
+
+#include <array>
+#include <cassert>
+#include <cmath>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "memory.h"
+#include "pool.h"
+#include "vectors.h"
+
+namespace enginehouse {
+
+// As runtime/cpu/library.py has it. Sizes: hidden of 16, head_size of 16, rotary even, inner of 16.
+struct Shape {
+  int hidden, layers, heads, kv_heads, head_size, rotary, inner, vocab;
+  int num_blocks, block_size, max_tokens, threads;
+  int gelu, norm_sublayers;
+  float epsilon, embedding_scale, logits_cap;
+};
+
+// One iteration: `chunks` runs of tokens, each of one sequence from position start[i] on.
+struct Step {
+  int chunks, tokens;
+  const int* token_ids;     // [tokens]
+  const int* count;         // [chunks]: tokens of each
+  const int* start;         // [chunks]: the position of its first
+  const int* rope;          // [chunks]: its global rotary table, 0, or 2 for longrope's short one
+  const int* table_offset;  // [chunks]: where its blocks begin in tables
+  const int* tables;
+};
+
+enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
+
+struct Layer {
+  Linear qkv, dense, fc_gate, proj;
+  std::array<std::vector<float>, kNorms> norms;  // empty where the model has none
+  Rule rule;
+};
+
+// Rows of one chunk that lie in one unit of the cache: no other tile writes there.
+struct Tile {
+  int chunk, row, count, position;
+};
+
+class Model {
+ public:
+  explicit Model(const Shape& shape)
+      : s(shape), layers(shape.layers), pool_(shape.threads),
+        cache_(shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size) {
+    assert(s.hidden % kLanes == 0 && s.head_size % kLanes == 0 && s.inner % kLanes == 0);
+    assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
+    const size_t n = s.max_tokens;
+    hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden);
+    wide_.resize(n * width()), attended_.resize(n * s.heads * s.head_size), inner_.resize(n * s.inner);
+    rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
+  }
+
+  const Shape s;
+  Arena arena;
+  std::vector<Layer> layers;
+  std::vector<float> final_norm;
+  Linear head;
+  const u16* embedding = nullptr;                // [vocab, hidden]
+  std::array<const float*, 3> cos = {}, sin = {};  // [positions, rotary / 2]: global, local, short
+
+  int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
+
+  void run(const Step& step) {
+    const int n = step.tokens;
+    assert(n <= s.max_tokens);
+    cut(step);
+    rows_.widen(s.hidden);
+    by_rows(n, [&](int row) {
+      const u16* from = embedding + size_t(step.token_ids[row]) * s.hidden;
+      for (int i = 0; i < s.hidden; i += kLanes) store(&hidden_[at(row) + i], widened(load<H>(from + i)) * s.embedding_scale);
+      if (s.layers) put_normed(row, row, layers[0].norms[kInput], layers[0].qkv);
+    });
+    for (int l = 0; l < s.layers; ++l) layer(step, l);
+  }
+
+  // Of rows of the last step: float32 [n, vocab].
+  void logits(const int* rows, int n, float* out) {
+    assert(n <= s.max_tokens);
+    rows_.widen(s.hidden);
+    by_rows(n, [&](int i) { put_normed(i, rows[i], final_norm, head); });
+    product(pool_, head, rows_, n, {out, s.vocab, s.vocab});
+    if (s.logits_cap > 0) by_rows(n, [&](int i) { cap(out + size_t(i) * s.vocab); });
+  }
+
+ private:
+  size_t at(int row) const { return size_t(row) * s.hidden; }
+
+  template <class F>
+  void by_rows(int n, F&& f) {
+    const int items = n < 12 ? 1 : std::min(n / 2, 8 * pool_.size());
+    pool_.run(items, [&](int item) {
+      for (int i = int(int64_t(n) * item / items), end = int(int64_t(n) * (item + 1) / items); i < end; ++i) f(i);
+    });
+  }
+
+  void cut(const Step& step) {
+    tiles_.clear();
+    for (int c = 0, row = 0; c < step.chunks; ++c)
+      for (int p = step.start[c], end = p + step.count[c]; p < end;) {
+        const int count = std::min(kUnit - p % kUnit, end - p);
+        tiles_.push_back({c, row, count, p});
+        row += count, p += count;
+      }
+  }
+
+  float scale_of(const float* x, int n) const {  // what an RMS norm multiplies by
+    V total = all(0);
+    for (int i = 0; i < n; i += kLanes) total = fma(load<V>(x + i), load<V>(x + i), total);
+    return 1.f / std::sqrt(sum(total) / float(n) + s.epsilon);
+  }
+
+  // The norm of hidden's row, as a row of the next product's input.
+  void put_normed(int to, int row, const std::vector<float>& norm, const Linear& next) {
+    const float* x = &hidden_[at(row)];
+    rows_.put(to, x, norm.data(), next.factor, scale_of(x, s.hidden), s.hidden);
+  }
+
+  // hidden += what the branch gave, normed first where the family does so.
+  void add_branch(int row, const std::vector<float>* norm) {
+    float* x = &hidden_[at(row)];
+    const float* y = &branch_[at(row)];
+    const float by = norm ? scale_of(y, s.hidden) : 1.f;
+    for (int i = 0; i < s.hidden; i += kLanes) {
+      const V added = norm ? load<V>(y + i) * by * load<V>(norm->data() + i) : load<V>(y + i);
+      store(x + i, load<V>(x + i) + added);
+    }
+  }
+
+  void layer(const Step& step, int index) {
+    Layer& layer = layers[index];
+    const int n = step.tokens, heads = s.heads * s.head_size;
+    const bool sub = s.norm_sublayers;
+    product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
+    attention(step, index);
+    put_all(n, attended_.data(), heads, layer.dense);
+    product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
+    rows_.widen(s.hidden);
+    by_rows(n, [&](int row) {
+      add_branch(row, sub ? &layer.norms[kPost] : nullptr);
+      put_normed(row, row, layer.norms[sub ? kPreFeedForward : kPost], layer.fc_gate);
+    });
+    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, s.gelu ? End::gelu : End::silu});
+    put_all(n, inner_.data(), s.inner, layer.proj);
+    product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
+    rows_.widen(s.hidden);
+    by_rows(n, [&](int row) {
+      add_branch(row, sub ? &layer.norms[kPostFeedForward] : nullptr);
+      if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
+    });
+  }
+
+  void put_all(int n, const float* x, int in, const Linear& next) {
+    rows_.widen(in);
+    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in); });
+  }
+
+  // ---- attention ----
+
+  // One head's norm, where there is one, and its rotation: bf16 [head_size].
+  void turned(const float* x, const std::vector<float>& norm, int rope, int position, u16* out) const {
+    float y[kMostHead];
+    const float by = norm.empty() ? 1.f : scale_of(x, s.head_size);
+    for (int i = 0; i < s.head_size; ++i) y[i] = norm.empty() ? x[i] : x[i] * by * norm[i];
+    const int half = s.rotary / 2;
+    const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
+    for (int i = 0; i < half; ++i) {
+      const float a = y[i], b = y[half + i];
+      y[i] = a * c[i] - b * d[i];
+      y[half + i] = b * c[i] + a * d[i];
+    }
+    for (int i = 0; i < s.head_size; i += kLanes) store(out + i, to_bf16(load<V>(y + i)));
+  }
+
+  int rope_of(const Step& step, const Tile& tile, const Rule& rule) const {
+    return rule.local_rope ? 1 : step.rope[tile.chunk];
+  }
+
+  void keep_tile(const Step& step, int index, const Tile& tile, int head) {
+    const Layer& layer = layers[index];
+    const int rope = rope_of(step, tile, layer.rule), D = s.head_size;
+    u16* unit = cache_.unit(index, step.tables + step.table_offset[tile.chunk], head, tile.position / kUnit);
+    for (int i = 0; i < tile.count; ++i) {
+      const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
+      u16 key[kMostHead], value[kMostHead];
+      turned(x, layer.norms[kKey], rope, tile.position + i, key);
+      for (int d = 0; d < D; d += kLanes) store(value + d, to_bf16(load<V>(x + size_t(s.kv_heads) * D + d)));
+      cache_.keep(unit, (tile.position + i) % kUnit, key, value);
+    }
+  }
+
+  void attend_tile(const Step& step, int index, const Tile& tile, int head) {
+    static thread_local Scratch scratch;
+    const Layer& layer = layers[index];
+    const int per = s.heads / s.kv_heads, D = s.head_size, rope = rope_of(step, tile, layer.rule);
+    const int* table = step.tables + step.table_offset[tile.chunk];
+    auto unit = [&](int u) { return cache_.unit(index, table, head, u); };
+    u16 q[kRows * kMostHead];
+    Queries set;
+    set.q = q;
+    for (int i = 0, n = 0, left = tile.count * per; i < tile.count; ++i)
+      for (int h = head * per; h < (head + 1) * per; ++h) {
+        turned(&wide_[size_t(tile.row + i) * width() + size_t(h) * D], layer.norms[kQuery], rope, tile.position + i, q + n * D);
+        set.position[n] = tile.position + i;
+        set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];
+        --left;
+        if (++n < kRows && left) continue;
+        with_height(n, [&](auto R) { attend<R.value>(set, unit, D, layer.rule, scratch); });
+        n = 0;
+      }
+  }
+
+  // Two phases: a sequence may read keys that another writes in this very step.
+  void attention(const Step& step, int index) {
+    const int items = int(tiles_.size()) * s.kv_heads;
+    pool_.run(items, [&](int item) { keep_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+    pool_.run(items, [&](int item) { attend_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+  }
+
+  void cap(float* y) const {
+    for (int i = 0; i < s.vocab; i += kLanes) {
+      V v = all(0);
+      const size_t bytes = size_t(std::min(kLanes, s.vocab - i)) * sizeof(float);
+      memcpy(&v, y + i, bytes);
+      v = soft_cap(v, s.logits_cap);
+      memcpy(y + i, &v, bytes);
+    }
+  }
+
+  static constexpr int kMostHead = 512;
+  Pool pool_;
+  Cache cache_;
+  std::vector<float> hidden_, branch_, wide_, attended_, inner_;
+  Rows rows_;
+  std::vector<Tile> tiles_;
+};
+
+}  // namespace enginehouse

@@ -1,0 +1,164 @@
+// Sixteen floats at a time: all that depends on the instruction set stands in this file.
+//
+// V is a vector of the compiler's own (GCC, Clang), which it splits where registers are narrower;
+// only the products of bf16 pairs and the fused multiply-add are written for each set. The compiler
+// may fuse nothing by itself (-ffp-contract=off), so that every tile rounds as every other.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace enginehouse {
+
+using u16 = uint16_t;
+using u32 = uint32_t;
+
+constexpr int kLanes = 16;
+
+using V = float __attribute__((vector_size(64)));
+using I = int32_t __attribute__((vector_size(64)));
+using U = uint32_t __attribute__((vector_size(64)));
+using H = uint16_t __attribute__((vector_size(32)));  // sixteen bf16
+
+#define EH_INLINE inline __attribute__((always_inline))
+
+template <class T>
+EH_INLINE T load(const void* from) {
+  T x;
+  memcpy(&x, from, sizeof x);
+  return x;
+}
+template <class T>
+EH_INLINE void store(void* to, const T& x) {
+  memcpy(to, &x, sizeof x);
+}
+EH_INLINE V all(float x) { return V{} + x; }
+EH_INLINE V select(const I& mask, const V& yes, const V& no) {
+  return (V)(((I)yes & mask) | ((I)no & ~mask));
+}
+EH_INLINE I lanes() { return I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+
+EH_INLINE V fma(const V& a, const V& b, const V& c) {
+#if defined(__AVX512F__)
+  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  V out;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256 x = _mm256_loadu_ps((const float*)&a + i), y = _mm256_loadu_ps((const float*)&b + i);
+    _mm256_storeu_ps((float*)&out + i, _mm256_fmadd_ps(x, y, _mm256_loadu_ps((const float*)&c + i)));
+  }
+  return out;
+#else
+  return a * b + c;
+#endif
+}
+
+EH_INLINE float sum(const V& x) {  // halves, quarters, ...: one order for every set
+  float a[kLanes];
+  store(a, x);
+  for (int n = kLanes / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) a[i] += a[i + n];
+  return a[0];
+}
+EH_INLINE float largest(const V& x) {
+  float a[kLanes];
+  store(a, x);
+  float most = a[0];
+  for (int i = 1; i < kLanes; ++i) most = a[i] > most ? a[i] : most;
+  return most;
+}
+EH_INLINE V larger(const V& a, const V& b) { return select(a > b, a, b); }
+
+// ---- bf16: the upper half of a float ----
+
+EH_INLINE V widened(const H& x) { return (V)(__builtin_convertvector(x, U) << 16); }
+EH_INLINE H to_bf16(const V& x) {  // to the nearest, halves to the even one; NaN stays NaN
+  const U bits = (U)x;
+  const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector((U)select(x != x, (V)(U{} + 0x7fc0u), (V)rounded), H);
+}
+EH_INLINE float widened(u16 x) {
+  const u32 bits = u32(x) << 16;
+  float f;
+  memcpy(&f, &bits, 4);
+  return f;
+}
+EH_INLINE u16 to_bf16(float x) {
+  u32 bits;
+  memcpy(&bits, &x, 4);
+  return x != x ? 0x7fc0 : u16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// ---- products of pairs: a lane holds two bf16, of two inputs that follow each other ----
+
+EH_INLINE u32 pair_at(const u16* p) {
+  u32 x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+
+using Pairs = __m512bh;
+EH_INLINE Pairs pairs(const U& words) { return (Pairs)words; }
+EH_INLINE Pairs same_pair(u32 x) { return (Pairs)_mm512_set1_epi32(int(x)); }
+EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
+  return (V)_mm512_dpbf16_ps((__m512)sum, a, b);
+}
+struct Nibbles {  // of 16 outputs: the n-th nibble of each 16 bits, less 8
+  __m512i table;
+  Nibbles() {
+    u16 values[32];
+    for (int i = 0; i < 32; ++i) values[i] = to_bf16(float((i & 15) - 8));
+    table = _mm512_loadu_si512(values);
+  }
+  // The table repeats itself, and the permute looks at five bits: nothing needs masking.
+  EH_INLINE Pairs operator()(const U& words, int n) const {
+    return (Pairs)_mm512_permutexvar_epi16(_mm512_srli_epi16((__m512i)words, unsigned(4 * n)), table);
+  }
+};
+
+#else
+
+struct Pairs {
+  V first, second;
+};
+EH_INLINE Pairs pairs(const U& words) { return {(V)(words << 16), (V)(words & 0xffff0000u)}; }
+EH_INLINE Pairs same_pair(u32 x) { return {all(widened(u16(x))), all(widened(u16(x >> 16)))}; }
+EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
+  return fma(a.first, b.first, fma(a.second, b.second, sum));
+}
+struct Nibbles {
+  EH_INLINE Pairs operator()(const U& words, int n) const {
+    const I low = (I)((words >> (4 * n)) & 15u) - 8, high = (I)((words >> (4 * n + 16)) & 15u) - 8;
+    return {__builtin_convertvector(low, V), __builtin_convertvector(high, V)};
+  }
+};
+
+#endif
+
+// ---- functions ----
+
+EH_INLINE V exp(const V& x) {  // relative error below 1e-6; NaN stays NaN
+  const V low = select(x < -87.f, all(-87.f), x), bound = select(low > 88.f, all(88.f), low);
+  const V t = bound * 1.44269504f;
+  const V n = (t + 12582912.f) - 12582912.f;  // to the nearest whole number
+  const V f = t - n;
+  V p = all(1.33336e-3f);
+  for (float c : {9.618129e-3f, 5.550411e-2f, 2.402265e-1f, 6.931472e-1f, 1.f}) p = fma(p, f, all(c));
+  const V shifted = n + 12583039.f;  // n + 127 in the low bits of the mantissa
+  return p * (V)((U)shifted << 23);
+}
+EH_INLINE V tanh(const V& x) { return 1.f - 2.f / (exp(x * 2.f) + 1.f); }
+EH_INLINE V silu(const V& x) { return x / (1.f + exp(-x)); }
+EH_INLINE V gelu(const V& x) {  // the tanh form
+  return 0.5f * x * (1.f + tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
+}
+EH_INLINE V soft_cap(const V& x, float cap) { return cap > 0 ? tanh(x / cap) * cap : x; }
+
+}  // namespace enginehouse

@@ -1,0 +1,52 @@
+"""What the compiled backend does not run yet: said when a build is planned, and when one is loaded.
+
+Knows words and numbers of config.json, no tensor.
+"""
+
+from __future__ import annotations
+
+from enginehouse.runtime.config import ModelConfig
+
+_QUANTS = {  # of `quant_algo`, as a user asks for them
+    "FP8": "fp8",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8_rowwise",
+    "W4A8_AWQ": "w4a8_awq",
+    "W8A16": "int8",
+}
+_LANES = 16  # of native/vectors.h
+_STEP = 64  # inputs of one partial sum
+_MOST_HEAD = 512
+
+
+def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> str | None:
+    """Why backend=cpu does not run a model, in one sentence; None where it does."""
+    reason = _form(config) or _sizes(config, kv_block_size)
+    if reason is None and compute_dtype == "float32":
+        reason = "compute_dtype=float32"
+    return (
+        None if reason is None else f"{reason} is not yet run by backend=cpu; choose backend=torch"
+    )
+
+
+def _form(config: ModelConfig) -> str | None:
+    quantization = config.quantization
+    algo, kv_algo = quantization.quant_algo, quantization.kv_cache_quant_algo
+    if config.num_experts:
+        return f"a mixture of experts ({config.architecture})"
+    if algo not in (None, "W4A16_AWQ"):
+        return f"quant={_QUANTS.get(algo, algo)}"
+    if kv_algo is not None:
+        return f"kv_cache_dtype={kv_algo.lower()}"
+    if algo is not None and quantization.group_size % _STEP:
+        return f"group_size={quantization.group_size}"
+    return None
+
+
+def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
+    sizes = {"hidden_size": config.hidden_size, "head_size": config.head_size}
+    for name, size in {**sizes, "kv_block_size": kv_block_size}.items():
+        if size % _LANES:
+            return f"{name}={size}, which 16 does not divide,"
+    if config.head_size > _MOST_HEAD:
+        return f"head_size={config.head_size}"
+    return None
