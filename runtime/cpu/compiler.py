@@ -21,10 +21,16 @@ from enginehouse.runtime.cpu.instructions import compiler_flags
 from enginehouse.runtime.errors import EngineError
 
 SOURCE = Path(__file__).parent / "native"
-# Nothing is fused but by hand: tiles of different heights must round alike. Hidden: libraries for two
-# instruction sets may be loaded side by side.
-_FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
-_FLAGS += ("-fvisibility=hidden", "-Wno-psabi")
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-ffp-contract=off",  # nothing is fused but by hand: tiles of all heights must round alike
+    "-fvisibility=hidden",  # libraries for two instruction sets may be loaded side by side
+    "-Wno-psabi",
+)
 _COMPILE_S = 600
 _INSTALL = "install g++ or clang++, or `pip install ziglang`, or choose backend=torch"
 

@@ -42,7 +42,7 @@ def choose_instructions() -> str:
 
     Raises EngineError for a name that is none, or that this CPU lacks.
     """
-    found = available(_cpu_words())
+    found = available(cpu_words())
     asked = os.environ.get(VARIABLE)
     if not asked:
         return found[0]
@@ -51,7 +51,8 @@ def choose_instructions() -> str:
     return asked
 
 
-def _cpu_words() -> set[str]:
+def cpu_words() -> set[str]:
+    """What /proc/cpuinfo lists; nothing where the CPU is no x86."""
     cpuinfo = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
         return set()

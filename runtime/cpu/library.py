@@ -7,6 +7,7 @@ sizes; what a weight means is `packed_model.py`'s.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_float, c_int, c_void_p
 from pathlib import Path
@@ -21,8 +22,9 @@ LINEARS = ("qkv", "dense", "fc_gate", "proj", "lm_head")
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 FINAL_NORM = "ln_f"
 
-_INTS = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
-_INTS += ("num_blocks", "block_size", "max_tokens", "threads", "gelu", "norm_sublayers")
+_SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
+_ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
+_INTS = (*_SIZES, *_ROOM, "gelu", "norm_sublayers")
 _ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
 
 
@@ -43,7 +45,7 @@ class _Step(ctypes.Structure):
 
 
 class NativeModel:
-    """One model in the compiled library. Not thread-safe; close() frees it."""
+    """One model in the compiled library. Not thread-safe; of no use after close()."""
 
     def __init__(self, library: Path, shape: Shape) -> None:
         self._functions = _functions(library)
@@ -54,7 +56,8 @@ class NativeModel:
             raise EngineError(
                 "the memory for keys and values cannot be had; lower kv_cache_gib or max_seq_len"
             )
-        self._model: c_void_p | None = c_void_p(model)
+        self._model = c_void_p(model)
+        self._free = weakref.finalize(self, self._functions.eh_close, self._model)
 
     def set_embedding(self, table: Tensor) -> None:
         """table: bfloat16 [vocab_size, hidden]."""
@@ -106,9 +109,10 @@ class NativeModel:
     ) -> None:
         """weight: bfloat16 [out, in]; bias, factor: as of `set_int4`."""
         assert weight.dtype == torch.bfloat16
+        out, size = weight.shape
         tensors = [weight.contiguous(), *_floats(bias, factor)]
         self._functions.eh_bf16(
-            self._model, layer, LINEARS.index(name), *map(_pointer, tensors), *weight.shape
+            self._model, layer, LINEARS.index(name), *map(_pointer, tensors), out, size
         )
 
     def step(
@@ -144,9 +148,7 @@ class NativeModel:
         return out
 
     def close(self) -> None:
-        if self._model is not None:
-            self._functions.eh_close(self._model)
-        self._model = None
+        self._free()
         self._kept.clear()
 
     def _keep(self, tensor: Tensor, dtype: torch.dtype) -> c_void_p:

@@ -1,0 +1,228 @@
+"""The compiled kernels against torch in float32 on the same rank files, and against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sequence import Chunk, Sequence
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.cpu.executor import CpuExecutor, CpuRunner
+from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, available, cpu_words
+from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, generate
+from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.torch.decoder import Decoder, causal_attention
+from makers.engines import EngineMaker, SourceMaker, build_engine
+from makers.family_models import FAMILIES, MIXTURES
+
+DENSE = [name for name in FAMILIES if name not in MIXTURES]
+# Longer than every window and than longrope's pretrained length; none a multiple of a cache unit.
+PROMPT = [7 * i % 500 + 3 for i in range(83)]
+OTHERS = [[5, 6, 7], [9] * 17, list(range(40, 75))]
+OPTIONS = ExecutorOptions(max_seq_len=128, max_num_tokens=160, num_threads=1)
+GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
+# Of the largest logit: activations, keys and values are rounded to 8 bits of mantissa.
+CLOSE = 0.02
+
+Maker = Callable[..., Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Products this small are slower on two threads, and much slower on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def engine(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> Maker:
+    made: dict[str, Path] = {}
+
+    def make(name: str, **settings: Any) -> Path:
+        key = f"{name} {sorted(settings.items())}"
+        if key not in made:
+            output = tmp_path_factory.mktemp("engines") / name
+            values = {"dtype": "bfloat16", "until": "compile", "backend": "cpu", **settings}
+            made[key] = build_engine(family_source(name), output, **values)
+        return made[key]
+
+    return make
+
+
+def runner_of(
+    path: Path, options: ExecutorOptions = OPTIONS, instructions: str | None = None
+) -> CpuRunner:
+    return CpuRunner(read_engine(path), options, instructions)
+
+
+def sequence(runner: CpuRunner, ids: list[int], number: int = 0) -> Sequence:
+    state = SamplingState(GREEDY, ids, 512, ())
+    made = Sequence(Request(number, ids, GREEDY), state, list(ids))
+    cached = runner.memory.admit(made, False)
+    assert cached is not None
+    made.num_computed = cached
+    return made
+
+
+def no_scores(rows: object, logits: Tensor) -> None:
+    raise AssertionError("no scores were asked for")
+
+
+def logits_alone(runner: CpuRunner, ids: list[int], cuts: tuple[int, ...] = ()) -> Tensor:
+    """float32 [tokens, vocab_size]: the prompt's in chunks that end at cuts."""
+    one = sequence(runner, ids)
+    found = []
+    for start, end in zip((0, *cuts), (*cuts, len(ids)), strict=True):
+        runner.compute([Chunk(one, start, end - start)], no_scores)
+        found.append(runner.model.logits(range(end - start)))
+    runner.memory.release(one)
+    return torch.cat(found)
+
+
+def logits_of_torch(path: Path, ids: list[int]) -> Tensor:
+    """The reference: the same weights, in float32, nothing cached."""
+    config = read_engine(path).config
+    model = Decoder(config, CheckpointWeights(path, config), torch.float32, 128)
+    positions = torch.arange(len(ids))
+    return model.logits(model.hidden_states(torch.tensor(ids), positions, causal_attention))
+
+
+@pytest.mark.parametrize("quant", ["none", "int4"])
+@pytest.mark.parametrize("name", [*DENSE, "biased"])
+def test_logits_are_those_of_torch_in_float32(engine: Maker, name: str, quant: str) -> None:
+    form = {"group_size": 64} if quant == "int4" else {}
+    path = engine(name, quant=quant, **form)
+    truth = logits_of_torch(path, PROMPT)
+    found = logits_alone(runner_of(path), PROMPT)
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+
+
+def test_a_short_context_turns_by_longropes_short_factors(engine: Maker) -> None:
+    path = engine("phi3-longrope", quant="none")
+    truth = logits_of_torch(path, PROMPT[:30])
+    found = logits_alone(runner_of(path), PROMPT[:30])
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+
+
+@pytest.mark.parametrize("group_size", [64, 128])
+def test_input_factors_and_both_sizes_of_group_are_run(
+    make_engine: EngineMaker, group_size: int
+) -> None:
+    path = make_engine(quant="int4_awq", group_size=group_size, backend="cpu", until="compile")
+    truth = logits_of_torch(path, PROMPT)
+    found = logits_alone(runner_of(path), PROMPT)
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "biased"])
+def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: Maker, name: str) -> None:
+    one, four = (runner_of(engine(name, tp=n, pp=n)) for n in (1, 2))
+    assert torch.equal(logits_alone(one, PROMPT), logits_alone(four, PROMPT))
+
+
+@pytest.mark.parametrize(("name", "quant"), [("llama", "int4"), ("gemma2", "none")])
+def test_logits_depend_on_their_sequence_alone(engine: Maker, name: str, quant: str) -> None:
+    """The same bits alone and beside others, in chunks, token by token, and on two threads."""
+    form = {"group_size": 64} if quant == "int4" else {}
+    path = engine(name, quant=quant, **form)
+    runner = runner_of(path)
+    alone = logits_alone(runner, PROMPT)
+    assert torch.equal(logits_alone(runner_of(path), PROMPT, (1, 2, 18, 50)), alone)
+    assert torch.equal(logits_alone(runner_of(path), PROMPT, tuple(range(1, 83))), alone)
+
+    two = runner_of(path, OPTIONS._replace(num_threads=2))
+    assert torch.equal(logits_alone(two, PROMPT), alone)
+
+    beside = runner_of(path, OPTIONS._replace(num_threads=2))
+    sequences = [sequence(beside, ids, i) for i, ids in enumerate([*OTHERS, PROMPT])]
+    chunks = [Chunk(each, 0, len(each.token_ids)) for each in sequences]
+    together = beside.compute(chunks, no_scores)
+    assert torch.equal(together[-1], alone[-1])
+    assert torch.equal(beside.model.logits(range(55, 55 + 83)), alone)
+
+
+def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
+    engine: Maker,
+) -> None:
+    path = engine("llama", quant="int4", group_size=64)
+    alone = logits_alone(runner_of(path), PROMPT)[-1]
+    for threads in (1, 2):
+        runner = runner_of(path, OPTIONS._replace(num_threads=threads))
+        first = sequence(runner, PROMPT)
+        runner.memory.will_hold(first, len(PROMPT))
+        second = sequence(runner, PROMPT, 1)
+        assert second.num_computed == 80
+        chunks = [Chunk(second, 80, 3), Chunk(first, 0, len(PROMPT))]
+        for logits in runner.compute(chunks, no_scores):
+            assert torch.equal(logits, alone)
+
+
+def test_what_a_used_block_held_leaves_no_trace(engine: Maker) -> None:
+    """Not even NaN, which times zero is NaN."""
+    path = engine("llama", quant="none")
+    small = runner_of(path)
+    alone = logits_alone(small, PROMPT)
+    table = small.model._kept[0]  # the embedding that the library points to
+    before = table.clone()
+    table.fill_(float("nan"))
+    for _ in range(8):
+        logits_alone(small, [11] * 127)
+    table.copy_(before)
+    assert torch.equal(logits_alone(small, PROMPT, (1, 40)), alone)
+
+
+def test_the_loop_answers_each_as_it_answers_it_alone(engine: Maker) -> None:
+    path = engine("llama", quant="int4", group_size=64)
+    prompts = [PROMPT, *OTHERS]
+    executor = open_executor(path, OPTIONS)
+    assert isinstance(executor, CpuExecutor)
+    together = generate(executor, [Request(i, ids, GREEDY) for i, ids in enumerate(prompts)])
+    for i, ids in enumerate(prompts):
+        alone = open_executor(path, OPTIONS._replace(max_num_tokens=16, deterministic=True))
+        assert generate(alone, [Request(i, ids, GREEDY)]) == {i: together[i]}
+
+
+@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("quant", ["none", "int4"])
+def test_every_instruction_set_of_this_cpu_gives_the_logits(
+    engine: Maker, instructions: str, quant: str
+) -> None:
+    if instructions not in available(cpu_words()):
+        pytest.skip(f"this CPU has no {instructions}")
+    form = {"group_size": 64} if quant == "int4" else {}
+    path = engine("llama", quant=quant, **form)
+    truth = logits_of_torch(path, PROMPT)
+    found = logits_alone(runner_of(path, instructions=instructions), PROMPT)
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (OPTIONS._replace(compute_dtype="float32"), "compute_dtype=float32 is not yet run by"),
+        (OPTIONS._replace(device="cuda"), "backend=cpu wants auto or cpu"),
+    ],
+)
+def test_options_that_are_not_run_are_refused(
+    engine: Maker, options: ExecutorOptions, sentence: str
+) -> None:
+    with pytest.raises(EngineError, match=sentence):
+        open_executor(engine("llama", quant="none"), options)
+
+
+def test_a_form_that_is_not_run_is_refused_at_load(make_engine: EngineMaker) -> None:
+    """A manifest that says cpu of what the plan would have refused."""
+    path = make_engine(quant="fp8", until="compile")
+    with pytest.raises(EngineError, match="quant=fp8 is not yet run by backend=cpu; choose back"):
+        runner_of(path)
