@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,8 @@ from rich.table import Table
 from rich.text import Text
 
 from enginehouse.build.tensorrt_llm.builder import TENSORRT_LLM, find_builder
-from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.cpu.compiler import find_compiler
+from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.grammar.support import TENSORRT_LLM as XGRAMMAR
 from enginehouse.runtime.machine.binding import installed_version, nvidia_smi
 from enginehouse.runtime.machine.gpus import Gpu, visible_gpus
@@ -60,7 +62,8 @@ print(found.value)
 class Facts:
     """What was found. None stands for what is not there; sizes are bytes.
 
-    compiled_bindings: whether the tensorrt_llm package holds its compiled library, or is a stub.
+    cxx: the command of the C++ compiler. compiled_bindings: whether the tensorrt_llm package holds
+    its compiled library, or is a stub.
     driver_cuda: the newest CUDA the driver runs, 13000 for 13.0. mpi: what libmpi.so.40 says of
     itself. p2p: nvidia-smi's table of reads between GPUs.
     """
@@ -70,6 +73,7 @@ class Facts:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     compiled_bindings: bool = False
     builder: str | None = None
+    cxx: str | None = None
     driver_cuda: int | None = None
     gpus: tuple[Gpu, ...] = ()
     p2p: str | None = None
@@ -104,6 +108,11 @@ def check_torch(facts: Facts) -> Finding:
     found = facts.versions.get("torch")
     mend = "" if found and _numbers(found) >= (2, 9) else "install torch 2.9 or newer: make install"
     return Finding("torch", found or "none", mend)
+
+
+def check_cxx(facts: Facts) -> Finding:
+    mend = "install g++ or clang++, or pip install ziglang"
+    return Finding("C++ compiler", facts.cxx or "none", "" if facts.cxx else mend)
 
 
 def check_room(facts: Facts) -> Finding:
@@ -286,6 +295,7 @@ def check_limits(facts: Facts) -> Finding:
 
 
 HERE = (check_python, check_torch, check_room)
+COMPILED = (check_cxx,)
 TRTLLM: tuple[Callable[[Facts], Finding], ...] = (
     check_trtllm_python,
     check_tensorrt_llm,
@@ -314,12 +324,17 @@ def gather(directory: Path) -> Facts:
         builder = find_builder()
     except PlanError:
         builder = None
+    try:
+        cxx: str | None = shlex.join(find_compiler())
+    except EngineError:
+        cxx = None
     return Facts(
         python=sys.version_info[:2],
         processor=platform.machine(),
         versions={name: installed_version(name) for name in _DISTRIBUTIONS},
         compiled_bindings=_has_bindings(),
         builder=builder,
+        cxx=cxx,
         driver_cuda=int(cuda) if cuda and cuda.strip().isdigit() else None,
         gpus=tuple(visible_gpus()),
         p2p=nvidia_smi("topo", "-p2p", "r"),
@@ -357,12 +372,19 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def print_report(facts: Facts, console: Console) -> int:
     """What works here, and apart from it what a GPU machine needs; the exit status."""
-    here, trtllm = ([check(facts) for check in checks] for checks in (HERE, TRTLLM))
+    sets = (HERE, COMPILED, TRTLLM)
+    here, compiled_here, trtllm = ([check(facts) for check in checks] for checks in sets)
     works = all(finding.ok for finding in here)
     word = "yes" if works else "no"
     console.print(f"plan, convert, quantise, cut for any TP x PP: {word}")
     console.print(f"serve with the CPU backend: {word}")
     console.print(_table(here, Text("wrong", "red")))
+    kernels = works and all(finding.ok for finding in compiled_here)
+    console.print()
+    console.print(
+        f"serve with the compiled CPU backend, --backend cpu: {'yes' if kernels else 'no'}"
+    )
+    console.print(_table(compiled_here, Text("not here", "dim")))
     wanting = [finding for finding in trtllm if not finding.ok]
     compiled = works and not wanting
     gpu_machine = facts.driver_cuda is not None or bool(facts.gpus)

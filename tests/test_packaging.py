@@ -78,7 +78,8 @@ def test_every_data_file_is_there() -> None:
 
 
 def test_every_file_beside_the_code_is_data_that_setup_cfg_names() -> None:
-    named = {file for names in SETUP["options.package_data"].values() for file in names.split()}
+    data = SETUP["options.package_data"].values()
+    named = {Path(file).name for names in data for file in names.split()}
     for folder in FLOORS.values():
         for path in folder.rglob("*"):
             if path.is_file() and path.suffix not in (".py", ".pyc"):

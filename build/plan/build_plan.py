@@ -245,7 +245,7 @@ def _quantization(
 
 def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
     """PlanError for what backend=cpu does not run yet; config: with its quantization."""
-    if settings.backend == "cpu" and settings.format != "hf":
+    if settings.backend == "cpu":
         refusal = cpu_refusal(config, settings.kv_block_size, settings.compute_dtype)
         if refusal is not None:
             raise PlanError(refusal)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Sequence
 from ctypes import POINTER, byref, c_float, c_int, c_void_p
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -165,7 +166,7 @@ def _functions(library: Path) -> ctypes.CDLL:
         ) from None
     pointer, number = c_void_p, c_int
     functions.eh_open.argtypes, functions.eh_open.restype = [POINTER(Shape)], pointer
-    for name, arguments in {
+    signatures: dict[str, list[Any]] = {
         "eh_close": [],
         "eh_step": [POINTER(_Step)],
         "eh_logits": [pointer, number, pointer],
@@ -175,7 +176,8 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_norm": [number, number, pointer, number],
         "eh_int4": [number] * 2 + [pointer] * 5 + [number] * 3,
         "eh_bf16": [number] * 2 + [pointer] * 3 + [number] * 2,
-    }.items():
+    }
+    for name, arguments in signatures.items():
         function = getattr(functions, name)
         function.argtypes, function.restype = [pointer, *arguments], None
     return functions

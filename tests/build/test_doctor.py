@@ -35,6 +35,7 @@ GOOD = Facts(
     },
     compiled_bindings=True,
     builder="/opt/bin/trtllm-build",
+    cxx="/usr/bin/g++",
     driver_cuda=13010,
     gpus=(H100, H100._replace(number=1), H100._replace(number=2)),
     p2p=P2P.format("OK", "OK"),
@@ -132,7 +133,9 @@ def test_a_machine_without_a_gpu_is_told_first_what_works_and_nothing_is_called_
         "serve with the CPU backend: yes",
     ]
     [middle] = [n for n, line in enumerate(lines) if "TensorRT-LLM engines: no" in line]
-    first, second = lines[2:middle], lines[middle:]
+    [compiled] = [n for n, line in enumerate(lines) if line.endswith("--backend cpu: no")]
+    first, kernels, second = lines[2:compiled], lines[compiled:middle], lines[middle:]
+    assert any("install g++ or clang++" in line for line in kernels)
     assert sum(line.startswith("ok ") for line in first) == len(HERE)
     assert not any(line.startswith("not here") for line in first)
     assert sum(line.startswith("not here") for line in second) >= 8

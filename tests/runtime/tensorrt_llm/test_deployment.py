@@ -270,5 +270,7 @@ def test_what_tensorrt_llm_does_not_load_is_one_sentence(
 
 def test_an_unknown_backend_is_refused(engine: Path) -> None:
     write_manifest(engine, changed(read_manifest(engine), backend="onnx"))
-    with pytest.raises(EngineError, match="backend 'onnx'; wanted torch, tensorrt or tensorrt_llm"):
+    with pytest.raises(
+        EngineError, match="backend 'onnx'; wanted torch, cpu, tensorrt or tensorrt_llm"
+    ):
         open_executor(engine)
