@@ -90,10 +90,12 @@ def logits_alone(runner: CpuRunner, ids: list[int], cuts: tuple[int, ...] = ()) 
     return torch.cat(found)
 
 
-def logits_of_torch(path: Path, ids: list[int]) -> Tensor:
+def logits_of_torch(
+    path: Path, ids: list[int], weights: type[CheckpointWeights] = CheckpointWeights
+) -> Tensor:
     """The reference: the same weights, in float32, nothing cached."""
     config = read_engine(path).config
-    model = Decoder(config, CheckpointWeights(path, config), torch.float32, 128)
+    model = Decoder(config, weights(path, config), torch.float32, 128)
     positions = torch.arange(len(ids))
     return model.logits(model.hidden_states(torch.tensor(ids), positions, causal_attention))
 
@@ -123,6 +125,43 @@ def test_input_factors_and_both_sizes_of_group_are_run(
     truth = logits_of_torch(path, PROMPT)
     found = logits_alone(runner_of(path), PROMPT)
     assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+
+
+class WithZeros(CheckpointWeights):
+    """Rank files whose 4-bit linears have zero points too, as some sources have them."""
+
+    def __call__(self, prefix: str) -> dict[str, Tensor]:
+        tensors = super().__call__(prefix)
+        draws = torch.Generator().manual_seed(3)
+        for name in sorted(tensors):
+            module, _, word = name.rpartition(".")
+            if word == "weights_scaling_factor":
+                scale = tensors[name].float().T  # [groups, out]
+                tensors[f"{module}.zero"] = torch.rand(scale.shape, generator=draws) * 4 * scale
+        return tensors
+
+
+def test_zero_points_are_added(engine: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = engine("qwen2", quant="int4", group_size=64)
+    without = logits_alone(runner_of(path), PROMPT)
+    monkeypatch.setattr("enginehouse.runtime.cpu.executor.CheckpointWeights", WithZeros)
+    truth = logits_of_torch(path, PROMPT, WithZeros)
+    found = logits_alone(runner_of(path), PROMPT)
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+    assert (found - without).abs().max() > 10 * CLOSE * truth.abs().max()
+
+
+def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: Maker) -> None:
+    path = engine("llama", quant="none")
+    executor = open_executor(path, OPTIONS._replace(max_num_tokens=16))
+    executor.submit(Request(0, PROMPT, SamplingParams(1, 0.0, num_prompt_logprobs=0)))
+    found: list[float] = []
+    while executor.busy:
+        for output in executor.poll():
+            found += [told.logprob for told in output.prompt_logprobs or ()]
+    logprobs = logits_alone(runner_of(path), PROMPT)[:-1].log_softmax(-1)
+    own = logprobs.gather(1, torch.tensor(PROMPT[1:]).unsqueeze(1)).flatten()
+    assert torch.allclose(torch.tensor(found), own, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "biased"])
