@@ -14,6 +14,7 @@ from enginehouse.runtime.cpu import compiler, instructions
 from enginehouse.runtime.cpu.compiler import SOURCE, cache_folder, compiled_library, find_compiler
 from enginehouse.runtime.cpu.instructions import available, choose_instructions
 from enginehouse.runtime.errors import EngineError
+from makers.cpp_compiler import needs_compiler
 
 AVX512 = {"avx2", "fma", "avx512f", "avx512bw", "avx512vl", "avx512dq"}
 
@@ -114,6 +115,7 @@ def test_a_set_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) 
         choose_instructions()
 
 
+@needs_compiler
 def test_the_kernels_touch_nothing_that_is_not_theirs(tmp_path: Path) -> None:
     """A tiny model's steps, with GCC's or Clang's sanitizers looking on."""
     made = tmp_path / "checked"

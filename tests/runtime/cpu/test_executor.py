@@ -21,9 +21,11 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
+from makers.cpp_compiler import needs_compiler
 from makers.engines import EngineMaker, SourceMaker, build_engine
 from makers.family_models import FAMILIES, MIXTURES
 
+pytestmark = needs_compiler
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
 # Longer than every window and than longrope's pretrained length; none a multiple of a cache unit.
 PROMPT = [7 * i % 500 + 3 for i in range(83)]
