@@ -123,6 +123,8 @@ def test_the_kernels_touch_nothing_that_is_not_theirs(tmp_path: Path) -> None:
     flags = ["-std=c++20", "-O0", "-Wno-psabi", "-pthread", "-ffp-contract=off"]
     checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     command = [*find_compiler(), *flags, *checks, f"-I{SOURCE}", str(source), "-o", str(made)]
+    if "ziglang" in command:
+        pytest.skip("zig's compiler has no address sanitizer")
     subprocess.run(command, check=True, timeout=120)
     done = subprocess.run([made], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "alike\n"), done.stderr
