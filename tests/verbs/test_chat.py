@@ -159,6 +159,11 @@ def test_what_is_neither_a_server_nor_an_engine_is_one_sentence(
     assert f"(its log is {log})" in error and "manifest.json" in log.read_text()
 
 
+def _hear_ctrl_c() -> None:
+    """As in a terminal, also where this suite runs in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """`enginehouse chat` whose standard input and output are a terminal."""
 
@@ -170,6 +175,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             env={**os.environ, "TERM": "xterm", "PYTHONSAFEPATH": "1"},
+            preexec_fn=_hear_ctrl_c,
         )
         os.close(slave)
         self._seen = ""
