@@ -104,7 +104,7 @@ class _Parser:
         return ("chars", ((ord(char), ord(char)),))
 
     def group(self) -> Tree:
-        text = self.text
+        text, start = self.text, self.at
         self.at += 1
         look = None
         if text.startswith("?", self.at):
@@ -117,6 +117,8 @@ class _Parser:
                 if not name:
                     raise self.error("looks behind, or has a group of an unknown kind")
                 self.at = name.end()
+        if look is not None and text[:start] == "^":
+            self.at += text.startswith("^", self.at)  # it looks from the beginning already
         inner = self.lookahead() if look is not None else self.alternatives()
         if not text.startswith(")", self.at):
             raise self.error("has an open group")

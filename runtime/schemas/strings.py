@@ -7,6 +7,7 @@ Source: JSON Schema 2020-12, validation, sections 6.3 and 7.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from enginehouse.runtime.grammar.json_scalars import exact_pattern
@@ -26,6 +27,7 @@ from enginehouse.runtime.schemas.regex_tree import Tree, at_least, at_most, leng
 
 LeaveOut = Callable[[str, str], None]
 _LONGEST = 16_000  # characters of a pattern that others were made into
+_ANCHOR = re.compile(r"\\.|\[[^\]]*\]|([$^])", re.S)  # and what may hold one that is none
 
 
 def plain_string(node: Node, path: str, leave_out: LeaveOut) -> Node:
@@ -64,21 +66,30 @@ def plain_string(node: Node, path: str, leave_out: LeaveOut) -> Node:
 
 
 def _alone(pattern: str, path: str, leave_out: LeaveOut) -> Node:
-    """As it is, unless it looks ahead, which an automaton does and xgrammar does not."""
+    """As it is, unless it looks ahead, which an automaton does and xgrammar does not, or says of
+    each alternative that it is whole, as `^$|^a$` does: xgrammar wants that of all of them at once.
+    """
     try:
-        exact_pattern(pattern, f"{path}.pattern", NEWEST)
+        spelt = exact_pattern(pattern, f"{path}.pattern", NEWEST)
         tree = parse(pattern, whole=True)
-        if "(?=" not in pattern and "(?!" not in pattern:
+        if _looks(tree):
+            language = automaton(tree)
+            if language.is_empty:
+                raise Nothing(f"{path}.pattern matches nothing")
+            tree = tree_of(language)
+        elif not _has_anchor_within(spelt):
             return {"type": "string", "pattern": pattern}
-        language = automaton(tree)
-        if language.is_empty:
-            raise Nothing(f"{path}.pattern matches nothing")
-        return {"type": "string", "pattern": f"^({text_of(tree_of(language))})$"}
+        return {"type": "string", "pattern": f"^({text_of(tree)})$"}
     except Nothing:
         raise
     except SchemaError as error:
         leave_out(f"{path}.pattern", f"cannot be enforced: {error}")
         return {"type": "string"}
+
+
+def _has_anchor_within(spelt: str) -> bool:
+    places = {match.start() for match in _ANCHOR.finditer(spelt) if match[1]}
+    return bool(places - {0, len(spelt) - 1})
 
 
 def _together(trees: list[Tree], where: str, leave_out: LeaveOut) -> Tree:
