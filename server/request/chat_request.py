@@ -160,7 +160,7 @@ def _call_made(call_id: str, function: CalledFunction, path: str, repaired: list
     given = function.arguments
     if isinstance(given, dict):
         return ToolCall(call_id, function.name, given)
-    if given == "":
+    if isinstance(given, str) and given.strip() in ("", "null"):
         return ToolCall(call_id, function.name, {})
     text = given if isinstance(given, str) else to_json(given)
     try:
