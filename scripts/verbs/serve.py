@@ -8,11 +8,15 @@ enginehouse-launch's.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.verbs.base import VerbParser, count_up_to
@@ -217,6 +221,18 @@ def check_free(bind: Bind) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, bind.port))
     except OSError as error:
+        listener = _listener(bind.port) if error.errno == errno.EADDRINUSE else ""
         raise EnginehouseError(
-            f"{bind} cannot be listened on: {error.strerror}; choose another with --host and --port"
+            f"{bind} cannot be listened on: {error.strerror}{listener}; choose another with --host "
+            "and --port, or HOST= and PORT= of make serve"
         ) from None
+
+
+def _listener(port: int) -> str:
+    """Who listens on a port, where the system tells this user."""
+    with contextlib.suppress(psutil.Error):
+        for each in psutil.net_connections("tcp"):
+            listens = each.status == psutil.CONN_LISTEN and each.laddr and each.laddr.port == port
+            if listens and each.pid:
+                return f" (by {psutil.Process(each.pid).name()}, process {each.pid})"
+    return ""

@@ -149,6 +149,7 @@ def test_a_port_that_is_taken_is_refused_at_once(
         port = str(taken.getsockname()[1])
         error = refusal([str(make_engine()), "--port", port], capsys)
     assert f"127.0.0.1:{port} cannot be listened on: Address already in use" in error
+    assert f", process {os.getpid()}); choose" in error and "PORT= of make serve" in error
 
 
 def test_make_serve_becomes_the_verb() -> None:
