@@ -37,6 +37,7 @@ LOG = logging.getLogger("enginehouse.server")
 
 # The product page's base URL: whatever answers under /v1 answers there.
 _PAGE_BASE = "/v1/openai"
+_ASKED = "enginehouse.path"  # of a request's environment: the path as the client has it
 # What stands between a text and the engine is vLLM's, outside /v1; clients look for it there too.
 _OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -80,7 +81,7 @@ def _one_path(answer: WSGIApplication) -> WSGIApplication:
     """
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
+        path = environ[_ASKED] = re.sub("/{2,}", "/", environ.get("PATH_INFO", ""))
         if path == _PAGE_BASE or path.startswith(f"{_PAGE_BASE}/"):
             path = "/v1" + path.removeprefix(_PAGE_BASE)
         if path.removeprefix("/v1").rstrip("/") in _OF_TEXTS:
@@ -173,7 +174,7 @@ def _add_error_handlers(app: Flask) -> None:
             allowed = (request.max_content_length or 1) - 1
             message = f"the body is too large; wanted at most {allowed} bytes"
         if status == 404:
-            message = f"{request.method} {request.path[:200]} is not served; {served}"
+            message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
         response = error_response(make_error(status, message, code=_code_of(error)))
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):

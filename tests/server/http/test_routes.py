@@ -216,7 +216,7 @@ def test_a_path_that_is_not_served_is_told_what_is(http: FlaskClient) -> None:
     response = http.post("/v1/openai/embeddings", json={})
     message = error_of(response)["message"]
     assert response.status_code == 404
-    assert message.startswith("POST /v1/embeddings is not served; this server answers: ")
+    assert message.startswith("POST /v1/openai/embeddings is not served; this server answers: ")
     assert all(path in message for path in ("/v1/chat/completions", "/v1/models/{id}", "/tokenize"))
 
 
