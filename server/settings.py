@@ -132,9 +132,9 @@ def _api_keys(env: Mapping[str, str]) -> tuple[str, ...]:
                 f"ENGINEHOUSE_API_KEYS_FILE={name!r} cannot be read ({error}); wanted a text file "
                 "with a key on each line"
             ) from None
-        lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+        lines = [re.split(r"(?:^|\s)#", line)[0].strip() for line in text.splitlines()]
         keys += lines
-        if not any(line.strip() for line in lines):
+        if not any(lines):
             raise EnginehouseError(
                 f"ENGINEHOUSE_API_KEYS_FILE={name!r} holds no key; wanted one on each line"
             )

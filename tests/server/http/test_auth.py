@@ -72,5 +72,5 @@ def test_keys_come_from_the_environment_and_from_a_file(
             ServerSettings.from_environment(env)
     file.write_text("c\n\n d \n")
     assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")
-    file.write_text("# ours\nc\n  # theirs\nd\n", encoding="utf-8-sig")
+    file.write_text("# ours\nc # mine\n  # theirs\nd\n", encoding="utf-8-sig")
     assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")
