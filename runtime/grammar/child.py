@@ -27,7 +27,7 @@ import torch
 import xgrammar
 
 from enginehouse.runtime.grammar.automata import automata_error
-from enginehouse.runtime.grammar.counted import count_characters
+from enginehouse.runtime.grammar.counted import count_characters, with_bounds_apart
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.grammar.vocabulary import read_vocabulary
 from enginehouse.runtime.request import ConstraintKind
@@ -135,11 +135,13 @@ def build_grammar(
 
 def _grammar(kind: ConstraintKind, value: str) -> xgrammar.Grammar:
     if kind is ConstraintKind.JSON_SCHEMA:
-        return xgrammar.Grammar.from_json_schema(value, any_whitespace=False)
+        return with_bounds_apart(
+            value, lambda text: xgrammar.Grammar.from_json_schema(text, any_whitespace=False)
+        )
     if kind is ConstraintKind.REGEX:
         return xgrammar.Grammar.from_regex(value)
     if kind is ConstraintKind.STRUCTURAL_TAG:
-        return xgrammar.Grammar.from_structural_tag(value)
+        return with_bounds_apart(value, xgrammar.Grammar.from_structural_tag)
     return xgrammar.Grammar.from_ebnf(value)
 
 

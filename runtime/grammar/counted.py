@@ -9,8 +9,10 @@ is a code point there, as in JSON Schema.
 
 from __future__ import annotations
 
+import json
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from xgrammar import Grammar
 
@@ -50,6 +52,34 @@ def count_characters(grammar: Grammar) -> Counted:
     )
 
 
+def with_bounds_apart(value: str, grammar_of: Callable[[str], Grammar]) -> Grammar:
+    """The grammar of a schema or a structural tag. Bounded patterns of ASCII are put in afterwards:
+    xgrammar makes an automaton of each while it reads the schema, in seconds for {1,5000}.
+    """
+    bounded: dict[str, str] = {}  # pattern -> what stands for it
+
+    def stand_in(node: dict[str, Any]) -> dict[str, Any]:
+        pattern = node.get("pattern")
+        if isinstance(pattern, str) and pattern.isascii() and _highest_bound(pattern) >= FEWEST:
+            node["pattern"] = bounded.setdefault(pattern, f"^pattern{len(bounded)}of{id(bounded)}$")
+        return node
+
+    shortened = json.loads(value, object_hook=stand_in)
+    if not bounded:
+        return grammar_of(value)
+    text = str(grammar_of(json.dumps(shortened)))
+    for pattern, name in bounded.items():
+        rule = f'Regex("{name}", json_string=true)'
+        text = text.replace(rule, f"Regex({json.dumps(pattern)}, json_string=true)")
+    if f"of{id(bounded)}" in text:  # it stands in a value that is no schema
+        return grammar_of(value)
+    return Grammar.from_ebnf(_PATTERN.sub(_spread, text))
+
+
+def _highest_bound(pattern: str) -> int:
+    return max((int(high or exact) for high, exact in _BOUND.findall(pattern)), default=0)
+
+
 def _counted(text: str) -> str:
     characters = dict(_CHARACTER.findall(text))
     rules: dict[str, str] = {}
@@ -81,8 +111,7 @@ def _spread(match: re.Match[str]) -> str:
     xgrammar 0.2.8 makes a wrong automaton of some of those: of ^a(b[0-9]+)?$ one that takes "a1".
     """
     name, pattern = match[1], _unescaped(match[2])
-    bounds = [int(high or exact) for high, exact in _BOUND.findall(pattern)]
-    if max(bounds, default=0) < FEWEST and not _REPEATED_GROUP.search(pattern):
+    if _highest_bound(pattern) < FEWEST and not _REPEATED_GROUP.search(pattern):
         return match[0]
     text = str(Grammar.from_regex(pattern))
     own = {rule: f"{name}_of_{rule}" for rule in _RULE.findall(text)}

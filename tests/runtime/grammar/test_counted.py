@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from concurrent.futures import wait
 from pathlib import Path
@@ -58,6 +59,32 @@ def test_a_string_is_as_long_as_its_bounds_allow(low: int, high: int) -> None:
             if length >= 0:
                 text = char * length
                 assert accepts(grammar, f'"{text}"') == (low <= len(text) <= high), (char, length)
+
+
+def test_long_bounds_in_patterns_of_ascii_cost_no_automaton_of_their_own() -> None:
+    """xgrammar reads each of these in seconds. Time is the processor's: others may be at work."""
+    names = [f"a{n}" for n in range(10)]
+    patterns = {name: f"^[a-b]{{1,{10_000 - n}}}$" for n, name in enumerate(names)}
+    properties = {name: {"type": "string", "pattern": text} for name, text in patterns.items()}
+    schema = {"type": "object", "properties": properties, "required": names}
+    tag = {"begin": "x", "content": {"type": "json_schema", "json_schema": schema}, "end": "-"}
+    value = json.dumps(dict.fromkeys(names, "ab"))
+    longer = json.dumps({**dict.fromkeys(names, "ab"), "a9": "a" * 9992})
+    tagged = {"type": "structural_tag", "format": {"type": "tag", **tag}}
+    began_s = time.process_time()
+    plain = compiled(ConstraintKind.JSON_SCHEMA, schema)
+    wrapped = compiled(ConstraintKind.STRUCTURAL_TAG, tagged)
+    assert time.process_time() - began_s < 1
+    assert accepts(plain, value) and not accepts(plain, longer)
+    assert accepts(wrapped, f"x{value}-") and not accepts(wrapped, f"x{longer}-")
+
+
+def test_a_value_that_looks_like_a_bounded_pattern_stays_as_it_is() -> None:
+    looks = {"pattern": "^a{1,99}$"}
+    schema = {"anyOf": [{"enum": [looks]}, {"type": "string", **looks}]}
+    grammar = compiled(ConstraintKind.JSON_SCHEMA, schema)
+    texts = json.dumps(looks, separators=(",", ":")), '"aa"', '"b"'
+    assert [accepts(grammar, text) for text in texts] == [True, True, False]
 
 
 BOUNDED = [
