@@ -7,6 +7,7 @@ Source: OpenAPI Specification 3.1.1.
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -211,7 +212,7 @@ def page(made: dict[str, Any]) -> str:
             operations.append(
                 f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
                 f"<td>{html.escape(operation['summary'])}</td>"
-                f"<td>{_type_of(body.get('schema', {}))}</td>"
+                f"<td>{_type_of(body.get('schema', {}))}{_example(body)}</td>"
                 f"<td>{_type_of(answer.get('schema', {}))}</td></tr>"
             )
     for name, schema in made["components"]["schemas"].items():
@@ -235,6 +236,13 @@ def page(made: dict[str, Any]) -> str:
         "<table><tr><th>request<th><th>body<th>answer</tr>"
         f"{''.join(operations)}</table>{''.join(schemas)}</html>"
     )
+
+
+def _example(body: dict[str, Any]) -> str:
+    """What a request may send, as it is sent."""
+    if "example" not in body:
+        return ""
+    return f"<br>for example <code>{html.escape(json.dumps(body['example']))}</code>"
 
 
 def _default(form: dict[str, Any]) -> str:
