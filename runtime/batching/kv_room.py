@@ -1,4 +1,5 @@
-"""How many KV blocks an engine gets: as asked, else what suits the model and the free memory.
+"""What an engine takes at once, and how many KV blocks it gets: as asked, else what suits the model
+and the free memory.
 
 Knows bytes and counts; no tensor, and not what is kept in a block.
 """
@@ -10,6 +11,7 @@ import torch
 from enginehouse.runtime.batching.model_runner import Capacity
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, limit_within
 from enginehouse.runtime.machine.device import free_memory
 
 # Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
@@ -20,24 +22,35 @@ _KV_SHARE = {"cpu": 0.25, "cuda": 0.6}
 _FULL_SEQUENCES = 4
 
 
+def capacity_of(engine: Engine, options: ExecutorOptions) -> Capacity:
+    """As asked, else as built; EngineError for a longer context than the engine was built for."""
+    limits = engine.manifest.limits
+    max_batch_size = options.max_batch_size or limits.max_batch_size
+    return Capacity(
+        limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len),
+        max_batch_size,
+        max(options.max_num_tokens or limits.max_num_tokens, max_batch_size),
+    )
+
+
 def count_blocks(
+    engine: Engine,
+    options: ExecutorOptions,
     capacity: Capacity,
-    block_size: int,
     block_bytes: int,
-    *,
-    kv_cache_gib: float | None,
-    weight_bytes: int,
     device: torch.device,
 ) -> int:
     """KV blocks to hold: as asked, else what suits the model and the free memory, at most what the
-    batch can ever use.
+    batch can ever use. Called once the weights are loaded.
     """
+    limits = engine.manifest.limits
+    block_size, kv_cache_gib = limits.kv_block_size, options.kv_cache_gib or limits.kv_cache_gib
     free = free_memory(device)
     needed = -(-capacity.max_seq_len // block_size)
     if kv_cache_gib is None:
         memory_bytes = int(free * _KV_SHARE[device.type])
         if device.type == "cpu":
-            suited = max(_FULL_SEQUENCES * needed * block_bytes, weight_bytes)
+            suited = max(_FULL_SEQUENCES * needed * block_bytes, _weight_bytes(engine))
             memory_bytes = min(memory_bytes, suited)
         num_blocks = min(memory_bytes // block_bytes, needed * capacity.max_batch_size)
     else:
@@ -56,7 +69,7 @@ def count_blocks(
     return num_blocks
 
 
-def weight_bytes(engine: Engine) -> int:
+def _weight_bytes(engine: Engine) -> int:
     """Of every rank's file, as the engine keeps its weights."""
     files = engine.manifest.files
     return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))

@@ -12,8 +12,8 @@ from torch import Tensor
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
-from enginehouse.runtime.batching.kv_room import count_blocks, weight_bytes
-from enginehouse.runtime.batching.model_runner import Capacity, Score
+from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
+from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.checkpoint.rope import Rotary
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
@@ -23,7 +23,7 @@ from enginehouse.runtime.cpu.packed_model import load_model, native_shape
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import ExecutorOptions, limit_within
+from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.logprobs import ROWS_AT_ONCE
 from enginehouse.runtime.machine.device import CPU
 
@@ -50,24 +50,14 @@ class CpuRunner:
         if options.device not in ("auto", "cpu"):
             raise EngineError(f"device {options.device!r}; backend=cpu wants auto or cpu")
         library = compiled_library(instructions or choose_instructions())
-        max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
-        max_batch_size = options.max_batch_size or limits.max_batch_size
-        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
-        self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
+        self.capacity = capacity_of(engine, options)
         heads = 2 * config.num_key_value_heads * config.num_hidden_layers
         block_bytes = block_size * heads * config.head_size * torch.bfloat16.itemsize
-        num_blocks = count_blocks(
-            self.capacity,
-            block_size,
-            block_bytes,
-            kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
-            weight_bytes=weight_bytes(engine),
-            device=CPU,
-        )
+        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, CPU)
         self.kv_cache_bytes = num_blocks * block_bytes
         self.block_size = block_size
         self.memory = BlockMemory(BlockPool(num_blocks), block_size)
-        rotary = Rotary(config, max_seq_len)
+        rotary = Rotary(config, self.capacity.max_seq_len)
         self.pretrained = rotary.pretrained
         shape = native_shape(
             config,

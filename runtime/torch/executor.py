@@ -11,13 +11,13 @@ from torch import Tensor
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
-from enginehouse.runtime.batching.kv_room import count_blocks, weight_bytes
-from enginehouse.runtime.batching.model_runner import Capacity, Score
+from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
+from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
-from enginehouse.runtime.executor import ExecutorOptions, limit_within
+from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.logprobs import ROWS_AT_ONCE
 from enginehouse.runtime.machine.device import (
     choose_device,
@@ -38,22 +38,13 @@ class TorchRunner:
             torch.set_num_threads(options.num_threads)
         self.device = choose_device(options.device)
         dtype = choose_dtype(options.compute_dtype or limits.compute_dtype, self.device)
-        max_seq_len = limit_within("max_seq_len", options.max_seq_len, limits.max_seq_len)
-        max_batch_size = options.max_batch_size or limits.max_batch_size
-        max_num_tokens = options.max_num_tokens or limits.max_num_tokens
-        self.capacity = Capacity(max_seq_len, max_batch_size, max(max_num_tokens, max_batch_size))
+        self.capacity = capacity_of(engine, options)
+        max_seq_len = self.capacity.max_seq_len
         block_size = limits.kv_block_size
         weights = CheckpointWeights(engine.path, engine.config)
         self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
         block_bytes = block_size * PagedKVCache.bytes_per_token(engine.config, dtype)
-        num_blocks = count_blocks(
-            self.capacity,
-            block_size,
-            block_bytes,
-            kv_cache_gib=options.kv_cache_gib or limits.kv_cache_gib,
-            weight_bytes=weight_bytes(engine),
-            device=self.device,
-        )
+        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, self.device)
         self.kv_cache_bytes = num_blocks * block_bytes
         scales = _kv_scales(engine.config, weights)
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
