@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -104,26 +104,13 @@ class BuildProgress:
                 stage.show_in(bar)
                 yield stage
         else:
-            with self._lines(name, stage, started_s):
-                yield stage
-        self._line(name, started_s, stage.summary)
 
-    @contextmanager
-    def _lines(self, name: str, stage: Stage, started_s: float) -> Iterator[None]:
-        """A line every _LINE_S of the body, whatever it is held up by."""
-        ended = threading.Event()
-
-        def tell() -> None:
-            while not ended.wait(_LINE_S):
+            def tell() -> None:
                 self._line(name, started_s, stage.state(time.monotonic()))
 
-        thread = threading.Thread(target=tell, name="progress", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+            with ticking(_LINE_S, tell):
+                yield stage
+        self._line(name, started_s, stage.summary)
 
     def _line(self, name: str, started_s: float, text: str) -> None:
         seconds = time.monotonic() - started_s
@@ -133,6 +120,24 @@ class BuildProgress:
     def note(self, text: str) -> None:
         """A line of its own, under the stage before it."""
         self.console.print(" " * 21 + text, markup=False)
+
+
+@contextmanager
+def ticking(seconds: float, tick: Callable[[], None]) -> Iterator[None]:
+    """Call `tick` every so many seconds of the body, in a thread, whatever holds the body up."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(seconds):
+            tick()
+
+    thread = threading.Thread(target=run, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def mib(count: int) -> str:

@@ -153,8 +153,11 @@ def read_manifest(directory: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
     except FileNotFoundError:
+        is_model = (directory / "config.json").exists()
+        first = f": build one of this model first, enginehouse build {directory}"
         raise EngineError(
             f"{directory} has no {MANIFEST}; wanted an engine directory made by enginehouse-build"
+            f"{first if is_model else ''}"
         ) from None
     except (OSError, msgspec.DecodeError) as error:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None

@@ -122,7 +122,7 @@ build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
 build/families         forms source
 build/sources          forms source families  runtime/checkpoint runtime/template
-build/resolve          source sources families
+build/resolve          progress source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint

@@ -25,6 +25,8 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         "dtype": plan.config.dtype,
     }
     unset = {key for key in _TENSORRT_ONLY if not settled[key]}
+    if settled["verify_with"] == "reference":  # as engines were verified before there was a choice
+        unset.add("verify_with")
     if not plan.padding.rows and not plan.padding.columns:  # nothing to choose
         unset.add("pad")
     return {k: value for k, value in settled.items() if k not in unset.union(_NOT_CHOICES)}

@@ -7,7 +7,6 @@ sentence says so and names what works without it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -30,6 +29,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # documented,
     hf_raise_for_status,
 )
 
+from enginehouse.build.progress import ticking
 from enginehouse.build.sources.folder import DiskFolder, Folder
 from enginehouse.build.sources.hf_checkpoint import INDEX, PICKLE_SUFFIXES
 from enginehouse.build.sources.safetensors_file import DISK
@@ -229,23 +229,16 @@ def _first(error: BaseException) -> str:
 @contextmanager
 def _watched(blobs: Path, advance: Callable[[int], None]) -> Iterator[None]:
     """Tell of what comes into a folder, while the body runs: its client has no one way to say."""
-    ended = threading.Event()
     seen = _bytes_in(blobs)
 
-    def watch() -> None:
+    def look() -> None:
         nonlocal seen
-        while not ended.wait(_WATCH_S):
-            now = max(seen, _bytes_in(blobs))
-            advance(now - seen)
-            seen = now
+        now = max(seen, _bytes_in(blobs))
+        advance(now - seen)
+        seen = now
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with ticking(_WATCH_S, look):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _bytes_in(folder: Path) -> int:
