@@ -1,38 +1,24 @@
 """`enginehouse-build doctor`: what of a build and of serving works on this machine, and why not.
 
-Facts are gathered once (`gather`); each check is a pure function of them. Nothing is imported that
-could hang: libraries are tried in child processes with a deadline.
+Facts are machine_facts.py's; each check is a pure function of them.
 Source: TensorRT-LLM 1.2.1's requirements; NVIDIA/TensorRT-LLM issues 2405, 2597, 9680, 16899.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import os
-import platform
 import re
-import resource
-import shlex
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from enginehouse.build.tensorrt_llm.builder import TENSORRT_LLM, find_builder
-from enginehouse.runtime.cpu.compiler import find_compiler
-from enginehouse.runtime.errors import EngineError, PlanError
+from enginehouse.build.machine_facts import Facts, gather
+from enginehouse.build.tensorrt_llm.builder import TENSORRT_LLM
 from enginehouse.runtime.grammar.support import TENSORRT_LLM as XGRAMMAR
-from enginehouse.runtime.machine.binding import installed_version, nvidia_smi
-from enginehouse.runtime.machine.gpus import Gpu, visible_gpus
 from enginehouse.runtime.machine.mpi_environment import LAUNCHED, is_rank_variable
 
 WHAT = (
@@ -40,50 +26,7 @@ WHAT = (
     "works, 3 all but TensorRT-LLM, 2 not even the CPU backend."
 )
 GIB = 2**30
-_DISTRIBUTIONS = ("torch", "tensorrt_llm", "tensorrt", "transformers", "xgrammar")
-_LIBRARY_S = 20
 _MIN_CUDA = 13000  # as cuDriverGetVersion counts: the wheel of 1.2.1 is built for CUDA 13
-_MPI = """
-import ctypes
-text, size = ctypes.create_string_buffer(9000), ctypes.c_int()
-ctypes.CDLL("libmpi.so.40").MPI_Get_library_version(text, ctypes.byref(size))
-print(text.value.decode())
-"""
-_NUMA = "import ctypes; print(ctypes.CDLL('libnuma.so.1').numa_available())"
-_CUDA = """
-import ctypes
-cuda, found = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
-assert cuda.cuDriverGetVersion(ctypes.byref(found)) == 0
-print(found.value)
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What was found. None stands for what is not there; sizes are bytes.
-
-    cxx: the command of the C++ compiler. compiled_bindings: whether the tensorrt_llm package holds
-    its compiled library, or is a stub.
-    driver_cuda: the newest CUDA the driver runs, 13000 for 13.0. mpi: what libmpi.so.40 says of
-    itself. p2p: nvidia-smi's table of reads between GPUs.
-    """
-
-    python: tuple[int, int] = (0, 0)
-    processor: str = ""
-    versions: Mapping[str, str | None] = field(default_factory=dict)
-    compiled_bindings: bool = False
-    builder: str | None = None
-    cxx: str | None = None
-    driver_cuda: int | None = None
-    gpus: tuple[Gpu, ...] = ()
-    p2p: str | None = None
-    mpi: str | None = None
-    numa: bool = False
-    env: Mapping[str, str] = field(default_factory=dict)
-    disk_free: int = 0
-    memory_free: int = 0
-    shm: int = 0
-    memlock: int | None = None  # None: no limit
 
 
 class Finding(NamedTuple):
@@ -314,56 +257,6 @@ TRTLLM: tuple[Callable[[Facts], Finding], ...] = (
     check_trtllm_room,
     check_limits,
 )
-
-
-def gather(directory: Path) -> Facts:
-    """Look at this machine. directory: where engines would be written."""
-    cuda = _library(_CUDA)
-    memlock = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    try:
-        builder = find_builder()
-    except PlanError:
-        builder = None
-    try:
-        cxx: str | None = shlex.join(find_compiler())
-    except EngineError:
-        cxx = None
-    return Facts(
-        python=sys.version_info[:2],
-        processor=platform.machine(),
-        versions={name: installed_version(name) for name in _DISTRIBUTIONS},
-        compiled_bindings=_has_bindings(),
-        builder=builder,
-        cxx=cxx,
-        driver_cuda=int(cuda) if cuda and cuda.strip().isdigit() else None,
-        gpus=tuple(visible_gpus()),
-        p2p=nvidia_smi("topo", "-p2p", "r"),
-        mpi=_library(_MPI),
-        numa=_library(_NUMA) is not None,
-        env=dict(os.environ),
-        disk_free=shutil.disk_usage(directory).free,
-        memory_free=psutil.virtual_memory().available,
-        shm=shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0,
-        memlock=None if memlock == resource.RLIM_INFINITY else memlock,
-    )
-
-
-def _library(code: str) -> str | None:
-    """What a few lines of Python print, in a process of their own; None when they fail or hang."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=_LIBRARY_S
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
-def _has_bindings() -> bool:
-    """Whether the tensorrt_llm package has its compiled part. It is not imported."""
-    spec = importlib.util.find_spec("tensorrt_llm")
-    folders = spec.submodule_search_locations if spec is not None else None
-    return any(any(Path(folder).glob("bindings*.so")) for folder in folders or ())
 
 
 def _numbers(version: str) -> tuple[int, ...]:

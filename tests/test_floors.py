@@ -132,7 +132,8 @@ build/verify           runtime/checkpoint runtime/torch
 build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
 build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm  runtime/cpu
 build/stages           progress source sources plan convert original backends
-build/doctor           tensorrt_llm  runtime/machine runtime/cpu runtime/grammar
+build/machine_facts    tensorrt_llm  runtime/machine runtime/cpu
+build/doctor           machine_facts tensorrt_llm  runtime/machine runtime/grammar
 build/cli              progress resolve plan tensorrt_llm backends stages doctor
 build/command          cli
 

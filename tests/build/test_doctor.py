@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from enginehouse.build import cli, doctor
-from enginehouse.build.doctor import HERE, TRTLLM, Facts, print_report
+from enginehouse.build import cli, machine_facts
+from enginehouse.build.doctor import HERE, TRTLLM, print_report
+from enginehouse.build.machine_facts import Facts
 from enginehouse.runtime.machine.gpus import Gpu, cut_by_environment, parse_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
 
@@ -186,17 +187,17 @@ def test_a_stub_is_told_from_the_package(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "tensorrt_llm" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.delitem(sys.modules, "tensorrt_llm", raising=False)
-    assert not doctor._has_bindings()
+    assert not machine_facts._has_bindings()
     (tmp_path / "tensorrt_llm" / "bindings.cpython-312-x86_64-linux-gnu.so").write_text("")
-    assert doctor._has_bindings()
+    assert machine_facts._has_bindings()
 
 
 def test_a_library_that_hangs_is_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LIBRARY_S", 0.2)
-    assert doctor._library("import time; time.sleep(60)") is None
+    monkeypatch.setattr(machine_facts, "_LIBRARY_S", 0.2)
+    assert machine_facts._library("import time; time.sleep(60)") is None
     monkeypatch.undo()
-    assert doctor._library("print(7)") == "7\n"
-    assert doctor._library("import ctypes; ctypes.CDLL('libnosuch.so.40')") is None
+    assert machine_facts._library("print(7)") == "7\n"
+    assert machine_facts._library("import ctypes; ctypes.CDLL('libnosuch.so.40')") is None
 
 
 LISTING = """\
