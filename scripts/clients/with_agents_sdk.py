@@ -25,13 +25,8 @@ from asked import (
     WEATHER_QUESTION,
     say,
 )
+from city import City
 from openai import AsyncOpenAI
-from pydantic import BaseModel, Field
-
-
-class City(BaseModel):
-    name: str = Field(max_length=16)
-    country: str = Field(max_length=16)
 
 
 @function_tool

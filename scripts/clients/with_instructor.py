@@ -7,13 +7,7 @@
 import instructor
 import openai
 from asked import API_KEY, BASE_URL, MAX_TOKENS, MODEL, QUESTION, TIMEOUT_S, say
-from pydantic import BaseModel, Field
-
-
-class City(BaseModel):
-    name: str = Field(max_length=16)
-    country: str = Field(max_length=16)
-
+from city import City
 
 client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=TIMEOUT_S)
 by_tool = instructor.from_openai(client, mode=instructor.Mode.TOOLS)

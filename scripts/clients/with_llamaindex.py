@@ -16,15 +16,10 @@ from asked import (
     say,
     say_stream,
 )
+from city import City
 from llama_index.core.llms import ChatMessage
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai_like import OpenAILike
-from pydantic import BaseModel, Field
-
-
-class City(BaseModel):
-    name: str = Field(max_length=16)
-    country: str = Field(max_length=16)
 
 
 def get_weather(city: str, unit: str) -> str:

@@ -11,14 +11,8 @@ from typing import Literal
 import openai
 import outlines
 from asked import API_KEY, BASE_URL, MAX_TOKENS, MODEL, QUESTION, TIMEOUT_S, say
+from city import City
 from outlines.types import Regex
-from pydantic import BaseModel, Field
-
-
-class City(BaseModel):
-    name: str = Field(max_length=16)
-    country: str = Field(max_length=16)
-
 
 client = openai.OpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=TIMEOUT_S)
 as_openai = outlines.from_openai(client, MODEL)

@@ -7,16 +7,10 @@
 import asyncio
 
 from asked import API_KEY, BASE_URL, MAX_TOKENS, MODEL, QUESTION, TIMEOUT_S, say, say_stream
-from pydantic import BaseModel, Field
+from city import City
 from pydantic_ai import Agent, NativeOutput, ToolOutput
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
-
-
-class City(BaseModel):
-    name: str = Field(max_length=16)
-    country: str = Field(max_length=16)
-
 
 model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=BASE_URL, api_key=API_KEY))
 settings = {"temperature": 0, "max_tokens": MAX_TOKENS, "timeout": TIMEOUT_S}
