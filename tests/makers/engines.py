@@ -32,6 +32,20 @@ def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Pat
     return output
 
 
+def engine_maker(source_of: SourceMaker, folder: Path, **defaults: Any) -> EngineMaker:
+    """make(family, **settings): its engine below `folder`, built once for each choice."""
+    made: dict[str, Path] = {}
+
+    def make(name: str, **settings: Any) -> Path:
+        key = f"{name} {sorted(settings.items())}"
+        if key not in made:
+            output = folder / str(len(made)) / name
+            made[key] = build_engine(source_of(name), output, **{**defaults, **settings})
+        return made[key]
+
+    return make
+
+
 def build_endless_engine(directory: Path) -> Path:
     """A tiny model that never ends a greedy answer by itself: its end token scores 0, always."""
     path = write_tiny_checkpoint(directory / "tiny-llama")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
-from makers.engines import build_engine, train_tokenizer
+from makers.engines import EngineMaker, build_engine, engine_maker, train_tokenizer
 from makers.family_models import (
     FAMILIES,
     MIXTURES,
@@ -47,16 +47,7 @@ FLOAT32 = ExecutorOptions(compute_dtype="float32")
 PROMPTS = [list(range(40, 75)), [7 * i % 500 + 3 for i in range(80)]]
 GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
-Maker = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small are slower on two threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +63,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    made: dict[str, Path] = {}
-
-    def make(name: str, **settings: Any) -> Path:
-        key = f"{name} {sorted(settings.items())}"
-        if key not in made:
-            output = tmp_path_factory.mktemp("engines") / name
-            values = {"dtype": "float32", "until": "compile", **settings}
-            made[key] = build_engine(open_checkpoint(checkpoint(name)), output, **values)
-        return made[key]
-
-    return make
+def engine(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> EngineMaker:
+    return engine_maker(
+        lambda name: open_checkpoint(checkpoint(name)),
+        tmp_path_factory.mktemp("engines"),
+        dtype="float32",
+        until="compile",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +98,7 @@ def test_the_tables_name_what_transformers_saves(
 @pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_greedy_tokens_equal_transformers(
-    engine: Maker, original: Callable[[str], PreTrainedModel], name: str, tp: int, pp: int
+    engine: EngineMaker, original: Callable[[str], PreTrainedModel], name: str, tp: int, pp: int
 ) -> None:
     executor = open_executor(engine(name, tp=tp, pp=pp), FLOAT32)
     assert isinstance(executor, TorchExecutor)
@@ -127,7 +115,7 @@ def test_logits_and_greedy_tokens_equal_transformers(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_over_cached_keys_equal_transformers(
-    engine: Maker, original: Callable[[str], PreTrainedModel], name: str
+    engine: EngineMaker, original: Callable[[str], PreTrainedModel], name: str
 ) -> None:
     executor = open_executor(engine(name, tp=1, pp=1), FLOAT32)
     assert isinstance(executor, TorchExecutor)
@@ -162,7 +150,7 @@ def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", DENSE)
 def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
-    engine: Maker, name: str
+    engine: EngineMaker, name: str
 ) -> None:
     quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
@@ -178,7 +166,7 @@ def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_fp8_weights_are_the_models_within_a_rounding(engine: Maker, name: str) -> None:
+def test_fp8_weights_are_the_models_within_a_rounding(engine: EngineMaker, name: str) -> None:
     quantised = engine(name, quant="fp8", tp=2, dtype="bfloat16", calib_length=64)
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
     for linear in (key for key in LINEARS if f"{key}.weight" in truth):
@@ -200,7 +188,7 @@ def assert_answers(engine_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3", "qwen2-window", "phi3"])
-def test_a_windowed_engine_carries_its_windows(engine: Maker, name: str) -> None:
+def test_a_windowed_engine_carries_its_windows(engine: EngineMaker, name: str) -> None:
     opened = read_engine(engine(name, tp=1, pp=1))
     window = 20 if name == "phi3" else 16
     wanted = {
@@ -234,7 +222,7 @@ def test_the_plan_says_which_window_to_serve_with(
     ("name", "quant"),
     [("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")],
 )
-def test_the_verify_stage_measures_the_family(engine: Maker, name: str, quant: str) -> None:
+def test_the_verify_stage_measures_the_family(engine: EngineMaker, name: str, quant: str) -> None:
     settings = {"quant": quant, "tp": 2, "until": "verify", "compute_dtype": "float32"}
     verified = read_engine(engine(name, **settings)).manifest.verify
     assert verified is not None
@@ -242,7 +230,7 @@ def test_the_verify_stage_measures_the_family(engine: Maker, name: str, quant: s
 
 
 def test_longrope_takes_its_short_factors_for_a_short_engine(
-    engine: Maker, original: Callable[[str], PreTrainedModel]
+    engine: EngineMaker, original: Callable[[str], PreTrainedModel]
 ) -> None:
     executor = open_executor(engine("phi3-longrope", tp=1, pp=1), FLOAT32._replace(max_seq_len=32))
     prompt = list(range(40, 60))
@@ -253,7 +241,7 @@ def test_longrope_takes_its_short_factors_for_a_short_engine(
 
 @pytest.mark.parametrize("length", [12, 31, 32, 33, 60])
 def test_longrope_changes_its_factors_where_transformers_does(
-    engine: Maker, original: Callable[[str], PreTrainedModel], length: int
+    engine: EngineMaker, original: Callable[[str], PreTrainedModel], length: int
 ) -> None:
     """From prompts before, at and beyond the pretrained length of 32: as soon as a sequence is
     longer, all of it is computed again with the long factors, in transformers' `generate` too.
@@ -275,7 +263,7 @@ def test_longrope_changes_its_factors_where_transformers_does(
     assert theirs[0, length:].tolist() == answer
 
 
-def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: Maker) -> None:
+def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: EngineMaker) -> None:
     """A short prompt's keys are of no use to a longer one, whatever runs beside it."""
     path = engine("phi3-longrope", tp=1, pp=1)
     base = [7 * i % 500 + 3 for i in range(60)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,10 +20,10 @@ from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import needs_compiler
-from makers.engines import EngineMaker, SourceMaker, build_engine
+from makers.engines import EngineMaker, SourceMaker, engine_maker
 from makers.family_models import FAMILIES, MIXTURES
 
-pytestmark = needs_compiler
+pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
 # Longer than every window and than longrope's pretrained length; none a multiple of a cache unit.
 PROMPT = [7 * i % 500 + 3 for i in range(83)]
@@ -35,31 +33,11 @@ GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
 # Of the largest logit: activations, keys and values are rounded to 8 bits of mantissa.
 CLOSE = 0.02
 
-Maker = Callable[..., Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Products this small are slower on two threads, and much slower on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 @pytest.fixture(scope="module")
-def engine(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> Maker:
-    made: dict[str, Path] = {}
-
-    def make(name: str, **settings: Any) -> Path:
-        key = f"{name} {sorted(settings.items())}"
-        if key not in made:
-            output = tmp_path_factory.mktemp("engines") / name
-            values = {"dtype": "bfloat16", "until": "compile", "backend": "cpu", **settings}
-            made[key] = build_engine(family_source(name), output, **values)
-        return made[key]
-
-    return make
+def engine(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> EngineMaker:
+    choices = {"dtype": "bfloat16", "until": "compile", "backend": "cpu"}
+    return engine_maker(family_source, tmp_path_factory.mktemp("engines"), **choices)
 
 
 def runner_of(
@@ -104,7 +82,7 @@ def logits_of_torch(
 
 @pytest.mark.parametrize("quant", ["none", "int4"])
 @pytest.mark.parametrize("name", [*DENSE, "biased"])
-def test_logits_are_those_of_torch_in_float32(engine: Maker, name: str, quant: str) -> None:
+def test_logits_are_those_of_torch_in_float32(engine: EngineMaker, name: str, quant: str) -> None:
     form = {"group_size": 64} if quant == "int4" else {}
     path = engine(name, quant=quant, **form)
     truth = logits_of_torch(path, PROMPT)
@@ -112,7 +90,7 @@ def test_logits_are_those_of_torch_in_float32(engine: Maker, name: str, quant: s
     assert (found - truth).abs().max() < CLOSE * truth.abs().max()
 
 
-def test_a_short_context_turns_by_longropes_short_factors(engine: Maker) -> None:
+def test_a_short_context_turns_by_longropes_short_factors(engine: EngineMaker) -> None:
     path = engine("phi3-longrope", quant="none")
     truth = logits_of_torch(path, PROMPT[:30])
     found = logits_alone(runner_of(path), PROMPT[:30])
@@ -143,7 +121,7 @@ class WithZeros(CheckpointWeights):
         return tensors
 
 
-def test_zero_points_are_added(engine: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_points_are_added(engine: EngineMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     path = engine("qwen2", quant="int4", group_size=64)
     without = logits_alone(runner_of(path), PROMPT)
     monkeypatch.setattr("enginehouse.runtime.cpu.executor.CheckpointWeights", WithZeros)
@@ -153,7 +131,7 @@ def test_zero_points_are_added(engine: Maker, monkeypatch: pytest.MonkeyPatch) -
     assert (found - without).abs().max() > 10 * CLOSE * truth.abs().max()
 
 
-def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: Maker) -> None:
+def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: EngineMaker) -> None:
     path = engine("llama", quant="none")
     executor = open_executor(path, OPTIONS._replace(max_num_tokens=16))
     executor.submit(Request(0, PROMPT, SamplingParams(1, 0.0, num_prompt_logprobs=0)))
@@ -167,13 +145,13 @@ def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: Maker) -> Non
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "biased"])
-def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: Maker, name: str) -> None:
+def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: EngineMaker, name: str) -> None:
     one, four = (runner_of(engine(name, tp=n, pp=n)) for n in (1, 2))
     assert torch.equal(logits_alone(one, PROMPT), logits_alone(four, PROMPT))
 
 
 @pytest.mark.parametrize(("name", "quant"), [("llama", "int4"), ("gemma2", "none")])
-def test_logits_depend_on_their_sequence_alone(engine: Maker, name: str, quant: str) -> None:
+def test_logits_depend_on_their_sequence_alone(engine: EngineMaker, name: str, quant: str) -> None:
     """The same bits alone and beside others, in chunks, token by token, and on two threads."""
     form = {"group_size": 64} if quant == "int4" else {}
     path = engine(name, quant=quant, **form)
@@ -194,7 +172,7 @@ def test_logits_depend_on_their_sequence_alone(engine: Maker, name: str, quant: 
 
 
 def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
-    engine: Maker,
+    engine: EngineMaker,
 ) -> None:
     path = engine("llama", quant="int4", group_size=64)
     alone = logits_alone(runner_of(path), PROMPT)[-1]
@@ -209,7 +187,7 @@ def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
             assert torch.equal(logits, alone)
 
 
-def test_what_a_used_block_held_leaves_no_trace(engine: Maker) -> None:
+def test_what_a_used_block_held_leaves_no_trace(engine: EngineMaker) -> None:
     """Not even NaN, which times zero is NaN."""
     path = engine("llama", quant="none")
     small = runner_of(path)
@@ -223,7 +201,7 @@ def test_what_a_used_block_held_leaves_no_trace(engine: Maker) -> None:
     assert torch.equal(logits_alone(small, PROMPT, (1, 40)), alone)
 
 
-def test_the_loop_answers_each_as_it_answers_it_alone(engine: Maker) -> None:
+def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> None:
     path = engine("llama", quant="int4", group_size=64)
     prompts = [PROMPT, *OTHERS]
     executor = open_executor(path, OPTIONS)
@@ -237,7 +215,7 @@ def test_the_loop_answers_each_as_it_answers_it_alone(engine: Maker) -> None:
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("quant", ["none", "int4"])
 def test_every_instruction_set_of_this_cpu_gives_the_logits(
-    engine: Maker, instructions: str, quant: str
+    engine: EngineMaker, instructions: str, quant: str
 ) -> None:
     if instructions not in available(cpu_words()):
         pytest.skip(f"this CPU has no {instructions}")
@@ -256,7 +234,7 @@ def test_every_instruction_set_of_this_cpu_gives_the_logits(
     ],
 )
 def test_options_that_are_not_run_are_refused(
-    engine: Maker, options: ExecutorOptions, sentence: str
+    engine: EngineMaker, options: ExecutorOptions, sentence: str
 ) -> None:
     with pytest.raises(EngineError, match=sentence):
         open_executor(engine("llama", quant="none"), options)
