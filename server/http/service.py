@@ -110,7 +110,7 @@ class Service:
             return Response(status=_CLIENT_CLOSED_REQUEST)
         self._count(completion, request.environ)
         self._judge(completion, unenforced, g.request_id)
-        return json_response(completion.whole())
+        return sse.told(completion, lambda: json_response(completion.whole()))
 
     def _count(self, completion: Completion, environ: dict[str, Any]) -> None:
         """In the metrics, and for whoever logs the request."""

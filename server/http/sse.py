@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
+from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import gevent
 import msgspec
@@ -22,9 +23,11 @@ from gevent.socket import wait_read
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server.answer.completion import ClientGone, Completion, Delta, Generation
+from enginehouse.server.prompt.chat import call_beside_the_loop
 from enginehouse.server.wire.error_body import error_answer
 
 LOG = logging.getLogger("enginehouse.server")
+T = TypeVar("T")
 
 HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -80,7 +83,7 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
             for delta in deltas:
                 if delta is None:
                     yield KEEPALIVE
-                elif data := b"".join(map(event, completion.chunks(delta))):
+                elif data := told(completion, partial(_chunks, completion, delta)):
                     yield data
         yield b"".join(map(event, completion.closing_chunks())) + DONE
     except ClientGone:
@@ -91,6 +94,17 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
         yield event(error_answer(error, request_id).body) + DONE
     finally:
         stream.close()
+
+
+def told(completion: Completion, work: Callable[[], T]) -> T:
+    """What an answer is as it is sent. A long prompt's scores take long to be told, and are told
+    beside the event loop.
+    """
+    return call_beside_the_loop(work) if completion.scores else work()
+
+
+def _chunks(completion: Completion, delta: Delta) -> bytes:
+    return b"".join(map(event, completion.chunks(delta)))
 
 
 class DisconnectWatch:

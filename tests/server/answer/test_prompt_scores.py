@@ -12,6 +12,7 @@ from tokenizers import processors
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.request import TokenLogprobs, TokenOutput
 from enginehouse.server.answer.prompt_scores import PromptScores
+from enginehouse.server.http import sse
 from enginehouse.server.prompt.chat import Chat
 from enginehouse.server.prompt.prompts import text_span, tokenize
 from enginehouse.server.text.detokenizer import TokenPieces
@@ -55,6 +56,26 @@ def test_an_echo_has_the_prompts_tokens_before_the_answers(
     for token, start in zip(told["tokens"], starts, strict=True):
         assert token.startswith("bytes:") or (TEXT + "aé").startswith(token, start), token
     assert "<|im_end|>" in told["tokens"], "a special token that is the prompt's text"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_scores_are_told_beside_the_event_loop(
+    http: FlaskClient, engine: ScriptedClient, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    beside: list[Any] = []
+
+    def call(work: Any) -> Any:
+        beside.append(work())
+        return beside[-1]
+
+    monkeypatch.setattr(sse, "call_beside_the_loop", call)
+    engine.script = [scored(bytes_ids("a"), LENGTH)]
+    ask(http, stream=stream).get_data()
+    assert beside
+    beside.clear()
+    engine.script = [(0, output(bytes_ids("a"), LENGTH))]
+    ask(http, stream=stream, logprobs=None).get_data()
+    assert not beside, "any other answer is short work"
 
 
 def test_max_tokens_zero_tells_the_prompt_alone(http: FlaskClient, engine: ScriptedClient) -> None:
