@@ -89,7 +89,10 @@ def in_messages(outputs: Iterable[TokenOutput]) -> Iterator[Outputs]:
     gathered: list[TokenOutput] = []
     room = MAX_SCORES
     for output in outputs:
-        scores = output.prompt_logprobs or []
+        if output.prompt_logprobs is None:  # nearly every one
+            gathered.append(output)
+            continue
+        scores = output.prompt_logprobs
         while len(scores) > room:
             gathered.append(TokenOutput(output.request_id, prompt_logprobs=scores[:room]))
             yield Outputs(gathered)
