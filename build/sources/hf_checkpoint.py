@@ -204,7 +204,8 @@ def _refuse_foreign(folder: Folder) -> None:
     if "adapter_config.json" in names and not weights:
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path")
         raise CheckpointError(
-            f"{label} holds a LoRA adapter alone, without its base model ({base}): merge the two "
+            f"{label} holds a LoRA adapter alone, without its base model"
+            f"{f' ({base})' if base else ''}: merge the two "
             "where peft is installed, and give the folder that comes of it: python -c "
             '"from peft import AutoPeftModelForCausalLM as M; from transformers import '
             f"AutoTokenizer as T; M.from_pretrained('{label}').merge_and_unload()"
