@@ -29,4 +29,6 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         unset.add("verify_with")
     if not plan.padding.rows and not plan.padding.columns:  # nothing to choose
         unset.add("pad")
+    if settled["backend"] != "cpu":
+        unset.add("cpu_activations")
     return {k: value for k, value in settled.items() if k not in unset.union(_NOT_CHOICES)}

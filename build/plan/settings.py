@@ -16,6 +16,7 @@ import yaml
 from enginehouse.build.forms.capabilities import GPU_SM
 from enginehouse.build.forms.weight_forms import KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.config import DTYPES
+from enginehouse.runtime.cpu.packed_file import ACTIVATIONS
 from enginehouse.runtime.errors import PlanError
 
 FORMATS = ("trtllm", "hf")
@@ -105,6 +106,11 @@ class BuildSettings:
     compute_dtype: str = _choice(
         "auto", "torch backend: dtype of arithmetic", choices=("auto", "float32", "bfloat16")
     )
+    cpu_activations: str = _choice(
+        "int8",
+        "cpu backend: what enters a 4-bit product, rounded to bytes (faster) or to bfloat16",
+        choices=ACTIVATIONS,
+    )
     calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")
     calib_length: int = _choice(512, "fp8, awq, KV cache: tokens of each text", minimum=16)
     verify_with: str = _choice(
@@ -153,7 +159,15 @@ GROUPS: dict[str, tuple[str, ...]] = {
         *("max_seq_len", "max_batch_size", "max_num_tokens", "kv_block_size", "kv_cache_gib"),
     ),
     "of one backend": (
-        *("compute_dtype", "sm", "plan_layers", "bake_weights", "workers", "trtllm_build"),
+        *(
+            "cpu_activations",
+            "compute_dtype",
+            "sm",
+            "plan_layers",
+            "bake_weights",
+            "workers",
+            "trtllm_build",
+        ),
     ),
     "what clients see": (
         *("name", "tokenizer", "tool_format", "reasoning_format", "price_input", "price_output"),

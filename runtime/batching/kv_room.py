@@ -72,4 +72,4 @@ def count_blocks(
 def _weight_bytes(engine: Engine) -> int:
     """Of every rank's file, as the engine keeps its weights."""
     files = engine.manifest.files
-    return sum(record.bytes for name, record in files.items() if name.endswith(".safetensors"))
+    return sum(record.bytes for name, record in files.items() if name.startswith("rank"))

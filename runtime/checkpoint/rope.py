@@ -57,6 +57,30 @@ def rotary_frequencies(config: ModelConfig, max_positions: int) -> Frequencies:
     return _SCALINGS[kind](config, scaling, plain, max_positions)
 
 
+class AllFrequencies(NamedTuple):
+    """A model's in a context of some length: those of most layers, those of config.json's local
+    base (Gemma 3), and longrope's for contexts up to `pretrained`, where a longer one has others.
+    """
+
+    everywhere: Frequencies
+    local: Frequencies | None = None
+    short: Frequencies | None = None
+    pretrained: int | None = None
+
+
+def all_frequencies(config: ModelConfig, max_positions: int) -> AllFrequencies:
+    """Raises EngineError as `rotary_frequencies` does."""
+    everywhere = rotary_frequencies(config, max_positions)
+    base, scaling = config.extra.get("rope_local_base_freq"), config.rotary_scaling
+    local = Frequencies(_plain(config, float(base))) if base else None
+    if scaling is not None and scaling_type(scaling) == "longrope":
+        pretrained = int(_original(config, scaling))
+        if max_positions > pretrained:
+            short = rotary_frequencies(config, pretrained)
+            return AllFrequencies(everywhere, local, short, pretrained)
+    return AllFrequencies(everywhere, local)
+
+
 def _plain(config: ModelConfig, base: float) -> Tensor:
     half = torch.arange(0, config.rotary_dim, 2, dtype=torch.int64).float()
     return 1.0 / base ** (half / config.rotary_dim)
@@ -173,19 +197,15 @@ class Rotary:
     """
 
     def __init__(self, config: ModelConfig, max_positions: int) -> None:
-        self.tables = [RotaryTable(rotary_frequencies(config, max_positions), max_positions)]
-        self.pretrained: int | None = None
+        found = all_frequencies(config, max_positions)
+        self.tables = [
+            RotaryTable(found.everywhere, max_positions),
+            *([RotaryTable(found.local, max_positions)] if found.local is not None else []),
+        ]
+        self.pretrained = found.pretrained
         self.short: RotaryTable | None = None
-        scaling = config.rotary_scaling
-        if scaling is not None and scaling_type(scaling) == "longrope":
-            pretrained = int(_original(config, scaling))
-            if max_positions > pretrained:
-                self.pretrained = pretrained
-                self.short = RotaryTable(rotary_frequencies(config, pretrained), pretrained)
-        local = config.extra.get("rope_local_base_freq")
-        if local:
-            plain = Frequencies(_plain(config, float(local)))
-            self.tables.append(RotaryTable(plain, max_positions))
+        if found.short is not None and found.pretrained is not None:
+            self.short = RotaryTable(found.short, found.pretrained)
 
     def at(self, positions: Tensor, contexts: Tensor | None = None) -> list[Angles]:
         """The angles of these positions in each table: the global one first.

@@ -58,7 +58,7 @@ def compiled_library(instructions: str, extra_flags: Sequence[str] = ()) -> Path
     """
     command = find_compiler()
     flags = [*_FLAGS, *compiler_flags(instructions), *extra_flags]
-    library = cache_folder() / f"{_key(command, flags)}.so"
+    library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
@@ -70,10 +70,10 @@ def compiled_library(instructions: str, extra_flags: Sequence[str] = ()) -> Path
     return library
 
 
-def cache_folder() -> Path:
-    """Where libraries are kept: below ENGINEHOUSE_CACHE, else ~/.cache/enginehouse."""
+def cache_folder(name: str) -> Path:
+    """Where what can be made anew is kept: below ENGINEHOUSE_CACHE, else ~/.cache/enginehouse."""
     root = os.environ.get("ENGINEHOUSE_CACHE")
-    return (Path(root) if root else Path.home() / ".cache" / "enginehouse") / "native"
+    return (Path(root) if root else Path.home() / ".cache" / "enginehouse") / name
 
 
 def _key(command: Sequence[str], flags: Sequence[str]) -> str:

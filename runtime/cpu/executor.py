@@ -15,11 +15,9 @@ from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
 from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
-from enginehouse.runtime.checkpoint.rope import Rotary
-from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
-from enginehouse.runtime.cpu.packed_model import load_model, native_shape
+from enginehouse.runtime.cpu.packed_model import load_model, native_shape, open_packed
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
@@ -57,17 +55,16 @@ class CpuRunner:
         self.kv_cache_bytes = num_blocks * block_bytes
         self.block_size = block_size
         self.memory = BlockMemory(BlockPool(num_blocks), block_size)
-        rotary = Rotary(config, self.capacity.max_seq_len)
-        self.pretrained = rotary.pretrained
+        packed = open_packed(engine)
+        self.pretrained = packed.network.pretrained
         shape = native_shape(
-            config,
+            packed.network,
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=self.capacity.max_num_tokens,
             threads=options.num_threads or torch.get_num_threads(),
         )
-        weights = CheckpointWeights(engine.path, config)
-        self.model = load_model(library, shape, config, weights, rotary)
+        self.model = load_model(library, shape, packed, self.capacity.max_seq_len)
 
     def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
         token_ids: list[int] = []

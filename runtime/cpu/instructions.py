@@ -17,10 +17,15 @@ VARIABLE = "ENGINEHOUSE_CPU_INSTRUCTIONS"
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512_bf16": (
-        (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512bf16"),
-        (*_AVX512, "fma", "avx512_bf16"),
+        (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512bf16", "-mavx512vnni"),
+        (*_AVX512, "fma", "avx512_bf16", "avx512_vnni"),
+    ),
+    "avx512_vnni": (
+        (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512vnni"),
+        (*_AVX512, "fma", "avx512_vnni"),
     ),
     "avx512": ((*(f"-m{word}" for word in _AVX512), "-mfma"), (*_AVX512, "fma")),
+    "avx2_vnni": (("-mavx2", "-mfma", "-mavxvnni"), ("avx2", "fma", "avx_vnni")),
     "avx2": (("-mavx2", "-mfma"), ("avx2", "fma")),
     "plain": ((), ()),
 }

@@ -1,14 +1,14 @@
 """The compiled kernels as Python sees them: their structures, and one loaded model.
 
 The bounds that native/model.h asserts are checked here, before C++ is called. Knows pointers and
-sizes; what a weight means is `packed_model.py`'s.
+sizes; what a weight means is `packing.py`'s.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_float, c_int, c_void_p
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from enginehouse.runtime.cpu.packed_file import LinearShape
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = ("qkv", "dense", "fc_gate", "proj", "lm_head")
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 FINAL_NORM = "ln_f"
+PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, "gelu", "norm_sublayers")
+_FORMS = ("bf16", "int4", "int8")
+_PART = 32  # inputs whose bytes share a scale: native/rows.h
 _ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
 
 
@@ -45,13 +49,22 @@ class _Step(ctypes.Structure):
     ]
 
 
+class _Linear(ctypes.Structure):
+    """native/linear.h's Linear."""
+
+    _fields_ = [
+        *((name, c_int) for name in ("form", "inputs", "out", "group", "as_bytes", "narrow")),
+        *((name, c_void_p) for name in PARTS),
+    ]
+
+
 class NativeModel:
     """One model in the compiled library. Not thread-safe; of no use after close()."""
 
     def __init__(self, library: Path, shape: Shape) -> None:
         self._functions = _functions(library)
         self._shape = shape
-        self._kept: list[Tensor] = []  # what the library only points to
+        self._kept: list[np.ndarray] = []  # what the library only points to
         model = self._functions.eh_open(byref(shape))
         if not model:
             raise EngineError(
@@ -60,61 +73,46 @@ class NativeModel:
         self._model = c_void_p(model)
         self._free = weakref.finalize(self, self._functions.eh_close, self._model)
 
-    def set_embedding(self, table: Tensor) -> None:
-        """table: bfloat16 [vocab_size, hidden]."""
-        assert table.shape == (self._shape.vocab, self._shape.hidden)
-        self._functions.eh_embedding(self._model, self._keep(table, torch.bfloat16))
+    def set_embedding(self, table: np.ndarray) -> None:
+        """table: bfloat16 [vocab_size, hidden], as bytes."""
+        assert len(table) >= self._shape.vocab * self._shape.hidden * 2
+        self._functions.eh_embedding(self._model, self._keep(table))
 
-    def set_rotary(self, index: int, cos: Tensor, sin: Tensor) -> None:
+    def set_rotary(self, index: int, cos: np.ndarray, sin: np.ndarray) -> None:
         """cos, sin: float32 [positions, rotary / 2]. index: 0 global, 1 local, 2 short."""
         assert cos.shape == sin.shape and cos.shape[1] * 2 == self._shape.rotary
-        pointers = [self._keep(table, torch.float32) for table in (cos, sin)]
-        self._functions.eh_rotary(self._model, index, *pointers)
+        assert cos.dtype == sin.dtype == np.float32
+        self._functions.eh_rotary(self._model, index, self._keep(cos), self._keep(sin))
 
-    def set_rule(
-        self, layer: int, scale: float, cap: float | None, window: int | None, local_rope: bool
-    ) -> None:
-        self._functions.eh_rule(self._model, layer, scale, cap or 0.0, window or 0, int(local_rope))
+    def set_rule(self, layer: int, scale: float, cap: float, window: int, local_rope: bool) -> None:
+        """cap, window: 0 for none."""
+        self._functions.eh_rule(self._model, layer, scale, cap, window, int(local_rope))
 
-    def set_norm(self, layer: int, name: str, weight: Tensor) -> None:
-        """name: of NORMS, or FINAL_NORM; weight: [hidden] or [head_size]."""
+    def set_norm(self, layer: int, name: str, weight: np.ndarray) -> None:
+        """name: of NORMS, or FINAL_NORM; weight: float32 [hidden] or [head_size], as bytes."""
         which = len(NORMS) if name == FINAL_NORM else NORMS.index(name)
-        weight = weight.float().contiguous()
-        pointer, count = c_void_p(weight.data_ptr()), weight.numel()
-        self._functions.eh_norm(self._model, layer, which, pointer, count)
+        of_head = name in NORMS[-2:]
+        assert len(weight) >= 4 * (self._shape.head_size if of_head else self._shape.hidden)
+        self._functions.eh_norm(self._model, layer, which, self._keep(weight))
 
-    def set_int4(
-        self,
-        layer: int,
-        name: str,
-        q: Tensor,
-        scale: Tensor,
-        zero: Tensor | None,
-        bias: Tensor | None,
-        factor: Tensor | None,
+    def set_linear(
+        self, layer: int, name: str, shape: LinearShape, arrays: Mapping[str, np.ndarray]
     ) -> None:
-        """q: int8 [out, in] in [-8, 7]; scale, zero: float32 [out, groups]; bias: float32 [out];
-        factor: float32 [in].
+        """arrays: weight, and what else the linear has of scales, zeros, counts, bias and factor,
+        as bytes that are laid out as `packing.py` says.
         """
-        out, size = q.shape
-        group = size // scale.shape[1]
-        assert q.dtype == torch.int8 and scale.shape[0] == out and group * scale.shape[1] == size
-        assert zero is None or zero.shape == scale.shape
-        tensors = [q.contiguous(), *_floats(scale, zero, bias, factor)]
-        self._functions.eh_int4(
-            self._model, layer, LINEARS.index(name), *map(_pointer, tensors), out, size, group
+        sizes = linear_bytes(shape)
+        assert arrays.keys() <= sizes.keys() and "weight" in arrays
+        assert ("scales" in arrays) == (shape.group > 0)
+        assert ("counts" in arrays) == shape.as_bytes
+        for part, array in arrays.items():
+            assert len(array) >= sizes[part], part
+        told = _Linear(
+            _FORMS.index(shape.form),
+            *(shape.inputs, shape.out, shape.group, int(shape.as_bytes), int(shape.narrow_scales)),
+            *(self._keep(arrays[part]) if part in arrays else None for part in PARTS),
         )
-
-    def set_bf16(
-        self, layer: int, name: str, weight: Tensor, bias: Tensor | None, factor: Tensor | None
-    ) -> None:
-        """weight: bfloat16 [out, in]; bias, factor: as of `set_int4`."""
-        assert weight.dtype == torch.bfloat16
-        out, size = weight.shape
-        tensors = [weight.contiguous(), *_floats(bias, factor)]
-        self._functions.eh_bf16(
-            self._model, layer, LINEARS.index(name), *map(_pointer, tensors), out, size
-        )
+        self._functions.eh_linear(self._model, layer, LINEARS.index(name), byref(told))
 
     def step(
         self,
@@ -152,9 +150,22 @@ class NativeModel:
         self._free()
         self._kept.clear()
 
-    def _keep(self, tensor: Tensor, dtype: torch.dtype) -> c_void_p:
-        self._kept.append(tensor.to(dtype).contiguous())
-        return c_void_p(self._kept[-1].data_ptr())
+    def _keep(self, array: np.ndarray) -> c_void_p:
+        self._kept.append(array)
+        return c_void_p(array.ctypes.data)
+
+
+def linear_bytes(shape: LinearShape) -> dict[str, int]:
+    """The bytes of each of a linear's arrays, where it has them."""
+    weights, groups = shape.inputs * shape.out, shape.inputs // shape.group if shape.group else 0
+    return {
+        "weight": weights * {"bf16": 4, "int8": 2, "int4": 1}[shape.form] // 2,
+        "scales": groups * shape.out * (2 if shape.narrow_scales else 4),
+        "zeros": groups * shape.out * 4,
+        "counts": weights // _PART * 2,
+        "bias": shape.out * 4,
+        "factor": shape.inputs * 4,
+    }
 
 
 def _functions(library: Path) -> ctypes.CDLL:
@@ -173,9 +184,8 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number, c_float, c_float, number, number],
-        "eh_norm": [number, number, pointer, number],
-        "eh_int4": [number] * 2 + [pointer] * 5 + [number] * 3,
-        "eh_bf16": [number] * 2 + [pointer] * 3 + [number] * 2,
+        "eh_norm": [number, number, pointer],
+        "eh_linear": [number, number, POINTER(_Linear)],
     }
     for name, arguments in signatures.items():
         function = getattr(functions, name)
@@ -185,11 +195,3 @@ def _functions(library: Path) -> ctypes.CDLL:
 
 def _ints(values: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.asarray(values, dtype=np.int32)
-
-
-def _floats(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.float().contiguous() for tensor in tensors]
-
-
-def _pointer(tensor: Tensor | None) -> c_void_p:
-    return c_void_p(None if tensor is None else tensor.data_ptr())

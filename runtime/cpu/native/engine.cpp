@@ -29,32 +29,26 @@ void eh_rule(Model* m, int layer, float scale, float cap, int window, int local_
   m->layers.at(layer).rule = {scale, cap, window, local_rope != 0};
 }
 
-// which: of Norm, or kNorms for the last norm of all.
-void eh_norm(Model* m, int layer, int which, const float* weight, int count) {
-  const bool of_head = which == kQuery || which == kKey;
-  assert(count == (of_head ? m->s.head_size : m->s.hidden));
-  (which == kNorms ? m->final_norm : m->layers.at(layer).norms.at(which)).assign(weight, weight + count);
-}
-
-static Linear& linear_of(Model* m, int layer, int which, int out, int in) {
-  const int heads = m->s.heads * m->s.head_size;
-  const int outs[] = {m->width(), m->s.hidden, 2 * m->s.inner, m->s.hidden, m->s.vocab};
-  const int ins[] = {m->s.hidden, heads, m->s.hidden, m->s.inner, m->s.hidden};
-  assert(out == outs[which] && in == ins[which]);
-  if (which == 4) return m->head;
-  Layer& l = m->layers.at(layer);
-  Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.proj};
-  return *all[which];
+// which: of Norm, or kNorms for the last norm of all. weight: [hidden] or [head_size], the caller's.
+void eh_norm(Model* m, int layer, int which, const float* weight) {
+  (which == kNorms ? m->final_norm : m->layers.at(layer).norms.at(which)) = weight;
 }
 
 // which: 0 qkv, 1 dense, 2 gate and up in turns of 16 outputs, 3 proj, 4 the head.
-void eh_int4(Model* m, int layer, int which, const int8_t* q, const float* scales, const float* zeros,
-             const float* bias, const float* factor, int out, int in, int group) {
-  linear_of(m, layer, which, out, in) = pack_int4(m->arena, q, scales, zeros, bias, factor, out, in, group);
-}
-
-void eh_bf16(Model* m, int layer, int which, const u16* weight, const float* bias, const float* factor, int out, int in) {
-  linear_of(m, layer, which, out, in) = pack_bf16(m->arena, weight, bias, factor, out, in);
+void eh_linear(Model* m, int layer, int which, const Linear* linear) {
+  const int heads = m->s.heads * m->s.head_size;
+  const int outs[] = {m->width(), m->s.hidden, 2 * m->s.inner, m->s.hidden, m->s.vocab};
+  const int ins[] = {m->s.hidden, heads, m->s.hidden, m->s.inner, m->s.hidden};
+  assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
+  assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
+  assert(!linear->as_bytes || linear->counts);
+  if (which == 4) {
+    m->head = *linear;
+    return;
+  }
+  Layer& l = m->layers.at(layer);
+  Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.proj};
+  *all[which] = *linear;
 }
 
 }  // extern "C"

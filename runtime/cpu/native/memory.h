@@ -5,9 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <new>
-#include <vector>
 
 namespace enginehouse {
 
@@ -36,29 +34,6 @@ class Pages {
   size_t size_;
   void* mapped_;
   uint8_t* data_;
-};
-
-// For weights: one behind the other, all given back together.
-class Arena {
- public:
-  uint8_t* take(size_t bytes) {
-    bytes = (bytes + 63) & ~size_t(63);
-    if (left_ < bytes) {
-      left_ = bytes > kChunk ? bytes : kChunk;
-      chunks_.push_back(std::make_unique<Pages>(left_));
-      next_ = chunks_.back()->data();
-    }
-    uint8_t* taken = next_;
-    next_ += bytes;
-    left_ -= bytes;
-    return taken;
-  }
-
- private:
-  static constexpr size_t kChunk = size_t(64) << 20;
-  std::vector<std::unique_ptr<Pages>> chunks_;
-  uint8_t* next_ = nullptr;
-  size_t left_ = 0;
 };
 
 }  // namespace enginehouse

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "attention.h"
-#include "linear.h"
 #include "memory.h"
 #include "pool.h"
+#include "tiles.h"
 #include "vectors.h"
 
 namespace enginehouse {
@@ -37,7 +37,7 @@ enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNor
 
 struct Layer {
   Linear qkv, dense, fc_gate, proj;
-  std::array<std::vector<float>, kNorms> norms;  // empty where the model has none
+  std::array<const float*, kNorms> norms = {};  // null where the model has none
   Rule rule;
 };
 
@@ -60,9 +60,8 @@ class Model {
   }
 
   const Shape s;
-  Arena arena;
   std::vector<Layer> layers;
-  std::vector<float> final_norm;
+  const float* final_norm = nullptr;
   Linear head;
   const u16* embedding = nullptr;                // [vocab, hidden]
   std::array<const float*, 3> cos = {}, sin = {};  // [positions, rotary / 2]: global, local, short
@@ -119,18 +118,18 @@ class Model {
   }
 
   // The norm of hidden's row, as a row of the next product's input.
-  void put_normed(int to, int row, const std::vector<float>& norm, const Linear& next) {
+  void put_normed(int to, int row, const float* norm, const Linear& next) {
     const float* x = &hidden_[at(row)];
-    rows_.put(to, x, norm.data(), next.factor, scale_of(x, s.hidden), s.hidden);
+    rows_.put(to, x, norm, next.factor, scale_of(x, s.hidden), s.hidden, next.as_bytes);
   }
 
   // hidden += what the branch gave, normed first where the family does so.
-  void add_branch(int row, const std::vector<float>* norm) {
+  void add_branch(int row, const float* norm) {
     float* x = &hidden_[at(row)];
     const float* y = &branch_[at(row)];
     const float by = norm ? scale_of(y, s.hidden) : 1.f;
     for (int i = 0; i < s.hidden; i += kLanes) {
-      const V added = norm ? load<V>(y + i) * by * load<V>(norm->data() + i) : load<V>(y + i);
+      const V added = norm ? load<V>(y + i) * by * load<V>(norm + i) : load<V>(y + i);
       store(x + i, load<V>(x + i) + added);
     }
   }
@@ -145,7 +144,7 @@ class Model {
     product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.widen(s.hidden);
     by_rows(n, [&](int row) {
-      add_branch(row, sub ? &layer.norms[kPost] : nullptr);
+      add_branch(row, sub ? layer.norms[kPost] : nullptr);
       put_normed(row, row, layer.norms[sub ? kPreFeedForward : kPost], layer.fc_gate);
     });
     product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, s.gelu ? End::gelu : End::silu});
@@ -153,23 +152,23 @@ class Model {
     product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.widen(s.hidden);
     by_rows(n, [&](int row) {
-      add_branch(row, sub ? &layer.norms[kPostFeedForward] : nullptr);
+      add_branch(row, sub ? layer.norms[kPostFeedForward] : nullptr);
       if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
     });
   }
 
   void put_all(int n, const float* x, int in, const Linear& next) {
     rows_.widen(in);
-    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in); });
+    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in, next.as_bytes); });
   }
 
   // ---- attention ----
 
   // One head's norm, where there is one, and its rotation: bf16 [head_size].
-  void turned(const float* x, const std::vector<float>& norm, int rope, int position, u16* out) const {
+  void turned(const float* x, const float* norm, int rope, int position, u16* out) const {
     float y[kMostHead];
-    const float by = norm.empty() ? 1.f : scale_of(x, s.head_size);
-    for (int i = 0; i < s.head_size; ++i) y[i] = norm.empty() ? x[i] : x[i] * by * norm[i];
+    const float by = norm ? scale_of(x, s.head_size) : 1.f;
+    for (int i = 0; i < s.head_size; ++i) y[i] = norm ? x[i] * by * norm[i] : x[i];
     const int half = s.rotary / 2;
     const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
     for (int i = 0; i < half; ++i) {

@@ -24,6 +24,8 @@ using V = float __attribute__((vector_size(64)));
 using I = int32_t __attribute__((vector_size(64)));
 using U = uint32_t __attribute__((vector_size(64)));
 using H = uint16_t __attribute__((vector_size(32)));  // sixteen bf16
+using S = int16_t __attribute__((vector_size(32)));
+using B = int8_t __attribute__((vector_size(16)));
 
 #define EH_INLINE inline __attribute__((always_inline))
 
@@ -65,6 +67,11 @@ EH_INLINE float sum(const V& x) {  // halves, quarters, ...: one order for every
     for (int i = 0; i < n; ++i) a[i] += a[i + n];
   return a[0];
 }
+EH_INLINE int32_t sum(const I& x) {
+  int32_t total = 0;
+  for (int i = 0; i < kLanes; ++i) total += x[i];
+  return total;
+}
 EH_INLINE float largest(const V& x) {
   float a[kLanes];
   store(a, x);
@@ -72,7 +79,11 @@ EH_INLINE float largest(const V& x) {
   for (int i = 1; i < kLanes; ++i) most = a[i] > most ? a[i] : most;
   return most;
 }
+EH_INLINE float smallest(const V& x) { return -largest(-x); }
 EH_INLINE V larger(const V& a, const V& b) { return select(a > b, a, b); }
+EH_INLINE V smaller(const V& a, const V& b) { return select(a < b, a, b); }
+
+EH_INLINE I nearest(const V& x) { return (I)((U)(x + 12582912.f) - 0x4b400000u); }  // of less than 2^22; halves to the even one
 
 // ---- bf16: the upper half of a float ----
 
@@ -140,6 +151,60 @@ struct Nibbles {
   }
 };
 
+#endif
+
+// ---- products of bytes: a lane holds four unsigned ones, times four signed ones that all lanes share ----
+
+EH_INLINE u32 four_at(const int8_t* p) {
+  u32 x;
+  memcpy(&x, p, 4);
+  return x;
+}
+
+#if defined(__AVX512VNNI__)
+
+EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
+  return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, _mm512_set1_epi32(int(x)));
+}
+
+#else
+
+#if defined(__AVXVNNI__)
+
+EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
+  I out;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256i s = _mm256_loadu_si256((const __m256i*)((const int32_t*)&sum + i));
+    const __m256i w = _mm256_loadu_si256((const __m256i*)((const u32*)&bytes + i));
+    _mm256_storeu_si256((__m256i*)((int32_t*)&out + i), _mm256_dpbusd_avx_epi32(s, w, _mm256_set1_epi32(int(x))));
+  }
+  return out;
+}
+
+#else
+
+EH_INLINE I dot2(const U& w, u32 x) {  // of 16 bits, signed, which are too few for a byte times a byte twice
+#if defined(__AVX512BW__)
+  return (I)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(int(x)));
+#elif defined(__AVX2__)
+  I out;
+  for (int i = 0; i < kLanes; i += 8) {
+    const __m256i a = _mm256_loadu_si256((const __m256i*)((const u32*)&w + i));
+    _mm256_storeu_si256((__m256i*)((int32_t*)&out + i), _mm256_madd_epi16(a, _mm256_set1_epi32(int(x))));
+  }
+  return out;
+#else
+  return (I)(w & 0xffffu) * int16_t(x) + (I)(w >> 16) * int16_t(x >> 16);
+#endif
+}
+EH_INLINE u32 widened_pair(u32 x) {  // its bytes 0 and 2, signed, in 16 bits each
+  return u32(u16(int8_t(x))) | u32(u16(int8_t(x >> 16))) << 16;
+}
+EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
+  return sum + dot2(bytes & 0x00ff00ffu, widened_pair(x)) + dot2((bytes >> 8) & 0x00ff00ffu, widened_pair(x >> 8));
+}
+
+#endif
 #endif
 
 // ---- functions ----

@@ -1,6 +1,7 @@
-// Steps of a tiny model of odd sizes, for sanitizers: int4 with zero points, windows, caps, norms.
+// Steps of a tiny model of odd sizes, for sanitizers: every form, zero points, windows, caps, norms.
 // Prints "alike" when a prompt in one step and in three gave the same bits.
 #include <cstdio>
+#include <deque>
 #include <vector>
 
 #include "engine.cpp"
@@ -17,6 +18,20 @@ static std::vector<T> filled(size_t n, F&& f) {
   return values;
 }
 
+// The sum of each part's weights, which a tile of many rows reads and one of few rows counts.
+static std::vector<int16_t> counted(const Linear& l) {
+  std::vector<int16_t> counts(size_t(l.in) * l.out / kPart);
+  const int each = l.form == Form::int4 ? 8 : 4, parts = l.in / kPart;  // inputs of a word
+  for (int o = 0; o < l.out; ++o)
+    for (int k = 0; k < l.in; ++k) {
+      const uint8_t* word = l.block(o / kCols) + size_t(k / each) * kCols * 4 + o % kCols * 4;
+      const int of_word = k % each, byte = word[of_word % 4];
+      const int w = each == 4 ? byte - 128 : (of_word < 4 ? byte & 15 : byte >> 4) - 8;
+      counts[(size_t(o / kCols) * parts + k / kPart) * kCols + o % kCols] += int16_t(w);
+    }
+  return counts;
+}
+
 int main() {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kHead = 16, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37;
@@ -25,27 +40,44 @@ int main() {
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
   auto bf16 = [&] { return to_bf16(next_float(state)); };
-  auto nibble = [&] { return int(next_float(state) * 15); };
+  auto byte = [&] { return int((next_float(state) + 0.5f) * 255); };
   const auto embedding = filled<u16>(kVocab * kHidden, bf16);
   const auto cos = filled<float>(64 * 4, number), sin = filled<float>(64 * 4, number);
+  const auto floats = filled<float>(4096, number);
+  std::deque<std::vector<uint8_t>> weights;
+  std::deque<std::vector<int16_t>> counts;
+  Linear linear;
+  auto made = [&](Form form, int out, int in, bool as_bytes) {
+    linear = {};
+    linear.form = form, linear.in = round_up(in, kStep), linear.out = round_up(out, kCols);
+    linear.group = form == Form::bf16 ? 0 : kStep;
+    linear.as_bytes = as_bytes;
+    const size_t values = size_t(linear.in) * linear.out;
+    if (form == Form::bf16) {
+      const auto words = filled<u16>(values, bf16);
+      const auto* bytes = reinterpret_cast<const uint8_t*>(words.data());
+      weights.emplace_back(bytes, bytes + values * 2);
+    } else {
+      weights.push_back(filled<uint8_t>(form == Form::int8 ? values : values / 2, byte));
+      linear.scales = floats.data(), linear.zeros = form == Form::int4 ? floats.data() + 7 : nullptr;
+    }
+    linear.weights = weights.back().data();
+    linear.bias = floats.data() + 100, linear.factor = floats.data() + 200;
+    if (as_bytes) linear.counts = counts.emplace_back(counted(linear)).data();
+    return &linear;
+  };
   eh_embedding(m, embedding.data());
   for (int i = 0; i < 3; ++i) eh_rotary(m, i, cos.data(), sin.data());
   for (int l = 0; l < 2; ++l) {
     eh_rule(m, l, 0.25f, 20.f, l ? 9 : 0, l);
-    for (int which = 0; which < kNorms; ++which) {
-      const int size = which < kQuery ? kHidden : kHead;
-      eh_norm(m, l, which, filled<float>(size, number).data(), size);
-    }
-    const auto w = filled<u16>(200 * 64, bf16);
-    const auto b = filled<float>(200, number);
-    eh_bf16(m, l, 0, w.data(), b.data(), nullptr, (kHeads + 2 * kKv) * kHead, kHidden);
-    eh_bf16(m, l, 1, w.data(), nullptr, b.data(), kHidden, kHeads * kHead);
-    eh_bf16(m, l, 2, w.data(), b.data(), nullptr, 2 * kInner, kHidden);
-    const auto q = filled<int8_t>(kHidden * kInner, nibble);
-    eh_int4(m, l, 3, q.data(), b.data(), b.data() + 60, nullptr, b.data(), kHidden, kInner, 64);
+    for (int which = 0; which < kNorms; ++which) eh_norm(m, l, which, floats.data());
+    eh_linear(m, l, 0, made(Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, false));
+    eh_linear(m, l, 1, made(Form::int8, kHidden, kHeads * kHead, true));
+    eh_linear(m, l, 2, made(Form::int4, 2 * kInner, kHidden, l));
+    eh_linear(m, l, 3, made(Form::int4, kHidden, kInner, !l));
   }
-  eh_norm(m, 0, kNorms, filled<float>(kHidden, number).data(), kHidden);
-  eh_bf16(m, 0, 4, filled<u16>(kVocab * kHidden, bf16).data(), nullptr, nullptr, kVocab, kHidden);
+  eh_norm(m, 0, kNorms, floats.data());
+  eh_linear(m, 0, 4, made(Form::int8, kVocab, kHidden, true));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::vector<int> cuts, const std::vector<int>& table) {

@@ -60,7 +60,7 @@ def test_the_same_source_is_compiled_once_and_a_changed_one_again(
     (changed / "pool.h").write_text("// another\n")
     monkeypatch.setattr(compiler, "SOURCE", changed)
     assert compiled_library("plain") != first
-    assert [path.suffix for path in cache_folder().iterdir()] == [".so"] * 3
+    assert [path.suffix for path in cache_folder("native").iterdir()] == [".so"] * 3
 
 
 def test_a_compiler_that_fails_is_told_with_its_first_error_and_its_log(
@@ -71,7 +71,7 @@ def test_a_compiler_that_fails_is_told_with_its_first_error_and_its_log(
         compiled_library("plain")
     log = Path(str(caught.value).rpartition(" ")[2])
     assert log.read_text().startswith("In file included")
-    assert list(cache_folder().iterdir()) == [log]
+    assert list(cache_folder("native").iterdir()) == [log]
 
 
 def test_no_compiler_is_told_with_what_to_install(
@@ -95,9 +95,11 @@ def test_a_cxx_that_is_no_program_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("words", "best"),
     [
-        (AVX512 | {"avx512_bf16"}, "avx512_bf16"),
+        (AVX512 | {"avx512_bf16", "avx512_vnni"}, "avx512_bf16"),
+        (AVX512 | {"avx512_vnni"}, "avx512_vnni"),
         (AVX512, "avx512"),
         (AVX512 - {"avx512dq"}, "avx2"),
+        ({"avx2", "fma", "avx_vnni"}, "avx2_vnni"),
         ({"avx2"}, "plain"),
         (set(), "plain"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,16 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.batching.sampling import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.executor import CpuExecutor, CpuRunner
-from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, available, cpu_words
+from enginehouse.runtime.cpu.instructions import (
+    INSTRUCTIONS,
+    available,
+    choose_instructions,
+    cpu_words,
+)
+from enginehouse.runtime.cpu.packed_file import PACKED, PackedFile
+from enginehouse.runtime.cpu.packing import pack_engine
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
@@ -30,8 +39,15 @@ PROMPT = [7 * i % 500 + 3 for i in range(83)]
 OTHERS = [[5, 6, 7], [9] * 17, list(range(40, 75))]
 OPTIONS = ExecutorOptions(max_seq_len=128, max_num_tokens=160, num_threads=1)
 GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
-# Of the largest logit: activations, keys and values are rounded to 8 bits of mantissa.
-CLOSE = 0.02
+# Of the largest logit: activations, keys and values are rounded to 8 bits of mantissa; or
+# activations to 8 bits between the least and the largest of 32.
+CLOSE = {"bf16": 0.02, "int8": 0.04}
+FORMS = {
+    "none": {"quant": "none", "cpu_activations": "bf16"},
+    "none-int8": {"quant": "none", "cpu_activations": "int8"},  # the head alone
+    "int4": {"quant": "int4", "group_size": 64, "cpu_activations": "bf16"},
+    "int4-int8": {"quant": "int4", "group_size": 64, "cpu_activations": "int8"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +96,32 @@ def logits_of_torch(
     return model.logits(model.hidden_states(torch.tensor(ids), positions, causal_attention))
 
 
-@pytest.mark.parametrize("quant", ["none", "int4"])
+def assert_close(path: Path, found: Tensor, truth: Tensor) -> None:
+    close = CLOSE[read_engine(path).manifest.choices["cpu_activations"]]
+    assert (found - truth).abs().max() < close * truth.abs().max()
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", [*DENSE, "biased"])
-def test_logits_are_those_of_torch_in_float32(engine: EngineMaker, name: str, quant: str) -> None:
-    form = {"group_size": 64} if quant == "int4" else {}
-    path = engine(name, quant=quant, **form)
-    truth = logits_of_torch(path, PROMPT)
-    found = logits_alone(runner_of(path), PROMPT)
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+def test_logits_are_those_of_torch_in_float32(engine: EngineMaker, name: str, form: str) -> None:
+    path = engine(name, **FORMS[form])
+    assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
 def test_a_short_context_turns_by_longropes_short_factors(engine: EngineMaker) -> None:
     path = engine("phi3-longrope", quant="none")
-    truth = logits_of_torch(path, PROMPT[:30])
     found = logits_alone(runner_of(path), PROMPT[:30])
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+    assert_close(path, found, logits_of_torch(path, PROMPT[:30]))
 
 
+@pytest.mark.parametrize("activations", ["bf16", "int8"])
 @pytest.mark.parametrize("group_size", [64, 128])
 def test_input_factors_and_both_sizes_of_group_are_run(
-    make_engine: EngineMaker, group_size: int
+    make_engine: EngineMaker, group_size: int, activations: str
 ) -> None:
-    path = make_engine(quant="int4_awq", group_size=group_size, backend="cpu", until="compile")
-    truth = logits_of_torch(path, PROMPT)
-    found = logits_alone(runner_of(path), PROMPT)
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+    form = {"quant": "int4_awq", "group_size": group_size, "cpu_activations": activations}
+    path = make_engine(**form, backend="cpu", until="compile")
+    assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
 class WithZeros(CheckpointWeights):
@@ -121,14 +138,21 @@ class WithZeros(CheckpointWeights):
         return tensors
 
 
-def test_zero_points_are_added(engine: EngineMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = engine("qwen2", quant="int4", group_size=64)
+@pytest.mark.parametrize("activations", ["bf16", "int8"])
+def test_zero_points_are_added(
+    engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, activations: str
+) -> None:
+    made = engine("qwen2", quant="int4", group_size=64, cpu_activations=activations)
+    path = Path(shutil.copytree(made, tmp_path / "engine"))
     without = logits_alone(runner_of(path), PROMPT)
-    monkeypatch.setattr("enginehouse.runtime.cpu.executor.CheckpointWeights", WithZeros)
-    truth = logits_of_torch(path, PROMPT, WithZeros)
-    found = logits_alone(runner_of(path), PROMPT)
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
-    assert (found - without).abs().max() > 10 * CLOSE * truth.abs().max()
+    monkeypatch.setattr("enginehouse.runtime.cpu.packing.CheckpointWeights", WithZeros)
+    read = read_engine(path)  # before its size is no longer the manifest's
+    pack_engine(path, read.config, 128, activations, path / PACKED)
+    found = logits_alone(CpuRunner(read, OPTIONS), PROMPT)
+    monkeypatch.undo()
+    truth = logits_of_torch(made, PROMPT, WithZeros)
+    assert_close(made, found, truth)
+    assert (found - without).abs().max() > 0.2 * truth.abs().max()
 
 
 def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: EngineMaker) -> None:
@@ -150,11 +174,12 @@ def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: EngineMaker, na
     assert torch.equal(logits_alone(one, PROMPT), logits_alone(four, PROMPT))
 
 
-@pytest.mark.parametrize(("name", "quant"), [("llama", "int4"), ("gemma2", "none")])
-def test_logits_depend_on_their_sequence_alone(engine: EngineMaker, name: str, quant: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "form"), [("llama", "int4"), ("llama", "int4-int8"), ("gemma2", "none")]
+)
+def test_logits_depend_on_their_sequence_alone(engine: EngineMaker, name: str, form: str) -> None:
     """The same bits alone and beside others, in chunks, token by token, and on two threads."""
-    form = {"group_size": 64} if quant == "int4" else {}
-    path = engine(name, quant=quant, **form)
+    path = engine(name, **FORMS[form])
     runner = runner_of(path)
     alone = logits_alone(runner, PROMPT)
     assert torch.equal(logits_alone(runner_of(path), PROMPT, (1, 2, 18, 50)), alone)
@@ -187,18 +212,41 @@ def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
             assert torch.equal(logits, alone)
 
 
-def test_what_a_used_block_held_leaves_no_trace(engine: EngineMaker) -> None:
+@pytest.mark.parametrize("form", ["none", "int4-int8"])
+def test_what_a_used_block_held_leaves_no_trace(
+    engine: EngineMaker, tmp_path: Path, form: str
+) -> None:
     """Not even NaN, which times zero is NaN."""
-    path = engine("llama", quant="none")
-    small = runner_of(path)
-    alone = logits_alone(small, PROMPT)
-    table = small.model._kept[0]  # the embedding that the library points to
-    before = table.clone()
-    table.fill_(float("nan"))
+    path = Path(shutil.copytree(engine("llama", **FORMS[form]), tmp_path / "engine"))
+    alone = logits_alone(runner_of(path), PROMPT)
+    embedding = PackedFile(path / PACKED)["embedding"].tobytes()
+    row = len(embedding) // 512
+    spoiled = embedding[: 11 * row] + b"\xff\x7f" * (row // 2) + embedding[12 * row :]
+    packed = (path / PACKED).read_bytes()
+    (path / PACKED).write_bytes(packed.replace(embedding, spoiled))
+    assert 11 not in PROMPT
+    runner = runner_of(path)
     for _ in range(8):
-        logits_alone(small, [11] * 127)
-    table.copy_(before)
-    assert torch.equal(logits_alone(small, PROMPT, (1, 40)), alone)
+        assert logits_alone(runner, [11] * 127).isnan().all()
+    assert torch.equal(logits_alone(runner, PROMPT, (1, 40)), alone)
+
+
+def test_what_was_packed_in_another_layout_is_packed_anew(
+    engine: EngineMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    path = Path(shutil.copytree(engine("llama", **FORMS["int4"]), tmp_path / "engine"))
+    library = compiled_library(choose_instructions())
+    monkeypatch.setenv("ENGINEHOUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("enginehouse.runtime.cpu.executor.compiled_library", lambda _: library)
+    alone = logits_alone(runner_of(path), PROMPT)
+    packed = (path / PACKED).read_bytes()
+    (path / PACKED).write_bytes(packed.replace(b'"layout\\":1', b'"layout\\":9'))
+    assert torch.equal(logits_alone(runner_of(path), PROMPT), alone)
+    assert "is packed in layout 9; wanted 1" in caplog.text
+    assert len(list((tmp_path / "cache" / "packed").iterdir())) == 1
 
 
 def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> None:
@@ -213,17 +261,15 @@ def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> No
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
-@pytest.mark.parametrize("quant", ["none", "int4"])
+@pytest.mark.parametrize("form", ["none", "int4", "int4-int8"])
 def test_every_instruction_set_of_this_cpu_gives_the_logits(
-    engine: EngineMaker, instructions: str, quant: str
+    engine: EngineMaker, instructions: str, form: str
 ) -> None:
     if instructions not in available(cpu_words()):
         pytest.skip(f"this CPU has no {instructions}")
-    form = {"group_size": 64} if quant == "int4" else {}
-    path = engine("llama", quant=quant, **form)
-    truth = logits_of_torch(path, PROMPT)
+    path = engine("llama", **FORMS[form])
     found = logits_alone(runner_of(path, instructions=instructions), PROMPT)
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+    assert_close(path, found, logits_of_torch(path, PROMPT))
 
 
 @pytest.mark.parametrize(

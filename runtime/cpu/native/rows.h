@@ -1,0 +1,93 @@
+// The input of a product: rows of activations, in bf16 or rounded to bytes.
+//
+// Both are kept in whole steps of 64 inputs, padded with zeros. Each eight bf16 stand in the order in
+// which a word of nibbles yields them, by pairs: see packing.py.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "vectors.h"
+
+namespace enginehouse {
+
+constexpr int kStep = 64;  // inputs of one partial sum
+constexpr int kPart = 32;  // inputs whose bytes share a scale
+
+inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+EH_INLINE H in_pairs(const H& x) {
+  return __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+}
+
+// What the bytes q of a part stand for: scale * (q + center).
+struct Part {
+  float scale, center;
+  int32_t count;  // the sum of q
+};
+
+struct Rows {
+  std::vector<u16> values;    // [rows, stride]
+  std::vector<int8_t> bytes;  // [rows, stride]
+  std::vector<Part> parts;    // [rows, stride / 32]
+  std::vector<float> sums;    // [rows, stride / 64]: of what a step was rounded to, for zero points
+  int stride = 0;
+
+  void grow(int rows, int widest) {
+    const size_t wide = round_up(widest, kStep);
+    values.resize(rows * wide);
+    bytes.resize(rows * wide);
+    parts.resize(rows * wide / kPart);
+    sums.resize(rows * wide / kStep);
+  }
+  // From here on a row has `in` inputs.
+  void widen(int in) { stride = round_up(in, kStep); }
+
+  // x: [in] times factor (may be null) times weight (may be null) times `by`. in: of kLanes.
+  void put(int row, const float* x, const float* weight, const float* factor, float by, int in, bool as_bytes) {
+    for (int at = 0; at < stride; at += kStep) {
+      V v[kStep / kLanes];
+      for (int i = 0; i < kStep / kLanes; ++i) {
+        const int from = at + i * kLanes;
+        v[i] = all(0);
+        if (from >= in) continue;
+        v[i] = load<V>(x + from) * by;
+        if (weight) v[i] = v[i] * load<V>(weight + from);
+        if (factor) v[i] = v[i] * load<V>(factor + from);
+      }
+      const size_t place = size_t(row) * stride + at;
+      float& total = sums[place / kStep];
+      if (as_bytes) {
+        total = put_bytes(v, place) + put_bytes(v + kPart / kLanes, place + kPart);
+        continue;
+      }
+      V rounded = all(0);
+      for (int i = 0; i < kStep / kLanes; ++i) {
+        const H x16 = to_bf16(v[i]);
+        store(&values[place + i * kLanes], in_pairs(x16));
+        rounded = rounded + widened(x16);
+      }
+      total = sum(rounded);
+    }
+  }
+
+ private:
+  // From the least to the largest in 255 even steps; gives the sum of what they stand for. What is
+  // not finite spoils the scale, and so the row.
+  float put_bytes(const V* v, size_t place) {
+    const float least = smallest(smaller(v[0], v[1])), most = largest(larger(v[0], v[1])), total = sum(v[0] + v[1]);
+    const float middle = 0.5f * (least + most);
+    const float scale = std::fmax((most - least) / 255.f, std::fabs(middle) * 1e-6f + 1e-30f), inverse = 1.f / scale;
+    I counted = {};
+    for (int i = 0; i < kPart / kLanes; ++i) {
+      const B q = __builtin_convertvector(nearest((v[i] - middle) * inverse - 0.5f), B);
+      store(&bytes[place + i * kLanes], q);
+      counted = counted + __builtin_convertvector(q, I);
+    }
+    const Part part = {scale + (total - total), middle * inverse + 0.5f, sum(counted)};
+    parts[place / kPart] = part;
+    return part.scale * (float(part.count) + float(kPart) * part.center);
+  }
+};
+
+}  // namespace enginehouse

@@ -1,0 +1,165 @@
+"""The packed weights of an engine: one file of safetensors, which is mapped and never copied.
+
+Its metadata describe the network, so that nothing else is read to run it. Knows no torch; what
+stands in a tensor is `packing.py`'s and native/tiles.h's. Source: the safetensors format.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import msgspec
+import numpy as np
+
+from enginehouse.runtime.errors import EngineError
+
+PACKED = "packed.safetensors"
+LAYOUT = 1  # of the packed tensors: another one is packed anew
+ACTIVATIONS = ("int8", "bf16")
+
+_ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
+_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+
+
+class LinearShape(msgspec.Struct, frozen=True):
+    """form: bf16, int4 or int8, of the weights. out, inputs: whole blocks of 32, whole steps of 64.
+    group: inputs that share a scale, 0 for bf16. as_bytes: activations are rounded to bytes.
+    narrow_scales: scales are bfloat16, else float32.
+    """
+
+    form: str
+    out: int
+    inputs: int
+    group: int = 0
+    as_bytes: bool = False
+    narrow_scales: bool = False
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """How a layer attends; cap, window: 0 for none. local_rope: turned by the second table."""
+
+    scale: float
+    cap: float
+    window: int
+    local_rope: bool
+
+
+class RopeFrequencies(msgspec.Struct, frozen=True):
+    """inverse: radians a position of each rotated pair; magnitude: of cos and sin."""
+
+    inverse: list[float]
+    magnitude: float
+
+
+class Network(msgspec.Struct, frozen=True):
+    """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
+    pretrained: the longest context that the short one serves. inner: a multiple of 16.
+    """
+
+    layout: int
+    activations: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    rotary: int
+    inner: int
+    vocab: int
+    gelu: bool
+    norm_sublayers: bool
+    epsilon: float
+    embedding_scale: float
+    logits_cap: float
+    rules: list[Rule]
+    ropes: list[RopeFrequencies | None]
+    pretrained: int | None
+    linears: dict[str, LinearShape]
+
+
+class Place(NamedTuple):
+    """Of a tensor: what kind its elements are, and the bytes of the file's data that it takes."""
+
+    dtype: str
+    begin: int
+    end: int
+
+
+class PackedFile:
+    """A mapped file: `network`, and the bytes of each tensor by its name.
+
+    Raises EngineError for a file that is not one, or is of another layout.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as file:
+                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+                self._data = file.tell()
+                size = os.fstat(file.fileno()).st_size
+                flags = mmap.MAP_SHARED | _POPULATE
+                self._mapped = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ)
+            told = header.pop("__metadata__")["network"]
+            self.network = msgspec.json.decode(told, type=Network)
+            self._places = {
+                name: Place(entry["dtype"], *entry["data_offsets"])
+                for name, entry in header.items()
+            }
+            whole = self._data + max(place.end for place in self._places.values())
+        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise EngineError(f"{path} is no file of packed weights: {error}") from None
+        if size < whole:
+            raise EngineError(f"{path} has {size} bytes of {whole}; build it again")
+        if self.network.layout != LAYOUT:
+            raise EngineError(
+                f"{path} is packed in layout {self.network.layout}; wanted {LAYOUT}: build it again"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """uint8 [bytes] of a tensor, as they lie in the mapped file."""
+        place = self._places[name]
+        begin, end = self._data + place.begin, self._data + place.end
+        return np.frombuffer(self._mapped, np.uint8, end - begin, begin)
+
+
+class PackedWriter:
+    """Writes such a file: its tensors one by one, what describes them at the end.
+
+    expected: how many tensors there will be, at most.
+    """
+
+    def __init__(self, file: IO[bytes], expected: int) -> None:
+        self._file = file
+        self._room = -(-(_PER_NETWORK + _PER_TENSOR * expected) // _ALIGNED) * _ALIGNED
+        self._header: dict[str, object] = {}
+        self._end = 0
+        file.seek(self._room)
+
+    def add(self, name: str, dtype: str, values: np.ndarray) -> None:
+        """dtype: BF16, F32, I16 or U8, whose bytes values holds."""
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        data = np.pad(data, (0, -len(data) % _ALIGNED))
+        end = self._end + len(data)
+        count = len(data) // _BYTES[dtype]
+        self._header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [self._end, end]}
+        self._file.write(data.data)
+        self._end = end
+
+    def finish(self, network: Network) -> None:
+        metadata = {"format": "enginehouse", "network": msgspec.json.encode(network).decode()}
+        header = json.dumps({"__metadata__": metadata, **self._header}).encode()
+        assert len(header) + 8 <= self._room
+        self._file.seek(0)
+        self._file.write((self._room - 8).to_bytes(8, "little") + header.ljust(self._room - 8))
+
+
+_BYTES = {"BF16": 2, "F32": 4, "I16": 2, "U8": 1}
+_PER_NETWORK = 64 << 10  # of the header: frequencies and sizes
+_PER_TENSOR = 512  # of the header: a tensor's entry, its linear's and its layer's
