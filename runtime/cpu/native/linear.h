@@ -39,12 +39,12 @@ struct Linear {
     return form == Form::bf16 ? 2 * values : form == Form::int4 ? values / 2 : values;
   }
   const uint8_t* block(int b) const { return weights + b * block_bytes(); }
-  V scale(int b, int step, int half) const {
-    const size_t at = size_t(b) * (in / group) * kCols + size_t(step * kStep / group) * kCols + half * kLanes;
+  V scale(int b, int of_group, int half) const {
+    const size_t at = (size_t(b) * (in / group) + of_group) * kCols + half * kLanes;
     return narrow_scales ? widened(load<H>(static_cast<const u16*>(scales) + at)) : load<V>(static_cast<const float*>(scales) + at);
   }
-  V zero(int b, int step, int half) const {
-    return load<V>(zeros + size_t(b) * (in / group) * kCols + size_t(step * kStep / group) * kCols + half * kLanes);
+  V zero(int b, int of_group, int half) const {
+    return load<V>(zeros + (size_t(b) * (in / group) + of_group) * kCols + half * kLanes);
   }
 };
 
@@ -62,6 +62,10 @@ inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b)
   float* y = t.y + size_t(row) * t.stride;
   if (t.end != End::store) {  // gate and up take turns of 16 outputs
     store(y + col / 2, (t.end == End::silu ? silu(a) : gelu(a)) * b);
+    return;
+  }
+  if (col + kCols <= t.width) {
+    store(y + col, a), store(y + col + kLanes, b);
     return;
   }
   for (int half = 0; half < 2; ++half) {

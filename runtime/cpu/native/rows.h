@@ -20,25 +20,23 @@ EH_INLINE H in_pairs(const H& x) {
   return __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
 }
 
-// What the bytes q of a part stand for: scale * (q + center).
-struct Part {
-  float scale, center;
-  int32_t count;  // the sum of q
-};
-
 struct Rows {
   std::vector<u16> values;    // [rows, stride]
-  std::vector<int8_t> bytes;  // [rows, stride]
-  std::vector<Part> parts;    // [rows, stride / 32]
   std::vector<float> sums;    // [rows, stride / 64]: of what a step was rounded to, for zero points
+  // Bytes q stand for scale * (q + center); counts: the sum of q. A scale for each part: [rows, stride / 32].
+  std::vector<int8_t> bytes;
+  std::vector<float> scales, centers;
+  std::vector<int32_t> counts;
   int stride = 0;
 
   void grow(int rows, int widest) {
     const size_t wide = round_up(widest, kStep);
     values.resize(rows * wide);
-    bytes.resize(rows * wide);
-    parts.resize(rows * wide / kPart);
     sums.resize(rows * wide / kStep);
+    bytes.resize(rows * wide);
+    scales.resize(rows * wide / kPart);
+    centers.resize(rows * wide / kPart);
+    counts.resize(rows * wide / kPart);
   }
   // From here on a row has `in` inputs.
   void widen(int in) { stride = round_up(in, kStep); }
@@ -80,13 +78,15 @@ struct Rows {
     const float scale = std::fmax((most - least) / 255.f, std::fabs(middle) * 1e-6f + 1e-30f), inverse = 1.f / scale;
     I counted = {};
     for (int i = 0; i < kPart / kLanes; ++i) {
-      const B q = __builtin_convertvector(nearest((v[i] - middle) * inverse - 0.5f), B);
-      store(&bytes[place + i * kLanes], q);
-      counted = counted + __builtin_convertvector(q, I);
+      const I q = nearest((v[i] - middle) * inverse - 0.5f);
+      store(&bytes[place + i * kLanes], low_bytes(q));
+      counted = counted + ((q << 24) >> 24);  // whatever stood above
     }
-    const Part part = {scale + (total - total), middle * inverse + 0.5f, sum(counted)};
-    parts[place / kPart] = part;
-    return part.scale * (float(part.count) + float(kPart) * part.center);
+    const float center = middle * inverse + 0.5f, spoiled = scale + (total - total);
+    const int32_t count = int32_t(sum(floats(counted)));
+    const size_t part = place / kPart;
+    scales[part] = spoiled, centers[part] = center, counts[part] = count;
+    return spoiled * (float(count) + float(kPart) * center);
   }
 };
 

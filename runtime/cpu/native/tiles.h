@@ -12,43 +12,48 @@ constexpr int kFew = 2;  // rows up to which a tile waits for memory, not for ar
 
 EH_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + 4096, 0, 3), __builtin_prefetch(p + 4160, 0, 3); }
 
-// y += scales * acc + zeros * the sum of the inputs, for one step of a block.
+// y += zeros * the sum of the inputs, for the steps of one group.
 template <int R>
-EH_INLINE void add_step(const Linear& l, int block, int step, const Rows& rows, int row, const V (&acc)[R][2], V (&y)[R][2]) {
-  const float* sums = rows.sums.data() + size_t(row) * (rows.stride / kStep) + step;
-  for (int half = 0; half < 2; ++half) {
-    const V s = l.scale(block, step, half);
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) y[r][half] = fma(acc[r][half], s, y[r][half]);
-    if (!l.zeros) continue;
-    const V z = l.zero(block, step, half);
-    for (int r = 0; r < R; ++r) y[r][half] = fma(all(sums[size_t(r) * (rows.stride / kStep)]), z, y[r][half]);
-  }
+EH_INLINE void add_zeros(const Linear& l, int block, int group, const Rows& rows, int row, V (&y)[R][2]) {
+  if (!l.zeros) return;
+  const V z[2] = {l.zero(block, group, 0), l.zero(block, group, 1)};
+  const int steps = l.group / kStep, steps_a_row = rows.stride / kStep;
+  for (int r = 0; r < R; ++r)
+    for (int step = group * steps; step < (group + 1) * steps; ++step) {
+      const V x = all(rows.sums[size_t(row + r) * steps_a_row + step]);
+      y[r][0] = fma(x, z[0], y[r][0]), y[r][1] = fma(x, z[1], y[r][1]);
+    }
 }
 
 template <int R>
 void int4_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   const uint8_t* w = l.block(block);
   const u16* a = rows.values.data() + size_t(row) * rows.stride;
+  const int steps = l.group / kStep;
   const Nibbles nibbles;
   V y[R][2] = {};
-  for (int step = 0; step < l.in / kStep; ++step, a += kStep) {
-    V acc[R][2] = {};
-    for (int j = 0; j < kStep / 8; ++j, w += 128) {
-      const U w0 = load<U>(w), w1 = load<U>(w + 64);
-      if (R <= kFew) prefetch(w);
+  for (int group = 0; group < l.in / l.group; ++group) {
+    const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
+    for (int step = 0; step < steps; ++step, a += kStep) {
+      V acc[R][2] = {};
+      for (int j = 0; j < kStep / 8; ++j, w += 128) {
+        const U w0 = load<U>(w), w1 = load<U>(w + 64);
+        if (R <= kFew) prefetch(w);
 #pragma GCC unroll 4
-      for (int n = 0; n < 4; ++n) {
-        const Pairs v0 = nibbles(w0, n), v1 = nibbles(w1, n);
+        for (int n = 0; n < 4; ++n) {
+          const Pairs v0 = nibbles(w0, n), v1 = nibbles(w1, n);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) {
-          const Pairs x = same_pair(pair_at(a + size_t(r) * rows.stride + j * 8 + n * 2));
-          acc[r][0] = dot(acc[r][0], v0, x);
-          acc[r][1] = dot(acc[r][1], v1, x);
+          for (int r = 0; r < R; ++r) {
+            const Pairs x = same_pair(pair_at(a + size_t(r) * rows.stride + j * 8 + n * 2));
+            acc[r][0] = dot(acc[r][0], v0, x);
+            acc[r][1] = dot(acc[r][1], v1, x);
+          }
         }
       }
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) y[r][0] = fma(acc[r][0], s[0], y[r][0]), y[r][1] = fma(acc[r][1], s[1], y[r][1]);
     }
-    add_step<R>(l, block, step, rows, row, acc, y);
+    add_zeros<R>(l, block, group, rows, row, y);
   }
   for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
 }
@@ -77,82 +82,74 @@ void bf16_tile(const Linear& l, int block, const Rows& rows, int row, const Targ
   for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
 }
 
-// Sums of bytes times bytes, exact, over one part of a block: R rows, two vectors.
-template <int R>
-struct Counted {
-  I acc[R][2] = {}, more[R][2] = {}, weights[2] = {};  // more: a second chain, for few rows
-
-  // w0, w1: of each output four weights, unsigned; a: the row's four bytes that they are multiplied by.
-  EH_INLINE void add(const U& w0, const U& w1, const int8_t* a, int stride, bool second) {
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const u32 x = four_at(a + size_t(r) * stride);
-      I(&to)[2] = R <= kFew && second ? more[r] : acc[r];
-      to[0] = dot4(to[0], w0, x);
-      to[1] = dot4(to[1], w1, x);
-    }
-    if (R <= kFew) weights[0] = dot4(weights[0], w0, 0x01010101u), weights[1] = dot4(weights[1], w1, 0x01010101u);
-  }
-};
-
-// Weights are stored without a sign: less `Less` each. acc += what a part gives, by the activations' scales.
-template <int R, int Less>
-EH_INLINE void add_part(const Linear& l, int block, int part, const Part* parts, int parts_a_row, Counted<R>& c, V (&acc)[R][2]) {
-#pragma GCC unroll 2
-  for (int half = 0; half < 2; ++half) {
-    V weights;
-    if (R <= kFew) {  // counted on the way, which costs less than to read it
-      weights = __builtin_convertvector(c.weights[half] - Less * kPart, V);
-    } else {
-      const int16_t* counts = l.counts + (size_t(block) * (l.in / kPart) + part) * kCols + half * kLanes;
-      weights = __builtin_convertvector(load<S>(counts), V);
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const Part& p = parts[size_t(r) * parts_a_row];
-      I sum = c.acc[r][half] - Less * p.count;
-      if (R <= kFew) sum = sum + c.more[r][half];
-      acc[r][half] = fma(fma(all(p.center), weights, __builtin_convertvector(sum, V)), all(p.scale), acc[r][half]);
-    }
-  }
-}
-
-// Form::int4 or Form::int8, activations as bytes.
+// Form::int4 or Form::int8, activations as bytes: sums of each part are exact, in whole numbers.
+// Weights stand without a sign, `Less` above what they are.
 template <int R, Form F>
 void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
+  constexpr int Less = F == Form::int4 ? 8 : 128;
+  constexpr bool few = R <= kFew;
   const uint8_t* w = l.block(block);
-  const int8_t* a = rows.bytes.data() + size_t(row) * rows.stride;
-  const int parts_a_row = rows.stride / kPart;
-  const Part* parts = rows.parts.data() + size_t(row) * parts_a_row;
+  const int stride = rows.stride, parts = stride / kPart, parts_a_group = l.group / kPart;
+  const int8_t* a = rows.bytes.data() + size_t(row) * stride;
+  const size_t first = size_t(row) * parts;
+  const float *scales = rows.scales.data() + first, *centers = rows.centers.data() + first;
+  const int32_t* counts = rows.counts.data() + first;
+  const int16_t* weights = l.counts + size_t(block) * parts * kCols;
   V y[R][2] = {};
-  for (int step = 0; step < l.in / kStep; ++step) {
-    V acc[R][2] = {};
-    for (int part = step * 2; part < step * 2 + 2; ++part, a += kPart) {
-      Counted<R> c;
-      if constexpr (F == Form::int4) {
-#pragma GCC unroll 4
-        for (int j = 0; j < kPart; j += 8, w += 128) {
-          const U w0 = load<U>(w), w1 = load<U>(w + 64);
-          if (R <= kFew) prefetch(w);
-          c.add(w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu, a + j, rows.stride, false);
-          c.add((w0 >> 4) & 0x0f0f0f0fu, (w1 >> 4) & 0x0f0f0f0fu, a + j + 4, rows.stride, true);
+  for (int group = 0, part = 0; group < l.in / l.group; ++group) {
+    const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
+    for (const int end = part + parts_a_group; part < end; ++part, a += kPart) {
+      I acc[R][2], more[R][2] = {}, counted[2] = {};  // more: a second chain, for few rows
+#pragma GCC unroll 6
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = I{} - Less * counts[size_t(r) * parts + part];
+      // w0, w1: of each output four weights; at: the input that the first of them is multiplied by.
+      auto add = [&](const U& w0, const U& w1, int at, I(&to)[R][2]) __attribute__((always_inline)) {
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+          const u32 x = four_at(a + size_t(r) * stride + at);
+          to[r][0] = dot4(to[r][0], w0, x);
+          to[r][1] = dot4(to[r][1], w1, x);
         }
-      } else {
-#pragma GCC unroll 8
-        for (int j = 0; j < kPart; j += 4, w += 128) {
-          if (R <= kFew) prefetch(w);
-          c.add(load<U>(w), load<U>(w + 64), a + j, rows.stride, j % 8);
+        if (few) counted[0] = dot4(counted[0], w0, 0x01010101u), counted[1] = dot4(counted[1], w1, 0x01010101u);
+      };
+#pragma GCC unroll 4
+      for (int at = 0; at < kPart; at += 8) {
+        const U w0 = load<U>(w), w1 = load<U>(w + 64);
+        w += 128;
+        if (few) prefetch(w);
+        if constexpr (F == Form::int4) {
+          add(w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu, at, acc);
+          add((w0 >> 4) & 0x0f0f0f0fu, (w1 >> 4) & 0x0f0f0f0fu, at + 4, few ? more : acc);
+        } else {
+          add(w0, w1, at, acc);
+          add(load<U>(w), load<U>(w + 64), at + 4, few ? more : acc);
+          w += 128;
         }
       }
-      add_part<R, F == Form::int4 ? 8 : 128>(l, block, part, parts + part, parts_a_row, c, acc);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half) {
+        // Few rows count the weights on their way, which costs less than to read their counts.
+        const V sum = few ? floats(counted[half] - Less * kPart) : floats(load<S>(weights + size_t(part) * kCols + half * kLanes));
+#pragma GCC unroll 6
+        for (int r = 0; r < R; ++r) {
+          const size_t of = size_t(r) * parts + part;
+          const V x = fma(all(centers[of]), sum, floats(few ? acc[r][half] + more[r][half] : acc[r][half]));
+          y[r][half] = fma(x, s[half] * scales[of], y[r][half]);
+        }
+      }
     }
-    add_step<R>(l, block, step, rows, row, acc, y);
+    add_zeros<R>(l, block, group, rows, row, y);
   }
   for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
 }
 
 template <int R>
 void tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
+  for (int r = 0; r < R; ++r) {  // what is written at the end is fetched meanwhile
+    const float* y = t.y + size_t(row + r) * t.stride + (t.end == End::store ? block * kCols : block * kCols / 2);
+    __builtin_prefetch(y, 1, 3);
+    if (t.end == End::store) __builtin_prefetch(y + kLanes, 1, 3);
+  }
   if (l.form == Form::bf16)
     bf16_tile<R>(l, block, rows, row, t);
   else if (l.form == Form::int8)

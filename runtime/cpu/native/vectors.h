@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -60,30 +61,43 @@ EH_INLINE V fma(const V& a, const V& b, const V& c) {
 #endif
 }
 
-EH_INLINE float sum(const V& x) {  // halves, quarters, ...: one order for every set
-  float a[kLanes];
-  store(a, x);
-  for (int n = kLanes / 2; n; n /= 2)
-    for (int i = 0; i < n; ++i) a[i] += a[i + n];
-  return a[0];
+// f over all lanes: halves, quarters, ... in one order for every set.
+template <class F>
+EH_INLINE auto folded(const V& x, F&& f) {
+  using V8 = float __attribute__((vector_size(32)));
+  using V4 = float __attribute__((vector_size(16)));
+  const V8 half = f(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+  const V4 four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3), __builtin_shufflevector(half, half, 4, 5, 6, 7));
+  const V4 two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
+  return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
 }
-EH_INLINE int32_t sum(const I& x) {
-  int32_t total = 0;
-  for (int i = 0; i < kLanes; ++i) total += x[i];
-  return total;
+EH_INLINE float sum(const V& x) {
+  return folded(x, [](const auto& a, const auto& b) { return a + b; });
 }
 EH_INLINE float largest(const V& x) {
-  float a[kLanes];
-  store(a, x);
-  float most = a[0];
-  for (int i = 1; i < kLanes; ++i) most = a[i] > most ? a[i] : most;
-  return most;
+  return folded(x, [](const auto& a, const auto& b) { return a > b ? a : b; });
 }
 EH_INLINE float smallest(const V& x) { return -largest(-x); }
 EH_INLINE V larger(const V& a, const V& b) { return select(a > b, a, b); }
 EH_INLINE V smaller(const V& a, const V& b) { return select(a < b, a, b); }
 
 EH_INLINE I nearest(const V& x) { return (I)((U)(x + 12582912.f) - 0x4b400000u); }  // of less than 2^22; halves to the even one
+
+EH_INLINE V floats(const I& x) { return __builtin_convertvector(x, V); }
+EH_INLINE V floats(const S& x) {
+#if defined(__AVX512F__)
+  return floats((I)_mm512_cvtepi16_epi32((__m256i)x));
+#else
+  return floats(__builtin_convertvector(x, I));
+#endif
+}
+EH_INLINE B low_bytes(const I& x) {
+#if defined(__AVX512F__)
+  return (B)_mm512_cvtepi32_epi8((__m512i)x);
+#else
+  return __builtin_convertvector(x, B);
+#endif
+}
 
 // ---- bf16: the upper half of a float ----
 
