@@ -40,7 +40,7 @@ template <class T>
 EH_INLINE void store(void* to, const T& x) {
   memcpy(to, &x, sizeof x);
 }
-EH_INLINE V all(float x) { return V{} + x; }
+EH_INLINE V all(float x) { return V{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 EH_INLINE V select(const I& mask, const V& yes, const V& no) {
   return (V)(((I)yes & mask) | ((I)no & ~mask));
 }
