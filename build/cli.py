@@ -29,6 +29,7 @@ from enginehouse.build.backends.base import BuildResult
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
+from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
@@ -157,7 +158,9 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     source = resolve_source(settings.model, cache_dir, progress.note)
     if page:
         console = Console(highlight=False, soft_wrap=True)
-        plan, _ = settle(settings, with_settled_tokenizer(settings, source), progress)
+        source = with_settled_tokenizer(settings, source)
+        settings, _ = settle_backend(settings, source)
+        plan, _ = settle(settings, source, progress)
         print_page(plan, console)
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")

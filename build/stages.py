@@ -24,6 +24,7 @@ from enginehouse.build.original import check_original
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.cuts import padding_price
 from enginehouse.build.plan.settings import BuildSettings
+from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.tokenizer_files import (
@@ -51,6 +52,9 @@ def build(
     Raises an EnginehouseError in one sentence; nothing half-made is left at the output.
     """
     source = with_settled_tokenizer(settings, source)
+    settings, remark = settle_backend(settings, source)
+    if remark is not None:
+        progress.note(remark)
     work = Build(settings, source, progress, choose_backend(settings))
     with work.folders:
         for stage in stages(settings):
@@ -162,7 +166,7 @@ def output_path(plan: BuildPlan) -> Path:
     cut += f"-pp{settings.pp}" if settings.pp > 1 else ""
     name = plan.name.rpartition("/")[2].lower()
     cut += "-hf" if settings.format == "hf" else ""
-    cut += f"-{settings.backend}" if settings.backend in ("cpu", "tensorrt") else ""
+    cut += "-tensorrt" if settings.backend == "tensorrt" else ""
     return Path("engines").absolute() / f"{name}-{settings.quant}{cut}"
 
 

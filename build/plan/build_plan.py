@@ -51,6 +51,10 @@ EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts a
 MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 
 
+class CpuRefusal(PlanError):
+    """The compiled kernels do not run this model, and torch does."""
+
+
 @dataclass(frozen=True, slots=True)
 class BuildPlan:
     """A build that is legal. config carries mapping and quantization; settings.quant is settled.
@@ -91,7 +95,13 @@ class BuildPlan:
 
 
 def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
-    """Settle every choice, or raise PlanError or CheckpointError before a weight is read."""
+    """Settle every choice, or raise PlanError or CheckpointError before a weight is read.
+
+    backend=auto is planned as torch, which runs on every machine: what this one runs is settled by
+    `this_machine.py`.
+    """
+    if settings.backend == "auto":
+        settings = replace(settings, backend="torch")
     config = source.engine_config or model_config(source.config, settings.dtype)
     if source.engine_config is not None and settings.dtype not in ("auto", config.dtype):
         raise PlanError(
@@ -244,11 +254,11 @@ def _quantization(
 
 
 def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
-    """PlanError for what backend=cpu does not run yet; config: with its quantization."""
+    """CpuRefusal for what backend=cpu does not run yet; config: with its quantization."""
     if settings.backend == "cpu":
         refusal = cpu_refusal(config, settings.kv_block_size, settings.compute_dtype)
         if refusal is not None:
-            raise PlanError(refusal)
+            raise CpuRefusal(refusal)
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:

@@ -86,7 +86,10 @@ class BuildSettings:
     )
     pp: int = _choice(1, "pipeline parallel stages")
     backend: str = _choice(
-        "torch", "what runs the engine", choices=("torch", "cpu", "tensorrt", "tensorrt_llm")
+        "auto",
+        "what runs the engine; auto is cpu where its kernels run the model on this machine, else "
+        "torch",
+        choices=("auto", "cpu", "torch", "tensorrt", "tensorrt_llm"),
     )
     dtype: str = _choice(
         "auto", "dtype of what is not quantised; auto is the source's", choices=("auto", *DTYPES)

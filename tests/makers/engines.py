@@ -27,7 +27,13 @@ SourceMaker = Callable[[str], SourceCheckpoint]
 
 def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
     """An engine of `source` at `output`, built as the command line builds it."""
-    values = {"max_batch_size": 8, "max_num_tokens": 64, "kv_block_size": 16, **settings}
+    values = {
+        "backend": "torch",
+        "max_batch_size": 8,
+        "max_num_tokens": 64,
+        "kv_block_size": 16,
+        **settings,
+    }
     build(load_settings({**values, "output": str(output)}), source, BuildProgress(quiet=True))
     return output
 

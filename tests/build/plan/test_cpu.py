@@ -9,8 +9,11 @@ import pytest
 
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
+from enginehouse.build.plan.this_machine import settle_backend
+from enginehouse.build.progress import BuildProgress
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.stages import output_path
+from enginehouse.build.stages import build
+from enginehouse.runtime.cpu.packed_file import LAYOUT, PACKED
 from enginehouse.runtime.engine import read_manifest
 from enginehouse.runtime.errors import PlanError
 from makers.engines import EngineMaker, SourceMaker
@@ -42,16 +45,46 @@ def test_a_mixture_of_experts_is_refused_by_its_family(family_source: SourceMake
         make_plan(load_settings({"quant": "none", "backend": "cpu"}), family_source("mixtral"))
 
 
-def test_the_engine_is_torchs_folder_with_another_backend_in_its_manifest(
+def test_the_engine_is_torchs_folder_with_packed_weights_beside_it(
     make_engine: EngineMaker,
 ) -> None:
     choices = {"quant": "int4", "group_size": 64, "until": "compile"}
     ours, torchs = (read_manifest(make_engine(**choices, backend=b)) for b in ("cpu", "torch"))
     assert (ours.backend, torchs.backend) == ("cpu", "torch")
-    assert ours.files == torchs.files
+    assert ours.files.keys() - torchs.files.keys() == {PACKED}
+    assert {name: ours.files[name] for name in torchs.files} == torchs.files
+    assert ours.choices["cpu_activations"] == "int8" and ours.versions["packing"] == str(LAYOUT)
 
 
-def test_the_two_cpu_backends_have_places_of_their_own(tiny_source: SourceCheckpoint) -> None:
-    plans = [make_plan(load_settings({"backend": b}), tiny_source) for b in ("cpu", "torch")]
-    places: list[Path] = [output_path(plan) for plan in plans]
-    assert places[0].name == places[1].name + "-cpu"
+def test_an_engine_of_another_layout_is_built_again(
+    tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load_settings({"backend": "cpu", "output": str(tmp_path / "e"), "until": "compile"})
+    build(settings, tiny_source, BuildProgress(quiet=True))
+    assert build(settings, tiny_source, BuildProgress(quiet=True)).reused
+    monkeypatch.setattr("enginehouse.build.backends.cpu.LAYOUT", LAYOUT + 1)
+    assert not build(settings, tiny_source, BuildProgress(quiet=True)).reused
+
+
+def settled(source: SourceCheckpoint, **choices: Any) -> tuple[str, str | None]:
+    settings, remark = settle_backend(load_settings(choices), source)
+    return settings.backend, remark
+
+
+def test_auto_is_the_kernels_where_they_run_the_model(
+    tiny_source: SourceCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "true")
+    assert settled(tiny_source) == ("cpu", None)
+    assert settled(tiny_source, backend="torch") == ("torch", None)
+    assert settled(tiny_source, format="hf") == ("torch", None)
+    assert settled(tiny_source, compute_dtype="float32") == (
+        "torch",
+        "backend=torch: compute_dtype=float32 is not yet run by backend=cpu; choose backend=torch",
+    )
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    backend, remark = settled(tiny_source)
+    assert backend == "torch" and remark is not None and "is no program on PATH" in remark
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    remark = "backend=torch: this machine has a CUDA GPU, which torch computes on"
+    assert settled(tiny_source) == ("torch", remark)
