@@ -1,6 +1,6 @@
 """Do both sets of packages resolve on every Python they are for? No package is fetched.
 
-    cpu       what `make install` brings, with the lock; and does the lock hold all of it
+    cpu       what `make install` and the extra `compiler` bring, with the lock; does it hold all
     trtllm    the extra `trtllm`, with what tensorrt-llm 1.2.1 itself requires
 
 tensorrt-llm and tensorrt are left out of the second: on PyPI they are source packages that fetch
@@ -68,7 +68,7 @@ def requirements(name: str) -> list[str]:
     """The lines of setup.cfg that a set is made of, environment markers included."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    extras = ("test", "lint") if name == "cpu" else ("trtllm",)
+    extras = ("test", "lint", "compiler") if name == "cpu" else ("trtllm",)
     texts = [setup["options"]["install_requires"]]
     texts += [setup["options.extras_require"][extra] for extra in extras]
     lines = [line.strip() for text in texts for line in text.splitlines() if line.strip()]

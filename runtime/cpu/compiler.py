@@ -1,12 +1,13 @@
 """The kernels' C++ source -> a shared library, compiled once a machine and then kept.
 
-The compiler: CXX, else g++ or clang++ on PATH, else the ziglang package's. No engine directory
-holds code: the source lies beside this file. Knows nothing of models.
+The compiler: CXX, else g++ or clang++ on PATH, else the ziglang package's (the extra `compiler`).
+No engine directory holds code: the source lies beside this file. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shlex
 import shutil
@@ -20,19 +21,23 @@ from pathlib import Path
 from enginehouse.runtime.cpu.instructions import compiler_flags
 from enginehouse.runtime.errors import EngineError
 
+log = logging.getLogger("enginehouse.cpu")
+
 SOURCE = Path(__file__).parent / "native"
-_FLAGS = (
+FLAGS = (
     "-std=c++20",
     "-O3",
     "-fPIC",
-    "-shared",
     "-pthread",
     "-ffp-contract=off",  # nothing is fused but by hand: tiles of all heights must round alike
     "-fvisibility=hidden",  # libraries for two instruction sets may be loaded side by side
     "-Wno-psabi",
 )
-_COMPILE_S = 600
-_INSTALL = "install g++ or clang++, or `pip install ziglang`, or choose backend=torch"
+_LINK = ("-O3", "-shared", "-pthread")
+_LIMIT_S = 600  # zig builds a C++ library of its own first: one to three minutes
+_INSTALL = (
+    "install g++ or clang++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
+)
 
 
 def find_compiler() -> list[str]:
@@ -50,19 +55,25 @@ def find_compiler() -> list[str]:
     raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
 
 
-def compiled_library(instructions: str, extra_flags: Sequence[str] = ()) -> Path:
+def compiled_library(instructions: str) -> Path:
     """The shared library for an instruction set, compiled if it is not there yet.
 
     Kept under what it is made of: source, compiler and flags. Raises EngineError when there is no
     compiler, or when it fails, with its first error and the place of its log.
     """
     command = find_compiler()
-    flags = [*_FLAGS, *compiler_flags(instructions), *extra_flags]
+    flags = [*FLAGS, *compiler_flags(instructions)]
     library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():
+        log.info(
+            "compiling the kernels for %s with %s, once on this machine: seconds, or with zig "
+            "minutes",
+            instructions,
+            shlex.join(command),
+        )
         try:
             library.parent.mkdir(parents=True, exist_ok=True)
-            _compile([*command, *flags], library)
+            _compile(command, flags, library)
         except OSError as error:
             raise EngineError(
                 f"{library.parent} cannot be written: {error.strerror}; set ENGINEHOUSE_CACHE"
@@ -76,36 +87,52 @@ def cache_folder(name: str) -> Path:
     return (Path(root) if root else Path.home() / ".cache" / "enginehouse") / name
 
 
+def run_compiler(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """What a compiler does and says. Raises EngineError when it cannot be run, or does not end."""
+    zig = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder("zig"))}  # it wants one even without a HOME
+    try:
+        return subprocess.run(
+            command,
+            env={**zig, **os.environ},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_LIMIT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise EngineError(f"{command[0]} cannot be run: {error}; {_INSTALL}") from None
+
+
 def _key(command: Sequence[str], flags: Sequence[str]) -> str:
     digest = sha256()
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    digest.update(_run([*command, "--version"]).stdout.encode())
-    digest.update("\0".join([*command, *flags]).encode())
+    digest.update(run_compiler([*command, "--version"]).stdout.encode())
+    digest.update("\0".join([*command, *flags, *_LINK]).encode())
     return digest.hexdigest()[:32]
 
 
-def _compile(command: Sequence[str], library: Path) -> None:
-    """Under another name first: who finds the library finds it whole."""
+def _compile(command: Sequence[str], flags: Sequence[str], library: Path) -> None:
+    """Under another name first: who finds the library finds it whole.
+
+    In two steps: zig keeps the C++ library that it links with by the flags it is called with, and
+    an instruction set's are not among those of the second.
+    """
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-        made = Path(folder) / library.name
-        done = _run([*command, str(SOURCE / "engine.cpp"), "-o", str(made)])
-        if done.returncode:
-            log = library.with_suffix(".log")
-            log.write_text(done.stdout + done.stderr, encoding="utf-8")
-            lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
-            first = next((line for line in lines if "error" in line), lines[0])
-            raise EngineError(
-                f"{command[0]} cannot compile the kernels of backend=cpu: {first.strip()}; the "
-                f"whole log is {log}"
-            )
-        os.replace(made, library)
-
-
-def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_COMPILE_S
+        part, made = Path(folder) / "engine.o", Path(folder) / library.name
+        steps = (
+            [*command, *flags, "-c", str(SOURCE / "engine.cpp"), "-o", str(part)],
+            [*command, *_LINK, str(part), "-o", str(made)],
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise EngineError(f"{command[0]} cannot be run: {error}; {_INSTALL}") from None
+        for step in steps:
+            done = run_compiler(step)
+            if done.returncode:
+                kept = library.with_suffix(".log")
+                kept.write_text(done.stdout + done.stderr, encoding="utf-8")
+                lines = done.stderr.splitlines() or [f"exit status {done.returncode}"]
+                first = next((line for line in lines if "error" in line), lines[0])
+                raise EngineError(
+                    f"{shlex.join(command)} cannot compile the kernels of backend=cpu: "
+                    f"{first.strip()}; the whole log is {kept}"
+                )
+        os.replace(made, library)

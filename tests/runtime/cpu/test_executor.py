@@ -28,7 +28,7 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
-from makers.cpp_compiler import needs_compiler
+from makers.cpp_compiler import COMPILERS, choose_compiler, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, engine_maker
 from makers.family_models import FAMILIES, MIXTURES
 
@@ -270,6 +270,18 @@ def test_every_instruction_set_of_this_cpu_gives_the_logits(
     path = engine("llama", **FORMS[form])
     found = logits_alone(runner_of(path, instructions=instructions), PROMPT)
     assert_close(path, found, logits_of_torch(path, PROMPT))
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_every_compiler_of_this_machine_gives_the_logits(
+    engine: EngineMaker, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ziglang as where there is no other: with nothing on PATH."""
+    choose_compiler(name, monkeypatch, tmp_path)
+    path = engine("llama", quant="int4", group_size=64)
+    truth = logits_of_torch(path, PROMPT)
+    found = logits_alone(runner_of(path), PROMPT)
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
 
 
 @pytest.mark.parametrize(
