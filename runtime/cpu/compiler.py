@@ -24,7 +24,7 @@ from enginehouse.runtime.errors import EngineError
 log = logging.getLogger("enginehouse.cpu")
 
 SOURCE = Path(__file__).parent / "native"
-FLAGS = (
+_FLAGS = (
     "-std=c++20",
     "-O3",
     "-fPIC",
@@ -34,6 +34,7 @@ FLAGS = (
     "-Wno-psabi",
 )
 _LINK = ("-O3", "-shared", "-pthread")
+_ZIG = ("-m", "ziglang", "c++", "-mcpu=baseline")  # its default is all that this CPU has
 _LIMIT_S = 600  # zig builds a C++ library of its own first: one to three minutes
 _INSTALL = (
     "install g++ or clang++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
@@ -51,8 +52,16 @@ def find_compiler() -> list[str]:
         if found := shutil.which(name):
             return [found]
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, "-m", "ziglang", "c++"]
+        return [sys.executable, *_ZIG]
     raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
+
+
+def kernel_flags(command: Sequence[str], instructions: str) -> list[str]:
+    """What a compiler is told of the kernels, compiled for a set of `INSTRUCTIONS`."""
+    flags = [*_FLAGS, *compiler_flags(instructions)]
+    if "ziglang" in command:  # which knows -mcpu alone, in words of its own
+        flags = [flag.replace("-march=armv8.2-a", "-mcpu=generic+v8_2a") for flag in flags]
+    return flags
 
 
 def compiled_library(instructions: str) -> Path:
@@ -62,7 +71,7 @@ def compiled_library(instructions: str) -> Path:
     compiler, or when it fails, with its first error and the place of its log.
     """
     command = find_compiler()
-    flags = [*FLAGS, *compiler_flags(instructions)]
+    flags = kernel_flags(command, instructions)
     library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():
         log.info(

@@ -13,7 +13,9 @@ from enginehouse.runtime.errors import EngineError
 
 VARIABLE = "ENGINEHOUSE_CPU_INSTRUCTIONS"
 
-# Best first: the compiler's flags, and what /proc/cpuinfo must list. plain is C++ for any CPU.
+# Best first: the compiler's flags, and what /proc/cpuinfo must list. plain is C++ for any CPU, with
+# the vectors that each of its kind has. A set for AMX would stand first: its products of tiles are
+# native/tiles.h's own, and the layout of packed weights serves them as it is.
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512_bf16": (
@@ -27,6 +29,8 @@ _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512": ((*(f"-m{word}" for word in _AVX512), "-mfma"), (*_AVX512, "fma")),
     "avx2_vnni": (("-mavx2", "-mfma", "-mavxvnni"), ("avx2", "fma", "avx_vnni")),
     "avx2": (("-mavx2", "-mfma"), ("avx2", "fma")),
+    "neon_bf16": (("-march=armv8.2-a+dotprod+bf16+i8mm",), ("asimddp", "bf16", "i8mm")),
+    "neon_dotprod": (("-march=armv8.2-a+dotprod",), ("asimddp",)),
     "plain": ((), ()),
 }
 INSTRUCTIONS = tuple(_SETS)
@@ -57,8 +61,8 @@ def choose_instructions() -> str:
 
 
 def cpu_words() -> set[str]:
-    """What /proc/cpuinfo lists; nothing where the CPU is no x86."""
+    """What /proc/cpuinfo lists; nothing where there is none, or where it is of another kind."""
     cpuinfo = Path("/proc/cpuinfo")
-    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+    if platform.machine() not in ("x86_64", "AMD64", "aarch64") or not cpuinfo.exists():
         return set()
     return set(cpuinfo.read_text(errors="replace").split())

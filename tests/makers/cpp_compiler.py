@@ -1,4 +1,4 @@
-"""Which compilers of the kernels of backend=cpu are here, and why a test is left out if one is not."""
+"""Which compilers of the kernels of backend=cpu are here, and what a test is left out for."""
 
 from __future__ import annotations
 

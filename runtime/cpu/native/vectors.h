@@ -12,6 +12,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace enginehouse {
@@ -54,6 +56,13 @@ EH_INLINE V fma(const V& a, const V& b, const V& c) {
   for (int i = 0; i < kLanes; i += 8) {
     const __m256 x = _mm256_loadu_ps((const float*)&a + i), y = _mm256_loadu_ps((const float*)&b + i);
     _mm256_storeu_ps((float*)&out + i, _mm256_fmadd_ps(x, y, _mm256_loadu_ps((const float*)&c + i)));
+  }
+  return out;
+#elif defined(__aarch64__)
+  V out;
+  for (int i = 0; i < kLanes; i += 4) {
+    const float32x4_t x = vld1q_f32((const float*)&a + i), y = vld1q_f32((const float*)&b + i);
+    vst1q_f32((float*)&out + i, vfmaq_f32(vld1q_f32((const float*)&c + i), x, y));
   }
   return out;
 #else
@@ -148,6 +157,45 @@ struct Nibbles {  // of 16 outputs: the n-th nibble of each 16 bits, less 8
   }
 };
 
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+
+struct Pairs {
+  bfloat16x8_t part[4];  // of four lanes each
+};
+EH_INLINE Pairs pairs(const U& words) { return load<Pairs>(&words); }
+EH_INLINE Pairs same_pair(u32 x) {
+  const bfloat16x8_t p = vreinterpretq_bf16_u32(vdupq_n_u32(x));
+  return {{p, p, p, p}};
+}
+EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
+  V out;
+  for (int i = 0; i < 4; ++i) {
+    const float32x4_t from = vld1q_f32((const float*)&sum + 4 * i);
+    vst1q_f32((float*)&out + 4 * i, vbfdotq_f32(from, a.part[i], b.part[i]));
+  }
+  return out;
+}
+struct Nibbles {
+  uint8x16x2_t table;  // the low bytes of -8 to 7 in bf16, and the high ones
+  Nibbles() {
+    uint8_t values[32];
+    for (int i = 0; i < 16; ++i) {
+      const u16 value = to_bf16(float(i - 8));
+      values[i] = uint8_t(value), values[i + 16] = uint8_t(value >> 8);
+    }
+    table = {{vld1q_u8(values), vld1q_u8(values + 16)}};
+  }
+  EH_INLINE Pairs operator()(const U& words, int n) const {
+    Pairs out;
+    for (int i = 0; i < 4; ++i) {
+      const uint16x8_t nibble = (vld1q_u16((const u16*)&words + 8 * i) >> u16(4 * n)) & u16(15);
+      const uint8x16_t at = vreinterpretq_u8_u16(nibble * u16(0x101) + u16(0x1000));
+      out.part[i] = vreinterpretq_bf16_u8(vqtbl2q_u8(table, at));
+    }
+    return out;
+  }
+};
+
 #else
 
 struct Pairs {
@@ -179,6 +227,25 @@ EH_INLINE u32 four_at(const int8_t* p) {
 
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
   return (I)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)bytes, _mm512_set1_epi32(int(x)));
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
+  const int8x16_t four = vreinterpretq_s8_u32(vdupq_n_u32(x));
+  I out;
+  for (int i = 0; i < kLanes; i += 4) {
+    const int32x4_t from = vld1q_s32((const int32_t*)&sum + i);
+    const uint8x16_t w = vreinterpretq_u8_u32(vld1q_u32((const u32*)&bytes + i));
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    vst1q_s32((int32_t*)&out + i, vusdotq_s32(from, w, four));
+#else  // both signed: the bytes less 128, and 128 times the four, as twice 64
+    const int8x16_t half = vdupq_n_s8(64), less = vreinterpretq_s8_u8(veorq_u8(w, vdupq_n_u8(128)));
+    const int32x4_t of_128 = vdotq_s32(vdotq_s32(vdupq_n_s32(0), half, four), half, four);
+    vst1q_s32((int32_t*)&out + i, vaddq_s32(vdotq_s32(from, less, four), of_128));
+#endif
+  }
+  return out;
 }
 
 #else

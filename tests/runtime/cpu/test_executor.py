@@ -278,10 +278,8 @@ def test_every_compiler_of_this_machine_gives_the_logits(
 ) -> None:
     """ziglang as where there is no other: with nothing on PATH."""
     choose_compiler(name, monkeypatch, tmp_path)
-    path = engine("llama", quant="int4", group_size=64)
-    truth = logits_of_torch(path, PROMPT)
-    found = logits_alone(runner_of(path), PROMPT)
-    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
+    path = engine("llama", **FORMS["int4-int8"])
+    assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,92 @@
+"""A tiny model in C++ alone: with sanitizers looking on, and on ARM64 CPUs that are emulated."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from enginehouse.runtime.cpu.compiler import SOURCE, find_compiler, kernel_flags, run_compiler
+from enginehouse.runtime.cpu.instructions import available, cpu_words
+from makers.cpp_compiler import needs_compiler
+
+pytestmark = needs_compiler
+OF_THIS_CPU = dict.fromkeys([available(cpu_words())[0], "plain"])
+# CPUs that have a set and nothing beyond it: what else is used is an illegal instruction there.
+ARM64 = {"neon_bf16": "max", "neon_dotprod": "cortex-a76", "plain": "cortex-a53"}
+ARM64_LIBRARIES = Path("/usr/aarch64-linux-gnu")
+# Of the largest logit: the last bit of a sum may decide to what an activation is rounded.
+CLOSE = 0.01
+
+Logits = Callable[[str], Tensor]
+
+
+def run(command: Sequence[str]) -> Tensor:
+    """The logits that the program prints, after the word that it is content."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout[:6]) == (0, "alike\n"), done.stdout[:9] + done.stderr
+    return torch.tensor([float(word) for word in done.stdout.split()[1:]])
+
+
+def compiled(command: Sequence[str], instructions: str, made: Path, *more: str) -> str:
+    """In two steps, as the library is: zig's own C++ library serves every set."""
+    source, part = Path(__file__).with_name("tiny_model.cpp"), made.with_suffix(".o")
+    flags = [*kernel_flags(command, instructions), f"-I{SOURCE}", *more]
+    for step in (
+        [*command, *flags, "-c", str(source), "-o", str(part)],
+        [*command, "-O3", "-pthread", *more, str(part), "-o", str(made)],
+    ):
+        done = run_compiler(step)
+        assert done.returncode == 0, done.stderr
+    return str(made)
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
+    """logits("plain"): what the program prints on this CPU, compiled once for each set, with the
+    sanitizers of GCC or Clang.
+    """
+    found: dict[str, Tensor] = {}
+    command = find_compiler()
+    more = ["-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    if "ziglang" in command:
+        more = []
+
+    def of(instructions: str) -> Tensor:
+        if instructions not in found:
+            made = tmp_path_factory.mktemp("tiny") / instructions
+            found[instructions] = run([compiled(command, instructions, made, *more)])
+        return found[instructions]
+
+    return of
+
+
+@pytest.mark.parametrize("instructions", OF_THIS_CPU)
+def test_the_kernels_touch_nothing_that_is_not_theirs(logits: Logits, instructions: str) -> None:
+    if "ziglang" in find_compiler():
+        pytest.skip("zig's compiler has no address sanitizer")
+    assert_close(logits(instructions), logits("plain"))
+
+
+@pytest.mark.parametrize("instructions", ARM64)
+def test_an_arm64_gives_the_logits(logits: Logits, instructions: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("no ziglang package: pip install 'enginehouse[compiler]'")
+    if shutil.which("qemu-aarch64") is None or not ARM64_LIBRARIES.is_dir():
+        pytest.skip("no emulated ARM64: apt-get install qemu-user libc6-arm64-cross")
+    zig = [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"]
+    command = [*zig, "-target", "aarch64-linux-gnu"]
+    made = compiled(command, instructions, tmp_path / "tiny")
+    emulated = ["qemu-aarch64", "-cpu", ARM64[instructions], "-L", str(ARM64_LIBRARIES), made]
+    assert_close(run(emulated), logits("plain"))
+
+
+def assert_close(found: Tensor, truth: Tensor) -> None:
+    assert (found - truth).abs().max() < CLOSE * truth.abs().max()
