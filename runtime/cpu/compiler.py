@@ -1,6 +1,6 @@
 """The kernels' C++ source -> a shared library, compiled once a machine and then kept.
 
-The compiler: CXX, else g++ or clang++ on PATH, else the ziglang package's (the extra `compiler`).
+The compiler: CXX, else clang++ or g++ on PATH, else the ziglang package's (the extra `compiler`).
 No engine directory holds code: the source lies beside this file. Knows nothing of models.
 """
 
@@ -35,9 +35,9 @@ _FLAGS = (
 )
 _LINK = ("-O3", "-shared", "-pthread")
 _ZIG = ("-m", "ziglang", "c++", "-mcpu=baseline")  # its default is all that this CPU has
-_LIMIT_S = 600  # zig builds a C++ library of its own first: one to three minutes
+_LIMIT_S = 1800  # zig builds a C++ library of its own first: minutes, on a machine that is busy
 _INSTALL = (
-    "install g++ or clang++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
+    "install clang++ or g++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
 )
 
 
@@ -48,7 +48,7 @@ def find_compiler() -> list[str]:
         if shutil.which(asked[0]) is None:
             raise EngineError(f"CXX={asked[0]} is no program on PATH; correct or unset it")
         return asked
-    for name in ("g++", "clang++"):
+    for name in ("clang++", "g++"):  # g++ keeps in memory the vectors that registers hold in halves
         if found := shutil.which(name):
             return [found]
     if importlib.util.find_spec("ziglang") is not None:

@@ -78,7 +78,7 @@ def test_no_compiler_is_told_with_what_to_install(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"install g\+\+ or clang\+\+, or `pip install 'engi"):
+    with pytest.raises(EngineError, match=r"install clang\+\+ or g\+\+, or `pip install 'engi"):
         find_compiler()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
     assert find_compiler() == [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"]
