@@ -24,6 +24,7 @@ LINEARS = ("qkv", "dense", "fc_gate", "proj", "lm_head")
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
+TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
@@ -146,6 +147,12 @@ class NativeModel:
             self._functions.eh_logits(self._model, array.ctypes.data, len(rows), pointer)
         return out
 
+    def seconds(self) -> dict[str, float]:
+        """By part of a step, what it took since the model was opened."""
+        out = np.zeros(len(TIMES))
+        self._functions.eh_seconds(self._model, out.ctypes.data)
+        return dict(zip(TIMES, out.tolist(), strict=True))
+
     def close(self) -> None:
         self._free()
         self._kept.clear()
@@ -181,6 +188,7 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_close": [],
         "eh_step": [POINTER(_Step)],
         "eh_logits": [pointer, number, pointer],
+        "eh_seconds": [pointer],
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number, c_float, c_float, number, number],

@@ -19,6 +19,9 @@ void eh_step(Model* m, const Step* step) { m->run(*step); }
 // Of rows of the last step; out: [n, vocab].
 void eh_logits(Model* m, const int* rows, int n, float* out) { m->logits(rows, n, out); }
 
+// out: [kPhases], seconds since the model was opened.
+void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds.data(), kPhases, out); }
+
 // embedding: bf16 [vocab, hidden], which stays the caller's.
 void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
 

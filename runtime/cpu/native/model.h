@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "attention.h"
+#include "clock.h"
 #include "memory.h"
 #include "pool.h"
 #include "tiles.h"
@@ -68,7 +69,10 @@ class Model {
 
   int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
 
+  Clock clock;
+
   void run(const Step& step) {
+    const Clock::Within own(clock, kLinears);
     const int n = step.tokens;
     assert(n <= s.max_tokens);
     cut(step);
@@ -83,6 +87,7 @@ class Model {
 
   // Of rows of the last step: float32 [n, vocab].
   void logits(const int* rows, int n, float* out) {
+    const Clock::Within own(clock, kHead);
     assert(n <= s.max_tokens);
     rows_.widen(s.hidden);
     by_rows(n, [&](int i) { put_normed(i, rows[i], final_norm, head); });
@@ -95,6 +100,7 @@ class Model {
 
   template <class F>
   void by_rows(int n, F&& f) {
+    const Clock::Within own(clock, kRowWork);
     const int items = n < 12 ? 1 : std::min(n / 2, 8 * pool_.size());
     pool_.run(items, [&](int item) {
       for (int i = int(int64_t(n) * item / items), end = int(int64_t(n) * (item + 1) / items); i < end; ++i) f(i);
@@ -219,6 +225,7 @@ class Model {
 
   // Two phases: a sequence may read keys that another writes in this very step.
   void attention(const Step& step, int index) {
+    const Clock::Within own(clock, kAttention);
     const int items = int(tiles_.size()) * s.kv_heads;
     pool_.run(items, [&](int item) { keep_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
     pool_.run(items, [&](int item) { attend_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -280,6 +281,19 @@ def test_every_compiler_of_this_machine_gives_the_logits(
     choose_compiler(name, monkeypatch, tmp_path)
     path = engine("llama", **FORMS["int4-int8"])
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
+
+
+def test_the_kernels_say_where_their_time_goes(engine: EngineMaker) -> None:
+    runner = runner_of(engine("llama", quant="int4"))
+    assert set(runner.model.seconds().values()) == {0.0}
+    began = time.perf_counter()
+    logits_alone(runner, PROMPT)
+    wall, first = time.perf_counter() - began, runner.model.seconds()
+    assert min(first.values()) > 0 and sum(first.values()) < wall
+    runner.model.logits([0])
+    later = runner.model.seconds()
+    grown = {name for name in first if later[name] > first[name]}
+    assert grown == {"head", "rows"}  # no layer was computed
 
 
 @pytest.mark.parametrize(
