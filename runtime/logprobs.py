@@ -28,10 +28,27 @@ def logprobs_of_rows(
     """
     size = min(max(counts), logprobs.shape[1])
     index = index_tensor([max(token, 0) for token in tokens], logprobs.device).unsqueeze(1)
-    best, ids = logprobs.topk(size, dim=-1)
+    best, ids = likeliest(logprobs, size)
     own = logprobs.gather(1, index)
     ranks = (logprobs > own).sum(dim=-1, keepdim=True).float() + 1
     rows = torch.cat([own, ranks, best], dim=1).tolist()  # one copy from the device
     for (value, rank, *values), row_ids, count in zip(rows, ids.tolist(), counts, strict=True):
-        top = sorted(zip(row_ids, values, strict=True), key=lambda x: (-x[1], x[0]))
-        yield TokenLogprobs(value, tuple(top[:count]), int(rank))
+        top = tuple(zip(row_ids[:count], values[:count], strict=True))
+        yield TokenLogprobs(value, top, int(rank))
+
+
+def likeliest(values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The largest of each row, falling, and their ids: of equal ones the lowest, rising.
+
+    values: float32 [rows, vocab_size], none above 0. Returns float32 and int64, [rows, size]. Waits
+    for no GPU.
+    """
+    vocab_size = values.shape[1]
+    found, ids = values, torch.arange(vocab_size, device=values.device)
+    if values.device.type == "cpu" and size < vocab_size:  # topk takes any of equal ones
+        most, their = values.topk(size + 1, dim=-1)
+        if not (most[:, size - 1 : size] == most[:, size:]).any():
+            found, ids = most, their
+    keys = (found.abs().view(torch.int32).long() << 32) | ids
+    chosen = keys.topk(size, dim=-1, largest=False).values & 0xFFFFFFFF
+    return values.gather(1, chosen), chosen

@@ -107,11 +107,11 @@ runtime/machine
 runtime/template
 runtime/checkpoint
 runtime/logprobs       machine
-runtime/grammar        machine
+runtime/grammar
 runtime/schemas        grammar
 runtime/batching       machine logprobs grammar
 runtime/torch          machine logprobs checkpoint batching
-runtime/cpu            machine logprobs checkpoint batching
+runtime/cpu            machine checkpoint batching
 runtime/tensorrt       machine checkpoint batching
 runtime/tensorrt_llm   machine logprobs grammar
 runtime/backends       torch cpu tensorrt tensorrt_llm

@@ -1,7 +1,8 @@
-"""In-flight batching: a scheduler, a model runner and a sampler, in a loop.
+"""In-flight batching: a scheduler and a model runner, in a loop.
 
-One iteration reads: schedule, run, settle. What is sampled comes back from the runner's device
-once an iteration. Knows no text, no socket, and not what computes: that is the runner's.
+One iteration reads: schedule, run, settle. What is sampled comes back from the runner's logits
+once an iteration. Knows no text, no socket, no tensor, and not what computes and chooses: that is
+the runner's.
 """
 
 from __future__ import annotations
@@ -14,13 +15,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Generic, TypeVar
 
-import torch
-from torch import Tensor
-
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
-from enginehouse.runtime.batching.logprobs import Sampled, sample_with_logprobs, score_rows
-from enginehouse.runtime.batching.model_runner import ModelRunner
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.model_runner import Logits, ModelRunner
+from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence
 from enginehouse.runtime.engine import Engine
@@ -28,7 +25,6 @@ from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestErr
 from enginehouse.runtime.executor import ExecutorOptions, check_request, unexpected
 from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar.constraint import refusal
-from enginehouse.runtime.grammar.matcher import GrammarMatcher
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
@@ -77,9 +73,7 @@ class InflightExecutor(Generic[Runner]):
         check_request(request, longest=limit - 1, max_seq_len=limit, vocab_size=vocab_size)
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id} is already running")
-        state = SamplingState(
-            sampling, prompt, vocab_size, self.info.eos_token_ids, device=self.runner.device
-        )
+        state = SamplingState(sampling, prompt, self.info.eos_token_ids)
         sequence = Sequence(request, state, list(prompt))
         if self._is_long(sequence):
             sequence.root_hash = LONG_ROOT_HASH
@@ -133,6 +127,9 @@ class InflightExecutor(Generic[Runner]):
             if not grammar.done():
                 continue
             del self._compiling[request_id]
+            # With xgrammar, and torch: a compiled grammar has brought them.
+            from enginehouse.runtime.grammar.matcher import GrammarMatcher
+
             state = sequence.sampling
             try:
                 state.matcher = GrammarMatcher(grammar.result(), state.stop_ids)
@@ -197,18 +194,18 @@ class InflightExecutor(Generic[Runner]):
             return [self._compute([chunk])[0] for chunk in chunks]
         return self._compute(chunks)
 
-    @torch.inference_mode()
     def _compute(self, chunks: list[Chunk]) -> list[Sampled | None]:
         logits = self.runner.compute(chunks, self._score)
         complete = [chunk.sequence for chunk in chunks if chunk.completes]
         sampled: dict[int, Sampled] = {}
         if complete:
-            found = sample_with_logprobs(logits, [sequence.sampling for sequence in complete])
+            states = [sequence.sampling for sequence in complete]
+            found = logits.sample(range(len(complete)), states)
             sampled = {id(s): choice for s, choice in zip(complete, found, strict=True)}
         return [sampled.get(id(chunk.sequence)) for chunk in chunks]
 
-    def _score(self, rows: Several[ScoredRow], logits: Tensor) -> None:
-        for row, found in zip(rows, score_rows(rows, logits), strict=True):
+    def _score(self, rows: Several[ScoredRow], logits: Logits) -> None:
+        for row, found in zip(rows, logits.score(rows), strict=True):
             if found is None:
                 continue
             row.sequence.num_scored += 1

@@ -6,13 +6,10 @@ Knows bytes and counts; no tensor, and not what is kept in a block.
 
 from __future__ import annotations
 
-import torch
-
 from enginehouse.runtime.batching.model_runner import Capacity
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, limit_within
-from enginehouse.runtime.machine.device import free_memory
 
 # Of the memory that is free once the weights are loaded. A GPU's is nobody else's; what is left of
 # it holds a step's activations, and its copies of the keys and values of one layer.
@@ -38,18 +35,20 @@ def count_blocks(
     options: ExecutorOptions,
     capacity: Capacity,
     block_bytes: int,
-    device: torch.device,
+    device: str,
+    free: int,
 ) -> int:
     """KV blocks to hold: as asked, else what suits the model and the free memory, at most what the
-    batch can ever use. Called once the weights are loaded.
+    batch can ever use.
+
+    device: cpu or cuda. free: its bytes that can still be taken, once the weights are loaded.
     """
     limits = engine.manifest.limits
     block_size, kv_cache_gib = limits.kv_block_size, options.kv_cache_gib or limits.kv_cache_gib
-    free = free_memory(device)
     needed = -(-capacity.max_seq_len // block_size)
     if kv_cache_gib is None:
-        memory_bytes = int(free * _KV_SHARE[device.type])
-        if device.type == "cpu":
+        memory_bytes = int(free * _KV_SHARE[device])
+        if device == "cpu":
             suited = max(_FULL_SEQUENCES * needed * block_bytes, _weight_bytes(engine))
             memory_bytes = min(memory_bytes, suited)
         num_blocks = min(memory_bytes // block_bytes, needed * capacity.max_batch_size)
@@ -64,7 +63,7 @@ def count_blocks(
     if num_blocks * block_bytes > free:
         raise EngineError(
             f"kv_cache_gib={kv_cache_gib:g} was asked for and {free / 2**30:.2f} GiB are free on "
-            f"the {device.type}; ask for less, or leave it out"
+            f"the {device}; ask for less, or leave it out"
         )
     return num_blocks
 

@@ -1,28 +1,43 @@
-"""Log probabilities of the model's own distribution, for the rows whose requests ask for them.
+"""An iteration's logits as torch has them: tokens are chosen, and log probabilities told.
 
-Taken before constraint, bias, penalties and temperature. Knows nothing of batching or text.
+Those are of the model's own distribution, before constraint, bias, penalties and temperature.
+Knows nothing of batching or text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.batching.sampling import SamplingState, sample, together
+from enginehouse.runtime.batching.sampling import sample, together
+from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.sequence import ScoredRow
 from enginehouse.runtime.logprobs import logprobs_of_rows
 from enginehouse.runtime.machine.device import index_tensor
 from enginehouse.runtime.request import TokenLogprobs
 
 
-class Sampled(NamedTuple):
-    """A chosen token, -1 when there is none to choose, and its logprobs if they were asked for."""
+class TorchLogits:
+    """Satisfies `model_runner.Logits`. values: float32 [rows, vocab_size], changed in place."""
 
-    token_id: int
-    logprobs: TokenLogprobs | None = None
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    @torch.inference_mode()
+    def sample(self, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
+        logits = self.values
+        if list(rows) != list(range(len(logits))):
+            logits = logits[index_tensor(rows, logits.device)]
+        return sample_with_logprobs(logits, states)
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[ScoredRow]) -> list[TokenLogprobs | None]:
+        counts = [row.sequence.request.sampling.num_prompt_logprobs or 0 for row in rows]
+        torch.log_softmax(self.values, dim=-1, out=self.values)
+        states = [row.sequence.sampling for row in rows]
+        return _look(self.values, [row.next_token for row in rows], counts, states)
 
 
 def sample_with_logprobs(logits: Tensor, states: Sequence[SamplingState]) -> list[Sampled]:
@@ -41,18 +56,6 @@ def sample_with_logprobs(logits: Tensor, states: Sequence[SamplingState]) -> lis
     found = _look(raw, [tokens[i] for i in asked], counts, own)
     by_row = dict(zip(asked, found, strict=True))
     return [Sampled(token, by_row.get(i) if token >= 0 else None) for i, token in enumerate(tokens)]
-
-
-def score_rows(rows: Sequence[ScoredRow], logits: Tensor) -> list[TokenLogprobs | None]:
-    """What the logits behind each row's token say of the next one; None where that raised, which is
-    the sequence's error.
-
-    logits: float32 [rows, vocab_size], changed in place.
-    """
-    counts = [row.sequence.request.sampling.num_prompt_logprobs or 0 for row in rows]
-    torch.log_softmax(logits, dim=-1, out=logits)
-    states = [row.sequence.sampling for row in rows]
-    return _look(logits, [row.next_token for row in rows], counts, states)
 
 
 def _look(

@@ -8,13 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor
-
+from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.scheduler import KVMemory
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
+from enginehouse.runtime.request import TokenLogprobs
 
-Score = Callable[[Sequence[ScoredRow], Tensor], None]
+
+class Logits(Protocol):
+    """Rows of an iteration's logits, wherever they are; of use until the runner computes more.
+
+    What raises in the part of one row's work that is its sequence's is that state's `error`.
+    """
+
+    def sample(self, rows: Sequence[int], states: Sequence[SamplingState]) -> list[Sampled]:
+        """The next token behind each of these rows, by its sequence's state: no row and no state
+        twice. Of several rows of one sequence the next is asked for when its state has accepted
+        the token of the last.
+        """
+
+    def score(self, rows: Sequence[ScoredRow]) -> list[TokenLogprobs | None]:
+        """What each row, in their order, says of its next token; None where that raised."""
+
+
+Score = Callable[[Sequence[ScoredRow], Logits], None]
 
 
 class Capacity(NamedTuple):
@@ -31,13 +47,10 @@ class Capacity(NamedTuple):
 class ModelRunner(Protocol):
     """One loaded model. Not thread-safe: the loop owns it.
 
-    device: where logits come from, and where sampling therefore runs. memory: what the scheduler
-    gives out. pretrained: the longest context that longrope's short factors serve, None where
-    nothing changes with the length. kv_cache_bytes: what memory's blocks take in all, on each GPU.
+    memory: what the scheduler gives out. pretrained: the longest context that longrope's short
+    factors serve, None where nothing changes with the length. kv_cache_bytes: what memory's blocks
+    take in all, on each GPU.
     """
-
-    @property
-    def device(self) -> torch.device: ...
 
     @property
     def memory(self) -> KVMemory: ...
@@ -51,14 +64,14 @@ class ModelRunner(Protocol):
     @property
     def pretrained(self) -> int | None: ...
 
-    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
-        """Keys and values of every chunk, and the logits behind those that complete their sequence.
+    def compute(self, chunks: list[Chunk], score: Score) -> Logits:
+        """Keys and values of every chunk, and the logits behind those that complete their sequence,
+        a row each in the chunks' order.
 
         score: is given the rows that chunks have `scored`, in the order of each one's positions,
-        with their logits, float32 [rows, vocab_size]; as often as suits the runner, so that those
-        of a long prompt are never there at once.
+        with their logits; as often as suits the runner, so that those of a long prompt are never
+        there at once.
 
-        Returns float32 [complete chunks, vocab_size] in the chunks' order, free to be changed.
         Raises EngineError when the engine can compute no more.
         """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.request import Request
 
 

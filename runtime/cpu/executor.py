@@ -6,9 +6,6 @@ runs beside it, however its prompt is cut, and on any number of threads.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
@@ -18,13 +15,15 @@ from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.packed_model import load_model, native_shape, open_packed
+from enginehouse.runtime.cpu.sampler import NativeLogits
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions
-from enginehouse.runtime.logprobs import ROWS_AT_ONCE
-from enginehouse.runtime.machine.device import CPU
+from enginehouse.runtime.machine.cpu import default_threads, free_memory
 
+_BFLOAT16_BYTES = 2
+_SCORED_ROWS = 64  # of a prompt's logits, made and reduced: 32 MiB where 128 Ki tokens are known
 _SHORT = 2  # longrope's second rotary table
 
 
@@ -33,8 +32,6 @@ class CpuRunner:
 
     instructions: of `instructions.INSTRUCTIONS`; None for the best of this CPU.
     """
-
-    device = CPU
 
     def __init__(
         self, engine: Engine, options: ExecutorOptions, instructions: str | None = None
@@ -50,8 +47,8 @@ class CpuRunner:
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
         heads = 2 * config.num_key_value_heads * config.num_hidden_layers
-        block_bytes = block_size * heads * config.head_size * torch.bfloat16.itemsize
-        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, CPU)
+        block_bytes = block_size * heads * config.head_size * _BFLOAT16_BYTES
+        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free_memory())
         self.kv_cache_bytes = num_blocks * block_bytes
         self.block_size = block_size
         self.memory = BlockMemory(BlockPool(num_blocks), block_size)
@@ -62,11 +59,11 @@ class CpuRunner:
             num_blocks=num_blocks,
             block_size=block_size,
             max_tokens=self.capacity.max_num_tokens,
-            threads=options.num_threads or torch.get_num_threads(),
+            threads=options.num_threads or default_threads(),
         )
         self.model = load_model(library, shape, packed, self.capacity.max_seq_len)
 
-    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
+    def compute(self, chunks: list[Chunk], score: Score) -> NativeLogits:
         token_ids: list[int] = []
         for sequence, start, count in chunks:
             token_ids += sequence.token_ids[start : start + count]
@@ -78,10 +75,14 @@ class CpuRunner:
             [self._blocks(chunk) for chunk in chunks],
         )
         scored = list(scored_rows(chunks))
-        for done in range(0, len(scored), ROWS_AT_ONCE):
-            some = scored[done : done + ROWS_AT_ONCE]
-            score([told for _, told in some], self.model.logits([row for row, _ in some]))
-        return self.model.logits([row for row, chunk in last_rows(chunks) if chunk.completes])
+        for done in range(0, len(scored), _SCORED_ROWS):
+            some = scored[done : done + _SCORED_ROWS]
+            self.model.logits([row for row, _ in some])
+            score([told for _, told in some], NativeLogits(self.model))
+        rows = [row for row, chunk in last_rows(chunks) if chunk.completes]
+        if rows:
+            self.model.logits(rows)
+        return NativeLogits(self.model)
 
     def _rope(self, chunk: Chunk) -> int:
         """The chunk's global rotary table, which longrope settles by its sequence's length."""
@@ -99,11 +100,13 @@ class CpuRunner:
 class CpuExecutor(InflightExecutor[CpuRunner]):
     """In-flight batching for engines built with `--backend cpu`.
 
-    Deterministic whether that is asked for or not, and so in one step.
+    Deterministic whether that is asked for or not, and so in one step. What compiles grammars costs
+    time and memory that are the engine's here, and is started by the first constraint.
     """
 
     def __init__(
         self, engine: Engine, options: ExecutorOptions, instructions: str | None = None
     ) -> None:
         runner = CpuRunner(engine, options, instructions)
-        super().__init__(engine, runner, options._replace(deterministic=False))
+        options = options._replace(deterministic=False, grammars_at_once=False)
+        super().__init__(engine, runner, options)

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from enginehouse.runtime.cpu.packed_file import LinearShape
 from enginehouse.runtime.errors import EngineError
@@ -66,6 +64,7 @@ class NativeModel:
         self._functions = _functions(library)
         self._shape = shape
         self._kept: list[np.ndarray] = []  # what the library only points to
+        self._num_logits = 0
         model = self._functions.eh_open(byref(shape))
         if not model:
             raise EngineError(
@@ -138,14 +137,33 @@ class NativeModel:
         pointers = (array.ctypes.data for array in arrays)
         self._functions.eh_step(self._model, byref(_Step(len(count), len(token_ids), *pointers)))
 
-    def logits(self, rows: Sequence[int]) -> Tensor:
-        """float32 [rows, vocab_size] of the last step's rows."""
-        out = torch.empty(len(rows), self._shape.vocab)
-        assert not rows or (0 <= min(rows) and max(rows) < self._shape.max_tokens >= len(rows))
-        if rows:
-            array, pointer = _ints(rows), c_void_p(out.data_ptr())
-            self._functions.eh_logits(self._model, array.ctypes.data, len(rows), pointer)
-        return out
+    @property
+    def vocab_size(self) -> int:
+        return int(self._shape.vocab)
+
+    def logits(self, rows: Sequence[int]) -> None:
+        """Compute those of the last step's rows: what `sample`, `score` and `values` are of."""
+        assert 0 < len(rows) and 0 <= min(rows) and max(rows) < self._shape.max_tokens >= len(rows)
+        array = _ints(rows)
+        self._found = self._functions.eh_logits(self._model, array.ctypes.data, len(rows))
+        self._num_logits = len(rows)
+
+    @property
+    def values(self) -> np.ndarray:
+        """float32 [rows, vocab_size]: the last logits, where the library keeps them."""
+        width = self._functions.eh_stride(self._model)
+        return np.ctypeslib.as_array(self._found, (self._num_logits, width))[:, : self.vocab_size]
+
+    def sample(self, choices: ctypes.Array[Any], rows: Sequence[int]) -> None:
+        """Choose by `sampler.Choice`s, of these rows of the last logits."""
+        assert len(set(rows)) == len(choices) and (not rows or min(rows) >= 0)
+        assert max(rows, default=0) < self._num_logits
+        self._functions.eh_sample(self._model, choices, len(choices))
+
+    def score(self, tolds: ctypes.Array[Any]) -> None:
+        """Fill `sampler.Told`s, of the last logits' first rows."""
+        assert len(tolds) <= self._num_logits
+        self._functions.eh_score(self._model, tolds, len(tolds))
 
     def seconds(self) -> dict[str, float]:
         """By part of a step, what it took since the model was opened."""
@@ -184,11 +202,15 @@ def _functions(library: Path) -> ctypes.CDLL:
         ) from None
     pointer, number = c_void_p, c_int
     functions.eh_open.argtypes, functions.eh_open.restype = [POINTER(Shape)], pointer
+    functions.eh_logits.argtypes = [pointer, pointer, number]
+    functions.eh_logits.restype = POINTER(c_float)
+    functions.eh_stride.argtypes, functions.eh_stride.restype = [pointer], number
     signatures: dict[str, list[Any]] = {
         "eh_close": [],
         "eh_step": [POINTER(_Step)],
-        "eh_logits": [pointer, number, pointer],
         "eh_seconds": [pointer],
+        "eh_sample": [pointer, number],
+        "eh_score": [pointer, number],
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number, c_float, c_float, number, number],

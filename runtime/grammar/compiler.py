@@ -1,7 +1,8 @@
 """Constraints -> compiled grammars, off the engine's loop, tried in a process that may be lost.
 
 `compile` checks at once and answers with a future. Compiled grammars and verdicts are kept, the
-last used longest. Knows no sequence and no token.
+last used longest. xgrammar, and torch with it, is imported by `start` or by the first grammar's
+thread: who is asked for no grammar has neither. Knows no sequence and no token.
 """
 
 from __future__ import annotations
@@ -16,22 +17,26 @@ import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import xgrammar
 
 from enginehouse.runtime.errors import EngineError, RequestError
-from enginehouse.runtime.grammar.child import Compiled, Job, Verdict, build_grammar, tokenizer_info
 from enginehouse.runtime.grammar.constraint import check, refusal
 from enginehouse.runtime.grammar.support import Support, installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
+
+if TYPE_CHECKING:
+    import xgrammar
+
+    from enginehouse.runtime.grammar.child import Compiled, Verdict
 
 DEFAULT_TIMEOUT_S = 60.0
 _AT_ONCE = 4  # a grammar that hangs keeps one of these busy until its time is over
 _MAX_KEPT = 128
 _MAX_KEPT_BYTES = 256 << 20
 
-Grammar = Future[Compiled]
+Grammar = Future["Compiled"]
 _Key = tuple[ConstraintKind, str]
 
 
@@ -111,6 +116,10 @@ class GrammarCompiler:
                     size -= grammar.result().memory_size_bytes
 
     def _compile(self, constraint: Constraint) -> Compiled:
+        import xgrammar
+
+        from enginehouse.runtime.grammar.child import Compiled, Job, build_grammar
+
         child, info = self._running()
         spaces = self._support.any_whitespace
         job = Job(constraint.kind, constraint.value, self.timeout_s, spaces)
@@ -139,6 +148,8 @@ class GrammarCompiler:
 
     def _running(self) -> tuple[_Child, xgrammar.TokenizerInfo]:
         """The process, started again if it is gone, and the vocabulary it was started with."""
+        from enginehouse.runtime.grammar.child import tokenizer_info
+
         with self._lock:
             args = (self._engine_dir, self._vocab_size, self._stop_token_ids)
             if self._child is not None and self._child.gone:
@@ -154,6 +165,8 @@ class GrammarCompiler:
 
 def _read_verdict(answer: bytes) -> Verdict | None:
     """None where the process was lost before all of it was written."""
+    from enginehouse.runtime.grammar.child import Verdict
+
     try:
         return msgspec.msgpack.decode(answer, type=Verdict)
     except msgspec.DecodeError:

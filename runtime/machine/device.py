@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
 from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.machine import cpu
 
 CPU = torch.device("cpu")
 DEVICES = ("auto", "cpu", "cuda")
@@ -85,7 +85,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on the device."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return cpu.free_memory()
 
 
 def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:

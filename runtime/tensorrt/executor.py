@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
+from enginehouse.runtime.batching.logprobs import TorchLogits
 from enginehouse.runtime.batching.model_runner import Capacity, Score
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
@@ -113,11 +114,6 @@ class TensorRTRunner:
             raise
 
     @property
-    def device(self) -> torch.device:
-        assert self._rank is not None
-        return self._rank.device
-
-    @property
     def pretrained(self) -> int | None:
         return self._rotary.pretrained
 
@@ -132,7 +128,8 @@ class TensorRTRunner:
             self._followers.check()  # a rank that has ended is the reason
             raise
 
-    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
+    @torch.inference_mode()
+    def compute(self, chunks: list[Chunk], score: Score) -> TorchLogits:
         assert self._rank is not None
         for move in self.memory.moves():
             self._do(move)
@@ -145,11 +142,11 @@ class TensorRTRunner:
         self._wait()
         scored = [ScoredRow(c.sequence, position) for c in chunks for position in c.scored]
         if scored:
-            score(scored, torch.stack([rows[id(row.sequence)] for row in scored]))
+            score(scored, TorchLogits(torch.stack([rows[id(row.sequence)] for row in scored])))
         found = [rows[id(chunk.sequence)] for chunk in chunks if chunk.completes]
         if not found:
-            return self._rank.logits[:0]
-        return torch.stack(found)
+            return TorchLogits(self._rank.logits[:0])
+        return TorchLogits(torch.stack(found))
 
     def _wait(self) -> None:
         """With other ranks, until the step is done or one of them has ended; alone, the copy of

@@ -6,12 +6,12 @@ Runs on a CPU or on one GPU.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
+from enginehouse.runtime.batching.logprobs import TorchLogits
 from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
@@ -22,6 +22,7 @@ from enginehouse.runtime.logprobs import ROWS_AT_ONCE
 from enginehouse.runtime.machine.device import (
     choose_device,
     choose_dtype,
+    free_memory,
     index_tensor,
 )
 from enginehouse.runtime.torch.attention import PagedKVCache
@@ -44,7 +45,10 @@ class TorchRunner:
         weights = CheckpointWeights(engine.path, engine.config)
         self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
         block_bytes = block_size * PagedKVCache.bytes_per_token(engine.config, dtype)
-        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, self.device)
+        free = free_memory(self.device)
+        num_blocks = count_blocks(
+            engine, options, self.capacity, block_bytes, self.device.type, free
+        )
         self.kv_cache_bytes = num_blocks * block_bytes
         scales = _kv_scales(engine.config, weights)
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
@@ -55,7 +59,8 @@ class TorchRunner:
     def pretrained(self) -> int | None:
         return self.model.rotary.pretrained
 
-    def compute(self, chunks: list[Chunk], score: Score) -> Tensor:
+    @torch.inference_mode()
+    def compute(self, chunks: list[Chunk], score: Score) -> TorchLogits:
         token_ids = [
             token
             for sequence, start, count in chunks
@@ -74,11 +79,11 @@ class TorchRunner:
         for done in range(0, len(scored), ROWS_AT_ONCE):
             some = scored[done : done + ROWS_AT_ONCE]
             index = index_tensor([row for row, _ in some], self.device)
-            score([told for _, told in some], self.model.logits(hidden[index]))
+            score([told for _, told in some], TorchLogits(self.model.logits(hidden[index])))
         rows = [row for row, chunk in last_rows(chunks) if chunk.completes]
         if not rows:
-            return torch.empty(0, self.model.config.vocab_size, device=self.device)
-        return self.model.logits(hidden[index_tensor(rows, self.device)])
+            return TorchLogits(torch.empty(0, self.model.config.vocab_size, device=self.device))
+        return TorchLogits(self.model.logits(hidden[index_tensor(rows, self.device)]))
 
     def close(self) -> None:
         self.cache.layers.clear()

@@ -102,7 +102,7 @@ def _name(func: Any) -> str:
 
 
 def _is_device(value: Any) -> bool:
-    return isinstance(value, torch.device) or value in ("cpu", "cuda")
+    return isinstance(value, torch.device) or (isinstance(value, str) and value in ("cpu", "cuda"))
 
 
 def _wrapped(value: Any) -> Any:

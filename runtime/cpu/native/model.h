@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "memory.h"
 #include "pool.h"
+#include "sampling.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -85,15 +86,17 @@ class Model {
     for (int l = 0; l < s.layers; ++l) layer(step, l);
   }
 
-  // Of rows of the last step: float32 [n, vocab].
-  void logits(const int* rows, int n, float* out) {
+  // Of rows of the last step: the sampler's first n rows.
+  void logits(const int* rows, int n) {
     const Clock::Within own(clock, kHead);
     assert(n <= s.max_tokens);
+    float* out = sampler_.room(n);
     rows_.widen(s.hidden);
     by_rows(n, [&](int i) { put_normed(i, rows[i], final_norm, head); });
-    product(pool_, head, rows_, n, {out, s.vocab, s.vocab});
-    if (s.logits_cap > 0) by_rows(n, [&](int i) { cap(out + size_t(i) * s.vocab); });
+    product(pool_, head, rows_, n, {out, sampler_.stride, s.vocab});
+    if (s.logits_cap > 0) by_rows(n, [&](int i) { cap(sampler_.row(i)); });
   }
+  Sampler& sampler() { return sampler_; }
 
  private:
   size_t at(int row) const { return size_t(row) * s.hidden; }
@@ -243,6 +246,7 @@ class Model {
 
   static constexpr int kMostHead = 512;
   Pool pool_;
+  Sampler sampler_{pool_, s.vocab};
   Cache cache_;
   std::vector<float> hidden_, branch_, wide_, attended_, inner_;
   Rows rows_;

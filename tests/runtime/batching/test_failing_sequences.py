@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.batching import inflight_executor, logprobs, sampling
+from enginehouse.runtime.batching import logprobs, sampling
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.grammar import matcher
 from enginehouse.runtime.request import (
     Constraint,
     ConstraintKind,
@@ -60,6 +61,15 @@ def break_matcher(name: str) -> Injection:
     return lambda executor, patch: patch.setattr(state_of(executor).matcher, name, fail)
 
 
+def break_penalties(executor: Executor, patch: pytest.MonkeyPatch) -> None:
+    real, victim = sampling.penalize, state_of(executor)
+
+    def penalize(logits: Any, state: SamplingState) -> None:
+        return fail() if state is victim else real(logits, state)
+
+    patch.setattr(sampling, "penalize", penalize)
+
+
 def break_draw(name: str) -> Injection:
     """What draws for a batch, where the victim is in it."""
 
@@ -94,9 +104,9 @@ def break_settling(executor: Executor, patch: pytest.MonkeyPatch) -> None:
 
 FREE = SamplingParams(12, 1.0, ignore_eos=True)
 FAULTS: dict[str, tuple[SamplingParams, Injection]] = {
-    "mask": (SamplingParams(12, constraint=JSON), break_matcher("mask")),
+    "mask": (SamplingParams(12, constraint=JSON), break_matcher("allowed")),
     "matcher's accept": (SamplingParams(12, constraint=JSON), break_matcher("accept")),
-    "penalties": (FREE, break_state("penalize")),
+    "penalties": (FREE, break_penalties),
     "accept": (FREE, break_state("accept")),
     "draw": (FREE, break_draw("_draw")),
     "filtered draw": (
@@ -198,12 +208,12 @@ def test_a_grammar_that_cannot_be_followed_from_its_start_ends_its_own_sequence(
     executor: Executor, alone: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As xgrammar raises for stop tokens that it does not know."""
-    real = inflight_executor.GrammarMatcher
+    real = matcher.GrammarMatcher
 
     def make(compiled: Any, stop_ids: set[int]) -> Any:
         return fail() if 77 in stop_ids else real(compiled, stop_ids)
 
-    monkeypatch.setattr(inflight_executor, "GrammarMatcher", make)
+    monkeypatch.setattr(matcher, "GrammarMatcher", make)
     params = SamplingParams(12, constraint=JSON, stop_token_ids=(77,))
     for request in [*NEIGHBOURS, Request(VICTIM, [21], params)]:
         executor.submit(request)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,8 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from enginehouse.runtime.batching.logprobs import sample_with_logprobs
-from enginehouse.runtime.batching.sampling import SamplingState, sample
+from enginehouse.runtime.batching.sampling import penalize, sample, shape
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.request import Constraint, ConstraintKind, SamplingParams
+from makers.bitmasks import bitmask
 
 VOCAB = 3000
 
@@ -22,7 +25,7 @@ def make_logits(seed: int, spread: float = 3.0) -> Tensor:
 
 
 def state(prompt: list[int] | None = None, **params: object) -> SamplingState:
-    return SamplingState(SamplingParams(max_tokens=8, **params), prompt or [0], VOCAB)  # type: ignore[arg-type]
+    return SamplingState(SamplingParams(max_tokens=8, **params), prompt or [0])  # type: ignore[arg-type]
 
 
 def allowed_by_sorting(logits: Tensor, params: SamplingParams) -> Tensor:
@@ -62,7 +65,7 @@ def test_only_tokens_that_a_full_sort_would_keep_are_drawn(
     params = SamplingParams(max_tokens=8, temperature=temperature, **filters)  # type: ignore[arg-type]
     wanted = allowed_by_sorting(logits, params)
     draws = torch.tensor(
-        [sample(logits.clone()[None], [SamplingState(params, [0], VOCAB)])[0] for _ in range(60)]
+        [sample(logits.clone()[None], [SamplingState(params, [0])])[0] for _ in range(60)]
     )
     assert (wanted[draws] > 0).all()
 
@@ -72,7 +75,7 @@ def test_draws_follow_the_distribution(filters: dict[str, float]) -> None:
     logits = make_logits(2)[:12]
     params = SamplingParams(max_tokens=8, seed=5, **filters)  # type: ignore[arg-type]
     wanted = allowed_by_sorting(logits, params)
-    one = SamplingState(params, [0], 12)
+    one = SamplingState(params, [0])
     n = 6000
     draws = torch.tensor([sample(logits.clone()[None], [one])[0] for _ in range(n)])
     found = draws.bincount(minlength=12) / n
@@ -140,7 +143,7 @@ def test_penalties_are_what_their_formulas_say() -> None:
         wanted[token] = wanted[token] / 1.5 if wanted[token] > 0 else wanted[token] * 1.5
     for token in set(generated):
         wanted[token] -= 0.7 + 0.2 * generated.count(token)
-    one.penalize(logits)
+    penalize(logits, one)
     assert all(
         math.isclose(a, b, abs_tol=1e-5) for a, b in zip(logits.tolist(), wanted, strict=True)
     )
@@ -162,14 +165,14 @@ def test_logit_bias_is_added_before_penalties_and_temperature() -> None:
     for token, added in bias:
         wanted[token] += added
     wanted[8] = wanted[8] / 2 if wanted[8] > 0 else wanted[8] * 2
-    one.shape(logits)
+    shape(logits, one)
     assert torch.allclose(logits, wanted)
     assert sample(make_logits(9)[None], [state(logit_bias=bias)]) == [3]
 
 
 def test_no_end_and_no_stop_token_before_min_tokens() -> None:
     params = SamplingParams(9, temperature=0.0, min_tokens=2, stop_token_ids=(4,))
-    one = SamplingState(params, [0], VOCAB, eos_token_ids=(2, 6))
+    one = SamplingState(params, [0], eos_token_ids=(2, 6))
     logits = torch.zeros(1, VOCAB)
     logits[0, [2, 4, 6, 7]] = torch.tensor([9.0, 8.0, 7.0, 1.0])
     drawn = []
@@ -182,7 +185,7 @@ def test_no_end_and_no_stop_token_before_min_tokens() -> None:
 
 def test_ignore_eos_leaves_other_stop_tokens_in_force() -> None:
     params = SamplingParams(9, stop_token_ids=(4,), ignore_eos=True)
-    assert SamplingState(params, [0], VOCAB, eos_token_ids=(2,)).stop_ids == {4}
+    assert SamplingState(params, [0], eos_token_ids=(2,)).stop_ids == {4}
 
 
 class Scripted:
@@ -191,21 +194,19 @@ class Scripted:
     failure: str | None = None
 
     def __init__(self, allowed: list[int]) -> None:
-        self.allowed = allowed
+        self.tokens = allowed
 
-    def mask(self, logits: Tensor) -> None:
-        kept = logits[self.allowed]
-        logits.fill_(float("-inf"))
-        logits[self.allowed] = kept
+    def allowed(self) -> np.ndarray:
+        return bitmask(self.tokens, VOCAB)
 
     def accept(self, token_id: int) -> None:
-        assert token_id in self.allowed
+        assert token_id in self.tokens
 
 
 def test_a_constraint_that_is_fulfilled_ends_the_text_whatever_else_was_asked() -> None:
     constraint = Constraint(ConstraintKind.REGEX, "a")
     params = SamplingParams(9, min_tokens=5, ignore_eos=True, constraint=constraint)
-    one = SamplingState(params, [0], VOCAB, (2,), Scripted([2]))
+    one = SamplingState(params, [0], (2,), Scripted([2]))
     assert sample(make_logits(1)[None], [one]) == [2] and 2 in one.stop_ids
     one.matcher = Scripted([2, 9])
     assert all(sample(make_logits(i)[None], [one]) == [9] for i in range(10))

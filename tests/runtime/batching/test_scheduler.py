@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.kv_cache import BlockPool
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.request import FinishReason, Request, SamplingParams
@@ -37,7 +37,7 @@ def make_sequence(
 ) -> Sequence:
     params = SamplingParams(max_tokens, seed=seed)
     request = Request(number, prompt, params, priority)
-    return Sequence(request, SamplingState(params, prompt, 1000), list(prompt))
+    return Sequence(request, SamplingState(params, prompt), list(prompt))
 
 
 def step(scheduler: Scheduler, token: Callable[[Chunk], int] = lambda chunk: 7) -> list[Chunk]:

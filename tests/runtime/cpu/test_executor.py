@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.cpu.compiler import compiled_library
@@ -64,7 +64,7 @@ def runner_of(
 
 
 def sequence(runner: CpuRunner, ids: list[int], number: int = 0) -> Sequence:
-    state = SamplingState(GREEDY, ids, 512, ())
+    state = SamplingState(GREEDY, ids)
     made = Sequence(Request(number, ids, GREEDY), state, list(ids))
     cached = runner.memory.admit(made, False)
     assert cached is not None
@@ -72,8 +72,14 @@ def sequence(runner: CpuRunner, ids: list[int], number: int = 0) -> Sequence:
     return made
 
 
-def no_scores(rows: object, logits: Tensor) -> None:
+def no_scores(rows: object, logits: object) -> None:
     raise AssertionError("no scores were asked for")
+
+
+def logits_of(runner: CpuRunner, rows: range) -> Tensor:
+    """float32 [rows, vocab_size]: a copy of those of the last step."""
+    runner.model.logits(rows)
+    return torch.tensor(runner.model.values)
 
 
 def logits_alone(runner: CpuRunner, ids: list[int], cuts: tuple[int, ...] = ()) -> Tensor:
@@ -82,7 +88,7 @@ def logits_alone(runner: CpuRunner, ids: list[int], cuts: tuple[int, ...] = ()) 
     found = []
     for start, end in zip((0, *cuts), (*cuts, len(ids)), strict=True):
         runner.compute([Chunk(one, start, end - start)], no_scores)
-        found.append(runner.model.logits(range(end - start)))
+        found.append(logits_of(runner, range(end - start)))
     runner.memory.release(one)
     return torch.cat(found)
 
@@ -192,9 +198,9 @@ def test_logits_depend_on_their_sequence_alone(engine: EngineMaker, name: str, f
     beside = runner_of(path, OPTIONS._replace(num_threads=2))
     sequences = [sequence(beside, ids, i) for i, ids in enumerate([*OTHERS, PROMPT])]
     chunks = [Chunk(each, 0, len(each.token_ids)) for each in sequences]
-    together = beside.compute(chunks, no_scores)
-    assert torch.equal(together[-1], alone[-1])
-    assert torch.equal(beside.model.logits(range(55, 55 + 83)), alone)
+    beside.compute(chunks, no_scores)
+    assert torch.equal(torch.tensor(beside.model.values)[-1], alone[-1])
+    assert torch.equal(logits_of(beside, range(55, 55 + 83)), alone)
 
 
 def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
@@ -209,7 +215,8 @@ def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
         second = sequence(runner, PROMPT, 1)
         assert second.num_computed == 80
         chunks = [Chunk(second, 80, 3), Chunk(first, 0, len(PROMPT))]
-        for logits in runner.compute(chunks, no_scores):
+        runner.compute(chunks, no_scores)
+        for logits in torch.tensor(runner.model.values):
             assert torch.equal(logits, alone)
 
 

@@ -1,6 +1,6 @@
 // Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms. For sanitizers,
 // and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside
-// another gave the same bits, then its last logits.
+// another gave the same bits, and tokens were chosen alike together and one by one; then its last logits.
 #include <cstdio>
 #include <deque>
 #include <vector>
@@ -31,6 +31,36 @@ static std::vector<int16_t> counted(const Linear& l) {
       counts[(size_t(o / kCols) * parts + k / kPart) * kCols + o % kCols] += int16_t(w);
     }
   return counts;
+}
+
+// Of every row of a step a token, chosen in another way each: together, or a row at a time.
+static std::vector<float> sampled(Model* m, int n, int vocab, bool together) {
+  const std::vector<int> rows = [&] { std::vector<int> all(n); for (int i = 0; i < n; ++i) all[i] = i; return all; }();
+  eh_logits(m, rows.data(), n);
+  const u32 allowed[] = {0xfffffff1u, 0x7fffffffu, 0x3fu};
+  const int ids[] = {0, 3, vocab - 1};
+  const float values[] = {0.5f, 2.f, -1.f};
+  std::vector<int> top(n * 5);
+  std::vector<float> logprobs(n * 5), told;
+  std::vector<Choice> choices(n);
+  for (int i = 0; i < n; ++i) {
+    Choice& c = choices[i] = {};
+    if (i % 3 == 0) c.allowed = allowed;
+    if (i % 2) c.biased = c.counted = ids, c.biases = c.counts = values, c.num_biased = c.num_counted = 3;
+    if (i % 5 == 0) c.forbidden = ids, c.num_forbidden = 3;
+    c.repetition = 1.5f, c.frequency = 0.3f, c.presence = 0.2f, c.temperature = 0.7f + float(i % 4);
+    c.number = double(i) / n, c.top_p = i % 4 ? 0.9 : 1, c.min_p = i % 7 ? 0 : 0.1, c.top_k = i % 6 ? 0 : 4;
+    c.row = i, c.draws = i % 8 != 0, c.tells = 1, c.told = {&top[i * 5], &logprobs[i * 5], 0, i % 6, 0, 0};
+  }
+  if (together) eh_sample(m, choices.data(), n);
+  for (int i = 0; i < n && !together; ++i) eh_sample(m, &choices[i], 1);
+  for (const Choice& c : choices)
+    for (float x : {float(c.token), c.told.logprob, float(c.told.rank)}) told.push_back(x);
+  told.insert(told.end(), logprobs.begin(), logprobs.end());
+  std::vector<Told> scores(n, Told{top.data(), logprobs.data(), 5, 3, 0, 0});
+  eh_score(m, scores.data(), 1);
+  told.push_back(scores[0].logprob);
+  return told;
 }
 
 int main() {
@@ -82,13 +112,14 @@ int main() {
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::vector<int> cuts, const std::vector<int>& table) {
-    std::vector<float> logits(kVocab);
+    std::vector<float> logits;
     int start = 0, rope = 0, offset = 0;
     for (int end : cuts) {
       const int count = end - start, row = count - 1;
       const Step step = {1, count, ids.data() + start, &count, &start, &rope, &offset, table.data()};
       eh_step(m, &step);
-      eh_logits(m, &row, 1, logits.data());
+      const float* found = eh_logits(m, &row, 1);
+      logits.assign(found, found + kVocab);
       start = end;
     }
     return logits;
@@ -98,15 +129,18 @@ int main() {
     all.insert(all.end(), ids.begin(), ids.end());
     const int count[] = {3, kTokens}, start[] = {0, 0}, rope[] = {2, 0}, offset[] = {3, 0}, table[] = {4, 7, 0, 6};
     const Step step = {2, 3 + kTokens, all.data(), count, start, rope, offset, table};
-    std::vector<float> logits(kVocab);
     const int row = 2 + kTokens;
     eh_step(m, &step);
-    eh_logits(m, &row, 1, logits.data());
-    return logits;
+    const float* found = eh_logits(m, &row, 1);
+    return std::vector<float>(found, found + kVocab);
   };
   const auto whole = run({kTokens}, {0, 3, 5});
   const bool alike = whole == run({5, 6, kTokens}, {8, 1, 2}) && whole == beside_another();
+  const int count = kTokens, start = 0, zero = 0, table[] = {0, 3, 5};
+  const Step step = {1, count, ids.data(), &count, &start, &zero, &zero, table};
+  eh_step(m, &step);
+  const bool chosen_alike = sampled(m, kTokens, kVocab, true) == sampled(m, kTokens, kVocab, false);
   eh_close(m);
-  std::puts(alike ? "alike" : "different");
+  std::puts(alike && chosen_alike ? "alike" : "different");
   for (float x : whole) std::printf("%.9g\n", x);
 }

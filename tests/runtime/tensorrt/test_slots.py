@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH
-from enginehouse.runtime.batching.sampling import SamplingState
+from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.errors import EngineError
@@ -70,7 +70,7 @@ class Machine:
 
     def add(self, number: int, prompt: list[int], max_tokens: int, **more: Any) -> Sequence:
         params = SamplingParams(max_tokens, ignore_eos=True, **more)
-        state = SamplingState(params, prompt, 1000)
+        state = SamplingState(params, prompt)
         sequence = Sequence(Request(number, prompt, params), state, list(prompt))
         self.scheduler.add(sequence)
         return sequence

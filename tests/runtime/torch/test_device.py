@@ -13,10 +13,10 @@ from torch import Tensor
 from doubles.cuda_double import CUDA, GpuTensor, cuda_double
 from enginehouse.build.forms.quantization import quantize_int4
 from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.batching.sampling import forbid
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4, to_fp8
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.grammar.matcher import forbid
 from enginehouse.runtime.machine.device import (
     CPU,
     Products,

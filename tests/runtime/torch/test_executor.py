@@ -228,7 +228,7 @@ def test_a_cache_that_nobody_sized_suits_the_model(
     batch: int,
     sequences: int,
 ) -> None:
-    monkeypatch.setattr("enginehouse.runtime.batching.kv_room.free_memory", lambda device: free)
+    monkeypatch.setattr("enginehouse.runtime.torch.executor.free_memory", lambda device: free)
     engine = make_engine(quant="none", dtype="float32")
     info = open_executor(engine, FLOAT32._replace(max_batch_size=batch)).info
     assert info.num_kv_blocks * info.kv_block_size == sequences * 2048
