@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from enginehouse.runtime.backends import open_executor
@@ -27,7 +32,7 @@ from enginehouse.runtime.cpu.packing import pack_engine
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.request import Request, SamplingParams
+from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, engine_maker
@@ -322,3 +327,42 @@ def test_a_form_that_is_not_run_is_refused_at_load(make_engine: EngineMaker) -> 
     path = make_engine(quant="fp8", until="compile")
     with pytest.raises(EngineError, match="quant=fp8 is not yet run by backend=cpu; choose back"):
         runner_of(path)
+
+
+WITHOUT_TORCH = """
+import sys
+from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.executor import ExecutorOptions, generate
+from enginehouse.runtime.host import process
+from enginehouse.runtime.request import Request, SamplingParams
+executor = open_executor(sys.argv[1], ExecutorOptions(num_threads=1, grammars_at_once=True))
+params = SamplingParams(5, top_p=0.9, num_logprobs=2, num_prompt_logprobs=1, ignore_eos=True)
+assert len(generate(executor, [Request(1, [5, 6, 7], params)])[1]) == 5
+executor.close()
+print(*sorted({"torch", "xgrammar", "transformers"} & sys.modules.keys()))
+"""
+
+
+def test_an_engine_is_opened_and_answers_without_torch(engine: EngineMaker) -> None:
+    """Which takes a second and 200 MB; only a constraint needs it, for xgrammar."""
+    path = engine("llama", quant="int4", group_size=64)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(path)]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert (done.returncode, done.stdout.split()) == (0, []), done.stdout + done.stderr
+
+
+def test_a_constraint_is_followed(engine: EngineMaker) -> None:
+    """And its compiler is started by it, not with the engine."""
+    path = engine("llama", quant="none")
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    choices = ["the fields and the river", "the bridge"]
+    constraint = Constraint(ConstraintKind.CHOICE, json.dumps(choices))
+    params = SamplingParams(30, seed=3, min_tokens=2, constraint=constraint)
+    executor = open_executor(path, OPTIONS._replace(grammars_at_once=True))
+    assert isinstance(executor, CpuExecutor) and executor.grammars._child is None
+    free = Request(0, PROMPT, GREEDY)
+    found = generate(executor, [free, Request(1, PROMPT, params)])
+    executor.close()
+    assert tokenizer.decode(found[1]) in choices
+    assert found[0] == generate(open_executor(path, OPTIONS), [free])[0]

@@ -79,6 +79,11 @@ class Allowed:
         raise AssertionError("nothing is accepted here")
 
 
+class Broken(Allowed):
+    def allowed(self) -> np.ndarray:
+        raise ZeroDivisionError
+
+
 def make_logits(kind: str, seed: int) -> np.ndarray:
     values = (np.random.default_rng(seed).standard_normal(VOCAB) * 3).astype(np.float32)
     if kind == "tied":  # as bfloat16 gives them
@@ -253,8 +258,9 @@ def test_rows_are_sampled_in_any_order_and_some_at_a_time(engine: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_prompts_tokens_are_told_by_any_number_of_rows(engine: Path, threads: int) -> None:
-    model = CpuRunner(read_engine(engine), ExecutorOptions(max_seq_len=16)).model
+def test_a_prompts_tokens_are_told_from_every_row(engine: Path, threads: int) -> None:
+    options = ExecutorOptions(max_seq_len=16, num_threads=threads)
+    model = CpuRunner(read_engine(engine), options).model
     model.step(list(range(ROWS)), [ROWS], [0], [0], [[0]])
     model.logits(range(ROWS))
     logits = np.stack([make_logits("tied" if seed % 2 else "normal", seed) for seed in range(ROWS)])
@@ -271,6 +277,16 @@ def test_a_prompts_tokens_are_told_by_any_number_of_rows(engine: Path, threads: 
             assert math.isnan(told.logprob)
         else:
             check_told(Sampled(prompt[i + 1], told), logits[i], asked)
+
+
+def test_a_grammar_that_raises_fails_its_own_sequence(choose: Sampler) -> None:
+    logits = np.stack([make_logits("normal", 1)] * 2)
+    states = [SamplingState(SamplingParams(8, 0.0, num_logprobs=2), [0]) for _ in range(2)]
+    states[0].matcher = Broken([2])
+    first, second = choose(logits, states)
+    assert (first, second.token_id) == (Sampled(-1), int(logits[1].argmax()))
+    assert isinstance(states[0].error, ZeroDivisionError) and states[1].error is None
+    check_told(second, logits[1], states[1])
 
 
 def test_an_end_token_outside_the_vocabulary_fails_its_own_sequence(engine: Path) -> None:
