@@ -1,16 +1,14 @@
 // From logits to tokens and log probabilities, as runtime/batching/sampling.py says it.
 //
-// The vocabulary is looked at in blocks, whose results are put together in their order: no bit depends
-// on the threads or on another row. Of a block every lane keeps its largest value: so many of those
-// as candidates are wanted tell from where on the candidates lie, and nothing is ever sorted but them.
+// All rows at once, in blocks whose results are put together in their order: no bit depends on the
+// threads or on another row.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <limits>
 #include <vector>
 
+#include "candidates.h"
 #include "pool.h"
 #include "vectors.h"
 
@@ -62,78 +60,77 @@ class Sampler {
   // Rows are changed, and none is named twice.
   void sample(Choice* choices, int n) {
     keep_untouched(choices, n);
-    pool_.run(n, [&](int i) { shape(choices[i], row(choices[i].row)); });
-    begin(n);
-    for (int i = 0; i < n; ++i) looks_[i].x = row(choices[i].row);
-    look(n);
+    each(n, [&](int i) { shape(choices[i], row(choices[i].row)); });
+    looks_.resize(std::max(looks_.size(), size_t(2 * n)));  // of all, and again of those that are told
+    std::vector<Look*> looked;
+    for (int i = 0; i < n; ++i) {
+      const Choice& c = choices[i];
+      looked.push_back(begin(i, row(c.row), c.draws ? c.temperature : 1, c.draws || c.tells));
+    }
+    look(looked);
     std::vector<int> drawn;
     for (int i = 0; i < n; ++i) {
       choices[i].token = looks_[i].at;
-      if (choices[i].draws && looks_[i].at >= 0) drawn.push_back(i), looks_[i].by = choices[i].temperature;
+      if (choices[i].draws && looks_[i].at >= 0) drawn.push_back(i);
     }
-    weigh(drawn);
     pool_.run(int(drawn.size()), [&](int i) {
       Choice& c = choices[drawn[i]];
+      const Look& l = looks_[drawn[i]];
       const bool filtered = c.top_k > 0 || c.top_p < 1 || c.min_p > 0;
-      c.token = filtered ? draw_filtered(c, looks_[drawn[i]]) : draw(c, looks_[drawn[i]]);
+      c.token = filtered ? draw_filtered(l, c.number, c.min_p, c.top_k, c.top_p) : draw(l, c.number);
     });
-    told_.clear();
-    for (int i = 0; i < n; ++i)
-      if (choices[i].tells && choices[i].token >= 0) {
-        Choice& c = choices[i];
-        c.told.token = c.token;
-        looks_[told_.size()].x = is_shaped(c) ? &untouched_[size_t(i) * stride] : row(c.row);
-        told_.push_back(&c.told);
-      }
-    tell();
+    std::vector<Telling> telling;
+    looked.clear();
+    for (int i = 0; i < n; ++i) {
+      Choice& c = choices[i];
+      if (!c.tells || c.token < 0) continue;
+      c.told.token = c.token;
+      Look* l = &looks_[i];
+      if (is_shaped(c) || l->by != 1)
+        looked.push_back(l = begin(n + i, is_shaped(c) ? &untouched_[size_t(i) * stride] : l->x, 1, true));
+      telling.push_back({&c.told, l});
+    }
+    look(looked);
+    tell(telling);
   }
 
   // Of the first n rows.
   void score(Told* told, int n) {
-    begin(n);
-    told_.clear();
-    for (int i = 0; i < n; ++i) looks_[i].x = row(i), told_.push_back(told + i);
-    tell();
+    looks_.resize(std::max(looks_.size(), size_t(n)));
+    std::vector<Look*> looked;
+    std::vector<Telling> telling;
+    for (int i = 0; i < n; ++i) {
+      looked.push_back(begin(i, row(i), 1, true));
+      telling.push_back({told + i, looked[i]});
+    }
+    look(looked);
+    tell(telling);
   }
 
  private:
-  static constexpr int kDeep = 64, kBlock = kDeep * kLanes;
-  static constexpr int kFirst = 64, kGrowth = 8;  // candidates that are looked at, and how many more next
-  static constexpr float kNever = -std::numeric_limits<float>::infinity();
-
-  struct Look {
-    const float* x;
-    float best, by;             // the largest, and what differences from it are divided by
-    int at;                     // the first of the largest, -1 where it is no number
-    std::vector<float> maxima;  // [blocks][lanes]
-    std::vector<double> sums;   // [blocks]: of weights
-    std::vector<int> above;     // [blocks]: tokens that are likelier than the told one
+  struct Telling {
+    Told* told;
+    const Look* look;
   };
-  struct Likely {
-    float value;
-    int id;
-    bool operator<(const Likely& other) const { return value != other.value ? value > other.value : id < other.id; }
-  };
-  struct Scaled {  // what is weighed: 0 for the largest
-    float best, by;
-    template <class T>
-    EH_INLINE T operator()(const T& x) const { return (x - best) / by; }
-  };
-  struct Logprob {
-    float best, log_sum;
-    template <class T>
-    EH_INLINE T operator()(const T& x) const { return (x - best) - log_sum; }
-  };
-
-  EH_INLINE static V weight(const V& scaled) { return select(scaled < -87.f, all(0), exp(scaled)); }
   EH_INLINE static float or_nan(float a, float b) { return a >= b || a != a ? a : b; }
   EH_INLINE static V or_nan(const V& a, const V& b) { return select((a >= b) | (a != a), a, b); }
 
   static bool is_shaped(const Choice& c) { return c.allowed || c.num_biased || c.num_counted || c.num_forbidden; }
 
-  void begin(int n) {
-    if (int(looks_.size()) < n) looks_.resize(n);
-    for (int i = 0; i < n; ++i) looks_[i].maxima.resize(blocks * kLanes), looks_[i].sums.resize(blocks), looks_[i].above.resize(blocks);
+  Look* begin(int i, const float* x, float by, bool weighs) {
+    Look& l = looks_[i];
+    l.x = x, l.vocab = vocab, l.by = by, l.weighs = weighs;
+    l.maxima.resize(blocks * kLanes), l.sums.resize(blocks);
+    return &l;
+  }
+
+  // f(i) for little work each: not worth another thread where they are few.
+  template <class F>
+  void each(int n, F&& f) {
+    const int items = n < 8 ? 1 : n;
+    pool_.run(items, [&](int item) {
+      for (int i = item; i < n; i += items) f(i);
+    });
   }
 
   // f(row, block) for all blocks of n rows, in pieces that keep every thread busy.
@@ -152,7 +149,7 @@ class Sampler {
     const auto kept = [&](int i) { return choices[i].tells && is_shaped(choices[i]); };
     for (int i = 0; i < n; ++i)
       if (kept(i)) untouched_.resize(std::max(untouched_.size(), size_t(i + 1) * stride));
-    pool_.run(n, [&](int i) {
+    each(n, [&](int i) {
       if (kept(i)) std::copy_n(row(choices[i].row), stride, &untouched_[size_t(i) * stride]);
     });
   }
@@ -177,155 +174,65 @@ class Sampler {
 
   // ---- over the whole vocabulary ----
 
-  // Every row's largest, the first of it, and what each lane of each block has.
-  void look(int n) {
+  // Every row's largest, the first of it, what each lane of each block has, and the blocks' weights.
+  void look(const std::vector<Look*>& looks) {
+    const int n = int(looks.size());
     by_blocks(n, [&](int i, int b) {
-      const float* x = looks_[i].x + size_t(b) * kBlock;
+      Look& l = *looks[i];
+      const float* x = l.x + size_t(b) * kBlock;
       V most = load<V>(x);
       for (int j = 1; j < kDeep; ++j) most = or_nan(most, load<V>(x + j * kLanes));
-      store(&looks_[i].maxima[b * kLanes], most);
+      store(&l.maxima[b * kLanes], most);
+      l.sums[b] = l.weighs ? block_sum(x, largest(most), l.by) : 0;
     });
-    pool_.run(n, [&](int i) {
-      Look& l = looks_[i];
+    each(n, [&](int i) {
+      Look& l = *looks[i];
       V most = load<V>(l.maxima.data());
       for (int b = 1; b < blocks; ++b) most = or_nan(most, load<V>(&l.maxima[b * kLanes]));
-      float best = most[0];
-      for (int j = 1; j < kLanes; ++j) best = or_nan(best, most[j]);
-      l.best = best, l.by = 1, l.at = -1;
-      if (!std::isfinite(best)) return;
-      const auto lane = std::find(l.maxima.begin(), l.maxima.end(), best) - l.maxima.begin();
-      l.at = int(std::find(l.x + lane / kLanes * kBlock, l.x + stride, best) - l.x);
+      l.best = most[0], l.at = -1;
+      for (int j = 1; j < kLanes; ++j) l.best = or_nan(l.best, most[j]);
+      if (!std::isfinite(l.best)) return;
+      const auto lane = std::find(l.maxima.begin(), l.maxima.end(), l.best) - l.maxima.begin();
+      l.at = int(std::find(l.x + lane / kLanes * kBlock, l.x + stride, l.best) - l.x);
+      for (int b = 0; b < blocks && l.weighs; ++b)
+        l.sums[b] *= std::exp(double((largest(load<V>(&l.maxima[b * kLanes])) - l.best) / l.by));
     });
   }
 
-  // The sum of every block's weights.
-  void weigh(const std::vector<int>& which) {
-    by_blocks(int(which.size()), [&](int i, int b) {
-      Look& l = looks_[which[i]];
-      const Scaled scaled{l.best, l.by};
-      V total = all(0);
-      for (int j = 0; j < kDeep; ++j) total += weight(scaled(load<V>(l.x + size_t(b) * kBlock + j * kLanes)));
-      l.sums[b] = sum(total);
-    });
-  }
-
-  static double total_of(const Look& l) {
-    double total = 0;
-    for (double one : l.sums) total += one;
-    return total;
-  }
-
-  // The `size` largest, falling, equal ones by their ids; f rises, and says which are equal.
-  template <class F>
-  void likeliest(const Look& l, int size, const F& f, std::vector<Likely>& found) const {
-    float least = kNever;
-    if (size < int(l.maxima.size())) {
-      std::vector<float> maxima = l.maxima;
-      std::nth_element(maxima.begin(), maxima.begin() + size - 1, maxima.end(), std::greater<float>());
-      least = f(maxima[size - 1]);
-    }
-    found.clear();
-    for (int lane = 0; lane < blocks * kLanes; ++lane) {
-      if (f(l.maxima[lane]) < least) continue;
-      for (int j = 0, id = lane / kLanes * kBlock + lane % kLanes; j < kDeep && id < vocab; ++j, id += kLanes)
-        if (const float value = f(l.x[id]); value >= least) found.push_back({value, id});
-    }
-    if (int(found.size()) > size) {
-      std::nth_element(found.begin(), found.begin() + size, found.end());
-      found.resize(size);
-    }
-    std::sort(found.begin(), found.end());
-  }
-
-  // ---- drawing ----
-
-  // The first i whose weight brings the running sum above target, the last that weighs anything where
-  // none does. running: what came before, and then what came before i.
-  template <class W>
-  static int find(int n, double target, double& running, W&& weight) {
-    int last = 0;
-    double before = running;
-    for (int i = 0; i < n; ++i) {
-      const double w = weight(i);
-      if (w > 0) {
-        last = i, before = running;
-        if (running + w > target) break;
-      }
-      running += w;
-    }
-    running = before;
-    return last;
-  }
-
-  int draw(const Choice& c, const Look& l) const {
-    const double target = c.number * total_of(l);
-    double running = 0;
-    const int first = find(blocks, target, running, [&](int b) { return l.sums[b]; }) * kBlock;
-    float weights[kBlock];
-    const Scaled scaled{l.best, l.by};
-    for (int i = 0; i < kBlock; i += kLanes) store(weights + i, weight(scaled(load<V>(l.x + first + i))));
-    return first + find(kBlock, target, running, [&](int i) { return weights[i]; });
-  }
-
-  // min_p, then top_k, then top_p, on so many candidates as it takes.
-  int draw_filtered(const Choice& c, const Look& l) const {
-    std::vector<Likely> found;
-    std::vector<float> weights;
-    std::vector<double> running;
-    const bool limited = c.top_k > 0;
-    for (int size = limited ? c.top_k : kFirst;; size *= kGrowth) {
-      size = std::min(size, vocab);
-      likeliest(l, size, Scaled{l.best, l.by}, found);
-      weights.assign((size + kLanes - 1) / kLanes * kLanes, kNever);
-      for (int i = 0; i < size; ++i) weights[i] = found[i].value;
-      for (int i = 0; i < size; i += kLanes) store(&weights[i], weight(load<V>(&weights[i])));
-      running.resize(size);
-      int kept = 0;  // all where min_p is 0
-      double mass = 0;
-      for (int i = 0; i < size; ++i) running[i] = mass += weights[i], kept += weights[i] >= c.min_p;
-      kept = std::max(kept, 1);
-      bool closed = limited || kept < size || size == vocab;
-      if (c.top_p < 1) {
-        const double whole = limited || c.min_p > 0 ? running[kept - 1] : total_of(l);
-        const int needed = int(std::lower_bound(running.begin(), running.begin() + kept, c.top_p * whole) - running.begin()) + 1;
-        closed = closed || (needed <= kept && c.min_p == 0);
-        kept = std::min(needed, kept);
-      }
-      if (!closed) continue;
-      double before = 0;
-      return found[find(kept, c.number * running[kept - 1], before, [&](int i) { return weights[i]; })].id;
-    }
+  // Of a block, while it is at hand: what its tokens weigh beside its own largest.
+  static double block_sum(const float* x, float most, float by) {
+    if (!std::isfinite(most)) return 0;
+    V total = all(0);
+    for (int j = 0; j < kDeep; ++j) total += weight((load<V>(x + j * kLanes) - most) / by);
+    return sum(total);
   }
 
   // ---- log probabilities ----
 
-  // Of the first looks, whose x is set, what told_ asks.
-  void tell() {
-    const int n = int(told_.size());
-    look(n);
-    std::vector<int> all_of(n);
-    for (int i = 0; i < n; ++i) all_of[i] = i;
-    weigh(all_of);
-    std::vector<Logprob> logprob(n);
-    for (int i = 0; i < n; ++i) {
-      logprob[i] = {looks_[i].best, float(std::log(total_of(looks_[i])))};
-      told_[i]->logprob = looks_[i].at < 0 ? std::nanf("") : logprob[i](looks_[i].x[told_[i]->token]);
+  void tell(const std::vector<Telling>& telling) {
+    const int n = int(telling.size());
+    std::vector<Logprob> logprob;
+    for (const Telling& t : telling) {
+      logprob.emplace_back(*t.look);
+      t.told->logprob = t.look->at < 0 ? std::nanf("") : logprob.back()(t.look->x[t.told->token]);
     }
+    std::vector<int> above(size_t(n) * blocks);  // tokens that are likelier
     by_blocks(n, [&](int i, int b) {
+      const Look& l = *telling[i].look;
+      const float own = telling[i].told->logprob;
+      if (!(logprob[i](largest(load<V>(&l.maxima[b * kLanes]))) > own)) return;
       I count{};
-      for (int j = 0; j < kDeep; ++j)
-        count -= logprob[i](load<V>(looks_[i].x + size_t(b) * kBlock + j * kLanes)) > told_[i]->logprob;
-      looks_[i].above[b] = 0;
-      for (int j = 0; j < kLanes; ++j) looks_[i].above[b] += count[j];
+      for (int j = 0; j < kDeep; ++j) count -= logprob[i](load<V>(l.x + size_t(b) * kBlock + j * kLanes)) > own;
+      for (int j = 0; j < kLanes; ++j) above[size_t(i) * blocks + b] += count[j];
     });
     pool_.run(n, [&](int i) {
-      Told& told = *told_[i];
+      Told& told = *telling[i].told;
       told.rank = 1;
-      for (int above : looks_[i].above) told.rank += above;
-      if (looks_[i].at < 0) told.count = 0;
+      for (int b = 0; b < blocks; ++b) told.rank += above[size_t(i) * blocks + b];
+      if (telling[i].look->at < 0) told.count = 0;
       if (!told.count) return;
       std::vector<Likely> found;
-      likeliest(looks_[i], told.count, logprob[i], found);
+      likeliest(*telling[i].look, told.count, logprob[i], found);
       for (int j = 0; j < told.count; ++j) told.ids[j] = found[j].id, told.values[j] = found[j].value;
     });
   }
@@ -333,7 +240,6 @@ class Sampler {
   Pool& pool_;
   std::vector<float> logits_, untouched_;  // [rows][stride]
   std::vector<Look> looks_;
-  std::vector<Told*> told_;
 };
 
 }  // namespace enginehouse
