@@ -54,7 +54,7 @@ def check_torch(facts: Facts) -> Finding:
 
 
 def check_cxx(facts: Facts) -> Finding:
-    mend = "install clang++ or g++, or pip install 'enginehouse[compiler]'"
+    mend = "install g++ or clang++, or pip install 'enginehouse[compiler]'"
     return Finding("C++ compiler", facts.cxx or "none", "" if facts.cxx else mend)
 
 

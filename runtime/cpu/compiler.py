@@ -1,6 +1,6 @@
 """The kernels' C++ source -> a shared library, compiled once a machine and then kept.
 
-The compiler: CXX, else clang++ or g++ on PATH, else the ziglang package's (the extra `compiler`).
+The compiler: CXX, else g++ or clang++ on PATH, or the ziglang package's (the extra `compiler`).
 No engine directory holds code: the source lies beside this file. Knows nothing of models.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from enginehouse.runtime.cpu.instructions import compiler_flags
+from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, compiler_flags
 from enginehouse.runtime.errors import EngineError
 
 log = logging.getLogger("enginehouse.cpu")
@@ -37,23 +37,29 @@ _LINK = ("-O3", "-shared", "-pthread")
 _ZIG = ("-m", "ziglang", "c++", "-mcpu=baseline")  # its default is all that this CPU has
 _LIMIT_S = 1800  # zig builds a C++ library of its own first: minutes, on a machine that is busy
 _INSTALL = (
-    "install clang++ or g++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
+    "install g++ or clang++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
 )
 
 
-def find_compiler() -> list[str]:
-    """The command that compiles C++; EngineError where there is none."""
+def find_compiler(instructions: str = INSTRUCTIONS[0]) -> list[str]:
+    """The command that compiles C++ for a set of `INSTRUCTIONS`; EngineError where there is none.
+
+    Without AVX-512 g++ comes last: a vector of 512 bits it then keeps in memory, and what it makes
+    takes six times as long as the others'.
+    """
     asked = shlex.split(os.environ.get("CXX", ""))
     if asked:
         if shutil.which(asked[0]) is None:
             raise EngineError(f"CXX={asked[0]} is no program on PATH; correct or unset it")
         return asked
-    for name in ("clang++", "g++"):  # g++ keeps in memory the vectors that registers hold in halves
-        if found := shutil.which(name):
-            return [found]
+    found = {name: [path] for name in ("g++", "clang++") if (path := shutil.which(name))}
     if importlib.util.find_spec("ziglang") is not None:
-        return [sys.executable, *_ZIG]
-    raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
+        found["ziglang"] = [sys.executable, *_ZIG]
+    if not found:
+        raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
+    if not instructions.startswith("avx512") and "g++" in found:
+        found["g++"] = found.pop("g++")
+    return next(iter(found.values()))
 
 
 def kernel_flags(command: Sequence[str], instructions: str) -> list[str]:
@@ -70,7 +76,7 @@ def compiled_library(instructions: str) -> Path:
     Kept under what it is made of: source, compiler and flags. Raises EngineError when there is no
     compiler, or when it fails, with its first error and the place of its log.
     """
-    command = find_compiler()
+    command = find_compiler(instructions)
     flags = kernel_flags(command, instructions)
     library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():

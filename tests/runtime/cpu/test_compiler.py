@@ -78,10 +78,23 @@ def test_no_compiler_is_told_with_what_to_install(
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"install clang\+\+ or g\+\+, or `pip install 'engi"):
+    with pytest.raises(EngineError, match=r"install g\+\+ or clang\+\+, or `pip install 'engi"):
         find_compiler()
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
     assert find_compiler() == [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"]
+
+
+def test_without_avx512_gcc_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
+    gcc = program(tmp_path / "g++", STAND_IN)
+    assert find_compiler("avx512") == [gcc] and "ziglang" in find_compiler("avx2")
+    clang = program(tmp_path / "clang++", STAND_IN)
+    assert find_compiler("avx512") == [gcc] and find_compiler("avx2") == [clang]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "clang++").unlink()
+    assert find_compiler("plain") == [gcc]
 
 
 def test_a_cxx_that_is_no_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
