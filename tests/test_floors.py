@@ -128,7 +128,7 @@ build/plan             forms source families quantize  runtime/tensorrt runtime/
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
 build/original         source
-build/verify           runtime/checkpoint runtime/torch
+build/verify           runtime/checkpoint runtime/torch runtime/cpu
 build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
 build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm  runtime/cpu
 build/stages           progress source sources plan convert original backends

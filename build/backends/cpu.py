@@ -29,7 +29,9 @@ class CpuBackend:
         try:
             find_compiler()
         except EngineError as error:
-            work.progress.note(f"this machine cannot run the engine: {error}")
+            work.progress.note(
+                f"this machine cannot run the engine, and verify computes with torch: {error}"
+            )
 
     def still_fits(self, manifest: Manifest, plan: BuildPlan) -> bool:
         return manifest.versions.get(_PACKING) == str(LAYOUT)

@@ -26,7 +26,7 @@ from enginehouse.build.progress import mib
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.digest import source_digest
-from enginehouse.build.verify import MAX_MEAN_KL, verify
+from enginehouse.build.verify import INT8_ACTIVATIONS_KL, MAX_MEAN_KL, verify
 from enginehouse.runtime.engine import (
     Engine,
     read_engine,
@@ -143,6 +143,8 @@ def check_answer(work: Build) -> None:
     threshold = plan.settings.verify_max_mean_kl
     if threshold is None:
         threshold = MAX_MEAN_KL[_rounded_form(plan, work.source)]
+        if plan.settings.backend == "cpu" and plan.settings.cpu_activations == "int8":
+            threshold += INT8_ACTIVATIONS_KL
     engine = Engine(work.directory, plan.config, work.manifest)
     with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
         figures = verify(

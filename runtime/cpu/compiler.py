@@ -70,6 +70,15 @@ def kernel_flags(command: Sequence[str], instructions: str) -> list[str]:
     return flags
 
 
+def has_compiler() -> bool:
+    """Whether this machine can compile the kernels."""
+    try:
+        find_compiler()
+    except EngineError:
+        return False
+    return True
+
+
 def compiled_library(instructions: str) -> Path:
     """The shared library for an instruction set, compiled if it is not there yet.
 

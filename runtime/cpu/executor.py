@@ -6,12 +6,17 @@ runs beside it, however its prompt is cut, and on any number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Several
+
+import numpy as np
+
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
-from enginehouse.runtime.batching.model_runner import Score
-from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
+from enginehouse.runtime.batching.model_runner import Logits, Score
+from enginehouse.runtime.batching.sampling_state import SamplingState
+from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence, last_rows, scored_rows
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.packed_model import load_model, native_shape, open_packed
@@ -21,6 +26,7 @@ from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.machine.cpu import default_threads, free_memory
+from enginehouse.runtime.request import Request, SamplingParams
 
 _BFLOAT16_BYTES = 2
 _SCORED_ROWS = 64  # of a prompt's logits, made and reduced: 32 MiB where 128 Ki tokens are known
@@ -95,6 +101,30 @@ class CpuRunner:
 
     def close(self) -> None:
         self.model.close()
+
+
+def text_logits(runner: CpuRunner, ids: list[int]) -> np.ndarray:
+    """Logits after each token of a text, computed as a prompt is: float32 [tokens, vocab_size].
+
+    The runner must have room for it, which it has again afterwards.
+    """
+    sampling = SamplingParams(1, temperature=0.0, num_prompt_logprobs=0)
+    state = SamplingState(sampling, ids)
+    sequence = Sequence(Request(0, ids, sampling), state, list(ids))
+    admitted = runner.memory.admit(sequence, others=False)
+    assert admitted == 0, "no room, or a shared prefix, which has no logits"
+    found: list[np.ndarray] = []
+
+    def keep(rows: Several[ScoredRow], logits: Logits) -> None:
+        found.append(runner.model.values.copy())
+
+    for start in range(0, len(ids), runner.capacity.max_num_tokens):
+        count = min(runner.capacity.max_num_tokens, len(ids) - start)
+        runner.compute([Chunk(sequence, start, count)], keep)
+        sequence.num_scored = start + count
+    found.append(runner.model.values.copy())  # behind the last token, which scores no other
+    runner.memory.release(sequence)
+    return np.concatenate(found)
 
 
 class CpuExecutor(InflightExecutor[CpuRunner]):
