@@ -16,6 +16,7 @@ from enginehouse.build.stages import build
 from enginehouse.runtime.cpu.packed_file import LAYOUT, PACKED
 from enginehouse.runtime.engine import read_manifest
 from enginehouse.runtime.errors import PlanError
+from makers.cpp_compiler import needs_compiler
 from makers.engines import EngineMaker, SourceMaker
 
 
@@ -88,3 +89,14 @@ def test_auto_is_the_kernels_where_they_run_the_model(
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     remark = "backend=torch: this machine has a CUDA GPU, which torch computes on"
     assert settled(tiny_source) == ("torch", remark)
+
+
+@needs_compiler
+def test_a_build_verifies_by_the_kernels(
+    tiny_source: SourceCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginehouse.build.verify.watched_logits", None)  # torch's
+    choices = {"quant": "int4", "backend": "cpu", "output": str(tmp_path / "e")}
+    made = build(load_settings(choices), tiny_source, BuildProgress(quiet=True))
+    assert made.manifest is not None and made.manifest.verify is not None
+    assert 0 < made.manifest.verify["mean_kl"] <= made.manifest.verify["max_mean_kl"] == 1.005

@@ -20,7 +20,7 @@ from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.cpu.compiler import compiled_library
-from enginehouse.runtime.cpu.executor import CpuExecutor, CpuRunner
+from enginehouse.runtime.cpu.executor import CpuExecutor, CpuRunner, text_logits
 from enginehouse.runtime.cpu.instructions import (
     INSTRUCTIONS,
     available,
@@ -118,6 +118,14 @@ def assert_close(path: Path, found: Tensor, truth: Tensor) -> None:
 def test_logits_are_those_of_torch_in_float32(engine: EngineMaker, name: str, form: str) -> None:
     path = engine(name, **FORMS[form])
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
+
+
+def test_a_text_has_the_logits_of_its_prompt(engine: EngineMaker) -> None:
+    runner = runner_of(engine("llama", **FORMS["int4-int8"]), OPTIONS._replace(max_num_tokens=16))
+    free = runner.memory.num_free
+    found = torch.from_numpy(text_logits(runner, PROMPT))
+    assert torch.equal(found, logits_alone(runner, PROMPT, tuple(range(16, 83, 16))))
+    assert runner.memory.num_free == free
 
 
 def test_a_short_context_turns_by_longropes_short_factors(engine: EngineMaker) -> None:
