@@ -44,7 +44,7 @@ from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.torch.attention import PagedKVCache
-from enginehouse.runtime.torch.decoder import PREFIX, Decoder, causal_attention
+from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted((ROOT / "tests" / "data").glob("heldout_*.txt"))
@@ -119,12 +119,7 @@ def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int
     config = read_config(checkpoint)
     weights = CheckpointWeights(checkpoint, config)
     model = Decoder(config, lambda prefix: multiplied_out(weights(prefix)), torch.float32, WINDOW)
-    scales = []
-    if config.quantization.kv_cache_quant_algo is not None:
-        for layer in range(config.num_hidden_layers):
-            name = PREFIX.format(layer) + "attention.kv_cache_scaling_factor"
-            scales.append(float(weights(name)[""]))
-    stored = PagedKVCache(config, 1, 16, torch.float32, scales).round_trip
+    stored = PagedKVCache(config, 1, 16, torch.float32, weights.kv_scales()).round_trip
 
     def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)

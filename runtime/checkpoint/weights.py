@@ -57,6 +57,14 @@ class CheckpointWeights:
                 tensors[name] = merge_tensors(name, parts, self.config)
         return {name[len(local) :]: tensor for name, tensor in tensors.items()}
 
+    def kv_scales(self) -> list[float]:
+        """The multiplier of each layer's keys and values; 1 where they are not quantised."""
+        layers = range(self.config.num_hidden_layers)
+        if self.config.quantization.kv_cache_quant_algo is None:
+            return [1.0 for _ in layers]
+        names = (f"{_LAYERS}{layer}.attention.kv_cache_scaling_factor" for layer in layers)
+        return [float(self(name)[""]) for name in names]
+
     def _parts(self, name: str, ranks: list[int]) -> list[Tensor]:
         try:
             return [self._ranks[rank].get_tensor(name) for rank in ranks]

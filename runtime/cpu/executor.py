@@ -28,9 +28,9 @@ from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.machine.cpu import default_threads, free_memory
 from enginehouse.runtime.request import Request, SamplingParams
 
-_BFLOAT16_BYTES = 2
 _SCORED_ROWS = 64  # of a prompt's logits, made and reduced: 32 MiB where 128 Ki tokens are known
 _SHORT = 2  # longrope's second rotary table
+_KEPT_BYTES = {None: 2, "FP8": 1, "INT8": 1}  # of one number of a key or value
 
 
 class CpuRunner:
@@ -43,6 +43,7 @@ class CpuRunner:
         self, engine: Engine, options: ExecutorOptions, instructions: str | None = None
     ) -> None:
         config, limits = engine.config, engine.manifest.limits
+        kv_algo = config.quantization.kv_cache_quant_algo
         block_size = limits.kv_block_size
         asked = options.compute_dtype or limits.compute_dtype
         refusal = cpu_refusal(config, block_size, asked)
@@ -53,7 +54,7 @@ class CpuRunner:
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
         heads = 2 * config.num_key_value_heads * config.num_hidden_layers
-        block_bytes = block_size * heads * config.head_size * _BFLOAT16_BYTES
+        block_bytes = block_size * heads * config.head_size * _KEPT_BYTES[kv_algo]
         num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free_memory())
         self.kv_cache_bytes = num_blocks * block_bytes
         self.block_size = block_size

@@ -26,7 +26,7 @@ TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
-_INTS = (*_SIZES, *_ROOM, "gelu", "norm_sublayers")
+_INTS = (*_SIZES, *_ROOM, "kept", "gelu", "norm_sublayers")
 _FORMS = ("bf16", "int4", "int8")
 _PART = 32  # inputs whose bytes share a scale: native/rows.h
 _ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
@@ -84,9 +84,11 @@ class NativeModel:
         assert cos.dtype == sin.dtype == np.float32
         self._functions.eh_rotary(self._model, index, self._keep(cos), self._keep(sin))
 
-    def set_rule(self, layer: int, scale: float, cap: float, window: int, local_rope: bool) -> None:
-        """cap, window: 0 for none."""
-        self._functions.eh_rule(self._model, layer, scale, cap, window, int(local_rope))
+    def set_rule(
+        self, layer: int, scale: float, cap: float, kept: float, window: int, local_rope: bool
+    ) -> None:
+        """cap, window: 0 for none. kept: the multiplier of keys and values in bytes, else 1."""
+        self._functions.eh_rule(self._model, layer, scale, cap, kept, window, int(local_rope))
 
     def set_norm(self, layer: int, name: str, weight: np.ndarray) -> None:
         """name: of NORMS, or FINAL_NORM; weight: float32 [hidden] or [head_size], as bytes."""
@@ -213,7 +215,7 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_score": [pointer, number],
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
-        "eh_rule": [number, c_float, c_float, number, number],
+        "eh_rule": [number] + [c_float] * 3 + [number] * 2,
         "eh_norm": [number, number, pointer],
         "eh_linear": [number, number, POINTER(_Linear)],
     }

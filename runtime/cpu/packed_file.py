@@ -20,6 +20,7 @@ from enginehouse.runtime.errors import EngineError
 PACKED = "packed.safetensors"
 LAYOUT = 1  # of the packed tensors: another one is packed anew
 ACTIVATIONS = ("int8", "bf16")
+KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
@@ -40,12 +41,15 @@ class LinearShape(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """How a layer attends; cap, window: 0 for none. local_rope: turned by the second table."""
+    """How a layer attends; cap, window: 0 for none. local_rope: turned by the second table. kept:
+    what keys and values in bytes are multiplied by.
+    """
 
     scale: float
     cap: float
     window: int
     local_rope: bool
+    kept: float = 1.0
 
 
 class RopeFrequencies(msgspec.Struct, frozen=True):
@@ -79,6 +83,7 @@ class Network(msgspec.Struct, frozen=True):
     ropes: list[RopeFrequencies | None]
     pretrained: int | None
     linears: dict[str, LinearShape]
+    kept: str = "bf16"  # of KEPT
 
 
 class Place(NamedTuple):

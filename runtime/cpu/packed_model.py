@@ -13,6 +13,7 @@ import numpy as np
 from enginehouse.runtime.cpu.compiler import cache_folder
 from enginehouse.runtime.cpu.library import FINAL_NORM, LINEARS, NORMS, PARTS, NativeModel, Shape
 from enginehouse.runtime.cpu.packed_file import (
+    KEPT,
     LAYOUT,
     PACKED,
     Network,
@@ -42,6 +43,7 @@ def native_shape(network: Network, **room: int) -> Shape:
     """room: num_blocks, block_size, max_tokens and threads."""
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
+        kept=KEPT.index(network.kept),
         gelu=int(network.gelu),
         norm_sublayers=int(network.norm_sublayers),
         **room,
@@ -57,7 +59,7 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         if frequencies is not None:
             model.set_rotary(index, *_rotary_table(frequencies, positions))
     for layer, rule in enumerate(network.rules):
-        model.set_rule(layer, rule.scale, rule.cap, rule.window, rule.local_rope)
+        model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.local_rope)
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm])

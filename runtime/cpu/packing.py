@@ -45,6 +45,7 @@ _PAIRS = [0, 2, 4, 6, 1, 3, 5, 7]
 _LAYER = "transformer.layers.{}."
 _NORM = "layernorm.weight"
 _INT4 = {"weight", "weights_scaling_factor", "prequant_scaling_factor", "zero", "bias"}
+_KEPT = {None: "bf16", "FP8": "e4m3", "INT8": "int8"}  # of `kv_cache_quant_algo`
 _PER_LAYER = 4 * 6 + len(NORMS)  # tensors
 
 
@@ -97,7 +98,8 @@ class _Packing:
         self._linear("lm_head", _rounded(head) if self.activations == "int8" else {"weight": head})
         embedding = weights("transformer.vocab_embedding.")["weight"][: config.vocab_size]
         self._add("embedding", "BF16", embedding)
-        self.writer.finish(_network(config, max_seq_len, self.activations, self.linears))
+        kept = weights.kv_scales()
+        self.writer.finish(_network(config, max_seq_len, self.activations, self.linears, kept))
 
     def _add(self, name: str, dtype: str, values: Tensor) -> None:
         values = values.to(_DTYPES[dtype]).contiguous()
@@ -132,7 +134,11 @@ class _Packing:
 
 
 def _network(
-    config: ModelConfig, max_seq_len: int, activations: str, linears: dict[str, LinearShape]
+    config: ModelConfig,
+    max_seq_len: int,
+    activations: str,
+    linears: dict[str, LinearShape],
+    kept: list[float],
 ) -> Network:
     traits, ropes = traits_of(config), all_frequencies(config, max_seq_len)
     return Network(
@@ -152,12 +158,13 @@ def _network(
         embedding_scale=traits.embedding_scale,
         logits_cap=traits.logits_soft_cap or 0.0,
         rules=[
-            Rule(rule.scale, rule.soft_cap or 0.0, rule.window or 0, local)
-            for rule, local in zip(traits.rules, traits.local_rope, strict=True)
+            Rule(rule.scale, rule.soft_cap or 0.0, rule.window or 0, local, scale)
+            for rule, local, scale in zip(traits.rules, traits.local_rope, kept, strict=True)
         ],
         ropes=[_rope(found) for found in (ropes.everywhere, ropes.local, ropes.short)],
         pretrained=ropes.pretrained,
         linears=linears,
+        kept=_KEPT[config.quantization.kv_cache_quant_algo],
     )
 
 

@@ -30,13 +30,11 @@ def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> 
 
 def _form(config: ModelConfig) -> str | None:
     quantization = config.quantization
-    algo, kv_algo = quantization.quant_algo, quantization.kv_cache_quant_algo
+    algo = quantization.quant_algo
     if config.num_experts:
         return f"a mixture of experts ({config.architecture})"
     if algo not in (None, "W4A16_AWQ"):
         return f"quant={_QUANTS.get(algo, algo)}"
-    if kv_algo is not None:
-        return f"kv_cache_dtype={kv_algo.lower()}"
     if algo is not None and quantization.group_size % _STEP:
         return f"group_size={quantization.group_size}"
     return None

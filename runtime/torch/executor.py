@@ -15,7 +15,6 @@ from enginehouse.runtime.batching.logprobs import TorchLogits
 from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
-from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.logprobs import ROWS_AT_ONCE
@@ -26,7 +25,7 @@ from enginehouse.runtime.machine.device import (
     index_tensor,
 )
 from enginehouse.runtime.torch.attention import PagedKVCache
-from enginehouse.runtime.torch.decoder import PREFIX, Decoder
+from enginehouse.runtime.torch.decoder import Decoder
 from enginehouse.runtime.torch.step_plan import plan_attention
 
 
@@ -50,7 +49,7 @@ class TorchRunner:
             engine, options, self.capacity, block_bytes, self.device.type, free
         )
         self.kv_cache_bytes = num_blocks * block_bytes
-        scales = _kv_scales(engine.config, weights)
+        scales = weights.kv_scales()
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
         shares = not options.deterministic
         self.memory = BlockMemory(BlockPool(num_blocks), block_size, shares)
@@ -95,14 +94,3 @@ class TorchExecutor(InflightExecutor[TorchRunner]):
 
     def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
         super().__init__(engine, TorchRunner(engine, options), options)
-
-
-def _kv_scales(config: ModelConfig, weights: CheckpointWeights) -> list[float]:
-    """The multiplier of each layer's keys and values, when the engine's KV cache is quantised."""
-    if config.quantization.kv_cache_quant_algo is None:
-        return []
-    names = (
-        PREFIX.format(layer) + "attention.kv_cache_scaling_factor"
-        for layer in range(config.num_hidden_layers)
-    )
-    return [float(weights(name)[""]) for name in names]

@@ -1,4 +1,7 @@
-// Attention over the paged cache: keys and values in bf16, in units of 16 tokens.
+// Attention over the paged cache: keys and values in units of 16 tokens, as bf16 or as bytes.
+//
+// Bytes are widened as they are read; the multiplier that a layer's have goes into its scores' scale
+// and into what its shares are divided by.
 //
 // A query sums over its keys in the order of their positions, whatever else its step computes: what
 // lies beyond its own span adds zeros. So chunks, prefixes and neighbours leave its bits alone.
@@ -8,6 +11,7 @@
 #include <cmath>
 #include <vector>
 
+#include "bytes.h"
 #include "linear.h"
 #include "memory.h"
 #include "vectors.h"
@@ -16,26 +20,46 @@ namespace enginehouse {
 
 constexpr int kUnit = kLanes;  // tokens of one unit
 
+constexpr int kMostHead = 512;
+
+enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/library.py counts them
+
+// f(a null pointer to the type that keys and values are kept in).
+template <class F>
+void with_kept(Kept kept, F&& f) {
+  switch (kept) {
+    case Kept::bf16: f(static_cast<u16*>(nullptr)); break;
+    case Kept::e4m3: f(static_cast<E4m3*>(nullptr)); break;
+    case Kept::int8: f(static_cast<Int8*>(nullptr)); break;
+  }
+}
+
 // For each layer, block and head: units of keys [D / 2][16 tokens][2], then values [8][D][2 tokens].
 class Cache {
  public:
-  Cache(int layers, int num_blocks, int block_size, int kv_heads, int head_size)
-      : blocks_(num_blocks), heads_(kv_heads), size_(head_size), units_(block_size / kUnit),
-        pages_(size_t(layers) * num_blocks * kv_heads * units_ * unit_values() * sizeof(u16)) {}
+  Cache(Kept kept, int layers, int num_blocks, int block_size, int kv_heads, int head_size)
+      : kept(kept), blocks_(num_blocks), heads_(kv_heads), size_(head_size), units_(block_size / kUnit),
+        pages_(size_t(layers) * num_blocks * kv_heads * units_ * unit_values() * (kept == Kept::bf16 ? 2 : 1)) {}
 
-  u16* unit(int layer, const int* table, int head, int u) const {
+  const Kept kept;
+
+  template <class T>
+  T* unit(int layer, const int* table, int head, int u) const {
     const size_t block = size_t(layer) * blocks_ + table[u / units_];
-    return reinterpret_cast<u16*>(pages_.data()) + ((block * heads_ + head) * units_ + u % units_) * unit_values();
+    return reinterpret_cast<T*>(pages_.data()) + ((block * heads_ + head) * units_ + u % units_) * unit_values();
   }
 
-  // One token's key and value: bf16 [D] each. The value after an even one is zeroed: it may be read,
-  // times zero, before it is written, and must not be NaN.
-  void keep(u16* unit, int slot, const u16* key, const u16* value) const {
-    for (int d = 0; d < size_; d += 2) memcpy(unit + (d / 2 * kUnit + slot) * 2, key + d, 4);
-    u16* to = unit + kUnit * size_ + slot / 2 * 2 * size_ + slot % 2;
+  // One token's key and value, [D] each, divided by scale. The value after an even one is zeroed: it
+  // may be read, times zero, before it is written, and must not be NaN.
+  template <class T>
+  void keep(T* unit, int slot, const float* key, const float* value, float scale) const {
+    T k[kMostHead], v[kMostHead];
+    for (int d = 0; d < size_; d += kLanes) put(k + d, load<V>(key + d) / scale), put(v + d, load<V>(value + d) / scale);
+    for (int d = 0; d < size_; d += 2) memcpy(unit + (d / 2 * kUnit + slot) * 2, k + d, 2 * sizeof(T));
+    T* to = unit + kUnit * size_ + slot / 2 * 2 * size_ + slot % 2;
     for (int d = 0; d < size_; ++d) {
-      to[d * 2] = value[d];
-      if (slot % 2 == 0) to[d * 2 + 1] = 0;
+      to[d * 2] = v[d];
+      if (slot % 2 == 0) to[d * 2 + 1] = T{};
     }
   }
 
@@ -45,9 +69,10 @@ class Cache {
   Pages pages_;
 };
 
-// softmax(cap(q @ k * scale)) over the last `window` positions; 0: no window, no cap.
+// softmax(cap(q @ k * scale)) over the last `window` positions; 0: no window, no cap. kept: what
+// the cache's numbers are multiplied by.
 struct Rule {
-  float scale = 1, cap = 0;
+  float scale = 1, cap = 0, kept = 1;
   int window = 0;
   bool local_rope = false;
   int first(int position) const { return window ? std::max(0, position - window + 1) : 0; }
@@ -70,10 +95,11 @@ struct Scratch {
 
 // scores of a row -> its shares in bf16, not yet divided by their sum, which is returned.
 inline float softmax(float* scores, u16* shares, int begin, int length, int first, int last, const Rule& rule) {
+  const float scale = rule.scale * rule.kept;
   V most = all(-INFINITY);
   for (int i = 0; i < length; i += kLanes) {
     const I at = lanes() + (begin + i);
-    const V x = soft_cap(load<V>(scores + i) * rule.scale, rule.cap);
+    const V x = soft_cap(load<V>(scores + i) * scale, rule.cap);
     store(scores + i, x);
     most = larger(select((at >= first) & (at <= last), x, all(-INFINITY)), most);
   }
@@ -93,10 +119,10 @@ template <int R, int C, class Units>
 void weigh(const Queries& set, const u16* shares, int length, int end, Units&& units, int head_size, int c0, const float* sums) {
   V acc[R][C] = {};
   for (int i = 0; i < end; i += 2) {
-    const u16* values = units(i / kUnit) + kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
+    const auto* values = units(i / kUnit) + kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
     Pairs v[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) v[c] = pairs(load<U>(values + c * kLanes * 2));
+    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Pairs x = same_pair(pair_at(shares + size_t(r) * length + i));
@@ -122,11 +148,11 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
   float* scores = scratch.scores.data();
   u16* shares = scratch.shares.data();
   for (int i = 0; i < length; i += kUnit) {
-    const u16* keys = units(i / kUnit);
+    const auto* keys = units(i / kUnit);
     V acc[R] = {};
 #pragma GCC unroll 4
     for (int d = 0; d < head_size / 2; ++d) {
-      const Pairs k = pairs(load<U>(keys + d * kUnit * 2));
+      const Pairs k = pairs_at(keys + d * kUnit * 2);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(pair_at(set.q + r * head_size + d * 2)));
     }
@@ -136,7 +162,7 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
   for (int r = 0; r < R; ++r) {
     const size_t row = size_t(r) * length;
     const int position = set.position[r];
-    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule);
+    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule) / rule.kept;
   }
   const int end = last + 1 - begin;
   for (int c = 0; c < head_size / kLanes; c += 4) switch (std::min(4, head_size / kLanes - c)) {

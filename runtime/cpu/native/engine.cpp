@@ -39,8 +39,9 @@ void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
 // cos, sin: [positions, rotary / 2], which stay the caller's. index: 0 global, 1 local, 2 short.
 void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->cos[index] = cos, m->sin[index] = sin; }
 
-void eh_rule(Model* m, int layer, float scale, float cap, int window, int local_rope) {
-  m->layers.at(layer).rule = {scale, cap, window, local_rope != 0};
+// kept: what a layer's keys and values in bytes are multiplied by, else 1.
+void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window, int local_rope) {
+  m->layers.at(layer).rule = {scale, cap, kept, window, local_rope != 0};
 }
 
 // which: of Norm, or kNorms for the last norm of all. weight: [hidden] or [head_size], the caller's.

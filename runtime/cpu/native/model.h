@@ -20,7 +20,7 @@ namespace enginehouse {
 struct Shape {
   int hidden, layers, heads, kv_heads, head_size, rotary, inner, vocab;
   int num_blocks, block_size, max_tokens, threads;
-  int gelu, norm_sublayers;
+  int kept, gelu, norm_sublayers;  // kept: of enum Kept
   float epsilon, embedding_scale, logits_cap;
 };
 
@@ -52,7 +52,7 @@ class Model {
  public:
   explicit Model(const Shape& shape)
       : s(shape), layers(shape.layers), pool_(shape.threads),
-        cache_(shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size) {
+        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size) {
     assert(s.hidden % kLanes == 0 && s.head_size % kLanes == 0 && s.inner % kLanes == 0);
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
@@ -173,9 +173,8 @@ class Model {
 
   // ---- attention ----
 
-  // One head's norm, where there is one, and its rotation: bf16 [head_size].
-  void turned(const float* x, const float* norm, int rope, int position, u16* out) const {
-    float y[kMostHead];
+  // One head's norm, where there is one, and its rotation: [head_size].
+  void turn(const float* x, const float* norm, int rope, int position, float* y) const {
     const float by = norm ? scale_of(x, s.head_size) : 1.f;
     for (int i = 0; i < s.head_size; ++i) y[i] = norm ? x[i] * by * norm[i] : x[i];
     const int half = s.rotary / 2;
@@ -185,38 +184,40 @@ class Model {
       y[i] = a * c[i] - b * d[i];
       y[half + i] = b * c[i] + a * d[i];
     }
-    for (int i = 0; i < s.head_size; i += kLanes) store(out + i, to_bf16(load<V>(y + i)));
   }
 
   int rope_of(const Step& step, const Tile& tile, const Rule& rule) const {
     return rule.local_rope ? 1 : step.rope[tile.chunk];
   }
 
+  template <class T>
   void keep_tile(const Step& step, int index, const Tile& tile, int head) {
     const Layer& layer = layers[index];
     const int rope = rope_of(step, tile, layer.rule), D = s.head_size;
-    u16* unit = cache_.unit(index, step.tables + step.table_offset[tile.chunk], head, tile.position / kUnit);
+    T* unit = cache_.unit<T>(index, step.tables + step.table_offset[tile.chunk], head, tile.position / kUnit);
     for (int i = 0; i < tile.count; ++i) {
       const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
-      u16 key[kMostHead], value[kMostHead];
-      turned(x, layer.norms[kKey], rope, tile.position + i, key);
-      for (int d = 0; d < D; d += kLanes) store(value + d, to_bf16(load<V>(x + size_t(s.kv_heads) * D + d)));
-      cache_.keep(unit, (tile.position + i) % kUnit, key, value);
+      float key[kMostHead];
+      turn(x, layer.norms[kKey], rope, tile.position + i, key);
+      cache_.keep(unit, (tile.position + i) % kUnit, key, x + size_t(s.kv_heads) * D, layer.rule.kept);
     }
   }
 
+  template <class T>
   void attend_tile(const Step& step, int index, const Tile& tile, int head) {
     static thread_local Scratch scratch;
     const Layer& layer = layers[index];
     const int per = s.heads / s.kv_heads, D = s.head_size, rope = rope_of(step, tile, layer.rule);
     const int* table = step.tables + step.table_offset[tile.chunk];
-    auto unit = [&](int u) { return cache_.unit(index, table, head, u); };
+    auto unit = [&](int u) { return cache_.unit<T>(index, table, head, u); };
     u16 q[kRows * kMostHead];
+    float y[kMostHead];
     Queries set;
     set.q = q;
     for (int i = 0, n = 0, left = tile.count * per; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
-        turned(&wide_[size_t(tile.row + i) * width() + size_t(h) * D], layer.norms[kQuery], rope, tile.position + i, q + n * D);
+        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * D], layer.norms[kQuery], rope, tile.position + i, y);
+        for (int d = 0; d < D; d += kLanes) put(q + n * D + d, load<V>(y + d));
         set.position[n] = tile.position + i;
         set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];
         --left;
@@ -230,8 +231,10 @@ class Model {
   void attention(const Step& step, int index) {
     const Clock::Within own(clock, kAttention);
     const int items = int(tiles_.size()) * s.kv_heads;
-    pool_.run(items, [&](int item) { keep_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
-    pool_.run(items, [&](int item) { attend_tile(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+    with_kept(cache_.kept, [&]<class T>(T*) {
+      pool_.run(items, [&](int item) { keep_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+      pool_.run(items, [&](int item) { attend_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+    });
   }
 
   void cap(float* y) const {
@@ -244,7 +247,6 @@ class Model {
     }
   }
 
-  static constexpr int kMostHead = 512;
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   Cache cache_;

@@ -163,6 +163,7 @@ struct Pairs {
   bfloat16x8_t part[4];  // of four lanes each
 };
 EH_INLINE Pairs pairs(const U& words) { return load<Pairs>(&words); }
+EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }  // of what bf16 holds
 EH_INLINE Pairs same_pair(u32 x) {
   const bfloat16x8_t p = vreinterpretq_bf16_u32(vdupq_n_u32(x));
   return {{p, p, p, p}};
@@ -212,6 +213,44 @@ struct Nibbles {
     return {__builtin_convertvector(low, V), __builtin_convertvector(high, V)};
   }
 };
+EH_INLINE Pairs paired(const V& first, const V& second) { return {first, second}; }
+
+#endif
+
+// ---- bytes as bf16, which holds them exactly: 32 that follow each other, in 16 lanes ----
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+
+EH_INLINE Pairs pairs_of_int8(const void* p) {
+  const __m512i x = _mm512_cvtepi8_epi32(load<__m128i>(p)), y = _mm512_cvtepi8_epi32(load<__m128i>((const char*)p + 16));
+  return (Pairs)_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(y), _mm512_cvtepi32_ps(x));
+}
+// 32 bytes of e4m3. Its exponent is moved to bf16's; those without a leading one are looked up.
+EH_INLINE Pairs pairs_of_e4m3(const void* p) {
+  alignas(64) static constexpr u16 kFine[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+  const __m512i x = _mm512_cvtepi8_epi16(load<__m256i>(p));
+  const __m512i moved = _mm512_and_si512(_mm512_slli_epi16(x, 4), _mm512_set1_epi16(0x7f0));
+  const __m512i whole = _mm512_add_epi16(moved, _mm512_set1_epi16(120 << 7));
+  const __mmask32 is_fine = _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x78));
+  const __m512i value = _mm512_mask_permutexvar_epi16(whole, is_fine, x, _mm512_load_si512(kFine));
+  return (Pairs)_mm512_or_si512(value, _mm512_and_si512(x, _mm512_set1_epi16(-0x8000)));
+}
+
+#else
+
+EH_INLINE Pairs pairs_of_int8(const void* p) {
+  const I two = __builtin_convertvector(load<S>(p), I);
+  return paired(floats((two << 24) >> 24), floats(two >> 8));
+}
+EH_INLINE V from_e4m3(const I& byte) {  // of its low 8 bits
+  const I magnitude = byte & 127;
+  const V value = select(magnitude < 8, floats(magnitude) * 0x1p-9f, (V)((magnitude << 20) + (120 << 23)));
+  return (V)((I)value | (byte & 128) << 24);
+}
+EH_INLINE Pairs pairs_of_e4m3(const void* p) {
+  const I two = __builtin_convertvector(load<S>(p), I);
+  return paired(from_e4m3(two), from_e4m3(two >> 8));
+}
 
 #endif
 

@@ -27,7 +27,6 @@ from makers.engines import EngineMaker, SourceMaker
         ({"quant": "fp8_rowwise"}, "quant=fp8_rowwise"),
         ({"quant": "int8"}, "quant=int8"),
         ({"quant": "w4a8_awq"}, "quant=w4a8_awq"),
-        ({"quant": "none", "kv_cache_dtype": "int8"}, "kv_cache_dtype=int8"),
         ({"quant": "none", "compute_dtype": "float32"}, "compute_dtype=float32"),
         ({"quant": "none", "kv_block_size": 8}, "kv_block_size=8, which 16 does not divide,"),
     ],

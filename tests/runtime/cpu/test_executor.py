@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
+from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.executor import CpuExecutor, CpuRunner, text_logits
@@ -33,6 +35,7 @@ from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
+from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, engine_maker
@@ -48,12 +51,14 @@ GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
 # Of the largest logit: activations, keys and values are rounded to 8 bits of mantissa; or
 # activations to 8 bits between the least and the largest of 32.
 CLOSE = {"bf16": 0.02, "int8": 0.04}
+CLOSE_IN_BYTES = 0.05  # keys and values: what lies near the middle of two bytes may go to either
 FORMS = {
     "none": {"quant": "none", "cpu_activations": "bf16"},
     "none-int8": {"quant": "none", "cpu_activations": "int8"},  # the head alone
     "int4": {"quant": "int4", "group_size": 64, "cpu_activations": "bf16"},
     "int4-int8": {"quant": "int4", "group_size": 64, "cpu_activations": "int8"},
 }
+KEPT_INT8 = {**FORMS["none"], "kv_cache_dtype": "int8"}
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +106,18 @@ def logits_alone(runner: CpuRunner, ids: list[int], cuts: tuple[int, ...] = ()) 
 def logits_of_torch(
     path: Path, ids: list[int], weights: type[CheckpointWeights] = CheckpointWeights
 ) -> Tensor:
-    """The reference: the same weights, in float32, nothing cached."""
+    """The reference: the same weights, in float32; keys and values rounded as a cache's are."""
     config = read_engine(path).config
-    model = Decoder(config, weights(path, config), torch.float32, 128)
+    stored = weights(path, config)
+    model = Decoder(config, stored, torch.float32, 128)
+    cache = PagedKVCache(config, 1, 16, torch.float32, stored.kv_scales())
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        k, v = (cache.round_trip(layer, values) for values in (k, v))
+        return causal_attention(layer, q, k, v, rule)
+
     positions = torch.arange(len(ids))
-    return model.logits(model.hidden_states(torch.tensor(ids), positions, causal_attention))
+    return model.logits(model.hidden_states(torch.tensor(ids), positions, attention))
 
 
 def assert_close(path: Path, found: Tensor, truth: Tensor) -> None:
@@ -126,6 +138,27 @@ def test_a_text_has_the_logits_of_its_prompt(engine: EngineMaker) -> None:
     found = torch.from_numpy(text_logits(runner, PROMPT))
     assert torch.equal(found, logits_alone(runner, PROMPT, tuple(range(16, 83, 16))))
     assert runner.memory.num_free == free
+
+
+def said_to_keep_fp8(path: Path, folder: Path) -> Path:
+    """An engine with an INT8 cache, called FP8: a plan makes those of FP8 weights only."""
+    copy = Path(shutil.copytree(path, folder / path.name))
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace('"INT8"', '"FP8" '))  # as long as it was
+    pack_engine(copy, read_engine(copy).config, 128, "bf16", copy / PACKED)
+    return copy
+
+
+@pytest.mark.parametrize("algo", ["FP8", "INT8"])
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_keys_and_values_are_kept_in_bytes(
+    engine: EngineMaker, name: str, algo: str, tmp_path: Path
+) -> None:
+    path = engine(name, **KEPT_INT8)
+    path = said_to_keep_fp8(path, tmp_path) if algo == "FP8" else path
+    truth = logits_of_torch(path, PROMPT)
+    found = logits_alone(runner_of(path), PROMPT)
+    assert (found - truth).abs().max() < CLOSE_IN_BYTES * truth.abs().max()
 
 
 def test_a_short_context_turns_by_longropes_short_factors(engine: EngineMaker) -> None:
@@ -195,11 +228,19 @@ def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: EngineMaker, na
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("llama", "int4"), ("llama", "int4-int8"), ("gemma2", "none")]
+    ("name", "choices"),
+    [
+        ("llama", FORMS["int4"]),
+        ("llama", FORMS["int4-int8"]),
+        ("gemma2", FORMS["none"]),
+        ("gemma2", KEPT_INT8),
+    ],
 )
-def test_logits_depend_on_their_sequence_alone(engine: EngineMaker, name: str, form: str) -> None:
+def test_logits_depend_on_their_sequence_alone(
+    engine: EngineMaker, name: str, choices: dict[str, Any]
+) -> None:
     """The same bits alone and beside others, in chunks, token by token, and on two threads."""
-    path = engine(name, **FORMS[form])
+    path = engine(name, **choices)
     runner = runner_of(path)
     alone = logits_alone(runner, PROMPT)
     assert torch.equal(logits_alone(runner_of(path), PROMPT, (1, 2, 18, 50)), alone)
@@ -233,12 +274,12 @@ def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
             assert torch.equal(logits, alone)
 
 
-@pytest.mark.parametrize("form", ["none", "int4-int8"])
+@pytest.mark.parametrize("choices", [FORMS["none"], FORMS["int4-int8"], KEPT_INT8])
 def test_what_a_used_block_held_leaves_no_trace(
-    engine: EngineMaker, tmp_path: Path, form: str
+    engine: EngineMaker, tmp_path: Path, choices: dict[str, Any]
 ) -> None:
     """Not even NaN, which times zero is NaN."""
-    path = Path(shutil.copytree(engine("llama", **FORMS[form]), tmp_path / "engine"))
+    path = Path(shutil.copytree(engine("llama", **choices), tmp_path / "engine"))
     alone = logits_alone(runner_of(path), PROMPT)
     embedding = PackedFile(path / PACKED)["embedding"].tobytes()
     row = len(embedding) // 512

@@ -1,0 +1,49 @@
+// Numbers of one byte, INT8 and FP8 (e4m3): rounded to, and widened to pairs of bf16, which is exact.
+//
+// Rounding is torch's: to the nearest, halves to the even one, and to the largest what lies beyond
+// it. An e4m3 NaN is never made here, nor looked for when one is read.
+#pragma once
+
+#include <cstdint>
+
+#include "vectors.h"
+
+namespace enginehouse {
+
+struct Int8 {
+  uint8_t byte;
+};
+struct E4m3 {
+  uint8_t byte;
+};
+
+// Sixteen lanes of two numbers that follow each other in memory.
+EH_INLINE Pairs pairs_at(const u16* p) { return pairs(load<U>(p)); }
+EH_INLINE Pairs pairs_at(const Int8* p) { return pairs_of_int8(p); }
+EH_INLINE Pairs pairs_at(const E4m3* p) { return pairs_of_e4m3(p); }
+
+// The nearest e4m3 as a float: three bits behind the leading one, no finer than 2^-9, at most 448.
+EH_INLINE V to_e4m3(const V& x) {
+  const V above = select(x < -448.f, all(-448.f), x), bound = select(above > 448.f, all(448.f), above);
+  const U bits = (U)bound;
+  const V whole = (V)((bits + 0x7ffffu + ((bits >> 20) & 1u)) & 0xfff00000u);
+  const V fine = (bound + 0x1.8p14f) - 0x1.8p14f;
+  const I is_fine = (bound < 0x1p-6f) & (bound > -0x1p-6f);
+  return select(is_fine, fine, whole);
+}
+
+// Sixteen numbers, rounded, to where they are kept.
+EH_INLINE void put(u16* to, const V& x) { store(to, to_bf16(x)); }
+EH_INLINE void put(Int8* to, const V& x) {
+  const V above = select(x < -128.f, all(-128.f), x), bound = select(above > 127.f, all(127.f), above);
+  store(to, __builtin_convertvector(nearest(bound), B));
+}
+EH_INLINE void put(E4m3* to, const V& x) {
+  const V rounded = to_e4m3(x);
+  const I bits = (I)rounded, magnitude = bits & 0x7fffffff;
+  const I fine = __builtin_convertvector((V)magnitude * 0x1p9f, I);
+  const I code = (I)select(magnitude < 0x3c800000, (V)fine, (V)((magnitude >> 20) - (120 << 3)));
+  store(to, __builtin_convertvector(code | ((bits >> 24) & 128), B));
+}
+
+}  // namespace enginehouse
