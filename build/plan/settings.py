@@ -111,7 +111,7 @@ class BuildSettings:
     )
     cpu_activations: str = _choice(
         "int8",
-        "cpu backend: what enters a 4-bit product, rounded to bytes (faster) or to bfloat16",
+        "cpu backend: what enters products of INT4 and INT8, in bytes (faster) or in bfloat16",
         choices=ACTIVATIONS,
     )
     calib_samples: int = _choice(16, "fp8, awq, KV cache: calibration texts")

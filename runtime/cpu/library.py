@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.cpu.packed_file import LinearShape
 from enginehouse.runtime.errors import EngineError
 
-LINEARS = ("qkv", "dense", "fc_gate", "proj", "lm_head")
+LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
@@ -27,7 +27,8 @@ TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, "kept", "gelu", "norm_sublayers")
-_FORMS = ("bf16", "int4", "int8")
+FORMS = ("bf16", "int4", "int8", "e4m3")
+INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row")
 _PART = 32  # inputs whose bytes share a scale: native/rows.h
 _ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
 
@@ -52,7 +53,7 @@ class _Linear(ctypes.Structure):
     """native/linear.h's Linear."""
 
     _fields_ = [
-        *((name, c_int) for name in ("form", "inputs", "out", "group", "as_bytes", "narrow")),
+        *((name, c_int) for name in ("form", "inputs", "out", "group", "input", "narrow")),
         *((name, c_void_p) for name in PARTS),
     ]
 
@@ -106,12 +107,13 @@ class NativeModel:
         sizes = linear_bytes(shape)
         assert arrays.keys() <= sizes.keys() and "weight" in arrays
         assert ("scales" in arrays) == (shape.group > 0)
-        assert ("counts" in arrays) == shape.as_bytes
+        assert ("counts" in arrays) == (shape.input == "bytes")
         for part, array in arrays.items():
             assert len(array) >= sizes[part], part
         told = _Linear(
-            _FORMS.index(shape.form),
-            *(shape.inputs, shape.out, shape.group, int(shape.as_bytes), int(shape.narrow_scales)),
+            FORMS.index(shape.form),
+            *(shape.inputs, shape.out, shape.group),
+            *(INPUTS.index(shape.input), int(shape.narrow_scales)),
             *(self._keep(arrays[part]) if part in arrays else None for part in PARTS),
         )
         self._functions.eh_linear(self._model, layer, LINEARS.index(name), byref(told))
@@ -186,7 +188,7 @@ def linear_bytes(shape: LinearShape) -> dict[str, int]:
     """The bytes of each of a linear's arrays, where it has them."""
     weights, groups = shape.inputs * shape.out, shape.inputs // shape.group if shape.group else 0
     return {
-        "weight": weights * {"bf16": 4, "int8": 2, "int4": 1}[shape.form] // 2,
+        "weight": weights * {"bf16": 4, "int8": 2, "e4m3": 2, "int4": 1}[shape.form] // 2,
         "scales": groups * shape.out * (2 if shape.narrow_scales else 4),
         "zeros": groups * shape.out * 4,
         "counts": weights // _PART * 2,

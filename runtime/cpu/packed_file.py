@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 1  # of the packed tensors: another one is packed anew
+LAYOUT = 2  # of the packed tensors: another one is packed anew
 ACTIVATIONS = ("int8", "bf16")
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
@@ -27,16 +27,16 @@ _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
 class LinearShape(msgspec.Struct, frozen=True):
-    """form: bf16, int4 or int8, of the weights. out, inputs: whole blocks of 32, whole steps of 64.
-    group: inputs that share a scale, 0 for bf16. as_bytes: activations are rounded to bytes.
-    narrow_scales: scales are bfloat16, else float32.
+    """form: bf16, int4, int8 or e4m3, of the weights. out, inputs: whole blocks of 32, whole steps
+    of 64. group: inputs that share a scale, 0 for bf16. input: what activations are rounded to,
+    bf16, bytes, e4m3 or e4m3_by_row. narrow_scales: scales are bfloat16, else float32.
     """
 
     form: str
     out: int
     inputs: int
     group: int = 0
-    as_bytes: bool = False
+    input: str = "bf16"
     narrow_scales: bool = False
 
 

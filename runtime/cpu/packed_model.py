@@ -64,7 +64,8 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm])
         for name in LINEARS[:-1]:
-            _set_linear(model, layer, name, packed, f"{layer}.{name}")
+            if f"{layer}.{name}" in network.linears:
+                _set_linear(model, layer, name, packed, f"{layer}.{name}")
     model.set_norm(0, FINAL_NORM, packed["final_norm"])
     _set_linear(model, 0, LINEARS[-1], packed, LINEARS[-1])
     return model

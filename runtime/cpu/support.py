@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from enginehouse.runtime.config import ModelConfig
 
-_QUANTS = {  # of `quant_algo`, as a user asks for them
-    "FP8": "fp8",
-    "FP8_PER_CHANNEL_PER_TOKEN": "fp8_rowwise",
-    "W4A8_AWQ": "w4a8_awq",
-    "W8A16": "int8",
-}
+_GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
+_ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
 _LANES = 16  # of native/vectors.h
 _STEP = 64  # inputs of one partial sum
 _MOST_HEAD = 512
@@ -33,9 +29,9 @@ def _form(config: ModelConfig) -> str | None:
     algo = quantization.quant_algo
     if config.num_experts:
         return f"a mixture of experts ({config.architecture})"
-    if algo not in (None, "W4A16_AWQ"):
-        return f"quant={_QUANTS.get(algo, algo)}"
-    if algo is not None and quantization.group_size % _STEP:
+    if algo not in (None, *_ALGOS):
+        return f"quant_algo={algo}"
+    if algo in _GROUPED and quantization.group_size % _STEP:
         return f"group_size={quantization.group_size}"
     return None
 

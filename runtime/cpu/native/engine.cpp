@@ -49,20 +49,22 @@ void eh_norm(Model* m, int layer, int which, const float* weight) {
   (which == kNorms ? m->final_norm : m->layers.at(layer).norms.at(which)) = weight;
 }
 
-// which: 0 qkv, 1 dense, 2 gate and up in turns of 16 outputs, 3 proj, 4 the head.
+// which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
+// 4 proj, 5 the head.
 void eh_linear(Model* m, int layer, int which, const Linear* linear) {
-  const int heads = m->s.heads * m->s.head_size;
-  const int outs[] = {m->width(), m->s.hidden, 2 * m->s.inner, m->s.hidden, m->s.vocab};
-  const int ins[] = {m->s.hidden, heads, m->s.hidden, m->s.inner, m->s.hidden};
+  const Shape& s = m->s;
+  const int inner = s.inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols), heads = s.heads * s.head_size;
+  const int outs[] = {m->width(), s.hidden, linear->out == one ? inner : both, inner, s.hidden, s.vocab};
+  const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden};
   assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
-  assert(!linear->as_bytes || linear->counts);
-  if (which == 4) {
+  assert(linear->input != Input::bytes || (linear->counts && linear->form != Form::bf16));
+  if (which == 5) {
     m->head = *linear;
     return;
   }
   Layer& l = m->layers.at(layer);
-  Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.proj};
+  Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj};
   *all[which] = *linear;
 }
 

@@ -18,19 +18,19 @@ constexpr int kRows = 6;  // rows of one register tile: as many as the registers
 constexpr int kRows = 2;
 #endif
 
-enum class Form : int { bf16, int4, int8 };
+enum class Form : int { bf16, int4, int8, e4m3 };
 
 // in: of whole steps, out: of whole blocks. All arrays are the caller's. As runtime/cpu/library.py has it.
 struct Linear {
   Form form = Form::bf16;
   int in = 0, out = 0;
   int group = 0;           // inputs that share a scale: of whole steps; 0 for bf16
-  int as_bytes = 0;        // whether activations are rounded to bytes
+  Input input = Input::bf16;
   int narrow_scales = 0;   // whether scales are bf16, else float32
   const uint8_t* weights = nullptr;
   const void* scales = nullptr;     // [out / 32][groups][32]
   const float* zeros = nullptr;     // the same, or null
-  const int16_t* counts = nullptr;  // [out / 32][in / 32][32]: of each part's weights the sum; null without as_bytes
+  const int16_t* counts = nullptr;  // [out / 32][in / 32][32]: of each part's weights the sum; for Input::bytes
   const float* bias = nullptr;      // [out] or null
   const float* factor = nullptr;    // [in] or null: what the input is multiplied by
 
@@ -74,6 +74,10 @@ inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b)
     if (count > 0) memcpy(y + at, &v, size_t(count) * sizeof(float));
   }
 }
+
+constexpr int kFew = 2;  // rows up to which a tile waits for memory, not for arithmetic
+
+EH_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + 4096, 0, 3), __builtin_prefetch(p + 4160, 0, 3); }
 
 // f(constant of n) for an n of 1 to kRows.
 template <int Most = kRows, class F>

@@ -37,8 +37,9 @@ struct Step {
 
 enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
 
+// gate: where it is no part of fc_gate, which is fc then.
 struct Layer {
-  Linear qkv, dense, fc_gate, proj;
+  Linear qkv, dense, fc_gate, gate, proj;
   std::array<const float*, kNorms> norms = {};  // null where the model has none
   Rule rule;
 };
@@ -129,7 +130,7 @@ class Model {
   // The norm of hidden's row, as a row of the next product's input.
   void put_normed(int to, int row, const float* norm, const Linear& next) {
     const float* x = &hidden_[at(row)];
-    rows_.put(to, x, norm, next.factor, scale_of(x, s.hidden), s.hidden, next.as_bytes);
+    rows_.put(to, x, norm, next.factor, scale_of(x, s.hidden), s.hidden, next.input);
   }
 
   // hidden += what the branch gave, normed first where the family does so.
@@ -152,11 +153,15 @@ class Model {
     put_all(n, attended_.data(), heads, layer.dense);
     product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.widen(s.hidden);
+    const float* norm = layer.norms[sub ? kPreFeedForward : kPost];
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPost] : nullptr);
-      put_normed(row, row, layer.norms[sub ? kPreFeedForward : kPost], layer.fc_gate);
+      put_normed(row, row, norm, layer.fc_gate);
     });
-    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, s.gelu ? End::gelu : End::silu});
+    if (layer.gate.weights)
+      apart(n, layer, norm);
+    else
+      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, s.gelu ? End::gelu : End::silu});
     put_all(n, inner_.data(), s.inner, layer.proj);
     product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.widen(s.hidden);
@@ -166,9 +171,25 @@ class Model {
     });
   }
 
+  // fc and gate that differ in form or in what enters them.
+  void apart(int n, const Layer& layer, const float* norm) {
+    gate_.resize(inner_.size());
+    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner});
+    by_rows(n, [&](int row) { put_normed(row, row, norm, layer.gate); });
+    product(pool_, layer.gate, rows_, n, {gate_.data(), s.inner, s.inner});
+    by_rows(n, [&](int row) {
+      float* y = &inner_[size_t(row) * s.inner];
+      const float* by = &gate_[size_t(row) * s.inner];
+      for (int i = 0; i < s.inner; i += kLanes) {
+        const V x = load<V>(y + i);
+        store(y + i, (s.gelu ? gelu(x) : silu(x)) * load<V>(by + i));
+      }
+    });
+  }
+
   void put_all(int n, const float* x, int in, const Linear& next) {
     rows_.widen(in);
-    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in, next.as_bytes); });
+    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in, next.input); });
   }
 
   // ---- attention ----
@@ -250,7 +271,7 @@ class Model {
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   Cache cache_;
-  std::vector<float> hidden_, branch_, wide_, attended_, inner_;
+  std::vector<float> hidden_, branch_, wide_, attended_, inner_, gate_;
   Rows rows_;
   std::vector<Tile> tiles_;
 };

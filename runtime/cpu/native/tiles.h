@@ -4,13 +4,10 @@
 // height of a tile, so that a row's result does not depend on the rows beside it.
 #pragma once
 
+#include "byte_tiles.h"
 #include "linear.h"
 
 namespace enginehouse {
-
-constexpr int kFew = 2;  // rows up to which a tile waits for memory, not for arithmetic
-
-EH_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + 4096, 0, 3), __builtin_prefetch(p + 4160, 0, 3); }
 
 // y += zeros * the sum of the inputs, for the steps of one group.
 template <int R>
@@ -150,14 +147,13 @@ void tile(const Linear& l, int block, const Rows& rows, int row, const Target& t
     __builtin_prefetch(y, 1, 3);
     if (t.end == End::store) __builtin_prefetch(y + kLanes, 1, 3);
   }
-  if (l.form == Form::bf16)
-    bf16_tile<R>(l, block, rows, row, t);
-  else if (l.form == Form::int8)
-    bytes_tile<R, Form::int8>(l, block, rows, row, t);
-  else if (l.as_bytes)
-    bytes_tile<R, Form::int4>(l, block, rows, row, t);
-  else
-    int4_tile<R>(l, block, rows, row, t);
+  const bool bytes = l.input == Input::bytes;
+  switch (l.form) {
+    case Form::bf16: bf16_tile<R>(l, block, rows, row, t); break;
+    case Form::int4: bytes ? bytes_tile<R, Form::int4>(l, block, rows, row, t) : int4_tile<R>(l, block, rows, row, t); break;
+    case Form::int8: bytes ? bytes_tile<R, Form::int8>(l, block, rows, row, t) : widened_tile<R, Int8>(l, block, rows, row, t); break;
+    case Form::e4m3: widened_tile<R, E4m3>(l, block, rows, row, t); break;
+  }
 }
 
 inline void product(Pool& pool, const Linear& l, const Rows& rows, int n, const Target& t) {

@@ -141,6 +141,7 @@ EH_INLINE u32 pair_at(const u16* p) {
 using Pairs = __m512bh;
 EH_INLINE Pairs pairs(const U& words) { return (Pairs)words; }
 EH_INLINE Pairs same_pair(u32 x) { return (Pairs)_mm512_set1_epi32(int(x)); }
+EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }  // of what bf16 holds
 EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
   return (V)_mm512_dpbf16_ps((__m512)sum, a, b);
 }
@@ -163,7 +164,7 @@ struct Pairs {
   bfloat16x8_t part[4];  // of four lanes each
 };
 EH_INLINE Pairs pairs(const U& words) { return load<Pairs>(&words); }
-EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }  // of what bf16 holds
+EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }
 EH_INLINE Pairs same_pair(u32 x) {
   const bfloat16x8_t p = vreinterpretq_bf16_u32(vdupq_n_u32(x));
   return {{p, p, p, p}};
@@ -217,7 +218,7 @@ EH_INLINE Pairs paired(const V& first, const V& second) { return {first, second}
 
 #endif
 
-// ---- bytes as bf16, which holds them exactly: 32 that follow each other, in 16 lanes ----
+// ---- bytes as bf16, which holds them exactly: 32 that follow each other, or every other of 64 ----
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 
@@ -225,15 +226,20 @@ EH_INLINE Pairs pairs_of_int8(const void* p) {
   const __m512i x = _mm512_cvtepi8_epi32(load<__m128i>(p)), y = _mm512_cvtepi8_epi32(load<__m128i>((const char*)p + 16));
   return (Pairs)_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(y), _mm512_cvtepi32_ps(x));
 }
-// 32 bytes of e4m3. Its exponent is moved to bf16's; those without a leading one are looked up.
-EH_INLINE Pairs pairs_of_e4m3(const void* p) {
+// e4m3 in 16 bits, its sign in all upper ones. The exponent is moved to bf16's; what has no leading one
+// is looked up.
+EH_INLINE Pairs from_e4m3(const __m512i& x) {
   alignas(64) static constexpr u16 kFine[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  const __m512i x = _mm512_cvtepi8_epi16(load<__m256i>(p));
   const __m512i moved = _mm512_and_si512(_mm512_slli_epi16(x, 4), _mm512_set1_epi16(0x7f0));
   const __m512i whole = _mm512_add_epi16(moved, _mm512_set1_epi16(120 << 7));
   const __mmask32 is_fine = _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x78));
   const __m512i value = _mm512_mask_permutexvar_epi16(whole, is_fine, x, _mm512_load_si512(kFine));
   return (Pairs)_mm512_or_si512(value, _mm512_and_si512(x, _mm512_set1_epi16(-0x8000)));
+}
+EH_INLINE Pairs pairs_of_e4m3(const void* p) { return from_e4m3(_mm512_cvtepi8_epi16(load<__m256i>(p))); }
+EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the odd bytes
+  const __m512i upper = odd ? (__m512i)words : _mm512_slli_epi16((__m512i)words, 8);
+  return from_e4m3(_mm512_srai_epi16(upper, 8));
 }
 
 #else
@@ -250,6 +256,10 @@ EH_INLINE V from_e4m3(const I& byte) {  // of its low 8 bits
 EH_INLINE Pairs pairs_of_e4m3(const void* p) {
   const I two = __builtin_convertvector(load<S>(p), I);
   return paired(from_e4m3(two), from_e4m3(two >> 8));
+}
+EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the odd bytes
+  const I from = (I)(odd ? words >> 8 : words);
+  return paired(from_e4m3(from), from_e4m3(from >> 16));
 }
 
 #endif

@@ -23,10 +23,6 @@ from makers.engines import EngineMaker, SourceMaker
 @pytest.mark.parametrize(
     ("choices", "reason"),
     [
-        ({"quant": "fp8"}, "quant=fp8"),
-        ({"quant": "fp8_rowwise"}, "quant=fp8_rowwise"),
-        ({"quant": "int8"}, "quant=int8"),
-        ({"quant": "w4a8_awq"}, "quant=w4a8_awq"),
         ({"quant": "none", "compute_dtype": "float32"}, "compute_dtype=float32"),
         ({"quant": "none", "kv_block_size": 8}, "kv_block_size=8, which 16 does not divide,"),
     ],

@@ -80,23 +80,23 @@ static bool alike(int kept, std::vector<float>& whole) {
   std::deque<std::vector<uint8_t>> weights;
   std::deque<std::vector<int16_t>> counts;
   Linear linear;
-  auto made = [&](Form form, int out, int in, bool as_bytes) {
+  auto made = [&](Form form, int out, int in, Input input) {
     linear = {};
     linear.form = form, linear.in = round_up(in, kStep), linear.out = round_up(out, kCols);
     linear.group = form == Form::bf16 ? 0 : kStep;
-    linear.as_bytes = as_bytes;
+    linear.input = input;
     const size_t values = size_t(linear.in) * linear.out;
     if (form == Form::bf16) {
       const auto words = filled<u16>(values, bf16);
       const auto* bytes = reinterpret_cast<const uint8_t*>(words.data());
       weights.emplace_back(bytes, bytes + values * 2);
     } else {
-      weights.push_back(filled<uint8_t>(form == Form::int8 ? values : values / 2, byte));
+      weights.push_back(filled<uint8_t>(form == Form::int4 ? values / 2 : values, byte));
       linear.scales = floats.data(), linear.zeros = form == Form::int4 ? floats.data() + 7 : nullptr;
     }
     linear.weights = weights.back().data();
     linear.bias = floats.data() + 100, linear.factor = floats.data() + 200;
-    if (as_bytes) linear.counts = counts.emplace_back(counted(linear)).data();
+    if (input == Input::bytes) linear.counts = counts.emplace_back(counted(linear)).data();
     return &linear;
   };
   eh_embedding(m, embedding.data());
@@ -104,13 +104,15 @@ static bool alike(int kept, std::vector<float>& whole) {
   for (int l = 0; l < 2; ++l) {
     eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, l);
     for (int which = 0; which < kNorms; ++which) eh_norm(m, l, which, floats.data());
-    eh_linear(m, l, 0, made(Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, false));
-    eh_linear(m, l, 1, made(Form::int8, kHidden, kHeads * kHead, true));
-    eh_linear(m, l, 2, made(Form::int4, 2 * kInner, kHidden, l));
-    eh_linear(m, l, 3, made(Form::int4, kHidden, kInner, !l));
+    const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
+    eh_linear(m, l, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, l ? Input::e4m3_by_row : one));
+    eh_linear(m, l, 1, made(Form::int8, kHidden, kHeads * kHead, other));
+    eh_linear(m, l, 2, made(Form::int4, l ? kInner : 2 * kInner, kHidden, one));
+    if (l) eh_linear(m, l, 3, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    eh_linear(m, l, 4, made(Form::int4, kHidden, kInner, other));
   }
   eh_norm(m, 0, kNorms, floats.data());
-  eh_linear(m, 0, 4, made(Form::int8, kVocab, kHidden, true));
+  eh_linear(m, 0, 5, made(Form::int8, kVocab, kHidden, Input::bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::vector<int> cuts, const std::vector<int>& table) {
