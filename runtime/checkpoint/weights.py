@@ -7,6 +7,7 @@ weights before they are used (W8A16) is done here, to each rank's, before they a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,18 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
 _LAYERS = "transformer.layers."
+_PER_EXPERT = ("weight", "weights_scaling_factor")
+
+
+def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Those of one module by their last word: {"weight": ..., "weights_scaling_factor": ...}."""
+    prefix = name + "."
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def expert_tensors(module: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """One expert's of a mixture's module; what all share (the activation scale) stays whole."""
+    return {key: t[index] if key in _PER_EXPERT else t for key, t in module.items()}
 
 
 class CheckpointWeights:

@@ -19,14 +19,16 @@ from enginehouse.runtime.cpu.packed_file import LinearShape
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")
+EXPERTS = ("fc_gate", "proj")  # of LINEARS, those that each expert of a mixture has
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
 TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
 
 _SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
+_TRAITS = ("kept", "gelu", "norm_sublayers", "experts", "chosen", "renormalize")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
-_INTS = (*_SIZES, *_ROOM, "kept", "gelu", "norm_sublayers")
+_INTS = (*_SIZES, *_ROOM, *_TRAITS)
 FORMS = ("bf16", "int4", "int8", "e4m3")
 INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row")
 _PART = 32  # inputs whose bytes share a scale: native/rows.h
@@ -98,8 +100,18 @@ class NativeModel:
         assert len(weight) >= 4 * (self._shape.head_size if of_head else self._shape.hidden)
         self._functions.eh_norm(self._model, layer, which, self._keep(weight))
 
+    def set_router(self, layer: int, weight: np.ndarray) -> None:
+        """weight: float32 [experts, hidden], as bytes."""
+        assert len(weight) >= 4 * self._shape.experts * self._shape.hidden
+        self._functions.eh_router(self._model, layer, self._keep(weight))
+
     def set_linear(
-        self, layer: int, name: str, shape: LinearShape, arrays: Mapping[str, np.ndarray]
+        self,
+        layer: int,
+        name: str,
+        shape: LinearShape,
+        arrays: Mapping[str, np.ndarray],
+        expert: int = 0,
     ) -> None:
         """arrays: weight, and what else the linear has of scales, zeros, counts, bias and factor,
         as bytes that are laid out as `packing.py` says.
@@ -116,7 +128,7 @@ class NativeModel:
             *(INPUTS.index(shape.input), int(shape.narrow_scales)),
             *(self._keep(arrays[part]) if part in arrays else None for part in PARTS),
         )
-        self._functions.eh_linear(self._model, layer, LINEARS.index(name), byref(told))
+        self._functions.eh_linear(self._model, layer, LINEARS.index(name), expert, byref(told))
 
     def step(
         self,
@@ -219,7 +231,8 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number] + [c_float] * 3 + [number] * 2,
         "eh_norm": [number, number, pointer],
-        "eh_linear": [number, number, POINTER(_Linear)],
+        "eh_router": [number, pointer],
+        "eh_linear": [number] * 3 + [POINTER(_Linear)],
     }
     for name, arguments in signatures.items():
         function = getattr(functions, name)

@@ -36,12 +36,6 @@ class LinearWeights(NamedTuple):
     factor: Tensor | None = None
 
 
-def module_of(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of one linear by their last word."""
-    prefix = name + "."
-    return {key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)}
-
-
 def linear_of(module: Mapping[str, Tensor], activations: str) -> LinearWeights:
     """activations: of `packed_file.ACTIVATIONS`, for weights that do not settle it themselves.
 

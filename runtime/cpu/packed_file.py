@@ -49,7 +49,7 @@ class Rule(msgspec.Struct, frozen=True):
     cap: float
     window: int
     local_rope: bool
-    kept: float = 1.0
+    kept: float
 
 
 class RopeFrequencies(msgspec.Struct, frozen=True):
@@ -59,9 +59,18 @@ class RopeFrequencies(msgspec.Struct, frozen=True):
     magnitude: float
 
 
+class Mixture(msgspec.Struct, frozen=True):
+    """Of how many experts, how many are chosen, and whether their shares are scaled to sum to 1."""
+
+    experts: int
+    chosen: int
+    renormalize: bool
+
+
 class Network(msgspec.Struct, frozen=True):
     """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
-    pretrained: the longest context that the short one serves. inner: a multiple of 16.
+    pretrained: the longest context that the short one serves. inner: a multiple of 16, in a
+    mixture of each expert.
     """
 
     layout: int
@@ -83,7 +92,8 @@ class Network(msgspec.Struct, frozen=True):
     ropes: list[RopeFrequencies | None]
     pretrained: int | None
     linears: dict[str, LinearShape]
-    kept: str = "bf16"  # of KEPT
+    kept: str  # of KEPT
+    mixture: Mixture | None
 
 
 class Place(NamedTuple):

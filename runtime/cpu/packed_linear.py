@@ -36,7 +36,7 @@ def packed_linear(linear: LinearWeights) -> tuple[LinearShape, Arrays]:
     arrays = {"weight": _WORDS[linear.form](weight)}
     group, narrow = 0, False
     if scale is not None:
-        narrow = torch.equal(scale.bfloat16().float(), scale.float())
+        narrow = scale.dtype == torch.bfloat16
         arrays["scales"] = "BF16" if narrow else "F32", _in_blocks(scale, out)
         groups = scale.shape[1]  # one of all inputs has the padding too
         group = inputs if groups == 1 else linear.weight.shape[1] // groups
@@ -50,6 +50,18 @@ def packed_linear(linear: LinearWeights) -> tuple[LinearShape, Arrays]:
     if linear.factor is not None:
         arrays["factor"] = "F32", _padded(linear.factor, inputs)
     return LinearShape(linear.form, out, inputs, group, linear.input, narrow), arrays
+
+
+def packed_linears(linears: list[LinearWeights]) -> tuple[LinearShape, Arrays]:
+    """Of one shape: what each has of an array follows that of the one before."""
+    packed = [packed_linear(linear) for linear in linears]
+    shape, arrays = packed[0]
+    assert all(other == shape for other, _ in packed)
+    together = (
+        (part, dtype, torch.cat([array[part][1].flatten() for _, array in packed]))
+        for part, (dtype, _) in arrays.items()
+    )
+    return shape, {part: (dtype, values) for part, dtype, values in together}
 
 
 def array_of(dtype: str, values: Tensor) -> np.ndarray:

@@ -11,11 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.runtime.cpu.compiler import cache_folder
-from enginehouse.runtime.cpu.library import FINAL_NORM, LINEARS, NORMS, PARTS, NativeModel, Shape
+from enginehouse.runtime.cpu.library import (
+    EXPERTS,
+    FINAL_NORM,
+    LINEARS,
+    NORMS,
+    PARTS,
+    NativeModel,
+    Shape,
+)
 from enginehouse.runtime.cpu.packed_file import (
     KEPT,
     LAYOUT,
     PACKED,
+    Mixture,
     Network,
     PackedFile,
     RopeFrequencies,
@@ -41,11 +50,15 @@ def open_packed(engine: Engine) -> PackedFile:
 
 def native_shape(network: Network, **room: int) -> Shape:
     """room: num_blocks, block_size, max_tokens and threads."""
+    mixture = network.mixture or Mixture(0, 0, False)
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
         kept=KEPT.index(network.kept),
         gelu=int(network.gelu),
         norm_sublayers=int(network.norm_sublayers),
+        experts=mixture.experts,
+        chosen=mixture.chosen,
+        renormalize=int(mixture.renormalize),
         **room,
     )
 
@@ -63,6 +76,8 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm])
+        if network.mixture is not None:
+            model.set_router(layer, packed[f"{layer}.router"])
         for name in LINEARS[:-1]:
             if f"{layer}.{name}" in network.linears:
                 _set_linear(model, layer, name, packed, f"{layer}.{name}")
@@ -72,8 +87,13 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
 
 
 def _set_linear(model: NativeModel, layer: int, name: str, packed: PackedFile, full: str) -> None:
+    """Those of a layer's experts follow each other in each array."""
+    shape, mixture = packed.network.linears[full], packed.network.mixture
+    count = mixture.experts if mixture is not None and name in EXPERTS else 1
     arrays = {part: packed[f"{full}.{part}"] for part in PARTS if f"{full}.{part}" in packed}
-    model.set_linear(layer, name, packed.network.linears[full], arrays)
+    for expert in range(count):
+        own = {part: np.split(array, count)[expert] for part, array in arrays.items()}
+        model.set_linear(layer, name, shape, own, expert)
 
 
 def _rotary_table(frequencies: RopeFrequencies, positions: int) -> tuple[np.ndarray, np.ndarray]:

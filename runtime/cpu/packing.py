@@ -14,7 +14,11 @@ from torch import Tensor
 
 from enginehouse.runtime.checkpoint.rope import Frequencies, all_frequencies
 from enginehouse.runtime.checkpoint.traits import traits_of
-from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.checkpoint.weights import (
+    CheckpointWeights,
+    expert_tensors,
+    module_tensors,
+)
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.library import NORMS
 from enginehouse.runtime.cpu.linear_forms import (
@@ -23,18 +27,18 @@ from enginehouse.runtime.cpu.linear_forms import (
     gated,
     halves,
     linear_of,
-    module_of,
     rounded,
 )
 from enginehouse.runtime.cpu.packed_file import (
     LAYOUT,
     LinearShape,
+    Mixture,
     Network,
     PackedWriter,
     RopeFrequencies,
     Rule,
 )
-from enginehouse.runtime.cpu.packed_linear import array_of, packed_linear
+from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears
 
 Tensors = Mapping[str, Tensor]
 
@@ -83,36 +87,51 @@ class _Packing:
             for name in NORMS:
                 if name + _NORM in tensors:
                     self._add(f"{layer}.{name}norm", "F32", tensors[name + _NORM])
-            for name, linear in self._linears(tensors).items():
-                self._linear(f"{layer}.{name}", linear)
+            if config.num_experts:
+                self._add(f"{layer}.router", "F32", tensors["mlp.router.weight"])
+            for name, linears in self._linears(tensors).items():
+                self._linear(f"{layer}.{name}", linears)
             advance(1)
         self._add("final_norm", "F32", weights("transformer.ln_f.")["weight"])
         head = weights("lm_head.")["weight"][: config.vocab_size]
         whole = LinearWeights("bf16", "bf16", head)
-        self._linear("lm_head", rounded(head) if self.activations == "int8" else whole)
+        self._linear("lm_head", [rounded(head) if self.activations == "int8" else whole])
         embedding = weights("transformer.vocab_embedding.")["weight"][: config.vocab_size]
         self._add("embedding", "BF16", embedding)
         kept = weights.kv_scales()
         self.writer.finish(_network(config, max_seq_len, self.activations, self.linears, kept))
 
-    def _linears(self, tensors: Tensors) -> dict[str, LinearWeights]:
-        """A layer's, by their names of `library.LINEARS`."""
+    def _linears(self, tensors: Tensors) -> dict[str, list[LinearWeights]]:
+        """A layer's, by their names of `library.LINEARS`; of a mixture those of all experts."""
+        count = self.config.num_experts
 
-        def linear(name: str) -> LinearWeights:
-            return linear_of(module_of(tensors, name), self.activations)
+        def linears(name: str) -> list[LinearWeights]:
+            module = module_tensors(tensors, name)
+            modules = [module]
+            if count and name.startswith("mlp."):
+                modules = [expert_tensors(module, i) for i in range(count)]
+            return [linear_of(each, self.activations) for each in modules]
 
         if self.config.gate_in_fc:
-            gate, fc = halves(linear("mlp.fc"))
+            both = [halves(whole) for whole in linears("mlp.fc")]
+            gates = [gated(fc, gate) for gate, fc in both]
         else:
-            fc, gate = linear("mlp.fc"), linear("mlp.gate")
-        attention = {"qkv": linear("attention.qkv"), "dense": linear("attention.dense")}
-        return {**attention, **gated(fc, gate), "proj": linear("mlp.proj")}
+            gates = [
+                gated(fc, gate)
+                for fc, gate in zip(linears("mlp.fc"), linears("mlp.gate"), strict=True)
+            ]
+        return {
+            "qkv": linears("attention.qkv"),
+            "dense": linears("attention.dense"),
+            **{name: [each[name] for each in gates] for name in gates[0]},
+            "proj": linears("mlp.proj"),
+        }
 
     def _add(self, name: str, dtype: str, values: Tensor) -> None:
         self.writer.add(name, dtype, array_of(dtype, values))
 
-    def _linear(self, name: str, linear: LinearWeights) -> None:
-        shape, arrays = packed_linear(linear)
+    def _linear(self, name: str, linears: list[LinearWeights]) -> None:
+        shape, arrays = packed_linears(linears)
         for part, (dtype, values) in arrays.items():
             self._add(f"{name}.{part}", dtype, values)
         self.linears[name] = shape
@@ -126,6 +145,8 @@ def _network(
     kept: list[float],
 ) -> Network:
     traits, ropes = traits_of(config), all_frequencies(config, max_seq_len)
+    moe = config.extra.get("moe") or {}
+    inner = config.moe_intermediate_size if config.num_experts else config.intermediate_size
     return Network(
         layout=LAYOUT,
         activations=activations,
@@ -135,7 +156,7 @@ def _network(
         kv_heads=config.num_key_value_heads,
         head_size=config.head_size,
         rotary=config.rotary_dim,
-        inner=-(-config.intermediate_size // LANES) * LANES,
+        inner=-(-inner // LANES) * LANES,
         vocab=config.vocab_size,
         gelu=traits.gelu,
         norm_sublayers=traits.norm_sublayers,
@@ -150,6 +171,11 @@ def _network(
         pretrained=ropes.pretrained,
         linears=linears,
         kept=_KEPT[config.quantization.kv_cache_quant_algo],
+        mixture=(
+            Mixture(config.num_experts, int(moe["top_k"]), moe["normalization_mode"] == 1)
+            if config.num_experts
+            else None
+        ),
     )
 
 

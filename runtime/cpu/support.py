@@ -27,8 +27,6 @@ def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> 
 def _form(config: ModelConfig) -> str | None:
     quantization = config.quantization
     algo = quantization.quant_algo
-    if config.num_experts:
-        return f"a mixture of experts ({config.architecture})"
     if algo not in (None, *_ALGOS):
         return f"quant_algo={algo}"
     if algo in _GROUPED and quantization.group_size % _STEP:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from enginehouse.runtime.checkpoint.rope import Angles, Rotary, rotate
 from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
+from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.torch.attention import attend, soft_cap, visible
 from enginehouse.runtime.torch.linear import DenseLinear, Linear, make_linear
@@ -46,12 +47,6 @@ def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Attentio
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 
 
-def _module(tensors: Tensors, name: str) -> dict[str, Tensor]:
-    """The tensors of one module: {"weight": ..., "weights_scaling_factor": ...}."""
-    prefix = name + "."
-    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
 class DecoderLayer:
     """One transformer block.
 
@@ -64,15 +59,15 @@ class DecoderLayer:
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
         self.config = config
         self.traits = traits_of(config)
-        self.qkv = make_linear([_module(tensors, "attention.qkv")], dtype)
-        self.dense = make_linear([_module(tensors, "attention.dense")], dtype)
+        self.qkv = make_linear([module_tensors(tensors, "attention.qkv")], dtype)
+        self.dense = make_linear([module_tensors(tensors, "attention.dense")], dtype)
         self.experts: ExpertMlp | None = None
         if config.num_experts:
-            self.experts = ExpertMlp(_module(tensors, "mlp"), config.extra["moe"], dtype)
+            self.experts = ExpertMlp(module_tensors(tensors, "mlp"), config.extra["moe"], dtype)
         else:
             names = ("mlp.fc",) if config.gate_in_fc else ("mlp.fc", "mlp.gate")
-            self.fc_gate = make_linear([_module(tensors, name) for name in names], dtype)
-            self.proj = make_linear([_module(tensors, "mlp.proj")], dtype)
+            self.fc_gate = make_linear([module_tensors(tensors, name) for name in names], dtype)
+            self.proj = make_linear([module_tensors(tensors, "mlp.proj")], dtype)
         self.norms = {
             name.removesuffix("layernorm.weight"): tensor.to(dtype)
             for name, tensor in tensors.items()

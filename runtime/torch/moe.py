@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.runtime.checkpoint.weights import expert_tensors, module_tensors
 from enginehouse.runtime.torch.linear import Linear, make_linear
 
 _RENORMALIZE = 1  # TensorRT-LLM's MoeConfig.ExpertScaleNormalizationMode
-_PER_EXPERT = ("weight", "weights_scaling_factor")
 
 
 def route(router: Tensor, x: Tensor, moe: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -44,8 +44,10 @@ class ExpertMlp:
         self.moe = moe
         self.router = tensors["router.weight"].float()
         count = len(self.router)
-        self.fc = [make_linear([_expert(tensors, "fc.", i)], dtype) for i in range(count)]
-        self.proj = [make_linear([_expert(tensors, "proj.", i)], dtype) for i in range(count)]
+        self.fc, self.proj = (
+            [make_linear([expert_tensors(module, i)], dtype) for i in range(count)]
+            for module in (module_tensors(tensors, name) for name in ("fc", "proj"))
+        )
 
     def __call__(self, x: Tensor, run: Callable[[str, Linear, Tensor], Tensor]) -> Tensor:
         """x: [tokens, hidden_size] -> the same shape."""
@@ -57,9 +59,3 @@ class ExpertMlp:
             y = run("mlp.proj", self.proj[expert], functional.silu(gate) * up)
             out.index_add_(0, tokens, y * shares[tokens, slots, None].to(y.dtype))
         return out
-
-
-def _expert(tensors: Mapping[str, Tensor], prefix: str, index: int) -> dict[str, Tensor]:
-    """One expert's tensors of a module; what all share (the activation scale) stays whole."""
-    module = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-    return {key: t[index] if key in _PER_EXPERT else t for key, t in module.items()}

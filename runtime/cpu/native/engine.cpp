@@ -49,9 +49,12 @@ void eh_norm(Model* m, int layer, int which, const float* weight) {
   (which == kNorms ? m->final_norm : m->layers.at(layer).norms.at(which)) = weight;
 }
 
+// router: [experts, hidden], the caller's.
+void eh_router(Model* m, int layer, const float* router) { m->layers.at(layer).experts.router = router; }
+
 // which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
-// 4 proj, 5 the head.
-void eh_linear(Model* m, int layer, int which, const Linear* linear) {
+// 4 proj, 5 the head. expert: whose, in a mixture.
+void eh_linear(Model* m, int layer, int which, int expert, const Linear* linear) {
   const Shape& s = m->s;
   const int inner = s.inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols), heads = s.heads * s.head_size;
   const int outs[] = {m->width(), s.hidden, linear->out == one ? inner : both, inner, s.hidden, s.vocab};
@@ -65,6 +68,7 @@ void eh_linear(Model* m, int layer, int which, const Linear* linear) {
   }
   Layer& l = m->layers.at(layer);
   Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj};
+  if (s.experts) all[2] = &l.experts.fc_gate.at(expert), all[4] = &l.experts.proj.at(expert);
   *all[which] = *linear;
 }
 

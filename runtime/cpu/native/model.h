@@ -1,4 +1,4 @@
-// A dense decoder: what it is made of, and one step of it over chunks of several sequences.
+// A decoder: what it is made of, and one step of it over chunks of several sequences.
 #pragma once
 
 #include <array>
@@ -8,6 +8,7 @@
 
 #include "attention.h"
 #include "clock.h"
+#include "experts.h"
 #include "memory.h"
 #include "pool.h"
 #include "sampling.h"
@@ -20,7 +21,8 @@ namespace enginehouse {
 struct Shape {
   int hidden, layers, heads, kv_heads, head_size, rotary, inner, vocab;
   int num_blocks, block_size, max_tokens, threads;
-  int kept, gelu, norm_sublayers;  // kept: of enum Kept
+  int kept, gelu, norm_sublayers;    // kept: of enum Kept
+  int experts, chosen, renormalize;  // experts: 0 of a dense model
   float epsilon, embedding_scale, logits_cap;
 };
 
@@ -37,9 +39,10 @@ struct Step {
 
 enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
 
-// gate: where it is no part of fc_gate, which is fc then.
+// gate: where it is no part of fc_gate, which is fc then. experts: instead of these three, in a mixture.
 struct Layer {
   Linear qkv, dense, fc_gate, gate, proj;
+  Experts experts;
   std::array<const float*, kNorms> norms = {};  // null where the model has none
   Rule rule;
 };
@@ -53,12 +56,14 @@ class Model {
  public:
   explicit Model(const Shape& shape)
       : s(shape), layers(shape.layers), pool_(shape.threads),
-        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size) {
+        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size),
+        mixture_(shape.experts, shape.chosen, shape.renormalize, shape.hidden, shape.inner, shape.max_tokens) {
     assert(s.hidden % kLanes == 0 && s.head_size % kLanes == 0 && s.inner % kLanes == 0);
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden);
-    wide_.resize(n * width()), attended_.resize(n * s.heads * s.head_size), inner_.resize(n * s.inner);
+    wide_.resize(n * width()), attended_.resize(n * s.heads * s.head_size), inner_.resize(s.experts ? 0 : n * s.inner);
+    for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
     rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
   }
 
@@ -105,10 +110,7 @@ class Model {
   template <class F>
   void by_rows(int n, F&& f) {
     const Clock::Within own(clock, kRowWork);
-    const int items = n < 12 ? 1 : std::min(n / 2, 8 * pool_.size());
-    pool_.run(items, [&](int item) {
-      for (int i = int(int64_t(n) * item / items), end = int(int64_t(n) * (item + 1) / items); i < end; ++i) f(i);
-    });
+    enginehouse::by_rows(pool_, n, f);
   }
 
   void cut(const Step& step) {
@@ -156,19 +158,37 @@ class Model {
     const float* norm = layer.norms[sub ? kPreFeedForward : kPost];
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPost] : nullptr);
-      put_normed(row, row, norm, layer.fc_gate);
+      if (s.experts)
+        norm_to_branch(row, norm);
+      else
+        put_normed(row, row, norm, layer.fc_gate);
     });
-    if (layer.gate.weights)
-      apart(n, layer, norm);
+    if (s.experts)
+      mixture_.run(pool_, layer.experts, n, branch_.data(), activation());
     else
-      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, s.gelu ? End::gelu : End::silu});
-    put_all(n, inner_.data(), s.inner, layer.proj);
-    product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
+      feed_forward(n, layer, norm);
     rows_.widen(s.hidden);
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPostFeedForward] : nullptr);
       if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
     });
+  }
+
+  End activation() const { return s.gelu ? End::gelu : End::silu; }
+
+  void norm_to_branch(int row, const float* norm) {
+    const float* x = &hidden_[at(row)];
+    const float by = scale_of(x, s.hidden);
+    for (int i = 0; i < s.hidden; i += kLanes) store(&branch_[at(row) + i], load<V>(x + i) * by * load<V>(norm + i));
+  }
+
+  void feed_forward(int n, const Layer& layer, const float* norm) {
+    if (layer.gate.weights)
+      apart(n, layer, norm);
+    else
+      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, activation()});
+    put_all(n, inner_.data(), s.inner, layer.proj);
+    product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
   }
 
   // fc and gate that differ in form or in what enters them.
@@ -273,6 +293,7 @@ class Model {
   Cache cache_;
   std::vector<float> hidden_, branch_, wide_, attended_, inner_, gate_;
   Rows rows_;
+  Mixture mixture_;
   std::vector<Tile> tiles_;
 };
 

@@ -1,6 +1,7 @@
 // Threads that claim work item by item: one that is not running holds up nobody.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cassert>
 #include <cstdint>
@@ -93,5 +94,14 @@ class Pool {
   void* context_ = nullptr;
   std::vector<std::thread> workers_;
 };
+
+// f(0) ... f(n - 1), some at a time.
+template <class F>
+void by_rows(Pool& pool, int n, F&& f) {
+  const int items = n < 12 ? 1 : std::min(n / 2, 8 * pool.size());
+  pool.run(items, [&](int item) {
+    for (int i = int(int64_t(n) * item / items), end = int(int64_t(n) * (item + 1) / items); i < end; ++i) f(i);
+  });
+}
 
 }  // namespace enginehouse

@@ -156,19 +156,35 @@ void tile(const Linear& l, int block, const Rows& rows, int row, const Target& t
   }
 }
 
-inline void product(Pool& pool, const Linear& l, const Rows& rows, int n, const Target& t) {
-  assert(rows.stride == l.in);
-  const int blocks = l.out / kCols, tiles = (n + kRows - 1) / kRows;
-  const int items = std::min(blocks, (n <= 8 ? 3 : 8) * pool.size());
+// `count` rows from `row` on, of the input and of the target.
+struct Run {
+  const Linear* linear;
+  int row, count;
+};
+
+// at(i): the i-th of `runs`, whose linears are of one size.
+template <class At>
+void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
+  const Run first = at(0);
+  assert(rows.stride == first.linear->in);
+  const int blocks = first.linear->out / kCols, all_blocks = runs * blocks;
+  const int items = std::min(all_blocks, (runs == 1 && first.count <= 8 ? 3 : 8) * pool.size());
   pool.run(items, [&](int item) {
-    const int end = int(int64_t(blocks) * (item + 1) / items);
-    for (int b = int(int64_t(blocks) * item / items); b < end; ++b)
-      for (int i = 0, row = 0; i < tiles; ++i) {  // tiles of like height
-        const int height = (n - row) / (tiles - i);
-        with_height(height, [&](auto R) { tile<R.value>(l, b, rows, row, t); });
-        row += height;
+    const int end = int(int64_t(all_blocks) * (item + 1) / items);
+    for (int b = int(int64_t(all_blocks) * item / items); b < end; ++b) {
+      const Run run = at(b / blocks);
+      const int tiles = (run.count + kRows - 1) / kRows;
+      for (int i = 0, done = 0; i < tiles; ++i) {  // tiles of like height
+        const int height = (run.count - done) / (tiles - i);
+        with_height(height, [&](auto R) { tile<R.value>(*run.linear, b % blocks, rows, run.row + done, t); });
+        done += height;
       }
+    }
   });
+}
+
+inline void product(Pool& pool, const Linear& l, const Rows& rows, int n, const Target& t) {
+  product(pool, 1, rows, t, [&](int) { return Run{&l, 0, n}; });
 }
 
 }  // namespace enginehouse

@@ -17,7 +17,7 @@ from enginehouse.runtime.cpu.packed_file import LAYOUT, PACKED
 from enginehouse.runtime.engine import read_manifest
 from enginehouse.runtime.errors import PlanError
 from makers.cpp_compiler import needs_compiler
-from makers.engines import EngineMaker, SourceMaker
+from makers.engines import EngineMaker
 
 
 @pytest.mark.parametrize(
@@ -34,11 +34,6 @@ def test_what_the_kernels_do_not_run_is_refused_by_name(
         make_plan(load_settings({**choices, "backend": "cpu"}), tiny_source)
     assert str(caught.value) == f"{reason} is not yet run by backend=cpu; choose backend=torch"
     make_plan(load_settings({**choices, "backend": "torch"}), tiny_source)
-
-
-def test_a_mixture_of_experts_is_refused_by_its_family(family_source: SourceMaker) -> None:
-    with pytest.raises(PlanError, match=r"a mixture of experts \(MixtralForCausalLM\) is not yet"):
-        make_plan(load_settings({"quant": "none", "backend": "cpu"}), family_source("mixtral"))
 
 
 def test_the_engine_is_torchs_folder_with_packed_weights_beside_it(

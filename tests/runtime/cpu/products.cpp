@@ -1,10 +1,13 @@
-// One linear's product. From the standard input: the number of rows; what a Linear has of numbers, then
-// of each of its arrays the bytes' number and the bytes; the rows, float32 [rows, in]. To the standard
-// output: float32 [rows, out].
+// One linear's product, or a mixture of experts. From the standard input, all numbers of 32 bits: the
+// number of rows and of their inputs; the experts, how many are chosen, whether shares are scaled to 1,
+// and an expert's columns, all 0 for one linear; the linears. To the standard output: float32 rows.
+// A linear: form, in, out, group, input, narrow_scales; of each of its arrays the bytes' number and the
+// bytes. A mixture: its router, an array; then of each expert fc_gate and proj.
 #include <cstdio>
-#include <vector>
+#include <cstdlib>
+#include <deque>
 
-#include "tiles.h"
+#include "experts.h"
 
 using namespace enginehouse;
 
@@ -15,26 +18,48 @@ static std::vector<T> read(size_t n) {
   return values;
 }
 
-int main() {
-  const int n = read<int>(1)[0];
-  const auto told = read<int>(7);
+static const void* read_array() {
+  static std::deque<std::vector<uint8_t>> all;
+  const int bytes = read<int>(1)[0];
+  return bytes ? all.emplace_back(read<uint8_t>(bytes)).data() : nullptr;
+}
+
+template <class T>
+static void read_array(T*& to) {
+  to = static_cast<T*>(read_array());
+}
+
+static Linear read_linear() {
   Linear l;
+  const auto told = read<int>(6);
   l.form = Form(told[0]), l.in = told[1], l.out = told[2], l.group = told[3], l.input = Input(told[4]);
   l.narrow_scales = told[5];
-  const int in = told[6];
-  std::vector<std::vector<uint8_t>> arrays;
-  for (int i = 0; i < 6; ++i) arrays.push_back(read<uint8_t>(read<int>(1)[0]));
-  auto at = [&](int i) { return arrays[i].empty() ? nullptr : static_cast<const void*>(arrays[i].data()); };
-  l.weights = arrays[0].data(), l.scales = at(1), l.zeros = static_cast<const float*>(at(2));
-  l.counts = static_cast<const int16_t*>(at(3)), l.bias = static_cast<const float*>(at(4));
-  l.factor = static_cast<const float*>(at(5));
-  const auto x = read<float>(size_t(n) * in);
-  Pool pool(1);
-  Rows rows;
-  rows.grow(n, in);
-  rows.widen(in);
-  for (int row = 0; row < n; ++row) rows.put(row, &x[size_t(row) * in], nullptr, l.factor, 1, in, l.input);
-  std::vector<float> y(size_t(n) * l.out);
-  product(pool, l, rows, n, {y.data(), l.out, l.out});
+  read_array(l.weights), read_array(l.scales), read_array(l.zeros), read_array(l.counts);
+  read_array(l.bias), read_array(l.factor);
+  return l;
+}
+
+int main() {
+  const auto sizes = read<int>(6);
+  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[5];
+  Pool pool(2);
+  std::vector<float> x, y;
+  if (experts) {
+    Experts all;
+    read_array(all.router);
+    for (int i = 0; i < experts; ++i) all.fc_gate.push_back(read_linear()), all.proj.push_back(read_linear());
+    y = read<float>(size_t(n) * in);
+    Mixture mixture(experts, chosen, sizes[4], in, inner, 7 * chosen);  // 7 rows at once
+    mixture.run(pool, all, n, y.data(), End::silu);
+  } else {
+    const Linear l = read_linear();
+    x = read<float>(size_t(n) * in);
+    Rows rows;
+    rows.grow(n, in);
+    rows.widen(in);
+    for (int row = 0; row < n; ++row) rows.put(row, &x[size_t(row) * in], nullptr, l.factor, 1, in, l.input);
+    y.resize(size_t(n) * l.out);
+    product(pool, l, rows, n, {y.data(), l.out, l.out});
+  }
   fwrite(y.data(), sizeof(float), y.size(), stdout);
 }

@@ -1,4 +1,4 @@
-"""One linear of each form, through the kernels' product and through torch's in float32.
+"""One linear of each form, and a mixture, through the kernels and through torch in float32.
 
 Inputs are numbers that bfloat16 holds and sums are of float32 in both: only their order differs.
 """
@@ -19,9 +19,10 @@ from enginehouse.runtime.checkpoint.packing import pack_int4, quantize_int8, to_
 from enginehouse.runtime.cpu.compiler import SOURCE, find_compiler
 from enginehouse.runtime.cpu.instructions import choose_instructions, compiler_flags
 from enginehouse.runtime.cpu.library import FORMS, INPUTS, PARTS
-from enginehouse.runtime.cpu.linear_forms import linear_of
+from enginehouse.runtime.cpu.linear_forms import LinearWeights, gated, halves, linear_of
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linear
 from enginehouse.runtime.torch.linear import make_linear
+from enginehouse.runtime.torch.moe import ExpertMlp
 from makers.cpp_compiler import needs_compiler
 
 pytestmark = needs_compiler
@@ -90,17 +91,31 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return made
 
 
-def product(program: Path, module: dict[str, Tensor], x: Tensor) -> Tensor:
-    shape, arrays = packed_linear(linear_of(module, "bf16"))
+def words(*numbers: int) -> bytes:
+    return np.array(numbers, np.int32).tobytes()
+
+
+def with_size(data: bytes) -> bytes:
+    return words(len(data)) + data
+
+
+def told(linear: LinearWeights) -> bytes:
+    """A linear, as products.cpp reads it."""
+    shape, arrays = packed_linear(linear)
     form, entering = FORMS.index(shape.form), INPUTS.index(shape.input)
-    sizes = (form, shape.inputs, shape.out, shape.group, entering, shape.narrow_scales)
-    told = np.array([len(x), *sizes, x.shape[1]], np.int32).tobytes()
-    for part in PARTS:
-        data = array_of(*arrays[part]).tobytes() if part in arrays else b""
-        told += np.array(len(data), np.int32).tobytes() + data
-    told += x.numpy().tobytes()
-    done = subprocess.run([program], input=told, capture_output=True, check=True, timeout=60)
-    return torch.tensor(np.frombuffer(done.stdout, np.float32)).view(len(x), shape.out)[:, :OUT]
+    head = words(form, shape.inputs, shape.out, shape.group, entering, shape.narrow_scales)
+    parts = (array_of(*arrays[part]).tobytes() if part in arrays else b"" for part in PARTS)
+    return head + b"".join(with_size(part) for part in parts)
+
+
+def run(program: Path, head: bytes, x: Tensor) -> Tensor:
+    data = words(*x.shape) + head + x.numpy().tobytes()
+    done = subprocess.run([program], input=data, capture_output=True, check=True, timeout=60)
+    return torch.tensor(np.frombuffer(done.stdout, np.float32)).view(len(x), -1)
+
+
+def product(program: Path, module: dict[str, Tensor], x: Tensor) -> Tensor:
+    return run(program, words(0, 0, 0, 0) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
 @pytest.mark.parametrize(
@@ -115,3 +130,26 @@ def test_a_product_of_each_form_is_torchs(
     found = product(program, tensors, x)
     assert (found - truth).abs().max() < 2e-6 * truth.abs().max()
     assert torch.equal(product(program, tensors, x[:1]), found[:1])
+
+
+@pytest.mark.parametrize(("chosen", "renormalize"), [(1, 0), (2, 1), (3, 0), (20, 0)])
+def test_a_mixture_chooses_and_adds_as_torch_does(
+    program: Path, chosen: int, renormalize: int
+) -> None:
+    """What enters the second product is rounded to bfloat16, and in torch is not."""
+    experts, hidden, inner = 20, 80, 48
+    router = numbers(experts, hidden, seed=6)
+    fc, proj = numbers(experts, 2 * inner, hidden, seed=7), numbers(experts, hidden, inner, seed=8)
+    tensors = {"fc.weight": fc / 8, "proj.weight": proj / 8, "router.weight": router}
+    x = numbers(17, hidden, seed=9) / 4
+    moe = {"top_k": chosen, "normalization_mode": renormalize}
+    truth = ExpertMlp(tensors, moe, torch.float32)(x, lambda name, linear, rows: linear(rows))
+
+    head = words(experts, chosen, renormalize, inner) + with_size(router.numpy().tobytes())
+    for i in range(experts):
+        gate, fc = halves(linear_of({"weight": tensors["fc.weight"][i]}, "bf16"))
+        head += told(gated(fc, gate)["fc_gate"])
+        head += told(linear_of({"weight": tensors["proj.weight"][i]}, "bf16"))
+    found = run(program, head, x)
+    assert (found - truth).abs().max() < 0.01 * truth.abs().max()
+    assert torch.equal(run(program, head, x[4:5]), found[4:5])

@@ -64,11 +64,11 @@ static std::vector<float> sampled(Model* m, int n, int vocab, bool together) {
   return told;
 }
 
-// kept: of enum Kept. whole: becomes the last logits.
-static bool alike(int kept, std::vector<float>& whole) {
+// kept: of enum Kept. experts: 0 for a dense model. whole: becomes the last logits.
+static bool alike(int kept, int experts, std::vector<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kHead = 16, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37;
-  const Shape shape = {kHidden, 2, kHeads, kKv, kHead, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, 1, 1, 1e-5f, 2.f, 30.f};
+  const Shape shape = {kHidden, 2, kHeads, kKv, kHead, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, 1, 1, experts, experts / 2, 1, 1e-5f, 2.f, 30.f};
   Model* m = eh_open(&shape);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
@@ -105,14 +105,20 @@ static bool alike(int kept, std::vector<float>& whole) {
     eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, l);
     for (int which = 0; which < kNorms; ++which) eh_norm(m, l, which, floats.data());
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
-    eh_linear(m, l, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, l ? Input::e4m3_by_row : one));
-    eh_linear(m, l, 1, made(Form::int8, kHidden, kHeads * kHead, other));
-    eh_linear(m, l, 2, made(Form::int4, l ? kInner : 2 * kInner, kHidden, one));
-    if (l) eh_linear(m, l, 3, made(Form::e4m3, kInner, kHidden, Input::e4m3));
-    eh_linear(m, l, 4, made(Form::int4, kHidden, kInner, other));
+    eh_router(m, l, floats.data());
+    eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, l ? Input::e4m3_by_row : one));
+    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * kHead, other));
+    for (int e = 0; e < experts; ++e) {
+      eh_linear(m, l, 2, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
+      eh_linear(m, l, 4, e, made(Form::bf16, kHidden, kInner, Input::bf16));
+    }
+    if (experts) continue;
+    eh_linear(m, l, 2, 0, made(Form::int4, l ? kInner : 2 * kInner, kHidden, one));
+    if (l) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, other));
   }
   eh_norm(m, 0, kNorms, floats.data());
-  eh_linear(m, 0, 5, made(Form::int8, kVocab, kHidden, Input::bytes));
+  eh_linear(m, 0, 5, 0, made(Form::int8, kVocab, kHidden, Input::bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::vector<int> cuts, const std::vector<int>& table) {
@@ -150,6 +156,6 @@ static bool alike(int kept, std::vector<float>& whole) {
 
 int main() {
   std::vector<float> logits, other;
-  std::puts(alike(0, logits) && alike(1, other) && alike(2, other) ? "alike" : "different");
+  std::puts(alike(0, 0, logits) && alike(1, 5, other) && alike(2, 0, other) ? "alike" : "different");
   for (float x : logits) std::printf("%.9g\n", x);
 }
