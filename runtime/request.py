@@ -6,7 +6,9 @@ Read by the workers too, so nothing here may import torch.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 
 class FinishReason(str, enum.Enum):
@@ -107,9 +109,8 @@ class Refusal:
     code: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """What one iteration added to one sequence.
+class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one iteration added to one sequence. Made for each token, so it is no dataclass.
 
     The end-of-sequence or stop token itself is not among token_ids: it is stop_token_id.
     num_cached_tokens is how many prompt tokens were found in the KV cache instead of computed.
@@ -120,7 +121,7 @@ class TokenOutput:
     """
 
     request_id: int
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     finish_reason: FinishReason | None = None
     num_cached_tokens: int = 0
     error: str | None = None

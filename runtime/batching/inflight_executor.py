@@ -11,9 +11,10 @@ import logging
 import math
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
-from dataclasses import replace
 from datetime import datetime
 from typing import Generic, TypeVar
+
+from msgspec.structs import replace
 
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
 from enginehouse.runtime.batching.model_runner import Logits, ModelRunner

@@ -7,9 +7,9 @@ Knows no socket.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import EngineInfo, ExecutorStats, Request, TokenOutput

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import zmq
+from msgspec import structs
 
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EnginehouseError, RequestError
@@ -118,7 +119,7 @@ class EngineHost:
             client, request_id = self._owners[output.request_id]
             if output.finish_reason is not None:
                 del self._owners[output.request_id], self._ids[client, request_id]
-            translated = dataclasses.replace(output, request_id=request_id)
+            translated = structs.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)
         for client, translated_outputs in by_client.items():
             for message in messages.in_messages(translated_outputs):

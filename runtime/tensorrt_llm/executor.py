@@ -18,8 +18,10 @@ import secrets
 import threading
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace
 
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
