@@ -26,8 +26,9 @@ from torch import Tensor
 from enginehouse.build.verify import kl_divergence
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.cpu.executor import CpuRunner, text_logits
-from enginehouse.runtime.cpu.packed_file import ACTIVATIONS, PACKED
+from enginehouse.runtime.cpu.packed_file import PACKED
 from enginehouse.runtime.cpu.packing import pack_engine
+from enginehouse.runtime.cpu.support import ACTIVATIONS
 from enginehouse.runtime.engine import Engine, read_engine
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention

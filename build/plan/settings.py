@@ -16,7 +16,7 @@ import yaml
 from enginehouse.build.forms.capabilities import GPU_SM
 from enginehouse.build.forms.weight_forms import KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.config import DTYPES
-from enginehouse.runtime.cpu.packed_file import ACTIVATIONS
+from enginehouse.runtime.cpu.support import ACTIVATIONS
 from enginehouse.runtime.errors import PlanError
 
 FORMATS = ("trtllm", "hf")

@@ -37,7 +37,7 @@ class LinearWeights(NamedTuple):
 
 
 def linear_of(module: Mapping[str, Tensor], activations: str) -> LinearWeights:
-    """activations: of `packed_file.ACTIVATIONS`, for weights that do not settle it themselves.
+    """activations: of `support.ACTIVATIONS`, for weights that do not settle it themselves.
 
     Raises EngineError for tensors that are no form.
     """

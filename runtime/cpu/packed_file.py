@@ -19,7 +19,6 @@ from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
 LAYOUT = 2  # of the packed tensors: another one is packed anew
-ACTIVATIONS = ("int8", "bf16")
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size

@@ -58,7 +58,7 @@ def pack_engine(
 ) -> None:
     """Write the packed file of a folder's rank files: under another name first, then renamed.
 
-    activations: of `packed_file.ACTIVATIONS`. advance: is told of each layer that is done.
+    activations: of `support.ACTIVATIONS`. advance: is told of each layer that is done.
     Raises EngineError for a tensor in a form that the kernels do not know.
     """
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -9,6 +9,7 @@ from enginehouse.runtime.config import ModelConfig
 
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
+ACTIVATIONS = ("int8", "bf16")  # what inputs of products in INT4 and INT8 are rounded to
 _LANES = 16  # of native/vectors.h
 _STEP = 64  # inputs of one partial sum
 _MOST_HEAD = 512

@@ -60,6 +60,7 @@ class GrammarCompiler:
         self._stop_token_ids = list(stop_token_ids)
         self._info: xgrammar.TokenizerInfo | None = None
         self._child: _Child | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self._threads = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="grammar")
         self._kept: OrderedDict[_Key, Grammar] = OrderedDict()
@@ -94,6 +95,7 @@ class GrammarCompiler:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
             if self._child is not None:
                 self._child.close()
 
@@ -151,6 +153,8 @@ class GrammarCompiler:
         from enginehouse.runtime.grammar.child import tokenizer_info
 
         with self._lock:
+            if self._closed:  # while its thread was still importing
+                raise EngineError("the engine is closed")
             args = (self._engine_dir, self._vocab_size, self._stop_token_ids)
             if self._child is not None and self._child.gone:
                 self._child.close()

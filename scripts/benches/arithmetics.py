@@ -10,8 +10,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from enginehouse.runtime.cpu.packed_file import ACTIVATIONS, LAYOUT, PACKED
+from enginehouse.runtime.cpu.packed_file import LAYOUT, PACKED
 from enginehouse.runtime.cpu.packing import pack_engine
+from enginehouse.runtime.cpu.support import ACTIVATIONS
 from enginehouse.runtime.engine import engine_digest, hash_files, read_engine, write_manifest
 
 ALL = ACTIVATIONS
