@@ -19,6 +19,7 @@ from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence, last_rows, scored_rows
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
+from enginehouse.runtime.cpu.packed_file import LANES
 from enginehouse.runtime.cpu.packed_model import load_model, native_shape, open_packed
 from enginehouse.runtime.cpu.sampler import NativeLogits
 from enginehouse.runtime.cpu.support import cpu_refusal
@@ -54,7 +55,8 @@ class CpuRunner:
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
         heads = 2 * config.num_key_value_heads * config.num_hidden_layers
-        block_bytes = block_size * heads * config.head_size * _KEPT_BYTES[kv_algo]
+        head_size = config.head_size + -config.head_size % LANES  # as it is kept
+        block_bytes = block_size * heads * head_size * _KEPT_BYTES[kv_algo]
         num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free_memory())
         self.kv_cache_bytes = num_blocks * block_bytes
         self.block_size = block_size

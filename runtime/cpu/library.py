@@ -25,7 +25,17 @@ FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
 TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
 
-_SIZES = ("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab")
+_SIZES = (
+    "hidden",
+    "normed",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_size",
+    "rotary",
+    "inner",
+    "vocab",
+)
 _TRAITS = ("kept", "gelu", "norm_sublayers", "experts", "chosen", "renormalize")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.checkpoint.packing import unpack_int4
+from enginehouse.runtime.cpu.packed_file import LANES
 from enginehouse.runtime.errors import EngineError
 
-LANES, STEP = 16, 64  # of native/vectors.h and rows.h
+STEP = 64  # of native/rows.h
 
 
 class LinearWeights(NamedTuple):

@@ -18,7 +18,8 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 2  # of the packed tensors: another one is packed anew
+LAYOUT = 3  # of the packed tensors: another one is packed anew
+LANES = 16  # of native/vectors.h: numbers of a whole vector
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
@@ -68,13 +69,14 @@ class Mixture(msgspec.Struct, frozen=True):
 
 class Network(msgspec.Struct, frozen=True):
     """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
-    pretrained: the longest context that the short one serves. inner: a multiple of 16, in a
-    mixture of each expert.
+    pretrained: the longest context that the short one serves. hidden, inner: multiples of 16,
+    inner in a mixture of each expert, hidden with zeros behind the model's own, `normed`.
     """
 
     layout: int
     activations: str
     hidden: int
+    normed: int
     layers: int
     heads: int
     kv_heads: int

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from enginehouse.runtime.cpu.linear_forms import LANES, STEP, LinearWeights
-from enginehouse.runtime.cpu.packed_file import LinearShape
+from enginehouse.runtime.cpu.linear_forms import STEP, LinearWeights
+from enginehouse.runtime.cpu.packed_file import LANES, LinearShape
 
 Arrays = dict[str, tuple[str, Tensor]]  # of `library.PARTS`: a dtype of the file, and the values
 
@@ -62,6 +62,11 @@ def packed_linears(linears: list[LinearWeights]) -> tuple[LinearShape, Arrays]:
         for part, (dtype, _) in arrays.items()
     )
     return shape, {part: (dtype, values) for part, dtype, values in together}
+
+
+def whole_vectors(rows: Tensor) -> Tensor:
+    """[n, width], zeros behind each row up to a multiple of 16."""
+    return functional.pad(rows, [0, -rows.shape[1] % LANES])
 
 
 def array_of(dtype: str, values: Tensor) -> np.ndarray:

@@ -118,6 +118,6 @@ def _packed_anew(engine: Engine) -> Path:
 
 
 _SIZES = (
-    *("hidden", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab"),
+    *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab"),
     *("epsilon", "embedding_scale", "logits_cap"),
 )

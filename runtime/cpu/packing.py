@@ -22,7 +22,6 @@ from enginehouse.runtime.checkpoint.weights import (
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.library import NORMS
 from enginehouse.runtime.cpu.linear_forms import (
-    LANES,
     LinearWeights,
     gated,
     halves,
@@ -30,6 +29,7 @@ from enginehouse.runtime.cpu.linear_forms import (
     rounded,
 )
 from enginehouse.runtime.cpu.packed_file import (
+    LANES,
     LAYOUT,
     LinearShape,
     Mixture,
@@ -38,7 +38,7 @@ from enginehouse.runtime.cpu.packed_file import (
     RopeFrequencies,
     Rule,
 )
-from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears
+from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears, whole_vectors
 
 Tensors = Mapping[str, Tensor]
 
@@ -88,7 +88,8 @@ class _Packing:
                 if name + _NORM in tensors:
                     self._add(f"{layer}.{name}norm", "F32", tensors[name + _NORM])
             if config.num_experts:
-                self._add(f"{layer}.router", "F32", tensors["mlp.router.weight"])
+                router = whole_vectors(tensors["mlp.router.weight"])
+                self._add(f"{layer}.router", "F32", router)
             for name, linears in self._linears(tensors).items():
                 self._linear(f"{layer}.{name}", linears)
             advance(1)
@@ -97,7 +98,7 @@ class _Packing:
         whole = LinearWeights("bf16", "bf16", head)
         self._linear("lm_head", [rounded(head) if self.activations == "int8" else whole])
         embedding = weights("transformer.vocab_embedding.")["weight"][: config.vocab_size]
-        self._add("embedding", "BF16", embedding)
+        self._add("embedding", "BF16", whole_vectors(embedding))
         kept = weights.kv_scales()
         self.writer.finish(_network(config, max_seq_len, self.activations, self.linears, kept))
 
@@ -150,7 +151,8 @@ def _network(
     return Network(
         layout=LAYOUT,
         activations=activations,
-        hidden=config.hidden_size,
+        hidden=config.hidden_size + -config.hidden_size % LANES,
+        normed=config.hidden_size,
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,

@@ -10,7 +10,7 @@ from enginehouse.runtime.config import ModelConfig
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
 ACTIVATIONS = ("int8", "bf16")  # what inputs of products in INT4 and INT8 are rounded to
-_LANES = 16  # of native/vectors.h
+_UNIT = 16  # tokens of native/attention.h
 _STEP = 64  # inputs of one partial sum
 _MOST_HEAD = 512
 
@@ -36,10 +36,8 @@ def _form(config: ModelConfig) -> str | None:
 
 
 def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
-    sizes = {"hidden_size": config.hidden_size, "head_size": config.head_size}
-    for name, size in {**sizes, "kv_block_size": kv_block_size}.items():
-        if size % _LANES:
-            return f"{name}={size}, which 16 does not divide,"
+    if kv_block_size % _UNIT:
+        return f"kv_block_size={kv_block_size}, which {_UNIT} does not divide,"
     if config.head_size > _MOST_HEAD:
         return f"head_size={config.head_size}"
     return None

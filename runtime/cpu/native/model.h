@@ -1,9 +1,11 @@
 // A decoder: what it is made of, and one step of it over chunks of several sequences.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cassert>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "attention.h"
@@ -17,9 +19,10 @@
 
 namespace enginehouse {
 
-// As runtime/cpu/library.py has it. Sizes: hidden of 16, head_size of 16, rotary even, inner of 16.
+// As runtime/cpu/library.py has it. hidden, inner: whole vectors of 16, hidden with zeros behind its first
+// `normed`; rotary even.
 struct Shape {
-  int hidden, layers, heads, kv_heads, head_size, rotary, inner, vocab;
+  int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, vocab;
   int num_blocks, block_size, max_tokens, threads;
   int kept, gelu, norm_sublayers;    // kept: of enum Kept
   int experts, chosen, renormalize;  // experts: 0 of a dense model
@@ -56,13 +59,13 @@ class Model {
  public:
   explicit Model(const Shape& shape)
       : s(shape), layers(shape.layers), pool_(shape.threads),
-        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, shape.head_size),
+        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, wide_head()),
         mixture_(shape.experts, shape.chosen, shape.renormalize, shape.hidden, shape.inner, shape.max_tokens) {
-    assert(s.hidden % kLanes == 0 && s.head_size % kLanes == 0 && s.inner % kLanes == 0);
+    assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0 && wide_head() <= kMostHead);
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden);
-    wide_.resize(n * width()), attended_.resize(n * s.heads * s.head_size), inner_.resize(s.experts ? 0 : n * s.inner);
+    wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(s.experts ? 0 : n * s.inner);
     for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
     rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
   }
@@ -75,6 +78,7 @@ class Model {
   std::array<const float*, 3> cos = {}, sin = {};  // [positions, rotary / 2]: global, local, short
 
   int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
+  int wide_head() const { return round_up(s.head_size, kLanes); }  // with zeros behind
 
   Clock clock;
 
@@ -123,7 +127,8 @@ class Model {
       }
   }
 
-  float scale_of(const float* x, int n) const {  // what an RMS norm multiplies by
+  // What an RMS norm multiplies by: of n numbers, with zeros behind them up to a whole vector.
+  float scale_of(const float* x, int n) const {
     V total = all(0);
     for (int i = 0; i < n; i += kLanes) total = fma(load<V>(x + i), load<V>(x + i), total);
     return 1.f / std::sqrt(sum(total) / float(n) + s.epsilon);
@@ -132,14 +137,14 @@ class Model {
   // The norm of hidden's row, as a row of the next product's input.
   void put_normed(int to, int row, const float* norm, const Linear& next) {
     const float* x = &hidden_[at(row)];
-    rows_.put(to, x, norm, next.factor, scale_of(x, s.hidden), s.hidden, next.input);
+    rows_.put(to, x, norm, next.factor, scale_of(x, s.normed), s.hidden, next.input);
   }
 
   // hidden += what the branch gave, normed first where the family does so.
   void add_branch(int row, const float* norm) {
     float* x = &hidden_[at(row)];
     const float* y = &branch_[at(row)];
-    const float by = norm ? scale_of(y, s.hidden) : 1.f;
+    const float by = norm ? scale_of(y, s.normed) : 1.f;
     for (int i = 0; i < s.hidden; i += kLanes) {
       const V added = norm ? load<V>(y + i) * by * load<V>(norm + i) : load<V>(y + i);
       store(x + i, load<V>(x + i) + added);
@@ -152,7 +157,8 @@ class Model {
     const bool sub = s.norm_sublayers;
     product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
     attention(step, index);
-    put_all(n, attended_.data(), heads, layer.dense);
+    if (wide_head() != s.head_size) by_rows(n, [&](int row) { close_gaps(row); });
+    put_all(n, attended_.data(), s.heads * wide_head(), heads, layer.dense);
     product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.widen(s.hidden);
     const float* norm = layer.norms[sub ? kPreFeedForward : kPost];
@@ -178,7 +184,7 @@ class Model {
 
   void norm_to_branch(int row, const float* norm) {
     const float* x = &hidden_[at(row)];
-    const float by = scale_of(x, s.hidden);
+    const float by = scale_of(x, s.normed);
     for (int i = 0; i < s.hidden; i += kLanes) store(&branch_[at(row) + i], load<V>(x + i) * by * load<V>(norm + i));
   }
 
@@ -187,7 +193,7 @@ class Model {
       apart(n, layer, norm);
     else
       product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, activation()});
-    put_all(n, inner_.data(), s.inner, layer.proj);
+    put_all(n, inner_.data(), s.inner, s.inner, layer.proj);
     product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
   }
 
@@ -207,17 +213,32 @@ class Model {
     });
   }
 
-  void put_all(int n, const float* x, int in, const Linear& next) {
+  void put_all(int n, const float* x, int x_stride, int in, const Linear& next) {
     rows_.widen(in);
-    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * in, nullptr, next.factor, 1.f, in, next.input); });
+    by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * x_stride, nullptr, next.factor, 1.f, in, next.input); });
   }
 
   // ---- attention ----
 
-  // One head's norm, where there is one, and its rotation: [head_size].
+  // One head of x, as [wide_head].
+  void widen_head(const float* x, float* y) const {
+    memcpy(y, x, size_t(s.head_size) * sizeof(float));
+    std::fill(y + s.head_size, y + wide_head(), 0.f);
+  }
+
+  // Takes out what stands behind each of a row's heads, and puts zeros up to a whole vector.
+  void close_gaps(int row) {
+    float* x = &attended_[size_t(row) * s.heads * wide_head()];
+    for (int h = 1; h < s.heads; ++h) memmove(x + h * s.head_size, x + h * wide_head(), size_t(s.head_size) * sizeof(float));
+    const int end = s.heads * s.head_size;
+    std::fill(x + end, x + round_up(end, kLanes), 0.f);
+  }
+
+  // One head's norm, where there is one, and its rotation: [wide_head].
   void turn(const float* x, const float* norm, int rope, int position, float* y) const {
-    const float by = norm ? scale_of(x, s.head_size) : 1.f;
-    for (int i = 0; i < s.head_size; ++i) y[i] = norm ? x[i] * by * norm[i] : x[i];
+    widen_head(x, y);
+    const float by = norm ? scale_of(y, s.head_size) : 1.f;
+    for (int i = 0; norm && i < s.head_size; ++i) y[i] = y[i] * by * norm[i];
     const int half = s.rotary / 2;
     const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
     for (int i = 0; i < half; ++i) {
@@ -238,9 +259,10 @@ class Model {
     T* unit = cache_.unit<T>(index, step.tables + step.table_offset[tile.chunk], head, tile.position / kUnit);
     for (int i = 0; i < tile.count; ++i) {
       const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
-      float key[kMostHead];
+      float key[kMostHead], value[kMostHead];
       turn(x, layer.norms[kKey], rope, tile.position + i, key);
-      cache_.keep(unit, (tile.position + i) % kUnit, key, x + size_t(s.kv_heads) * D, layer.rule.kept);
+      widen_head(x + size_t(s.kv_heads) * D, value);
+      cache_.keep(unit, (tile.position + i) % kUnit, key, value, layer.rule.kept);
     }
   }
 
@@ -248,7 +270,7 @@ class Model {
   void attend_tile(const Step& step, int index, const Tile& tile, int head) {
     static thread_local Scratch scratch;
     const Layer& layer = layers[index];
-    const int per = s.heads / s.kv_heads, D = s.head_size, rope = rope_of(step, tile, layer.rule);
+    const int per = s.heads / s.kv_heads, D = wide_head(), rope = rope_of(step, tile, layer.rule);
     const int* table = step.tables + step.table_offset[tile.chunk];
     auto unit = [&](int u) { return cache_.unit<T>(index, table, head, u); };
     u16 q[kRows * kMostHead];
@@ -257,7 +279,7 @@ class Model {
     set.q = q;
     for (int i = 0, n = 0, left = tile.count * per; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
-        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * D], layer.norms[kQuery], rope, tile.position + i, y);
+        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery], rope, tile.position + i, y);
         for (int d = 0; d < D; d += kLanes) put(q + n * D + d, load<V>(y + d));
         set.position[n] = tile.position + i;
         set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];

@@ -16,6 +16,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
@@ -38,8 +39,8 @@ from enginehouse.runtime.request import Constraint, ConstraintKind, Request, Sam
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, needs_compiler
-from makers.engines import EngineMaker, SourceMaker, engine_maker
-from makers.family_models import FAMILIES, MIXTURES
+from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
+from makers.family_models import FAMILIES, MIXTURES, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 DENSE = [name for name in FAMILIES if name not in MIXTURES]
@@ -192,6 +193,27 @@ def test_mixtures_of_experts_are_run(engine: EngineMaker, name: str, form: str) 
     found, truth = logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT)
     close = CLOSE_IN_E4M3 if form == "fp8" else CLOSE[choices["cpu_activations"]]
     assert (found - truth).abs().amax(dim=1).median() < close * truth.abs().max()
+
+
+@pytest.mark.parametrize("kept", ["auto", "int8"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("qwen3", {"hidden_size": 100, "head_dim": 20, "intermediate_size": 72}),
+        ("gemma3", {"hidden_size": 72, "head_dim": 36}),
+        ("qwen3-moe", {"hidden_size": 100, "head_dim": 12, "moe_intermediate_size": 40}),
+    ],
+)
+def test_sizes_that_are_no_whole_vectors_are_run(
+    tmp_path: Path, name: str, sizes: dict[str, int], kept: str
+) -> None:
+    source = resolve_source(str(save_family(name, tmp_path / name, **sizes)), tmp_path)
+    choices = {**FORMS["none"], "dtype": "bfloat16", "until": "compile", "backend": "cpu"}
+    path = build_engine(source, tmp_path / "engine", **choices, kv_cache_dtype=kept)
+    found, truth = logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT)
+    close = CLOSE["bf16"] if kept == "auto" else CLOSE_IN_BYTES
+    assert (found - truth).abs().amax(dim=1).median() < close * truth.abs().max()
+    assert torch.equal(logits_alone(runner_of(path), PROMPT, (1, 17, 40)), found)
 
 
 def test_ranks_of_int8_have_scales_of_their_own(engine: EngineMaker) -> None:

@@ -66,9 +66,10 @@ static std::vector<float> sampled(Model* m, int n, int vocab, bool together) {
 
 // kept: of enum Kept. experts: 0 for a dense model. whole: becomes the last logits.
 static bool alike(int kept, int experts, std::vector<float>& whole) {
-  constexpr int kHidden = 48, kHeads = 3, kKv = 1, kHead = 16, kInner = 64, kVocab = 70, kBlocks = 9;
+  constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37;
-  const Shape shape = {kHidden, 2, kHeads, kKv, kHead, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, 1, 1, experts, experts / 2, 1, 1e-5f, 2.f, 30.f};
+  const int head_size = kept == 2 ? 12 : 16;
+  const Shape shape = {kHidden, kHidden - 3, 2, kHeads, kKv, head_size, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, 1, 1, experts, experts / 2, 1, 1e-5f, 2.f, 30.f};
   Model* m = eh_open(&shape);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
@@ -106,8 +107,8 @@ static bool alike(int kept, int experts, std::vector<float>& whole) {
     for (int which = 0; which < kNorms; ++which) eh_norm(m, l, which, floats.data());
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
     eh_router(m, l, floats.data());
-    eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * kHead, kHidden, l ? Input::e4m3_by_row : one));
-    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * kHead, other));
+    eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
+    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * head_size, other));
     for (int e = 0; e < experts; ++e) {
       eh_linear(m, l, 2, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
       eh_linear(m, l, 4, e, made(Form::bf16, kHidden, kInner, Input::bf16));
