@@ -48,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("engine", type=Path, help="built with --backend cpu from the sample model")
     parser.add_argument("--rounds", type=int, default=5, help="(default 5)")
     parser.add_argument(
-        "--quick-rounds", type=int, default=2, help="of whom no goal is about (default 2)"
+        "--quick-rounds", type=int, default=1, help="of whom no goal is about (default 1)"
     )
     parser.add_argument("--sequences", type=int, nargs="+", default=list(goals.LOADS))
     parser.add_argument(
@@ -64,6 +64,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=CACHE / "bench_serving")
     parser.add_argument(
         "--patience", type=float, default=90, metavar="S", help="for quiet moments, in all"
+    )
+    parser.add_argument(
+        "--variants", action="store_true", help="the server with one thread, and by priorities"
     )
     parser.add_argument("--growth", type=Path, metavar="PNG", help="measure and draw it too")
     parser.add_argument("--shape", choices=["1b"], help="a second shape too, in each form")
@@ -121,7 +124,7 @@ def find_contenders(
     ours.append(recipes.through_http(path, served))
     asked = (*PEERS, "torch") if args.others is None else args.others
     gguf = args.gguf or next(iter(sorted((CACHE / "sample").glob("*.gguf"))), None)
-    others: list[Recipe] = []
+    others = recipes.variants(path, served) if args.variants else []
     if gguf is not None:
         others += recipes.peer_recipes(gguf, args.peers, [name for name in PEERS if name in asked])
     elif set(asked) & set(PEERS):

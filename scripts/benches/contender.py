@@ -34,7 +34,8 @@ class Recipe(NamedTuple):
     """How a contender is started.
 
     command: the child's, or the server's where there is a `port`. load: what is run to load that
-    server. ready: the path that answers 200. goals: whether its figures decide anything.
+    server. ready: the path that answers 200. goals: whether its figures decide anything. nice: of
+    those of its processes whose command line has the word.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Recipe(NamedTuple):
     ready: str = ""
     load: tuple[str, ...] = ()
     goals: bool = True
+    nice: tuple[str, int] | None = None
 
 
 class Contender:
@@ -68,6 +70,7 @@ class Contender:
                 self._server = self._start(recipe.command)
                 self._wait_for_server(recipe.port, recipe.ready)
                 self.ready_s = time.perf_counter() - began
+                self._be_nice()
                 self._child = self._start(recipe.load)
                 self.operations = self._read()["ready"]
         except BaseException:
@@ -113,6 +116,14 @@ class Contender:
         except (OSError, psutil.Error):
             pass  # one has just ended
         return total
+
+    def _be_nice(self) -> None:
+        if self._recipe.nice is not None:
+            assert self._server is not None
+            word, nice = self._recipe.nice
+            for process in psutil.Process(self._server.pid).children(recursive=True):
+                if any(word in part for part in process.cmdline()):
+                    process.nice(nice)
 
     def _start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         is_server = self._recipe.port is not None and self._server is None

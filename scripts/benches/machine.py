@@ -30,7 +30,6 @@ _PEAKS = {
     "int8:amx_int8": ("amx_tile", "amx_int8"),
     "bf16:amx_bf16": ("amx_tile", "amx_bf16"),
 }
-_KV_BYTES = 2  # bfloat16
 
 
 class Work(NamedTuple):
@@ -71,12 +70,12 @@ def step_work(network: Network, batch: int, context: int) -> Work:
     for linear in network.linears.values():
         sizes = linear_bytes(linear)
         weight_bytes += sizes["weight"] + sizes["scales"]
-        operations["int8" if linear.as_bytes else "bf16"] += (
-            2.0 * batch * linear.out * linear.inputs
-        )
+        kind = "int8" if linear.input == "bytes" else "bf16"
+        operations[kind] += 2.0 * batch * linear.out * linear.inputs
     pairs = batch * context * network.layers
     operations["bf16"] += 4.0 * pairs * network.heads * network.head_size
-    kv_bytes = 2.0 * pairs * network.kv_heads * network.head_size * _KV_BYTES
+    kept = 2 if network.kept == "bf16" else 1  # bytes
+    kv_bytes = 2.0 * pairs * network.kv_heads * network.head_size * kept
     return Work(weight_bytes, kv_bytes, operations)
 
 

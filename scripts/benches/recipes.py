@@ -18,6 +18,8 @@ from benches.contender import HERE, Recipe
 from enginehouse.server.client.own_server import free_port
 
 _CACHE_GIB = 1
+_NICE = 5
+_PROCESSES = {"engine": "enginehouse-host", "workers": "gunicorn"}
 _LLAMA_SEQUENCES, _LLAMA_TOKENS = 32, 16384
 
 
@@ -37,6 +39,21 @@ def through_http(engine: Path, arithmetic: str) -> Recipe:
         "/health/ready",
         _child("run_load.py", port, "chat"),
     )
+
+
+def variants(engine: Path, arithmetic: str) -> list[Recipe]:
+    """The same server with less room for its engine: one thread, or a priority below the workers';
+    and with less for its workers.
+    """
+    names = {"1 thread": ({"OMP_NUM_THREADS": "1"}, None)}
+    names |= {f"{who} nice": ({}, (word, _NICE)) for who, word in _PROCESSES.items()}
+    found = []
+    for name, (env, nice) in names.items():
+        recipe = through_http(engine, arithmetic)
+        found.append(
+            recipe._replace(name=f"{recipe.name}, {name}", env={**recipe.env, **env}, nice=nice)
+        )
+    return found
 
 
 def torch_backend(engine: Path) -> Recipe:
