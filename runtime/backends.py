@@ -14,7 +14,7 @@ from enginehouse.runtime.engine import (
     verify_files,
 )
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import Executor, ExecutorOptions
+from enginehouse.runtime.executor import Executor, ExecutorOptions, no_prefill_ms
 
 
 def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None) -> Executor:
@@ -24,6 +24,8 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
     """
     path, options = Path(engine_dir), options or ExecutorOptions()
     manifest = read_manifest(path)
+    if options.prefill_ms is not None and manifest.backend.startswith("tensorrt"):
+        raise EngineError(no_prefill_ms(f"backend={manifest.backend}"))
     if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
         from enginehouse.runtime.tensorrt_llm.deployment import open_deployment
 

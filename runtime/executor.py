@@ -26,7 +26,8 @@ class ExecutorOptions(NamedTuple):
     grammar_timeout_s: how long a constraint may take to compile. grammars_at_once: start what
     compiles them with the engine, not with the first constraint. tp_size: of a Hugging Face
     checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
-    device: of the torch backend, auto, cpu or cuda.
+    device: of the torch backend, auto, cpu or cuda. prefill_ms: what prompts may add to an
+    iteration in which others are answered, on a CPU; None: three quarters of what it takes without.
     """
 
     max_seq_len: int | None = None
@@ -41,6 +42,7 @@ class ExecutorOptions(NamedTuple):
     start_s: float | None = None
     device: str = "auto"
     grammars_at_once: bool = False
+    prefill_ms: float | None = None
 
 
 def limit_within(name: str, asked: int | None, built: int) -> int:
@@ -51,6 +53,11 @@ def limit_within(name: str, asked: int | None, built: int) -> int:
             f"ask for at most {built}, or build it again with more"
         )
     return asked or built
+
+
+def no_prefill_ms(where: str) -> str:
+    """Why it is refused there."""
+    return f"prefill_ms bounds prompts on a CPU, and this is {where}; leave it out"
 
 
 def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_size: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
 from datetime import datetime
@@ -18,6 +19,7 @@ from msgspec.structs import replace
 
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
 from enginehouse.runtime.batching.model_runner import Logits, ModelRunner
+from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence
@@ -42,13 +44,25 @@ Runner = TypeVar("Runner", bound=ModelRunner)
 
 
 class InflightExecutor(Generic[Runner]):
-    """Satisfies `executor.Executor` for an engine that a `ModelRunner` has loaded."""
+    """Satisfies `executor.Executor` for an engine that a `ModelRunner` has loaded.
 
-    def __init__(self, engine: Engine, runner: Runner, options: ExecutorOptions) -> None:
+    prefill: how prompts are bounded while others are answered; None: by max_num_tokens alone.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        runner: Runner,
+        options: ExecutorOptions,
+        prefill: PrefillBudget | None = None,
+    ) -> None:
         self.engine = engine
         self.runner = runner
         self.scheduler = Scheduler(
-            runner.memory, **runner.capacity._asdict(), deterministic=options.deterministic
+            runner.memory,
+            **runner.capacity._asdict(),
+            deterministic=options.deterministic,
+            prefill=prefill,
         )
         self.info = _describe(engine, self.scheduler, runner.kv_cache_bytes)
         self.deterministic = options.deterministic
@@ -110,8 +124,13 @@ class InflightExecutor(Generic[Runner]):
             if self._compiling and not outputs and timeout_s:
                 wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
             return outputs
+        began_s = time.perf_counter()
         results = self._run(chunks)
         self._num_iterations += 1
+        if self.scheduler.prefill is not None:
+            num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
+            num_tokens = sum(chunk.num_tokens for chunk in chunks) - num_decodes
+            self.scheduler.prefill.learn(time.perf_counter() - began_s, num_decodes, num_tokens)
         for chunk, sampled in zip(chunks, results, strict=True):
             try:
                 output = self._settle(chunk, sampled)

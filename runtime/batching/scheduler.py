@@ -11,6 +11,7 @@ from bisect import insort
 from typing import Protocol
 
 from enginehouse.runtime.batching.kv_cache import BlockHash
+from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.request import FinishReason
 
@@ -60,6 +61,8 @@ class Scheduler:
     iteration, while its log probabilities are wanted. max_seq_len: prompt plus output.
 
     deterministic: how a sequence is cut into chunks depends on its own prompt alone.
+    prefill: bounds the prompts' tokens of an iteration in which something decodes; not those of a
+    deterministic one, nor of one in which nothing does.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Scheduler:
         max_seq_len: int,
         max_scored_tokens: int | None = None,
         deterministic: bool = False,
+        prefill: PrefillBudget | None = None,
     ) -> None:
         assert memory.num_blocks * memory.block_size >= max_seq_len, "one sequence must always fit"
         assert max_num_tokens >= max_batch_size, "every running sequence must be able to decode"
@@ -80,6 +84,7 @@ class Scheduler:
         self.max_scored_tokens = max_scored_tokens or max_num_tokens
         self.max_seq_len = max_seq_len
         self.deterministic = deterministic
+        self.prefill = prefill
         self._fixed_chunk = max(1, min(_FIXED_CHUNK, max_num_tokens - max_batch_size))
         self.waiting: list[Sequence] = []  # both by rank
         self.running: list[Sequence] = []
@@ -100,6 +105,8 @@ class Scheduler:
         budget = self.max_num_tokens
         decoding = [s for s in self.running if s.num_pending == 1]
         prefilling = [s for s in self.running if s.num_pending > 1]
+        if decoding and self.prefill is not None and not self.deterministic:
+            budget = min(budget, len(decoding) + self.prefill.tokens(len(decoding)))
         for sequence in decoding + prefilling:
             count = self._num_next(sequence, budget)
             if count and self._make_room(sequence, sequence.num_computed + count):

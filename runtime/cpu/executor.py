@@ -15,6 +15,7 @@ from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
 from enginehouse.runtime.batching.model_runner import Logits, Score
+from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence, last_rows, scored_rows
 from enginehouse.runtime.cpu.compiler import compiled_library
@@ -142,4 +143,4 @@ class CpuExecutor(InflightExecutor[CpuRunner]):
     ) -> None:
         runner = CpuRunner(engine, options, instructions)
         options = options._replace(deterministic=False, grammars_at_once=False)
-        super().__init__(engine, runner, options)
+        super().__init__(engine, runner, options, PrefillBudget(options.prefill_ms))

@@ -236,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--start-s", type=float, help="time for TensorRT-LLM to start in")
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
     parser.add_argument("--grammar-timeout-s", type=float, help="time to compile a grammar in")
+    parser.add_argument("--prefill-ms", type=float, help="of an iteration, for prompts, on a CPU")
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -263,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
         start_s=args.start_s,
         device=args.device,
         grammars_at_once=True,
+        prefill_ms=args.prefill_ms,
     )
     try:
         serve(args.engine, args.address, options, args.ready_fd)

@@ -13,10 +13,12 @@ from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
 from enginehouse.runtime.batching.logprobs import TorchLogits
 from enginehouse.runtime.batching.model_runner import Score
+from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import Engine
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.executor import ExecutorOptions, no_prefill_ms
 from enginehouse.runtime.logprobs import ROWS_AT_ONCE
 from enginehouse.runtime.machine.device import (
     choose_device,
@@ -93,4 +95,9 @@ class TorchExecutor(InflightExecutor[TorchRunner]):
     """In-flight batching for engines built with `--backend torch`."""
 
     def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
-        super().__init__(engine, TorchRunner(engine, options), options)
+        runner = TorchRunner(engine, options)
+        on_cpu = runner.device.type == "cpu"
+        if options.prefill_ms is not None and not on_cpu:
+            raise EngineError(no_prefill_ms("a CUDA device"))
+        prefill = PrefillBudget(options.prefill_ms) if on_cpu else None
+        super().__init__(engine, runner, options, prefill)

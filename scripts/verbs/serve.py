@@ -55,6 +55,10 @@ _SIZE: tuple[_Flag, ...] = (
         "tokens computed in one iteration",
     ),
     (
+        *("--prefill-ms", "PREFILL_MS", {"metavar": "MS"}),
+        "of an iteration, for prompts, while others are answered",
+    ),
+    (
         *("--kv-cache-gib", "KV_CACHE_GIB", {"metavar": "GIB"}),
         "of keys and values, on each GPU or the CPU",
     ),

@@ -23,6 +23,10 @@ _HOST_SETTINGS = (
         *("ENGINEHOUSE_KV_CACHE_GIB", "--kv-cache-gib"),
         *(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "GiB, like 4 or 0.5"),
     ),
+    (
+        *("ENGINEHOUSE_PREFILL_MS", "--prefill-ms"),
+        *(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "milliseconds, like 20"),
+    ),
     ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
     ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
     ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
 from enginehouse.runtime.batching.kv_cache import BlockPool
+from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
@@ -177,6 +179,35 @@ def test_deterministic_chunks_do_not_depend_on_neighbours() -> None:
     alone = chunks_of_seven(0)
     assert alone[:3] == [(7, 0, 12), (7, 12, 12), (7, 24, 6)]
     assert all(chunks_of_seven(crowd) == alone for crowd in (1, 2, 3))
+
+
+class Fixed(PrefillBudget):
+    def tokens(self, num_decodes: int) -> int:
+        return 3 * num_decodes
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_prompts_are_bounded_beside_decodes_alone(deterministic: bool) -> None:
+    scheduler = Scheduler(
+        BlockMemory(BlockPool(64), 4),
+        max_batch_size=4,
+        max_num_tokens=16,
+        max_seq_len=64,
+        prefill=Fixed(),
+        deterministic=deterministic,
+    )
+    scheduler.add(make_sequence(1, [1, 2], max_tokens=30))
+    scheduler.add(make_sequence(2, list(range(100, 109))))
+    assert shape(step(scheduler)) == [(1, 0, 2), (2, 0, 9)], "nothing decoded yet"
+    scheduler.add(make_sequence(3, list(range(200, 210))))
+    scheduler.add(make_sequence(4, list(range(300, 310))))
+    found = [shape(step(scheduler)) for _ in range(3)]
+    if deterministic:
+        assert found[0] == [(1, 2, 1), (2, 9, 1), (3, 0, 10)]
+    else:
+        assert found[0] == [(1, 2, 1), (2, 9, 1), (3, 0, 6)]
+        assert found[1] == [(1, 3, 1), (2, 10, 1), (3, 6, 4), (4, 0, 2)], "together"
+        assert found[2] == [(1, 4, 1), (2, 11, 1), (3, 10, 1), (4, 2, 8)], "three decode now"
 
 
 def test_a_cancelled_sequence_gives_its_blocks_back() -> None:
