@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer
 
 from enginehouse.runtime.backends import open_executor
-from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.grammar.compiler import GrammarCompiler
 from enginehouse.runtime.grammar.constraint import check
@@ -381,3 +381,11 @@ def test_a_refusal_names_the_keyword_and_its_path() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     with pytest.raises(RequestError, match=r"schema\.properties\.a: the keyword 'uniqueItems'"):
         check(Constraint(ConstraintKind.JSON_SCHEMA, json.dumps(schema)), installed())
+
+
+def test_a_compiler_that_was_closed_starts_no_process(engine: Path) -> None:
+    """Its thread may still have been importing what a process takes."""
+    compiler = GrammarCompiler(engine, 512, (2, 0))
+    compiler.close()
+    with pytest.raises(EngineError, match="the engine is closed"):
+        compiler._running()
