@@ -77,6 +77,11 @@ class Contender:
             self.close()
             raise
 
+    @property
+    def pids(self) -> list[int]:
+        """Of the child, and of the server that it loads."""
+        return [process.pid for process in (self._child, self._server) if process is not None]
+
     def ask(self, op: str, **asked: Any) -> dict[str, Any]:
         """Raises ContenderFailed with what it says."""
         assert self._child is not None and self._child.stdin is not None

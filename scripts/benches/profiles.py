@@ -49,7 +49,7 @@ def measure_profiles(
         for batch in loads:
             try:
                 work = prompts.make(batch, sizes.prompt)
-                with Others() as others:
+                with Others(one.pids) as others:
                     parts = one.ask("profile", prompts=work, tokens=sizes.out)
             except ContenderFailed as error:
                 print(f"  {error}", flush=True)

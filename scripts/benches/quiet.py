@@ -1,4 +1,4 @@
-"""How busy the machine is by others: those who are neither this process nor its descendants.
+"""How busy the machine is by others: who is neither this process nor what it measures.
 
 Linux only: reads /proc. What a hypervisor takes away counts as others'. Knows nothing of what is
 measured.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from types import TracebackType
 
 import psutil
@@ -30,13 +31,17 @@ def others_share(busy: float, own: float, wall: float, cores: int) -> float:
 
 class Others:
     """Measures from the block's beginning to its end, which is `wall_s` long: `share` is others'
-    part of all cores.
+    part of all cores. measured: processes that, with their descendants, are none of the others;
+    None for all that descend from this one.
     """
 
     share = wall_s = 0.0
 
+    def __init__(self, measured: Iterable[int] | None = None) -> None:
+        self._measured = None if measured is None else tuple(measured)
+
     def __enter__(self) -> Others:
-        self._began = time.perf_counter(), _machine_s(), _own_s()
+        self._began = time.perf_counter(), _machine_s(), own_s(self._measured)
         return self
 
     def __exit__(
@@ -48,7 +53,8 @@ class Others:
         began, busy, own = self._began
         self.wall_s = time.perf_counter() - began
         cores = os.cpu_count() or 1
-        self.share = others_share(_machine_s() - busy, _own_s() - own, self.wall_s, cores)
+        own = own_s(self._measured) - own
+        self.share = others_share(_machine_s() - busy, own, self.wall_s, cores)
 
 
 class Patience:
@@ -72,13 +78,30 @@ def _machine_s() -> float:
         return busy_s(file.readline())
 
 
-def _own_s() -> float:
-    """Of this process and its descendants, those too that have ended and were waited for."""
+def own_s(measured: Iterable[int] | None) -> float:
+    """CPU seconds of this process and those measured, with their descendants, those too that have
+    ended and were waited for.
+    """
     this = psutil.Process()
+    if measured is None:
+        return _used_s(_tree(this.pid), 4)
+    return _used_s([this], 2) + sum(_used_s(_tree(pid), 4) for pid in measured)
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.Error:
+        return []  # it has ended, which whoever asks it will say
+
+
+def _used_s(processes: Iterable[psutil.Process], fields: int) -> float:
+    """fields: 2 for their own time in user and system, 4 with that of children that have ended."""
     total = 0.0
-    for process in (this, *this.children(recursive=True)):
+    for process in processes:
         try:
-            total += sum(process.cpu_times()[:4])
+            total += sum(process.cpu_times()[:fields])
         except psutil.Error:
             continue  # ended: its parent has waited for it, or will
     return total

@@ -131,7 +131,7 @@ class Turns:
         for _ in range(_TRIES):
             self._patience.wait()
             try:
-                with Others() as others:
+                with Others(one.pids) as others:
                     told = one.ask(op, **asked)
             except ContenderFailed as error:
                 print(f"  {error}", flush=True)
