@@ -26,7 +26,7 @@ from enginehouse.build.progress import mib
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.digest import source_digest
-from enginehouse.build.verify import INT8_ACTIVATIONS_KL, MAX_MEAN_KL, verify
+from enginehouse.build.verify import INT8_ACTIVATIONS_KL, INT8_KV_KL, MAX_MEAN_KL, verify
 from enginehouse.runtime.engine import (
     Engine,
     read_engine,
@@ -145,6 +145,8 @@ def check_answer(work: Build) -> None:
         threshold = MAX_MEAN_KL[_rounded_form(plan, work.source)]
         if plan.settings.backend == "cpu" and plan.settings.cpu_activations == "int8":
             threshold += INT8_ACTIVATIONS_KL
+        if plan.settings.backend == "cpu" and plan.settings.kv_cache_dtype == "int8":
+            threshold += INT8_KV_KL
     engine = Engine(work.directory, plan.config, work.manifest)
     with progress.stage("verify", plan.config.num_hidden_layers, "layers") as stage:
         figures = verify(
@@ -160,7 +162,7 @@ def check_answer(work: Build) -> None:
     if not figures.passed:
         raise EngineError(
             f"the engine's mean KL divergence from the unquantised model is {figures.mean_kl:.4f} "
-            f"nats; at most {threshold} is accepted for quant={plan.settings.quant}: choose "
+            f"nats; at most {threshold:g} is accepted for quant={plan.settings.quant}: choose "
             "another form, or set verify_max_mean_kl if this loss is acceptable"
         )
     work.manifest = msgspec.structs.replace(work.manifest, verify=figures._asdict())
