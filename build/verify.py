@@ -129,8 +129,12 @@ def verify(
 def _opened(
     engine: Engine, options: ExecutorOptions
 ) -> tuple[TorchExecutor | CpuExecutor, Callable[[Tensor], tuple[Tensor, Float16Watch | None]]]:
-    """What answers, and what gives a text's logits as `watched_logits` does."""
-    if engine.manifest.backend == "cpu" and has_compiler():
+    """What answers, and what gives a text's logits as `watched_logits` does.
+
+    An engine in float16 is watched, as its rank files may go on to a GPU, and so it is torch's.
+    """
+    watched = engine.config.dtype == "float16"
+    if engine.manifest.backend == "cpu" and has_compiler() and not watched:
         from enginehouse.runtime.cpu.executor import CpuExecutor
         from enginehouse.runtime.cpu.executor import text_logits as kernels_logits
 
