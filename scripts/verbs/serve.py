@@ -56,7 +56,7 @@ _SIZE: tuple[_Flag, ...] = (
     ),
     (
         *("--prefill-ms", "PREFILL_MS", {"metavar": "MS"}),
-        "of an iteration, for prompts, while others are answered",
+        "of an iteration, for prompts beside answers",
     ),
     (
         *("--kv-cache-gib", "KV_CACHE_GIB", {"metavar": "GIB"}),
@@ -131,8 +131,7 @@ def make_parser() -> VerbParser:
     parser = VerbParser(
         "serve",
         "ENGINE [--host HOST] [--port PORT] [flags]",
-        "Serve an engine over OpenAI's API. A flag overrides its ENGINEHOUSE_ variable; what is "
-        "not given is the environment's.",
+        "Serve an engine over OpenAI's API. Flags override ENGINEHOUSE_ variables.",
         "enginehouse serve engines/mine --host 0.0.0.0 --port 9000 --workers 2",
     )
     parser.add_argument(
