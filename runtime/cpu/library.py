@@ -1,7 +1,7 @@
 """The compiled kernels as Python sees them: their structures, and one loaded model.
 
 The bounds that native/model.h asserts are checked here, before C++ is called. Knows pointers and
-sizes; what a weight means is `packing.py`'s.
+sizes; what a weight means is `packed_linear.py`'s.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class NativeModel:
         expert: int = 0,
     ) -> None:
         """arrays: weight, and what else the linear has of scales, zeros, counts, bias and factor,
-        as bytes that are laid out as `packing.py` says.
+        as bytes that are laid out as `packed_linear.py` says.
         """
         sizes = linear_bytes(shape)
         assert arrays.keys() <= sizes.keys() and "weight" in arrays

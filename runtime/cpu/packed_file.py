@@ -1,7 +1,7 @@
 """The packed weights of an engine: one file of safetensors, which is mapped and never copied.
 
 Its metadata describe the network, so that nothing else is read to run it. Knows no torch; what
-stands in a tensor is `packing.py`'s and native/tiles.h's. Source: the safetensors format.
+stands in a tensor is `packed_linear.py`'s and native/tiles.h's. Source: the safetensors format.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Products: weights packed in blocks of 32 outputs, times rows of activations. packing.py has the layout.
+// Products: weights packed in blocks of 32 outputs, times rows of activations. packed_linear.py has the layout.
 #pragma once
 
 #include <algorithm>

@@ -1,7 +1,8 @@
 // The input of a product: rows of activations, in bf16 or rounded to bytes.
 //
-// What is rounded to e4m3 is kept in bf16, which holds it exactly. Both kinds are kept in whole steps of 64 inputs, padded with zeros. Each eight bf16 stand in the order in
-// which a word of nibbles yields them, by pairs: see packing.py.
+// What is rounded to e4m3 is kept in bf16, which holds it exactly. Both kinds are kept in whole steps of
+// 64 inputs, padded with zeros. Each eight bf16 stand in the order in which a word of nibbles yields
+// them, by pairs: see packed_linear.py.
 #pragma once
 
 #include <cmath>

@@ -4,56 +4,10 @@
 // height of a tile, so that a row's result does not depend on the rows beside it.
 #pragma once
 
-#include "byte_tiles.h"
 #include "linear.h"
+#include "widened_tiles.h"
 
 namespace enginehouse {
-
-// y += zeros * the sum of the inputs, for the steps of one group.
-template <int R>
-EH_INLINE void add_zeros(const Linear& l, int block, int group, const Rows& rows, int row, V (&y)[R][2]) {
-  if (!l.zeros) return;
-  const V z[2] = {l.zero(block, group, 0), l.zero(block, group, 1)};
-  const int steps = l.group / kStep, steps_a_row = rows.stride / kStep;
-  for (int r = 0; r < R; ++r)
-    for (int step = group * steps; step < (group + 1) * steps; ++step) {
-      const V x = all(rows.sums[size_t(row + r) * steps_a_row + step]);
-      y[r][0] = fma(x, z[0], y[r][0]), y[r][1] = fma(x, z[1], y[r][1]);
-    }
-}
-
-template <int R>
-void int4_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
-  const uint8_t* w = l.block(block);
-  const u16* a = rows.values.data() + size_t(row) * rows.stride;
-  const int steps = l.group / kStep;
-  const Nibbles nibbles;
-  V y[R][2] = {};
-  for (int group = 0; group < l.in / l.group; ++group) {
-    const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
-    for (int step = 0; step < steps; ++step, a += kStep) {
-      V acc[R][2] = {};
-      for (int j = 0; j < kStep / 8; ++j, w += 128) {
-        const U w0 = load<U>(w), w1 = load<U>(w + 64);
-        if (R <= kFew) prefetch(w);
-#pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n) {
-          const Pairs v0 = nibbles(w0, n), v1 = nibbles(w1, n);
-#pragma GCC unroll 6
-          for (int r = 0; r < R; ++r) {
-            const Pairs x = same_pair(pair_at(a + size_t(r) * rows.stride + j * 8 + n * 2));
-            acc[r][0] = dot(acc[r][0], v0, x);
-            acc[r][1] = dot(acc[r][1], v1, x);
-          }
-        }
-      }
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) y[r][0] = fma(acc[r][0], s[0], y[r][0]), y[r][1] = fma(acc[r][1], s[1], y[r][1]);
-    }
-    add_zeros<R>(l, block, group, rows, row, y);
-  }
-  for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
-}
 
 template <int R>
 void bf16_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
@@ -150,9 +104,9 @@ void tile(const Linear& l, int block, const Rows& rows, int row, const Target& t
   const bool bytes = l.input == Input::bytes;
   switch (l.form) {
     case Form::bf16: bf16_tile<R>(l, block, rows, row, t); break;
-    case Form::int4: bytes ? bytes_tile<R, Form::int4>(l, block, rows, row, t) : int4_tile<R>(l, block, rows, row, t); break;
-    case Form::int8: bytes ? bytes_tile<R, Form::int8>(l, block, rows, row, t) : widened_tile<R, Int8>(l, block, rows, row, t); break;
-    case Form::e4m3: widened_tile<R, E4m3>(l, block, rows, row, t); break;
+    case Form::int4: bytes ? bytes_tile<R, Form::int4>(l, block, rows, row, t) : widened_tile<R, Words4>(l, block, rows, row, t); break;
+    case Form::int8: bytes ? bytes_tile<R, Form::int8>(l, block, rows, row, t) : widened_tile<R, Words8<Int8>>(l, block, rows, row, t); break;
+    case Form::e4m3: widened_tile<R, Words8<E4m3>>(l, block, rows, row, t); break;
   }
 }
 
