@@ -1,10 +1,11 @@
 """Which instruction set the kernels are compiled for: the best that this CPU has.
 
-native/vectors.h is the one file that differs by it. Knows names and flags, not the compiler.
+native/vectors.h, pairs.h and amx.h differ by it. Knows names and flags, not the compiler.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from pathlib import Path
@@ -14,14 +15,19 @@ from enginehouse.runtime.errors import EngineError
 VARIABLE = "ENGINEHOUSE_CPU_INSTRUCTIONS"
 
 # Best first: the compiler's flags, and what /proc/cpuinfo must list. plain is C++ for any CPU, with
-# the vectors that each of its kind has. A set for AMX would stand first: its products of tiles are
-# native/tiles.h's own, and the layout of packed weights serves them as it is.
+# the vectors that each of its kind has.
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+_BF16 = (
+    (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512bf16", "-mavx512vnni"),
+    (*_AVX512, "fma", "avx512_bf16", "avx512_vnni"),
+)
+_AMX = ("amx_tile", "amx_bf16")
 _SETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avx512_bf16": (
-        (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512bf16", "-mavx512vnni"),
-        (*_AVX512, "fma", "avx512_bf16", "avx512_vnni"),
+    "avx512_amx": (
+        (*_BF16[0], *(f"-m{word.replace('_', '-')}" for word in _AMX)),
+        (*_BF16[1], *_AMX),
     ),
+    "avx512_bf16": _BF16,
     "avx512_vnni": (
         (*(f"-m{word}" for word in _AVX512), "-mfma", "-mavx512vnni"),
         (*_AVX512, "fma", "avx512_vnni"),
@@ -65,4 +71,11 @@ def cpu_words() -> set[str]:
     cpuinfo = Path("/proc/cpuinfo")
     if platform.machine() not in ("x86_64", "AMD64", "aarch64") or not cpuinfo.exists():
         return set()
-    return set(cpuinfo.read_text(errors="replace").split())
+    words = set(cpuinfo.read_text(errors="replace").split())
+    return words.difference(_AMX) if "amx_tile" in words and not _tiles_are_allowed() else words
+
+
+def _tiles_are_allowed() -> bool:
+    """Whether Linux lets this process use AMX's tiles, for which it wants to be asked."""
+    ask = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
+    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, ask)) == 0

@@ -49,18 +49,17 @@ class Cache {
     return reinterpret_cast<T*>(pages_.data()) + ((block * heads_ + head) * units_ + u % units_) * unit_values();
   }
 
-  // One token's key and value, [D] each, divided by scale. The value after an even one is zeroed: it
-  // may be read, times zero, before it is written, and must not be NaN.
+  // One token's key and value, [D] each, divided by scale. A unit's first zeroes its values: they may
+  // be read, times zero, before they are written, and must not be NaN.
   template <class T>
   void keep(T* unit, int slot, const float* key, const float* value, float scale) const {
     T k[kMostHead], v[kMostHead];
     for (int d = 0; d < size_; d += kLanes) put(k + d, load<V>(key + d) / scale), put(v + d, load<V>(value + d) / scale);
     for (int d = 0; d < size_; d += 2) memcpy(unit + (d / 2 * kUnit + slot) * 2, k + d, 2 * sizeof(T));
-    T* to = unit + kUnit * size_ + slot / 2 * 2 * size_ + slot % 2;
-    for (int d = 0; d < size_; ++d) {
-      to[d * 2] = v[d];
-      if (slot % 2 == 0) to[d * 2 + 1] = T{};
-    }
+    T* values = unit + kUnit * size_;
+    if (slot == 0) memset(values, 0, size_t(kUnit) * size_ * sizeof(T));
+    T* to = values + slot / 2 * 2 * size_ + slot % 2;
+    for (int d = 0; d < size_; ++d) to[d * 2] = v[d];
   }
 
  private:
@@ -78,23 +77,30 @@ struct Rule {
   int first(int position) const { return window ? std::max(0, position - window + 1) : 0; }
 };
 
-// Up to kRows queries that share a key/value head.
+constexpr int kMostQueries = kTall ? kTallRows : kRows;
+// A chain of products, of dimensions and of tokens, as a tile of registers has it, or of all there are.
+constexpr int kChainDims = kTall ? 16 : kMostHead, kColumns = kTall ? 2 : 4;
+
+// Some queries that share a key/value head.
 struct Queries {
-  const u16* q;  // [R, D] bf16
-  int position[kRows];
-  float* out[kRows];  // [D] each
+  alignas(64) u16 words[kTall ? kTallRows * kMostHead : 1];  // [kTallRows, D], for tall ones
+  Act q[kRows * kMostHead];                                  // [R, D], for others
+  int position[kMostQueries];
+  float* out[kMostQueries];  // [D] each
 };
 
 struct Scratch {
   std::vector<float> scores;  // [R, length]
-  std::vector<u16> shares;
+  std::vector<Act> shares;
+  std::vector<u16> words;  // instead of them, for tall ones
   void grow(size_t n) {
-    if (scores.size() < n) scores.resize(n), shares.resize(n);
+    if (scores.size() < n) scores.resize(n), shares.resize(n), words.resize(kTall ? n : 0);
   }
 };
 
 // scores of a row -> its shares in bf16, not yet divided by their sum, which is returned.
-inline float softmax(float* scores, u16* shares, int begin, int length, int first, int last, const Rule& rule) {
+template <class T>
+float softmax(float* scores, T* shares, int begin, int length, int first, int last, const Rule& rule) {
   const float scale = rule.scale * rule.kept;
   V most = all(-INFINITY);
   for (int i = 0; i < length; i += kLanes) {
@@ -104,34 +110,39 @@ inline float softmax(float* scores, u16* shares, int begin, int length, int firs
     most = larger(select((at >= first) & (at <= last), x, all(-INFINITY)), most);
   }
   const float top = largest(most);
-  V total = all(0);
+  V sums = all(0);
   for (int i = 0; i < length; i += kLanes) {
     const I at = lanes() + (begin + i);
     const V e = select((at >= first) & (at <= last), exp(load<V>(scores + i) - top), all(0));
-    total = total + e;
-    store(shares + i, to_bf16(e));
+    sums = sums + e;
+    put_acts(shares + i, to_bf16(e));
   }
-  return sum(total);
+  return sum(sums);
 }
 
 // shares @ values for C vectors of the head from column c0 on.
 template <int R, int C, class Units>
-void weigh(const Queries& set, const u16* shares, int length, int end, Units&& units, int head_size, int c0, const float* sums) {
-  V acc[R][C] = {};
+void weigh(const Queries& set, const Act* shares, int length, int end, Units&& units, int head_size, int c0, const float* sums) {
+  V all_of[R][C] = {};
+  Sum acc[R][C] = {};
   for (int i = 0; i < end; i += 2) {
+    if (kTall && i && i % kUnit == 0) {
+      for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) all_of[r][c] = all_of[r][c] + total(acc[r][c]), acc[r][c] = Sum{};
+    }
     const auto* values = units(i / kUnit) + kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
     Pairs v[C];
 #pragma GCC unroll 4
     for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
-      const Pairs x = same_pair(pair_at(shares + size_t(r) * length + i));
+      const Pairs x = same_pair(shares + size_t(r) * length + i);
 #pragma GCC unroll 4
       for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], v[c], x);
     }
   }
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) store(set.out[r] + (c0 + c) * kLanes, acc[r][c] / sums[r]);
+    for (int c = 0; c < C; ++c) store(set.out[r] + (c0 + c) * kLanes, (all_of[r][c] + total(acc[r][c])) / sums[r]);
 }
 
 // unit(u): the head's unit u of this sequence.
@@ -146,17 +157,22 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
   auto units = [&](int u) { return unit(u0 + u); };
   scratch.grow(size_t(R) * length);
   float* scores = scratch.scores.data();
-  u16* shares = scratch.shares.data();
+  Act* shares = scratch.shares.data();
   for (int i = 0; i < length; i += kUnit) {
     const auto* keys = units(i / kUnit);
-    V acc[R] = {};
+    V all_of[R] = {};
+    for (int from = 0; from < head_size; from += kChainDims) {
+      Sum acc[R] = {};
+      const int to = std::min(head_size, from + kChainDims);
 #pragma GCC unroll 4
-    for (int d = 0; d < head_size / 2; ++d) {
-      const Pairs k = pairs_at(keys + d * kUnit * 2);
+      for (int d = from; d < to; d += 2) {
+        const Pairs k = pairs_at(keys + d * kUnit);
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(pair_at(set.q + r * head_size + d * 2)));
+        for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(set.q + r * head_size + d));
+      }
+      for (int r = 0; r < R; ++r) all_of[r] = all_of[r] + total(acc[r]);
     }
-    for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i, acc[r]);
+    for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i, all_of[r]);
   }
   float sums[R];
   for (int r = 0; r < R; ++r) {
@@ -165,12 +181,10 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
     sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule) / rule.kept;
   }
   const int end = last + 1 - begin;
-  for (int c = 0; c < head_size / kLanes; c += 4) switch (std::min(4, head_size / kLanes - c)) {
-      case 1: weigh<R, 1>(set, shares, length, end, units, head_size, c, sums); break;
-      case 2: weigh<R, 2>(set, shares, length, end, units, head_size, c, sums); break;
-      case 3: weigh<R, 3>(set, shares, length, end, units, head_size, c, sums); break;
-      default: weigh<R, 4>(set, shares, length, end, units, head_size, c, sums);
-    }
+  for (int c = 0, left = head_size / kLanes; left > 0; c += kColumns, left -= kColumns)
+    with_height<kColumns>(std::min(kColumns, left), [&](auto C) {
+      weigh<R, C.value>(set, shares, length, end, units, head_size, c, sums);
+    });
 }
 
 }  // namespace enginehouse

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "vectors.h"
+#include "pairs.h"
 
 namespace enginehouse {
 

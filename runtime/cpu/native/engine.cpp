@@ -14,10 +14,14 @@ Model* eh_open(const Shape* shape) try {
 
 void eh_close(Model* m) { delete m; }
 
-void eh_step(Model* m, const Step* step) { m->run(*step); }
+void eh_step(Model* m, const Step* step) {
+  const SmallAsZero small;
+  m->run(*step);
+}
 
 // Of rows of the last step: [n, eh_stride], of which vocab count; valid until the next.
 float* eh_logits(Model* m, const int* rows, int n) {
+  const SmallAsZero small;
   m->logits(rows, n);
   return m->sampler().row(0);
 }
@@ -25,10 +29,16 @@ float* eh_logits(Model* m, const int* rows, int n) {
 int eh_stride(Model* m) { return m->sampler().stride; }
 
 // Of rows of the last logits, which are changed.
-void eh_sample(Model* m, Choice* choices, int n) { m->sampler().sample(choices, n); }
+void eh_sample(Model* m, Choice* choices, int n) {
+  const SmallAsZero small;
+  m->sampler().sample(choices, n);
+}
 
 // Of the last logits' first n rows.
-void eh_score(Model* m, Told* told, int n) { m->sampler().score(told, n); }
+void eh_score(Model* m, Told* told, int n) {
+  const SmallAsZero small;
+  m->sampler().score(told, n);
+}
 
 // out: [kPhases], seconds since the model was opened.
 void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds.data(), kPhases, out); }

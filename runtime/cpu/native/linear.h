@@ -57,6 +57,15 @@ struct Target {
   End end = End::store;
 };
 
+// What is written at the end is fetched while it is computed.
+inline void fetch_target(const Target& t, int block, int row, int count) {
+  for (int r = row; r < row + count; ++r) {
+    const float* y = t.y + size_t(r) * t.stride + (t.end == End::store ? block * kCols : block * kCols / 2);
+    __builtin_prefetch(y, 1, 3);
+    if (t.end == End::store) __builtin_prefetch(y + kLanes, 1, 3);
+  }
+}
+
 inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b) {
   if (l.bias) a = a + load<V>(l.bias + col), b = b + load<V>(l.bias + col + kLanes);
   float* y = t.y + size_t(row) * t.stride;

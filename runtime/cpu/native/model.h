@@ -14,6 +14,7 @@
 #include "memory.h"
 #include "pool.h"
 #include "sampling.h"
+#include "tall_attention.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -273,20 +274,26 @@ class Model {
     const int per = s.heads / s.kv_heads, D = wide_head(), rope = rope_of(step, tile, layer.rule);
     const int* table = step.tables + step.table_offset[tile.chunk];
     auto unit = [&](int u) { return cache_.unit<T>(index, table, head, u); };
-    u16 q[kRows * kMostHead];
     float y[kMostHead];
     Queries set;
-    set.q = q;
-    for (int i = 0, n = 0, left = tile.count * per; i < tile.count; ++i)
+    int left = tile.count * per, n = 0;
+    bool tall = kTall && left >= kLeastQueries;
+    for (int i = 0; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
         turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery], rope, tile.position + i, y);
-        for (int d = 0; d < D; d += kLanes) put(q + n * D + d, load<V>(y + d));
+        for (int d = 0; d < D; d += kLanes) {
+          const H rounded = to_bf16(load<V>(y + d));
+          tall ? put_acts(set.words + n * D + d, rounded) : put_acts(set.q + n * D + d, rounded);
+        }
         set.position[n] = tile.position + i;
         set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];
         --left;
-        if (++n < kRows && left) continue;
-        with_height(n, [&](auto R) { attend<R.value>(set, unit, D, layer.rule, scratch); });
-        n = 0;
+        if (++n < (tall ? kTallRows : kRows) && left) continue;
+        if (tall)
+          attend_tall(set, n, unit, D, layer.rule, scratch);
+        else
+          with_height(n, [&](auto R) { attend<R.value>(set, unit, D, layer.rule, scratch); });
+        n = 0, tall = kTall && left >= kLeastQueries;
       }
   }
 

@@ -9,6 +9,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "amx.h"
+
 namespace enginehouse {
 
 inline void pause_briefly() {
@@ -69,6 +71,7 @@ class Pool {
     return false;
   }
   void work() {
+    const SmallAsZero small;
     for (int spins = 0; !stop_;) {
       if (claim()) {
         spins = 0;

@@ -9,12 +9,14 @@
 #include <vector>
 
 #include "bytes.h"
-#include "vectors.h"
+#include "pairs.h"
 
 namespace enginehouse {
 
-constexpr int kStep = 64;  // inputs of one partial sum
+constexpr int kStep = 64;  // inputs are padded to whole ones
+constexpr int kChain = kTall ? 32 : kStep;  // pairs of so many inputs are summed from zero, and then added
 constexpr int kPart = 32;  // inputs whose bytes share a scale
+constexpr int kTallRows = 16;
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -26,31 +28,39 @@ EH_INLINE H in_pairs(const H& x) {
 // after each row was divided by a scale of its own.
 enum class Input : int { bf16, bytes, e4m3, e4m3_by_row };
 
+// All arrays have their inputs in steps or parts, and of each of these all rows: [in / 64][height][64].
 struct Rows {
-  std::vector<u16> values;    // [rows, stride]
-  std::vector<float> sums;    // [rows, stride / 64]: of what a step was rounded to, for zero points
-  std::vector<float> row_scales;  // [rows]: what a row was divided by
-  // Bytes q stand for scale * (q + center); counts: the sum of q. A scale for each part: [rows, stride / 32].
+  std::vector<Act> values;
+  std::vector<u16> words;     // the same in bf16, for products of kTallRows at once
+  std::vector<float> sums;    // of what a step was rounded to, for zero points
+  std::vector<float> row_scales;  // [height]: what a row was divided by
+  // Bytes q stand for scale * (q + center); counts: the sum of q. A scale for each part: [in / 32][height].
   std::vector<int8_t> bytes;
   std::vector<float> scales, centers;
   std::vector<int32_t> counts;
-  int stride = 0;
+  int in = 0, height = 0;
 
+  // For so many rows. What is taken from behind the last one becomes nothing; and a height that is no power
+  // of two keeps a row's steps from falling on each other in the CPU's caches.
   void grow(int rows, int widest) {
-    const size_t wide = round_up(widest, kStep);
-    values.resize(rows * wide);
-    sums.resize(rows * wide / kStep);
-    row_scales.resize(rows);
-    bytes.resize(rows * wide);
-    scales.resize(rows * wide / kPart);
-    centers.resize(rows * wide / kPart);
-    counts.resize(rows * wide / kPart);
+    height = round_up(rows, kTallRows) + kTallRows - 1;
+    const size_t wide = round_up(widest, kStep), all = height * wide;
+    values.resize(all), bytes.resize(all), words.resize(kTall ? all : 0);
+    row_scales.resize(height);
+    sums.resize(all / kStep);
+    scales.resize(all / kPart), centers.resize(all / kPart), counts.resize(all / kPart);
   }
-  // From here on a row has `in` inputs.
-  void widen(int in) { stride = round_up(in, kStep); }
+  // From here on a row has `inputs`.
+  void widen(int inputs) { in = round_up(inputs, kStep); }
+  // Where a step, or a part, of a row is in the arrays that have one number of it.
+  size_t of(int step, int row) const { return size_t(step) * height + row; }
+  // A row's part, of bytes, and its chain: the next row's is kStep further on.
+  const int8_t* part(int n, int row) const { return bytes.data() + of(n * kPart / kStep, row) * kStep + n * kPart % kStep; }
+  const Act* chain(int n, int row) const { return values.data() + at_chain(n, row); }
+  const u16* words_of(int chain, int row) const { return words.data() + at_chain(chain, row); }
 
-  // x: [in] times factor (may be null) times weight (may be null) times `by`. in: of kLanes.
-  void put(int row, const float* x, const float* weight, const float* factor, float by, int in, Input input) {
+  // x: [inputs] times factor (may be null) times weight (may be null) times `by`. inputs: of kLanes.
+  void put(int row, const float* x, const float* weight, const float* factor, float by, int inputs, Input input) {
     auto value = [&](int from) {
       V v = load<V>(x + from) * by;
       if (weight) v = v * load<V>(weight + from);
@@ -60,28 +70,30 @@ struct Rows {
     float scale = 1;
     if (input == Input::e4m3_by_row) {
       V most = all(kLeastOfRow);
-      for (int from = 0; from < in; from += kLanes) most = larger(larger(value(from), -value(from)), most);
+      for (int from = 0; from < inputs; from += kLanes) most = larger(larger(value(from), -value(from)), most);
       scale = largest(most) / kMostE4m3;
     }
     row_scales[row] = scale;
-    for (int at = 0; at < stride; at += kStep) {
+    for (int step = 0; step < in / kStep; ++step) {
       V v[kStep / kLanes];
       for (int i = 0; i < kStep / kLanes; ++i) {
-        const int from = at + i * kLanes;
-        v[i] = from < in ? value(from) : all(0);
+        const int from = step * kStep + i * kLanes;
+        v[i] = from < inputs ? value(from) : all(0);
         if (input == Input::e4m3_by_row) v[i] = v[i] / scale;
         if (input == Input::e4m3 || input == Input::e4m3_by_row) v[i] = to_e4m3(v[i]);
       }
-      const size_t place = size_t(row) * stride + at;
-      float& total = sums[place / kStep];
+      const size_t place = of(step, row) * kStep;
+      float& total = sums[of(step, row)];
       if (input == Input::bytes) {
-        total = put_bytes(v, place) + put_bytes(v + kPart / kLanes, place + kPart);
+        total = put_bytes(v, place, of(2 * step, row)) + put_bytes(v + kPart / kLanes, place + kPart, of(2 * step + 1, row));
         continue;
       }
       V rounded = all(0);
       for (int i = 0; i < kStep / kLanes; ++i) {
         const H x16 = to_bf16(v[i]);
-        store(&values[place + i * kLanes], in_pairs(x16));
+        const H ordered = in_pairs(x16);
+        put_acts(&values[place + i * kLanes], ordered);
+        if (kTall) store(&words[place + i * kLanes], ordered);
         rounded = rounded + widened(x16);
       }
       total = sum(rounded);
@@ -89,11 +101,13 @@ struct Rows {
   }
 
  private:
+  size_t at_chain(int n, int row) const { return of(n * kChain / kStep, row) * kStep + n * kChain % kStep; }
+
   static constexpr float kLeastOfRow = 1e-12f;
 
   // From the least to the largest in 255 even steps; gives the sum of what they stand for. What is
   // not finite spoils the scale, and so the row.
-  float put_bytes(const V* v, size_t place) {
+  float put_bytes(const V* v, size_t place, size_t part) {
     const float least = smallest(smaller(v[0], v[1])), most = largest(larger(v[0], v[1])), total = sum(v[0] + v[1]);
     const float middle = 0.5f * (least + most);
     const float scale = std::fmax((most - least) / 255.f, std::fabs(middle) * 1e-6f + 1e-30f), inverse = 1.f / scale;
@@ -105,7 +119,6 @@ struct Rows {
     }
     const float center = middle * inverse + 0.5f, spoiled = scale + (total - total);
     const int32_t count = int32_t(sum(floats(counted)));
-    const size_t part = place / kPart;
     scales[part] = spoiled, centers[part] = center, counts[part] = count;
     return spoiled * (float(count) + float(kPart) * center);
   }

@@ -1,10 +1,11 @@
 // Register tiles: a block of 32 outputs times up to kRows rows.
 //
-// A sum runs over steps of 64 inputs, each summed from zero and then added: the same order for every
+// A sum runs over chains of inputs, each summed from zero and then added: the same order for every
 // height of a tile, so that a row's result does not depend on the rows beside it.
 #pragma once
 
 #include "linear.h"
+#include "tall_tiles.h"
 #include "widened_tiles.h"
 
 namespace enginehouse {
@@ -12,23 +13,23 @@ namespace enginehouse {
 template <int R>
 void bf16_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   const uint8_t* w = l.block(block);
-  const u16* a = rows.values.data() + size_t(row) * rows.stride;
   V y[R][2] = {};
-  for (int step = 0; step < l.in / kStep; ++step, a += kStep) {
-    V acc[R][2] = {};
+  for (int chain = 0; chain < l.in / kChain; ++chain) {
+    const Act* a = rows.chain(chain, row);
+    Sum acc[R][2] = {};
 #pragma GCC unroll 4
-    for (int j = 0; j < kStep / 2; ++j, w += 128) {
+    for (int j = 0; j < kChain / 2; ++j, w += 128) {
       const Pairs w0 = pairs(load<U>(w)), w1 = pairs(load<U>(w + 64));
       if (R <= kFew) prefetch(w);
 #pragma GCC unroll 6
       for (int r = 0; r < R; ++r) {
-        const Pairs x = same_pair(pair_at(a + size_t(r) * rows.stride + j * 2));
+        const Pairs x = same_pair(a + r * kStep + j * 2);
         acc[r][0] = dot(acc[r][0], w0, x);
         acc[r][1] = dot(acc[r][1], w1, x);
       }
     }
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) y[r][0] = y[r][0] + acc[r][0], y[r][1] = y[r][1] + acc[r][1];
+    for (int r = 0; r < R; ++r) y[r][0] = y[r][0] + total(acc[r][0]), y[r][1] = y[r][1] + total(acc[r][1]);
   }
   for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
 }
@@ -40,24 +41,22 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
   constexpr int Less = F == Form::int4 ? 8 : 128;
   constexpr bool few = R <= kFew;
   const uint8_t* w = l.block(block);
-  const int stride = rows.stride, parts = stride / kPart, parts_a_group = l.group / kPart;
-  const int8_t* a = rows.bytes.data() + size_t(row) * stride;
-  const size_t first = size_t(row) * parts;
-  const float *scales = rows.scales.data() + first, *centers = rows.centers.data() + first;
-  const int32_t* counts = rows.counts.data() + first;
-  const int16_t* weights = l.counts + size_t(block) * parts * kCols;
-  V y[R][2] = {};
+  const int16_t* weights = l.counts + size_t(block) * (l.in / kPart) * kCols;
+  V y[2][R] = {};
   for (int group = 0, part = 0; group < l.in / l.group; ++group) {
     const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
-    for (const int end = part + parts_a_group; part < end; ++part, a += kPart) {
+    for (const int end = (group + 1) * l.group / kPart; part < end; ++part) {
+      const int8_t* a = rows.part(part, row);
+      const float *scales = &rows.scales[rows.of(part, row)], *centers = &rows.centers[rows.of(part, row)];
+      const int32_t* counts = &rows.counts[rows.of(part, row)];
       I acc[R][2], more[R][2] = {}, counted[2] = {};  // more: a second chain, for few rows
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = I{} - Less * counts[size_t(r) * parts + part];
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = I{} - Less * counts[r];
       // w0, w1: of each output four weights; at: the input that the first of them is multiplied by.
       auto add = [&](const U& w0, const U& w1, int at, I(&to)[R][2]) __attribute__((always_inline)) {
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          const u32 x = four_at(a + size_t(r) * stride + at);
+          const u32 x = four_at(a + r * kStep + at);
           to[r][0] = dot4(to[r][0], w0, x);
           to[r][1] = dot4(to[r][1], w1, x);
         }
@@ -83,24 +82,19 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
         const V sum = few ? floats(counted[half] - Less * kPart) : floats(load<S>(weights + size_t(part) * kCols + half * kLanes));
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          const size_t of = size_t(r) * parts + part;
-          const V x = fma(all(centers[of]), sum, floats(few ? acc[r][half] + more[r][half] : acc[r][half]));
-          y[r][half] = fma(x, s[half] * scales[of], y[r][half]);
+          const V x = fma(all(centers[r]), sum, floats(few ? acc[r][half] + more[r][half] : acc[r][half]));
+          y[half][r] = fma(x, s[half] * scales[r], y[half][r]);
         }
       }
     }
-    add_zeros<R>(l, block, group, rows, row, y);
+    for (int half = 0; half < 2; ++half) add_zeros<R>(l, block, group, half, rows, row, y[half]);
   }
-  for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
+  for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[0][r], y[1][r]);
 }
 
 template <int R>
 void tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
-  for (int r = 0; r < R; ++r) {  // what is written at the end is fetched meanwhile
-    const float* y = t.y + size_t(row + r) * t.stride + (t.end == End::store ? block * kCols : block * kCols / 2);
-    __builtin_prefetch(y, 1, 3);
-    if (t.end == End::store) __builtin_prefetch(y + kLanes, 1, 3);
-  }
+  fetch_target(t, block, row, R);
   const bool bytes = l.input == Input::bytes;
   switch (l.form) {
     case Form::bf16: bf16_tile<R>(l, block, rows, row, t); break;
@@ -120,13 +114,17 @@ struct Run {
 template <class At>
 void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
   const Run first = at(0);
-  assert(rows.stride == first.linear->in);
+  assert(rows.in == first.linear->in);
   const int blocks = first.linear->out / kCols, all_blocks = runs * blocks;
   const int items = std::min(all_blocks, (runs == 1 && first.count <= 8 ? 3 : 8) * pool.size());
   pool.run(items, [&](int item) {
     const int end = int(int64_t(all_blocks) * (item + 1) / items);
     for (int b = int(int64_t(all_blocks) * item / items); b < end; ++b) {
       const Run run = at(b / blocks);
+      if (is_tall(*run.linear, run.count)) {
+        tall_block(*run.linear, b % blocks, rows, run.row, run.count, t);
+        continue;
+      }
       const int tiles = (run.count + kRows - 1) / kRows;
       for (int i = 0, done = 0; i < tiles; ++i) {  // tiles of like height
         const int height = (run.count - done) / (tiles - i);

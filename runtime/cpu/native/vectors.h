@@ -1,8 +1,8 @@
-// Sixteen floats at a time: all that depends on the instruction set stands in this file.
+// Sixteen floats at a time: all that depends on the instruction set stands in this file and in pairs.h.
 //
 // V is a vector of the compiler's own (GCC, Clang), which it splits where registers are narrower;
-// only the products of bf16 pairs and the fused multiply-add are written for each set. The compiler
-// may fuse nothing by itself (-ffp-contract=off), so that every tile rounds as every other.
+// only products and the fused multiply-add are written for each set. The compiler may fuse nothing by
+// itself (-ffp-contract=off), so that every tile rounds as every other.
 #pragma once
 
 #include <cmath>
@@ -127,142 +127,6 @@ EH_INLINE u16 to_bf16(float x) {
   memcpy(&bits, &x, 4);
   return x != x ? 0x7fc0 : u16((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-
-// ---- products of pairs: a lane holds two bf16, of two inputs that follow each other ----
-
-EH_INLINE u32 pair_at(const u16* p) {
-  u32 x;
-  memcpy(&x, p, 4);
-  return x;
-}
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-
-using Pairs = __m512bh;
-EH_INLINE Pairs pairs(const U& words) { return (Pairs)words; }
-EH_INLINE Pairs same_pair(u32 x) { return (Pairs)_mm512_set1_epi32(int(x)); }
-EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }  // of what bf16 holds
-EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
-  return (V)_mm512_dpbf16_ps((__m512)sum, a, b);
-}
-struct Nibbles {  // of 16 outputs: the n-th nibble of each 16 bits, less 8
-  __m512i table;
-  Nibbles() {
-    u16 values[32];
-    for (int i = 0; i < 32; ++i) values[i] = to_bf16(float((i & 15) - 8));
-    table = _mm512_loadu_si512(values);
-  }
-  // The table repeats itself, and the permute looks at five bits: nothing needs masking.
-  EH_INLINE Pairs operator()(const U& words, int n) const {
-    return (Pairs)_mm512_permutexvar_epi16(_mm512_srli_epi16((__m512i)words, unsigned(4 * n)), table);
-  }
-};
-
-#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
-
-struct Pairs {
-  bfloat16x8_t part[4];  // of four lanes each
-};
-EH_INLINE Pairs pairs(const U& words) { return load<Pairs>(&words); }
-EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }
-EH_INLINE Pairs same_pair(u32 x) {
-  const bfloat16x8_t p = vreinterpretq_bf16_u32(vdupq_n_u32(x));
-  return {{p, p, p, p}};
-}
-EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
-  V out;
-  for (int i = 0; i < 4; ++i) {
-    const float32x4_t from = vld1q_f32((const float*)&sum + 4 * i);
-    vst1q_f32((float*)&out + 4 * i, vbfdotq_f32(from, a.part[i], b.part[i]));
-  }
-  return out;
-}
-struct Nibbles {
-  uint8x16x2_t table;  // the low bytes of -8 to 7 in bf16, and the high ones
-  Nibbles() {
-    uint8_t values[32];
-    for (int i = 0; i < 16; ++i) {
-      const u16 value = to_bf16(float(i - 8));
-      values[i] = uint8_t(value), values[i + 16] = uint8_t(value >> 8);
-    }
-    table = {{vld1q_u8(values), vld1q_u8(values + 16)}};
-  }
-  EH_INLINE Pairs operator()(const U& words, int n) const {
-    Pairs out;
-    for (int i = 0; i < 4; ++i) {
-      const uint16x8_t nibble = (vld1q_u16((const u16*)&words + 8 * i) >> u16(4 * n)) & u16(15);
-      const uint8x16_t at = vreinterpretq_u8_u16(nibble * u16(0x101) + u16(0x1000));
-      out.part[i] = vreinterpretq_bf16_u8(vqtbl2q_u8(table, at));
-    }
-    return out;
-  }
-};
-
-#else
-
-struct Pairs {
-  V first, second;
-};
-EH_INLINE Pairs pairs(const U& words) { return {(V)(words << 16), (V)(words & 0xffff0000u)}; }
-EH_INLINE Pairs same_pair(u32 x) { return {all(widened(u16(x))), all(widened(u16(x >> 16)))}; }
-EH_INLINE V dot(const V& sum, const Pairs& a, const Pairs& b) {
-  return fma(a.first, b.first, fma(a.second, b.second, sum));
-}
-struct Nibbles {
-  EH_INLINE Pairs operator()(const U& words, int n) const {
-    const I low = (I)((words >> (4 * n)) & 15u) - 8, high = (I)((words >> (4 * n + 16)) & 15u) - 8;
-    return {__builtin_convertvector(low, V), __builtin_convertvector(high, V)};
-  }
-};
-EH_INLINE Pairs paired(const V& first, const V& second) { return {first, second}; }
-
-#endif
-
-// ---- bytes as bf16, which holds them exactly: 32 that follow each other, or every other of 64 ----
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__)
-
-EH_INLINE Pairs pairs_of_int8(const void* p) {
-  const __m512i x = _mm512_cvtepi8_epi32(load<__m128i>(p)), y = _mm512_cvtepi8_epi32(load<__m128i>((const char*)p + 16));
-  return (Pairs)_mm512_cvtne2ps_pbh(_mm512_cvtepi32_ps(y), _mm512_cvtepi32_ps(x));
-}
-// e4m3 in 16 bits, its sign in all upper ones. The exponent is moved to bf16's; what has no leading one
-// is looked up.
-EH_INLINE Pairs from_e4m3(const __m512i& x) {
-  alignas(64) static constexpr u16 kFine[32] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
-  const __m512i moved = _mm512_and_si512(_mm512_slli_epi16(x, 4), _mm512_set1_epi16(0x7f0));
-  const __m512i whole = _mm512_add_epi16(moved, _mm512_set1_epi16(120 << 7));
-  const __mmask32 is_fine = _mm512_testn_epi16_mask(x, _mm512_set1_epi16(0x78));
-  const __m512i value = _mm512_mask_permutexvar_epi16(whole, is_fine, x, _mm512_load_si512(kFine));
-  return (Pairs)_mm512_or_si512(value, _mm512_and_si512(x, _mm512_set1_epi16(-0x8000)));
-}
-EH_INLINE Pairs pairs_of_e4m3(const void* p) { return from_e4m3(_mm512_cvtepi8_epi16(load<__m256i>(p))); }
-EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the odd bytes
-  const __m512i upper = odd ? (__m512i)words : _mm512_slli_epi16((__m512i)words, 8);
-  return from_e4m3(_mm512_srai_epi16(upper, 8));
-}
-
-#else
-
-EH_INLINE Pairs pairs_of_int8(const void* p) {
-  const I two = __builtin_convertvector(load<S>(p), I);
-  return paired(floats((two << 24) >> 24), floats(two >> 8));
-}
-EH_INLINE V from_e4m3(const I& byte) {  // of its low 8 bits
-  const I magnitude = byte & 127;
-  const V value = select(magnitude < 8, floats(magnitude) * 0x1p-9f, (V)((magnitude << 20) + (120 << 23)));
-  return (V)((I)value | (byte & 128) << 24);
-}
-EH_INLINE Pairs pairs_of_e4m3(const void* p) {
-  const I two = __builtin_convertvector(load<S>(p), I);
-  return paired(from_e4m3(two), from_e4m3(two >> 8));
-}
-EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the odd bytes
-  const I from = (I)(odd ? words >> 8 : words);
-  return paired(from_e4m3(from), from_e4m3(from >> 16));
-}
-
-#endif
 
 // ---- products of bytes: a lane holds four unsigned ones, times four signed ones that all lanes share ----
 

@@ -22,51 +22,51 @@ struct Words8 {
   }
 };
 
-// y += zeros * the sum of the inputs, for the steps of one group.
+// y += zeros * the sum of the inputs, for the steps of one group. y: of R rows the half of a block's outputs.
 template <int R>
-EH_INLINE void add_zeros(const Linear& l, int block, int group, const Rows& rows, int row, V (&y)[R][2]) {
+EH_INLINE void add_zeros(const Linear& l, int block, int group, int half, const Rows& rows, int row, V (&y)[R]) {
   if (!l.zeros) return;
-  const V z[2] = {l.zero(block, group, 0), l.zero(block, group, 1)};
-  const int steps = l.group / kStep, steps_a_row = rows.stride / kStep;
-  for (int r = 0; r < R; ++r)
-    for (int step = group * steps; step < (group + 1) * steps; ++step) {
-      const V x = all(rows.sums[size_t(row + r) * steps_a_row + step]);
-      y[r][0] = fma(x, z[0], y[r][0]), y[r][1] = fma(x, z[1], y[r][1]);
-    }
+  const V z = l.zero(block, group, half);
+  const int steps = l.group / kStep;
+  for (int step = group * steps; step < (group + 1) * steps; ++step)
+    for (int r = 0; r < R; ++r) y[r] = fma(all(rows.sums[rows.of(step, row + r)]), z, y[r]);
 }
 
 template <int R, class Words>
 void widened_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   const uint8_t* w = l.block(block);
-  const u16* a = rows.values.data() + size_t(row) * rows.stride;
-  const int steps = l.group / kStep;
   const Words words;
-  V y[R][2] = {};
-  for (int group = 0; group < l.in / l.group; ++group) {
-    const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
-    for (int step = 0; step < steps; ++step, a += kStep) {
-      V acc[R][2] = {};
-      for (int j = 0; j < kStep / 8; ++j, w += Words::kBytes) {
+  V y[2][R] = {};
+  for (int group = 0, chain = 0; group < l.in / l.group; ++group) {
+    V sums[2][R] = {};
+    for (const int end = (group + 1) * l.group / kChain; chain < end; ++chain) {
+      const Act* a = rows.chain(chain, row);
+      Sum acc[2][R] = {};
+      for (int j = 0; j < kChain / 8; ++j, w += Words::kBytes) {
         for (int line = 0; R <= kFew && line < Words::kBytes; line += 128) prefetch(w + line);
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) {
           const Pairs v0 = words.at(w, 0, n), v1 = words.at(w, 1, n);
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r) {
-            const Pairs x = same_pair(pair_at(a + size_t(r) * rows.stride + j * 8 + n * 2));
-            acc[r][0] = dot(acc[r][0], v0, x);
-            acc[r][1] = dot(acc[r][1], v1, x);
+            const Pairs x = same_pair(a + r * kStep + j * 8 + n * 2);
+            acc[0][r] = dot(acc[0][r], v0, x);
+            acc[1][r] = dot(acc[1][r], v1, x);
           }
         }
       }
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) y[r][0] = fma(acc[r][0], s[0], y[r][0]), y[r][1] = fma(acc[r][1], s[1], y[r][1]);
+      for (int r = 0; r < R; ++r) sums[0][r] = sums[0][r] + total(acc[0][r]), sums[1][r] = sums[1][r] + total(acc[1][r]);
     }
-    add_zeros<R>(l, block, group, rows, row, y);
+    for (int half = 0; half < 2; ++half) {
+      const V s = l.scale(block, group, half);
+      for (int r = 0; r < R; ++r) y[half][r] = fma(sums[half][r], s, y[half][r]);
+      add_zeros<R>(l, block, group, half, rows, row, y[half]);
+    }
   }
   for (int r = 0; r < R; ++r) {
     const float by = rows.row_scales[row + r];
-    finish(l, t, row + r, block * kCols, y[r][0] * by, y[r][1] * by);
+    finish(l, t, row + r, block * kCols, y[0][r] * by, y[1][r] * by);
   }
 }
 

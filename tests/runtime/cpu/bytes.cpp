@@ -6,13 +6,16 @@
 
 using namespace enginehouse;
 
+constexpr Act kOne = sizeof(Act) == 2 ? Act(0x3f80) : Act(1);
+
 template <class T>
 static void write_all_numbers() {
   T pairs[2 * kLanes];
   for (int byte = 0; byte < 256; byte += kLanes) {
     for (int i = 0; i < kLanes; ++i) pairs[2 * i] = T{uint8_t(byte + i)}, pairs[2 * i + 1] = T{uint8_t(255 - byte - i)};
-    for (u32 one : {0x3f80u, 0x3f800000u}) {
-      const V value = dot(all(0), pairs_at(pairs), same_pair(one));
+    for (int one = 0; one < 2; ++one) {
+      const Act of_pair[2] = {one == 0 ? kOne : Act{}, one == 1 ? kOne : Act{}};
+      const V value = total(dot(Sum{}, pairs_at(pairs), same_pair(of_pair)));
       fwrite(&value, sizeof value, 1, stdout);
     }
   }
