@@ -29,13 +29,17 @@ _FLAGS = (
     "-O3",
     "-fPIC",
     "-pthread",
+    "-fno-exceptions",
+    "-fno-rtti",
     "-ffp-contract=off",  # nothing is fused but by hand: tiles of all heights must round alike
     "-fvisibility=hidden",  # libraries for two instruction sets may be loaded side by side
     "-Wno-psabi",
 )
-_LINK = ("-O3", "-shared", "-pthread")
+# The kernels use the C++ library's headers alone: zig would build one, for a minute or more.
+_LINK = ("-nodefaultlibs", "-lpthread", "-lm", "-lc", "-lgcc")
+_LINK_OF_ZIG = ("-nostdlib++",)
 _ZIG = ("-m", "ziglang", "c++", "-mcpu=baseline")  # its default is all that this CPU has
-_LIMIT_S = 1800  # zig builds a C++ library of its own first: minutes, on a machine that is busy
+_LIMIT_S = 600  # seconds, on a machine that is not busy
 _INSTALL = (
     "install g++ or clang++, or `pip install 'enginehouse[compiler]'`, or choose backend=torch"
 )
@@ -70,6 +74,11 @@ def kernel_flags(command: Sequence[str], instructions: str) -> list[str]:
     return flags
 
 
+def link_flags(command: Sequence[str]) -> Sequence[str]:
+    """What a compiler links the kernels with: no C++ library."""
+    return _LINK_OF_ZIG if "ziglang" in command else _LINK
+
+
 def has_compiler() -> bool:
     """Whether this machine can compile the kernels."""
     try:
@@ -90,8 +99,7 @@ def compiled_library(instructions: str) -> Path:
     library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():
         log.info(
-            "compiling the kernels for %s with %s, once on this machine: seconds, or with zig "
-            "minutes",
+            "compiling the kernels for %s with %s, once on this machine: it takes seconds",
             instructions,
             shlex.join(command),
         )
@@ -132,21 +140,21 @@ def _key(command: Sequence[str], flags: Sequence[str]) -> str:
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     digest.update(run_compiler([*command, "--version"]).stdout.encode())
-    digest.update("\0".join([*command, *flags, *_LINK]).encode())
+    digest.update("\0".join([*command, *flags, *link_flags(command)]).encode())
     return digest.hexdigest()[:32]
 
 
 def _compile(command: Sequence[str], flags: Sequence[str], library: Path) -> None:
     """Under another name first: who finds the library finds it whole.
 
-    In two steps: zig keeps the C++ library that it links with by the flags it is called with, and
-    an instruction set's are not among those of the second.
+    In two steps: zig keeps what it links with by the flags it is called with, and an instruction
+    set's are not among those of the second.
     """
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         part, made = Path(folder) / "engine.o", Path(folder) / library.name
         steps = (
             [*command, *flags, "-c", str(SOURCE / "engine.cpp"), "-o", str(part)],
-            [*command, *_LINK, str(part), "-o", str(made)],
+            [*command, "-O3", "-shared", str(part), *link_flags(command), "-o", str(made)],
         )
         for step in steps:
             done = run_compiler(step)

@@ -1,14 +1,21 @@
-"""Which compilers of the kernels of backend=cpu are here, and what a test is left out for."""
+"""Which compilers of the kernels of backend=cpu are here, and programs that try the kernels."""
 
 from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from enginehouse.runtime.cpu.compiler import find_compiler
+from enginehouse.runtime.cpu.compiler import (
+    SOURCE,
+    find_compiler,
+    kernel_flags,
+    link_flags,
+    run_compiler,
+)
 from enginehouse.runtime.errors import EngineError
 
 COMPILERS = ("g++", "clang++", "ziglang")
@@ -39,3 +46,23 @@ def choose_compiler(name: str, monkeypatch: pytest.MonkeyPatch, empty: Path) -> 
         pytest.skip(f"no {name} on PATH")
     else:
         monkeypatch.setenv("CXX", name)
+
+
+def compile_program(
+    source: Path, made: Path, command: Sequence[str], instructions: str, *more: str
+) -> str:
+    """A program that includes the kernels, compiled as these are: in two steps, see _compile there.
+
+    more: flags behind the kernels' own; sanitizers want the libraries that these go without.
+    """
+    part = made.with_suffix(".o")
+    flags = [*kernel_flags(command, instructions), f"-I{SOURCE}", *more]
+    sanitizing = [flag for flag in more if "sanitize" in flag]
+    libraries = sanitizing or link_flags(command)
+    for step in (
+        [*command, *flags, "-c", str(source), "-o", str(part)],
+        [*command, "-O3", "-pthread", str(part), *libraries, "-o", str(made)],
+    ):
+        done = run_compiler(step)
+        assert done.returncode == 0, done.stderr
+    return str(made)

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "bytes.h"
 #include "linear.h"
@@ -42,6 +41,8 @@ class Cache {
         pages_(size_t(layers) * num_blocks * kv_heads * units_ * unit_values() * (kept == Kept::bf16 ? 2 : 1)) {}
 
   const Kept kept;
+
+  bool whole() const { return pages_.data() != nullptr; }
 
   template <class T>
   T* unit(int layer, const int* table, int head, int u) const {
@@ -90,9 +91,9 @@ struct Queries {
 };
 
 struct Scratch {
-  std::vector<float> scores;  // [R, length]
-  std::vector<Act> shares;
-  std::vector<u16> words;  // instead of them, for tall ones
+  Array<float> scores;  // [R, length]
+  Array<Act> shares;
+  Array<u16> words;  // instead of them, for tall ones
   void grow(size_t n) {
     if (scores.size() < n) scores.resize(n), shares.resize(n), words.resize(kTall ? n : 0);
   }

@@ -9,8 +9,8 @@
 #include <functional>
 #include <iterator>
 #include <limits>
-#include <vector>
 
+#include "memory.h"
 #include "vectors.h"
 
 namespace enginehouse {
@@ -25,8 +25,8 @@ struct Look {
   bool weighs;                // whether sums are wanted
   float best;                 // the largest
   int at;                     // the first of the largest, -1 where it is no number
-  std::vector<float> maxima;  // [blocks][lanes]
-  std::vector<double> sums;   // [blocks]: of weights, that of the largest being 1
+  Array<float> maxima;  // [blocks][lanes]
+  Array<double> sums;   // [blocks]: of weights, that of the largest being 1
   int blocks() const { return int(sums.size()); }
   double total() const {
     double all = 0;
@@ -59,10 +59,11 @@ struct Likely {
 
 // The `size` largest, falling, equal ones by their ids.
 template <class F>
-void likeliest(const Look& l, int size, const F& f, std::vector<Likely>& found) {
+void likeliest(const Look& l, int size, const F& f, Array<Likely>& found) {
   float least = kNever;
   if (size < int(l.maxima.size())) {
-    std::vector<float> maxima = l.maxima;
+    Array<float> maxima(l.maxima.size());
+    std::copy(l.maxima.begin(), l.maxima.end(), maxima.begin());
     std::nth_element(maxima.begin(), maxima.begin() + size - 1, maxima.end(), std::greater<float>());
     least = f(maxima[size - 1]);
   }
@@ -151,25 +152,31 @@ class Buckets {
     return inside_[find(int(inside_.size()), target, running, [&](int i) { return weights_[inside_[i].id]; })];
   }
 
-  std::vector<float> scaled_, weights_;  // of each token; weighs 0 what min_p does not keep
-  std::vector<int> bucket_;
-  std::vector<Likely> inside_;
+  Array<float> scaled_, weights_;  // of each token; weighs 0 what min_p does not keep
+  Array<int> bucket_;
+  Array<Likely> inside_;
   double mass_[kFar * kPerUnit + 1];
+};
+
+// What a thread draws with.
+struct Drawing {
+  Buckets buckets;
+  Array<Likely> found;
 };
 
 // min_p, then top_k, then top_p: on the likeliest few, and where these are not all that may be drawn,
 // on the whole vocabulary.
-inline int draw_filtered(const Look& l, double number, double min_p, int top_k, double top_p) {
-  static thread_local Buckets buckets;
-  static thread_local std::vector<Likely> found;
+inline int draw_filtered(const Look& l, double number, double min_p, int top_k, double top_p, Drawing& drawing) {
+  Array<Likely>& found = drawing.found;
   constexpr int kFirst = 64;
   const bool limited = top_k > 0;
   const int size = std::min(limited ? top_k : kFirst, l.vocab);
   likeliest(l, size, Scaled(l), found);
-  std::vector<float> weights((size + kLanes - 1) / kLanes * kLanes, kNever);
+  Array<float> weights((size + kLanes - 1) / kLanes * kLanes);
+  std::fill(weights.begin(), weights.end(), kNever);
   for (int i = 0; i < size; ++i) weights[i] = found[i].value;
   for (int i = 0; i < size; i += kLanes) store(&weights[i], weight(load<V>(&weights[i])));
-  std::vector<double> running(size);
+  Array<double> running(size);
   int kept = 0;  // all where min_p is 0
   double mass = 0;
   for (int i = 0; i < size; ++i) running[i] = mass += weights[i], kept += weights[i] >= min_p;
@@ -182,7 +189,7 @@ inline int draw_filtered(const Look& l, double number, double min_p, int top_k, 
     closed = closed || (needed <= kept && min_p == 0);
     kept = std::min(needed, kept);
   }
-  if (!closed) return buckets.draw(l, number, min_p, top_p);
+  if (!closed) return drawing.buckets.draw(l, number, min_p, top_p);
   double before = 0;
   return found[find(kept, number * running[kept - 1], before, [&](int i) { return weights[i]; })].id;
 }

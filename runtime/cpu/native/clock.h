@@ -1,8 +1,9 @@
 // Where a step's time goes: each moment is of one phase's, that of the innermost block that is open.
 #pragma once
 
-#include <array>
-#include <chrono>
+#include <time.h>
+
+#include <cstdint>
 
 namespace enginehouse {
 
@@ -12,7 +13,7 @@ enum Phase { kLinears, kAttention, kHead, kRowWork, kPhases };
 // Looked at by the thread that calls; the others work within its blocks.
 class Clock {
  public:
-  std::array<double, kPhases> seconds = {};  // since it was made
+  double seconds[kPhases] = {};  // since it was made
 
   // From here to the end of the block.
   class Within {
@@ -28,16 +29,16 @@ class Clock {
   };
 
  private:
-  using Time = std::chrono::steady_clock;
-
   void turn(Phase phase) {
-    const auto now = Time::now();
-    if (phase_ != kPhases) seconds[phase_] += std::chrono::duration<double>(now - since_).count();
+    timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    const int64_t now = int64_t(time.tv_sec) * 1'000'000'000 + time.tv_nsec;
+    if (phase_ != kPhases) seconds[phase_] += double(now - since_) * 1e-9;
     phase_ = phase, since_ = now;
   }
 
   Phase phase_ = kPhases;  // none
-  Time::time_point since_;
+  int64_t since_ = 0;  // nanoseconds
 };
 
 }  // namespace enginehouse

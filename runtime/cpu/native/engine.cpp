@@ -6,13 +6,20 @@ using namespace enginehouse;
 #pragma GCC visibility push(default)
 extern "C" {
 
-Model* eh_open(const Shape* shape) try {
-  return new Model(*shape);
-} catch (const std::bad_alloc&) {
-  return nullptr;
+void eh_close(Model* m) {
+  m->~Model();
+  std::free(m);
 }
 
-void eh_close(Model* m) { delete m; }
+// Null where there is no memory for keys and values.
+Model* eh_open(const Shape* shape) {
+  void* place = std::aligned_alloc(alignof(Model), sizeof(Model));
+  if (!place) return nullptr;
+  Model* m = new (place) Model(*shape);
+  if (m->whole()) return m;
+  eh_close(m);
+  return nullptr;
+}
 
 void eh_step(Model* m, const Step* step) {
   const SmallAsZero small;
@@ -41,7 +48,7 @@ void eh_score(Model* m, Told* told, int n) {
 }
 
 // out: [kPhases], seconds since the model was opened.
-void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds.data(), kPhases, out); }
+void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds, kPhases, out); }
 
 // embedding: bf16 [vocab, hidden], which stays the caller's.
 void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
@@ -56,7 +63,8 @@ void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window
 
 // which: of Norm, or kNorms for the last norm of all. weight: [hidden] or [head_size], the caller's.
 void eh_norm(Model* m, int layer, int which, const float* weight) {
-  (which == kNorms ? m->final_norm : m->layers.at(layer).norms.at(which)) = weight;
+  assert(which <= kNorms);
+  (which == kNorms ? m->final_norm : m->layers.at(layer).norms[which]) = weight;
 }
 
 // router: [experts, hidden], the caller's.

@@ -4,9 +4,9 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "linear.h"
+#include "memory.h"
 #include "tiles.h"
 
 namespace enginehouse {
@@ -14,7 +14,7 @@ namespace enginehouse {
 // One layer's. router: float32 [experts, hidden], the caller's. fc_gate in turns of 16 outputs.
 struct Experts {
   const float* router = nullptr;
-  std::vector<Linear> fc_gate, proj;
+  Array<Linear> fc_gate, proj;
 };
 
 class Mixture {
@@ -103,7 +103,7 @@ class Mixture {
 
   // places_: where each entry's row stands when those of one expert follow each other; jobs_: these runs.
   void sort(int entries) {
-    std::vector<int> next(experts_ + 1);
+    Array<int> next(experts_ + 1);
     for (int i = 0; i < entries; ++i) ++next[choices_[i].expert + 1];
     jobs_.clear();
     for (int e = 0; e < experts_; ++e) {
@@ -113,7 +113,7 @@ class Mixture {
     for (int i = 0; i < entries; ++i) places_[i] = next[choices_[i].expert]++;
   }
 
-  void multiply(Pool& pool, const std::vector<Linear>& linears, const Target& t) const {
+  void multiply(Pool& pool, const Array<Linear>& linears, const Target& t) const {
     product(pool, int(jobs_.size()), rows_, t, [&](int i) {
       return Run{&linears[jobs_[i].expert], jobs_[i].row, jobs_[i].count};
     });
@@ -125,10 +125,10 @@ class Mixture {
   const int experts_, chosen_;
   const bool renormalize_;
   const int hidden_, inner_, rows_at_once_;
-  std::vector<Choice> choices_;  // [rows, chosen]
-  std::vector<int> places_;
-  std::vector<Job> jobs_;
-  std::vector<float> activated_, given_;
+  Array<Choice> choices_;  // [rows, chosen]
+  Array<int> places_;
+  Array<Job> jobs_;
+  Array<float> activated_, given_;
   Rows rows_;
 };
 

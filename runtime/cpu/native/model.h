@@ -2,11 +2,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cassert>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "attention.h"
 #include "clock.h"
@@ -47,7 +45,7 @@ enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNor
 struct Layer {
   Linear qkv, dense, fc_gate, gate, proj;
   Experts experts;
-  std::array<const float*, kNorms> norms = {};  // null where the model has none
+  const float* norms[kNorms] = {};  // null where the model has none
   Rule rule;
 };
 
@@ -68,20 +66,24 @@ class Model {
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden);
     wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(s.experts ? 0 : n * s.inner);
     for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
+    scratch_.resize(pool_.size());
     rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
   }
 
   const Shape s;
-  std::vector<Layer> layers;
+  Array<Layer> layers;
   const float* final_norm = nullptr;
   Linear head;
   const u16* embedding = nullptr;                // [vocab, hidden]
-  std::array<const float*, 3> cos = {}, sin = {};  // [positions, rotary / 2]: global, local, short
+  const float *cos[3] = {}, *sin[3] = {};         // [positions, rotary / 2]: global, local, short
 
   int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
   int wide_head() const { return round_up(s.head_size, kLanes); }  // with zeros behind
 
   Clock clock;
+
+  // Whether there was memory for keys and values.
+  bool whole() const { return cache_.whole(); }
 
   void run(const Step& step) {
     const Clock::Within own(clock, kLinears);
@@ -268,8 +270,7 @@ class Model {
   }
 
   template <class T>
-  void attend_tile(const Step& step, int index, const Tile& tile, int head) {
-    static thread_local Scratch scratch;
+  void attend_tile(const Step& step, int index, const Tile& tile, int head, Scratch& scratch) {
     const Layer& layer = layers[index];
     const int per = s.heads / s.kv_heads, D = wide_head(), rope = rope_of(step, tile, layer.rule);
     const int* table = step.tables + step.table_offset[tile.chunk];
@@ -303,7 +304,9 @@ class Model {
     const int items = int(tiles_.size()) * s.kv_heads;
     with_kept(cache_.kept, [&]<class T>(T*) {
       pool_.run(items, [&](int item) { keep_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
-      pool_.run(items, [&](int item) { attend_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
+      pool_.run(items, [&](int item, int thread) {
+        attend_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads, scratch_[thread]);
+      });
     });
   }
 
@@ -320,10 +323,11 @@ class Model {
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   Cache cache_;
-  std::vector<float> hidden_, branch_, wide_, attended_, inner_, gate_;
+  Array<float> hidden_, branch_, wide_, attended_, inner_, gate_;
   Rows rows_;
   Mixture mixture_;
-  std::vector<Tile> tiles_;
+  Array<Tile> tiles_;
+  Array<Scratch> scratch_;  // each thread's
 };
 
 }  // namespace enginehouse

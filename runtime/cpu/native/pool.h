@@ -1,15 +1,17 @@
 // Threads that claim work item by item: one that is not running holds up nobody.
 #pragma once
 
+#include <pthread.h>
+#include <sched.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cassert>
 #include <cstdint>
-#include <thread>
 #include <type_traits>
-#include <vector>
 
 #include "amx.h"
+#include "memory.h"
 
 namespace enginehouse {
 
@@ -21,81 +23,125 @@ inline void pause_briefly() {
 
 class Pool {
  public:
-  explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
+  explicit Pool(int threads) : workers_(std::max(0, threads - 1)), rooms_(std::max(1, threads)) {
+    for (Worker& worker : workers_) {
+      worker.pool = this, worker.number = int(&worker - workers_.begin()) + 1;
+      if (pthread_create(&worker.thread, nullptr, begin, &worker)) lacking("threads");
+    }
   }
   ~Pool() {
     stop_ = true;
     wake();
-    for (auto& worker : workers_) worker.join();
+    for (Worker& worker : workers_) pthread_join(worker.thread, nullptr);
+    pthread_cond_destroy(&called_);
+    pthread_mutex_destroy(&door_);
   }
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
   int size() const { return int(workers_.size()) + 1; }
+  // A thread's own, for what it does with one item.
+  uint8_t* room(int thread, size_t bytes) {
+    if (rooms_[thread].size() < bytes) rooms_[thread].resize(bytes);
+    return rooms_[thread].data();
+  }
 
-  // f(0) ... f(items - 1), each once, on any thread; returns when all are done.
+  // f(0) ... f(items - 1), each once, on any thread; returns when all are done. f may take the number
+  // of its thread too, of size().
   template <class F>
   void run(int items, F&& f) {
     assert(items <= int(kMask));
     if (items <= 1 || workers_.empty()) {
-      for (int i = 0; i < items; ++i) f(i);
+      for (int i = 0; i < items; ++i) call(f, i, 0);
       return;
     }
     context_ = &f;
-    call_ = [](void* context, int i) { (*static_cast<std::remove_reference_t<F>*>(context))(i); };
+    call_ = [](void* context, int i, int thread) { call(*static_cast<std::remove_reference_t<F>*>(context), i, thread); };
     done_.store(0, std::memory_order_relaxed);
     const uint64_t phase = ((ticket_.load(std::memory_order_relaxed) >> 40) + 1) << 40;
     ticket_.store(phase | uint64_t(items) << 20);
     wake();
-    while (claim()) {
+    while (claim(0)) {
     }
     for (int spins = 0; done_.load(std::memory_order_acquire) < items; ++spins)
-      spins < kSpins ? pause_briefly() : std::this_thread::yield();
+      spins < kSpins ? pause_briefly() : void(sched_yield());
   }
 
  private:
   static constexpr uint64_t kMask = (1 << 20) - 1;
   static constexpr int kSpins = 1500;
 
+  struct Worker {
+    Pool* pool;
+    int number;
+    pthread_t thread;
+  };
+
+  template <class F>
+  static void call(F& f, int i, int thread) {
+    if constexpr (std::is_invocable_v<F&, int, int>)
+      f(i, thread);
+    else
+      f(i);
+  }
   static bool left(uint64_t ticket) { return (ticket & kMask) < ((ticket >> 20) & kMask); }
 
   // One item of the current phase, if any is left. A ticket of an older phase cannot be exchanged,
   // and the phase does not end before its claimed items are done: call_ is the item's own.
-  bool claim() {
+  bool claim(int thread) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     while (left(ticket)) {
       if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) {
-        call_(context_, int(ticket & kMask));
+        call_(context_, int(ticket & kMask), thread);
         done_.fetch_add(1, std::memory_order_release);
         return true;
       }
     }
     return false;
   }
-  void work() {
+  static void* begin(void* worker) {
+    static_cast<Worker*>(worker)->pool->work(static_cast<Worker*>(worker)->number);
+    return nullptr;
+  }
+  void work(int thread) {
     const SmallAsZero small;
     for (int spins = 0; !stop_;) {
-      if (claim()) {
+      if (claim(thread)) {
         spins = 0;
       } else if (++spins < kSpins) {
         pause_briefly();
       } else {
-        const uint32_t seen = calls_.load();
-        if (!left(ticket_.load()) && !stop_) calls_.wait(seen);
+        sleep();
         spins = 0;
       }
     }
   }
+
+  // A worker counts itself as asleep before it looks for work the last time, and a caller looks for
+  // sleepers after it has put work there: one of them sees the other.
+  void sleep() {
+    pthread_mutex_lock(&door_);
+    asleep_.fetch_add(1);
+    while (!left(ticket_.load()) && !stop_) pthread_cond_wait(&called_, &door_);
+    asleep_.fetch_sub(1);
+    pthread_mutex_unlock(&door_);
+  }
   void wake() {
-    calls_.fetch_add(1);
-    calls_.notify_all();
+    if (!asleep_.load()) return;
+    pthread_mutex_lock(&door_);
+    pthread_cond_broadcast(&called_);
+    pthread_mutex_unlock(&door_);
   }
 
   alignas(64) std::atomic<uint64_t> ticket_{0};  // phase | items | next item
   alignas(64) std::atomic<int> done_{0};
-  alignas(64) std::atomic<uint32_t> calls_{0};
+  alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
-  void (*call_)(void*, int) = nullptr;
+  pthread_mutex_t door_ = PTHREAD_MUTEX_INITIALIZER;
+  pthread_cond_t called_ = PTHREAD_COND_INITIALIZER;
+  void (*call_)(void*, int, int) = nullptr;
   void* context_ = nullptr;
-  std::vector<std::thread> workers_;
+  Array<Array<uint8_t>> rooms_;  // each thread's
+  Array<Worker> workers_;  // last: they begin when all else is there
 };
 
 // f(0) ... f(n - 1), some at a time.

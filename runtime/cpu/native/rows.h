@@ -6,9 +6,9 @@
 #pragma once
 
 #include <cmath>
-#include <vector>
 
 #include "bytes.h"
+#include "memory.h"
 #include "pairs.h"
 
 namespace enginehouse {
@@ -30,14 +30,14 @@ enum class Input : int { bf16, bytes, e4m3, e4m3_by_row };
 
 // All arrays have their inputs in steps or parts, and of each of these all rows: [in / 64][height][64].
 struct Rows {
-  std::vector<Act> values;
-  std::vector<u16> words;     // the same in bf16, for products of kTallRows at once
-  std::vector<float> sums;    // of what a step was rounded to, for zero points
-  std::vector<float> row_scales;  // [height]: what a row was divided by
+  Array<Act> values;
+  Array<u16> words;     // the same in bf16, for products of kTallRows at once
+  Array<float> sums;    // of what a step was rounded to, for zero points
+  Array<float> row_scales;  // [height]: what a row was divided by
   // Bytes q stand for scale * (q + center); counts: the sum of q. A scale for each part: [in / 32][height].
-  std::vector<int8_t> bytes;
-  std::vector<float> scales, centers;
-  std::vector<int32_t> counts;
+  Array<int8_t> bytes;
+  Array<float> scales, centers;
+  Array<int32_t> counts;
   int in = 0, height = 0;
 
   // For so many rows. What is taken from behind the last one becomes nothing; and a height that is no power

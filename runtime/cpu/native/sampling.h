@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
 
 #include "candidates.h"
+#include "memory.h"
 #include "pool.h"
 #include "vectors.h"
 
@@ -41,7 +41,7 @@ struct Choice {
 class Sampler {
  public:
   Sampler(Pool& pool, int vocab)
-      : vocab(vocab), blocks((vocab + kBlock - 1) / kBlock), stride(blocks * kBlock), pool_(pool) {}
+      : vocab(vocab), blocks((vocab + kBlock - 1) / kBlock), stride(blocks * kBlock), pool_(pool), drawing_(pool.size()) {}
 
   const int vocab, blocks, stride;
 
@@ -62,24 +62,24 @@ class Sampler {
     keep_untouched(choices, n);
     each(n, [&](int i) { shape(choices[i], row(choices[i].row)); });
     looks_.resize(std::max(looks_.size(), size_t(2 * n)));  // of all, and again of those that are told
-    std::vector<Look*> looked;
+    Array<Look*> looked;
     for (int i = 0; i < n; ++i) {
       const Choice& c = choices[i];
       looked.push_back(begin(i, row(c.row), c.draws ? c.temperature : 1, c.draws || c.tells));
     }
     look(looked);
-    std::vector<int> drawn;
+    Array<int> drawn;
     for (int i = 0; i < n; ++i) {
       choices[i].token = looks_[i].at;
       if (choices[i].draws && looks_[i].at >= 0) drawn.push_back(i);
     }
-    pool_.run(int(drawn.size()), [&](int i) {
+    pool_.run(int(drawn.size()), [&](int i, int thread) {
       Choice& c = choices[drawn[i]];
       const Look& l = looks_[drawn[i]];
       const bool filtered = c.top_k > 0 || c.top_p < 1 || c.min_p > 0;
-      c.token = filtered ? draw_filtered(l, c.number, c.min_p, c.top_k, c.top_p) : draw(l, c.number);
+      c.token = filtered ? draw_filtered(l, c.number, c.min_p, c.top_k, c.top_p, drawing_[thread]) : draw(l, c.number);
     });
-    std::vector<Telling> telling;
+    Array<Telling> telling;
     looked.clear();
     for (int i = 0; i < n; ++i) {
       Choice& c = choices[i];
@@ -97,8 +97,8 @@ class Sampler {
   // Of the first n rows.
   void score(Told* told, int n) {
     looks_.resize(std::max(looks_.size(), size_t(n)));
-    std::vector<Look*> looked;
-    std::vector<Telling> telling;
+    Array<Look*> looked;
+    Array<Telling> telling;
     for (int i = 0; i < n; ++i) {
       looked.push_back(begin(i, row(i), 1, true));
       telling.push_back({told + i, looked[i]});
@@ -166,7 +166,7 @@ class Sampler {
       y -= c.counts[i] * c.frequency;
       if (c.counts[i] > 0) y -= c.presence;
     }
-    std::vector<float> kept(c.num_forbidden);
+    Array<float> kept(c.num_forbidden);
     for (int i = 0; i < c.num_forbidden; ++i) kept[i] = x[c.forbidden[i]], x[c.forbidden[i]] = kNever;
     if (c.allowed && c.num_forbidden && std::all_of(x, x + vocab, [](float y) { return y == kNever; }))
       for (int i = 0; i < c.num_forbidden; ++i) x[c.forbidden[i]] = kept[i];
@@ -175,7 +175,7 @@ class Sampler {
   // ---- over the whole vocabulary ----
 
   // Every row's largest, the first of it, what each lane of each block has, and the blocks' weights.
-  void look(const std::vector<Look*>& looks) {
+  void look(const Array<Look*>& looks) {
     const int n = int(looks.size());
     by_blocks(n, [&](int i, int b) {
       Look& l = *looks[i];
@@ -209,14 +209,14 @@ class Sampler {
 
   // ---- log probabilities ----
 
-  void tell(const std::vector<Telling>& telling) {
+  void tell(const Array<Telling>& telling) {
     const int n = int(telling.size());
-    std::vector<Logprob> logprob;
+    Array<Logprob> logprob;
     for (const Telling& t : telling) {
-      logprob.emplace_back(*t.look);
+      logprob.push_back(Logprob(*t.look));
       t.told->logprob = t.look->at < 0 ? std::nanf("") : logprob.back()(t.look->x[t.told->token]);
     }
-    std::vector<int> above(size_t(n) * blocks);  // tokens that are likelier
+    Array<int> above(size_t(n) * blocks);  // tokens that are likelier
     by_blocks(n, [&](int i, int b) {
       const Look& l = *telling[i].look;
       const float own = telling[i].told->logprob;
@@ -231,15 +231,16 @@ class Sampler {
       for (int b = 0; b < blocks; ++b) told.rank += above[size_t(i) * blocks + b];
       if (telling[i].look->at < 0) told.count = 0;
       if (!told.count) return;
-      std::vector<Likely> found;
+      Array<Likely> found;
       likeliest(*telling[i].look, told.count, logprob[i], found);
       for (int j = 0; j < told.count; ++j) told.ids[j] = found[j].id, told.values[j] = found[j].value;
     });
   }
 
   Pool& pool_;
-  std::vector<float> logits_, untouched_;  // [rows][stride]
-  std::vector<Look> looks_;
+  Array<float> logits_, untouched_;  // [rows][stride]
+  Array<Look> looks_;
+  Array<Drawing> drawing_;  // each thread's
 };
 
 }  // namespace enginehouse

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <algorithm>
-#include <vector>
 
 #include "amx.h"
 #include "linear.h"
@@ -56,16 +55,16 @@ void tall_tile(const Linear& l, int block, const uint8_t* w, const Rows& rows, i
 // that takes as long as to multiply them.
 inline bool is_tall(const Linear& l, int rows) { return l.input != Input::bytes && rows >= 8; }
 
-// All of `count` rows by one block.
-inline void tall_block(const Linear& l, int block, const Rows& rows, int row, int count, const Target& t) {
-  static thread_local std::vector<uint8_t> room;
-  if (room.size() < size_t(l.in) * kCols * sizeof(u16)) room.resize(size_t(l.in) * kCols * sizeof(u16));
-  const uint8_t *packed = l.block(block), *w = room.data();
+// All of `count` rows by one block, which is unpacked to a room of the thread's own.
+inline void tall_block(Pool& pool, int thread, const Linear& l, int block, const Rows& rows, int row, int count, const Target& t) {
+  uint8_t* const room = pool.room(thread, l.form == Form::bf16 ? 0 : size_t(l.in) * kCols * sizeof(u16));
+  const uint8_t* packed = l.block(block);
+  const uint8_t* w = l.form == Form::bf16 ? packed : room;
   switch (l.form) {
-    case Form::bf16: w = packed; break;
-    case Form::int4: unpack<Words4>(packed, l.in, room.data()); break;
-    case Form::int8: unpack<Words8<Int8>>(packed, l.in, room.data()); break;
-    case Form::e4m3: unpack<Words8<E4m3>>(packed, l.in, room.data()); break;
+    case Form::bf16: break;
+    case Form::int4: unpack<Words4>(packed, l.in, room); break;
+    case Form::int8: unpack<Words8<Int8>>(packed, l.in, room); break;
+    case Form::e4m3: unpack<Words8<E4m3>>(packed, l.in, room); break;
   }
   const Tiles tiles(kChain / 2);
   for (int done = 0, left; (left = count - done) > 0; done += 2 * kTallRows) {
@@ -80,7 +79,7 @@ inline void tall_block(const Linear& l, int block, const Rows& rows, int row, in
 #else
 
 inline bool is_tall(const Linear&, int) { return false; }
-inline void tall_block(const Linear&, int, const Rows&, int, int, const Target&) {}
+inline void tall_block(Pool&, int, const Linear&, int, const Rows&, int, int, const Target&) {}
 
 #endif
 

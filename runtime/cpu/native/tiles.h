@@ -117,12 +117,12 @@ void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
   assert(rows.in == first.linear->in);
   const int blocks = first.linear->out / kCols, all_blocks = runs * blocks;
   const int items = std::min(all_blocks, (runs == 1 && first.count <= 8 ? 3 : 8) * pool.size());
-  pool.run(items, [&](int item) {
+  pool.run(items, [&](int item, int thread) {
     const int end = int(int64_t(all_blocks) * (item + 1) / items);
     for (int b = int(int64_t(all_blocks) * item / items); b < end; ++b) {
       const Run run = at(b / blocks);
       if (is_tall(*run.linear, run.count)) {
-        tall_block(*run.linear, b % blocks, rows, run.row, run.count, t);
+        tall_block(pool, thread, *run.linear, b % blocks, rows, run.row, run.count, t);
         continue;
       }
       const int tiles = (run.count + kRows - 1) / kRows;

@@ -5,23 +5,25 @@
 // bytes. A mixture: its router, an array; then of each expert fc_gate and proj.
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
 
 #include "experts.h"
 
 using namespace enginehouse;
 
 template <class T>
-static std::vector<T> read(size_t n) {
-  std::vector<T> values(n);
+static Array<T> read(size_t n) {
+  Array<T> values(n);
   if (fread(values.data(), sizeof(T), n, stdin) != n) std::exit(1);
   return values;
 }
 
+static Array<Array<uint8_t>> arrays;
+
 static const void* read_array() {
-  static std::deque<std::vector<uint8_t>> all;
   const int bytes = read<int>(1)[0];
-  return bytes ? all.emplace_back(read<uint8_t>(bytes)).data() : nullptr;
+  if (!bytes) return nullptr;
+  arrays.push_back(read<uint8_t>(bytes));
+  return arrays.back().data();
 }
 
 template <class T>
@@ -43,7 +45,7 @@ int main() {
   const auto sizes = read<int>(6);
   const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[5];
   Pool pool(2);
-  std::vector<float> x, y;
+  Array<float> x, y;
   if (experts) {
     Experts all;
     read_array(all.router);

@@ -10,14 +10,9 @@ import pytest
 import torch
 
 from enginehouse.runtime.checkpoint.packing import to_fp8
-from enginehouse.runtime.cpu.compiler import SOURCE, find_compiler
-from enginehouse.runtime.cpu.instructions import (
-    INSTRUCTIONS,
-    available,
-    compiler_flags,
-    cpu_words,
-)
-from makers.cpp_compiler import needs_compiler
+from enginehouse.runtime.cpu.compiler import find_compiler
+from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, available, cpu_words
+from makers.cpp_compiler import compile_program, needs_compiler
 
 pytestmark = needs_compiler
 BYTES = torch.arange(256, dtype=torch.uint8)
@@ -39,10 +34,8 @@ def rounded_values() -> torch.Tensor:
 def test_bytes_are_rounded_to_and_read_as_torch_does(tmp_path: Path, instructions: str) -> None:
     if instructions not in available(cpu_words()):
         pytest.skip(f"this CPU has no {instructions}")
-    made, source = tmp_path / "bytes", Path(__file__).with_name("bytes.cpp")
-    flags = ["-std=c++20", "-O1", "-Wno-psabi", *compiler_flags(instructions)]
-    command = [*find_compiler(), *flags, f"-I{SOURCE}", str(source), "-o", str(made)]
-    subprocess.run(command, check=True, timeout=120)
+    source = Path(__file__).with_name("bytes.cpp")
+    made = compile_program(source, tmp_path / "bytes", find_compiler(), instructions, "-O1")
     values = rounded_values()
     told = subprocess.run([made], input=values.numpy().tobytes(), capture_output=True, timeout=60)
     found = np.frombuffer(told.stdout, dtype=np.uint8)

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from enginehouse.build.forms.quantization import quantize_fp8_rowwise, quantize_int4
 from enginehouse.runtime.checkpoint.packing import pack_int4, quantize_int8, to_fp8
-from enginehouse.runtime.cpu.compiler import SOURCE, find_compiler
-from enginehouse.runtime.cpu.instructions import choose_instructions, compiler_flags
+from enginehouse.runtime.cpu.compiler import find_compiler
+from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.library import FORMS, INPUTS, PARTS
 from enginehouse.runtime.cpu.linear_forms import LinearWeights, gated, halves, linear_of
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linear
 from enginehouse.runtime.torch.linear import make_linear
 from enginehouse.runtime.torch.moe import ExpertMlp
-from makers.cpp_compiler import needs_compiler
+from makers.cpp_compiler import compile_program, needs_compiler
 
 pytestmark = needs_compiler
 OUT = 48  # half a block more than one
@@ -80,15 +80,12 @@ def fp8_rowwise() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module", params=["best", "plain"])
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """products.cpp, for the best instruction set of this CPU and for any CPU."""
     instructions = choose_instructions() if request.param == "best" else "plain"
     made = tmp_path_factory.mktemp("products") / "products"
-    flags = ["-std=c++20", "-O0", "-Wno-psabi", "-pthread", *compiler_flags(instructions)]
     source = Path(__file__).with_name("products.cpp")
-    command = [*find_compiler(), *flags, f"-I{SOURCE}", str(source), "-o", str(made)]
-    subprocess.run(command, check=True, timeout=300, capture_output=True)
-    return made
+    return compile_program(source, made, find_compiler(), instructions, "-O0")
 
 
 def words(*numbers: int) -> bytes:
@@ -108,13 +105,13 @@ def told(linear: LinearWeights) -> bytes:
     return head + b"".join(with_size(part) for part in parts)
 
 
-def run(program: Path, head: bytes, x: Tensor) -> Tensor:
+def run(program: str, head: bytes, x: Tensor) -> Tensor:
     data = words(*x.shape) + head + x.numpy().tobytes()
     done = subprocess.run([program], input=data, capture_output=True, check=True, timeout=60)
     return torch.tensor(np.frombuffer(done.stdout, np.float32)).view(len(x), -1)
 
 
-def product(program: Path, module: dict[str, Tensor], x: Tensor) -> Tensor:
+def product(program: str, module: dict[str, Tensor], x: Tensor) -> Tensor:
     return run(program, words(0, 0, 0, 0) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
@@ -122,7 +119,7 @@ def product(program: Path, module: dict[str, Tensor], x: Tensor) -> Tensor:
     "module", [dense, int4, int4_shifted, w4a8, int8, int8_of_ranks, fp8, fp8_rowwise]
 )
 def test_a_product_of_each_form_is_torchs(
-    program: Path, module: Callable[[], dict[str, Tensor]]
+    program: str, module: Callable[[], dict[str, Tensor]]
 ) -> None:
     tensors = {**module(), "bias": numbers(OUT, seed=4)}
     x = numbers(13, tensors["weight"].shape[1], seed=5)
@@ -134,7 +131,7 @@ def test_a_product_of_each_form_is_torchs(
 
 @pytest.mark.parametrize(("chosen", "renormalize"), [(1, 0), (2, 1), (3, 0), (20, 0)])
 def test_a_mixture_chooses_and_adds_as_torch_does(
-    program: Path, chosen: int, renormalize: int
+    program: str, chosen: int, renormalize: int
 ) -> None:
     """What enters the second product is rounded to bfloat16, and in torch is not."""
     experts, hidden, inner = 20, 80, 48

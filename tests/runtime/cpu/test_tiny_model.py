@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.cpu.compiler import SOURCE, find_compiler, kernel_flags, run_compiler
+from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import available, cpu_words
-from makers.cpp_compiler import needs_compiler
+from makers.cpp_compiler import compile_program, needs_compiler
 
 pytestmark = needs_compiler
+SOURCE = Path(__file__).with_name("tiny_model.cpp")
 OF_THIS_CPU = dict.fromkeys([available(cpu_words())[0], "plain"])
 # CPUs that have a set and nothing beyond it: what else is used is an illegal instruction there.
 ARM64 = {"neon_bf16": "max", "neon_dotprod": "cortex-a76", "plain": "cortex-a53"}
@@ -33,19 +34,6 @@ def run(command: Sequence[str]) -> Tensor:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout[:6]) == (0, "alike\n"), done.stdout[:9] + done.stderr
     return torch.tensor([float(word) for word in done.stdout.split()[1:]])
-
-
-def compiled(command: Sequence[str], instructions: str, made: Path, *more: str) -> str:
-    """In two steps, as the library is: zig's own C++ library serves every set."""
-    source, part = Path(__file__).with_name("tiny_model.cpp"), made.with_suffix(".o")
-    flags = [*kernel_flags(command, instructions), f"-I{SOURCE}", *more]
-    for step in (
-        [*command, *flags, "-c", str(source), "-o", str(part)],
-        [*command, "-O3", "-pthread", *more, str(part), "-o", str(made)],
-    ):
-        done = run_compiler(step)
-        assert done.returncode == 0, done.stderr
-    return str(made)
 
 
 def sanitizing_compiler() -> list[str]:
@@ -67,7 +55,7 @@ def logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
     def of(instructions: str) -> Tensor:
         if instructions not in found:
             made = tmp_path_factory.mktemp("tiny") / instructions
-            found[instructions] = run([compiled(command, instructions, made, *more)])
+            found[instructions] = run([compile_program(SOURCE, made, command, instructions, *more)])
         return found[instructions]
 
     return of
@@ -88,7 +76,7 @@ def test_an_arm64_gives_the_logits(logits: Logits, instructions: str, tmp_path: 
         pytest.skip("no emulated ARM64: apt-get install qemu-user libc6-arm64-cross")
     zig = [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"]
     command = [*zig, "-target", "aarch64-linux-gnu"]
-    made = compiled(command, instructions, tmp_path / "tiny")
+    made = compile_program(SOURCE, tmp_path / "tiny", command, instructions)
     emulated = ["qemu-aarch64", "-cpu", ARM64[instructions], "-L", str(ARM64_LIBRARIES), made]
     assert_close(run(emulated), logits("plain"))
 
