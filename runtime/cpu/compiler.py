@@ -53,9 +53,10 @@ def find_compiler(instructions: str = INSTRUCTIONS[0]) -> list[str]:
     """
     asked = shlex.split(os.environ.get("CXX", ""))
     if asked:
-        if shutil.which(asked[0]) is None:
+        program = shutil.which(asked[0])
+        if program is None:
             raise EngineError(f"CXX={asked[0]} is no program on PATH; correct or unset it")
-        return asked
+        return [program, *asked[1:]]  # what it compiled is found with CXX and without
     found = {name: [path] for name in ("g++", "clang++") if (path := shutil.which(name))}
     if importlib.util.find_spec("ziglang") is not None:
         found["ziglang"] = [sys.executable, *_ZIG]

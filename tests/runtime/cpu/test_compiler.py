@@ -90,6 +90,9 @@ def test_without_avx512_gcc_comes_last(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
     gcc = program(tmp_path / "g++", STAND_IN)
     assert find_compiler("avx512") == [gcc] and "ziglang" in find_compiler("avx2")
+    monkeypatch.setenv("CXX", "g++ -O1")
+    assert find_compiler("avx512") == [gcc, "-O1"]
+    monkeypatch.delenv("CXX")
     clang = program(tmp_path / "clang++", STAND_IN)
     assert find_compiler("avx512") == [gcc] and find_compiler("avx2") == [clang]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
