@@ -23,7 +23,7 @@ inline void pause_briefly() {
 
 class Pool {
  public:
-  explicit Pool(int threads) : workers_(std::max(0, threads - 1)), rooms_(std::max(1, threads)) {
+  explicit Pool(int threads) : rooms_(std::max(1, threads)), workers_(std::max(0, threads - 1)) {
     for (Worker& worker : workers_) {
       worker.pool = this, worker.number = int(&worker - workers_.begin()) + 1;
       if (pthread_create(&worker.thread, nullptr, begin, &worker)) lacking("threads");
