@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, compiler_flags
+from enginehouse.runtime.cpu.instructions import compiler_flags
 from enginehouse.runtime.errors import EngineError
 
 log = logging.getLogger("enginehouse.cpu")
@@ -45,26 +45,20 @@ _INSTALL = (
 )
 
 
-def find_compiler(instructions: str = INSTRUCTIONS[0]) -> list[str]:
-    """The command that compiles C++ for a set of `INSTRUCTIONS`; EngineError where there is none.
-
-    Without AVX-512 g++ comes last: a vector of 512 bits it then keeps in memory, and what it makes
-    takes six times as long as the others'.
-    """
+def find_compiler() -> list[str]:
+    """The command that compiles C++; EngineError where there is none."""
     asked = shlex.split(os.environ.get("CXX", ""))
     if asked:
         program = shutil.which(asked[0])
         if program is None:
             raise EngineError(f"CXX={asked[0]} is no program on PATH; correct or unset it")
         return [program, *asked[1:]]  # what it compiled is found with CXX and without
-    found = {name: [path] for name in ("g++", "clang++") if (path := shutil.which(name))}
+    for name in ("g++", "clang++"):
+        if program := shutil.which(name):
+            return [program]
     if importlib.util.find_spec("ziglang") is not None:
-        found["ziglang"] = [sys.executable, *_ZIG]
-    if not found:
-        raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
-    if not instructions.startswith("avx512") and "g++" in found:
-        found["g++"] = found.pop("g++")
-    return next(iter(found.values()))
+        return [sys.executable, *_ZIG]
+    raise EngineError(f"backend=cpu needs a C++ compiler, and none is on PATH: {_INSTALL}")
 
 
 def kernel_flags(command: Sequence[str], instructions: str) -> list[str]:
@@ -95,7 +89,7 @@ def compiled_library(instructions: str) -> Path:
     Kept under what it is made of: source, compiler and flags. Raises EngineError when there is no
     compiler, or when it fails, with its first error and the place of its log.
     """
-    command = find_compiler(instructions)
+    command = find_compiler()
     flags = kernel_flags(command, instructions)
     library = cache_folder("native") / f"{_key(command, flags)}.so"
     if not library.exists():

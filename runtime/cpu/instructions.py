@@ -78,4 +78,4 @@ def cpu_words() -> set[str]:
 def _tiles_are_allowed() -> bool:
     """Whether Linux lets this process use AMX's tiles, for which it wants to be asked."""
     ask = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA)
-    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, ask)) == 0
+    return bool(ctypes.CDLL(None).syscall(*map(ctypes.c_long, ask)) == 0)

@@ -36,7 +36,7 @@ class SmallAsZero {
 #if defined(EH_AMX)
 
 // Linux lets a process use tiles that has asked: when this is loaded. instructions.py has seen that it may.
-inline const long tiles_allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */);
+[[maybe_unused]] static const long tiles_allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* XTILEDATA */);
 
 // From here to the end of the block this thread's tiles 0 to 3 are 16 rows by 16 sums, 4 and 5 are
 // 16 rows by `depth` words of activations, 6 and 7 are `depth` words by 16 outputs.

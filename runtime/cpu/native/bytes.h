@@ -55,7 +55,7 @@ EH_INLINE void put(Int8* to, const V& x) {
 EH_INLINE void put(E4m3* to, const V& x) {
   const V rounded = to_e4m3(x);
   const I bits = (I)rounded, magnitude = bits & 0x7fffffff;
-  const I fine = __builtin_convertvector((V)magnitude * 0x1p9f, I);
+  const I fine = converted<I>((V)magnitude * 0x1p9f);
   const I code = (I)select(magnitude < 0x3c800000, (V)fine, (V)((magnitude >> 20) - (120 << 3)));
   store(to, low_bytes(code | ((bits >> 24) & 128)));
 }

@@ -135,7 +135,7 @@ class Buckets {
     for (int i = 0; i < n; i += kLanes) {
       const V x = f(load<V>(l.x + i)), w = weight(x);
       store(&scaled_[i], x), store(&weights_[i], select(w >= min_p, w, all(0)));
-      store(&bucket_[i], __builtin_convertvector(-select(x > -float(kFar), x, all(-kFar)) * float(kPerUnit), I));
+      store(&bucket_[i], converted<I>(-select(x > -float(kFar), x, all(-kFar)) * float(kPerUnit)));
     }
     std::fill(std::begin(mass_), std::end(mass_), 0);
     for (int i = 0; i < n; ++i) mass_[bucket_[i]] += weights_[i];

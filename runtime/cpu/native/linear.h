@@ -84,7 +84,7 @@ inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b)
   }
 }
 
-constexpr int kFew = 2;  // rows up to which a tile waits for memory, not for arithmetic
+constexpr int kFew = kRows > 2 ? 2 : 1;  // rows up to which a tile waits for memory, not for arithmetic
 
 EH_INLINE void prefetch(const uint8_t* p) { __builtin_prefetch(p + 4096, 0, 3), __builtin_prefetch(p + 4160, 0, 3); }
 

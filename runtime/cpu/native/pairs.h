@@ -31,22 +31,14 @@ EH_INLINE Sum dot(const Sum& sum, const Pairs& a, const Pairs& b) {
 
 using Act = u16;
 using Sum = V;
-struct Pairs {
-  bfloat16x8_t part[4];  // of four lanes each
-};
-EH_INLINE Pairs pairs(const U& words) { return load<Pairs>(&words); }
-EH_INLINE Pairs paired(const V& first, const V& second) { return pairs((U)first >> 16 | (U)second); }
-EH_INLINE Pairs same_pair(const Act* at) {
-  const bfloat16x8_t p = vreinterpretq_bf16_u32(vdupq_n_u32(load<u32>(at)));
-  return {{p, p, p, p}};
-}
+using Pairs = U;
+EH_INLINE Pairs pairs(const U& words) { return words; }
+EH_INLINE Pairs paired(const V& first, const V& second) { return (U)first >> 16 | (U)second; }
+EH_INLINE Pairs same_pair(const Act* at) { return U(load<u32>(at)); }
 EH_INLINE Sum dot(const Sum& sum, const Pairs& a, const Pairs& b) {
-  V out;
-  for (int i = 0; i < 4; ++i) {
-    const float32x4_t from = vld1q_f32((const float*)&sum + 4 * i);
-    vst1q_f32((float*)&out + 4 * i, vbfdotq_f32(from, a.part[i], b.part[i]));
-  }
-  return out;
+  return of_parts<V>([&](int i) {
+    return vbfdotq_f32((float32x4_t)sum.part[i], (bfloat16x8_t)a.part[i], (bfloat16x8_t)b.part[i]);
+  });
 }
 
 #else
@@ -97,13 +89,10 @@ struct Nibbles {
     table = {{vld1q_u8(values), vld1q_u8(values + 16)}};
   }
   EH_INLINE Pairs operator()(const U& words, int n) const {
-    Pairs out;
-    for (int i = 0; i < 4; ++i) {
-      const uint16x8_t nibble = (vld1q_u16((const u16*)&words + 8 * i) >> u16(4 * n)) & u16(15);
-      const uint8x16_t at = vreinterpretq_u8_u16(nibble * u16(0x101) + u16(0x1000));
-      out.part[i] = vreinterpretq_bf16_u8(vqtbl2q_u8(table, at));
-    }
-    return out;
+    return of_parts<Pairs>([&](int i) {
+      const uint16x8_t nibble = ((uint16x8_t)words.part[i] >> u16(4 * n)) & u16(15);
+      return vqtbl2q_u8(table, vreinterpretq_u8_u16(nibble * u16(0x101) + u16(0x1000)));
+    });
   }
 };
 
@@ -127,7 +116,7 @@ struct Nibbles {
 struct Nibbles {
   EH_INLINE Pairs operator()(const U& words, int n) const {
     const I low = (I)((words >> (4 * n)) & 15u) - 8, high = (I)((words >> (4 * n + 16)) & 15u) - 8;
-    return {__builtin_convertvector(low, V), __builtin_convertvector(high, V)};
+    return {floats(low), floats(high)};
   }
 };
 
@@ -160,7 +149,7 @@ EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the od
 #else
 
 EH_INLINE Pairs pairs_of_int8(const void* p) {
-  const I two = __builtin_convertvector(load<S>(p), I);
+  const I two = converted<I>(load<S>(p));
   return paired(floats((two << 24) >> 24), floats(two >> 8));
 }
 EH_INLINE V from_e4m3(const I& byte) {  // of its low 8 bits
@@ -169,7 +158,7 @@ EH_INLINE V from_e4m3(const I& byte) {  // of its low 8 bits
   return (V)((I)value | (byte & 128) << 24);
 }
 EH_INLINE Pairs pairs_of_e4m3(const void* p) {
-  const I two = __builtin_convertvector(load<S>(p), I);
+  const I two = converted<I>(load<S>(p));
   return paired(from_e4m3(two), from_e4m3(two >> 8));
 }
 EH_INLINE Pairs pairs_of_e4m3(const U& words, bool odd) {  // the even or the odd bytes

@@ -21,7 +21,13 @@ constexpr int kTallRows = 16;
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 EH_INLINE H in_pairs(const H& x) {
-  return __builtin_shufflevector(x, x, 0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  using Eight = u16 __attribute__((vector_size(16)));
+  H out;
+  for (int half = 0; half < 2; ++half) {
+    const Eight eight = load<Eight>(reinterpret_cast<const Eight*>(&x) + half);
+    store(reinterpret_cast<Eight*>(&out) + half, __builtin_shufflevector(eight, eight, 0, 2, 4, 6, 1, 3, 5, 7));
+  }
+  return out;
 }
 
 // What activations are rounded to: bytes with a scale and an offset for each part; e4m3 as they are, or

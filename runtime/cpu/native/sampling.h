@@ -203,7 +203,7 @@ class Sampler {
   static double block_sum(const float* x, float most, float by) {
     if (!std::isfinite(most)) return 0;
     V total = all(0);
-    for (int j = 0; j < kDeep; ++j) total += weight((load<V>(x + j * kLanes) - most) / by);
+    for (int j = 0; j < kDeep; ++j) total = total + weight((load<V>(x + j * kLanes) - most) / by);
     return sum(total);
   }
 
@@ -222,7 +222,7 @@ class Sampler {
       const float own = telling[i].told->logprob;
       if (!(logprob[i](largest(load<V>(&l.maxima[b * kLanes]))) > own)) return;
       I count{};
-      for (int j = 0; j < kDeep; ++j) count -= logprob[i](load<V>(l.x + size_t(b) * kBlock + j * kLanes)) > own;
+      for (int j = 0; j < kDeep; ++j) count = count - (logprob[i](load<V>(l.x + size_t(b) * kBlock + j * kLanes)) > own);
       for (int j = 0; j < kLanes; ++j) above[size_t(i) * blocks + b] += count[j];
     });
     pool_.run(n, [&](int i) {

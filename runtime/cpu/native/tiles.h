@@ -40,6 +40,7 @@ template <int R, Form F>
 void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   constexpr int Less = F == Form::int4 ? 8 : 128;
   constexpr bool few = R <= kFew;
+  constexpr auto multiply = F == Form::int4 ? dot4_of_nibbles : dot4;
   const uint8_t* w = l.block(block);
   const int16_t* weights = l.counts + size_t(block) * (l.in / kPart) * kCols;
   V y[2][R] = {};
@@ -57,10 +58,10 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
           const u32 x = four_at(a + r * kStep + at);
-          to[r][0] = dot4(to[r][0], w0, x);
-          to[r][1] = dot4(to[r][1], w1, x);
+          to[r][0] = multiply(to[r][0], w0, x);
+          to[r][1] = multiply(to[r][1], w1, x);
         }
-        if (few) counted[0] = dot4(counted[0], w0, 0x01010101u), counted[1] = dot4(counted[1], w1, 0x01010101u);
+        if (few) counted[0] = multiply(counted[0], w0, 0x01010101u), counted[1] = multiply(counted[1], w1, 0x01010101u);
       };
 #pragma GCC unroll 4
       for (int at = 0; at < kPart; at += 8) {

@@ -10,6 +10,8 @@
 #include <cstring>
 #include <initializer_list>
 
+#include "lanes.h"
+
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -21,7 +23,7 @@ namespace enginehouse {
 using u16 = uint16_t;
 using u32 = uint32_t;
 
-constexpr int kLanes = 16;
+#if defined(__AVX512F__)
 
 using V = float __attribute__((vector_size(64)));
 using I = int32_t __attribute__((vector_size(64)));
@@ -30,41 +32,56 @@ using H = uint16_t __attribute__((vector_size(32)));  // sixteen bf16
 using S = int16_t __attribute__((vector_size(32)));
 using B = int8_t __attribute__((vector_size(16)));
 
-#define EH_INLINE inline __attribute__((always_inline))
+template <class To, class From>
+EH_INLINE To converted(const From& x) { return __builtin_convertvector(x, To); }
+EH_INLINE V all(float x) { return (V)_mm512_set1_ps(x); }
+
+#else
+
+using V = Lanes<float>;
+using I = Lanes<int32_t>;
+using U = Lanes<u32>;
+using H = Lanes<u16>;
+using S = Lanes<int16_t>;
+using B = Lanes<int8_t>;
+
+EH_INLINE V all(float x) { return V(x); }
+
+#endif
 
 template <class T>
 EH_INLINE T load(const void* from) {
-  T x;
-  memcpy(&x, from, sizeof x);
-  return x;
+  if constexpr (requires { T::kParts; }) {
+    using Part = typename T::Part;
+    return of_parts<T>([&](int i) __attribute__((always_inline)) { return load<Part>(static_cast<const char*>(from) + i * sizeof(Part)); });
+  } else {
+    T x;
+    memcpy(&x, from, sizeof x);
+    return x;
+  }
 }
 template <class T>
 EH_INLINE void store(void* to, const T& x) {
-  memcpy(to, &x, sizeof x);
+  if constexpr (requires { T::kParts; })
+    for (int i = 0; i < T::kParts; ++i) memcpy(static_cast<char*>(to) + i * sizeof(x.part[0]), &x.part[i], sizeof(x.part[0]));
+  else
+    memcpy(to, &x, sizeof x);
 }
-EH_INLINE V all(float x) { return V{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 EH_INLINE V select(const I& mask, const V& yes, const V& no) {
   return (V)(((I)yes & mask) | ((I)no & ~mask));
 }
-EH_INLINE I lanes() { return I{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+EH_INLINE I lanes() {
+  static constexpr int32_t kAll[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load<I>(kAll);
+}
 
 EH_INLINE V fma(const V& a, const V& b, const V& c) {
 #if defined(__AVX512F__)
   return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__FMA__)
-  V out;
-  for (int i = 0; i < kLanes; i += 8) {
-    const __m256 x = _mm256_loadu_ps((const float*)&a + i), y = _mm256_loadu_ps((const float*)&b + i);
-    _mm256_storeu_ps((float*)&out + i, _mm256_fmadd_ps(x, y, _mm256_loadu_ps((const float*)&c + i)));
-  }
-  return out;
+  return of_parts<V>([&](int i) { return _mm256_fmadd_ps((__m256)a.part[i], (__m256)b.part[i], (__m256)c.part[i]); });
 #elif defined(__aarch64__)
-  V out;
-  for (int i = 0; i < kLanes; i += 4) {
-    const float32x4_t x = vld1q_f32((const float*)&a + i), y = vld1q_f32((const float*)&b + i);
-    vst1q_f32((float*)&out + i, vfmaq_f32(vld1q_f32((const float*)&c + i), x, y));
-  }
-  return out;
+  return of_parts<V>([&](int i) { return vfmaq_f32((float32x4_t)c.part[i], (float32x4_t)a.part[i], (float32x4_t)b.part[i]); });
 #else
   return a * b + c;
 #endif
@@ -72,11 +89,19 @@ EH_INLINE V fma(const V& a, const V& b, const V& c) {
 
 // f over all lanes: halves, quarters, ... in one order for every set.
 template <class F>
-EH_INLINE auto folded(const V& x, F&& f) {
-  using V8 = float __attribute__((vector_size(32)));
+EH_INLINE float folded(const V& x, F&& f) {
   using V4 = float __attribute__((vector_size(16)));
+#if defined(__AVX512F__) || defined(__AVX2__)
+  using V8 = float __attribute__((vector_size(32)));
+#if defined(__AVX512F__)
   const V8 half = f(__builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15));
+#else
+  const V8 half = f(x.part[0], x.part[1]);
+#endif
   const V4 four = f(__builtin_shufflevector(half, half, 0, 1, 2, 3), __builtin_shufflevector(half, half, 4, 5, 6, 7));
+#else
+  const V4 four = f(f(x.part[0], x.part[2]), f(x.part[1], x.part[3]));
+#endif
   const V4 two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
   return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
 }
@@ -92,29 +117,29 @@ EH_INLINE V smaller(const V& a, const V& b) { return select(a < b, a, b); }
 
 EH_INLINE I nearest(const V& x) { return (I)((U)(x + 12582912.f) - 0x4b400000u); }  // of less than 2^22; halves to the even one
 
-EH_INLINE V floats(const I& x) { return __builtin_convertvector(x, V); }
+EH_INLINE V floats(const I& x) { return converted<V>(x); }
 EH_INLINE V floats(const S& x) {
 #if defined(__AVX512F__)
   return floats((I)_mm512_cvtepi16_epi32((__m256i)x));
 #else
-  return floats(__builtin_convertvector(x, I));
+  return floats(converted<I>(x));
 #endif
 }
 EH_INLINE B low_bytes(const I& x) {
 #if defined(__AVX512F__)
   return (B)_mm512_cvtepi32_epi8((__m512i)x);
 #else
-  return __builtin_convertvector(x, B);
+  return converted<B>(x);
 #endif
 }
 
 // ---- bf16: the upper half of a float ----
 
-EH_INLINE V widened(const H& x) { return (V)(__builtin_convertvector(x, U) << 16); }
+EH_INLINE V widened(const H& x) { return (V)(converted<U>(x) << 16); }
 EH_INLINE H to_bf16(const V& x) {  // to the nearest, halves to the even one; NaN stays NaN
   const U bits = (U)x;
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector((U)select(x != x, (V)(U{} + 0x7fc0u), (V)rounded), H);
+  return converted<H>((U)select(x != x, (V)(U{} + 0x7fc0u), (V)rounded));
 }
 EH_INLINE float widened(u16 x) {
   const u32 bits = u32(x) << 16;
@@ -146,19 +171,17 @@ EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
 
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
   const int8x16_t four = vreinterpretq_s8_u32(vdupq_n_u32(x));
-  I out;
-  for (int i = 0; i < kLanes; i += 4) {
-    const int32x4_t from = vld1q_s32((const int32_t*)&sum + i);
-    const uint8x16_t w = vreinterpretq_u8_u32(vld1q_u32((const u32*)&bytes + i));
+  return of_parts<I>([&](int i) {
+    const int32x4_t from = (int32x4_t)sum.part[i];
+    const uint8x16_t w = (uint8x16_t)bytes.part[i];
 #if defined(__ARM_FEATURE_MATMUL_INT8)
-    vst1q_s32((int32_t*)&out + i, vusdotq_s32(from, w, four));
+    return vusdotq_s32(from, w, four);
 #else  // both signed: the bytes less 128, and 128 times the four, as twice 64
     const int8x16_t half = vdupq_n_s8(64), less = vreinterpretq_s8_u8(veorq_u8(w, vdupq_n_u8(128)));
     const int32x4_t of_128 = vdotq_s32(vdotq_s32(vdupq_n_s32(0), half, four), half, four);
-    vst1q_s32((int32_t*)&out + i, vaddq_s32(vdotq_s32(from, less, four), of_128));
+    return vaddq_s32(vdotq_s32(from, less, four), of_128);
 #endif
-  }
-  return out;
+  });
 }
 
 #else
@@ -166,13 +189,8 @@ EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
 #if defined(__AVXVNNI__)
 
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
-  I out;
-  for (int i = 0; i < kLanes; i += 8) {
-    const __m256i s = _mm256_loadu_si256((const __m256i*)((const int32_t*)&sum + i));
-    const __m256i w = _mm256_loadu_si256((const __m256i*)((const u32*)&bytes + i));
-    _mm256_storeu_si256((__m256i*)((int32_t*)&out + i), _mm256_dpbusd_avx_epi32(s, w, _mm256_set1_epi32(int(x))));
-  }
-  return out;
+  const __m256i four = _mm256_set1_epi32(int(x));
+  return of_parts<I>([&](int i) { return _mm256_dpbusd_avx_epi32((__m256i)sum.part[i], (__m256i)bytes.part[i], four); });
 }
 
 #else
@@ -181,12 +199,8 @@ EH_INLINE I dot2(const U& w, u32 x) {  // of 16 bits, signed, which are too few 
 #if defined(__AVX512BW__)
   return (I)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(int(x)));
 #elif defined(__AVX2__)
-  I out;
-  for (int i = 0; i < kLanes; i += 8) {
-    const __m256i a = _mm256_loadu_si256((const __m256i*)((const u32*)&w + i));
-    _mm256_storeu_si256((__m256i*)((int32_t*)&out + i), _mm256_madd_epi16(a, _mm256_set1_epi32(int(x))));
-  }
-  return out;
+  const __m256i two = _mm256_set1_epi32(int(x));
+  return of_parts<I>([&](int i) { return _mm256_madd_epi16((__m256i)w.part[i], two); });
 #else
   return (I)(w & 0xffffu) * int16_t(x) + (I)(w >> 16) * int16_t(x >> 16);
 #endif
@@ -200,6 +214,21 @@ EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
 
 #endif
 #endif
+
+// The same, of unsigned ones below 16: two products of them fit 16 bits.
+EH_INLINE I dot4_of_nibbles(const I& sum, const U& nibbles, u32 x) {
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || !defined(__AVX2__)
+  return dot4(sum, nibbles, x);
+#elif defined(__AVX512BW__)
+  const __m512i two = _mm512_maddubs_epi16((__m512i)nibbles, _mm512_set1_epi32(int(x)));
+  return sum + (I)_mm512_madd_epi16(two, _mm512_set1_epi16(1));
+#else
+  const __m256i four = _mm256_set1_epi32(int(x));
+  return sum + of_parts<I>([&](int i) {
+    return _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)nibbles.part[i], four), _mm256_set1_epi16(1));
+  });
+#endif
+}
 
 // ---- functions ----
 

@@ -84,20 +84,17 @@ def test_no_compiler_is_told_with_what_to_install(
     assert find_compiler() == [sys.executable, "-m", "ziglang", "c++", "-mcpu=baseline"]
 
 
-def test_without_avx512_gcc_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cxx_comes_first_then_gcc_then_clang(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "ziglang" or None)
-    gcc = program(tmp_path / "g++", STAND_IN)
-    assert find_compiler("avx512") == [gcc] and "ziglang" in find_compiler("avx2")
-    monkeypatch.setenv("CXX", "g++ -O1")
-    assert find_compiler("avx512") == [gcc, "-O1"]
-    monkeypatch.delenv("CXX")
     clang = program(tmp_path / "clang++", STAND_IN)
-    assert find_compiler("avx512") == [gcc] and find_compiler("avx2") == [clang]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    (tmp_path / "clang++").unlink()
-    assert find_compiler("plain") == [gcc]
+    assert find_compiler() == [clang]
+    gcc = program(tmp_path / "g++", STAND_IN)
+    assert find_compiler() == [gcc]
+    monkeypatch.setenv("CXX", "clang++ -O1")
+    assert find_compiler() == [clang, "-O1"]
 
 
 def test_a_cxx_that_is_no_program_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +106,8 @@ def test_a_cxx_that_is_no_program_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("words", "best"),
     [
-        (AVX512 | {"avx512_bf16", "avx512_vnni"}, "avx512_bf16"),
+        (AVX512 | {"avx512_bf16", "avx512_vnni", "amx_tile", "amx_bf16"}, "avx512_amx"),
+        (AVX512 | {"avx512_bf16", "avx512_vnni", "amx_tile"}, "avx512_bf16"),
         (AVX512 | {"avx512_vnni"}, "avx512_vnni"),
         (AVX512, "avx512"),
         (AVX512 - {"avx512dq"}, "avx2"),
@@ -123,6 +121,16 @@ def test_a_cxx_that_is_no_program_is_named(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_the_best_set_is_one_that_the_cpu_has_whole(words: set[str], best: str) -> None:
     assert available(words)[0] == best and available(words)[-1] == "plain"
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tiles_that_the_kernel_refuses_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    monkeypatch.setattr(instructions.Path, "read_text", lambda *_, **__: "avx2 amx_tile amx_bf16")
+    monkeypatch.setattr(instructions.Path, "exists", lambda _: True)
+    monkeypatch.setattr(instructions, "_tiles_are_allowed", lambda: allowed)
+    assert instructions.cpu_words() == {"avx2"} | ({"amx_tile", "amx_bf16"} if allowed else set())
 
 
 def test_a_set_that_is_asked_for_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
