@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import psutil
 import pytest
 import torch
@@ -19,6 +20,7 @@ from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError, PlanError
 from makers.engines import build_engine, write_tiny_checkpoint
 from makers.family_models import FAMILIES, save_family
+from makers.gguf_writer import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 EXACT = {
@@ -56,10 +58,12 @@ def test_so_is_every_oddity(tmp_path: Path, odd: str) -> None:
     assert read_engine(engine).manifest.verify["mean_kl"] < 1e-6
 
 
-def test_the_sample_is_what_transformers_reads_from_its_file(
-    sample_source: SourceCheckpoint, tmp_path: Path
+@pytest.mark.parametrize("kind", ["F16", "Q8_0", "Q4_1"])
+def test_a_gguf_file_is_what_transformers_reads_from_it(
+    tmp_path: Path, tiny_source: SourceCheckpoint, kind: str
 ) -> None:
-    engine = build_engine(sample_source, tmp_path / "e", **EXACT)
+    path = write_gguf(tmp_path / "m.gguf", tiny_source, gguf.GGMLQuantizationType[kind])
+    engine = build_engine(opened(path), tmp_path / "e", **EXACT)
     assert read_engine(engine).manifest.verify["mean_kl"] < 1e-6
 
 
