@@ -14,7 +14,12 @@ from enginehouse.runtime.engine import (
     verify_files,
 )
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.executor import Executor, ExecutorOptions, no_prefill_ms
+from enginehouse.runtime.executor import (
+    Executor,
+    ExecutorOptions,
+    check_speculation,
+    no_prefill_ms,
+)
 
 
 def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None) -> Executor:
@@ -26,6 +31,7 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
     manifest = read_manifest(path)
     if options.prefill_ms is not None and manifest.backend.startswith("tensorrt"):
         raise EngineError(no_prefill_ms(f"backend={manifest.backend}"))
+    check_speculation(options, manifest.backend)
     if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
         from enginehouse.runtime.tensorrt_llm.deployment import open_deployment
 

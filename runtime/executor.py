@@ -28,6 +28,8 @@ class ExecutorOptions(NamedTuple):
     checkpoint, as an engine has its own. start_s: how long TensorRT-LLM may take to start.
     device: of the torch backend, auto, cpu or cuda. prefill_ms: what prompts may add to an
     iteration in which others are answered, on a CPU; None: three quarters of what it takes without.
+    speculative: of backend=cpu, ngram or off; and with ngram, how many tokens are drafted, how many
+    of the last are looked for, and beside how many sequences, all at most.
     """
 
     max_seq_len: int | None = None
@@ -43,6 +45,10 @@ class ExecutorOptions(NamedTuple):
     device: str = "auto"
     grammars_at_once: bool = False
     prefill_ms: float | None = None
+    speculative: str | None = None
+    num_speculative_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    speculative_batch_size: int | None = None
 
 
 def limit_within(name: str, asked: int | None, built: int) -> int:
@@ -58,6 +64,24 @@ def limit_within(name: str, asked: int | None, built: int) -> int:
 def no_prefill_ms(where: str) -> str:
     """Why it is refused there."""
     return f"prefill_ms bounds prompts on a CPU, and this is {where}; leave it out"
+
+
+def check_speculation(options: ExecutorOptions, backend: str) -> None:
+    """EngineError where drafts are asked for, and none can be made."""
+    numbers = ("num_speculative_tokens", "max_matching_ngram_size", "speculative_batch_size")
+    asked = [name for name in numbers if getattr(options, name) is not None]
+    if asked and options.speculative == "off":
+        raise EngineError(
+            f"{asked[0]} says how tokens are drafted, and speculative=off that none are; leave one "
+            "of the two out"
+        )
+    if options.speculative == "ngram":
+        asked.insert(0, "speculative=ngram")
+    if asked and backend != "cpu":
+        raise EngineError(
+            f"{asked[0]} is for drafts of tokens, which backend=cpu makes, and this is "
+            f"backend={backend}; leave it out"
+        )
 
 
 def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_size: int) -> None:

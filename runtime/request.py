@@ -138,6 +138,7 @@ class ExecutorStats:
 
     num_remembered_kv_blocks: of the free ones, those that keep a prefix; None where the engine does
     not say. num_prompt_tokens were computed, num_cached_tokens of prompts found in the KV cache.
+    num_draft_tokens were guessed and computed, num_accepted_tokens of them right.
     """
 
     num_running: int = 0
@@ -150,6 +151,8 @@ class ExecutorStats:
     num_generated_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ the runner's.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
+from enginehouse.runtime.batching.drafts import Speculation
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
 from enginehouse.runtime.batching.model_runner import Logits, ModelRunner
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
@@ -47,6 +49,7 @@ class InflightExecutor(Generic[Runner]):
     """Satisfies `executor.Executor` for an engine that a `ModelRunner` has loaded.
 
     prefill: how prompts are bounded while others are answered; None: by max_num_tokens alone.
+    speculation: how tokens are drafted, where the runner takes drafts.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class InflightExecutor(Generic[Runner]):
         runner: Runner,
         options: ExecutorOptions,
         prefill: PrefillBudget | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         self.engine = engine
         self.runner = runner
@@ -63,6 +67,7 @@ class InflightExecutor(Generic[Runner]):
             **runner.capacity._asdict(),
             deterministic=options.deterministic,
             prefill=prefill,
+            speculation=speculation,
         )
         self.info = _describe(engine, self.scheduler, runner.kv_cache_bytes)
         self.deterministic = options.deterministic
@@ -81,6 +86,8 @@ class InflightExecutor(Generic[Runner]):
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_cached_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
 
     def submit(self, request: Request) -> None:
         vocab_size, limit = self.engine.config.vocab_size, self.info.max_seq_len
@@ -115,6 +122,7 @@ class InflightExecutor(Generic[Runner]):
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
         """One iteration: every scheduled chunk is computed, every complete sequence sampled.
 
+        Together; one by one when deterministic, as a product of more rows rounds differently.
         Sequences whose grammar is being compiled join when it is there; timeout_s is waited for
         one when nothing else is to be done.
         """
@@ -125,19 +133,13 @@ class InflightExecutor(Generic[Runner]):
                 wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
             return outputs
         began_s = time.perf_counter()
-        results = self._run(chunks)
+        for group in [[chunk] for chunk in chunks] if self.deterministic else [chunks]:
+            outputs += self._compute(group)
         self._num_iterations += 1
         if self.scheduler.prefill is not None:
-            num_decodes = sum(chunk.num_tokens == 1 for chunk in chunks)
-            num_tokens = sum(chunk.num_tokens for chunk in chunks) - num_decodes
+            num_decodes = sum(chunk.num_rows for chunk in chunks if chunk.num_tokens == 1)
+            num_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.num_tokens > 1)
             self.scheduler.prefill.learn(time.perf_counter() - began_s, num_decodes, num_tokens)
-        for chunk, sampled in zip(chunks, results, strict=True):
-            try:
-                output = self._settle(chunk, sampled)
-            except Exception as error:  # whatever it is, it is one sequence's
-                output = self._abandon(chunk.sequence, error)
-            if output is not None:
-                outputs.append(output)
         return outputs
 
     def _start_compiled(self) -> list[TokenOutput]:
@@ -197,6 +199,8 @@ class InflightExecutor(Generic[Runner]):
             num_generated_tokens=self._num_generated_tokens,
             num_cached_tokens=self._num_cached_tokens,
             num_preemptions=scheduler.num_preemptions,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     def close(self) -> None:
@@ -205,24 +209,36 @@ class InflightExecutor(Generic[Runner]):
         self.grammars.close()
         self.runner.close()
 
-    def _run(self, chunks: list[Chunk]) -> list[Sampled | None]:
-        """Compute the chunks; what was sampled for each that completes its sequence.
+    def _compute(self, chunks: list[Chunk]) -> list[TokenOutput]:
+        """Compute chunks, and choose behind each that completes its sequence: what is to be told.
 
-        Together; one by one when deterministic, as a product of more rows rounds differently.
+        Behind a drafted token too, once it is what was chosen: by then its sequence's state is that
+        of an iteration without drafts, and so is all that follows.
         """
-        if self.deterministic:
-            return [self._compute([chunk])[0] for chunk in chunks]
-        return self._compute(chunks)
-
-    def _compute(self, chunks: list[Chunk]) -> list[Sampled | None]:
         logits = self.runner.compute(chunks, self._score)
-        complete = [chunk.sequence for chunk in chunks if chunk.completes]
-        sampled: dict[int, Sampled] = {}
-        if complete:
-            states = [sequence.sampling for sequence in complete]
-            found = logits.sample(range(len(complete)), states)
-            sampled = {id(s): choice for s, choice in zip(complete, found, strict=True)}
-        return [sampled.get(id(chunk.sequence)) for chunk in chunks]
+        complete = [chunk for chunk in chunks if chunk.completes]
+        ends = itertools.accumulate((1 + len(chunk.draft) for chunk in complete), initial=0)
+        rows = {chunk.sequence: row for chunk, row in zip(complete, ends, strict=False)}
+        chosen = _choose(logits, rows)
+        settled = {c.sequence: self._settle(c, chosen.get(c.sequence)) for c in chunks}
+        outputs = {sequence: output for sequence, output in settled.items() if output is not None}
+        failed = []
+        drafted = [chunk for chunk in complete if chunk.draft]
+        self._num_draft_tokens += sum(len(chunk.draft) for chunk in drafted)
+        for count in itertools.count(1):
+            drafted = [chunk for chunk in drafted if _is_right(chunk, count)]
+            if not drafted:
+                break
+            self._num_accepted_tokens += len(drafted)
+            chosen = _choose(logits, {c.sequence: rows[c.sequence] + count for c in drafted})
+            for sequence, start, _, _ in drafted:
+                more = self._settle(Chunk(sequence, start + count, 1), chosen[sequence])
+                assert more is not None, "a token was chosen"
+                if more.error is None:
+                    outputs[sequence] = _joined(outputs[sequence], more)
+                else:
+                    failed.append(more)
+        return [*outputs.values(), *failed]
 
     def _score(self, rows: Several[ScoredRow], logits: Logits) -> None:
         for row, found in zip(rows, logits.score(rows), strict=True):
@@ -234,7 +250,10 @@ class InflightExecutor(Generic[Runner]):
 
     def _settle(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         """Book one chunk's result; what its submitter is told, if anything."""
-        output = self._book(chunk, sampled)
+        try:
+            output = self._book(chunk, sampled)
+        except Exception as error:  # whatever it is, it is one sequence's
+            return self._abandon(chunk.sequence, error)
         scores = self._scores.pop(chunk.sequence, None)
         if scores is None or (output is not None and output.error is not None):
             return output
@@ -302,6 +321,34 @@ class InflightExecutor(Generic[Runner]):
             sequence.spoiled = True
         self.cancel(sequence.request.request_id)
         return self._fail(sequence.request, error)
+
+
+def _choose(logits: Logits, rows: dict[Sequence, int]) -> dict[Sequence, Sampled]:
+    """Of each sequence the next token, behind this row."""
+    if not rows:
+        return {}
+    found = logits.sample(list(rows.values()), [sequence.sampling for sequence in rows])
+    return dict(zip(rows, found, strict=True))
+
+
+def _is_right(chunk: Chunk, count: int) -> bool:
+    """Whether the first `count` tokens of its draft are those that were chosen, of a sequence that
+    has what was computed, and is not at its end.
+    """
+    sequence, start, _, draft = chunk
+    held = sequence.num_computed == start + count
+    return held and count <= len(draft) and sequence.token_ids[-1] == draft[count - 1]
+
+
+def _joined(before: TokenOutput, more: TokenOutput) -> TokenOutput:
+    """What one iteration added, in one output."""
+    logprobs = (before.logprobs or []) + (more.logprobs or [])
+    return replace(
+        more,
+        token_ids=before.token_ids + more.token_ids,
+        logprobs=logprobs or None,
+        prompt_logprobs=before.prompt_logprobs,
+    )
 
 
 def _describe(engine: Engine, scheduler: Scheduler, kv_cache_bytes: int) -> EngineInfo:

@@ -36,8 +36,14 @@ class PrefillBudget:
             room = self._prompts_s
         return max(_LEAST, int(room / token))
 
+    def share(self, num_decodes: int) -> float:
+        """Of an iteration in which so many sequences decode, what is theirs: it grows with them."""
+        own, decode, _ = self._parts
+        return decode * num_decodes / (own + decode * num_decodes)
+
     def learn(self, seconds: float, num_decodes: int, num_tokens: int) -> None:
-        """What an iteration took, and of how many decodes and tokens of prompts.
+        """What an iteration took, and of how many decodes and tokens of prompts. A drafted token is
+        a decode: it takes as much.
 
         A Kalman filter of the parts' logarithms: each answers for what was wrong by its share and
         by how little is known of it. Plain numbers, as an iteration may take but 3 ms.

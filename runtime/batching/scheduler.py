@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import insort
 from typing import Protocol
 
+from enginehouse.runtime.batching.drafts import Lookup, Speculation
 from enginehouse.runtime.batching.kv_cache import BlockHash
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
@@ -62,7 +63,8 @@ class Scheduler:
 
     deterministic: how a sequence is cut into chunks depends on its own prompt alone.
     prefill: bounds the prompts' tokens of an iteration in which something decodes; not those of a
-    deterministic one, nor of one in which nothing does.
+    deterministic one, nor of one in which nothing does. speculation: how tokens are drafted,
+    by what prefill has learnt that they cost.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Scheduler:
         max_scored_tokens: int | None = None,
         deterministic: bool = False,
         prefill: PrefillBudget | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         assert memory.num_blocks * memory.block_size >= max_seq_len, "one sequence must always fit"
         assert max_num_tokens >= max_batch_size, "every running sequence must be able to decode"
@@ -85,6 +88,7 @@ class Scheduler:
         self.max_seq_len = max_seq_len
         self.deterministic = deterministic
         self.prefill = prefill
+        self.speculation = speculation
         self._fixed_chunk = max(1, min(_FIXED_CHUNK, max_num_tokens - max_batch_size))
         self.waiting: list[Sequence] = []  # both by rank
         self.running: list[Sequence] = []
@@ -121,7 +125,42 @@ class Scheduler:
                 break
             chunks.append(self._chunk(sequence, count))
             budget -= count
+        if self.speculation is not None and self.prefill is not None:
+            if 0 < len(chunks) <= self.speculation.batch_size:
+                return self._with_drafts(chunks, self.speculation, self.prefill)
         return chunks
+
+    def _with_drafts(
+        self, chunks: list[Chunk], speculation: Speculation, prefill: PrefillBudget
+    ) -> list[Chunk]:
+        """Where all of them decode: as many guesses as are worth their rows.
+
+        A kept guess saves its sequence's part of an iteration, 1/n of it; a row costs so much of
+        one that n of them make the decodes' share: so a guess is worth it when its chance is
+        larger than that. What drafts fill is not told to the memory before it is kept.
+        """
+        if any(chunk.sequence.num_pending > 1 for chunk in chunks):
+            return chunks
+        least_chance, spare = prefill.share(len(chunks)), self.max_num_tokens - len(chunks)
+        drafted = []
+        for chunk in chunks:
+            sequence, num_tokens = chunk.sequence, len(chunk.sequence.token_ids)
+            if sequence.lookup is None:
+                sequence.lookup = Lookup(speculation.ngram_size)
+            # A block for the next token of each comes first.
+            blocks = self.memory.num_free - len(self.running)
+            most = min(
+                *(speculation.num_tokens, spare, blocks * self.memory.block_size),
+                sequence.request.sampling.max_tokens - sequence.num_generated - 1,
+                self.max_seq_len - num_tokens - 1,
+            )
+            draft = sequence.lookup.draft(sequence.token_ids, most, least_chance)
+            if draft:
+                grown = self.memory.grow(sequence, num_tokens + len(draft))
+                assert grown, "as many blocks are free"
+            spare -= len(draft)
+            drafted.append(chunk._replace(draft=tuple(draft)))
+        return drafted
 
     def _num_next(self, sequence: Sequence, budget: int) -> int:
         """How many tokens to compute next.

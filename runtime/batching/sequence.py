@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from enginehouse.runtime.batching.drafts import Lookup
 from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.request import Request
@@ -33,6 +34,7 @@ class Sequence:
     arrival: int = 0  # numbered by the scheduler
     spoiled: bool = False  # its logits were not finite, and so may its keys and values be
     num_scored: int = 0  # the prompt's tokens, from its second on, whose logprobs are known
+    lookup: Lookup | None = None  # once something was to be drafted
 
     @property
     def num_generated(self) -> int:
@@ -59,16 +61,30 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """A run of one sequence's tokens: [start, start + num_tokens) are computed this iteration."""
+    """A run of one sequence's tokens: [start, start + num_tokens) are computed this iteration, and
+    a draft of those that may follow.
+    """
 
     sequence: Sequence
     start: int
     num_tokens: int
+    draft: tuple[int, ...] = ()
 
     @property
     def completes(self) -> bool:
         """Whether the sequence's next token can be sampled afterwards."""
         return self.start + self.num_tokens == len(self.sequence.token_ids)
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that are computed, the draft's included."""
+        return self.num_tokens + len(self.draft)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Those of its rows."""
+        known = self.sequence.token_ids[self.start : self.start + self.num_tokens]
+        return [*known, *self.draft]
 
     @property
     def scored(self) -> range:
@@ -93,12 +109,15 @@ class ScoredRow(NamedTuple):
         return self.sequence.token_ids[self.position + 1]
 
 
-def last_rows(chunks: list[Chunk]) -> Iterator[tuple[int, Chunk]]:
-    """Each chunk with the row of its last token in the step."""
-    row = -1
+def chosen_rows(chunks: list[Chunk]) -> Iterator[int]:
+    """The rows of a step behind which tokens may be chosen: of each chunk that completes its
+    sequence the last token's, and its draft's.
+    """
+    end = 0
     for chunk in chunks:
-        row += chunk.num_tokens
-        yield row, chunk
+        end += chunk.num_rows
+        if chunk.completes:
+            yield from range(end - len(chunk.draft) - 1, end)
 
 
 def scored_rows(chunks: list[Chunk]) -> Iterator[tuple[int, ScoredRow]]:
@@ -107,4 +126,4 @@ def scored_rows(chunks: list[Chunk]) -> Iterator[tuple[int, ScoredRow]]:
     for chunk in chunks:
         for position in chunk.scored:
             yield first + position - chunk.start, ScoredRow(chunk.sequence, position)
-        first += chunk.num_tokens
+        first += chunk.num_rows

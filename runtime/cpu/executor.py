@@ -11,13 +11,20 @@ from collections.abc import Sequence as Several
 import numpy as np
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
+from enginehouse.runtime.batching.drafts import speculation_of
 from enginehouse.runtime.batching.inflight_executor import InflightExecutor
 from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
 from enginehouse.runtime.batching.model_runner import Logits, Score
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import SamplingState
-from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence, last_rows, scored_rows
+from enginehouse.runtime.batching.sequence import (
+    Chunk,
+    ScoredRow,
+    Sequence,
+    chosen_rows,
+    scored_rows,
+)
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.packed_file import LANES
@@ -75,11 +82,11 @@ class CpuRunner:
 
     def compute(self, chunks: list[Chunk], score: Score) -> NativeLogits:
         token_ids: list[int] = []
-        for sequence, start, count in chunks:
-            token_ids += sequence.token_ids[start : start + count]
+        for chunk in chunks:
+            token_ids += chunk.token_ids
         self.model.step(
             token_ids,
-            [chunk.num_tokens for chunk in chunks],
+            [chunk.num_rows for chunk in chunks],
             [chunk.start for chunk in chunks],
             [self._rope(chunk) for chunk in chunks],
             [self._blocks(chunk) for chunk in chunks],
@@ -89,7 +96,7 @@ class CpuRunner:
             some = scored[done : done + _SCORED_ROWS]
             self.model.logits([row for row, _ in some])
             score([told for _, told in some], NativeLogits(self.model))
-        rows = [row for row, chunk in last_rows(chunks) if chunk.completes]
+        rows = list(chosen_rows(chunks))
         if rows:
             self.model.logits(rows)
         return NativeLogits(self.model)
@@ -101,7 +108,7 @@ class CpuRunner:
         return _SHORT
 
     def _blocks(self, chunk: Chunk) -> list[int]:
-        return chunk.sequence.blocks[: -(-(chunk.start + chunk.num_tokens) // self.block_size)]
+        return chunk.sequence.blocks[: -(-(chunk.start + chunk.num_rows) // self.block_size)]
 
     def close(self) -> None:
         self.model.close()
@@ -143,4 +150,5 @@ class CpuExecutor(InflightExecutor[CpuRunner]):
     ) -> None:
         runner = CpuRunner(engine, options, instructions)
         options = options._replace(deterministic=False, grammars_at_once=False)
-        super().__init__(engine, runner, options, PrefillBudget(options.prefill_ms))
+        prefill = PrefillBudget(options.prefill_ms)
+        super().__init__(engine, runner, options, prefill, speculation_of(options))

@@ -14,7 +14,7 @@ from enginehouse.runtime.batching.kv_room import capacity_of, count_blocks
 from enginehouse.runtime.batching.logprobs import TorchLogits
 from enginehouse.runtime.batching.model_runner import Score
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
-from enginehouse.runtime.batching.sequence import Chunk, last_rows, scored_rows
+from enginehouse.runtime.batching.sequence import Chunk, chosen_rows, scored_rows
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
@@ -62,12 +62,8 @@ class TorchRunner:
 
     @torch.inference_mode()
     def compute(self, chunks: list[Chunk], score: Score) -> TorchLogits:
-        token_ids = [
-            token
-            for sequence, start, count in chunks
-            for token in sequence.token_ids[start : start + count]
-        ]
-        positions = [p for _, start, count in chunks for p in range(start, start + count)]
+        token_ids = [token for chunk in chunks for token in chunk.token_ids]
+        positions = [p for c in chunks for p in range(c.start, c.start + c.num_tokens)]
         contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
         attention = plan_attention(self.cache, chunks, self.model.traits.windows)
         hidden = self.model.hidden_states(
@@ -81,7 +77,7 @@ class TorchRunner:
             some = scored[done : done + ROWS_AT_ONCE]
             index = index_tensor([row for row, _ in some], self.device)
             score([told for _, told in some], TorchLogits(self.model.logits(hidden[index])))
-        rows = [row for row, chunk in last_rows(chunks) if chunk.completes]
+        rows = list(chosen_rows(chunks))
         if not rows:
             return TorchLogits(torch.empty(0, self.model.config.vocab_size, device=self.device))
         return TorchLogits(self.model.logits(hidden[index_tensor(rows, self.device)]))

@@ -62,6 +62,12 @@ class EngineCollector(Collector):
                 stats.num_prompt_tokens,
             ),
             ("engine_generation_tokens", "Tokens of all clients", stats.num_generated_tokens),
+            ("spec_decode_num_draft_tokens", "Tokens drafted", stats.num_draft_tokens),
+            (
+                "spec_decode_num_accepted_tokens",
+                "Drafted tokens that were right",
+                stats.num_accepted_tokens,
+            ),
         )
         for name, text, value in gauges:
             yield GaugeMetricFamily(f"enginehouse_{name}", text, value=value)
