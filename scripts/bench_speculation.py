@@ -4,7 +4,7 @@
 
 Two executors of one engine, with drafts and without, answer the same prompts in turn: one sequence
 after the other, and four beside each other. Greedy, and drawn at a temperature of 0.8 with a seed.
-Told is the ratio of their times, each prompt's the median of the rounds, and how many of the drafted
+Told is the ratio of their times, medians of the rounds, and how many of the drafted
 tokens were right; that the answers are the same is checked.
 """
 

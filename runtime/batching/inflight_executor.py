@@ -222,23 +222,32 @@ class InflightExecutor(Generic[Runner]):
         chosen = _choose(logits, rows)
         settled = {c.sequence: self._settle(c, chosen.get(c.sequence)) for c in chunks}
         outputs = {sequence: output for sequence, output in settled.items() if output is not None}
-        failed = []
         drafted = [chunk for chunk in complete if chunk.draft]
+        failed = self._check_drafts(logits, drafted, rows, outputs)
+        return [*outputs.values(), *failed]
+
+    def _check_drafts(
+        self,
+        logits: Logits,
+        drafted: list[Chunk],
+        rows: dict[Sequence, int],
+        outputs: dict[Sequence, TokenOutput],
+    ) -> list[TokenOutput]:
+        """Add to the outputs what is chosen behind drafts; of those that fail there, the ends."""
+        failed, count = [], 1
         self._num_draft_tokens += sum(len(chunk.draft) for chunk in drafted)
-        for count in itertools.count(1):
-            drafted = [chunk for chunk in drafted if _is_right(chunk, count)]
-            if not drafted:
-                break
-            self._num_accepted_tokens += len(drafted)
-            chosen = _choose(logits, {c.sequence: rows[c.sequence] + count for c in drafted})
-            for sequence, start, _, _ in drafted:
+        while right := [chunk for chunk in drafted if _is_right(chunk, count)]:
+            self._num_accepted_tokens += len(right)
+            chosen = _choose(logits, {c.sequence: rows[c.sequence] + count for c in right})
+            for sequence, start, _, _ in right:
                 more = self._settle(Chunk(sequence, start + count, 1), chosen[sequence])
                 assert more is not None, "a token was chosen"
                 if more.error is None:
                     outputs[sequence] = _joined(outputs[sequence], more)
                 else:
                     failed.append(more)
-        return [*outputs.values(), *failed]
+            count += 1
+        return failed
 
     def _score(self, rows: Several[ScoredRow], logits: Logits) -> None:
         for row, found in zip(rows, logits.score(rows), strict=True):

@@ -17,6 +17,7 @@ from enginehouse.runtime.batching.sequence import Chunk, Sequence
 from enginehouse.runtime.request import FinishReason
 
 _FIXED_CHUNK = 128
+_MARGIN = 1.25  # by which a draft must be worth more than it takes: its chance is an estimate
 
 
 def _rank(sequence: Sequence) -> tuple[int, int]:
@@ -125,9 +126,8 @@ class Scheduler:
                 break
             chunks.append(self._chunk(sequence, count))
             budget -= count
-        if self.speculation is not None and self.prefill is not None:
-            if 0 < len(chunks) <= self.speculation.batch_size:
-                return self._with_drafts(chunks, self.speculation, self.prefill)
+        if self.speculation and self.prefill and len(chunks) <= self.speculation.batch_size:
+            return self._with_drafts(chunks, self.speculation, self.prefill)
         return chunks
 
     def _with_drafts(
@@ -141,7 +141,8 @@ class Scheduler:
         """
         if any(chunk.sequence.num_pending > 1 for chunk in chunks):
             return chunks
-        least_chance, spare = prefill.share(len(chunks)), self.max_num_tokens - len(chunks)
+        least_chance = _MARGIN * prefill.share(len(chunks))
+        spare = self.max_num_tokens - len(chunks)
         drafted = []
         for chunk in chunks:
             sequence, num_tokens = chunk.sequence, len(chunk.sequence.token_ids)

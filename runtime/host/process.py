@@ -237,6 +237,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num-threads", type=int, help="CPU threads of the engine")
     parser.add_argument("--grammar-timeout-s", type=float, help="time to compile a grammar in")
     parser.add_argument("--prefill-ms", type=float, help="of an iteration, for prompts, on a CPU")
+    parser.add_argument("--speculative", choices=("ngram", "off"), help="drafts, on backend=cpu")
+    parser.add_argument("--num-speculative-tokens", type=int, help="of a draft")
+    parser.add_argument("--max-matching-ngram-size", type=int, help="last tokens looked for")
+    parser.add_argument("--speculative-batch-size", type=int, help="sequences beyond which none is")
     parser.add_argument(
         "--deterministic",
         action="store_true",
@@ -265,6 +269,10 @@ def main(argv: list[str] | None = None) -> int:
         device=args.device,
         grammars_at_once=True,
         prefill_ms=args.prefill_ms,
+        speculative=args.speculative,
+        num_speculative_tokens=args.num_speculative_tokens,
+        max_matching_ngram_size=args.max_matching_ngram_size,
+        speculative_batch_size=args.speculative_batch_size,
     )
     try:
         serve(args.engine, args.address, options, args.ready_fd)

@@ -33,7 +33,7 @@ def through_http(engine: Path, arithmetic: str) -> Recipe:
     command = ("-m", "enginehouse.verbs.main", "serve", str(engine), "--port", str(port))
     return Recipe(
         f"http {arithmetic}",
-        (sys.executable, *command, "--log-level", "warning"),
+        (sys.executable, *command, "--log-level", "warning", "--speculative", "off"),
         _our_path(),
         port,
         "/health/ready",

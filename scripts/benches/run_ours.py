@@ -27,8 +27,10 @@ def open_all() -> dict[str, Operation]:
         executor = TorchExecutor(read_engine(engine_dir), ExecutorOptions())
     else:
         from enginehouse.runtime.backends import open_executor
+        from enginehouse.runtime.executor import ExecutorOptions
 
-        executor = open_executor(engine_dir)
+        # Peers draft nothing either: compared is what a token takes.
+        executor = open_executor(engine_dir, ExecutorOptions(speculative="off"))
     next_id = 0
 
     def submit(ids: list[int], tokens: int) -> int:

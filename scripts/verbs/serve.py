@@ -79,6 +79,10 @@ _ENGINE: tuple[_Flag, ...] = (
         "no neighbour in the batch can change an answer",
     ),
     (
+        *("--speculative", "SPECULATIVE", {"choices": ("ngram", "off"), "metavar": "HOW"}),
+        "drafts of backend=cpu: ngram (default) or off",
+    ),
+    (
         *("--device", "DEVICE", {"choices": ("auto", "cpu", "cuda"), "metavar": "DEVICE"}),
         "of the torch backend: auto, cpu or cuda",
     ),
@@ -131,12 +135,11 @@ def make_parser() -> VerbParser:
     parser = VerbParser(
         "serve",
         "ENGINE [--host HOST] [--port PORT] [flags]",
-        "Serve an engine over OpenAI's API. Flags override ENGINEHOUSE_ variables.",
+        "Serve a built engine over OpenAI's API. Flags override ENGINEHOUSE_ variables.",
         "enginehouse serve engines/mine --host 0.0.0.0 --port 9000 --workers 2",
     )
-    parser.add_argument(
-        "engine", nargs="?", metavar="ENGINE", type=Path, help="what `enginehouse build` made"
-    )
+    # Usage names it: what more there is to say takes the screen's last lines.
+    parser.add_argument("engine", nargs="?", metavar="ENGINE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
     _add(parser, _LISTEN)

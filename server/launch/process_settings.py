@@ -27,6 +27,19 @@ _HOST_SETTINGS = (
         *("ENGINEHOUSE_PREFILL_MS", "--prefill-ms"),
         *(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,6})?", "milliseconds, like 20"),
     ),
+    ("ENGINEHOUSE_SPECULATIVE", "--speculative", "ngram|off", "ngram or off"),
+    (
+        *("ENGINEHOUSE_NUM_SPECULATIVE_TOKENS", "--num-speculative-tokens"),
+        *("[1-9][0-9]?", "a number of tokens from 1 to 99"),
+    ),
+    (
+        *("ENGINEHOUSE_MAX_MATCHING_NGRAM_SIZE", "--max-matching-ngram-size"),
+        *("[1-9]", "a number of tokens from 1 to 9"),
+    ),
+    (
+        *("ENGINEHOUSE_SPECULATIVE_BATCH_SIZE", "--speculative-batch-size"),
+        *(_COUNT, "a number of sequences"),
+    ),
     ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
     ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
     ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),

@@ -59,7 +59,12 @@ class ScriptedClient:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
         self.stats = ExecutorStats(
-            num_running=3, num_kv_blocks=10, num_free_kv_blocks=4, num_remembered_kv_blocks=3
+            num_running=3,
+            num_kv_blocks=10,
+            num_free_kv_blocks=4,
+            num_remembered_kv_blocks=3,
+            num_draft_tokens=7,
+            num_accepted_tokens=5,
         )
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
+from enginehouse.runtime.batching.drafts import Speculation
 from enginehouse.runtime.batching.kv_cache import BlockPool
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import SamplingState
@@ -20,13 +21,19 @@ BLOCK = 4
 
 
 def make_scheduler(
-    num_blocks: int = 64, max_batch_size: int = 4, max_num_tokens: int = 16, max_seq_len: int = 64
+    num_blocks: int = 64,
+    max_batch_size: int = 4,
+    max_num_tokens: int = 16,
+    max_seq_len: int = 64,
+    speculation: Speculation | None = None,
 ) -> Scheduler:
     return Scheduler(
         BlockMemory(BlockPool(num_blocks), BLOCK),
         max_batch_size=max_batch_size,
         max_num_tokens=max_num_tokens,
         max_seq_len=max_seq_len,
+        prefill=None if speculation is None else PrefillBudget(),
+        speculation=speculation,
     )
 
 
@@ -51,6 +58,10 @@ def step(scheduler: Scheduler, token: Callable[[Chunk], int] = lambda chunk: 7) 
 
 def shape(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
     return [(c.sequence.request.request_id, c.start, c.num_tokens) for c in chunks]
+
+
+def drafts_of(chunks: list[Chunk]) -> list[tuple[int, ...]]:
+    return [chunk.draft for chunk in chunks if chunk.draft]
 
 
 def test_a_new_sequence_joins_while_another_decodes() -> None:
@@ -237,11 +248,18 @@ def test_the_context_ends_a_sequence() -> None:
     num_blocks=st.integers(11, 30),
     max_num_tokens=st.integers(4, 40),
     join_every=st.integers(0, 5),
+    speculation=st.sampled_from([None, Speculation(3, 2, 4), Speculation(40, 1, 2)]),
 )
 def test_everybody_ends_with_the_right_tokens_however_little_memory_there_is(
-    prompts: list[int], max_tokens: int, num_blocks: int, max_num_tokens: int, join_every: int
+    prompts: list[int],
+    max_tokens: int,
+    num_blocks: int,
+    max_num_tokens: int,
+    join_every: int,
+    speculation: Speculation | None,
 ) -> None:
-    scheduler = make_scheduler(num_blocks, 4, max_num_tokens, max_seq_len=44)
+    """Drafts, none of which is kept here, take room that nobody else wants and stay in bounds."""
+    scheduler = make_scheduler(num_blocks, 4, max_num_tokens, 44, speculation)
     sequences = [make_sequence(n, [n % 3] * length, max_tokens) for n, length in enumerate(prompts)]
     todo, reasons = list(sequences), []
     for turn in range(4000):
@@ -250,16 +268,32 @@ def test_everybody_ends_with_the_right_tokens_however_little_memory_there_is(
         if not todo and not scheduler.running and not scheduler.waiting:
             break
         chunks = scheduler.schedule()
-        assert sum(chunk.num_tokens for chunk in chunks) <= max_num_tokens
+        assert sum(chunk.num_rows for chunk in chunks) <= max_num_tokens
+        assert not speculation or len(chunks) <= speculation.batch_size or not drafts_of(chunks)
         assert len({id(chunk.sequence) for chunk in chunks}) == len(chunks)
         for chunk in chunks:
             held = len(chunk.sequence.blocks) * BLOCK
             assert chunk.start == chunk.sequence.num_computed
-            assert chunk.start + chunk.num_tokens <= held
-            token = 500 + len(chunk.sequence.token_ids) if chunk.completes else None
+            assert chunk.start + chunk.num_rows <= min(held, scheduler.max_seq_len)
+            left = max_tokens - chunk.sequence.num_generated
+            assert len(chunk.draft) < left and (not chunk.draft or chunk.num_tokens == 1)
+            token = 500 + len(chunk.sequence.token_ids) % 3 if chunk.completes else None
             reasons.append(scheduler.settle(chunk, token, stops=False))
     assert reasons.count(FinishReason.LENGTH) == len(prompts)
     for sequence, length in zip(sequences, prompts, strict=True):
         generated = sequence.token_ids[length:]
-        assert generated == [500 + length + i for i in range(max_tokens)]
+        assert generated == [500 + (length + i) % 3 for i in range(max_tokens)]
     assert scheduler.memory.num_free == num_blocks
+
+
+def test_tokens_are_drafted_beside_few_and_never_beside_a_prompt() -> None:
+    scheduler = make_scheduler(speculation=Speculation(3, 2, 2), max_num_tokens=16)
+    for number in (1, 2):
+        scheduler.add(make_sequence(number, [1, 2, 3] * 4, max_tokens=30))
+    counted = {}
+    for turn in range(20):
+        if turn == 8:
+            scheduler.add(make_sequence(3, [8] * 12, max_tokens=8))
+        chunks = step(scheduler, lambda chunk: 1 + len(chunk.sequence.token_ids) % 3)
+        counted[turn] = len(drafts_of(chunks))
+    assert [counted[turn] for turn in (7, 8, 12, 19)] == [2, 0, 0, 2]

@@ -432,11 +432,17 @@ def test_every_flag_of_the_host_reaches_the_executor(
         device="cuda",
         grammars_at_once=True,
         prefill_ms=12.5,
+        speculative="ngram",
+        num_speculative_tokens=7,
+        max_matching_ngram_size=2,
+        speculative_batch_size=3,
     )
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
     flags += ["--log-level=error", "--log-traffic", "--prefill-ms=12.5"]
+    flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
+    flags += ["--speculative-batch-size=3"]
     command = [str(tmp_path), "--address", "ipc://x"]
     assert process.main([*command, *flags]) == process.main(command) == 0
     assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]

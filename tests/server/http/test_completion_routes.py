@@ -242,6 +242,8 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         "enginehouse_kv_cache_sequence_bytes 6000.0",
         "enginehouse_kv_cache_prefix_bytes 3000.0",
         "enginehouse_preemptions_total 0.0",
+        "enginehouse_spec_decode_num_draft_tokens_total 7.0",
+        "enginehouse_spec_decode_num_accepted_tokens_total 5.0",
     ):
         assert line in text.splitlines()
 

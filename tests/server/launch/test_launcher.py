@@ -154,6 +154,10 @@ def test_the_environment_is_handed_to_the_host() -> None:
         "MAX_BATCH_SIZE": "9",
         "MAX_NUM_TOKENS": "64",
         "KV_CACHE_GIB": "0.5",
+        "SPECULATIVE": "ngram",
+        "NUM_SPECULATIVE_TOKENS": "7",
+        "MAX_MATCHING_NGRAM_SIZE": "2",
+        "SPECULATIVE_BATCH_SIZE": "3",
         "DEVICE": "cuda",
         "TP_SIZE": "4",
         "START_S": "90",
@@ -163,6 +167,8 @@ def test_the_environment_is_handed_to_the_host() -> None:
     }
     flags = ["--deterministic", "--max-seq-len", "4096", "--max-batch-size", "9"]
     flags += ["--max-num-tokens", "64", "--kv-cache-gib", "0.5"]
+    flags += ["--speculative", "ngram", "--num-speculative-tokens", "7"]
+    flags += ["--max-matching-ngram-size", "2", "--speculative-batch-size", "3"]
     flags += ["--device", "cuda", "--tp-size", "4", "--start-s", "90", "--grammar-timeout-s", "5"]
     flags += ["--log-level", "warning", "--log-traffic"]
     assert host_flags({f"ENGINEHOUSE_{name}": text for name, text in values.items()}) == flags
@@ -188,6 +194,10 @@ def test_requests_are_logged_where_they_are_asked_for_or_on_a_terminal(
         ("MAX_NUM_TOKENS", "1e3", "a number of tokens"),
         ("KV_CACHE_GIB", "0.0", "GiB, like 4 or 0.5"),
         ("KV_CACHE_GIB", "4GiB", "GiB, like 4 or 0.5"),
+        ("SPECULATIVE", "eagle", "ngram or off"),
+        ("NUM_SPECULATIVE_TOKENS", "0", "a number of tokens from 1 to 99"),
+        ("MAX_MATCHING_NGRAM_SIZE", "10", "a number of tokens from 1 to 9"),
+        ("SPECULATIVE_BATCH_SIZE", "0", "a number of sequences"),
         ("DEVICE", "gpu", "auto, cpu or cuda"),
         ("TP_SIZE", "0", "a number of GPUs"),
         ("START_S", "--x", "a number of seconds"),
