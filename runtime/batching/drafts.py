@@ -55,7 +55,7 @@ class Lookup:
         """At most so many tokens, each of which is the next one by at least this chance."""
         self._learn(token_ids)
         self._read(token_ids)
-        self._guess = self._found(token_ids)[: max(0, most)]
+        self._guess = self._found(token_ids, most) if most > 0 else []
         count, chance = 0, self._chance
         while count < len(self._guess) and chance >= least_chance:
             count += 1
@@ -77,9 +77,9 @@ class Lookup:
                     self._ends[tuple(token_ids[end - size : end])] = end
         self._num_read = len(token_ids)
 
-    def _found(self, token_ids: list[int]) -> list[int]:
+    def _found(self, token_ids: list[int], most: int) -> list[int]:
         for size in self._sizes:
             end = self._ends.get(tuple(token_ids[-size:]))
             if end is not None:
-                return token_ids[end:]
+                return token_ids[end : end + most]
         return []
