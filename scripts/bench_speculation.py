@@ -75,7 +75,11 @@ def main() -> None:
     plain = open_executor(args.engine, ExecutorOptions(speculative="off"))
     drafting = open_executor(
         args.engine,
-        ExecutorOptions(speculative="ngram", num_speculative_tokens=args.drafted),
+        ExecutorOptions(
+            speculative="ngram",
+            num_speculative_tokens=args.drafted,
+            speculative_batch_size=_BESIDE,
+        ),
     )
     print("| | sequences | times as fast | by the cores' time | drafted | right |")
     print("| --- | --- | --- | --- | --- | --- |")

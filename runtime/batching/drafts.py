@@ -22,7 +22,7 @@ class Speculation(NamedTuple):
 
     num_tokens: int = 5
     ngram_size: int = 3
-    batch_size: int = 4
+    batch_size: int = 1
 
 
 def speculation_of(options: ExecutorOptions) -> Speculation | None:
