@@ -47,13 +47,13 @@ class Mixture {
     const int entries = n * chosen_;
     by_rows(pool, n, [&](int row) { choose(experts.router, x + size_t(row) * hidden_, &choices_[size_t(row) * chosen_]); });
     sort(entries);
-    rows_.widen(hidden_);
+    rows_.shape(entries, hidden_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.fc_gate[choices_[i].expert];
       rows_.put(places_[i], x + size_t(i / chosen_) * hidden_, nullptr, l.factor, 1, hidden_, l.input);
     });
     multiply(pool, experts.fc_gate, {activated_.data(), inner_, inner_, end});
-    rows_.widen(inner_);
+    rows_.shape(entries, inner_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.proj[choices_[i].expert];
       rows_.put(places_[i], &activated_[size_t(places_[i]) * inner_], nullptr, l.factor, 1, inner_, l.input);

@@ -90,7 +90,7 @@ class Model {
     const int n = step.tokens;
     assert(n <= s.max_tokens);
     cut(step);
-    rows_.widen(s.hidden);
+    rows_.shape(n, s.hidden);
     by_rows(n, [&](int row) {
       const u16* from = embedding + size_t(step.token_ids[row]) * s.hidden;
       for (int i = 0; i < s.hidden; i += kLanes) store(&hidden_[at(row) + i], widened(load<H>(from + i)) * s.embedding_scale);
@@ -104,7 +104,7 @@ class Model {
     const Clock::Within own(clock, kHead);
     assert(n <= s.max_tokens);
     float* out = sampler_.room(n);
-    rows_.widen(s.hidden);
+    rows_.shape(n, s.hidden);
     by_rows(n, [&](int i) { put_normed(i, rows[i], final_norm, head); });
     product(pool_, head, rows_, n, {out, sampler_.stride, s.vocab});
     if (s.logits_cap > 0) by_rows(n, [&](int i) { cap(sampler_.row(i)); });
@@ -163,7 +163,7 @@ class Model {
     if (wide_head() != s.head_size) by_rows(n, [&](int row) { close_gaps(row); });
     put_all(n, attended_.data(), s.heads * wide_head(), heads, layer.dense);
     product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
-    rows_.widen(s.hidden);
+    rows_.shape(n, s.hidden);
     const float* norm = layer.norms[sub ? kPreFeedForward : kPost];
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPost] : nullptr);
@@ -176,7 +176,7 @@ class Model {
       mixture_.run(pool_, layer.experts, n, branch_.data(), activation());
     else
       feed_forward(n, layer, norm);
-    rows_.widen(s.hidden);
+    rows_.shape(n, s.hidden);
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPostFeedForward] : nullptr);
       if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
@@ -217,7 +217,7 @@ class Model {
   }
 
   void put_all(int n, const float* x, int x_stride, int in, const Linear& next) {
-    rows_.widen(in);
+    rows_.shape(n, in);
     by_rows(n, [&](int row) { rows_.put(row, x + size_t(row) * x_stride, nullptr, next.factor, 1.f, in, next.input); });
   }
 

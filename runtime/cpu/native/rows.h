@@ -34,34 +34,33 @@ EH_INLINE H in_pairs(const H& x) {
 // after each row was divided by a scale of its own.
 enum class Input : int { bf16, bytes, e4m3, e4m3_by_row };
 
-// All arrays have their inputs in steps or parts, and of each of these all rows: [in / 64][height][64].
 struct Rows {
+  // Of each step of inputs all rows: [in / 64][height][64].
   Array<Act> values;
   Array<u16> words;     // the same in bf16, for products of kTallRows at once
-  Array<float> sums;    // of what a step was rounded to, for zero points
-  Array<float> row_scales;  // [height]: what a row was divided by
-  // Bytes q stand for scale * (q + center); counts: the sum of q. A scale for each part: [in / 32][height].
-  Array<int8_t> bytes;
+  Array<int8_t> bytes;  // q of a part stand for scale * (q + center)
+  // Of each row, which one thread writes: [height][in / 32], or [height][in / 64].
   Array<float> scales, centers;
-  Array<int32_t> counts;
+  Array<int32_t> counts;    // the sum of q
+  Array<float> sums;        // of what a step was rounded to, for zero points
+  Array<float> row_scales;  // [height]: what a row was divided by
   int in = 0, height = 0;
 
-  // For so many rows. What is taken from behind the last one becomes nothing; and a height that is no power
-  // of two keeps a row's steps from falling on each other in the CPU's caches.
+  // Room for so many rows of so many inputs.
   void grow(int rows, int widest) {
-    height = round_up(rows, kTallRows) + kTallRows - 1;
-    const size_t wide = round_up(widest, kStep), all = height * wide;
+    const size_t wide = round_up(widest, kStep), most = height_of(rows), all = most * wide;
     values.resize(all), bytes.resize(all), words.resize(kTall ? all : 0);
-    row_scales.resize(height);
+    row_scales.resize(most);
     sums.resize(all / kStep);
     scales.resize(all / kPart), centers.resize(all / kPart), counts.resize(all / kPart);
   }
-  // From here on a row has `inputs`.
-  void widen(int inputs) { in = round_up(inputs, kStep); }
-  // Where a step, or a part, of a row is in the arrays that have one number of it.
-  size_t of(int step, int row) const { return size_t(step) * height + row; }
+  // From here on there are so many rows, of so many inputs.
+  void shape(int rows, int inputs) { in = round_up(inputs, kStep), height = height_of(rows); }
+  // Where a row's part, or step, is in the arrays that have one number of it.
+  size_t of_part(int part, int row) const { return size_t(row) * (in / kPart) + part; }
+  size_t of_step(int step, int row) const { return size_t(row) * (in / kStep) + step; }
   // A row's part, of bytes, and its chain: the next row's is kStep further on.
-  const int8_t* part(int n, int row) const { return bytes.data() + of(n * kPart / kStep, row) * kStep + n * kPart % kStep; }
+  const int8_t* part(int n, int row) const { return bytes.data() + at(n * kPart / kStep, row) + n * kPart % kStep; }
   const Act* chain(int n, int row) const { return values.data() + at_chain(n, row); }
   const u16* words_of(int chain, int row) const { return words.data() + at_chain(chain, row); }
 
@@ -88,10 +87,10 @@ struct Rows {
         if (input == Input::e4m3_by_row) v[i] = v[i] / scale;
         if (input == Input::e4m3 || input == Input::e4m3_by_row) v[i] = to_e4m3(v[i]);
       }
-      const size_t place = of(step, row) * kStep;
-      float& total = sums[of(step, row)];
+      const size_t place = at(step, row);
+      float& total = sums[of_step(step, row)];
       if (input == Input::bytes) {
-        total = put_bytes(v, place, of(2 * step, row)) + put_bytes(v + kPart / kLanes, place + kPart, of(2 * step + 1, row));
+        total = put_bytes(v, place, of_part(2 * step, row)) + put_bytes(v + kPart / kLanes, place + kPart, of_part(2 * step + 1, row));
         continue;
       }
       V rounded = all(0);
@@ -107,7 +106,11 @@ struct Rows {
   }
 
  private:
-  size_t at_chain(int n, int row) const { return of(n * kChain / kStep, row) * kStep + n * kChain % kStep; }
+  // What a tall product takes from behind the last row becomes nothing. Odd: steps of a row that are a power
+  // of two apart would fall on each other in the CPU's caches.
+  static int height_of(int rows) { return kTall ? round_up(rows, kTallRows) + kTallRows - 1 : rows | 1; }
+  size_t at(int step, int row) const { return (size_t(step) * height + row) * kStep; }
+  size_t at_chain(int n, int row) const { return at(n * kChain / kStep, row) + n * kChain % kStep; }
 
   static constexpr float kLeastOfRow = 1e-12f;
 

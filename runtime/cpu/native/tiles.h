@@ -42,17 +42,19 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
   constexpr bool few = R <= kFew;
   constexpr auto multiply = F == Form::int4 ? dot4_of_nibbles : dot4;
   const uint8_t* w = l.block(block);
-  const int16_t* weights = l.counts + size_t(block) * (l.in / kPart) * kCols;
+  const int parts = l.in / kPart;
+  const int16_t* weights = l.counts + size_t(block) * parts * kCols;
   V y[2][R] = {};
   for (int group = 0, part = 0; group < l.in / l.group; ++group) {
     const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
     for (const int end = (group + 1) * l.group / kPart; part < end; ++part) {
       const int8_t* a = rows.part(part, row);
-      const float *scales = &rows.scales[rows.of(part, row)], *centers = &rows.centers[rows.of(part, row)];
-      const int32_t* counts = &rows.counts[rows.of(part, row)];
+      const size_t first = rows.of_part(part, row);
+      const float *scales = &rows.scales[first], *centers = &rows.centers[first];
+      const int32_t* counts = &rows.counts[first];
       I acc[R][2], more[R][2] = {}, counted[2] = {};  // more: a second chain, for few rows
 #pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = I{} - Less * counts[r];
+      for (int r = 0; r < R; ++r) acc[r][0] = acc[r][1] = I{} - Less * counts[r * parts];
       // w0, w1: of each output four weights; at: the input that the first of them is multiplied by.
       auto add = [&](const U& w0, const U& w1, int at, I(&to)[R][2]) __attribute__((always_inline)) {
 #pragma GCC unroll 6
@@ -83,8 +85,8 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
         const V sum = few ? floats(counted[half] - Less * kPart) : floats(load<S>(weights + size_t(part) * kCols + half * kLanes));
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) {
-          const V x = fma(all(centers[r]), sum, floats(few ? acc[r][half] + more[r][half] : acc[r][half]));
-          y[half][r] = fma(x, s[half] * scales[r], y[half][r]);
+          const V x = fma(all(centers[r * parts]), sum, floats(few ? acc[r][half] + more[r][half] : acc[r][half]));
+          y[half][r] = fma(x, s[half] * scales[r * parts], y[half][r]);
         }
       }
     }

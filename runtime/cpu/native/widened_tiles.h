@@ -29,7 +29,7 @@ EH_INLINE void add_zeros(const Linear& l, int block, int group, int half, const 
   const V z = l.zero(block, group, half);
   const int steps = l.group / kStep;
   for (int step = group * steps; step < (group + 1) * steps; ++step)
-    for (int r = 0; r < R; ++r) y[r] = fma(all(rows.sums[rows.of(step, row + r)]), z, y[r]);
+    for (int r = 0; r < R; ++r) y[r] = fma(all(rows.sums[rows.of_step(step, row + r)]), z, y[r]);
 }
 
 template <int R, class Words>

@@ -58,7 +58,7 @@ int main() {
     x = read<float>(size_t(n) * in);
     Rows rows;
     rows.grow(n, in);
-    rows.widen(in);
+    rows.shape(n, in);
     for (int row = 0; row < n; ++row) rows.put(row, &x[size_t(row) * in], nullptr, l.factor, 1, in, l.input);
     y.resize(size_t(n) * l.out);
     product(pool, l, rows, n, {y.data(), l.out, l.out});
