@@ -31,6 +31,7 @@ def main() -> None:
         axes.set_xticks(sorted({p["batch" if axes is left else "context"] for p in points}))
         axes.get_xaxis().set_major_formatter(matplotlib.ticker.ScalarFormatter())
         axes.minorticks_off()
+    right.set_yticks([5, 10, 20, 50, 100], ["5", "10", "20", "50", "100"])
     figure.savefig(sys.argv[1], dpi=110)
 
 
