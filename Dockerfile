@@ -9,6 +9,7 @@ COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY build build
 COPY runtime runtime
 COPY server server
+COPY scripts/regress scripts/regress
 COPY scripts/verbs scripts/verbs
 COPY configs configs
 # What the image has (torch, transformers, TensorRT, xgrammar 0.1.25, numpy 1.26) satisfies our bounds

@@ -82,9 +82,9 @@ test-xgrammar: install ## the tests of constraints with xgrammar 0.1.25
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py
 
-# mypy and pyright follow folders, not import hooks: four links give them the namespace.
+# mypy and pyright follow folders, not import hooks: five links give them the namespace.
 .cache/links/enginehouse: Makefile
-	@mkdir -p $@ && ln -sfn ../../../build ../../../runtime ../../../server ../../../scripts/verbs $@/
+	@mkdir -p $@ && ln -sfn ../../../build ../../../runtime ../../../server ../../../scripts/regress ../../../scripts/verbs $@/
 
 lint: install .cache/links/enginehouse ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -64,7 +64,7 @@ def test_every_copied_file_is_there_and_in_the_context(recipe: str) -> None:
             files = [path] if path.is_file() else list(path.glob("*.*"))
             assert files and not any(ignored(file) for file in files)
     needed = {source for *sources, _ in copied for source in sources}
-    folders = {"build", "runtime", "server", "scripts/verbs", "configs"}
+    folders = {"build", "runtime", "server", "scripts/regress", "scripts/verbs", "configs"}
     assert {"setup.cfg", "pyproject.toml", *folders} <= needed
     assert ignored(ROOT / "scripts" / "gpu_check.py")
     assert ignored(ROOT / ".git" / "HEAD") and ignored(ROOT / "engines" / "x" / "rank0.engine")

@@ -1,6 +1,7 @@
 """The ground floor carries the others: build and server import runtime, and never each other.
 
-The front door, scripts/verbs/, stands above all three, and nothing imports it.
+What judges engines, scripts/regress/, stands above all three; the front door, scripts/verbs/, above
+all, and nothing imports it.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ FLOORS = {
     "build": {"build", "runtime"},
     "runtime": {"runtime"},
     "server": {"server", "runtime"},
-    "verbs": {"verbs", "build", "runtime", "server"},
+    "regress": {"regress", "build", "runtime", "server"},
+    "verbs": {"verbs", "regress", "build", "runtime", "server"},
 }
-FOLDERS = {"verbs": ROOT / "scripts" / "verbs"}  # the others are named as their floor
+FOLDERS = {name: ROOT / "scripts" / name for name in ("regress", "verbs")}  # others: as their floor
 HEAVY = {"torch", "transformers", "numpy", "safetensors", "gguf"}
 MODULES = {
     ".".join(("enginehouse", floor, *path.relative_to(folder).with_suffix("").parts)).removesuffix(
