@@ -19,6 +19,11 @@ OUTPUT ?=
 # their order: sorted by their number of tests, the longest would run last, alone.
 TEST_PROCESSES ?= 2
 
+# What to judge, by what, and where reports go: make regress ENGINE=engines/new BASELINE=engines/old OUT=report
+BASELINE  ?=
+REFERENCE ?=
+OUT       ?=
+
 # What to serve, and where: make serve ENGINE=engines/x HOST=0.0.0.0 PORT=9000
 SAMPLE := engines/smollm2-135m-instruct-int4_awq
 ENGINE ?= $(SAMPLE)
@@ -28,7 +33,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve test test-others test-xgrammar resolve lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test test-others test-xgrammar resolve lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -69,6 +74,10 @@ ifeq ($(ENGINE),$(SAMPLE))
 endif
 	exec $(BIN)/enginehouse serve $(ENGINE) --host $(HOST) --port $(PORT)
 endif
+
+regress: ready ## judge an engine against an older one: make regress ENGINE=engines/new BASELINE=engines/old
+	$(BIN)/enginehouse regress run $(ENGINE) $(if $(BASELINE),--baseline $(BASELINE)) \
+	  $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(OUT),--out $(OUT))
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -151,6 +151,21 @@ server/app             wire prompt answer settings http  runtime/host
 server/launch          wire app  runtime/machine runtime/host
 server/client
 
+regress/findings
+regress/outcome        findings
+regress/explain
+regress/limits
+regress/suite
+regress/subject        runtime/machine server/client
+regress/numerics       build/families build/quantize build/resolve
+regress/speed          limits subject suite  server/client
+regress/behaviour      findings subject
+regress/recording      subject behaviour speed
+regress/judge          findings outcome explain limits suite subject numerics speed recording
+regress/report         findings outcome
+regress/collect        subject suite numerics behaviour recording  server/client
+regress/run            findings outcome explain limits suite subject speed behaviour recording judge collect  server/client
+
 verbs/base
 verbs/main             base
 verbs/build            base  build/plan build/cli build/command
@@ -160,6 +175,7 @@ verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch
 verbs/chat             base  server/client
 verbs/bench            base  server/client
+verbs/regress          base  regress/explain regress/limits regress/suite regress/recording regress/report regress/run
 """  # noqa: E501  a room's arrows stand on its line
 MOST_FILES, MOST_LOOSE = 14, 9
 

@@ -30,7 +30,7 @@ from enginehouse.server.client.connection import (
     parse_address,
 )
 from enginehouse.server.client.conversation import AnswerReader, Conversation, Piece
-from enginehouse.server.client.own_server import OwnServer, free_port
+from enginehouse.server.client.own_server import OwnServer, free_port, serve_command
 from enginehouse.verbs.base import VerbParser, count_up_to
 
 COMMANDS = {
@@ -119,11 +119,9 @@ def _served(target: str) -> Generator[tuple[str, Explain], None, None]:
 
     console = Console(stderr=True, highlight=False)
     port = free_port()
-    command = [sys.executable, "-m", "enginehouse.verbs.main", "serve", target]
-    command += ["--host", "127.0.0.1", "--port", str(port)]
     descriptor, log = tempfile.mkstemp(prefix="enginehouse-chat-", suffix=".log")
     os.close(descriptor)
-    with OwnServer(command, port, Path(log)) as server:
+    with OwnServer(serve_command(target, port), port, Path(log)) as server:
         with console.status(f"starting a server for {target}; its log is {log}"):
             server.wait_ready(_START_S)  # when that fails the log stays, and the error names it
         try:

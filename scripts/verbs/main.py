@@ -22,6 +22,7 @@ VERBS = {
     "serve": "serve an engine over OpenAI's API",
     "chat": "talk to a server, or to an engine, in the terminal",
     "bench": "load a running server, measure it, and check what it sends",
+    "regress": "judge an engine against an older one: numerics, behaviour, speed",
 }
 
 

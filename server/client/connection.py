@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from enginehouse.runtime.errors import EnginehouseError
 
 CHAT = "/chat/completions"
-_MAX_BYTES = 1 << 20  # of a line, and of a plain answer
+MAX_BYTES = 1 << 20  # of a line, and of a plain answer
 
 
 class ServerUnreachable(EnginehouseError):
@@ -84,13 +84,20 @@ class Connection:
     """Requests to one server.
 
     timeout_s: asked before each wait, how long it may be; it may raise TimeoutError instead.
+    max_bytes: of a line, and of a plain answer, that are read.
     """
 
     def __init__(
-        self, address: Address, timeout_s: Callable[[], float], api_key: str | None = None
+        self,
+        address: Address,
+        timeout_s: Callable[[], float],
+        api_key: str | None = None,
+        *,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         self.address = address
         self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def fetch(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
@@ -124,7 +131,7 @@ class Connection:
         while True:
             with self._loss_is_told():
                 self._timeout_s()
-                line = response.readline(_MAX_BYTES)
+                line = response.readline(self._max_bytes)
             if not line:
                 return
             text = line.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -133,7 +140,7 @@ class Connection:
 
     def _read(self, response: http.client.HTTPResponse) -> bytes:
         with self._loss_is_told():
-            return response.read(_MAX_BYTES)
+            return response.read(self._max_bytes)
 
     @contextmanager
     def _response(

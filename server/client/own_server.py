@@ -1,8 +1,8 @@
 """A server of one's own: a child process that is started, waited for, and ended whatever happens.
 
 It has a session of its own, so that Ctrl-C in a terminal is not for it, and writes to a log. Where
-the system can (Linux), it ends with a parent that is killed too. This file does not know the
-command that it runs, nor what the server serves.
+the system can (Linux), it ends with a parent that is killed too. This file does not know what the
+server serves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,6 +35,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def serve_command(engine: str, port: int) -> list[str]:
+    """What serves an engine directory, to this machine alone."""
+    command = [sys.executable, "-m", "enginehouse.verbs.main", "serve", engine]
+    return [*command, "--host", "127.0.0.1", "--port", str(port)]
+
+
 class OwnServer:
     """The process of `command`, which listens on that port of 127.0.0.1; ends with the block."""
 
@@ -50,6 +57,10 @@ class OwnServer:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until it takes requests. Raises EnginehouseError, with its log's last line."""

@@ -1,4 +1,4 @@
-"""A server -> what it does: every field asked once, streams beside plain answers, and the shape of all of it.
+"""A server -> what it does: every field asked once, and the shape of it.
 
 To be written.
 """

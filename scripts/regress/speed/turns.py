@@ -1,0 +1,110 @@
+"""Two servers take turns until it is settled which is faster: A B B A, never A and then B.
+
+What the machine does meanwhile (another job, heat, a neighbour) falls on both. A load goes on until
+each of its metrics is settled, or its turns or seconds are over. Knows no limit of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from enginehouse.regress.speed.metrics import STEP, TOKENS_PER_S, TTFT, Metric
+from enginehouse.regress.speed.settling import Answer, Interval, paired_interval, settle
+from enginehouse.regress.speed.turn import Turn
+
+Asked = str | list[int]
+
+OF_A_TURN: dict[Metric, Callable[[Turn], float | None]] = {
+    TOKENS_PER_S: lambda turn: turn.tokens_per_s,
+    TTFT: lambda turn: turn.ttft,
+    STEP: lambda turn: turn.step,
+}
+
+
+class Pair(NamedTuple):
+    """Turns that stood side by side, asked the same."""
+
+    old: Turn
+    new: Turn
+
+
+class Patience(NamedTuple):
+    """least, most: pairs of a load. seconds: of a load, after its least pairs."""
+
+    least: int
+    most: int
+    seconds: float
+
+
+@dataclass
+class LoadTurns:
+    """All pairs at one number of clients."""
+
+    clients: int
+    pairs: list[Pair] = field(default_factory=list)
+
+    def goodness(self, metric: Metric) -> list[float]:
+        """Each pair's ratio, more than 1 better; [] where a turn has no such figure."""
+        of = OF_A_TURN[metric]
+        figures = [(of(pair.old), of(pair.new)) for pair in self.pairs]
+        if any(not old or not new for old, new in figures):
+            return []
+        return [metric.goodness(old, new) for old, new in figures if old and new]
+
+    def interval(self, metric: Metric, level: float) -> Interval | None:
+        ratios = self.goodness(metric)
+        return paired_interval(ratios, level) if ratios else None
+
+    def is_settled(self, margins: dict[str, float], level: float) -> bool:
+        for metric in OF_A_TURN:
+            found = self.interval(metric, level)
+            if found and settle(found, margins[metric.key]) is Answer.CANNOT_TELL:
+                return False
+        return True
+
+
+def take_turns(
+    clients: int,
+    old: Callable[[Sequence[Asked]], Turn],
+    new: Callable[[Sequence[Asked]], Turn],
+    prompts_of: Callable[[int], Sequence[Asked]],
+    margins: dict[str, float],
+    level: float,
+    patience: Patience,
+    advance: Callable[[LoadTurns], None] = lambda load: None,
+) -> LoadTurns:
+    """prompts_of(number of a pair): what both of it are asked. One pair before them is not counted:
+    it warms both up.
+    """
+    load = LoadTurns(clients)
+    began = time.monotonic()
+    for number, old_first in zip(count(), _order()):
+        prompts = prompts_of(number)
+        if old_first:
+            before = old(prompts)
+            pair = Pair(before, new(prompts))
+        else:
+            after = new(prompts)
+            pair = Pair(old(prompts), after)
+        if number == 0:
+            continue
+        load.pairs.append(pair)
+        advance(load)
+        if len(load.pairs) < patience.least or len(load.pairs) % 2:
+            continue
+        over = time.monotonic() - began > patience.seconds or len(load.pairs) >= patience.most
+        if over or load.is_settled(margins, level):
+            return load
+    raise AssertionError("the order of turns has no end")
+
+
+def _order() -> Iterator[bool]:
+    """Whether the old goes first: A B, B A, A B, ..."""
+    old_first = True
+    while True:
+        yield old_first
+        old_first = not old_first

@@ -1,0 +1,139 @@
+"""A whole run on tiny engines of the compiled CPU backend: two of them, a recording, a URL."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from enginehouse.regress.collect import GROUPS
+from enginehouse.regress.findings import Status, Verdict
+from enginehouse.regress.limits import Limits, load_limits
+from enginehouse.regress.outcome import Outcome
+from enginehouse.regress.recording import read_recording
+from enginehouse.regress.run import Plan, run
+from enginehouse.regress.subject import subject as subjects
+from enginehouse.regress.suite.long_texts import ledger
+from enginehouse.regress.suite.suite import Prompt, Suite, Task, Text
+from enginehouse.verbs.main import main
+from makers.engines import EngineMaker
+
+SUITE = Suite(
+    "tiny",
+    [Text("ledger", "long", ledger(4))],
+    [
+        Prompt("continue", prompt="In the morning the stoker", max_tokens=8),
+        Prompt("ask", messages=[{"role": "user", "content": "How far is it?"}], max_tokens=8),
+    ],
+    [Task("sums.0", "sums", "1 + 1 =", "2")],
+)
+# A small machine's noise is no matter here: turns are few, and margins wide.
+WIDE = {"tokens_per_s": 0.9, "ttft_ms": 0.9, "step_ms": 0.9, "start_s": 0.9, "memory_mib": 0.1}
+BALLAST = """
+import signal, subprocess, sys
+ballast = b"\\1" * int(sys.argv[1])
+server = subprocess.Popen(sys.argv[2:])
+signal.signal(signal.SIGTERM, lambda number, frame: server.terminate())
+raise SystemExit(server.wait())
+"""
+
+
+def few_turns() -> Limits:
+    limits = load_limits()
+    turns = replace(limits.turns, clients=[1, 3], tokens=8, least=2, most=2, seconds=9, starts=1)
+    return replace(limits, turns=turns, speed=WIDE)
+
+
+def plan(new: Path | str, baseline: Path | str | None, *groups: str) -> Plan:
+    before = None if baseline is None else str(baseline)
+    return Plan(str(new), before, SUITE, few_turns(), groups=groups or GROUPS)
+
+
+def statuses(outcome: Outcome) -> dict[str, Status]:
+    return {finding.check: finding.status for finding in outcome.findings}
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine: EngineMaker) -> Path:
+    return make_engine(quant="int4", backend="cpu", until="compile")
+
+
+def test_an_engine_beside_itself_passes_in_every_group(engine: Path) -> None:
+    said: list[str] = []
+    outcome = run(plan(engine, engine), said.append)
+    assert outcome.verdict is Verdict.PASSED, outcome.findings
+    assert said[0].startswith("Both hold the same files") and outcome.explained == said[:1]
+    assert {finding.group for finding in outcome.findings} == set(GROUPS)
+    found = statuses(outcome)
+    assert found["kl"] is found["greedy"] is found["batch"] is found["memory_mib"] is Status.PASSED
+    assert [load.clients for load in outcome.loads] == [1, 3]
+    assert all(len(load.new_ttft_ms) == 2 * load.clients for load in outcome.loads)
+
+
+def test_memory_up_by_a_third_is_flagged(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve, asked = subjects.serve_command, []
+
+    def with_ballast(target: str, port: int) -> list[str]:
+        asked.append(target)
+        command = serve(target, port)
+        return command if len(asked) == 1 else [sys.executable, "-c", BALLAST, "120000000", *command]
+
+    monkeypatch.setattr(subjects, "serve_command", with_ballast)
+    limits = few_turns()
+    few = replace(limits, turns=replace(limits.turns, clients=[1], starts=0))
+    outcome = run(replace_limits(plan(engine, engine, "speed"), few), lambda line: None)
+    assert statuses(outcome)["memory_mib"] is Status.REGRESSED, outcome.findings
+
+
+def replace_limits(plan: Plan, limits: Limits) -> Plan:
+    return Plan(plan.new, plan.baseline, plan.suite, limits, groups=plan.groups)
+
+
+def test_the_command_records_judges_and_reports(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """record, then run against what was recorded, of an own suite; status 0, and four reports."""
+    suite, limits = tmp_path / "suite.yaml", tmp_path / "limits.yaml"
+    suite.write_text("name: own\nprompts: [{name: p, prompt: A whistle, max_tokens: 6}]\n")
+    limits.write_text("turns: {clients: [1], tokens: 6, least: 2, most: 2}\n")
+    asked = ["--suite", str(suite), "--limits", str(limits), "--only", "numerics", "speed"]
+    baseline, out = tmp_path / "baseline", tmp_path / "out"
+    assert main(["regress", "record", str(engine), "-o", str(baseline), *asked]) == 0
+    assert read_recording(baseline).head.suite == "own"
+    judged = [str(engine), "--baseline", str(baseline), "-o", str(out), *asked]
+    assert main(["regress", "run", *judged]) == 0
+    assert {path.suffix for path in out.iterdir()} == {".json", ".xml", ".md", ".html"}
+    assert "passed" in capsys.readouterr().out
+    suite.write_text(suite.read_text().replace("whistle", "cloud"))
+    assert main(["regress", "run", *judged]) == 2
+    assert "was recorded with another suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "none", "--only", "speed"], "none is neither an engine directory nor an address"),
+        (["record", "a"], "record wants --out DIR"),
+        (["explain", "a"], "explain takes 2 of engine or URL, not 1"),
+        (["judge", "a"], "'judge' is none of record, run, explain"),
+        (["run", "http://127.0.0.1:9", "--only", "speed"], "does not answer"),
+    ],
+)
+def test_what_cannot_run_has_status_2_and_one_sentence(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        status = main(["regress", *words])
+    except SystemExit as end:
+        status = int(str(end.code))
+    error = capsys.readouterr().err
+    assert status == 2 and said in error
+
+
+def test_explain_reads_two_manifests(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["regress", "explain", str(engine), str(engine)]) == 0
+    head, sentence = capsys.readouterr().out.splitlines()
+    assert head.startswith(f"{engine}, of 20") and head.endswith(": rebuild")
+    assert sentence.startswith("- Both hold the same files")
