@@ -1,4 +1,5 @@
-"""An outcome -> reports: JUnit XML, JSON, Markdown, one page of HTML that loads nothing.
+"""An outcome -> what people and CI read: JSON, JUnit XML, Markdown, one page of HTML, the terminal.
 
-To be written.
+Imports no wing of this floor, only its `findings.py` and `outcome.py`. Does not judge, nor know a
+check by name: a new check needs nothing here. Read `files.py` first, then `wording.py`.
 """
