@@ -151,6 +151,10 @@ server/app             wire prompt answer settings http  runtime/host
 server/launch          wire app  runtime/machine runtime/host
 server/client
 
+regress/findings
+regress/subject        server/client
+regress/behaviour      findings subject  server/client
+
 verbs/base
 verbs/main             base
 verbs/build            base  build/plan build/cli build/command
