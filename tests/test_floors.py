@@ -159,7 +159,7 @@ regress/suite
 regress/subject        runtime/machine server/client
 regress/numerics       build/families build/quantize build/resolve
 regress/speed          limits subject suite  server/client
-regress/behaviour      findings subject
+regress/behaviour      findings subject  server/client
 regress/recording      subject behaviour speed
 regress/judge          findings outcome explain limits suite subject numerics speed recording
 regress/report         findings outcome

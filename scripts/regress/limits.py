@@ -21,7 +21,8 @@ class Kl(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Turns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """clients: the loads. tokens: of an answer. prompt_lines: of a prompt, 25 tokens each. least,
-    most: pairs of turns at a load. seconds: of a load. starts: of each server, timed.
+    most: pairs of turns at a load; to_differ: before so many none is better or worse. seconds: of a
+    load. starts: of each server, timed.
     """
 
     clients: list[int]
@@ -29,6 +30,7 @@ class Turns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prompt_lines: int
     least: int
     most: int
+    to_differ: int
     seconds: float
     starts: int
 

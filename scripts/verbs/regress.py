@@ -115,8 +115,8 @@ def _record(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from enginehouse.regress.report.terminal import print_outcome
     from enginehouse.regress.report.files import write_reports
+    from enginehouse.regress.report.terminal import print_outcome
     from enginehouse.regress.run import run
 
     plan = _plan(args)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -61,6 +61,14 @@ class Answer(NamedTuple):
     ignored_fields: str
 
 
+class Told(NamedTuple):
+    """An answer of any status. headers: by their names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+
 def is_address(text: str) -> bool:
     return text.startswith(("http://", "https://"))
 
@@ -98,12 +106,24 @@ class Connection:
         self.address = address
         self._timeout_s = timeout_s
         self._max_bytes = max_bytes
+        self._api_key = api_key
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+
+    def at(self, base: str) -> Connection:
+        """The same server, where every path begins otherwise; "" is its root."""
+        address = self.address._replace(base=base)
+        return Connection(address, self._timeout_s, self._api_key, max_bytes=self._max_bytes)
 
     def fetch(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
         """A plain request. Raises ServerRefused unless the status is 200."""
-        with self._response(method, path, body) as response:
+        with self._granted(method, path, body) as response:
             return Answer(self._read(response), response.getheader("X-Ignored-Fields", ""))
+
+    def tell(self, method: str, path: str, content: bytes | None = None) -> Told:
+        """What is answered to that content, said to be JSON, whatever the status."""
+        with self._response(method, path, content) as response:
+            headers = {name.lower(): value for name, value in response.getheaders()}
+            return Told(response.status, headers, self._read(response))
 
     def first_model(self) -> str:
         """The model the server names first."""
@@ -121,7 +141,7 @@ class Connection:
         Leaving the block closes the connection. Raises ServerRefused, and ServerUnreachable from
         the lines too.
         """
-        with self._response("POST", path, body) as response:
+        with self._granted("POST", path, body) as response:
             kind = response.getheader("Content-Type", "")
             if not kind.startswith("text/event-stream"):
                 raise EnginehouseError(f"Content-Type is {kind!r}; wanted text/event-stream")
@@ -143,18 +163,26 @@ class Connection:
             return response.read(self._max_bytes)
 
     @contextmanager
-    def _response(
+    def _granted(
         self, method: str, path: str, body: dict[str, Any] | None
     ) -> Generator[http.client.HTTPResponse, None, None]:
-        headers = {**self._headers, **({"Content-Type": "application/json"} if body else {})}
-        data = json.dumps(body).encode() if body else None
+        content = json.dumps(body).encode() if body else None
+        with self._response(method, path, content) as response:
+            if response.status != 200:
+                raise ServerRefused(response.status, self._read(response))
+            yield response
+
+    @contextmanager
+    def _response(
+        self, method: str, path: str, content: bytes | None
+    ) -> Generator[http.client.HTTPResponse, None, None]:
+        kind = {} if content is None else {"Content-Type": "application/json"}
         with closing(self._connect()) as connection:
             with self._loss_is_told():
-                connection.request(method, self.address.base + path, data, headers)
+                path = self.address.base + path
+                connection.request(method, path, content, {**self._headers, **kind})
                 response = connection.getresponse()
             with closing(response):
-                if response.status != 200:
-                    raise ServerRefused(response.status, self._read(response))
                 yield response
 
     @contextmanager

@@ -78,7 +78,9 @@ def test_memory_up_by_a_third_is_flagged(engine: Path, monkeypatch: pytest.Monke
     def with_ballast(target: str, port: int) -> list[str]:
         asked.append(target)
         command = serve(target, port)
-        return command if len(asked) == 1 else [sys.executable, "-c", BALLAST, "120000000", *command]
+        return (
+            command if len(asked) == 1 else [sys.executable, "-c", BALLAST, "120000000", *command]
+        )
 
     monkeypatch.setattr(subjects, "serve_command", with_ballast)
     limits = few_turns()

@@ -15,6 +15,7 @@ from enginehouse.regress.speed.settling import (
     paired_interval,
     pairs_to_settle,
     settle,
+    settle_by_now,
     unpaired_interval,
 )
 from enginehouse.regress.speed.turns import OF_A_TURN, LoadTurns
@@ -41,7 +42,10 @@ def judge_turns(loads: Sequence[LoadTurns], limits: Limits) -> Iterator[Finding]
             new = statistics.median(of(pair.new) or 0 for pair in load.pairs)
             where = f"{load.clients} at once, {len(load.pairs)} pairs of turns"
             margin = limits.speed[metric.key]
-            yield _judged(check, metric, old, new, interval, margin, len(load.pairs), where, limits)
+            num_pairs, to_differ = len(load.pairs), limits.turns.to_differ
+            yield _judged(
+                check, metric, old, new, interval, margin, num_pairs, where, limits, to_differ
+            )
 
 
 def judge_starts(old: Sequence[float], new: Sequence[float], limits: Limits) -> Iterator[Finding]:
@@ -62,6 +66,7 @@ def judge_starts(old: Sequence[float], new: Sequence[float], limits: Limits) -> 
         len(new),
         f"{len(new)} pairs of starts",
         limits,
+        to_differ=1,
     )
 
 
@@ -110,8 +115,8 @@ def judge_recorded(both: Comparison) -> Iterator[Finding]:
             status = Status.REGRESSED if answer is Answer.WORSE else Status.PASSED
             sentence = (
                 f"{metric.says} at {clients}: {statistics.median(new):.4g} {metric.unit}, "
-                f"recorded {statistics.median(old):.4g}; only a loss of over {100 * margin:g} % counts, "
-                "as no turns could be taken."
+                f"recorded {statistics.median(old):.4g}; only a loss of over {100 * margin:g} % "
+                "counts, as no turns could be taken."
             )
             figures = {"old": statistics.median(old), "new": statistics.median(new)}
             yield Finding(GROUP, f"{metric.key}.{clients}", status, sentence, figures)
@@ -127,8 +132,9 @@ def _judged(
     num_pairs: int,
     where: str,
     limits: Limits,
+    to_differ: int,
 ) -> Finding:
-    answer = settle(goodness, margin)
+    answer = settle_by_now(goodness, margin, num_pairs, to_differ)
     sentence = (
         f"{metric.says}, {where}: {new:.4g} {metric.unit}, {old:.4g} before; {goodness.ratio:.3f} "
         f"times as good, between {goodness.low:.3f} and {goodness.high:.3f} ({limits.level:.0%}): "

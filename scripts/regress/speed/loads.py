@@ -71,7 +71,7 @@ def take_all_turns(
             lambda pair, clients=clients: ours.prompts(clients, pair),  # type: ignore[misc]
             limits.speed,
             limits.level,
-            Patience(turns.least, turns.most, turns.seconds),
+            Patience(turns.least, turns.most, turns.to_differ, turns.seconds),
             lambda load: say(f"{load.clients} at once: {len(load.pairs)} pairs of turns"),
         )
         for clients in turns.clients

@@ -71,6 +71,14 @@ def settle(goodness: Interval, margin: float) -> Answer:
     return Answer.CANNOT_TELL
 
 
+def settle_by_now(goodness: Interval, margin: float, num_pairs: int, to_differ: int) -> Answer:
+    """`settle`, after so many pairs: before `to_differ` of them nothing is better or worse, as who
+    looks again and again will see luck.
+    """
+    answer = settle(goodness, margin)
+    return answer if answer is Answer.SAME or num_pairs >= to_differ else Answer.CANNOT_TELL
+
+
 def pairs_to_settle(goodness: Interval, margin: float, num_pairs: int) -> int | None:
     """How many more pairs would settle it, if the estimate stays: intervals narrow by the root of
     their number. None where the estimate lies on an edge, which no number of pairs can settle.

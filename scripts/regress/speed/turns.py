@@ -33,10 +33,13 @@ class Pair(NamedTuple):
 
 
 class Patience(NamedTuple):
-    """least, most: pairs of a load. seconds: of a load, after its least pairs."""
+    """least, most: pairs of a load; to_differ: before so many none is better or worse. seconds: of
+    a load, after its least pairs; twice as many where the two seem to differ.
+    """
 
     least: int
     most: int
+    to_differ: int
     seconds: float
 
 
@@ -59,12 +62,10 @@ class LoadTurns:
         ratios = self.goodness(metric)
         return paired_interval(ratios, level) if ratios else None
 
-    def is_settled(self, margins: dict[str, float], level: float) -> bool:
-        for metric in OF_A_TURN:
-            found = self.interval(metric, level)
-            if found and settle(found, margins[metric.key]) is Answer.CANNOT_TELL:
-                return False
-        return True
+    def answers(self, margins: dict[str, float], level: float) -> set[Answer]:
+        """Of all its metrics, however few the pairs."""
+        found = ((metric, self.interval(metric, level)) for metric in OF_A_TURN)
+        return {settle(interval, margins[metric.key]) for metric, interval in found if interval}
 
 
 def take_turns(
@@ -96,8 +97,12 @@ def take_turns(
         advance(load)
         if len(load.pairs) < patience.least or len(load.pairs) % 2:
             continue
-        over = time.monotonic() - began > patience.seconds or len(load.pairs) >= patience.most
-        if over or load.is_settled(margins, level):
+        answers = load.answers(margins, level)
+        differ = bool(answers & {Answer.WORSE, Answer.BETTER})
+        enough = len(load.pairs) >= (patience.to_differ if differ else patience.least)
+        seconds = patience.seconds * (2 if differ else 1)
+        over = time.monotonic() - began > seconds or len(load.pairs) >= patience.most
+        if over or (enough and Answer.CANNOT_TELL not in answers):
             return load
     raise AssertionError("the order of turns has no end")
 

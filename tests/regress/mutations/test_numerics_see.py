@@ -69,7 +69,11 @@ def lose_an_end(manifest: dict[str, Any]) -> None:
 
 
 MUTATIONS: dict[str, tuple[str, Break, str]] = {
-    "one scale off by 2 %": ("fp8", change_tensor("weights_scaling_factor", lambda s: s * 1.02), "kl"),
+    "one scale off by 2 %": (
+        "fp8",
+        change_tensor("weights_scaling_factor", lambda s: s * 1.02),
+        "kl",
+    ),
     "one group's scale off by 2 %": (
         "int4",
         change_tensor("weights_scaling_factor", lambda s: one_scale(s)),

@@ -13,7 +13,7 @@ from enginehouse.regress.speed.turn import Turn
 from enginehouse.regress.speed.turns import LoadTurns, Patience, take_turns
 
 MARGINS = {"tokens_per_s": 0.05, "ttft_ms": 0.15, "step_ms": 0.05}
-PATIENCE = Patience(8, 40, 60)
+PATIENCE = Patience(8, 40, 16, 60)
 
 
 class Machine:
@@ -67,6 +67,7 @@ def test_a_machine_that_slows_down_makes_no_engine_worse() -> None:
 @pytest.mark.parametrize(("speed", "answer"), [(1 / 1.1, Answer.WORSE), (1.12, Answer.BETTER)])
 def test_a_tenth_is_seen_both_ways(speed: float, answer: Answer) -> None:
     load = turns(Machine(seed=2), speed)
+    assert len(load.pairs) >= PATIENCE.to_differ
     interval = load.interval(TOKENS_PER_S, 0.99)
     assert interval is not None and settle(interval, 0.05) is answer
 
@@ -80,5 +81,5 @@ def test_answers_in_one_piece_have_no_step() -> None:
     def whole(prompts: Sequence[str]) -> Turn:
         return Turn(1, 8, 0.5, [500.0], [])
 
-    load = take_turns(1, whole, whole, lambda pair: ["a"], MARGINS, 0.99, Patience(2, 4, 9))
+    load = take_turns(1, whole, whole, lambda pair: ["a"], MARGINS, 0.99, Patience(2, 4, 4, 9))
     assert load.interval(STEP, 0.99) is None and load.interval(TOKENS_PER_S, 0.99) is not None

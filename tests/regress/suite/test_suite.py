@@ -45,7 +45,10 @@ def test_a_suite_of_ones_own_replaces_all_of_it(tmp_path: Path) -> None:
     suite = load_suite(path)
     assert isinstance(suite, Suite) and suite.texts[0].text == "words\nwords"
     assert suite.prompts[0].messages == [{"role": "user", "content": f"{ledger(1)}\nSum up."}]
-    assert [(task.prompt, task.answer) for task in suite.tasks] == [("R B\nQ", "A"), ("Q A\nR", "B")]
+    assert [(task.prompt, task.answer) for task in suite.tasks] == [
+        ("R B\nQ", "A"),
+        ("Q A\nR", "B"),
+    ]
     path.write_text(path.read_text().replace("Sum up", "Sum it up"))
     assert load_suite(path).digest != suite.digest
 
