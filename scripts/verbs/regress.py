@@ -132,7 +132,7 @@ def _run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> Plan:
     from enginehouse.regress.limits import load_limits
     from enginehouse.regress.run import Plan
-    from enginehouse.regress.suite.suite import load_suite
+    from enginehouse.regress.suite.reading import load_suite
 
     env = os.environ
     if args.baseline is not None and args.what == "record":

@@ -1,5 +1,5 @@
 """Two recordings -> findings: numerics, quality and speed against limits, a sentence for each.
 
-Imports `numerics/`, `speed/`, `subject/`. Does not know a server: all was asked before.
+Imports `numerics/`, `speed/`, `subject/` and `suite/`. Does not know a server: all is asked.
 Read `comparison.py` first.
 """

@@ -1,5 +1,5 @@
 """Two servers -> turns -> better, same, worse or cannot tell, for each metric.
 
-Imports `subject/`. Does not know what an engine is, nor what it answers.
+Imports `subject/` and `suite/`. Does not know what an engine is, nor what it answers.
 Read `metrics.py` first, then `turns.py`.
 """

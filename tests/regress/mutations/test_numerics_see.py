@@ -60,6 +60,11 @@ def swap_rows(packed: torch.Tensor) -> torch.Tensor:
     return packed
 
 
+def one_scale(scales: torch.Tensor) -> torch.Tensor:
+    scales[2, 1] *= 1.02
+    return scales
+
+
 def drop_rope_scaling(config: dict[str, Any]) -> None:
     config["rotary_scaling"] = None
 
@@ -76,7 +81,7 @@ MUTATIONS: dict[str, tuple[str, Break, str]] = {
     ),
     "one group's scale off by 2 %": (
         "int4",
-        change_tensor("weights_scaling_factor", lambda s: one_scale(s)),
+        change_tensor("weights_scaling_factor", one_scale),
         "kl",
     ),
     "two packed INT4 rows swapped": ("int4", change_tensor("proj.weight", swap_rows), "kl"),
@@ -95,11 +100,6 @@ MUTATIONS: dict[str, tuple[str, Break, str]] = {
         "chat_template",
     ),
 }
-
-
-def one_scale(scales: torch.Tensor) -> torch.Tensor:
-    scales[2, 5] *= 1.02
-    return scales
 
 
 @pytest.fixture(scope="module")

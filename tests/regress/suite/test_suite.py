@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from enginehouse.regress.suite.long_texts import ledger
-from enginehouse.regress.suite.suite import Suite, load_suite
+from enginehouse.regress.suite.reading import load_suite
+from enginehouse.regress.suite.suite import Suite
 from enginehouse.runtime.errors import EnginehouseError
 from makers.paths import ROOT
 
