@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from enginehouse.regress.explain import Relation
-from enginehouse.regress.findings import Finding, Status
+from enginehouse.regress.findings import Figure, Finding, Status
 from enginehouse.regress.judge.comparison import Comparison, found, not_judged
 from enginehouse.regress.numerics.divergence import answer_kl, first_parting, kl_of_tops
 from enginehouse.regress.numerics.perplexity import Ratio, perplexity, perplexity_ratio
@@ -88,7 +88,7 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
             partings.append((float("inf") if tie is None else tie, index, old.name))
     equal = len(pairs) - len(partings)
     told = f"{equal} of {len(pairs)} greedy answers are the old ones"
-    figures = {"equal": equal, "of": len(pairs)}
+    figures: dict[str, Figure] = {"equal": equal, "of": len(pairs)}
     if not partings:
         yield found(GROUP, "greedy", True, f"{told}.", **figures)
         return
@@ -140,7 +140,7 @@ def judge_perplexity(both: Comparison, ratios: Sequence[PerplexityRatio]) -> Ite
         f"Perplexity {new:.4g}, {ratio.ratio:.5f} times the old one's, between {ratio.low:.5f} and "
         f"{ratio.high:.5f} ({both.limits.level:.0%} confidence); wanted at most {most:g} times"
     )
-    figures = {
+    figures: dict[str, Figure] = {
         "new": new,
         "ratio": ratio.ratio,
         "low": ratio.low,

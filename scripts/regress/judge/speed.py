@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
-from enginehouse.regress.findings import Finding, Status
+from enginehouse.regress.findings import Figure, Finding, Status
 from enginehouse.regress.judge.comparison import Comparison, found, not_judged
 from enginehouse.regress.limits import Limits
 from enginehouse.regress.speed.metrics import MEMORY, START, Metric
@@ -118,7 +118,7 @@ def judge_recorded(both: Comparison) -> Iterator[Finding]:
                 f"recorded {statistics.median(old):.4g}; only a loss of over {100 * margin:g} % "
                 "counts, as no turns could be taken."
             )
-            figures = {"old": statistics.median(old), "new": statistics.median(new)}
+            figures: dict[str, Figure] = {"old": statistics.median(old), "new": statistics.median(new)}
             yield Finding(GROUP, f"{metric.key}.{clients}", status, sentence, figures)
 
 

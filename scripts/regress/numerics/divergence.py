@@ -30,11 +30,11 @@ def kl_of_tops(truth: Mapping[Token, float], other: Mapping[Token, float]) -> fl
 
 
 class Parting(NamedTuple):
-    """Where two greedy answers part: the index of the first token that differs, None where none
+    """Where two greedy answers part: the place of the first token that differs, None where none
     does. tie: nats between the old's token and the new's, as the old saw them; None if it told not.
     """
 
-    index: int | None
+    place: int | None
     tie: float | None
 
 
@@ -59,8 +59,8 @@ def answer_kl(
     new_top: Sequence[Mapping[str, float]],
 ) -> list[float]:
     """KL(old || new) at each token of two greedy answers, as long as both saw the same text."""
-    index = first_parting(old, new, old_top).index
+    place = first_parting(old, new, old_top).place
     seen = min(len(old_top), len(new_top))
-    if index is not None:
-        seen = min(seen, index + 1)  # where they part, both had read the same
+    if place is not None:
+        seen = min(seen, place + 1)  # where they part, both had read the same
     return [kl_of_tops(old_top[i], new_top[i]) for i in range(seen)]
