@@ -1,6 +1,6 @@
 """A comment on a pull request: the verdict, what differs, what regressed; the rest is folded.
 
-Of GitHub's, GitLab's and Bitbucket's Markdown what all three read. No text from outside is taken as
+Of GitHub's and GitLab's Markdown what both read. No text from outside is taken as
 Markdown or HTML, or mentions anybody.
 """
 

@@ -72,7 +72,7 @@ def perplexity_plot(ratios: Sequence[PerplexityRatio]) -> Plot | None:
         f"of {len(known)}; a hollow mark's holds 1."
     )
     if len(known) < len(ratios):
-        caption += f" Another {len(ratios) - len(known)} are in the table of figures only."
+        caption += f" Another {len(ratios) - len(known)} are in report.json only."
     low, high = min(1.0, *(row.low for row in known)), max(1.0, *(row.high for row in known))
     free = (high - low) / 20 or 0.01
     x = linear_axis("perplexity, new / old", low - free, high + free)
