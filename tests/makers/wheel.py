@@ -13,7 +13,7 @@ from makers.paths import ROOT
 
 FLOORS = {
     **{name: ROOT / name for name in ("build", "runtime", "server")},
-    "verbs": ROOT / "scripts" / "verbs",
+    **{name: ROOT / "scripts" / name for name in ("regress", "verbs")},
 }
 
 

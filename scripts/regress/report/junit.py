@@ -61,7 +61,8 @@ def junit_xml(outcome: Outcome, *, cannot_tell: str | None = None) -> bytes:
     root.attrib |= {name: str(count) for name, count in totals.items()}
     root.set("time", f"{outcome.seconds:.3f}")
     ElementTree.indent(root)
-    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    written: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return written
 
 
 def _add_case(

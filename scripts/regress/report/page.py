@@ -41,6 +41,8 @@ def page(outcome: Outcome) -> str:
         marks=wording.MARKS,
         headline=wording.headline(outcome),
         compared=wording.compared(outcome),
+        suite=wording.one_line(outcome.suite, 120),
+        created=wording.one_line(outcome.created, 40),
         differences=wording.differences(outcome),
         concerns=wording.by_concern(concerns),
         groups=[

@@ -108,8 +108,8 @@ def _latency_plot(title: str, what: str, known: dict[str, list[float]]) -> Plot:
     low = min(values[0] for values in known.values())
     high = max(values[math.ceil(0.99 * len(values)) - 1] for values in known.values())
     caption = "; ".join(
-        f"{of}: median {figure(statistics.median(values))} ms, largest {figure(values[-1])} ms, "
-        f"{len(values):,} times"
+        f"{of}: {len(values):,} measured, median {figure(statistics.median(values))} ms, largest "
+        f"{figure(values[-1])} ms"
         for of, values in known.items()
     )
     x = linear_axis(f"{what}, ms (to the 99th percentile)", low, high)
@@ -131,10 +131,10 @@ def load_plot(loads: Sequence[LoadFigures]) -> Plot | None:
     y = linear_axis("tokens/s, of all clients", 0, top, to_tick=True)
     caption = "Every dot is a turn, the line their median."
     drawing = Drawing(f"Tokens per second by number of clients. {caption}", x, y, height=240)
-    for of in ("old", "new"):
+    for of, beside in (("old", -0.05), ("new", 0.05)):
         turns = [(place, sides[of]) for place, (_, sides) in enumerate(known) if of in sides]
         drawing.line([(place, statistics.median(values)) for place, values in turns], of)
-        drawing.dots([(place, value) for place, values in turns for value in values], of)
+        drawing.dots([(place + beside, value) for place, values in turns for value in values], of)
     return Plot("Load curve", caption, drawing.svg())
 
 

@@ -34,10 +34,11 @@ _STATUS_OF = {
     Verdict.PASSED: Status.PASSED,
 }
 
-# Lone surrogates and non-characters, which no file of UTF-8 or XML takes, and what turns the
-# direction of a line, in which a path could read as another.
-_UNWRITABLE = re.compile("[\x80-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]")
-_CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+# Control characters; lone surrogates and non-characters, which no file of UTF-8 or XML takes; and
+# what turns the direction of a line, in which a path could read as another.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+)
 
 
 def mark_of(verdict: Verdict) -> Mark:
@@ -48,7 +49,12 @@ def visible(text: str) -> str:
     """With nothing that a terminal obeys or XML forbids: control characters, newline and tab aside,
     become their pictures (escape is ␛), what cannot be written U+FFFD.
     """
-    return _UNWRITABLE.sub("\ufffd", text).translate(_CONTROLS)
+    return _HIDDEN.sub(_picture, text)
+
+
+def _picture(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return chr(0x2400 + code) if code < 32 else "␡" if code == 127 else "\ufffd"
 
 
 def one_line(text: str, most: int) -> str:

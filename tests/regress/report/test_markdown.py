@@ -29,7 +29,8 @@ def tokens(text: str) -> Iterator[Token]:
 def rows(text: str) -> list[list[str]]:
     """The cells of every table's body, as a reader sees them."""
     found: list[list[str]] = []
-    for token, after in zip(READER.parse(text), READER.parse(text)[1:], strict=False):
+    read = READER.parse(text)
+    for token, after in zip(read, read[1:], strict=False):
         if token.type == "tr_open":
             found.append([])
         if token.type in ("td_open", "th_open"):
@@ -62,8 +63,8 @@ def test_the_verdict_is_first_then_what_differs_then_what_is_not_well() -> None:
     assert places == sorted(places)
     folded = text[text.index("<details>") :]
     assert "regressed |" not in folded and "cannot tell |" not in folded
-    for finding in outcome.findings:
-        assert any(finding.sentence == row[2] for row in rows(text)), finding.check
+    found = {row[2] for row in rows(text)}
+    assert {finding.sentence for finding in outcome.findings} <= found
 
 
 @pytest.mark.parametrize(
@@ -88,22 +89,23 @@ def test_nothing_breaks_out_of_its_cell(outcome: Outcome) -> None:
 
 def test_a_long_outcome_keeps_below_the_limit_and_says_what_is_left_out() -> None:
     findings = [
-        Finding("numerics", f"check {number}", status, "🦙| " * 4000, {"a": 1.0})
+        Finding("numerics", f"check {number}", status, "🦙| " * 300, {"a": 1.0})
         for number in range(300)
         for status in (Status.PASSED, Status.CANNOT_TELL, Status.REGRESSED)
     ]
-    facts = {f"fact {number}": "`|`" * 3000 for number in range(500)}
+    facts = {f"fact {number}": "`|`" * 300 for number in range(500)}
     outcome = full_outcome()
     outcome = msgspec.structs.replace(
         outcome,
-        explained=["é<|" * 5000] * 400,
+        explained=["é<|" * 500] * 400,
         findings=findings,
         new=msgspec.structs.replace(outcome.new, facts=facts, target="/".join(["🦙"] * 9000)),
     )
     text = markdown(outcome)
     assert 40_000 < len(text.encode()) < MOST_CHARACTERS
-    assert {len(row) for row in rows(text)} == {3}
-    shown = sum(row[0] == "✗ regressed" for row in rows(text))
+    read = rows(text)
+    assert {len(row) for row in read} == {3}
+    shown = sum(row[0] == "✗ regressed" for row in read)
     [more] = re.findall(r"^\| … \| \| (\d+) more", text[: text.index("<details>")], re.M)
     assert 0 < shown < 300 and shown + int(more) == 600, "what concerns most is shown first"
     left_out = len(re.findall(r"^(?:- |\| … \| (?:\| )?)\d+ more: `report.html` ", text, re.M))
