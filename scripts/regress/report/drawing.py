@@ -14,7 +14,7 @@ from enginehouse.regress.report.axes import Axis
 from enginehouse.regress.report.wording import visible
 
 WIDTH = 360
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 24, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 24, 38
 
 _LOOKS = {
     "line": {"stroke": "currentColor"},

@@ -42,7 +42,7 @@ def page(outcome: Outcome) -> str:
         headline=wording.headline(outcome),
         compared=wording.compared(outcome),
         suite=wording.one_line(outcome.suite, 120),
-        created=wording.one_line(outcome.created, 40),
+        created=wording.moment(outcome),
         differences=wording.differences(outcome),
         concerns=wording.by_concern(concerns),
         groups=[
@@ -50,7 +50,7 @@ def page(outcome: Outcome) -> str:
             for group, findings in wording.grouped(outcome.findings)
         ],
         facts=wording.facts(outcome),
-        divergences={against: found for against, found in divergences.items() if found},
+        divergences={against: found for against, found in divergences.items() if any(found)},
         shown_plots=_SHOWN_PLOTS,
         perplexity=plots.perplexity_plot(outcome.perplexity),
         load=plots.load_plot(outcome.loads),

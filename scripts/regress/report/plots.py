@@ -27,13 +27,24 @@ class Plot(NamedTuple):
     svg: str
 
 
-def divergence_plots(texts: Sequence[TextDivergence], against: str) -> list[Plot]:
+class Divergence(NamedTuple):
+    """plots: of texts that diverge somewhere. alike: the others' names, with their positions."""
+
+    plots: list[Plot]
+    alike: list[str]
+
+
+def divergence_plots(texts: Sequence[TextDivergence], against: str) -> Divergence:
     """KL by position, a plot for each text on one scale, the largest mean first."""
-    known = [(text, _finite(text.kl)) for text in texts if _finite(text.kl)]
+    known = [(text, _finite(text.kl)) for text in texts if any(text.kl)]
+    known = [(text, points) for text, points in known if points]
     known.sort(key=lambda pair: statistics.fmean(kl for _, kl in pair[1]), reverse=True)
     scale = [kl for _, points in known for _, kl in points]
     y = logarithmic_axis("KL divergence, nats", scale, _DECADES)
-    return [_divergence_plot(text, points, y, against) for text, points in known]
+    return Divergence(
+        [_divergence_plot(text, points, y, against) for text, points in known],
+        [f"{one_line(text.text, 60)} ({len(text.kl):,})" for text in texts if not any(text.kl)],
+    )
 
 
 def _divergence_plot(text: TextDivergence, points: Sequence[Point], y: Axis, against: str) -> Plot:
@@ -77,7 +88,7 @@ def perplexity_plot(ratios: Sequence[PerplexityRatio]) -> Plot | None:
     free = (high - low) / 20 or 0.01
     x = linear_axis("perplexity, new / old", low - free, high + free)
     y = Axis("", 0, len(known), ())
-    drawing = Drawing(f"Perplexity ratios. {caption}", x, y, height=62 + 36 * len(known), left=14)
+    drawing = Drawing(f"Perplexity ratios. {caption}", x, y, height=62 + 36 * len(known), left=20)
     drawing.upright(1, "one")
     for number, row in enumerate(known):
         place = len(known) - number - 0.75

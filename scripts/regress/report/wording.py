@@ -143,6 +143,11 @@ def differences(outcome: Outcome) -> list[str]:
     ]
 
 
+def moment(outcome: Outcome) -> str:
+    """`2026-01-31 12:34 UTC`"""
+    return f"{one_line(outcome.created, 100)[:16].replace('T', ' ')} UTC"
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"

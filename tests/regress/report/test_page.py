@@ -132,6 +132,13 @@ def test_an_empty_outcome_shows_no_empty_part() -> None:
     assert headings == ["What differs between the builds", "Engines and machines"]
 
 
+def test_what_does_not_diverge_is_a_sentence() -> None:
+    same = [TextDivergence(name, [0.0] * 9) for name in ("mill", "letter")]
+    text = page(msgspec.structs.replace(empty_outcome(), divergence=same))
+    assert "No divergence at any position of 2 texts (tokens): mill (9), letter (9)." in text
+    assert "<svg" not in text
+
+
 def test_long_curves_make_no_long_page() -> None:
     curve = [1e-3 + position % 7 * 1e-4 for position in range(4000)]
     many = [TextDivergence(f"text {number}", curve) for number in range(30)]

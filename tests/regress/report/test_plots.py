@@ -38,7 +38,7 @@ def ticks_of(svg: str) -> dict[str, tuple[float, float]]:
 def test_one_bad_position_among_4000_is_seen() -> None:
     curve = [1e-3] * 4000
     curve[1234] = 1.0
-    [plot] = plots.divergence_plots([TextDivergence("prose", curve)], "baseline")
+    [plot] = plots.divergence_plots([TextDivergence("prose", curve)], "baseline").plots
     assert "largest 1 at position 1,234" in plot.caption
     assert len(points_of(plot.svg, "line", "new")) <= 240
     x, y = min(points_of(plot.svg, "band", "new"), key=lambda point: point[1])
@@ -50,23 +50,26 @@ def test_one_bad_position_among_4000_is_seen() -> None:
 
 def test_texts_share_a_scale_and_stand_by_their_mean() -> None:
     texts = [TextDivergence("small", [1e-4] * 8), TextDivergence("large", [1e-1] * 8)]
-    large, small = plots.divergence_plots(texts, "baseline")
+    large, small = plots.divergence_plots(texts, "baseline").plots
     assert (large.title, small.title) == ("large", "small")
     assert "10⁻³" in ticks_of(large.svg) and "10⁻³" in ticks_of(small.svg)
     heights = [points_of(plot.svg, "line", "new")[0][1] for plot in (large, small)]
     assert heights[0] < heights[1]
 
 
-def test_no_divergence_at_all_lies_on_the_lower_end() -> None:
-    [plot] = plots.divergence_plots([TextDivergence("same", [0.0, -1e-12, 0.0])], "baseline")
-    assert {y for _, y in points_of(plot.svg, "line", "new")} == {172}
+def test_a_text_without_divergence_is_named_and_not_drawn() -> None:
+    texts = [TextDivergence("same", [0.0] * 1234), TextDivergence("almost", [0.0, 1e-9, -1e-12])]
+    found = plots.divergence_plots(texts, "baseline")
+    assert found.alike == ["same (1,234)"]
+    [plot] = found.plots
+    assert plot.title == "almost" and "at position 1" in plot.caption
+    assert max(y for _, y in points_of(plot.svg, "line", "new")) == 172, "0 is on the lower end"
     assert any(text.startswith("≤") for text in ticks_of(plot.svg))
-    assert "mean 0, largest 0" in plot.caption
 
 
 def test_what_is_no_finite_number_is_left_out_and_told() -> None:
     texts = [TextDivergence("half", [0.5, math.nan, math.inf]), TextDivergence("none", [math.nan])]
-    [plot] = plots.divergence_plots(texts, "reference")
+    [plot] = plots.divergence_plots(texts, "reference").plots
     assert "3 positions; mean 0.5" in plot.caption and "2 are no finite number" in plot.caption
 
 
