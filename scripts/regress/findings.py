@@ -46,8 +46,10 @@ class Verdict(str, Enum):
 
 
 def verdict_of(findings: Iterable[Finding]) -> Verdict:
-    """One regression makes the verdict; else one that cannot be told."""
+    """One regression makes it; else one that cannot be told, or that nothing was judged."""
     found = {finding.status for finding in findings}
     if Status.REGRESSED in found:
         return Verdict.REGRESSED
-    return Verdict.CANNOT_TELL if Status.CANNOT_TELL in found else Verdict.PASSED
+    if Status.CANNOT_TELL in found or Status.PASSED not in found:
+        return Verdict.CANNOT_TELL
+    return Verdict.PASSED

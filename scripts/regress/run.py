@@ -225,8 +225,9 @@ def _findings(
     if "quality" in plan.groups:
         yield from judge_tasks(both)
     if "behaviour" in plan.groups:
-        before = both.old.behaviour if both.old else None
-        yield from judge_behaviour(before, both.new.behaviour, is_ours=both.new.head.is_ours)
+        ours = both.new.head.is_ours
+        before = both.old.behaviour if both.old and both.old.head.is_ours == ours else None
+        yield from judge_behaviour(before, both.new.behaviour, is_ours=ours)
     if "speed" in plan.groups:
         yield from judge_turns(loads, plan.limits)
         yield from judge_recorded(both)

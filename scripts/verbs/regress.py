@@ -124,7 +124,7 @@ def _run(args: argparse.Namespace) -> int:
         outcome = run(plan, say)
     print_outcome(outcome, Console(highlight=False))
     if args.out is not None:
-        for path in write_reports(outcome, args.out):
+        for path in write_reports(outcome, args.out, cannot_tell=args.cannot_tell):
             print(path)
     return outcome.verdict.exit_status(cannot_tell=args.cannot_tell)
 

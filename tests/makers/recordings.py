@@ -71,7 +71,7 @@ def recording(**changes: Any) -> Recording:
         behaviour=Conversation(
             [CaseResult("stop", True, "")], [Exchange("chat", ["choices[].index: integer"])]
         ),
-        turns=[Turn(1, 32, 0.2 + i / 1000, [30.0], [5.0] * 31) for i in range(8)],
+        turns=[Turn(1, 32, 0.2 + i / 1000, [30.0], [5.0], [5.0] * 31) for i in range(8)],
     )
     heads = {key: changes.pop(key) for key in list(changes) if key in Head.__struct_fields__}
     return replace(made, head=replace(_HEAD, **heads), **changes)

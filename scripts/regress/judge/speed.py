@@ -118,7 +118,10 @@ def judge_recorded(both: Comparison) -> Iterator[Finding]:
                 f"recorded {statistics.median(old):.4g}; only a loss of over {100 * margin:g} % "
                 "counts, as no turns could be taken."
             )
-            figures: dict[str, Figure] = {"old": statistics.median(old), "new": statistics.median(new)}
+            figures: dict[str, Figure] = {
+                "old": statistics.median(old),
+                "new": statistics.median(new),
+            }
             yield Finding(GROUP, f"{metric.key}.{clients}", status, sentence, figures)
 
 

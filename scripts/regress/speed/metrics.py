@@ -31,8 +31,8 @@ class LowerIsBetter(Metric):
 
 
 TOKENS_PER_S = HigherIsBetter("tokens_per_s", "output tokens a second", "tokens/s")
-TTFT = LowerIsBetter("ttft_ms", "time to the first token, median", "ms")
-STEP = LowerIsBetter("step_ms", "time between tokens, median", "ms")
+TTFT = LowerIsBetter("ttft_ms", "time to the first token", "ms")
+STEP = LowerIsBetter("step_ms", "time between tokens", "ms")
 START = LowerIsBetter("start_s", "time from start to ready", "s")
 MEMORY = LowerIsBetter("memory_mib", "peak memory", "MiB")
 METRICS: tuple[Metric, ...] = (TOKENS_PER_S, TTFT, STEP, START, MEMORY)

@@ -18,13 +18,15 @@ _JOIN_S = 900.0
 
 class Turn(msgspec.Struct, frozen=True):
     """clients: streams at once. num_tokens: of all. seconds: from the first request to the last
-    token. ttft_ms: of each stream. gap_ms: between tokens, all streams'.
+    token. ttft_ms: of each stream. step_ms: of each stream, from its first token to its last over
+    the steps between. gap_ms: between pieces of text, all streams'.
     """
 
     clients: int
     num_tokens: int
     seconds: float
     ttft_ms: list[float]
+    step_ms: list[float]
     gap_ms: list[float]
 
     @property
@@ -37,8 +39,8 @@ class Turn(msgspec.Struct, frozen=True):
 
     @property
     def step(self) -> float | None:
-        """Median time between tokens, ms; None where an answer came in one piece."""
-        return statistics.median(self.gap_ms) if self.gap_ms else None
+        """Time between tokens, ms, median of the streams; None where answers came in one piece."""
+        return statistics.median(self.step_ms) if self.step_ms and self.gap_ms else None
 
 
 def take_turn(
@@ -93,6 +95,11 @@ def take_turn(
         num_tokens=sum(tokens),
         seconds=max(pieces[-1] for pieces in times) - min(starts),
         ttft_ms=[1000 * (pieces[0] - start) for start, pieces in zip(starts, times, strict=True)],
+        step_ms=[
+            1000 * (pieces[-1] - pieces[0]) / (count - 1)
+            for pieces, count in zip(times, tokens, strict=True)
+            if count > 1
+        ],
         gap_ms=[
             1000 * (b - a) for pieces in times for a, b in zip(pieces, pieces[1:], strict=False)
         ],

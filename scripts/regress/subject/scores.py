@@ -34,7 +34,8 @@ def tokenize(api: Api, **what: Any) -> list[int] | None:
         tokens = api.ask(TOKENIZE, **what).get("tokens")
     except (ServerRefused, EnginehouseError):
         return None
-    return tokens if isinstance(tokens, list) and all(isinstance(i, int) for i in tokens) else None
+    told = isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
+    return tokens if tokens and told else None  # llama.cpp tells none of a prompt by this name
 
 
 def score_text(api: Api, name: str, kind: str, ids: list[int]) -> Score | None:

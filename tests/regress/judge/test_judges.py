@@ -177,7 +177,14 @@ def test_memory_by_a_third_and_starts_at_twice_the_time_are_flagged() -> None:
 
 def turns(slower: float = 1.0, ttft: float = 1.0) -> list[Turn]:
     return [
-        Turn(4, 128, (0.5 + i / 500) * slower, [40.0 * ttft] * 4, [6.0 * slower] * 124)
+        Turn(
+            4,
+            128,
+            (0.5 + i / 500) * slower,
+            [40.0 * ttft] * 4,
+            [6.0 * slower] * 4,
+            [6.0 * slower] * 124,
+        )
         for i in range(16)
     ]
 

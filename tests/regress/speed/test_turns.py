@@ -27,7 +27,7 @@ class Machine:
         def turn(prompts: Sequence[str]) -> Turn:
             self.asked.append((name, prompts))
             slow = 1.01 ** len(self.asked) / speed * float(np.exp(self._random.normal(0, 0.02)))
-            return Turn(2, 64, 0.5 * slow, [20 * slow] * 2, [5 * slow] * 62)
+            return Turn(2, 64, 0.5 * slow, [20 * slow] * 2, [5 * slow] * 2, [5 * slow] * 62)
 
         return turn
 
@@ -79,7 +79,7 @@ def test_what_cannot_be_settled_ends_with_its_turns() -> None:
 
 def test_answers_in_one_piece_have_no_step() -> None:
     def whole(prompts: Sequence[str]) -> Turn:
-        return Turn(1, 8, 0.5, [500.0], [])
+        return Turn(1, 8, 0.5, [500.0], [0.0], [])
 
     load = take_turns(1, whole, whole, lambda pair: ["a"], MARGINS, 0.99, Patience(2, 4, 4, 9))
     assert load.interval(STEP, 0.99) is None and load.interval(TOKENS_PER_S, 0.99) is not None
