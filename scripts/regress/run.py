@@ -68,14 +68,19 @@ class Plan:
         suite, turns = self.suite, self.limits.turns
         rival = self.baseline if self.baseline and not is_recording(Path(self.baseline)) else None
         sides = "each of two engines, both in memory" if rival else "one engine"
-        asks = f"{len(suite.texts)} texts, {len(suite.prompts)} prompts, {len(suite.tasks)} tasks"
+        parts = {
+            "numerics": f"{len(suite.texts)} texts, {len(suite.prompts)} prompts",
+            "quality": f"{len(suite.tasks)} tasks",
+            "behaviour": "every field of the API",
+        }
+        asks = ", ".join(text for group, text in parts.items() if group in self.groups)
         loads = ", ".join(map(str, turns.clients))
         speed = (
             f"; turns at {loads} clients until they are settled, at most {turns.seconds:g} s each"
             if "speed" in self.groups
             else ""
         )
-        return f"{asks} to {sides}{speed}"
+        return f"{asks or 'nothing'} to {sides}{speed}"
 
 
 def record(plan: Plan, say: Say) -> Recording:

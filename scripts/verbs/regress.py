@@ -42,7 +42,7 @@ def make_parser() -> VerbParser:
     parser.add_argument(
         "targets",
         metavar="ENGINE-or-URL",
-        nargs="+",
+        nargs="*",
         help="an engine directory, or http://host:port",
     )
     parser.add_argument(
