@@ -35,12 +35,19 @@ from enginehouse.regress.judge.speed import (
 )
 from enginehouse.regress.judge.tokens import judge_tokens
 from enginehouse.regress.limits import Limits
-from enginehouse.regress.outcome import FORMAT, Described, LoadFigures, Outcome
+from enginehouse.regress.outcome import (
+    FORMAT,
+    Described,
+    LoadFigures,
+    Outcome,
+    TextDivergence,
+)
 from enginehouse.regress.recording import Recording, is_recording, read_recording
 from enginehouse.regress.speed.loads import alone, take_all_turns
 from enginehouse.regress.speed.turns import LoadTurns
 from enginehouse.regress.subject.subject import Subject, open_subject, time_start
 from enginehouse.regress.suite.suite import Suite
+from enginehouse.runtime.engine import Manifest
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.client.connection import is_address
 
@@ -111,7 +118,8 @@ def run(plan: Plan, say: Say) -> Outcome:
         subject = stack.enter_context(
             open_subject(plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key)
         )
-        for sentence in explained(old.head.manifest if old else rival and rival.manifest, subject):
+        before = rival.manifest if rival is not None else old and old.head.manifest
+        for sentence in explained(before, subject.manifest) if plan.baseline else []:
             say(sentence)
         if rival is not None:
             old = _collected(plan, rival, say, with_turns=False)
@@ -123,15 +131,11 @@ def run(plan: Plan, say: Say) -> Outcome:
     return _judged(plan, old, new, loads, starts, began, say)
 
 
-def explained(old: object, new: Subject) -> list[str]:
-    """What differs between the builds, by their manifests, or why that is not known."""
-    from enginehouse.runtime.engine import Manifest
-
-    if isinstance(old, Manifest) and new.manifest is not None:
-        return explain(old, new.manifest)
-    if old is None and new.manifest is None:
-        return ["Neither has a manifest here: what differs between them is not recorded."]
-    return ["One has no manifest here: what differs between them is not recorded."]
+def explained(old: Manifest | None, new: Manifest | None) -> list[str]:
+    """What differs between the builds, by their manifests, or that it is not known."""
+    if old is None or new is None:
+        return ["A side has no manifest here: what differs between them is not recorded."]
+    return explain(old, new)
 
 
 def _check_suite(old: Recording, plan: Plan) -> None:
@@ -193,12 +197,6 @@ def _judged(
         numerics = [*judge_divergence(both, divergence), *judge_perplexity(both, ratios)]
         numerics += judge_reference(both, truth, old_truth) if plan.reference else []
         findings = [*numerics, *findings]
-    old_manifest = old.head.manifest if old else None
-    sentences = []
-    if old is not None and old_manifest is not None and new.head.manifest is not None:
-        sentences = explain(old_manifest, new.head.manifest)
-    elif old is not None:
-        sentences = ["A side has no manifest here: what differs between them is not recorded."]
     return Outcome(
         format=FORMAT,
         verdict=verdict_of(findings),
@@ -208,7 +206,7 @@ def _judged(
         new=_described(new),
         old=None if old is None else _described(old, recorded=not loads),
         reference=plan.reference,
-        explained=sentences,
+        explained=[] if old is None else explained(old.head.manifest, new.head.manifest),
         findings=findings,
         divergence=divergence,
         reference_divergence=truth,
@@ -240,7 +238,9 @@ def _findings(
         yield from judge_memory(both)
 
 
-def _references(plan: Plan, old: Recording | None, new: Recording, say: Say) -> tuple[list, list]:  # type: ignore[type-arg]
+def _references(
+    plan: Plan, old: Recording | None, new: Recording, say: Say
+) -> tuple[list[TextDivergence], list[TextDivergence]]:
     """Divergence from the source of the new engine, and of the old where it is of that source."""
     if plan.reference is None or "numerics" not in plan.groups:
         return [], []

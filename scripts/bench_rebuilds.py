@@ -1,0 +1,109 @@
+"""False alarms of `enginehouse regress`: the same engine built again and again, and judged.
+
+    python scripts/bench_rebuilds.py [MODEL] [--count 20] [--quant int4] [--limits FILE]
+
+The first build is the baseline. Each other one is built into a new folder and judged beside it, as
+CI would; in every second one a neighbour takes a whole core meanwhile. All of them are clean: one
+that regressed is a false alarm, and the exit status 1. Figures: docs/regress.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_NEIGHBOUR = "while True: sum(range(10 ** 6))"
+_PROGRAM = [sys.executable, "-m", "enginehouse.verbs.main"]
+_LIMIT_S = 3600
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", help="default: the sample")
+    parser.add_argument("--count", type=int, default=20, help="of rebuilds (default 20)")
+    parser.add_argument("--quant", default="int4", help="(default int4)")
+    parser.add_argument("--backend", default="cpu", help="(default cpu)")
+    parser.add_argument("--limits", type=Path, help="of regress run")
+    args = parser.parse_args(argv)
+    alarms = 0
+    with tempfile.TemporaryDirectory(prefix="rebuilds-") as name:
+        folder = Path(name)
+        baseline = build(args, folder / "baseline")
+        for number in range(1, args.count + 1):
+            busy = number % 2 == 0
+            with neighbour(busy):
+                new = build(args, folder / f"rebuild-{number}")
+                began = time.monotonic()
+                outcome = judge(args, new, baseline, folder / "report")
+                seconds = time.monotonic() - began
+            alarms += outcome["verdict"] == "regressed"
+            print(said(number, busy, outcome, seconds, digest(new) == digest(baseline)), flush=True)
+            shutil.rmtree(new)
+    print(f"{args.count} clean rebuilds: {alarms} false alarms")
+    return 1 if alarms else 0
+
+
+def build(args: argparse.Namespace, output: Path) -> Path:
+    command = [*_PROGRAM, "build", *([args.model] if args.model else []), "-o", str(output)]
+    command += ["--quant", args.quant, "--backend", args.backend, "--quiet"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_LIMIT_S)
+    return output
+
+
+def judge(args: argparse.Namespace, new: Path, old: Path, report: Path) -> dict[str, Any]:
+    """What report.json says. Raises CalledProcessError for a run that could not be."""
+    command = [*_PROGRAM, "regress", "run", str(new), "--baseline", str(old), "--out", str(report)]
+    command += ["--limits", str(args.limits)] if args.limits else []
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_S)
+    if done.returncode == 2:
+        raise subprocess.CalledProcessError(2, command, done.stdout, done.stderr)
+    found: dict[str, Any] = json.loads((report / "report.json").read_text())
+    return found
+
+
+@contextmanager
+def neighbour(busy: bool) -> Iterator[None]:
+    """A process that takes a core, as long as the block lasts."""
+    if not busy:
+        yield
+        return
+    process = subprocess.Popen([sys.executable, "-c", _NEIGHBOUR])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def digest(engine: Path) -> str:
+    return str(json.loads((engine / "manifest.json").read_text())["digest"])
+
+
+def said(number: int, busy: bool, outcome: dict[str, Any], seconds: float, same: bool) -> str:
+    findings = outcome["findings"]
+    count = {
+        status: sum(finding["status"] == status for finding in findings)
+        for status in ("passed", "regressed", "cannot_tell")
+    }
+    unsure = [f["check"] for f in findings if f["status"] in ("cannot_tell", "regressed")]
+    files = "the same" if same else "others"
+    return (
+        f"{number:2d} {'busy ' if busy else 'quiet'} {outcome['verdict']:<11} {seconds:4.0f} s; "
+        f"passed {count['passed']}, cannot tell {count['cannot_tell']}, regressed "
+        f"{count['regressed']}; the files are {files}; {' '.join(unsure)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
