@@ -118,7 +118,7 @@ def run(plan: Plan, say: Say) -> Outcome:
         subject = stack.enter_context(
             open_subject(plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key)
         )
-        before = rival.manifest if rival is not None else old and old.head.manifest
+        before = old.head.manifest if old is not None else rival.manifest if rival else None
         for sentence in explained(before, subject.manifest) if plan.baseline else []:
             say(sentence)
         if rival is not None:
