@@ -37,6 +37,11 @@ class Choice:
         return self.index, self.text, self.thought, self.calls, entries, self.finish_reason
 
     @property
+    def said(self) -> str:
+        """All of its words: a model that thinks first may say nothing else."""
+        return self.thought + self.text
+
+    @property
     def logprobs(self) -> list[float]:
         return [entry.logprob for entry in self.entries]
 

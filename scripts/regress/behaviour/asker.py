@@ -74,6 +74,12 @@ def settled(check: Callable[[int], None]) -> None:
                 raise
 
 
+def skip_endless_thoughts(found: Choice) -> None:
+    """Nothing can be said of an answer that the limit cut before it began."""
+    if found.thought and not found.text and not found.calls and found.finish_reason == "length":
+        raise NotAsked("the model thinks for longer than it is given here")
+
+
 class Asker:
     """The questions that cases are made of."""
 
@@ -87,6 +93,16 @@ class Asker:
 
     def chats(self, said: str | list[dict[str, Any]] = QUESTION, **fields: Any) -> list[Choice]:
         return choices_of(self.ask(CHAT, messages=messages(said), **fields))
+
+    def ruled(self, said: str | list[dict[str, Any]], **fields: Any) -> Choice:
+        """The same of an answer that a grammar rules, which it does once a model has thought."""
+        found = self.chat(said, **self.unthinking(), **fields)
+        skip_endless_thoughts(found)
+        return found
+
+    def unthinking(self) -> dict[str, Any]:
+        """Fields that turn thinking off where the model's template can."""
+        return {"reasoning_effort": "none"} if self.known.is_ours else {}
 
     def text(self, prompt: Any = QUESTION, **fields: Any) -> Choice:
         return self.texts(prompt, **fields)[0]

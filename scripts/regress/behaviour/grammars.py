@@ -132,7 +132,7 @@ def completions_too(asker: Asker) -> None:
 
 
 def _generated(asker: Asker, **fields: Any) -> Choice:
-    return asker.chat("Tell me about the sea.", max_tokens=_TOKENS, **fields)
+    return asker.ruled("Tell me about the sea.", max_tokens=_TOKENS, **fields)
 
 
 def _check_json(found: Choice, schema: dict[str, Any]) -> None:

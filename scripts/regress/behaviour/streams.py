@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from enginehouse.regress.behaviour.answers import Choice, Streamed, choices_of
-from enginehouse.regress.behaviour.asker import Asker, messages, settled, want, want_equal
+from enginehouse.regress.behaviour.asker import (
+    Asker,
+    messages,
+    settled,
+    skip_endless_thoughts,
+    want,
+    want_equal,
+)
 from enginehouse.regress.behaviour.grammars import CHARACTERS
 from enginehouse.regress.behaviour.tools import TOOLS, skip_without_tools
 from enginehouse.regress.subject.api import CHAT, COMPLETIONS
@@ -60,8 +67,14 @@ def stream_tools(asker: Asker) -> None:
 
     def check(attempt: int) -> None:
         question = messages(f"How warm is it in {attempt} days?")
-        fields = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
-        _, plain = _compare(asker, CHAT, messages=question, max_tokens=120, **fields)
+        fields: dict[str, Any] = {
+            "tools": TOOLS,
+            "tool_choice": "required",
+            "parallel_tool_calls": False,
+        }
+        fields |= {"max_tokens": 200, **asker.unthinking()}
+        _, plain = _compare(asker, CHAT, messages=question, **fields)
+        skip_endless_thoughts(plain[0])
         want(bool(plain[0].calls), "found no call; wanted the one that is required")
 
     settled(check)

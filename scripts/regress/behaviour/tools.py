@@ -99,7 +99,7 @@ def tool_history(asker: Asker) -> None:
     ]
     want(_RESULT in asker.prompt(older), "the older form's result is not in the prompt")
     found = asker.chat(_replayed(""), tools=TOOLS, tool_choice="none", **asker.at_least(2))
-    want(bool(found.text or found.thought), "found no text behind a tool's result")
+    want(bool(found.said), "found no text behind a tool's result")
     broken = asker.granted(CHAT, messages=_replayed('{"days": '), tools=TOOLS, max_tokens=1)
     want("x-repaired-messages" in broken.headers, "X-Repaired-Messages is not there; wanted it")
 
@@ -119,7 +119,7 @@ def _replayed(arguments: Any) -> list[dict[str, Any]]:
 
 
 def _call(asker: Asker, **fields: Any) -> Choice:
-    return asker.chat(_asked(), tools=TOOLS, max_tokens=200, **fields)
+    return asker.ruled(_asked(), tools=TOOLS, max_tokens=200, **fields)
 
 
 def _check(found: Choice) -> None:
