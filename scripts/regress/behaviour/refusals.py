@@ -104,7 +104,9 @@ def errors(asker: Asker) -> None:
 
 
 def _check(asker: Asker, path: str, param: str, fields: dict[str, Any]) -> None:
-    asked = {"messages": messages(QUESTION)} if path == CHAT else {"prompt": QUESTION}
+    asked: dict[str, Any] = (
+        {"messages": messages(QUESTION)} if path == CHAT else {"prompt": QUESTION}
+    )
     if "continue_final_message" in fields:
         asked["messages"] = [*messages(QUESTION), {"role": "assistant", "content": "A"}]
     error = asker.refusal(path, **{**asked, **fields})

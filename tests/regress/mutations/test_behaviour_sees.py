@@ -6,7 +6,7 @@ import pytest
 
 from doubles.broken_server import MUTATIONS, breaking
 from enginehouse.regress.behaviour.asker import Known
-from enginehouse.regress.behaviour.converse import ALONE, converse
+from enginehouse.regress.behaviour.converse import ALONE, CASES, converse
 from enginehouse.regress.behaviour.judging import Conversation, judge_behaviour
 from enginehouse.regress.findings import Status
 from makers.behaviour import api_at
@@ -31,10 +31,11 @@ SEEN: dict[str, tuple[set[str], str]] = {
 OF_SPEED = {"steps_10_percent_slower", "ttft_doubled"}  # which no answer shows
 
 
-@pytest.fixture(autouse=True)
-def no_case_waits_for_a_gauge(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is told once a second; nothing here breaks what it tells."""
-    monkeypatch.delitem(ALONE, "cancel")
+# Grammars, calls and penalties, which take long and no mutation touches, and a gauge that is told
+# once a second: only the unbroken proxy is asked for them.
+SLOW = {"structured_outputs", "guided_fields", "structural_tag", "penalties", "cancel"} | {
+    *("tools_required", "tools_named", "tools_unforced", "stream_tools")
+}
 
 
 def test_every_mutation_has_a_check() -> None:
@@ -43,9 +44,16 @@ def test_every_mutation_has_a_check() -> None:
 
 @pytest.mark.parametrize("name", SEEN)
 def test_a_mutation_is_seen_by_its_check_alone(
-    served: Server, known: Known, conversation: Conversation, name: str
+    served: Server,
+    known: Known,
+    conversation: Conversation,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     checks, word = SEEN[name]
+    for cases in (CASES, ALONE) if checks else ():
+        for case in SLOW & cases.keys():
+            monkeypatch.delitem(cases, case)
     with breaking(served.url, name) as url:
         found = judge_behaviour(conversation, converse(api_at(url), known), is_ours=True)
     seen = {each.check: each.sentence for each in found if each.status is Status.REGRESSED}
