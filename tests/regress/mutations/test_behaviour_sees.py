@@ -17,7 +17,7 @@ SEEN: dict[str, tuple[set[str], str]] = {
     "none": (set(), ""),
     "seed_ignored": ({"seed"}, "with their seed"),
     "stop_strings_off": ({"stop"}, "an answer that ends at"),
-    "json_mode_ignored": ({"json_object"}, "finish_reason"),
+    "json_mode_ignored": ({"json_object"}, "cut by length"),
     "eos_lost": ({"end_token"}, "end token"),
     "template_newline": ({"template"}, "prompt line"),
     "usage_off_by_one": ({"usage"}, "completion_tokens"),
@@ -26,7 +26,7 @@ SEEN: dict[str, tuple[set[str], str]] = {
         "system_fingerprint is gone",
     ),
     "logprob_off_by_one_position": ({"logprobs"}, "one position off"),
-    "stream_misses_last_delta": ({"stream"}, "text"),
+    "stream_misses_last_delta": ({"stream"}, "text of a stream"),
 }
 OF_SPEED = {"steps_10_percent_slower", "ttft_doubled"}  # which no answer shows
 
