@@ -1,4 +1,4 @@
-"""A server of a tiny engine, as it is deployed, for everything that asks one from outside."""
+"""A server of a tiny engine, as it is deployed, and one conversation with it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from enginehouse.regress.behaviour.asker import Known
-from enginehouse.regress.subject.api import Api
-from makers.behaviour import api_at, known_of
+from enginehouse.regress.behaviour.converse import converse
+from enginehouse.regress.behaviour.judging import Conversation
+from makers.behaviour import Recorded, connection_to, known_of
 from makers.engines import build_endless_engine
 from makers.gunicorn_server import Server
 
@@ -26,11 +27,16 @@ def served(endless_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     assert running.stop() == 0
 
 
-@pytest.fixture
-def api(served: Server) -> Api:
-    return api_at(served.url)
-
-
 @pytest.fixture(scope="session")
 def known(endless_engine: Path) -> Known:
     return known_of(endless_engine)
+
+
+@pytest.fixture(scope="session")
+def recorded(served: Server) -> Recorded:
+    return Recorded(connection_to(served.url))
+
+
+@pytest.fixture(scope="session")
+def conversation(recorded: Recorded, known: Known) -> Conversation:
+    return converse(recorded, known, recorded.ended.append)

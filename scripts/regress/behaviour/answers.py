@@ -31,10 +31,21 @@ class Choice:
     finish_reason: str | None = None
     stop_reason: Any = None
 
-    def same(self) -> tuple[object, ...]:
+    def parts(self) -> dict[str, object]:
         """What has to be equal in a stream and in a plain answer."""
-        entries = [entry.token for entry in self.entries]
-        return self.index, self.text, self.thought, self.calls, entries, self.finish_reason
+        return {
+            "index": self.index,
+            "text": self.text,
+            "reasoning": self.thought,
+            "calls": self.calls,
+            "logprobs": [entry.token for entry in self.entries],
+            "finish_reason": self.finish_reason,
+        }
+
+    @property
+    def said(self) -> str:
+        """All of its words: a model that thinks first may say nothing else."""
+        return self.thought + self.text
 
     @property
     def logprobs(self) -> list[float]:

@@ -74,6 +74,12 @@ def settled(check: Callable[[int], None]) -> None:
                 raise
 
 
+def skip_endless_thoughts(found: Choice) -> None:
+    """Nothing can be said of an answer that the limit cut before it began."""
+    if found.thought and not found.text and not found.calls and found.finish_reason == "length":
+        raise NotAsked("the model thinks for longer than it is given here")
+
+
 class Asker:
     """The questions that cases are made of."""
 
@@ -81,17 +87,27 @@ class Asker:
         self.api = api
         self.known = known
 
-    def chat(self, said: str | list[dict[str, Any]] = QUESTION, **fields: Any) -> Choice:
+    def chat(self, said: str | list[dict[str, Any]] = QUESTION, /, **fields: Any) -> Choice:
         """The first choice of an answer."""
         return self.chats(said, **fields)[0]
 
-    def chats(self, said: str | list[dict[str, Any]] = QUESTION, **fields: Any) -> list[Choice]:
+    def chats(self, said: str | list[dict[str, Any]] = QUESTION, /, **fields: Any) -> list[Choice]:
         return choices_of(self.ask(CHAT, messages=messages(said), **fields))
 
-    def text(self, prompt: Any = QUESTION, **fields: Any) -> Choice:
+    def ruled(self, said: str | list[dict[str, Any]], /, **fields: Any) -> Choice:
+        """The same of an answer that a grammar rules, which it does once a model has thought."""
+        found = self.chat(said, **self.unthinking(), **fields)
+        skip_endless_thoughts(found)
+        return found
+
+    def unthinking(self) -> dict[str, Any]:
+        """Fields that turn thinking off where the model's template can."""
+        return {"reasoning_effort": "none"} if self.known.is_ours else {}
+
+    def text(self, prompt: Any = QUESTION, /, **fields: Any) -> Choice:
         return self.texts(prompt, **fields)[0]
 
-    def texts(self, prompt: Any = QUESTION, **fields: Any) -> list[Choice]:
+    def texts(self, prompt: Any = QUESTION, /, **fields: Any) -> list[Choice]:
         return choices_of(self.ask(COMPLETIONS, prompt=prompt, **fields))
 
     def ask(self, path: str, **fields: Any) -> dict[str, Any]:
@@ -127,7 +143,7 @@ class Asker:
         found: list[int] = self.ask(TOKENIZE, messages=messages(said))["tokens"]
         return found
 
-    def prompt(self, said: str | list[dict[str, Any]] = QUESTION, **fields: Any) -> str:
+    def prompt(self, said: str | list[dict[str, Any]] = QUESTION, /, **fields: Any) -> str:
         """What the chat template makes of a conversation."""
         return str(self.ask(TEMPLATE, messages=messages(said), **fields)["prompt"])
 

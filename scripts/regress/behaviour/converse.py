@@ -32,7 +32,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.client.connection import ServerRefused, ServerUnreachable
 
 Case = Callable[[Asker], None]
-_AT_ONCE = 4
+_AT_ONCE = 8
 _FILES = (streams, endings, sampling, scores, grammars, tools, prompts, refusals, service)
 CASES: dict[str, Case] = {name: case for file in _FILES for name, case in file.CASES.items()}
 # Where answers must be equal, or what runs is counted: among others the engine rounds otherwise.
@@ -93,7 +93,13 @@ def _exchanges(asker: Asker) -> list[Exchange]:
     """
     chat = {"messages": messages(QUESTION), "temperature": 0, "max_tokens": 4, **asker.at_least(4)}
     text = {"prompt": QUESTION, "temperature": 0, "max_tokens": 4, **asker.at_least(4)}
-    called = {**chat, **_CALLED, "max_tokens": 120, "min_tokens": None, "logit_bias": None}
+    called = {
+        "messages": messages(QUESTION),
+        "temperature": 0,
+        "max_tokens": 200,
+        **_CALLED,
+        **asker.unthinking(),
+    }
     usage = {"stream_options": {"include_usage": True}}
     asked: dict[str, Callable[[], list[Any]]] = {
         "chat": lambda: [asker.api.reply(CHAT, **chat).body],

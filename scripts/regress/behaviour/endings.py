@@ -21,20 +21,22 @@ _BEGUN = 7
 
 
 def stop(asker: Asker) -> None:
-    """A stop string is found across tokens, cut exactly, and kept where that is asked for."""
+    """A stop string is found across tokens, cut exactly, and kept where that is asked for: of a
+    completion, as a chat's words may be thoughts.
+    """
 
     def check(attempt: int) -> None:
         question = f"Tell of {attempt} rivers."
         fields = {"max_tokens": 24, **asker.at_least(1), **asker.among_words()}
-        whole = asker.chat(question, **fields).text
+        whole = asker.text(question, **fields).text
         string = whole[_BEGUN : _BEGUN + 3]
         want(len(string) == 3, f"found an answer of {len(whole)} characters; wanted ten and more")
         cut = whole[: whole.index(string)]
         for stops in (string, [_UNFOUND, string]):
-            _ended(asker.chat(question, stop=stops, **fields), cut, string, asker)
-        kept = asker.chat(question, stop=string, include_stop_str_in_output=True, **fields)
+            _ended(asker.text(question, stop=stops, **fields), cut, string, asker)
+        kept = asker.text(question, stop=string, include_stop_str_in_output=True, **fields)
         _ended(kept, cut + string, string, asker)
-        unfound = asker.chat(question, stop=[_UNFOUND], **fields)
+        unfound = asker.text(question, stop=[_UNFOUND], **fields)
         want_equal(unfound.text, whole, "an answer in which the stop string is not")
 
     settled(check)

@@ -13,7 +13,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 
 from enginehouse.regress.behaviour.answers import Choice
-from enginehouse.regress.behaviour.asker import Asker, bias, want, want_equal
+from enginehouse.regress.behaviour.asker import Asker, bias, want
 
 CHARACTERS = "na\u00efve \u4f60\u597d \U0001f642 \u00e7a"
 _TOKENS = 160
@@ -132,12 +132,12 @@ def completions_too(asker: Asker) -> None:
 
 
 def _generated(asker: Asker, **fields: Any) -> Choice:
-    return asker.chat("Tell me about the sea.", max_tokens=_TOKENS, **fields)
+    return asker.ruled("Tell me about the sea.", max_tokens=_TOKENS, **fields)
 
 
 def _check_json(found: Choice, schema: dict[str, Any]) -> None:
     said = f"an answer that a schema rules: found {found.text[:80]!r}"
-    want_equal(found.finish_reason, "stop", f"finish_reason of {said[10:]}")
+    want(found.finish_reason == "stop", f"{said}, cut by {found.finish_reason}; wanted its end")
     try:
         value = json.loads(found.text)
     except ValueError:

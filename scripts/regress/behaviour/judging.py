@@ -11,7 +11,7 @@ from itertools import zip_longest
 import msgspec
 
 from enginehouse.regress.behaviour.shapes import compare_shapes
-from enginehouse.regress.findings import Finding, Status
+from enginehouse.regress.findings import Figure, Finding, Status
 
 GROUP = "behaviour"
 TEMPLATE = "template"
@@ -100,6 +100,10 @@ def _of_shape(check: str, old: list[str], new: list[str]) -> Finding:
     status = Status.REGRESSED if sentences else Status.PASSED
     if changes.added:
         sentences.append(f"new: {', '.join(changes.added)}")
-    figures = {"paths": changes.count, "gone": len(changes.gone), "changed": len(changes.changed)}
-    said = "; ".join(sentences) or f"{changes.count} paths, as before"
+    figures: dict[str, Figure] = {
+        "paths": changes.num_old,
+        "gone": len(changes.gone),
+        "changed": len(changes.changed),
+    }
+    said = "; ".join(sentences) or f"{changes.num_old} paths, as before"
     return Finding(GROUP, check, status, said, figures)

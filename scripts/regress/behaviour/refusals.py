@@ -8,7 +8,6 @@ from enginehouse.regress.behaviour.asker import QUESTION, Asker, messages, want,
 from enginehouse.regress.subject.api import CHAT, COMPLETIONS, MODELS, Reply
 
 _BIG = 10**9
-_TOOL = {"type": "function", "function": {"name": "f"}}
 # Field, values outside of its range, what else the request needs.
 _BOUNDS: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("temperature", [-0.1, 2.1], {}),
@@ -75,8 +74,6 @@ def contradictions(asker: Asker) -> None:
     """Fields that cannot both be honoured, and fields of other servers."""
     for param, fields in [*_CONTRADICTIONS, *_UNSUPPORTED]:
         _check(asker, CHAT, param, fields)
-    twice = [_TOOL, _TOOL]
-    _check(asker, CHAT, "tools", {"tools": twice})
 
 
 def errors(asker: Asker) -> None:
@@ -104,7 +101,9 @@ def errors(asker: Asker) -> None:
 
 
 def _check(asker: Asker, path: str, param: str, fields: dict[str, Any]) -> None:
-    asked = {"messages": messages(QUESTION)} if path == CHAT else {"prompt": QUESTION}
+    asked: dict[str, Any] = (
+        {"messages": messages(QUESTION)} if path == CHAT else {"prompt": QUESTION}
+    )
     if "continue_final_message" in fields:
         asked["messages"] = [*messages(QUESTION), {"role": "assistant", "content": "A"}]
     error = asker.refusal(path, **{**asked, **fields})

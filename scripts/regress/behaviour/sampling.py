@@ -19,7 +19,7 @@ from enginehouse.regress.behaviour.asker import (
 from enginehouse.regress.subject.api import CHAT
 
 _SUBJECTS = ("rivers", "bridges", "trains", "clocks")
-_DRAWN = 20
+_DRAWN = 16
 
 
 def greedy(asker: Asker) -> None:
@@ -27,10 +27,10 @@ def greedy(asker: Asker) -> None:
 
     def check(attempt: int) -> None:
         question = f"Write a line about {_SUBJECTS[attempt]}."
-        wanted = asker.chat(question, **asker.at_least(4)).text
+        wanted = asker.chat(question, **asker.at_least(4)).said
         for name, value in (("top_k", 1), ("top_p", 1e-9), ("min_p", 1)):
             drawn = {"temperature": 1, name: value, **asker.at_least(4)}
-            want_equal(asker.chat(question, **drawn).text, wanted, f"{name} {value}, beside greedy")
+            want_equal(asker.chat(question, **drawn).said, wanted, f"{name} {value}, beside greedy")
 
     settled(check)
 
@@ -42,7 +42,7 @@ def seed(asker: Asker) -> None:
         def ask(number: int) -> list[str]:
             fields = {"temperature": 1, "max_tokens": _DRAWN, **asker.at_least(_DRAWN)}
             asked = [f"Write {attempt} random words about {subject}." for subject in _SUBJECTS[:3]]
-            return [asker.chat(question, seed=number, **fields).text for question in asked]
+            return [asker.chat(question, seed=number, **fields).said for question in asked]
 
         first, again, other = ask(7), ask(7), ask(8)
         same = sum(one == two for one, two in zip(first, again, strict=True))
@@ -61,7 +61,7 @@ def several(asker: Asker) -> None:
         asker.texts("Random words:", n=3, seed=5, **fields),
     ):
         want_equal([choice.index for choice in found], [0, 1, 2], "indexes of n=3")
-        texts = {choice.text for choice in found}
+        texts = {choice.said for choice in found}
         want(len(texts) > 1, f"found three times {texts.pop()!r}; wanted answers that differ")
 
 
@@ -101,9 +101,9 @@ def penalties(asker: Asker) -> None:
     asked = {**fields, **asker.among_words()}
     for name, values in (("presence_penalty", (2, -2)), ("repetition_penalty", (5, 0.01))):
         changed = (
-            asker.chat(subject, **{name: value}, **asked).text != plain
+            asker.chat(subject, **{name: value}, **asked).said != plain
             for subject in _SUBJECTS
-            for plain in [asker.chat(subject, **asked).text]
+            for plain in [asker.chat(subject, **asked).said]
             for value in values
         )
         want(any(changed), f"{name} of {values} changes none of {len(_SUBJECTS)} greedy answers")
@@ -130,6 +130,7 @@ def advice(asker: Asker) -> None:
     told = set(reply.headers.get("x-ignored-fields", "").split(", "))
     silent = {"user", "priority", "response_format"}
     want_equal(told, given.keys() - silent | of_chat.keys(), "X-Ignored-Fields")
+    asker.chat("Hello.", strict_fields=True, max_tokens=1)
     error = asker.refusal(CHAT, messages=messages("Hello."), strict_fields=True, nobodys_field=1)
     want_equal(error["param"], "nobodys_field", "param of an unknown field with strict_fields")
 

@@ -22,9 +22,9 @@ _NAMES: dict[type, str] = {
 
 
 class Changes(NamedTuple):
-    """gone, added: paths. changed: path, its types before, its types now. count: paths before."""
+    """gone, added: paths. changed: path, its types before, its types now. num_old: paths before."""
 
-    count: int
+    num_old: int
     gone: list[str]
     changed: list[tuple[str, str, str]]
     added: list[str]

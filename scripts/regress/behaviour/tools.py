@@ -29,18 +29,18 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
     },
 }
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": "Tells the weather.",
-            "parameters": schema,
-            "strict": True,
-        },
-    }
-    for name, schema in _SCHEMAS.items()
-]
+
+
+def _tools(**more: Any) -> list[dict[str, Any]]:
+    said = {"description": "Tells the weather.", **more}
+    return [
+        {"type": "function", "function": {"name": name, "parameters": schema, **said}}
+        for name, schema in _SCHEMAS.items()
+    ]
+
+
+TOOLS = _tools()
+_STRICT_TOOLS = _tools(strict=True)  # not every form of calls can promise it unless one is forced
 _NAMED = {"type": "function", "function": {"name": "get_wind"}}
 _RESULT = "17 degrees"
 
@@ -81,6 +81,8 @@ def unforced_tools(asker: Asker) -> None:
     free = asker.chat(_asked(), tools=TOOLS, tool_choice="auto", max_tokens=24)
     if free.finish_reason == "tool_calls":
         _check(free)
+    error = asker.refusal(CHAT, messages=_asked(), tools=TOOLS[:1] * 2)
+    want_equal(error["param"], "tools[1].function.name", "param of a function that is there twice")
 
 
 def tool_history(asker: Asker) -> None:
@@ -99,7 +101,7 @@ def tool_history(asker: Asker) -> None:
     ]
     want(_RESULT in asker.prompt(older), "the older form's result is not in the prompt")
     found = asker.chat(_replayed(""), tools=TOOLS, tool_choice="none", **asker.at_least(2))
-    want(bool(found.text or found.thought), "found no text behind a tool's result")
+    want(bool(found.said), "found no text behind a tool's result")
     broken = asker.granted(CHAT, messages=_replayed('{"days": '), tools=TOOLS, max_tokens=1)
     want("x-repaired-messages" in broken.headers, "X-Repaired-Messages is not there; wanted it")
 
@@ -119,7 +121,7 @@ def _replayed(arguments: Any) -> list[dict[str, Any]]:
 
 
 def _call(asker: Asker, **fields: Any) -> Choice:
-    return asker.chat(_asked(), tools=TOOLS, max_tokens=200, **fields)
+    return asker.ruled(_asked(), tools=_STRICT_TOOLS, max_tokens=200, **fields)
 
 
 def _check(found: Choice) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -13,73 +13,25 @@ import pytest
 from doubles.broken_server import breaking
 from enginehouse.regress.behaviour.asker import Known
 from enginehouse.regress.behaviour.converse import ALONE, CASES, converse
-from enginehouse.regress.behaviour.judging import TEMPLATE, Conversation, judge_behaviour
+from enginehouse.regress.behaviour.judging import Conversation, judge_behaviour
 from enginehouse.regress.findings import Status
 from enginehouse.regress.subject import api as routes
-from enginehouse.regress.subject.api import Api, Reply
 from enginehouse.server.client.connection import ServerUnreachable
 from enginehouse.server.wire import bodies
 from enginehouse.server.wire.shapes import SamplingFields, Shape
-from makers.behaviour import api_at
+from makers.behaviour import Recorded, api_at
 from makers.gunicorn_server import Server
 
 TEXT_ROUTES = {routes.TOKENIZE, routes.DETOKENIZE, routes.TEMPLATE}
 
 
-class Recorded(Api):
-    """Notes every body that was granted."""
-
-    asked: list[tuple[str, dict[str, Any]]]
-
-    def reply(self, path: str, **fields: Any) -> Reply:
-        found = super().reply(path, **fields)
-        if found.status == 200:
-            self.asked.append((path, {"model": self.model, **fields}))
-        return found
-
-    def lines(self, path: str, **fields: Any) -> Generator[str, None, None]:
-        self.asked.append((path, {"stream": True, **fields}))
-        return super().lines(path, **fields)
-
-
-@pytest.fixture(scope="module")
-def recorded(served: Server) -> Recorded:
-    made = Recorded(api_at(served.url).connection)
-    made.asked = []
-    return made
-
-
-@pytest.fixture(scope="module")
-def ended() -> list[str]:
-    return []
-
-
-@pytest.fixture(scope="module")
-def conversation(recorded: Recorded, known: Known, ended: list[str]) -> Conversation:
-    return converse(recorded, known, ended.append)
-
-
-def test_our_own_server_passes_every_case(conversation: Conversation, ended: list[str]) -> None:
+def test_our_own_server_passes_every_case(conversation: Conversation, recorded: Recorded) -> None:
     failed = {case.name: case.said for case in conversation.results if not case.passed}
     assert failed == {}
     names = [case.name for case in conversation.results]
     assert names == [*CASES, *ALONE], "told in their order, whichever ended first"
-    assert sorted(ended) == sorted(names)
+    assert sorted(recorded.ended) == sorted(names)
     assert [case.said for case in conversation.results if case.said] == []
-
-
-def test_the_same_server_has_no_finding_against_itself(
-    conversation: Conversation, api: Api, known: Known
-) -> None:
-    again = converse(api, known)
-    found = judge_behaviour(conversation, again, is_ours=True)
-    assert {finding.check: finding.sentence for finding in found if _is_wrong(finding.status)} == {}
-    checks = {finding.check for finding in found}
-    assert {*CASES, *ALONE, TEMPLATE, "shape.chat", "shape.error"} <= checks
-
-
-def _is_wrong(status: Status) -> bool:
-    return status is not Status.PASSED
 
 
 def test_every_field_of_a_request_is_in_a_case(
