@@ -21,6 +21,11 @@ def judge_tasks(both: Comparison) -> Iterator[Finding]:
         return
     shared = [solved for solved in both.old.solved if solved.name in new]
     old_right = sum(solved.right for solved in shared)
+    if not old_right:
+        yield not_judged(
+            GROUP, "tasks", f"The old engine solves none; {right} are solved.", right=right
+        )
+        return
     lost, gained, p = compare_solved(
         [solved.right for solved in shared], [new[solved.name] for solved in shared]
     )
