@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from enginehouse.regress.findings import Figure, Finding, Status
 from enginehouse.regress.judge.comparison import Comparison, found, not_judged
 from enginehouse.regress.limits import Limits
-from enginehouse.regress.speed.metrics import MEMORY, START, Metric
+from enginehouse.regress.speed.metrics import MEMORY, START, STEP, Metric
 from enginehouse.regress.speed.settling import (
     Answer,
     Interval,
@@ -21,6 +21,7 @@ from enginehouse.regress.speed.settling import (
 from enginehouse.regress.speed.turns import OF_A_TURN, LoadTurns
 
 GROUP = "speed"
+_FINEST_MS = 1.0
 _STATUS = {
     Answer.BETTER: Status.PASSED,
     Answer.SAME: Status.PASSED,
@@ -107,6 +108,12 @@ def judge_recorded(both: Comparison) -> Iterator[Finding]:
             old = [v for turn in both.old.turns if turn.clients == clients and (v := of(turn))]
             new = [v for turn in both.new.turns if turn.clients == clients and (v := of(turn))]
             if not old or not new:
+                continue
+            if metric is STEP and statistics.median(old) < _FINEST_MS:
+                why = (
+                    "Steps of less than a millisecond are the connection's more than the engine's."
+                )
+                yield not_judged(GROUP, f"{metric.key}.{clients}", why)
                 continue
             ratio, low, high = unpaired_interval(new, old, level)
             sides = sorted(metric.goodness(1.0, value) for value in (low, high))

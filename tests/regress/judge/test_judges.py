@@ -212,5 +212,8 @@ def test_recorded_figures_count_on_the_same_machine_and_when_they_are_far_away()
     }
     slow = by_check(judge_recorded(both(old, recording(turns=turns(3.0)))))
     assert slow["tokens_per_s.4"] is slow["step_ms.4"] is Status.REGRESSED
+    quick = [Turn(4, 128, 0.5, [40.0], [0.1 * i], [0.1]) for i in (1, 20)]
+    found = by_check(judge_recorded(both(recording(turns=quick[:1]), recording(turns=quick[1:]))))
+    assert found["step_ms.4"] is Status.NOT_JUDGED
     elsewhere = both(old, recording(turns=turns(3.0), machine={"cpu": "another"}))
     assert by_check(judge_recorded(elsewhere)) == {"recorded": Status.NOT_JUDGED}

@@ -69,7 +69,7 @@ def test_noise_of_a_busy_machine_is_not_called_a_regression() -> None:
     """Pairs that vary by 10 %, a fifth of them disturbed by half, looked at again and again."""
     random = np.random.default_rng(6)
     alarms = 0
-    for _ in range(300):
+    for _ in range(60):
         noise = random.normal(0, 0.1, 40)
         noise += np.where(random.random(40) < 0.2, random.choice([-0.5, 0.5], 40), 0)
         ratios = np.exp(noise)
@@ -79,7 +79,7 @@ def test_noise_of_a_busy_machine_is_not_called_a_regression() -> None:
             if answer is not Answer.CANNOT_TELL:
                 alarms += answer is Answer.WORSE
                 break
-    assert alarms <= 1
+    assert not alarms
 
 
 def test_a_tenth_slower_is_settled_by_about_as_many_more_pairs_as_it_says() -> None:
