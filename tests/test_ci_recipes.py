@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,12 @@ def test_run_builds_judges_and_ends_as_the_judge_does(recipe: Recipe, status: in
     done = recipe(
         "run",
         **{"MODEL": "owner/name", "QUANT": "int4", "TP": "2", "BACKEND": "torch"},
-        **{"BASELINE": "base line", "REPORTS": "out", "CANNOT_TELL": "pass"},
+        **{
+            "BASELINE": "base line",
+            "REPORTS": "out",
+            "CANNOT_TELL": "pass",
+            "ONLY": "numerics speed",
+        },
         **{"RUN_STATUS": str(status), "GITHUB_STEP_SUMMARY": str(summary)},
     )
     assert done.returncode == status, done.stderr
@@ -230,3 +236,38 @@ def test_gitlab_keeps_what_the_recipe_writes() -> None:
 def test_the_script_is_one_that_bash_reads() -> None:
     assert os.access(RECIPE, os.X_OK)
     assert subprocess.run(["bash", "-n", RECIPE], timeout=10).returncode == 0
+
+
+def test_the_recipe_builds_keeps_and_judges_an_engine(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """As a CI would: an engine is kept, built again, judged beside the one that was kept."""
+    suite, limits = tmp_path / "suite.yaml", tmp_path / "limits.yaml"
+    suite.write_text("prompts: [{name: p, prompt: A whistle, max_tokens: 6}]\n")
+    limits.write_text(
+        "turns: {clients: [1], tokens: 8, least: 2, most: 2, to_differ: 2, starts: 1}\n"
+        "speed: {tokens_per_s: 0.99, ttft_ms: 0.99, step_ms: 0.99, start_s: 0.99}\n"
+    )
+    program = Path(sys.executable).parent / "enginehouse"
+    own = {"MODEL": str(tiny_checkpoint), "QUANT": "int4", "ENGINEHOUSE": str(program)}
+    own |= {
+        "SUITE": str(suite),
+        "LIMITS": str(limits),
+        "CANNOT_TELL": "pass",
+        "ONLY": "numerics speed",
+    }
+    for verb in ("keep", "run"):
+        done = subprocess.run(
+            [RECIPE, verb],
+            cwd=tmp_path,
+            env={**os.environ, **own},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    reports = tmp_path / "regress-reports"
+    assert {path.name for path in reports.iterdir()} == {
+        *("junit.xml", "report.html", "report.md", "report.json")
+    }
+    assert "Both hold the same files" in (reports / "report.md").read_text()

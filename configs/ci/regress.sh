@@ -14,6 +14,8 @@
 # ENGINE        the new engine's directory (default engines/new)
 # BASELINE      an engine's directory or a recording (default engines/baseline)
 # REFERENCE     an unquantised checkpoint to compare with as well
+# SUITE, LIMITS  files of what is asked, and of how much may differ (docs/regress.md)
+# ONLY          groups of checks: numerics, quality, behaviour, speed (default all)
 # REPORTS       where junit.xml, report.html, report.md and report.json go (default regress-reports)
 # CANNOT_TELL   pass or fail: what that counts as, instead of status 3
 # ENGINEHOUSE   the program (default: this checkout's, else the one on PATH)
@@ -48,11 +50,17 @@ judge() {
   [[ -e $baseline ]] || refuse "there is no baseline $baseline: make it with record or keep"
   local status=0
   "$program" regress run "$engine" --baseline "$baseline" --out "$reports" \
+    ${SUITE:+--suite "$SUITE"} ${LIMITS:+--limits "$LIMITS"} ${ONLY:+--only $ONLY} \
     ${REFERENCE:+--reference "$REFERENCE"} ${CANNOT_TELL:+--cannot-tell "$CANNOT_TELL"} || status=$?
   if [[ -n ${GITHUB_STEP_SUMMARY:-} && -f $reports/report.md ]]; then
     cat "$reports/report.md" >>"$GITHUB_STEP_SUMMARY"
   fi
   return "$status"
+}
+
+record() {
+  "$program" regress record "$engine" -o "$baseline" ${SUITE:+--suite "$SUITE"} ${LIMITS:+--limits "$LIMITS"} \
+    ${ONLY:+--only $ONLY}
 }
 
 keep() { # whole or not at all: CI's cache takes what is there when a job is ended
@@ -104,7 +112,7 @@ gitlab() { # the token as a file's content: a command line is for everybody to r
 
 case ${1:-} in
   run) find_program && build && judge ;;
-  record) find_program && build && "$program" regress record "$engine" -o "$baseline" ;;
+  record) find_program && build && record ;;
   keep) find_program && build && keep ;;
   comment) comment ;;
   *) refuse "wanted run, record, keep or comment, found '${1:-}'" ;;
