@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from enginehouse.regress.explain import Relation, relation_of
 from enginehouse.regress.findings import Figure, Finding, Status
 from enginehouse.regress.limits import Limits
@@ -41,12 +43,15 @@ class Comparison:
         return max(side.head.noise.max for side in (self.old, self.new) if side is not None)
 
     def scores(self) -> Iterator[tuple[Score, Score]]:
-        """Texts that both scored, with the same ids."""
+        """Texts that both scored, as far as the shorter context goes, with the same ids."""
         news = {score.name: score for score in self.new.scores}
         for old in self.old.scores if self.old else []:
             new = news.get(old.name)
-            if new is not None and new.ids == old.ids:
-                yield old, new
+            if new is None:
+                continue
+            count = min(len(old.ids), len(new.ids))
+            if new.ids[:count] == old.ids[:count]:
+                yield _cut(old, count), _cut(new, count)
 
     def answers(self) -> Iterator[tuple[Answer, Answer]]:
         """Prompts that both answered."""
@@ -54,6 +59,16 @@ class Comparison:
         for old in self.old.answers if self.old else []:
             if old.name in news:
                 yield old, news[old.name]
+
+
+def _cut(score: Score, count: int) -> Score:
+    """Of its first `count` tokens alone."""
+    return replace(
+        score,
+        ids=score.ids[:count],
+        chosen=score.chosen[: count - 1],
+        top=score.top[: count - 1],
+    )
 
 
 def found(group: str, check: str, passed: bool, sentence: str, **figures: Figure) -> Finding:

@@ -21,6 +21,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.client.connection import (
     Connection,
     ServerRefused,
+    ServerUnreachable,
     is_address,
     parse_address,
 )
@@ -87,7 +88,9 @@ def open_subject(
             subject = _asked(target, f"http://127.0.0.1:{port}", model, _own_key())
             subject.manifest, subject.server, subject.start_s = manifest, server, start_s
             yield subject
-        except EnginehouseError as error:
+        except ServerUnreachable as error:
+            if str(port) not in str(error):  # another server's
+                raise
             raise EnginehouseError(server.explain(error)) from None
 
 
