@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -92,9 +93,9 @@ class Plan:
 
 def record(plan: Plan, say: Say) -> Recording:
     """Ask the new engine alone."""
-    with tempfile.TemporaryDirectory(prefix="enginehouse-regress-") as logs:
+    with _logs() as logs:
         with open_subject(
-            plan.new, Path(logs) / "new.log", model=plan.model, api_key=plan.api_key
+            plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key
         ) as subject:
             return _collected(plan, subject, say, with_turns=True)
 
@@ -105,7 +106,7 @@ def run(plan: Plan, say: Say) -> Outcome:
     starts: tuple[list[float], list[float]] = ([], [])
     loads: list[LoadTurns] = []
     with ExitStack() as stack:
-        logs = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="enginehouse-regress-")))
+        logs = stack.enter_context(_logs())
         old: Recording | None = None
         rival: Subject | None = None
         if plan.baseline is not None and is_recording(Path(plan.baseline)):
@@ -129,6 +130,14 @@ def run(plan: Plan, say: Say) -> Outcome:
             old, new = _with_memory(old, rival), _with_memory(new, subject)
             starts = _starts(rival, subject, plan.limits.turns.starts, logs, say)
     return _judged(plan, old, new, loads, starts, began, say)
+
+
+@contextmanager
+def _logs() -> Iterator[Path]:
+    """A folder for servers' logs, which stays when something fails: the error names it."""
+    folder = Path(tempfile.mkdtemp(prefix="enginehouse-regress-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 def explained(old: Manifest | None, new: Manifest | None) -> list[str]:

@@ -16,7 +16,11 @@ def judge_tokens(both: Comparison, suite: Suite) -> Iterator[Finding]:
     if both.old is None:
         return
     news = {score.name: score for score in both.new.scores}
-    texts = {old.name: (old.ids, news[old.name].ids) for old in both.old.scores if old.name in news}
+    texts = {
+        old.name: _as_far_as_both(old.ids, news[old.name].ids)
+        for old in both.old.scores
+        if old.name in news
+    }
     chats = {prompt.name for prompt in suite.prompts if prompt.messages is not None}
     prompts = {
         old.name: (old.prompt_ids, new.prompt_ids)
@@ -28,6 +32,12 @@ def judge_tokens(both: Comparison, suite: Suite) -> Iterator[Finding]:
     shown = {name: ids for name, ids in prompts.items() if name in chats}
     yield _judged("chat_template", "conversations", shown, both)
     yield _ends(both)
+
+
+def _as_far_as_both(old: list[int], new: list[int]) -> tuple[list[int], list[int]]:
+    """A text is cut to its engine's context."""
+    count = min(len(old), len(new))
+    return old[:count], new[:count]
 
 
 def _judged(

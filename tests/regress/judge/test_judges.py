@@ -217,3 +217,11 @@ def test_recorded_figures_count_on_the_same_machine_and_when_they_are_far_away()
     assert found["step_ms.4"] is Status.NOT_JUDGED
     elsewhere = both(old, recording(turns=turns(3.0), machine={"cpu": "another"}))
     assert by_check(judge_recorded(elsewhere)) == {"recorded": Status.NOT_JUDGED}
+
+
+def test_a_shorter_context_is_no_other_tokenizer() -> None:
+    cut = score()
+    cut = replace(cut, ids=cut.ids[:21], chosen=cut.chosen[:20], top=cut.top[:20])
+    pair = both(recording(), recording(scores=[cut]))
+    assert by_check(judge_tokens(pair, SUITE))["tokenizer"] is Status.PASSED
+    assert [len(text.kl) for text in text_divergences(pair)] == [20]
