@@ -239,7 +239,8 @@ def _findings(
     if "behaviour" in plan.groups:
         ours = both.new.head.is_ours
         before = both.old.behaviour if both.old and both.old.head.is_ours == ours else None
-        yield from judge_behaviour(before, both.new.behaviour, is_ours=ours)
+        other = not both.same_source
+        yield from judge_behaviour(before, both.new.behaviour, is_ours=ours, other_template=other)
     if "speed" in plan.groups:
         yield from judge_turns(loads, plan.limits)
         yield from judge_recorded(both)

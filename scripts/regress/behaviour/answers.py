@@ -8,15 +8,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Entry(NamedTuple):
-    """A token of an answer as its logprobs tell it. top: the likeliest in its place, by name."""
-
-    token: str
-    logprob: float
-    top: dict[str, float]
+from enginehouse.regress.subject.answers import Entry, entries_of
 
 
 @dataclass
@@ -68,22 +62,6 @@ def choices_of(answer: dict[str, Any]) -> list[Choice]:
         )
         made.append(one)
     return made
-
-
-def entries_of(logprobs: dict[str, Any] | None) -> list[Entry]:
-    """Of either shape; a token of which nothing is known has no number, and is left out."""
-    if not logprobs:
-        return []
-    if "tokens" in logprobs:
-        columns = (logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs"))
-        rows = zip(*columns, strict=True)
-        return [Entry(token, own, top or {}) for token, own, top in rows if own is not None]
-    return [
-        # Parts of characters may have one name: the likeliest of them comes first, and is kept.
-        Entry(item["token"], item["logprob"], {t["token"]: t["logprob"] for t in reversed(tops)})
-        for item in logprobs["content"] or []
-        for tops in [item.get("top_logprobs") or []]
-    ]
 
 
 @dataclass

@@ -43,16 +43,23 @@ class Conversation(msgspec.Struct, frozen=True):
     exchanges: list[Exchange]
 
 
-def judge_behaviour(old: Conversation | None, new: Conversation, *, is_ours: bool) -> list[Finding]:
+def judge_behaviour(
+    old: Conversation | None,
+    new: Conversation,
+    *,
+    is_ours: bool,
+    other_template: bool = False,
+) -> list[Finding]:
     """A finding for each case and each exchange of `new`, and for what only `old` has.
 
     What our own server fails is a regression, whatever it did before. Another server need not do
-    all that is asked: of it only what it did before.
+    all that is asked: of it only what it did before. other_template: the chat template may be
+    another one, as the engine is of another source.
     """
     passed = {case.name for case in old.results if case.passed and not case.said} if old else set()
     before = {exchange.name: exchange.shape for exchange in old.exchanges} if old else {}
     findings = [_of_case(case, is_ours or case.name in passed) for case in new.results]
-    return findings + list(_of_exchanges(before, new))
+    return findings + list(_of_exchanges(before, new, other_template))
 
 
 def _of_case(case: CaseResult, has_to_pass: bool) -> Finding:
@@ -63,7 +70,9 @@ def _of_case(case: CaseResult, has_to_pass: bool) -> Finding:
     return Finding(GROUP, case.name, status, case.said or "as the API promises")
 
 
-def _of_exchanges(before: Mapping[str, list[str]], new: Conversation) -> Iterator[Finding]:
+def _of_exchanges(
+    before: Mapping[str, list[str]], new: Conversation, other_template: bool
+) -> Iterator[Finding]:
     told = {exchange.name for exchange in new.exchanges}
     for exchange in new.exchanges:
         old, name = before.get(exchange.name), _check_of(exchange.name)
@@ -71,7 +80,7 @@ def _of_exchanges(before: Mapping[str, list[str]], new: Conversation) -> Iterato
             sentence = f"{len(exchange.shape)} lines; there is nothing to compare with"
             yield Finding(GROUP, name, Status.NOT_JUDGED, sentence)
         elif exchange.name == TEMPLATE:
-            yield _of_template(old, exchange.shape)
+            yield _of_template(old, exchange.shape, other_template)
         else:
             yield _of_shape(name, old, exchange.shape)
     for missing in before.keys() - told:
@@ -83,14 +92,15 @@ def _check_of(exchange: str) -> str:
     return exchange if exchange == TEMPLATE else f"shape.{exchange}"
 
 
-def _of_template(old: list[str], new: list[str]) -> Finding:
+def _of_template(old: list[str], new: list[str], other_template: bool) -> Finding:
     """Prompts are compared to the letter: a new line in one is another model's prompt."""
     if old == new:
         return Finding(GROUP, TEMPLATE, Status.PASSED, f"{len(new)} lines of prompts, as before")
     pairs = zip_longest(old, new, fillvalue="no more")
     was, now = next((was, now) for was, now in pairs if was != now)
     sentence = f"found the prompt line {now}; wanted {was}, as before"
-    return Finding(GROUP, TEMPLATE, Status.REGRESSED, sentence)
+    status = Status.NOT_JUDGED if other_template else Status.REGRESSED
+    return Finding(GROUP, TEMPLATE, status, sentence)
 
 
 def _of_shape(check: str, old: list[str], new: list[str]) -> Finding:

@@ -5,7 +5,7 @@ probabilities. Judges nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -13,7 +13,14 @@ from enginehouse.regress.subject.api import CHAT, COMPLETIONS, Api
 from enginehouse.regress.subject.scores import NUM_TOP, tokenize
 
 _DIGITS = 6
-_Told = tuple[list[str], list[float], list[dict[str, float]]]
+
+
+class Entry(NamedTuple):
+    """A token of an answer as its logprobs tell it. top: the likeliest in its place, by name."""
+
+    token: str
+    logprob: float
+    top: dict[str, float]
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):
@@ -52,8 +59,16 @@ def answer_prompt(
         choice = body["choices"][0]
         text = _said(choice["message"])
         ids = tokenize(api, messages=messages, **({"tools": tools} if tools else {}))
-    tokens, logprobs, top = told_logprobs(choice.get("logprobs"))
-    return Answer(name, ids, text, str(choice["finish_reason"]), tokens, logprobs, top)
+    entries = entries_of(choice.get("logprobs"))
+    return Answer(
+        name,
+        ids,
+        text,
+        str(choice["finish_reason"]),
+        [entry.token for entry in entries],
+        [_rounded(entry.logprob) for entry in entries],
+        [{token: _rounded(value) for token, value in entry.top.items()} for entry in entries],
+    )
 
 
 def _said(message: Mapping[str, Any]) -> str:
@@ -69,23 +84,22 @@ def _said(message: Mapping[str, Any]) -> str:
     )
 
 
-def told_logprobs(told: Mapping[str, Any] | None) -> _Told:
-    """Tokens, their log probabilities, and the likeliest's at each, of OpenAI's two shapes: that of
-    completions and that of chats, which llama.cpp has for both.
+def entries_of(logprobs: dict[str, Any] | None) -> list[Entry]:
+    """Of OpenAI's two shapes, that of completions and that of chats, which llama.cpp has for both;
+    a token of which nothing is known has no number, and is left out.
     """
-    if not told:
-        return [], [], []
-    if isinstance(told.get("content"), list):
-        rows = told["content"]
-        top = [{t["token"]: _rounded(t["logprob"]) for t in row["top_logprobs"]} for row in rows]
-        return [row["token"] for row in rows], [_rounded(row["logprob"]) for row in rows], top
-    tokens = list(told.get("tokens") or [])
-    logprobs = [_rounded(value or 0.0) for value in told.get("token_logprobs") or []]
-    tops = [
-        {token: _rounded(value) for token, value in (row or {}).items()}
-        for row in told.get("top_logprobs") or []
+    if not logprobs:
+        return []
+    if "tokens" in logprobs:
+        columns = (logprobs[name] for name in ("tokens", "token_logprobs", "top_logprobs"))
+        rows = zip(*columns, strict=True)
+        return [Entry(token, own, top or {}) for token, own, top in rows if own is not None]
+    return [
+        # Parts of characters may have one name: the likeliest of them comes first, and is kept.
+        Entry(item["token"], item["logprob"], {t["token"]: t["logprob"] for t in reversed(tops)})
+        for item in logprobs["content"] or []
+        for tops in [item.get("top_logprobs") or []]
     ]
-    return tokens, logprobs, tops
 
 
 def _rounded(value: float) -> float:

@@ -79,3 +79,11 @@ def test_a_new_line_in_a_prompt_is_a_regression() -> None:
     assert 'question 1: "\\n"' in found.sentence and old.shape[1] in found.sentence
     shorter = judged([old], Exchange(TEMPLATE, old.shape[:1]))
     assert shorter.status is Status.REGRESSED and "no more" in shorter.sentence
+
+
+def test_another_sources_template_may_be_another() -> None:
+    old, new = (Exchange(TEMPLATE, [f'question 0: "{word}"']) for word in ("a", "b"))
+    [found] = judge_behaviour(
+        Conversation([], [old]), Conversation([], [new]), is_ours=True, other_template=True
+    )
+    assert found.status is Status.NOT_JUDGED
