@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from enginehouse.runtime.cpu import compiler
 from enginehouse.runtime.cpu.compiler import (
     SOURCE,
     find_compiler,
@@ -46,6 +47,11 @@ def choose_compiler(name: str, monkeypatch: pytest.MonkeyPatch, empty: Path) -> 
         pytest.skip(f"no {name} on PATH")
     else:
         monkeypatch.setenv("CXX", name)
+
+
+def compile_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernels be compiled nearly without optimising: in a third of the time."""
+    monkeypatch.setattr(compiler, "kernel_flags", lambda *of: [*kernel_flags(*of), "-Og"])
 
 
 def compile_program(

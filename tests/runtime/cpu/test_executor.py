@@ -38,7 +38,7 @@ from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Constraint, ConstraintKind, Request, SamplingParams
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
-from makers.cpp_compiler import COMPILERS, choose_compiler, needs_compiler
+from makers.cpp_compiler import COMPILERS, choose_compiler, compile_quickly, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
 from makers.family_models import FAMILIES, MIXTURES, save_family
 
@@ -417,10 +417,12 @@ def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> No
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 @pytest.mark.parametrize("form", ["none", "int4", "int4-int8", "int8", "fp8_rowwise"])
 def test_every_instruction_set_of_this_cpu_gives_the_logits(
-    engine: EngineMaker, instructions: str, form: str
+    engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, instructions: str, form: str
 ) -> None:
     if instructions not in available(cpu_words()):
         pytest.skip(f"this CPU has no {instructions}")
+    if instructions != choose_instructions():  # which all others are compiled for
+        compile_quickly(monkeypatch)
     path = engine("llama", **{**FORMS, **BYTES}[form])
     found = logits_alone(runner_of(path, instructions=instructions), PROMPT)
     assert_close(path, found, logits_of_torch(path, PROMPT))
