@@ -52,11 +52,11 @@ def engine_maker(source_of: SourceMaker, folder: Path, **defaults: Any) -> Engin
     return make
 
 
-def build_endless_engine(directory: Path) -> Path:
+def build_endless_engine(directory: Path, **settings: Any) -> Path:
     """A tiny model that never ends a greedy answer by itself: its end token scores 0, always."""
     path = write_tiny_checkpoint(directory / "tiny-llama")
     tensors = load_file(path / "model.safetensors")
     for token_id in open_checkpoint(path).eos_token_ids:
         tensors["lm_head.weight"][token_id] = 0
     save_file(tensors, path / "model.safetensors")
-    return build_engine(open_checkpoint(path), directory / "engine", quant="int4")
+    return build_engine(open_checkpoint(path), directory / "engine", quant="int4", **settings)
