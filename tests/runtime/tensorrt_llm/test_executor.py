@@ -279,6 +279,13 @@ def told(executor: Executor, params: SamplingParams) -> tuple[list[int], list[An
     return [token for output in outputs for token in output.token_ids], logprobs
 
 
+@pytest.fixture(scope="module")
+def torch_executor(make_engine: EngineMaker) -> Iterator[Executor]:
+    executor = open_executor(make_engine(**SETTINGS), FLOAT32)
+    yield executor
+    executor.close()
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -292,13 +299,9 @@ def told(executor: Executor, params: SamplingParams) -> tuple[list[int], list[An
     ids=["logprobs", "logit_bias", "penalties", "repetition", "regex", "schema"],
 )
 def test_what_is_asked_changes_the_tokens_as_it_does_on_the_cpu(
-    executor: Executor, make_engine: EngineMaker, more: dict[str, Any]
+    executor: Executor, torch_executor: Executor, more: dict[str, Any]
 ) -> None:
-    torch_executor = open_executor(make_engine(**SETTINGS), FLOAT32)
-    try:
-        wanted, plain = told(torch_executor, greedy(**more)), told(torch_executor, greedy())
-    finally:
-        torch_executor.close()
+    wanted, plain = told(torch_executor, greedy(**more)), told(torch_executor, greedy())
     tokens, logprobs = told(executor, greedy(**more))
     assert tokens == wanted[0] and tokens
     if "num_logprobs" in more:
