@@ -10,7 +10,7 @@ uv=$1
 shift
 packages=(flask gevent gunicorn hypothesis jinja2 jsonschema msgspec numpy openai packaging pip
   prometheus_client psutil pydantic pytest pyyaml pyzmq regex setuptools tokenizers transformers wheel)
-files=(tests/test_{floors,packaging}.py tests/server/test_settings.py
+files=(tests/test_packaging.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
   tests/server/client/test_{connection,load,stream_reader}.py tests/verbs/test_bench.py
   tests/server/answer/test_{choice,completion,text_completion}.py
