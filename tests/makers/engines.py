@@ -25,6 +25,10 @@ EngineMaker = Callable[..., Path]
 SourceMaker = Callable[[str], SourceCheckpoint]
 
 
+# Settings of a build: what a tiny model's scales need.
+SHORT_CALIBRATION = {"calib_samples": 4, "calib_length": 64}
+
+
 def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
     """An engine of `source` at `output`, built as the command line builds it."""
     values = {

@@ -39,7 +39,13 @@ from enginehouse.runtime.request import Constraint, ConstraintKind, Request, Sam
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, compile_quickly, needs_compiler
-from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
+from makers.engines import (
+    SHORT_CALIBRATION,
+    EngineMaker,
+    SourceMaker,
+    build_engine,
+    engine_maker,
+)
 from makers.family_models import FAMILIES, MIXTURES, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
@@ -74,7 +80,8 @@ KEPT_INT8 = {**FORMS["none"], "kv_cache_dtype": "int8"}
 
 @pytest.fixture(scope="module")
 def engine(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> EngineMaker:
-    choices = {"dtype": "bfloat16", "until": "compile", "backend": "cpu"}
+    choices: dict[str, Any] = {"dtype": "bfloat16", "until": "compile", "backend": "cpu"}
+    choices |= SHORT_CALIBRATION
     return engine_maker(family_source, tmp_path_factory.mktemp("engines"), **choices)
 
 
@@ -289,7 +296,7 @@ def test_zero_points_are_added(
 def test_a_gate_whose_input_is_rounded_otherwise_is_run_apart(
     engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    made = engine(name, **BYTES["fp8"])
+    made = engine(name, **BYTES["fp8"], calib_samples=16, calib_length=512)  # scales that fit
     without = logits_alone(runner_of(made), PROMPT)
     found = logits_alone(packed_with(made, WithAnotherInput, tmp_path, monkeypatch), PROMPT)
     truth = logits_of_torch(made, PROMPT, WithAnotherInput)
