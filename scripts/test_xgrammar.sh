@@ -21,4 +21,4 @@ esac
 folder=$PWD/.cache/xgrammar-$oldest-python$version
 [[ -d $folder ]] || "$1" -m pip install -q --no-deps --only-binary :all: --target "$folder" \
   "xgrammar==$oldest"
-PYTHONPATH=$folder exec "$1" -m pytest -n "${2:-2}" "${files[@]}"
+PYTHONPATH=$folder exec "$1" -m pytest -n "${2:-2}" --dist loadfile "${files[@]}"
