@@ -5,6 +5,7 @@ Knows no server and no direction of speed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from enginehouse.regress.explain import Relation
@@ -85,7 +86,7 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
         if index is None and old.text != new.text:
             index = 0  # no tokens are told, and the texts differ
         if index is not None:
-            partings.append((float("inf") if tie is None else tie, index, old.name))
+            partings.append((math.inf if tie is None else tie, index, old.name))
     equal = len(pairs) - len(partings)
     told = f"{equal} of {len(pairs)} greedy answers are the old ones"
     figures: dict[str, Figure] = {"equal": equal, "of": len(pairs)}
@@ -93,7 +94,7 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
         yield found(GROUP, "greedy", True, f"{told}.", **figures)
         return
     tie, index, name = max(partings)
-    preferred = "by more than is told" if tie == float("inf") else f"by {tie:.3g} nats"
+    preferred = "by more than is told" if math.isinf(tie) else f"by {tie:.3g} nats"
     told += f"; {name!r} parts at token {index}, where the old engine preferred its own {preferred}"
     if not both.same_source:
         yield not_judged(
@@ -103,9 +104,13 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
     limit = both.limits.greedy_tie[both.relation.value]
     if both.noise_max > 0 and both.relation is Relation.REBUILD:
         limit = both.limits.greedy_tie[Relation.REORDERED.value]  # not even equal to itself
-    passed = tie <= limit or (limit >= both.limits.greedy_tie["requantised"])
-    sentence = f"{told}; wanted at most {limit:g}."
-    yield found(GROUP, "greedy", passed, sentence, **figures, tie=None if tie > 1e9 else tie)
+    wanted = (
+        "answers of other numbers may part" if math.isinf(limit) else f"wanted at most {limit:g}"
+    )
+    sentence = f"{told}; {wanted}."
+    yield found(
+        GROUP, "greedy", tie <= limit, sentence, **figures, tie=None if math.isinf(tie) else tie
+    )
 
 
 def perplexity_ratios(both: Comparison) -> list[PerplexityRatio]:

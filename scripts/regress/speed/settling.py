@@ -73,10 +73,11 @@ def settle(goodness: Interval, margin: float) -> Answer:
 
 def settle_by_now(goodness: Interval, margin: float, num_pairs: int, to_differ: int) -> Answer:
     """`settle`, after so many pairs: before `to_differ` of them nothing is better or worse, as who
-    looks again and again will see luck.
+    looks again and again will see luck; but for what lies beyond three margins.
     """
     answer = settle(goodness, margin)
-    return answer if answer is Answer.SAME or num_pairs >= to_differ else Answer.CANNOT_TELL
+    sure = answer is Answer.SAME or num_pairs >= to_differ or settle(goodness, 3 * margin) is answer
+    return answer if sure else Answer.CANNOT_TELL
 
 
 def pairs_to_settle(goodness: Interval, margin: float, num_pairs: int) -> int | None:

@@ -82,6 +82,12 @@ def test_noise_of_a_busy_machine_is_not_called_a_regression() -> None:
     assert not alarms
 
 
+def test_few_pairs_tell_what_lies_beyond_three_margins() -> None:
+    for goodness, answer in ((0.5, Answer.WORSE), (0.9, Answer.CANNOT_TELL)):
+        interval = Interval(goodness, goodness - 0.02, goodness + 0.02)
+        assert settle_by_now(interval, 0.05, 8, to_differ=16) is answer
+
+
 def test_a_tenth_slower_is_settled_by_about_as_many_more_pairs_as_it_says() -> None:
     random = np.random.default_rng(7)
     ratios = np.exp(random.normal(np.log(1 / 1.1), 0.08, 400))
