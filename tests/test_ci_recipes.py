@@ -92,7 +92,8 @@ def test_run_builds_judges_and_ends_as_the_judge_does(recipe: Recipe, status: in
     assert done.returncode == status, done.stderr
     assert recipe.calls() == [
         "enginehouse build owner/name -o engines/new --quant int4 --tp 2 --backend torch",
-        "enginehouse regress run engines/new --baseline base line --out out --cannot-tell pass",
+        "enginehouse regress run engines/new --baseline base line --out out "
+        "--only numerics speed --cannot-tell pass",
     ]
     assert summary.read_text(encoding="utf-8") == f"{MARKER}\nfound\n"
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from enginehouse.regress.behaviour import converse
+from enginehouse.regress import collect
+from enginehouse.regress.behaviour.judging import CaseResult, Conversation, Exchange
 from enginehouse.regress.collect import GROUPS
 from enginehouse.regress.findings import Status, Verdict
 from enginehouse.regress.limits import Limits, load_limits
@@ -64,8 +65,8 @@ def engine(make_engine: EngineMaker) -> Path:
 def test_an_engine_beside_itself_passes_in_every_group(
     engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = dict(list(converse.CASES.items())[:4])  # test_converse.py asks them all
-    monkeypatch.setattr(converse, "CASES", few)
+    short = Conversation([CaseResult("stop", True, "")], [Exchange("chat", ["id: string"])])
+    monkeypatch.setattr(collect, "converse", lambda *_: short)  # test_converse.py asks it all
     said: list[str] = []
     outcome = run(plan(engine, engine), said.append)
     assert outcome.verdict is not Verdict.REGRESSED, outcome.findings
