@@ -25,6 +25,7 @@ _FINEST_MS = 1.0
 _STATUS = {
     Answer.BETTER: Status.PASSED,
     Answer.SAME: Status.PASSED,
+    Answer.NOT_WORSE: Status.PASSED,
     Answer.WORSE: Status.REGRESSED,
     Answer.CANNOT_TELL: Status.CANNOT_TELL,
 }

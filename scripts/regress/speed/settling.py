@@ -1,9 +1,10 @@
-"""Is it settled? A ratio's interval from pairs of turns, and better, same, worse or cannot tell.
+"""Is it settled? A ratio's interval from pairs of turns, and what it says: better, same, worse.
 
 The interval is the percentile bootstrap's of the median of the pairs' ratios (Efron and Tibshirani,
 An Introduction to the Bootstrap, 1993, chapter 13): a pair's turns stood side by side, so what the
 machine did meanwhile happened to both. Same is shown, not assumed: the whole interval has to lie
-within the margin (two one-sided tests). Knows no server and no metric.
+within the margin (two one-sided tests); what only is not worse is told as that. Knows no server and
+no metric.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Interval(NamedTuple):
 class Answer(str, Enum):
     BETTER = "better"
     SAME = "same"
+    NOT_WORSE = "same or better"
     WORSE = "worse"
     CANNOT_TELL = "cannot tell"
 
@@ -68,7 +70,7 @@ def settle(goodness: Interval, margin: float) -> Answer:
         return Answer.BETTER
     if worst <= goodness.low and goodness.high <= best:
         return Answer.SAME
-    return Answer.CANNOT_TELL
+    return Answer.NOT_WORSE if worst <= goodness.low else Answer.CANNOT_TELL
 
 
 def settle_by_now(goodness: Interval, margin: float, num_pairs: int, to_differ: int) -> Answer:
@@ -76,23 +78,20 @@ def settle_by_now(goodness: Interval, margin: float, num_pairs: int, to_differ: 
     looks again and again will see luck; but for what lies beyond three margins.
     """
     answer = settle(goodness, margin)
-    sure = answer is Answer.SAME or num_pairs >= to_differ or settle(goodness, 3 * margin) is answer
-    return answer if sure else Answer.CANNOT_TELL
+    if answer not in (Answer.WORSE, Answer.BETTER) or num_pairs >= to_differ:
+        return answer
+    if settle(goodness, 3 * margin) is answer:
+        return answer
+    return Answer.NOT_WORSE if answer is Answer.BETTER else Answer.CANNOT_TELL
 
 
 def pairs_to_settle(goodness: Interval, margin: float, num_pairs: int) -> int | None:
-    """How many more pairs would settle it, if the estimate stays: intervals narrow by the root of
-    their number. None where the estimate lies on an edge, which no number of pairs can settle.
+    """How many more pairs would tell if it is worse, should the estimate stay: intervals narrow by
+    the root of their number. None where the estimate lies on the margin, which no number settles.
     """
-    edges = [(1 - margin, goodness.ratio - goodness.low, goodness.high - goodness.ratio)]
-    edges.append((1 + margin, goodness.ratio - goodness.low, goodness.high - goodness.ratio))
-    needed = 0
-    for edge, below, above in edges:
-        reach = above if edge > goodness.ratio else below
-        distance = abs(goodness.ratio - edge)
-        if reach <= distance:
-            continue
-        if distance < 0.001:
-            return None
-        needed = max(needed, math.ceil(num_pairs * (reach / distance) ** 2))
-    return max(0, needed - num_pairs)
+    distance = abs(goodness.ratio - (1 - margin))
+    if distance < 0.001:
+        return None
+    above = goodness.ratio > 1 - margin
+    reach = goodness.ratio - goodness.low if above else goodness.high - goodness.ratio
+    return max(0, math.ceil(num_pairs * (reach / distance) ** 2) - num_pairs)

@@ -39,8 +39,8 @@ class Turn(msgspec.Struct, frozen=True):
 
     @property
     def step(self) -> float | None:
-        """Time between tokens, ms, median of the streams; None where answers came in one piece."""
-        return statistics.median(self.step_ms) if self.step_ms and self.gap_ms else None
+        """Time between tokens, ms, mean of the streams; None where answers came in one piece."""
+        return statistics.fmean(self.step_ms) if self.step_ms and self.gap_ms else None
 
 
 def take_turn(

@@ -34,7 +34,7 @@ class Pair(NamedTuple):
 
 class Patience(NamedTuple):
     """least, most: pairs of a load; to_differ: before so many none is better or worse. seconds: of
-    a load, after its least pairs; twice as many where the two seem to differ.
+    a load, after its least pairs; twice as many where the new one seems to be worse.
     """
 
     least: int
@@ -98,7 +98,7 @@ def take_turns(
         if len(load.pairs) < patience.least or len(load.pairs) % 2:
             continue
         answers = load.answers(margins, level)
-        differ = bool(answers & {Answer.WORSE, Answer.BETTER})
+        differ = Answer.WORSE in answers
         enough = len(load.pairs) >= (patience.to_differ if differ else patience.least)
         seconds = patience.seconds * (2 if differ else 1)
         over = time.monotonic() - began > seconds or len(load.pairs) >= patience.most

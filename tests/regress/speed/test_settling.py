@@ -32,6 +32,7 @@ HIGHER = {"tokens_per_s"}  # the only one of which more is better; written down 
         (Interval(1.2, 1.1, 1.3), Answer.BETTER),
         (Interval(0.96, 0.93, 0.99), Answer.CANNOT_TELL),
         (Interval(1.0, 0.9, 1.1), Answer.CANNOT_TELL),
+        (Interval(1.02, 0.96, 1.09), Answer.NOT_WORSE),
     ],
 )
 def test_the_whole_interval_has_to_say_it(interval: Interval, answer: Answer) -> None:
@@ -105,6 +106,7 @@ def test_a_tenth_slower_is_settled_by_about_as_many_more_pairs_as_it_says() -> N
 def test_an_estimate_on_the_margin_is_settled_by_no_number_of_pairs() -> None:
     assert pairs_to_settle(Interval(0.9501, 0.93, 0.97), 0.05, 10) is None
     assert pairs_to_settle(Interval(1.0, 0.99, 1.01), 0.05, 10) == 0
+    assert pairs_to_settle(Interval(1.0, 0.9, 1.1), 0.05, 10) == 30  # half the reach: four times
 
 
 def test_what_was_not_measured_side_by_side_has_a_wider_interval() -> None:
