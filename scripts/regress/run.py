@@ -17,6 +17,7 @@ from enginehouse.regress.behaviour.judging import judge_behaviour
 from enginehouse.regress.collect import GROUPS, Collector
 from enginehouse.regress.explain import explain
 from enginehouse.regress.findings import Finding, verdict_of
+from enginehouse.regress.judge.asked import judge_asked
 from enginehouse.regress.judge.comparison import Comparison
 from enginehouse.regress.judge.numerics import (
     judge_divergence,
@@ -231,6 +232,7 @@ def _findings(
     starts: tuple[list[float], list[float]],
 ) -> Iterator[Finding]:
     if "numerics" in plan.groups:
+        yield from judge_asked(both)
         yield from judge_tokens(both, plan.suite)
         yield from judge_greedy(both)
         yield from judge_self(both)

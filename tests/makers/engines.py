@@ -25,14 +25,14 @@ EngineMaker = Callable[..., Path]
 SourceMaker = Callable[[str], SourceCheckpoint]
 
 
-# Settings of a build: what a tiny model's scales need.
-SHORT_CALIBRATION = {"calib_samples": 4, "calib_length": 64}
-
-
 def build_engine(source: SourceCheckpoint, output: Path, **settings: Any) -> Path:
-    """An engine of `source` at `output`, built as the command line builds it."""
+    """An engine of `source` at `output`, built as the command line builds it, but calibrated with
+    no more than a tiny model's scales need.
+    """
     values = {
         "backend": "torch",
+        "calib_samples": 4,
+        "calib_length": 64,
         "max_batch_size": 8,
         "max_num_tokens": 64,
         "kv_block_size": 16,

@@ -14,12 +14,21 @@ GROUP = "quality"
 def judge_tasks(both: Comparison) -> Iterator[Finding]:
     new = {solved.name: solved.right for solved in both.new.solved}
     if not new:
+        if both.old is not None and both.old.solved:
+            why = both.new.head.left_out.get("tasks", "it was not asked")
+            yield found(
+                GROUP, "tasks", False, f"The old engine takes tasks, the new one not: {why}."
+            )
         return
     right = sum(new.values())
     if both.old is None:
         yield not_judged(GROUP, "tasks", f"{right} of {len(new)} tasks are solved.", right=right)
         return
     shared = [solved for solved in both.old.solved if solved.name in new]
+    if not shared:
+        why = "The baseline has no tasks"
+        yield not_judged(GROUP, "tasks", f"{why}; {right} are solved.", right=right)
+        return
     old_right = sum(solved.right for solved in shared)
     if not old_right:
         yield not_judged(

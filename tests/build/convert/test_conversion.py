@@ -178,7 +178,7 @@ def test_activation_scales_equal_the_maxima_that_transformers_shows(
 
     from enginehouse.build.quantize.calibration import calibration_sequences
 
-    engine = make_engine(quant="fp8")
+    engine = make_engine(quant="fp8", calib_samples=16, calib_length=512)
     model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     for layer in range(2):
         tensors = merged(engine)(f"transformer.layers.{layer}.")

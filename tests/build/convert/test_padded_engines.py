@@ -38,7 +38,6 @@ ODD: dict[str, Any] = dict(
 )
 NINE: dict[str, Any] = dict(num_attention_heads=9, hidden_size=288)
 IDS = [7 * i % 500 + 3 for i in range(40)]
-SHORT = dict(calib_samples=4, calib_length=64)
 CLOSE = dict(atol=2e-4, rtol=2e-4)
 
 
@@ -117,7 +116,7 @@ def test_what_is_added_is_zeros_at_the_end_of_groups(odd_source: Sources, tmp_pa
 def test_fp8_is_the_unpadded_models_to_the_last_bit(
     odd_source: Sources, name: str, tmp_path: Path
 ) -> None:
-    source, form = odd_source(name, **NINE), dict(quant="fp8", **SHORT)
+    source, form = odd_source(name, **NINE), dict(quant="fp8")
     plain = converted(source, tmp_path / "e1", **form)
     wanted = merged(plain)[1]("transformer.layers.1.")
     truth = engine_logits(plain)
@@ -143,7 +142,7 @@ def test_other_forms_answer_as_the_unpadded_model(
     """Whose two heads are just one group of 64, so that INT4's groups are the same. fp8_rowwise
     scales a token by its largest number, which no added head changes.
     """
-    source, form = odd_source(name, intermediate_size=256), dict(quant=quant, **SHORT)
+    source, form = odd_source(name, intermediate_size=256), dict(quant=quant)
     plain = converted(source, tmp_path / "e1", **form)
     assert plan_of(source, quant=quant).config.num_attention_heads == 6
     truth = engine_logits(plain)
@@ -173,7 +172,7 @@ def test_groups_that_lie_otherwise_still_hold_the_weights(
     form = dict(quant=quant, group_size=128)
     with pytest.raises(PlanError, match="does not fit"):
         plan_of(source, pad=False, **form)
-    path = converted(source, tmp_path / "e", tp=tp, **form, **SHORT)
+    path = converted(source, tmp_path / "e", tp=tp, **form)
     plan = plan_of(source, dtype="float32", tp=tp, **form)
     layer = merged(path)[1]("transformer.layers.1.")
     for module, name in {
@@ -217,7 +216,7 @@ def test_the_strict_double_takes_a_padded_checkpoint(
     from tensorrt_llm.tables import check_config
 
     source = odd_source(name, hidden_size=768, head_dim=32)
-    settings = dict(quant=quant, tp=4, backend="tensorrt_llm", dtype="bfloat16", **SHORT)
+    settings = dict(quant=quant, tp=4, backend="tensorrt_llm", dtype="bfloat16")
     path = converted(source, tmp_path / "c", max_num_tokens=None, **settings)
     config = json.loads((path / "config.json").read_text())
     assert (config["num_attention_heads"], config["head_size"]) == (8, 32)

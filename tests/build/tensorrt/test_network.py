@@ -18,7 +18,7 @@ from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.tensorrt.inputs import transpose_int4
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from enginehouse.runtime.torch.linear import Fp8RowwiseLinear
-from makers.engines import SHORT_CALIBRATION, SourceMaker, build_engine, write_tiny_checkpoint
+from makers.engines import SourceMaker, build_engine, write_tiny_checkpoint
 from makers.family_models import FAMILIES, LLAMA3, MIXTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,7 +95,7 @@ def test_the_network_answers_as_the_torch_backend(
     one such value moves a whole sequence by some hundredths. Most sequences have none.
     """
     settings = dict(dtype="float32", quant=quant, tp=tp, until="convert")
-    engine = build_engine(family_source(family), tmp_path / "e", **settings, **SHORT_CALIBRATION)
+    engine = build_engine(family_source(family), tmp_path / "e", **settings)
     found = sorted(errors(engine, torch.float32))
     print(family, quant, tp, *(f"{error:.1e}" for error in found))
     assert found[0] < 1e-4
@@ -117,7 +117,7 @@ def test_parts_one_after_another_answer_as_the_torch_backend(
 ) -> None:
     """One layer in a part: a part's network runs each layer that is like its own."""
     settings = dict(dtype="float32", quant="int4", tp=2, until="convert")
-    engine = build_engine(family_source(family), tmp_path / "e", **settings, **SHORT_CALIBRATION)
+    engine = build_engine(family_source(family), tmp_path / "e", **settings)
     assert max(errors(engine, torch.float32, plan_layers=1)) < 1e-4
 
 

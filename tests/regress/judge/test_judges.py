@@ -10,6 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from enginehouse.regress.findings import Finding, Status, Verdict, verdict_of
+from enginehouse.regress.judge.asked import judge_asked
 from enginehouse.regress.judge.comparison import Comparison
 from enginehouse.regress.judge.numerics import (
     judge_divergence,
@@ -56,6 +57,7 @@ def test_the_same_recording_passes_everything() -> None:
     findings = [
         *judge_divergence(pair, text_divergences(pair)),
         *judge_perplexity(pair, perplexity_ratios(pair)),
+        *judge_asked(pair),
         *judge_tokens(pair, SUITE),
         *judge_greedy(pair),
         *judge_self(pair),
@@ -96,6 +98,26 @@ def test_texts_that_are_no_longer_scored_are_a_regression_and_never_scored_ones_
     silent = recording(scores=[], left_out={"texts": "the server tells none"})
     assert divergence(silent)["kl"] is Status.REGRESSED
     assert divergence(silent, silent)["kl"] is Status.NOT_JUDGED
+
+
+@pytest.mark.parametrize(
+    ("max_seq_len", "status"), [(4096, Status.REGRESSED), (2048, Status.NOT_JUDGED)]
+)
+def test_a_prompt_that_only_the_new_engine_refuses_is_a_regression(
+    max_seq_len: int, status: Status
+) -> None:
+    manifest = replace(MANIFEST, limits=replace(MANIFEST.limits, max_seq_len=max_seq_len))
+    refused = recording(manifest=manifest, answers=[], left_out={"prompt ask": "refused: too long"})
+    assert by_check(judge_asked(both(recording(), refused))) == {"asked": status}
+    assert by_check(judge_asked(both(refused, refused))) == {"asked": Status.PASSED}
+    assert not list(judge_asked(both(recording(scores=[], answers=[]), refused)))
+
+
+def test_tasks_that_only_the_new_engine_refuses_are_a_regression() -> None:
+    refused = recording(solved=[], left_out={"tasks": "refused: no"})
+    assert by_check(judge_tasks(both(recording(), refused))) == {"tasks": Status.REGRESSED}
+    assert by_check(judge_tasks(both(refused, recording()))) == {"tasks": Status.NOT_JUDGED}
+    assert not list(judge_tasks(both(refused, refused)))
 
 
 @pytest.mark.parametrize(

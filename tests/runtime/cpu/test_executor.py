@@ -39,13 +39,7 @@ from enginehouse.runtime.request import Constraint, ConstraintKind, Request, Sam
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, compile_quickly, needs_compiler
-from makers.engines import (
-    SHORT_CALIBRATION,
-    EngineMaker,
-    SourceMaker,
-    build_engine,
-    engine_maker,
-)
+from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
 from makers.family_models import FAMILIES, MIXTURES, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
@@ -81,7 +75,6 @@ KEPT_INT8 = {**FORMS["none"], "kv_cache_dtype": "int8"}
 @pytest.fixture(scope="module")
 def engine(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> EngineMaker:
     choices: dict[str, Any] = {"dtype": "bfloat16", "until": "compile", "backend": "cpu"}
-    choices |= SHORT_CALIBRATION
     return engine_maker(family_source, tmp_path_factory.mktemp("engines"), **choices)
 
 
