@@ -14,8 +14,6 @@ import argparse
 import os
 import signal
 import sys
-import tempfile
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from pathlib import Path
@@ -36,6 +34,7 @@ from enginehouse.build.stages import build, output_path, settle, with_settled_to
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.faults import unexpected_fault
 
 _TYPES = {"str": str, "int": int, "float": float}
 
@@ -126,21 +125,8 @@ def exit_status(run: Callable[[], int], prog: str) -> int:
         print(f"{prog}: interrupted; {left}", file=sys.stderr)
         return 130
     except Exception as error:  # what nobody thought of is one sentence too
-        print(f"{prog}: {_unexpected(error)}", file=sys.stderr)
+        print(f"{prog}: {unexpected_fault(error, 'enginehouse-build')}", file=sys.stderr)
         return 2
-
-
-def _unexpected(error: Exception) -> str:
-    """One sentence on an error that is no user's, with the place of its traceback."""
-    what = f"stopped by an unexpected {type(error).__name__}"
-    what += f" ({' '.join(str(error).split())[:200]})" if str(error).strip() else ""
-    try:
-        descriptor, log = tempfile.mkstemp(prefix="enginehouse-build-", suffix=".log")
-        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
-            traceback.print_exception(error, file=file)
-    except OSError as failure:
-        return f"{what}, whose traceback could not be kept: {failure.strerror}"
-    return f"{what}, which is a fault of enginehouse: report it with its traceback, {log}"
 
 
 def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:

@@ -4,7 +4,8 @@
 
 The first build is the baseline. Each other one is built into a new folder and judged beside it, as
 CI would; in every second one a neighbour takes a whole core meanwhile. All of them are clean: one
-that regressed is a false alarm, and the exit status 1. Figures: docs/regress.md.
+that regressed is a false alarm, and the exit status 1. What could not be told is counted too.
+Figures: docs/regress.md.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="cpu", help="(default cpu)")
     parser.add_argument("--limits", type=Path, help="of regress run")
     args = parser.parse_args(argv)
-    alarms = 0
+    alarms, unsure = 0, Counter[str]()
     with tempfile.TemporaryDirectory(prefix="rebuilds-") as name:
         folder = Path(name)
         baseline = build(args, folder / "baseline")
@@ -48,9 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 outcome = judge(args, new, baseline, folder / "report")
                 seconds = time.monotonic() - began
             alarms += outcome["verdict"] == "regressed"
+            unsure.update(names(outcome, "cannot_tell"))
             print(said(number, busy, outcome, seconds, digest(new) == digest(baseline)), flush=True)
             shutil.rmtree(new)
-    print(f"{args.count} clean rebuilds: {alarms} false alarms")
+    told = ", ".join(f"{check} {count}" for check, count in unsure.most_common())
+    print(f"{args.count} clean rebuilds: {alarms} false alarms; could not tell {told or 'none'}")
     return 1 if alarms else 0
 
 
@@ -92,18 +96,19 @@ def digest(engine: Path) -> str:
 
 
 def said(number: int, busy: bool, outcome: dict[str, Any], seconds: float, same: bool) -> str:
-    findings = outcome["findings"]
-    count = {
-        status: sum(finding["status"] == status for finding in findings)
-        for status in ("passed", "regressed", "cannot_tell")
-    }
-    unsure = [f["check"] for f in findings if f["status"] in ("cannot_tell", "regressed")]
+    passed, unsure, worse = (
+        names(outcome, status) for status in ("passed", "cannot_tell", "regressed")
+    )
     files = "the same" if same else "others"
     return (
         f"{number:2d} {'busy ' if busy else 'quiet'} {outcome['verdict']:<11} {seconds:4.0f} s; "
-        f"passed {count['passed']}, cannot tell {count['cannot_tell']}, regressed "
-        f"{count['regressed']}; the files are {files}; {' '.join(unsure)}"
+        f"passed {len(passed)}, cannot tell {len(unsure)}, regressed {len(worse)}; the files are "
+        f"{files}; {' '.join(worse + unsure)}"
     )
+
+
+def names(outcome: dict[str, Any], status: str) -> list[str]:
+    return [found["check"] for found in outcome["findings"] if found["status"] == status]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,9 @@ echo "enginehouse $*" >> "$ASKED"
 case $1 in
 build) mkdir -p "$4"; echo built > "$4/manifest.json"; exit "${BUILD_STATUS:-0}" ;;
 regress)
-  if [ "$2" = run ]; then mkdir -p "$7"; printf '%s\\nfound\\n' "$MARKER" > "$7/report.md"; fi
+  if [ "$2" = run ] && [ "${RUN_STATUS:-0}" != 2 ]; then
+    mkdir -p "$7"; printf '%s\\nfound\\n' "$MARKER" > "$7/report.md"
+  fi
   exit "${RUN_STATUS:-0}" ;;
 esac
 """
@@ -78,6 +80,8 @@ def recipe(tmp_path: Path) -> Recipe:
 def test_run_builds_judges_and_ends_as_the_judge_does(recipe: Recipe, status: int) -> None:
     (recipe.folder / "base line").mkdir()
     summary = recipe.folder / "summary"
+    (recipe.folder / "out").mkdir()
+    (recipe.folder / "out" / "report.md").write_text("an earlier run's")
     done = recipe(
         "run",
         **{"MODEL": "owner/name", "QUANT": "int4", "TP": "2", "BACKEND": "torch"},
@@ -95,7 +99,10 @@ def test_run_builds_judges_and_ends_as_the_judge_does(recipe: Recipe, status: in
         "enginehouse regress run engines/new --baseline base line --out out "
         "--only numerics speed --cannot-tell pass",
     ]
-    assert summary.read_text(encoding="utf-8") == f"{MARKER}\nfound\n"
+    if status == 2:  # an earlier run's report is not this one's
+        assert not summary.exists() and not (recipe.folder / "out" / "report.md").exists()
+    else:
+        assert summary.read_text(encoding="utf-8") == f"{MARKER}\nfound\n"
 
 
 def test_an_engine_that_is_there_is_not_built(recipe: Recipe) -> None:

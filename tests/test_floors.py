@@ -103,7 +103,8 @@ def test_a_fresh_worker_has_loaded_no_tensor_library() -> None:
 # The house, from the ground up. A line is a room: a wing, or a file that lies loose at its floor's
 # top. It may import the rooms named behind it, which stand above it here: so nothing runs in a
 # circle. What is not drawn: the ground words, which all may import.
-GROUND_WORDS = {f"runtime/{word}" for word in ("config", "engine", "errors", "executor", "request")}
+_WORDS = ("config", "engine", "errors", "executor", "faults", "request")
+GROUND_WORDS = {f"runtime/{word}" for word in _WORDS}
 HOUSE = """
 runtime/machine
 runtime/template
@@ -157,14 +158,14 @@ regress/explain
 regress/limits
 regress/suite
 regress/subject        runtime/machine server/client
-regress/numerics       build/families build/quantize build/resolve
+regress/numerics       build/source build/families build/quantize build/resolve
 regress/speed          limits subject suite  server/client
 regress/behaviour      findings subject  server/client
-regress/recording      subject behaviour speed
+regress/recording      limits subject behaviour speed
 regress/judge          findings outcome explain limits suite subject numerics speed recording
 regress/report         findings outcome
 regress/collect        subject suite numerics behaviour recording  server/client
-regress/run            findings outcome explain limits suite subject speed behaviour recording judge collect  server/client
+regress/run            findings outcome explain limits suite subject numerics speed behaviour recording judge collect  server/client
 
 verbs/base
 verbs/main             base

@@ -49,6 +49,7 @@ build() { # a build that failed could not run, whatever its own status
 judge() {
   [[ -e $baseline ]] || refuse "there is no baseline $baseline: make it with record or keep"
   local status=0
+  rm -f -- "$reports"/{junit.xml,report.md,report.html,report.json} # an earlier run's are not this one's
   "$program" regress run "$engine" --baseline "$baseline" --out "$reports" \
     ${SUITE:+--suite "$SUITE"} ${LIMITS:+--limits "$LIMITS"} ${ONLY:+--only $ONLY} \
     ${REFERENCE:+--reference "$REFERENCE"} ${CANNOT_TELL:+--cannot-tell "$CANNOT_TELL"} || status=$?

@@ -20,7 +20,8 @@ from enginehouse.regress.subject.answers import Answer, answer_prompt
 from enginehouse.regress.subject.scores import Score, score_text, tokenize
 from enginehouse.regress.subject.subject import Subject
 from enginehouse.regress.suite.suite import Prompt, Suite, Task, Text
-from enginehouse.server.client.connection import ServerRefused
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.client.connection import ServerUnreachable
 
 GROUPS = ("numerics", "quality", "behaviour", "speed")
 AT_ONCE = 16
@@ -66,7 +67,9 @@ class Collector:
                 return []
             try:
                 score = score_text(self._api, text.name, text.kind, ids)
-            except ServerRefused as error:
+            except ServerUnreachable:
+                raise
+            except EnginehouseError as error:
                 self.left_out[f"text {text.name}"] = f"refused: {error}"
                 continue
             if score is None:
@@ -92,7 +95,9 @@ class Collector:
                     tools=prompt.tools,
                     max_tokens=prompt.max_tokens,
                 )
-            except ServerRefused as error:
+            except ServerUnreachable:
+                raise
+            except EnginehouseError as error:
                 self.left_out[f"prompt {prompt.name}"] = f"refused: {error}"
                 return None
 
@@ -124,7 +129,9 @@ class Collector:
         self._advance(f"{len(self.suite.tasks)} tasks")
         try:
             return _mapped(ask, self.suite.tasks, AT_ONCE)
-        except ServerRefused as error:
+        except ServerUnreachable:
+            raise
+        except EnginehouseError as error:
             self.left_out["tasks"] = f"refused: {error}"
             return []
 
@@ -135,7 +142,7 @@ class Collector:
         if model and model.price_input is not None and model.price_output is not None:
             prices = (model.price_input, model.price_output)
         return Known(
-            eos_token_ids=model.eos_token_ids if model else (),
+            eos_token_ids=model.eos_token_ids if model else None,
             max_seq_len=self.subject.max_seq_len,
             is_ours=self.subject.is_ours,
             prices=prices,
@@ -156,6 +163,8 @@ class Collector:
             machine=subject.machine,
             left_out=self.left_out,
             noise=noise,
+            server=subject.kind,
+            groups=list(self.groups),
             start_s=[] if subject.start_s is None else [round(subject.start_s, 3)],
             peak_bytes=subject.memory(),
         )

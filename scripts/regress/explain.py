@@ -30,7 +30,8 @@ ROUNDING_CHOICES = {
 # Choices that change in which order, or by what, the same numbers are added.
 ORDER_CHOICES = {
     *("backend", "tp", "pp", "pad", "gpu", "sm", "plan_layers", "bake_weights"),
-    *("compute_dtype", "trtllm_build", "max_seq_len"),
+    *("compute_dtype", "trtllm_build", "max_seq_len", "max_num_tokens", "max_batch_size"),
+    "kv_block_size",
 }
 
 

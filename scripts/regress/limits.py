@@ -48,8 +48,24 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     task_p: float
     level: float
     speed: dict[str, float]
+    recorded_same: float
     recorded_margin: float
     turns: Turns
+
+    def __post_init__(self) -> None:
+        """ValueError for what no judge could keep."""
+        for name, value in (("level", self.level), ("task_p", self.task_p)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name} is {value}; wanted more than 0 and less than 1")
+        for name, value in {**self.speed, "recorded_same": self.recorded_same}.items():
+            if not 0 < value < 1:
+                raise ValueError(f"{name} is {value}; wanted a share between 0 and 1, such as 0.05")
+        turns = self.turns
+        counts = [*turns.clients, turns.tokens, turns.prompt_lines, turns.least, turns.starts + 1]
+        if not turns.clients or min(counts) < 1 or turns.most < turns.least or turns.tokens < 2:
+            raise ValueError(
+                f"turns: {turns}; wanted counts from 1, tokens from 2, most from least"
+            )
 
 
 def load_limits(path: Path | None = None) -> Limits:

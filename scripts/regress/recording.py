@@ -13,6 +13,7 @@ server.
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 import msgspec
 
 from enginehouse.regress.behaviour.judging import CaseResult, Conversation, Exchange
+from enginehouse.regress.limits import Turns
 from enginehouse.regress.speed.turn import Turn
 from enginehouse.regress.subject.answers import Answer
 from enginehouse.regress.subject.scores import Score
@@ -28,6 +30,7 @@ from enginehouse.runtime.errors import EnginehouseError
 
 FORMAT = 1
 HEAD = "baseline.json"
+_FILES = {HEAD, "answers.jsonl", "behaviour.jsonl", "speed.jsonl", "scores.jsonl.gz"}
 
 
 class Solved(msgspec.Struct, frozen=True, tag="task"):
@@ -61,8 +64,9 @@ class Noise(msgspec.Struct, frozen=True):
 
 
 class Head(msgspec.Struct, frozen=True):
-    """left_out: what could not be asked, each with the reason. peak_bytes: of the server's memory.
-    start_s: of each start.
+    """server: its kind, as it calls itself. groups: what was asked; loads: how, of speed. left_out:
+    what could not be asked, each with the reason. peak_bytes: of the server's memory, the largest
+    that was seen. start_s: of each start.
     """
 
     format: int
@@ -77,6 +81,9 @@ class Head(msgspec.Struct, frozen=True):
     machine: dict[str, str]
     left_out: dict[str, str]
     noise: Noise
+    server: str = ""
+    groups: list[str] = []
+    loads: Turns | None = None
     start_s: list[float] = []
     peak_bytes: int | None = None
 
@@ -94,9 +101,8 @@ class Recording(msgspec.Struct, frozen=True):
 
 def write_recording(recording: Recording, folder: Path) -> None:
     """Into a new folder or over an older recording; its head last, so that none is half there."""
+    check_place(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()) and not (folder / HEAD).is_file():
-        raise EnginehouseError(f"{folder} holds something that is no baseline; name a new folder")
     (folder / HEAD).unlink(missing_ok=True)
     cases = recording.behaviour
     for name, rows in (
@@ -109,6 +115,16 @@ def write_recording(recording: Recording, folder: Path) -> None:
     _put(folder / "scores.jsonl.gz", gzip.compress(_lines(recording.scores), mtime=0))
     head = msgspec.json.format(msgspec.json.encode(recording.head), indent=1)
     _put(folder / HEAD, head + b"\n")
+
+
+def check_place(folder: Path) -> None:
+    """EnginehouseError for a folder of something else than a recording, whole or half."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise EnginehouseError(f"{folder} is a file; name a folder")
+    if not is_recording(folder) and not {path.name for path in folder.iterdir()} <= _FILES:
+        raise EnginehouseError(f"{folder} holds something that is no baseline; name a new folder")
 
 
 def is_recording(path: Path) -> bool:
@@ -137,7 +153,7 @@ def read_recording(folder: Path) -> Recording:
             ),
             _rows(folder / "speed.jsonl", Turn),
         )
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise EnginehouseError(
             f"{folder} cannot be read as a baseline: {error}; record it again with "
             "`enginehouse regress record`"

@@ -37,6 +37,7 @@ from enginehouse.regress.judge.speed import (
 )
 from enginehouse.regress.judge.tokens import judge_tokens
 from enginehouse.regress.limits import Limits
+from enginehouse.regress.numerics.truth import open_reference
 from enginehouse.regress.outcome import (
     FORMAT,
     Described,
@@ -51,7 +52,7 @@ from enginehouse.regress.subject.subject import Subject, open_subject, time_star
 from enginehouse.regress.suite.suite import Suite
 from enginehouse.runtime.engine import Manifest
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.client.connection import is_address
+from enginehouse.server.client.connection import ServerUnreachable, is_address
 
 Say = Callable[[str], None]
 
@@ -59,7 +60,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Plan:
     """What is asked of whom. new, baseline: an engine directory, a URL, or, of the baseline, a
-    recording. groups: of GROUPS.
+    recording. groups: of GROUPS. model, api_key: of a URL; without a key of its own the baseline's
+    takes the same.
     """
 
     new: str
@@ -70,6 +72,8 @@ class Plan:
     groups: Sequence[str] = GROUPS
     model: str | None = None
     api_key: str | None = None
+    baseline_model: str | None = None
+    baseline_api_key: str | None = None
 
     @property
     def cost(self) -> str:
@@ -94,50 +98,79 @@ class Plan:
 
 def record(plan: Plan, say: Say) -> Recording:
     """Ask the new engine alone."""
-    with _logs() as logs:
-        with open_subject(
-            plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key
-        ) as subject:
-            return _collected(plan, subject, say, with_turns=True)
+    with (
+        _logs() as logs,
+        open_subject(plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key) as subject,
+    ):
+        return _collected(plan, subject, say, with_turns=True)
 
 
 def run(plan: Plan, say: Say) -> Outcome:
     """Judge the new engine. Raises EnginehouseError when it could not be asked."""
     began = time.monotonic()
-    starts: tuple[list[float], list[float]] = ([], [])
+    _check(plan)
+    old, recorded = _recording_of(plan)
     loads: list[LoadTurns] = []
-    with ExitStack() as stack:
-        logs = stack.enter_context(_logs())
-        old: Recording | None = None
-        rival: Subject | None = None
-        if plan.baseline is not None and is_recording(Path(plan.baseline)):
-            old = read_recording(Path(plan.baseline))
-            _check_suite(old, plan)
-        elif plan.baseline is not None:
-            rival = stack.enter_context(
-                open_subject(plan.baseline, logs / "old.log", api_key=plan.api_key)
+    starts: tuple[list[float], list[float]] = ([], [])
+    with _logs() as logs:
+        with ExitStack() as stack:
+            rival: Subject | None = None
+            if plan.baseline is not None and not recorded:
+                rival = stack.enter_context(
+                    open_subject(
+                        plan.baseline,
+                        logs / "old.log",
+                        model=plan.baseline_model,
+                        api_key=plan.baseline_api_key or plan.api_key,
+                    )
+                )
+            subject = stack.enter_context(
+                open_subject(plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key)
             )
-        subject = stack.enter_context(
-            open_subject(plan.new, logs / "new.log", model=plan.model, api_key=plan.api_key)
-        )
-        before = old.head.manifest if old is not None else rival.manifest if rival else None
-        for sentence in explained(before, subject.manifest) if plan.baseline else []:
-            say(sentence)
-        if rival is not None:
-            old = _collected(plan, rival, say, with_turns=False)
-        new = _collected(plan, subject, say, with_turns=rival is None)
-        if rival is not None and "speed" in plan.groups:
-            loads = take_all_turns(rival, subject, plan.limits, say)
-            old, new = _with_memory(old, rival), _with_memory(new, subject)
+            before = old.head.manifest if old is not None else rival.manifest if rival else None
+            for sentence in explained(before, subject.manifest) if plan.baseline else []:
+                say(sentence)
+            if rival is not None:
+                old = _collected(plan, rival, say, with_turns=False)
+            new = _collected(plan, subject, say, with_turns=rival is None)
+            if rival is not None and "speed" in plan.groups:
+                loads = take_all_turns(rival, subject, plan.limits, say)
+                old, new = _with_memory(old, rival), _with_memory(new, subject)
+        if rival is not None and "speed" in plan.groups:  # when neither takes the other's room
             starts = _starts(rival, subject, plan.limits.turns.starts, logs, say)
-    return _judged(plan, old, new, loads, starts, began, say)
+    return _judged(plan, old, new, recorded, loads, starts, began, say)
+
+
+def _check(plan: Plan) -> None:
+    """What can be known to fail, before anybody is asked."""
+    if plan.baseline is not None and is_address(plan.new) and plan.new == plan.baseline:
+        raise EnginehouseError(
+            f"{plan.new} is both sides, and would know the other side's prompts; name two servers, "
+            "or leave --baseline out"
+        )
+    if plan.reference is not None and "numerics" in plan.groups:
+        open_reference(plan.reference)
+
+
+def _recording_of(plan: Plan) -> tuple[Recording | None, bool]:
+    """The baseline, where it is a recording, and whether it is one."""
+    if plan.baseline is None or not is_recording(Path(plan.baseline)):
+        return None, False
+    old = read_recording(Path(plan.baseline))
+    _check_suite(old, plan)
+    return old, True
 
 
 @contextmanager
 def _logs() -> Iterator[Path]:
-    """A folder for servers' logs, which stays when something fails: the error names it."""
+    """A folder for servers' logs, which stay when something fails: the error names them."""
     folder = Path(tempfile.mkdtemp(prefix="enginehouse-regress-"))
-    yield folder
+    try:
+        yield folder
+    except BaseException:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+        raise
     shutil.rmtree(folder)
 
 
@@ -161,10 +194,20 @@ def _collected(plan: Plan, subject: Subject, say: Say, *, with_turns: bool) -> R
     recording = Collector(
         subject, plan.suite, plan.groups, lambda what: say(f"{subject.target}: {what}")
     ).collect()
-    if with_turns and "speed" in plan.groups:
-        recording = msgspec.structs.replace(recording, turns=alone(subject, plan.limits, say))
-        recording = _with_memory(recording, subject)
-    return recording
+    if not with_turns or "speed" not in plan.groups:
+        return recording
+    head = msgspec.structs.replace(recording.head, loads=plan.limits.turns)
+    try:
+        recording = msgspec.structs.replace(
+            recording, head=head, turns=alone(subject, plan.limits, say)
+        )
+    except ServerUnreachable:
+        raise
+    except EnginehouseError as error:
+        left_out = {**head.left_out, "turns": str(error)}
+        head = msgspec.structs.replace(head, left_out=left_out)
+        recording = msgspec.structs.replace(recording, head=head)
+    return _with_memory(recording, subject)
 
 
 def _with_memory(recording: Recording | None, subject: Subject) -> Recording:
@@ -194,6 +237,7 @@ def _judged(
     plan: Plan,
     old: Recording | None,
     new: Recording,
+    recorded: bool,
     loads: list[LoadTurns],
     starts: tuple[list[float], list[float]],
     began: float,
@@ -214,8 +258,8 @@ def _judged(
         seconds=round(time.monotonic() - began, 1),
         suite=f"{plan.suite.name} {plan.suite.digest[:19]}",
         new=_described(new),
-        old=None if old is None else _described(old, recorded=not loads),
-        reference=plan.reference,
+        old=None if old is None else _described(old, recorded=recorded),
+        reference=plan.reference if "numerics" in plan.groups else None,
         explained=[] if old is None else explained(old.head.manifest, new.head.manifest),
         findings=findings,
         divergence=divergence,
@@ -240,12 +284,13 @@ def _findings(
         yield from judge_tasks(both)
     if "behaviour" in plan.groups:
         ours = both.new.head.is_ours
-        before = both.old.behaviour if both.old and both.old.head.is_ours == ours else None
+        before = both.old.behaviour if both.old and both.same_server else None
         other = not both.same_source
         yield from judge_behaviour(before, both.new.behaviour, is_ours=ours, other_template=other)
     if "speed" in plan.groups:
         yield from judge_turns(loads, plan.limits)
-        yield from judge_recorded(both)
+        if not loads:
+            yield from judge_recorded(both)
         yield from judge_starts(*starts, plan.limits)
         yield from judge_memory(both)
 
@@ -272,7 +317,7 @@ def _described(recording: Recording, *, recorded: bool = False) -> Described:
         facts["GPUs"] = str(int(choices.get("tp") or 1) * int(choices.get("pp") or 1))
         facts["built"] = head.manifest.created
     facts |= {f"left out: {name}": why for name, why in head.left_out.items()}
-    kind = "recording" if recorded and head.kind != "url" else head.kind
+    kind = "recording" if recorded else head.kind
     name = head.target if is_address(head.target) else Path(head.target).name
     digest = head.manifest.digest if head.manifest else None
     return Described(name, kind, digest, {"model": head.model, **facts})

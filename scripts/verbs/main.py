@@ -12,6 +12,7 @@ import sys
 from typing import cast
 
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.faults import unexpected_fault
 from enginehouse.verbs.base import Verb
 
 VERBS = {
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:  # what nobody thought of is one sentence too, and no status 1
+        print(f"{prog}: {unexpected_fault(error, 'enginehouse')}", file=sys.stderr)
     return 2
 
 

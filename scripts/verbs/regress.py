@@ -20,10 +20,13 @@ from enginehouse.verbs.base import VerbParser
 
 if TYPE_CHECKING:  # numpy, which --help does without
     from enginehouse.regress.run import Plan
+    from enginehouse.runtime.engine import Manifest
 
 _GROUPS = ("numerics", "quality", "behaviour", "speed")
 _LINE_S = 10.0
 _TAKES = {"record": 1, "run": 1, "explain": 2}
+_OF_RUN = ("baseline", "reference", "cannot_tell", "baseline_model", "baseline_api_key")
+_OF_ASKING = ("out", "only", "suite", "limits", "model", "api_key")
 
 
 def make_parser() -> VerbParser:
@@ -43,7 +46,7 @@ def make_parser() -> VerbParser:
         "targets",
         metavar="ENGINE-or-URL",
         nargs="*",
-        help="an engine directory, or http://host:port",
+        help="an engine directory, or http://host:port; explain takes two directories",
     )
     parser.add_argument(
         "--baseline", metavar="OLD", help="a recording, an engine directory or a URL"
@@ -65,8 +68,12 @@ def make_parser() -> VerbParser:
         "--cannot-tell", choices=("pass", "fail"), help="exit with 0 or 1 instead of 3"
     )
     parser.add_argument("--model", help="of a URL; default: the first of /v1/models")
+    parser.add_argument("--baseline-model", metavar="MODEL", help="the same of --baseline's URL")
     parser.add_argument(
         "--api-key", metavar="KEY", help="of a URL; default: ENGINEHOUSE_API_KEY, OPENAI_API_KEY"
+    )
+    parser.add_argument(
+        "--baseline-api-key", metavar="KEY", help="of --baseline's URL; default: the same"
     )
     return parser
 
@@ -80,18 +87,23 @@ def main(argv: list[str]) -> int:
         parser.error(
             f"{args.what} takes {_TAKES[args.what]} of engine or URL, not {len(args.targets)}"
         )
+    useless = {"run": (), "record": _OF_RUN, "explain": (*_OF_RUN, *_OF_ASKING)}[args.what]
+    for name in useless:
+        if getattr(args, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} is of no use to {args.what}; leave it out")
     if args.what == "explain":
         return _explain(*map(Path, args.targets))
     if args.what == "record" and args.out is None:
         parser.error("record wants --out DIR, the folder that it is kept in")
+    if args.what == "run" and args.out is not None and args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out {args.out} is a file; wanted a folder")
     return _record(args) if args.what == "record" else _run(args)
 
 
 def _explain(old_path: Path, new_path: Path) -> int:
     from enginehouse.regress.explain import explain, relation_of
-    from enginehouse.runtime.engine import read_manifest
 
-    old, new = read_manifest(old_path), read_manifest(new_path)
+    old, new = _manifest(old_path), _manifest(new_path)
     relation = relation_of(old, new).value.replace("_", " ")
     print(f"{old_path}, of {old.created} -> {new_path}, of {new.created}: {relation}")
     for sentence in explain(old, new):
@@ -99,11 +111,25 @@ def _explain(old_path: Path, new_path: Path) -> int:
     return 0
 
 
+def _manifest(path: Path) -> Manifest:
+    """Of an engine directory, or of the engine that a recording is of."""
+    from enginehouse.regress.recording import is_recording, read_recording
+    from enginehouse.runtime.engine import read_manifest
+
+    if not is_recording(path):
+        return read_manifest(path)
+    manifest = read_recording(path).head.manifest
+    if manifest is None:
+        raise EnginehouseError(f"{path} is a recording of a server, whose build is not known")
+    return manifest
+
+
 def _record(args: argparse.Namespace) -> int:
-    from enginehouse.regress.recording import write_recording
+    from enginehouse.regress.recording import check_place, write_recording
     from enginehouse.regress.run import record
 
     plan = _plan(args)
+    check_place(args.out)
     with _progress() as say:
         recording = record(plan, say)
     write_recording(recording, args.out)
@@ -135,8 +161,6 @@ def _plan(args: argparse.Namespace) -> Plan:
     from enginehouse.regress.suite.reading import load_suite
 
     env = os.environ
-    if args.baseline is not None and args.what == "record":
-        raise EnginehouseError("record takes no --baseline; `regress run` compares with one")
     plan = Plan(
         new=args.targets[0],
         baseline=args.baseline,
@@ -145,6 +169,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         reference=args.reference,
         groups=args.only or _GROUPS,
         model=args.model,
+        baseline_model=args.baseline_model,
+        baseline_api_key=args.baseline_api_key,
         api_key=args.api_key or env.get("ENGINEHOUSE_API_KEY") or env.get("OPENAI_API_KEY"),
     )
     print(plan.cost, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -42,9 +42,13 @@ def serve_command(engine: str, port: int) -> list[str]:
 
 
 class OwnServer:
-    """The process of `command`, which listens on that port of 127.0.0.1; ends with the block."""
+    """The process of `command`, which listens on that port of 127.0.0.1; ends with the block. env:
+    its whole environment; None: this process's.
+    """
 
-    def __init__(self, command: Sequence[str], port: int, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], port: int, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
         self._port = port
         self._log = log
         self.keeps_log = False
@@ -54,6 +58,7 @@ class OwnServer:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                env=env,
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )

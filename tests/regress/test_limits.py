@@ -38,6 +38,12 @@ def test_a_file_replaces_what_it_names(tmp_path: Path) -> None:
         ("speed: {tokens: 0.1}", "tokens is no limit; known here are tokens_per_s"),
         ("kl: 3", "found int; wanted keys and values"),
         ("level: high", "level"),
+        ("level: 2", "level is 2.0; wanted more than 0 and less than 1"),
+        ("task_p: 0", "task_p is 0.0; wanted more than 0"),
+        ("speed: {ttft_ms: 1.5}", "ttft_ms is 1.5; wanted a share between 0 and 1"),
+        ("turns: {clients: [0]}", "wanted counts from 1"),
+        ("turns: {clients: []}", "wanted counts from 1"),
+        ("turns: {least: 9, most: 4}", "most from least"),
         ("[1]", "found list"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from enginehouse.regress.recording import (
     HEAD,
+    check_place,
     is_recording,
     read_recording,
     write_recording,
@@ -47,11 +48,26 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(EnginehouseError, match="holds something that is no baseline"):
         write_recording(recording(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(EnginehouseError, match="is a file; name a folder"):
+        check_place(tmp_path / "thesis.txt")
+
+
+def test_one_that_was_left_half_written_is_taken_over(tmp_path: Path) -> None:
+    write_recording(recording(), tmp_path)
+    (tmp_path / HEAD).unlink()
+    with pytest.raises(EnginehouseError, match="cannot be read as a baseline"):
+        read_recording(tmp_path)
+    write_recording(recording(), tmp_path)
+    assert read_recording(tmp_path) == recording()
 
 
 @pytest.mark.parametrize("name", ["answers.jsonl", "scores.jsonl.gz", "speed.jsonl"])
 def test_what_is_damaged_is_one_sentence(name: str, tmp_path: Path) -> None:
     write_recording(recording(), tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(whole[: len(whole) // 2] + b"\xff" * 9)
+    with pytest.raises(EnginehouseError, match="cannot be read as a baseline"):
+        read_recording(tmp_path)
     (tmp_path / name).write_bytes(b"{")
     with pytest.raises(EnginehouseError, match="cannot be read as a baseline"):
         read_recording(tmp_path)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from enginehouse.regress import collect
+from enginehouse.regress.behaviour.asker import Asker, Known, NotAsked
+from enginehouse.regress.behaviour.endings import end_token, min_tokens
 from enginehouse.regress.behaviour.judging import CaseResult, Conversation, Exchange
 from enginehouse.regress.collect import GROUPS
 from enginehouse.regress.findings import Status, Verdict
@@ -16,11 +20,19 @@ from enginehouse.regress.limits import Limits, load_limits
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.recording import read_recording
 from enginehouse.regress.run import Plan, run
+from enginehouse.regress.speed import loads
+from enginehouse.regress.speed.turn import Turn
+from enginehouse.regress.speed.turns import Asked
 from enginehouse.regress.subject import subject as subjects
+from enginehouse.regress.subject.api import Api
+from enginehouse.regress.subject.subject import Subject
 from enginehouse.regress.suite.long_texts import ledger
 from enginehouse.regress.suite.suite import Prompt, Suite, Task, Text
+from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.verbs.main import main
+from makers.behaviour import Recorded
 from makers.engines import EngineMaker
+from makers.gunicorn_server import Server
 
 SUITE = Suite(
     "tiny",
@@ -127,6 +139,12 @@ def test_the_command_records_judges_and_reports(
         (["run", "none", "--only", "speed"], "none is neither an engine directory nor an address"),
         (["record", "a"], "record wants --out DIR"),
         (["explain", "a"], "explain takes 2 of engine or URL, not 1"),
+        (["explain", "a", "b", "--only", "speed"], "--only is of no use to explain"),
+        (["record", "a", "-o", "b", "--baseline", "c"], "--baseline is of no use to record"),
+        (["record", "a", "-o", __file__], "is a file; name a folder"),
+        (["run", "a", "--out", __file__], "is a file; wanted a folder"),
+        (["run", "http://h:1", "--baseline", "http://h:1"], "http://h:1 is both sides"),
+        (["run", "http://127.0.0.1:9", "--reference", "none"], "none"),
         (["judge", "a"], "'judge' is none of record, run, explain"),
         (["run", "http://127.0.0.1:9", "--only", "speed"], "does not answer"),
     ],
@@ -147,3 +165,42 @@ def test_explain_reads_two_manifests(engine: Path, capsys: pytest.CaptureFixture
     head, sentence = capsys.readouterr().out.splitlines()
     assert head.startswith(f"{engine}, of 20") and head.endswith(": rebuild")
     assert sentence.startswith("- Both hold the same files")
+
+
+def test_a_url_of_our_own_server_is_asked_what_can_be_asked_of_it(
+    served: Server, endless_engine: Path, known: Known, recorded: Recorded
+) -> None:
+    outcome = run(plan(served.url, endless_engine, "numerics", "speed"), lambda line: None)
+    found = statuses(outcome)
+    assert outcome.verdict is not Verdict.REGRESSED, outcome.findings
+    assert found["kl"] is found["greedy"] is found["asked"] is Status.PASSED
+    assert found["memory_mib"] is found["start_s"] is Status.NOT_JUDGED
+    assert outcome.old is not None and outcome.old.kind == "engine" and outcome.new.kind == "url"
+    unknown = Asker(recorded, replace(known, eos_token_ids=None))
+    for case in (end_token, min_tokens):
+        with pytest.raises(NotAsked, match="not known from outside"):
+            case(unknown)
+
+
+def test_an_engine_that_fails_under_load_is_a_finding_and_ends_no_run(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = loads.take_turn
+
+    def take_turn(api: Api, prompts: Sequence[Asked], *args: Any, **kwargs: Any) -> Turn:
+        if len(prompts) == 3 and api is broken[0]:
+            raise EnginehouseError("a stream of the load failed: it was lost")
+        return whole(api, prompts, *args, **kwargs)
+
+    broken: list[Api] = []
+    real = loads.Load.__init__
+
+    def noted(self: loads.Load, subject: Subject, limits: Limits) -> None:
+        broken[:] = [subject.api]  # the last is the new engine's
+        real(self, subject, limits)
+
+    monkeypatch.setattr(loads, "take_turn", take_turn)
+    monkeypatch.setattr(loads.Load, "__init__", noted)
+    outcome = run(plan(engine, engine, "speed"), lambda line: None)
+    found = statuses(outcome)
+    assert found["streams.3"] is Status.REGRESSED and "tokens_per_s.1" in found

@@ -21,11 +21,11 @@ _TRIES = 3
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of a server beside what it says itself. prices: dollars per million tokens, of
-    prompts and of answers.
+    """What is known of a server beside what it says itself. eos_token_ids: None where there is no
+    manifest. prices: dollars per million tokens, of prompts and of answers.
     """
 
-    eos_token_ids: tuple[int, ...] = ()
+    eos_token_ids: tuple[int, ...] | None = None
     max_seq_len: int | None = None
     is_ours: bool = False
     prices: tuple[float, float] | None = None
@@ -164,7 +164,7 @@ class Asker:
         """Fields that keep a model from ending its answer at once."""
         if self.known.is_ours:
             return {"min_tokens": num_tokens}
-        return bias(dict.fromkeys(self.known.eos_token_ids, -100))
+        return bias(dict.fromkeys(self.known.eos_token_ids or (), -100))
 
     def endless(self) -> dict[str, Any]:
         """The same for an answer whose tokens must all be the model's own choice."""

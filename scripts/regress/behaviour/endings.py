@@ -104,10 +104,10 @@ def _ended(found: Choice, text: str, string: str, asker: Asker) -> None:
 
 def _ends(asker: Asker) -> tuple[int, ...]:
     found = asker.known.eos_token_ids
-    if not found and asker.known.is_ours:
-        raise Unmet("found no end token in the manifest; wanted one at least")
-    if not found:
+    if found is None:
         raise NotAsked("the model's end tokens are not known from outside")
+    if not found:
+        raise Unmet("found no end token in the manifest; wanted one at least")
     return found
 
 

@@ -58,16 +58,19 @@ def judge_behaviour(
     """
     passed = {case.name for case in old.results if case.passed and not case.said} if old else set()
     before = {exchange.name: exchange.shape for exchange in old.exchanges} if old else {}
-    findings = [_of_case(case, is_ours or case.name in passed) for case in new.results]
+    findings = [_of_case(case, case.name in passed, is_ours) for case in new.results]
     return findings + list(_of_exchanges(before, new, other_template))
 
 
-def _of_case(case: CaseResult, has_to_pass: bool) -> Finding:
+def _of_case(case: CaseResult, passed_before: bool, is_ours: bool) -> Finding:
+    sentence = case.said or "as the API promises"
     if not case.passed:
-        status = Status.REGRESSED if has_to_pass else Status.NOT_JUDGED
+        status = Status.REGRESSED if is_ours or passed_before else Status.NOT_JUDGED
+    elif case.said and passed_before:
+        status, sentence = Status.CANNOT_TELL, f"it passed before, and is not asked now: {sentence}"
     else:
         status = Status.NOT_JUDGED if case.said else Status.PASSED
-    return Finding(GROUP, case.name, status, case.said or "as the API promises")
+    return Finding(GROUP, case.name, status, sentence)
 
 
 def _of_exchanges(

@@ -13,7 +13,7 @@ GROUP = "numerics"
 
 def judge_asked(both: Comparison) -> Iterator[Finding]:
     """Texts and prompts that only the new one refuses."""
-    answered = _answered(both.old) if both.old else set()
+    answered = _answered(both.old) if both.old and both.same_server else set()
     if not answered:
         return
     gone = {name: why for name, why in both.new.head.left_out.items() if name in answered}

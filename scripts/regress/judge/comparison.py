@@ -27,7 +27,24 @@ class Comparison:
     def relation(self) -> Relation:
         if self.old is None:
             return Relation.UNKNOWN
-        return relation_of(self.old.head.manifest, self.new.head.manifest)
+        relation = relation_of(self.old.head.manifest, self.new.head.manifest)
+        if relation is Relation.REBUILD and not self.same_machine:
+            return Relation.REORDERED
+        return relation
+
+    @property
+    def same_machine(self) -> bool:
+        """Whether both were asked on machines that are alike, as far as is known of both."""
+        if self.old is None or not self.old.head.machine or not self.new.head.machine:
+            return False
+        sides = ({**side.head.machine, "memory": ""} for side in (self.old, self.new))
+        old, new = sides
+        return old == new
+
+    @property
+    def same_server(self) -> bool:
+        """Whether both are of one kind, such as vLLM: another kind need not do the same."""
+        return self.old is not None and self.old.head.server == self.new.head.server
 
     @property
     def same_source(self) -> bool:
@@ -35,12 +52,14 @@ class Comparison:
 
     @property
     def noise_mean(self) -> float:
-        """Nats a position by which either engine differs from itself, mean."""
-        return max(side.head.noise.mean for side in (self.old, self.new) if side is not None)
+        """Nats a position by which the old engine differs from itself, mean. The new one's own
+        would excuse what is wrong with it.
+        """
+        return self.old.head.noise.mean if self.old is not None else 0.0
 
     @property
     def noise_max(self) -> float:
-        return max(side.head.noise.max for side in (self.old, self.new) if side is not None)
+        return self.old.head.noise.max if self.old is not None else 0.0
 
     def scores(self) -> Iterator[tuple[Score, Score]]:
         """Texts that both scored, as far as the shorter context goes, with the same ids."""

@@ -11,7 +11,12 @@ from collections.abc import Iterator, Sequence
 from enginehouse.regress.explain import Relation
 from enginehouse.regress.findings import Figure, Finding, Status
 from enginehouse.regress.judge.comparison import Comparison, found, not_judged
-from enginehouse.regress.numerics.divergence import answer_kl, first_parting, kl_of_tops
+from enginehouse.regress.numerics.divergence import (
+    Parting,
+    answer_kl,
+    first_parting,
+    kl_of_tops,
+)
 from enginehouse.regress.numerics.perplexity import Ratio, perplexity, perplexity_ratio
 from enginehouse.regress.outcome import PerplexityRatio, TextDivergence
 
@@ -33,7 +38,7 @@ def judge_divergence(both: Comparison, texts: Sequence[TextDivergence]) -> Itera
     values = [value for text in texts for value in text.kl]
     if values:
         yield _judged_kl(both, "kl", values, f"{len(texts)} texts, {len(values)} positions")
-    elif both.old.scores and not both.new.scores:
+    elif both.old.scores and not both.new.scores and both.same_server:
         why = both.new.head.left_out.get("texts", "they have other tokens")
         yield found(GROUP, "kl", False, f"The old engine scores its texts, the new one not: {why}.")
     else:
@@ -82,20 +87,24 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
         return
     partings = []
     for old, new in pairs:
-        index, tie = first_parting(old.tokens, new.tokens, old.top)
-        if index is None and old.text != new.text:
-            index = 0  # no tokens are told, and the texts differ
-        if index is not None:
-            partings.append((math.inf if tie is None else tie, index, old.name))
+        parting = first_parting(old.tokens, new.tokens, old.top)
+        if parting.place is None and old.text != new.text:
+            parting = Parting(0)  # no tokens are told, and the texts differ
+        if parting.place is not None:
+            partings.append((parting, old.name))
     equal = len(pairs) - len(partings)
     told = f"{equal} of {len(pairs)} greedy answers are the old ones"
     figures: dict[str, Figure] = {"equal": equal, "of": len(pairs)}
     if not partings:
         yield found(GROUP, "greedy", True, f"{told}.", **figures)
         return
-    tie, index, name = max(partings)
-    preferred = "by more than is told" if math.isinf(tie) else f"by {tie:.3g} nats"
-    told += f"; {name!r} parts at token {index}, where the old engine preferred its own {preferred}"
+    (place, tie, at_least), name = max(partings, key=lambda each: _nats(each[0]))
+    preferred = f"at least {at_least:.3g}" if tie is None else f"{tie:.3g}"
+    told += (
+        f"; {name!r} parts at token {place}, where the old engine preferred its own by {preferred} "
+        "nats"
+    )
+    nats = at_least if tie is None else tie
     if not both.same_source:
         yield not_judged(
             GROUP, "greedy", f"{told}; another source may answer otherwise.", **figures
@@ -107,10 +116,22 @@ def judge_greedy(both: Comparison) -> Iterator[Finding]:
     wanted = (
         "answers of other numbers may part" if math.isinf(limit) else f"wanted at most {limit:g}"
     )
-    sentence = f"{told}; {wanted}."
-    yield found(
-        GROUP, "greedy", tie <= limit, sentence, **figures, tie=None if math.isinf(tie) else tie
-    )
+    figures |= {"tie": tie, "at_least": at_least}
+    if (
+        0 < limit < math.inf
+        and nats <= limit
+        and any(parting.tie is None for parting, _ in partings)
+    ):
+        untold = sum(parting.tie is None for parting, _ in partings)
+        told += f"; how near {untold} were to a tie is not told"
+        yield not_judged(GROUP, "greedy", f"{told}; {wanted}.", **figures)
+        return
+    passed = nats <= limit if limit else False
+    yield found(GROUP, "greedy", passed, f"{told}; {wanted}.", **figures)
+
+
+def _nats(parting: Parting) -> float:
+    return parting.at_least if parting.tie is None else parting.tie
 
 
 def perplexity_ratios(both: Comparison) -> list[PerplexityRatio]:

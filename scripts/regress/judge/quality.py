@@ -14,7 +14,7 @@ GROUP = "quality"
 def judge_tasks(both: Comparison) -> Iterator[Finding]:
     new = {solved.name: solved.right for solved in both.new.solved}
     if not new:
-        if both.old is not None and both.old.solved:
+        if both.old is not None and both.old.solved and both.same_server:
             why = both.new.head.left_out.get("tasks", "it was not asked")
             yield found(
                 GROUP, "tasks", False, f"The old engine takes tasks, the new one not: {why}."
@@ -30,15 +30,16 @@ def judge_tasks(both: Comparison) -> Iterator[Finding]:
         yield not_judged(GROUP, "tasks", f"{why}; {right} are solved.", right=right)
         return
     old_right = sum(solved.right for solved in shared)
-    if not old_right:
-        yield not_judged(
-            GROUP, "tasks", f"The old engine solves none; {right} are solved.", right=right
+    limit = both.limits.task_p
+    if old_right < least_loss_seen(limit):
+        told = (
+            f"{right} of {len(new)} tasks are solved, and too few were by the old engine to see a"
         )
+        yield not_judged(GROUP, "tasks", f"{told} loss: {old_right}.", right=right, old=old_right)
         return
     lost, gained, p = compare_solved(
         [solved.right for solved in shared], [new[solved.name] for solved in shared]
     )
-    limit = both.limits.task_p
     sentence = (
         f"{right} of {len(new)} tasks are solved, {old_right} by the old engine: {lost} lost, "
         f"{gained} gained; so many are lost by chance with p = {p:.3g} (McNemar), wanted at least "

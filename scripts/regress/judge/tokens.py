@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from enginehouse.regress.explain import Relation
 from enginehouse.regress.findings import Finding
 from enginehouse.regress.judge.comparison import Comparison, found, not_judged
 from enginehouse.regress.suite.suite import Suite
@@ -66,21 +67,21 @@ def _ends(both: Comparison) -> Finding:
     if gone:
         sentence = f"The older engine ends at token {gone[0]}, and the new one's manifest lacks it."
         return found(GROUP, "end_tokens", False, sentence, lost=len(gone))
-    pairs = list(both.answers())
-    ended = [(old, new) for old, new in pairs if old.finish_reason != "length"]
-    lost = [
-        new.name
-        for old, new in ended
-        if new.finish_reason == "length" and new.text.startswith(old.text)
-    ]
-    if lost:
+    ended = [(old, new) for old, new in both.answers() if old.finish_reason != "length"]
+    same = [(old, new) for old, new in ended if new.text.startswith(old.text)]
+    lost = [new.name for _, new in same if new.finish_reason == "length"]
+    # Between other numbers one answer may go on where it was in doubt, and not every one.
+    is_lost = bool(lost) if both.relation is Relation.REBUILD else len(lost) == len(same) > 1
+    if is_lost and both.same_source:
         sentence = (
             f"{len(lost)} of {len(ended)} answers that ended by themselves go on to their limit "
             f"from the same text: {lost[0]!r}; is an end token lost?"
         )
         return found(GROUP, "end_tokens", False, sentence, lost=len(lost), of=len(ended))
-    sentence = f"Of {len(ended)} answers that ended by themselves none goes on."
-    return found(GROUP, "end_tokens", True, sentence, lost=0, of=len(ended))
+    sentence = f"Of {len(ended)} answers that ended by themselves {len(lost) or 'none'} goes on"
+    if not both.same_source:
+        return not_judged(GROUP, "end_tokens", f"{sentence}; another source may say more.")
+    return found(GROUP, "end_tokens", True, f"{sentence}.", lost=len(lost), of=len(ended))
 
 
 def _tokens_gone(both: Comparison) -> list[int]:

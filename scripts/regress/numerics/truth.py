@@ -8,10 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from enginehouse.runtime.errors import EnginehouseError
 
+if TYPE_CHECKING:  # torch, which a run without a reference does without
+    from enginehouse.build.source import SourceCheckpoint
+
 _ROWS_AT_ONCE = 256  # of logits: a vocabulary of 128k takes 128 MiB
+
+
+def open_reference(checkpoint: str) -> SourceCheckpoint:
+    """Raises EnginehouseError for what is no checkpoint that can be read."""
+    from enginehouse.build.resolve.resolve import resolve_source
+
+    return resolve_source(checkpoint, Path(".cache"))
 
 
 def true_tops(
@@ -28,9 +39,8 @@ def true_tops(
 
     from enginehouse.build.families.hf_config import model_config
     from enginehouse.build.quantize.reference import ReferenceModel
-    from enginehouse.build.resolve.resolve import resolve_source
 
-    source = resolve_source(checkpoint, Path(".cache"))
+    source = open_reference(checkpoint)
     config = model_config(source.config, "float32")
     beyond = max((max(ids) for ids in texts), default=0)
     if beyond >= config.vocab_size:

@@ -37,7 +37,7 @@ _STATUS_OF = {
 # Control characters; lone surrogates and non-characters, which no file of UTF-8 or XML takes; and
 # what turns the direction of a line, in which a path could read as another.
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u202a-\u202e\u2066-\u2069]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )
 
 

@@ -38,6 +38,12 @@ class Load:
             return False
         return True
 
+    def share_room(self, other: Load) -> None:
+        """Ask both what the smaller context has room for."""
+        self.num_tokens = other.num_tokens = min(self.num_tokens, other.num_tokens)
+        rooms = [room for room in (self._prompt_room, other._prompt_room) if room is not None]
+        self._prompt_room = other._prompt_room = min(rooms, default=None)
+
     def prompts(self, clients: int, pair: int) -> list[str | list[int]]:
         """Text; ids where a small context has to be kept."""
         texts = [
@@ -61,7 +67,7 @@ def take_all_turns(
 ) -> list[LoadTurns]:
     """Of both servers, load by load."""
     ours, theirs = Load(old, limits), Load(new, limits)
-    ours.num_tokens = theirs.num_tokens = min(ours.num_tokens, theirs.num_tokens)
+    ours.share_room(theirs)
     turns = limits.turns
     return [
         take_turns(
@@ -79,8 +85,10 @@ def take_all_turns(
 
 
 def alone(subject: Subject, limits: Limits, say: Callable[[str], None]) -> list[Turn]:
-    """The least number of turns at each load, after one that warms up; for a recording."""
-    load, found = Load(subject, limits), []
+    """The least number of turns at each load, after one that warms up; for a recording. Raises
+    EnginehouseError when a stream fails.
+    """
+    load, found = Load(subject, limits), list[Turn]()
     for clients in limits.turns.clients:
         for number in range(limits.turns.least + 1):
             say(f"{clients} at once: turn {number}")

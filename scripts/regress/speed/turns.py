@@ -15,6 +15,7 @@ from typing import NamedTuple
 from enginehouse.regress.speed.metrics import STEP, TOKENS_PER_S, TTFT, Metric
 from enginehouse.regress.speed.settling import Answer, Interval, paired_interval, settle
 from enginehouse.regress.speed.turn import Turn
+from enginehouse.runtime.errors import EnginehouseError
 
 Asked = str | list[int]
 
@@ -49,6 +50,7 @@ class LoadTurns:
 
     clients: int
     pairs: list[Pair] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # old or new, and what it said
 
     def goodness(self, metric: Metric) -> list[float]:
         """Each pair's ratio, more than 1 better; [] where a turn has no such figure."""
@@ -79,18 +81,21 @@ def take_turns(
     advance: Callable[[LoadTurns], None] = lambda load: None,
 ) -> LoadTurns:
     """prompts_of(number of a pair): what both of it are asked. One pair before them is not counted:
-    it warms both up.
+    it warms both up. A side that fails ends the load, and is told.
     """
     load = LoadTurns(clients)
     began = time.monotonic()
     for number, old_first in zip(count(), _order()):
-        prompts = prompts_of(number)
-        if old_first:
-            before = old(prompts)
-            pair = Pair(before, new(prompts))
-        else:
-            after = new(prompts)
-            pair = Pair(old(prompts), after)
+        prompts, found = prompts_of(number), dict[str, Turn]()
+        sides = {"old": old, "new": new}
+        for side in ("old", "new") if old_first else ("new", "old"):
+            try:
+                found[side] = sides[side](prompts)
+            except EnginehouseError as error:
+                load.failed[side] = str(error)
+        if load.failed:
+            return load
+        pair = Pair(found["old"], found["new"])
         if number == 0:
             continue
         load.pairs.append(pair)

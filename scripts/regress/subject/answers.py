@@ -4,13 +4,16 @@ probabilities. Judges nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import msgspec
 
 from enginehouse.regress.subject.api import CHAT, COMPLETIONS, Api
 from enginehouse.regress.subject.scores import NUM_TOP, tokenize
+from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.client.connection import ServerRefused
 
 _DIGITS = 6
 
@@ -46,29 +49,58 @@ def answer_prompt(
     tools: list[dict[str, Any]] | None = None,
     max_tokens: int,
 ) -> Answer:
-    """Either a prompt is continued, or messages are answered. Raises ServerRefused."""
+    """Either a prompt is continued, or messages are answered. Raises ServerRefused, and
+    EnginehouseError for what is no answer.
+    """
     fields: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0}
     if messages is None:
-        body = api.ask(COMPLETIONS, prompt=prompt, logprobs=NUM_TOP, **fields)
-        choice = body["choices"][0]
-        text = str(choice["text"])
-        ids = prompt if isinstance(prompt, list) else tokenize(api, prompt=prompt)
+        asked = prompt if isinstance(prompt, list) else None
+        choice = _choice(api, COMPLETIONS, {"prompt": prompt, **fields}, {"logprobs": NUM_TOP})
+        ids = tokenize(api, prompt=prompt) if asked is None else asked
     else:
-        fields |= {"tools": tools} if tools else {}
-        body = api.ask(CHAT, messages=messages, logprobs=True, top_logprobs=NUM_TOP, **fields)
-        choice = body["choices"][0]
-        text = _said(choice["message"])
-        ids = tokenize(api, messages=messages, **({"tools": tools} if tools else {}))
-    entries = entries_of(choice.get("logprobs"))
+        shown = {"messages": messages, **({"tools": tools} if tools else {})}
+        wanted = {"logprobs": True, "top_logprobs": NUM_TOP}
+        choice = _choice(api, CHAT, {**shown, **fields}, wanted)
+        ids = tokenize(api, **shown)
+    with answers_of(name):
+        text = str(choice["text"]) if messages is None else _said(choice["message"])
+        entries = entries_of(choice.get("logprobs"))
     return Answer(
         name,
         ids,
         text,
-        str(choice["finish_reason"]),
+        str(choice.get("finish_reason")),
         [entry.token for entry in entries],
         [_rounded(entry.logprob) for entry in entries],
         [{token: _rounded(value) for token, value in entry.top.items()} for entry in entries],
     )
+
+
+def _choice(
+    api: Api, path: str, fields: dict[str, Any], logprobs: dict[str, Any]
+) -> dict[str, Any]:
+    """The first of an answer; without log probabilities where a server has none, or fewer."""
+    try:
+        body = api.ask(path, **fields, **logprobs)
+    except ServerRefused as error:
+        if error.status != 400:
+            raise
+        body = api.ask(path, **fields)
+    with answers_of(path):
+        choice: dict[str, Any] = body["choices"][0]
+        return choice
+
+
+@contextmanager
+def answers_of(what: str) -> Iterator[None]:
+    """What is not of the shape that it should have is one sentence."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EnginehouseError(
+            f"the answer to {what} is of no shape known here ({reason})"
+        ) from None
 
 
 def _said(message: Mapping[str, Any]) -> str:
@@ -99,6 +131,7 @@ def entries_of(logprobs: dict[str, Any] | None) -> list[Entry]:
         Entry(item["token"], item["logprob"], {t["token"]: t["logprob"] for t in reversed(tops)})
         for item in logprobs["content"] or []
         for tops in [item.get("top_logprobs") or []]
+        if item["logprob"] is not None
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Mapping
 from typing import Any, NamedTuple
 
@@ -30,7 +31,7 @@ class Api:
 
     def __init__(self, connection: Connection, model: str | None = None) -> None:
         self.connection = connection
-        self.root = connection.at(connection.address.base.partition("/v1")[0])
+        self.root = connection.at(re.sub("/v1(/.*)?$", "", connection.address.base))
         self.model = model or connection.first_model()
 
     def reply(self, path: str, **fields: Any) -> Reply:

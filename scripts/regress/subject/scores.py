@@ -10,7 +10,7 @@ import msgspec
 
 from enginehouse.regress.subject.api import COMPLETIONS, TOKENIZE, Api
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.client.connection import ServerRefused
+from enginehouse.server.client.connection import ServerUnreachable
 
 NUM_TOP = 8
 _DIGITS = 6  # of a log probability: a baseline is kept in git
@@ -32,7 +32,9 @@ def tokenize(api: Api, **what: Any) -> list[int] | None:
     """Ids of a prompt or of messages; None where the server has no /tokenize that tells them."""
     try:
         tokens = api.ask(TOKENIZE, **what).get("tokens")
-    except (ServerRefused, EnginehouseError):
+    except ServerUnreachable:
+        raise
+    except EnginehouseError:  # refused, or no JSON
         return None
     told = isinstance(tokens, list) and all(isinstance(token, int) for token in tokens)
     return tokens if tokens and told else None  # llama.cpp tells none of a prompt by this name
@@ -43,6 +45,16 @@ def score_text(api: Api, name: str, kind: str, ids: list[int]) -> Score | None:
     the prompt is too long for it.
     """
     answer = api.ask(COMPLETIONS, prompt=ids, max_tokens=1, temperature=0, prompt_logprobs=NUM_TOP)
+    try:
+        return _score(answer, name, kind, ids)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise EnginehouseError(
+            f"prompt_logprobs of {name} are of no shape known here ({reason})"
+        ) from None
+
+
+def _score(answer: dict[str, Any], name: str, kind: str, ids: list[int]) -> Score | None:
     told = answer["choices"][0].get("prompt_logprobs") or answer.get("prompt_logprobs")
     if not told:
         return None

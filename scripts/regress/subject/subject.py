@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ _START_S = 1200.0
 _SILENCE_S = 600.0
 _MAX_BYTES = 64 << 20  # the log probabilities of a long prompt
 _OURS = "enginehouse"
+_KEYS, _KEYS_FILE = "ENGINEHOUSE_API_KEYS", "ENGINEHOUSE_API_KEYS_FILE"
 
 
 @dataclass
@@ -54,6 +56,11 @@ class Subject:
         return found if isinstance(found, int) else None
 
     @property
+    def kind(self) -> str:
+        """What the server calls itself, such as vllm; "" of one that does not say."""
+        return str(self.limits.get("owned_by", ""))
+
+    @property
     def machine(self) -> dict[str, str]:
         """Of an engine that is served here; a URL's is not known."""
         return describe_machine() if self.server is not None else {}
@@ -69,7 +76,7 @@ def open_subject(
 ) -> Generator[Subject, None, None]:
     """Start what is to be started, and say who answers. Raises EnginehouseError.
 
-    log: the server's, kept when it fails.
+    log: the server's, kept when it fails. model, api_key: of a URL.
     """
     if is_address(target):
         yield _asked(target, target, model, api_key)
@@ -81,11 +88,12 @@ def open_subject(
     manifest = read_engine(Path(target)).manifest
     port = free_port()
     began = time.monotonic()
-    with OwnServer(serve_command(target, port), port, log) as server:
+    key = secrets.token_urlsafe()
+    with OwnServer(serve_command(target, port), port, log, _keyed(key)) as server:
         server.wait_ready(_START_S)
         start_s = time.monotonic() - began
         try:
-            subject = _asked(target, f"http://127.0.0.1:{port}", model, _own_key())
+            subject = _asked(target, f"http://127.0.0.1:{port}", None, key)
             subject.manifest, subject.server, subject.start_s = manifest, server, start_s
             yield subject
         except ServerUnreachable as error:
@@ -103,10 +111,10 @@ def time_start(target: str, log: Path) -> float:
         return time.monotonic() - began
 
 
-def _own_key() -> str | None:
-    """A server of our own reads this environment, keys too."""
-    keys = os.environ.get("ENGINEHOUSE_API_KEYS", "")
-    return keys.split(",")[0].strip() or None
+def _keyed(key: str) -> dict[str, str]:
+    """This environment, which a server of our own reads, with a key that nobody else has."""
+    env = {name: value for name, value in os.environ.items() if name != _KEYS_FILE}
+    return {**env, _KEYS: key}
 
 
 def _asked(target: str, url: str, model: str | None, api_key: str | None) -> Subject:

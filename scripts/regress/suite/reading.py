@@ -67,7 +67,11 @@ def load_suite(path: Path | None = None) -> Suite:
             [_prompt(given) for given in file.prompts],
             [task for given in file.tasks for task in _tasks(given)],
         )
-        for kind, names in (("texts", suite.texts), ("prompts", suite.prompts)):
+        for kind, names in (
+            ("texts", suite.texts),
+            ("prompts", suite.prompts),
+            ("tasks", suite.tasks),
+        ):
             twice = {item.name for item in names if [i.name for i in names].count(item.name) > 1}
             if twice:
                 raise ValueError(f"{kind} have {min(twice)!r} twice; wanted a name for each")
@@ -83,6 +87,8 @@ def _text(given: _Text) -> Text:
     if (given.text is None) == (given.ledger is None):
         raise ValueError(f"text {given.name!r} has to have either `text` or `ledger`")
     text = ledger(given.ledger) if given.ledger is not None else given.text or ""
+    if not text.strip():
+        raise ValueError(f"text {given.name!r} is empty")
     return Text(given.name, given.kind, repeated(text, given.repeat or 1))
 
 
@@ -94,7 +100,7 @@ def _prompt(given: _Prompt) -> Prompt:
     messages = given.messages
     if before and messages:
         messages = json.loads(json.dumps(messages))
-        messages[-1]["content"] = before + str(messages[-1]["content"])
+        messages[-1]["content"] = before + str(messages[-1].get("content") or "")
     return Prompt(given.name, prompt, messages, given.tools, given.max_tokens)
 
 

@@ -51,8 +51,11 @@ def test_another_server_has_to_do_what_it_did() -> None:
 
 def test_what_could_not_be_asked_is_told_and_not_judged() -> None:
     for is_ours in (True, False):
+        for old in (None, [], [SKIPPED]):
+            found = judged(old, SKIPPED, is_ours)
+            assert (found.status, found.sentence) == (Status.NOT_JUDGED, SKIPPED.said)
         found = judged([PASSED], SKIPPED, is_ours)
-        assert (found.status, found.sentence) == (Status.NOT_JUDGED, SKIPPED.said)
+        assert found.status is Status.CANNOT_TELL and SKIPPED.said in found.sentence
 
 
 def test_a_field_that_is_gone_is_a_regression_and_a_new_one_is_told() -> None:

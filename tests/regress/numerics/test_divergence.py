@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from enginehouse.regress.numerics.divergence import answer_kl, first_parting, kl_of_tops
+from enginehouse.regress.numerics.divergence import (
+    Parting,
+    answer_kl,
+    first_parting,
+    kl_of_tops,
+)
 
 
 def tops(logits: torch.Tensor, count: int) -> dict[int, float]:
@@ -35,8 +40,23 @@ def test_equal_sides_are_0_apart_and_sides_that_share_nothing_tell_nothing() -> 
 def test_answers_are_compared_as_far_as_both_read_the_same() -> None:
     old, new = ["a", "b", "c"], ["a", "x", "c"]
     top = [{"a": -0.1}, {"b": -0.5, "x": -1.5}, {"c": -0.1}]
-    assert first_parting(old, new, top) == (1, 1.0)
+    assert first_parting(old, new, top) == Parting(1, 1.0)
     assert len(answer_kl(old, new, top, top)) == 2
-    assert first_parting(old, old, top) == (None, None)
-    assert first_parting(old, old[:2], top) == (2, None)
-    assert first_parting(old, ["z"], top) == (0, None)  # what z had is not told
+    assert first_parting(old, old, top) == Parting(None)
+    assert first_parting(old, old[:2], top) == Parting(2)
+    assert first_parting(old, ["z"], top) == Parting(0)  # what z had is not told
+    known = [{"a": -0.1, "b": -3.0}]
+    assert first_parting(["a"], ["z"], known) == Parting(0, None, pytest.approx(2.9))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.5])
+def test_what_is_no_distribution_is_as_far_as_can_be(value: float) -> None:
+    good = {1: -0.1, 2: -3.0}
+    for bad in ({1: value, 2: -3.0}, {1: -0.1, 2: value}):
+        assert kl_of_tops(good, bad) == kl_of_tops(bad, good) == 1000.0
+
+
+def test_a_token_that_cannot_be_has_no_part_and_one_that_must_be_is_far() -> None:
+    never = {1: -0.1, 2: -math.inf}
+    assert kl_of_tops(never, never) == pytest.approx(0)
+    assert kl_of_tops({1: 0.0}, {1: -math.inf}) == 1000.0

@@ -61,6 +61,8 @@ def test_a_suite_of_ones_own_replaces_all_of_it(tmp_path: Path) -> None:
         ("texts: [{name: a}]", "text 'a' has to have either `text` or `ledger`"),
         ("prompts: [{name: a, prompt: b, messages: []}]", "either `prompt` or `messages`"),
         ("prompts: [{name: a, prompt: b}, {name: a, prompt: c}]", "prompts have 'a' twice"),
+        ("tasks: [{kind: k, ask: [[Q, A]]}, {kind: k, ask: [[R, B]]}]", "tasks have 'k.0' twice"),
+        ("texts: [{name: a, text: ' '}]", "text 'a' is empty"),
         ("texts: [", "is no suite"),
         ("- a", "is no suite"),
     ],
