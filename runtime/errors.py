@@ -42,13 +42,21 @@ class RequestError(EnginehouseError):
     param: the path of the field at fault (`messages[0].content`), None when it is no field.
     code: a short machine-readable word, as OpenAI's errors carry it.
     status: the HTTP status to answer with.
+    retry_after_s: when it may be sent again, where that is known.
     """
 
     def __init__(
-        self, message: str, *, param: str | None = None, code: str | None = None, status: int = 400
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        status: int = 400,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
         self.code = code
         self.status = status
+        self.retry_after_s = retry_after_s

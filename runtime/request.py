@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from enginehouse.runtime.errors import RequestError
+
 
 class FinishReason(str, enum.Enum):
     """Why a sequence ended."""
@@ -102,11 +104,25 @@ class TokenLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why an engine takes a request no further that its server found legal: the sender's fault."""
+    """Why an engine takes a request no further that its server found legal: the sender's fault, or
+    that there is no room. status: HTTP's. retry_after_s: when it may be sent again.
+    """
 
     message: str
     param: str | None = None
     code: str | None = None
+    status: int = 400
+    retry_after_s: int | None = None
+
+    def error(self) -> RequestError:
+        """The same, to be raised."""
+        return RequestError(
+            self.message,
+            param=self.param,
+            code=self.code or "invalid_value",
+            status=self.status,
+            retry_after_s=self.retry_after_s,
+        )
 
 
 class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):

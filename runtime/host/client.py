@@ -21,6 +21,7 @@ from enginehouse.runtime.host import messages
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
+    Refusal,
     Request,
     SamplingParams,
     TokenOutput,
@@ -100,6 +101,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._ready = False
         self._stats = ExecutorStats()
+        self._no_room: Refusal | None = None
         self._moved_s = time.monotonic()  # when the host last did something, or had nothing to do
         self._generations: dict[int, Generation] = {}
         self._next_id = itertools.count(1)
@@ -127,6 +129,11 @@ class EngineClient:
     @property
     def stats(self) -> ExecutorStats:
         return self._stats
+
+    def check_room(self) -> None:
+        """RequestError while the host's queue is full, as far as this worker has heard."""
+        if self._no_room is not None:
+            raise self._no_room.error()
 
     def submit(
         self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
@@ -203,6 +210,9 @@ class EngineClient:
             elif isinstance(message, messages.Ready):
                 self._info, self._ready = message.info, True
                 self._stats, self._moved_s = ExecutorStats(), time.monotonic()
+                self._no_room = None
+            elif isinstance(message, messages.Room):
+                self._no_room = message.refusal
             else:
                 log.error("the engine host refused this worker: %s", message.reason)
 

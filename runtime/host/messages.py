@@ -12,9 +12,9 @@ import msgspec
 from msgspec.structs import replace
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.request import EngineInfo, ExecutorStats, Request, TokenOutput
+from enginehouse.runtime.request import EngineInfo, ExecutorStats, Refusal, Request, TokenOutput
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
 
@@ -60,6 +60,14 @@ class Stats(msgspec.Struct, tag="stats", frozen=True):
     stats: ExecutorStats
 
 
+class Room(msgspec.Struct, tag="room", frozen=True):
+    """Host -> worker: whether the queue has room, each time that changes; and about once a second
+    while it has none. refusal: what is answered meanwhile.
+    """
+
+    refusal: Refusal | None
+
+
 class Refused(msgspec.Struct, tag="refused", frozen=True):
     """Host -> worker: the connection cannot be used (another protocol version)."""
 
@@ -67,7 +75,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 ToHost = Hello | Submit | Cancel
-ToWorker = Ready | Outputs | Stats | Refused
+ToWorker = Ready | Outputs | Stats | Room | Refused
 Message = ToHost | ToWorker
 
 _encoder = msgspec.msgpack.Encoder()

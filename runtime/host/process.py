@@ -26,6 +26,8 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EnginehouseError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
+from enginehouse.runtime.host.admission import Admission, QueueLimits
+from enginehouse.runtime.host.heartbeat import Heartbeat
 from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
 from enginehouse.runtime.host.throughput import Throughput
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
@@ -45,9 +47,18 @@ class EngineHost:
     Clients number their requests themselves; the executor's ids are this class's own.
     """
 
-    def __init__(self, executor: Executor, socket: zmq.Socket[bytes]) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        socket: zmq.Socket[bytes],
+        limits: QueueLimits = QueueLimits(),  # noqa: B008
+        heartbeat_fd: int | None = None,
+    ) -> None:
         self.executor = executor
         self.socket = socket
+        self.admission = Admission(limits, executor.info.max_batch_size)
+        self.heartbeat = Heartbeat(heartbeat_fd, time.monotonic())
+        self._was_full = False
         self._ids: dict[tuple[bytes, int], int] = {}  # (client, its id) -> executor's id
         self._owners: dict[int, tuple[bytes, int]] = {}  # and back
         self._clients: set[bytes] = set()
@@ -61,6 +72,8 @@ class EngineHost:
             self._receive(0 if self.executor.busy else _IDLE_POLL_MS)
             if self.executor.busy:
                 self._hand_out(self.executor.poll(_LONGEST_POLL_S))
+            self._end_overdue()
+            self._tell_room()
             self._report_stats()
 
     def _receive(self, timeout_ms: int) -> None:
@@ -75,8 +88,7 @@ class EngineHost:
 
     def _handle(self, client: bytes, message: messages.ToHost) -> None:
         if isinstance(message, messages.Submit):
-            for request in message.requests:
-                self._submit(client, request)
+            self._submit_all(client, message.requests)
         elif isinstance(message, messages.Cancel):
             for request_id in message.request_ids:
                 self._cancel(client, request_id)
@@ -89,6 +101,17 @@ class EngineHost:
         else:
             self._clients.add(client)
             self._send(client, messages.Ready(messages.PROTOCOL_VERSION, self.executor.info))
+
+    def _submit_all(self, client: bytes, requests: list[Request]) -> None:
+        """All of one answer's sequences, or none."""
+        num_tokens = sum(len(request.prompt_ids) for request in requests)
+        refusal = self.admission.refusal(len(requests), num_tokens)
+        for request in requests:
+            if refusal is None:
+                self._submit(client, request)
+            else:
+                error = refusal.error()
+                self._tell(client, [_failed(request.request_id, error, refusal)])
 
     def _submit(self, client: bytes, request: Request) -> None:
         self._next_id += 1
@@ -105,11 +128,13 @@ class EngineHost:
             return
         self._ids[client, request.request_id] = self._next_id
         self._owners[self._next_id] = (client, request.request_id)
+        self.admission.join(self._next_id, len(request.prompt_ids))
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         own_id = self._ids.pop((client, request_id), None)
         if own_id is not None:
             del self._owners[own_id]
+            self.admission.leave(own_id)
             self.executor.cancel(own_id)
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
@@ -117,7 +142,9 @@ class EngineHost:
         by_client: dict[bytes, list[TokenOutput]] = {}
         for output in outputs:
             client, request_id = self._owners[output.request_id]
+            self.admission.begin(output.request_id)
             if output.finish_reason is not None:
+                self.admission.leave(output.request_id)
                 del self._owners[output.request_id], self._ids[client, request_id]
             translated = structs.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)
@@ -153,11 +180,29 @@ class EngineHost:
             for owner, request_id in [key for key in self._ids if key[0] == client]:
                 self._cancel(owner, request_id)
 
+    def _end_overdue(self) -> None:
+        """Those that wait for too long are told so, and run for nobody."""
+        for own_id in self.admission.overdue():
+            client, request_id = self._owners[own_id]
+            self._cancel(client, request_id)
+            refusal = self.admission.timeout()
+            self._tell(client, [_failed(request_id, refusal.error(), refusal)])
+
+    def _tell_room(self, again: bool = False) -> None:
+        """Workers refuse what would find no room before they read its prompt."""
+        refusal = self.admission.refusal(1, 1)
+        if (refusal is not None) != self._was_full or (again and self._was_full):
+            self._was_full = refusal is not None
+            for client in list(self._clients):
+                self._send(client, messages.Room(refusal))
+
     def _report_stats(self) -> None:
         now = time.monotonic()
         if now >= self._next_stats_s:
             self._next_stats_s = now + _STATS_PERIOD_S
             stats = self.executor.stats()
+            self.heartbeat.beat(now, stats.num_running, stats.num_iterations)
+            self._tell_room(again=True)
             for client in list(self._clients):
                 self._send(client, messages.Stats(stats))
             if line := self._throughput.line(stats, now):
@@ -179,11 +224,17 @@ def report(ready_fd: int | None, line: dict[str, Any]) -> None:
         os.write(ready_fd, json.dumps(line).encode() + b"\n")
 
 
-def serve(engine_dir: Path, address: str, options: ExecutorOptions, ready_fd: int | None) -> None:
+def serve(
+    engine_dir: Path,
+    address: str,
+    options: ExecutorOptions,
+    ready_fd: int | None,
+    limits: QueueLimits = QueueLimits(),  # noqa: B008
+) -> None:
     """Load an engine and serve it at a ZeroMQ address until SIGTERM, or until the parent dies.
 
-    ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests; with
-    it the host ends when its parent does.
+    ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests, then its
+    heartbeat; with it the host ends when its parent does.
     """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -206,7 +257,7 @@ def serve(engine_dir: Path, address: str, options: ExecutorOptions, ready_fd: in
         return not stopped and not orphaned
 
     try:
-        EngineHost(executor, socket).run(wanted)
+        EngineHost(executor, socket, limits, ready_fd).run(wanted)
     finally:
         executor.close()
         socket.close()
@@ -246,6 +297,10 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="let no neighbour in the batch change a result (slower: see docs/determinism.md)",
     )
+    queue = QueueLimits()
+    parser.add_argument("--max-queue-requests", type=int, default=queue.max_requests)
+    parser.add_argument("--max-queue-tokens", type=int, default=queue.max_tokens)
+    parser.add_argument("--max-queue-s", type=float, default=queue.max_wait_s)
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="(default info)")
     parser.add_argument(
         "--log-traffic",
@@ -275,7 +330,8 @@ def main(argv: list[str] | None = None) -> int:
         speculative_batch_size=args.speculative_batch_size,
     )
     try:
-        serve(args.engine, args.address, options, args.ready_fd)
+        limits = QueueLimits(args.max_queue_requests, args.max_queue_tokens, args.max_queue_s)
+        serve(args.engine, args.address, options, args.ready_fd, limits)
     except EnginehouseError as error:
         print(f"enginehouse-host: {error}", file=sys.stderr)
         report(args.ready_fd, {"error": str(error)})

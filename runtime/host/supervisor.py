@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -16,11 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from enginehouse.runtime.host.heartbeat import BEAT_S
+
 log = logging.getLogger("enginehouse.supervisor")
 
+DEFAULT_SILENCE_S = 120.0
 _FIRST_DELAY_S = 0.25
 _LONGEST_DELAY_S = 30.0
 _STABLE_AFTER_S = 60.0  # a host that lived this long starts with the first delay again
@@ -48,7 +53,8 @@ class HostSupervisor:
 
     on_ready is called with the engine's facts each time a host takes requests; on_failure with
     a sentence when the first host cannot serve its engine at all (restarting would not help).
-    Both run on the supervisor's thread.
+    Both run on the supervisor's thread. silence_s: a host that takes requests and sends no
+    heartbeat for so long stands still, and is ended.
     """
 
     def __init__(
@@ -56,7 +62,9 @@ class HostSupervisor:
         command: Sequence[str],
         on_ready: Callable[[dict[str, Any]], None],
         on_failure: Callable[[str], None],
+        silence_s: float = DEFAULT_SILENCE_S,
     ) -> None:
+        self._silence_s = silence_s
         self._command = list(command)
         self._on_ready = on_ready
         self._on_failure = on_failure
@@ -111,17 +119,36 @@ class HostSupervisor:
         self._process = process
         if self._stopping.is_set():  # stop() may have looked before there was a process
             self._signal(process, signal.SIGTERM)
-        with os.fdopen(reader, "rb") as pipe:
-            line = pipe.readline()  # empty when the host died before it said anything
         failure = None
-        if line:
-            facts = json.loads(line)
-            failure = facts.get("error")
-            if failure is None:
-                self._was_ready = True
-                self._on_ready(facts)
+        with os.fdopen(reader, "rb", buffering=0) as pipe:
+            line = pipe.readline()  # empty when the host died before it said anything
+            if line:
+                facts = json.loads(line)
+                failure = facts.get("error")
+                if failure is None:
+                    self._was_ready = True
+                    self._on_ready(facts)
+                    self._watch(process, pipe)
         process.wait()  # gunicorn may reap it first; that counts as its end too
         return failure
+
+    def _watch(self, process: subprocess.Popen[bytes], pipe: FileIO) -> None:
+        """Read the heartbeat until the host ends by itself, or stands still and is ended.
+
+        Silence is counted by waits, not by a clock: this process may have been the one that stood.
+        """
+        silent_s = 0.0
+        while process.poll() is None:
+            if select.select([pipe], [], [], BEAT_S)[0]:
+                silent_s = 0.0
+                if not pipe.read(4096):
+                    return
+            elif silent_s < self._silence_s:
+                silent_s += BEAT_S
+            else:
+                log.error("the engine host stood still for %g s and is ended", silent_s)
+                self._signal(process, signal.SIGKILL)
+                return
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], int]:
         """A new host, and the end of the pipe on which it reports."""

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
-from enginehouse.runtime.errors import EngineError, HostUnavailable, RequestError
+from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
     FinishReason,
-    Refusal,
     SamplingParams,
     TokenOutput,
 )
@@ -55,6 +54,7 @@ class EngineClient(Protocol):
     def info(self) -> EngineInfo: ...
     @property
     def stats(self) -> ExecutorStats: ...
+    def check_room(self) -> None: ...
     def submit(
         self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
     ) -> Generation: ...
@@ -223,7 +223,7 @@ class Completion:
     def _advance(self, generation: Generation, index: int, output: TokenOutput) -> Delta | None:
         if output.finish_reason is FinishReason.ERROR:
             if output.refusal is not None:
-                raise _refused(output.refusal)
+                raise output.refusal.error()
             raise EngineError(output.error or "the engine gave no reason")
         if output.finish_reason is FinishReason.CANCELLED:
             raise HostUnavailable("it cancelled this request; send it again")
@@ -344,7 +344,3 @@ class Completion:
             "model": self.terms.model,
             "system_fingerprint": self.terms.fingerprint,
         }
-
-
-def _refused(refusal: Refusal) -> RequestError:
-    return RequestError(refusal.message, param=refusal.param, code=refusal.code or "invalid_value")

@@ -96,6 +96,7 @@ def _check(service: Service, asked: Asked) -> EngineInfo:
     """The model must be the one that is served, its engine there, and each token one of its own."""
     service.check_model(asked.fields.model, param="model")
     service.check_ready()
+    service.client.check_room()
     info = service.client.info
     asked.check_vocabulary(info.vocab_size)
     asked.check_scores(info.scores_prompts)

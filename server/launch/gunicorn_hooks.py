@@ -20,7 +20,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.host.supervisor import HostSupervisor, host_command
 from enginehouse.server.launch import process_settings
-from enginehouse.server.launch.process_settings import host_flags
+from enginehouse.server.launch.process_settings import host_flags, watchdog_s
 
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
@@ -71,6 +71,7 @@ def check_engine() -> None:
     path = Path(os.environ.get("ENGINEHOUSE_ENGINE") or "ENGINEHOUSE_ENGINE (not set)")
     try:
         host_flags(os.environ)
+        watchdog_s(os.environ)
         if not is_hf_checkpoint(read_manifest(path)):
             read_engine(path)
     except EnginehouseError as error:
@@ -95,7 +96,9 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address, *host_flags(os.environ))
-    _supervisor = HostSupervisor(command, lambda facts: announce(url, facts), give_up)
+    _supervisor = HostSupervisor(
+        command, lambda facts: announce(url, facts), give_up, watchdog_s(os.environ)
+    )
     _supervisor.start()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import LEVELS
+from enginehouse.runtime.host.supervisor import DEFAULT_SILENCE_S
 
 _COUNT = "[1-9][0-9]{0,8}"
 # Variable, the host's flag, what its text must be, the same in words.
@@ -40,6 +41,17 @@ _HOST_SETTINGS = (
         *("ENGINEHOUSE_SPECULATIVE_BATCH_SIZE", "--speculative-batch-size"),
         *(_COUNT, "a number of sequences"),
     ),
+    ("ENGINEHOUSE_MAX_QUEUE_REQUESTS", "--max-queue-requests", _COUNT, "a number of sequences"),
+    (
+        "ENGINEHOUSE_MAX_QUEUE_TOKENS",
+        "--max-queue-tokens",
+        "[1-9][0-9]{0,11}",
+        "a number of tokens",
+    ),
+    (
+        *("ENGINEHOUSE_MAX_QUEUE_S", "--max-queue-s"),
+        *(r"(?=.*[1-9])[0-9]{1,6}(\.[0-9]{1,3})?", "a number of seconds"),
+    ),
     ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
     ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
     ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
@@ -61,6 +73,14 @@ def host_flags(env: Mapping[str, str]) -> list[str]:
     if env.get("ENGINEHOUSE_LOG_LEVEL"):
         flags += ["--log-level", log_level(env)]
     return flags + (["--log-traffic"] if logs_traffic(env) else [])
+
+
+def watchdog_s(env: Mapping[str, str]) -> float:
+    """Seconds without a heartbeat after which a host is ended."""
+    text = env.get("ENGINEHOUSE_WATCHDOG_S", "")
+    if text and not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise EnginehouseError(f"ENGINEHOUSE_WATCHDOG_S={text!r}; wanted a number of seconds")
+    return float(text) if text else DEFAULT_SILENCE_S
 
 
 def log_level(env: Mapping[str, str]) -> str:

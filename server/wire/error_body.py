@@ -20,14 +20,18 @@ _TYPES = {
 
 
 class ErrorAnswer(NamedTuple):
+    """retry_after_s: of the header, where the status has one."""
+
     status: int
     body: dict[str, Any]
+    retry_after_s: int = RETRY_AFTER_S
 
 
 def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
     """The answer to any exception; what is not meant for users tells only the request id."""
     if isinstance(error, RequestError):
-        return make_error(error.status, error.message, param=error.param, code=error.code)
+        answer = make_error(error.status, error.message, param=error.param, code=error.code)
+        return answer._replace(retry_after_s=error.retry_after_s or RETRY_AFTER_S)
     if isinstance(error, HostUnavailable):
         return make_error(503, f"the engine is not available: {error}", code="engine_unavailable")
     return make_error(

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from flask import Response
 
-from enginehouse.server.wire.error_body import RETRY_AFTER_S, ErrorAnswer
+from enginehouse.server.wire.error_body import ErrorAnswer
 
 TOKENS = "enginehouse.tokens"  # in WSGI's environ, for who logs: of the prompt, and of the answer
 
@@ -20,7 +20,7 @@ def json_response(data: Mapping[str, Any], status: int = 200) -> Response:
 def error_response(answer: ErrorAnswer) -> Response:
     response = json_response(answer.body, answer.status)
     if answer.status in (429, 503):
-        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+        response.headers["Retry-After"] = str(answer.retry_after_s)
     if answer.status == 401:
         response.headers["WWW-Authenticate"] = 'Bearer realm="enginehouse"'
     return response

@@ -16,6 +16,7 @@ from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
+    Refusal,
     SamplingParams,
     TokenLogprobs,
     TokenOutput,
@@ -58,6 +59,7 @@ class ScriptedClient:
     def __init__(self, info: EngineInfo, script: Script = (), ready: bool = True) -> None:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
+        self.no_room: Refusal | None = None
         self.stats = ExecutorStats(
             num_running=3,
             num_kv_blocks=10,
@@ -69,6 +71,10 @@ class ScriptedClient:
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []
         self.generations: list[ScriptedGeneration] = []
+
+    def check_room(self) -> None:
+        if self.no_room is not None:
+            raise self.no_room.error()
 
     def submit(
         self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0

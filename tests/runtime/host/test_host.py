@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.host import messages, process
+from enginehouse.runtime.host.admission import QueueLimits
 from enginehouse.runtime.host.client import EngineClient, Generation
 from enginehouse.runtime.host.log_lines import TRAFFIC
 from enginehouse.runtime.host.process import EngineHost
@@ -111,7 +112,7 @@ class ScriptedExecutor:
 class RunningHost:
     """An EngineHost on a native thread, as its process would run it."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008
         self.executor = ScriptedExecutor()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = socket = self.context.socket(zmq.ROUTER)
@@ -119,7 +120,7 @@ class RunningHost:
         socket.setsockopt(zmq.LINGER, 0)
         socket.bind(address)
         self.stopping = threading.Event()
-        host = EngineHost(self.executor, socket)
+        host = EngineHost(self.executor, socket, limits)
         self.thread = threading.Thread(target=host.run, args=(lambda: not self.stopping.is_set(),))
         self.thread.start()
 
@@ -340,6 +341,57 @@ def test_a_host_whose_loop_stands_still_with_work_is_noticed(
     wait_until(lambda: not client.stands_still, "an idle host does not stand still")
 
 
+@pytest.fixture
+def bounded(address: str) -> Iterator[EngineClient]:
+    """A client of a host that runs four sequences at once and lets one wait, for half a second."""
+    running = RunningHost(address, QueueLimits(max_requests=1, max_wait_s=0.5))
+    connected = EngineClient(address)
+    wait_until(lambda: connected.ready, "the client is ready")
+    yield connected
+    connected.close()
+    running.stop()
+
+
+def refusal_of(generation: Generation) -> Refusal:
+    event = generation.get(10)
+    assert event is not None and event[1].refusal is not None, event
+    return event[1].refusal
+
+
+def test_what_finds_no_room_is_refused_at_once_and_workers_hear_of_it(
+    bounded: EngineClient,
+) -> None:
+    running = [bounded.submit([1], [SamplingParams(10**9)]) for _ in range(4)]
+    pair = bounded.submit([1], [SamplingParams(1), SamplingParams(1)])
+    assert refusal_of(pair).status == 429, "all of an answer's sequences, or none"
+    bounded.check_room()
+    running.append(bounded.submit([1], [SamplingParams(10**9)]))
+    found = refusal_of(bounded.submit([1], [SamplingParams(1)]))
+    assert (found.status, found.code, found.retry_after_s) == (429, "queue_full", 5)
+
+    def is_full() -> bool:
+        try:
+            bounded.check_room()
+        except RequestError as error:
+            return (error.status, error.retry_after_s) == (429, 5)
+        return False
+
+    wait_until(is_full, "the worker heard of it")
+    running.pop().cancel()
+    wait_until(lambda: not is_full(), "there is room again")
+    assert read(bounded.submit([1], [SamplingParams(2)])) == {0: [2, 2]}
+    for generation in running:
+        generation.cancel()
+
+
+def test_who_gets_no_token_in_time_is_told_so(
+    bounded: EngineClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScriptedExecutor, "poll", lambda self, timeout_s: time.sleep(0.01) or [])
+    found = refusal_of(bounded.submit([1], [SamplingParams(1)]))
+    assert (found.status, found.code) == (503, "queue_timeout")
+
+
 def test_nonsense_on_the_socket_harms_nobody(address: str, client: EngineClient) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.DEALER)
@@ -414,8 +466,10 @@ def test_a_message_beyond_the_bound_is_refused_on_both_sides() -> None:
 def test_every_flag_of_the_host_reaches_the_executor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked: list[ExecutorOptions] = []
-    monkeypatch.setattr(process, "serve", lambda engine, at, options, fd: asked.append(options))
+    asked: list[tuple[ExecutorOptions, QueueLimits]] = []
+    monkeypatch.setattr(
+        process, "serve", lambda engine, at, options, fd, queue: asked.append((options, queue))
+    )
     logged: list[tuple[str, bool]] = []
     monkeypatch.setattr(process, "log_to_stderr", lambda *how: logged.append(how))
     wanted = ExecutorOptions(
@@ -442,9 +496,11 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
     flags += ["--log-level=error", "--log-traffic", "--prefill-ms=12.5"]
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
-    flags += ["--speculative-batch-size=3"]
+    flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
+    flags += ["--max-queue-s=7.5"]
     command = [str(tmp_path), "--address", "ipc://x"]
     assert process.main([*command, *flags]) == process.main(command) == 0
-    assert asked == [wanted, ExecutorOptions(grammars_at_once=True)]
+    plain = ExecutorOptions(grammars_at_once=True)
+    assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
     assert logged == [("error", True), ("info", False)]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)

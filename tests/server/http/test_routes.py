@@ -16,6 +16,7 @@ from gevent.pywsgi import WSGIServer
 
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import RequestError
+from enginehouse.runtime.request import Refusal
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import PATHS, ask, error_of
@@ -232,6 +233,19 @@ def test_a_host_that_stands_still_is_not_ready(http: FlaskClient, engine: Script
     response = http.get("/health/ready")
     assert response.status_code == 503 and "nothing for 20 s" in error_of(response)["message"]
     assert http.get("/health/live").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_a_full_queue_is_429_before_the_prompt_is_read(
+    http: FlaskClient, engine: ScriptedClient, path: str
+) -> None:
+    engine.no_room = Refusal("the queue is full", code="queue_full", status=429, retry_after_s=17)
+    prompt = {"messages": [USER]} if "chat" in path else {"prompt": "x" * 4000}
+    response = http.post(path, json={"model": "tiny/chat", **prompt})
+    assert response.status_code == 429 and response.headers["Retry-After"] == "17"
+    error = error_of(response)
+    assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+    assert not engine.submitted
 
 
 def test_a_compressed_body_is_refused_by_its_name(http: FlaskClient) -> None:

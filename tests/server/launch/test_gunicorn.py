@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -136,6 +137,54 @@ def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
             max_tokens=3,  # type: ignore[arg-type]
         )
         assert answer.choices[0].finish_reason
+
+
+def test_a_host_that_stands_still_is_ended_and_its_streams_are_told(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEHOUSE_WATCHDOG_S", "2")
+    server = Server(engine, tmp_path / "log")
+    with server.client() as client:
+        stream = client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            stream=True,
+            **LONG,  # type: ignore[arg-type]
+        )
+        next(iter(stream))
+        pid = server.host_pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(openai.APIError, match="engine host stopped"):
+            for _ in stream:
+                pass
+    wait_until(server.is_ready, "another host is ready")
+    assert server.host_pid() not in (None, pid)
+    assert server.stop() == 0
+    assert "the engine host stood still for 2 s and is ended" in (tmp_path / "log").read_text()
+
+
+def test_more_than_the_queue_holds_is_refused_with_when_to_come_again(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 40 at once, eight run and four wait; none of the others is kept."""
+    monkeypatch.setenv("ENGINEHOUSE_MAX_QUEUE_REQUESTS", "4")
+    server = Server(engine, tmp_path / "log")
+    url = f"{server.url}/v1/chat/completions"
+    body = {"model": "tiny-llama", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 200}
+
+    def ask(_: int) -> tuple[int, str | None]:
+        answer = httpx.post(url, json=body, timeout=120)
+        return answer.status_code, answer.headers.get("retry-after")
+
+    with ThreadPoolExecutor(40) as pool:
+        found = list(pool.map(ask, range(40)))
+    answered = sum(status == 200 for status, _ in found)
+    refused = [after for status, after in found if status == 429]
+    assert answered >= 12 and len(refused) == 40 - answered > 10
+    assert all(after and 1 <= int(after) <= 300 for after in refused)
+    wait_until(lambda: server.metric("enginehouse_num_requests_running") == 0, "all have ended")
+    assert server.stop() == 0
 
 
 def test_text_completions_of_several_prompts_have_logprobs(client: openai.OpenAI) -> None:

@@ -1,0 +1,36 @@
+"""That an engine moves, told to the host's parent: a byte a second on the pipe of its readiness.
+
+A host that stands still, in a step or as a whole, sends none: its parent ends it. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import os
+
+BEAT_S = 1.0
+
+
+class Heartbeat:
+    """fd: the pipe's end; None where nobody listens."""
+
+    def __init__(self, fd: int | None, now_s: float) -> None:
+        self._fd = fd
+        self._next_s = now_s
+        self._num_iterations = -1
+        if fd is not None:
+            os.set_blocking(fd, False)
+
+    def beat(self, now_s: float, num_running: int, num_iterations: int) -> None:
+        """Of a loop that came round: as long as nothing runs, or what runs gets on."""
+        if self._fd is None or now_s < self._next_s:
+            return
+        moves = not num_running or num_iterations != self._num_iterations
+        self._num_iterations = num_iterations
+        if moves:
+            self._next_s = now_s + BEAT_S
+            try:
+                os.write(self._fd, b"\n")
+            except BlockingIOError:
+                pass  # it is full: whoever should read stands still
+            except OSError:
+                self._fd = None  # nobody listens any more
