@@ -7,6 +7,7 @@ made, how tokens become text, or where the engine runs: it joins the files that 
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from collections.abc import Iterable
@@ -23,12 +24,14 @@ from enginehouse.server.http import completion_routes, token_routes
 from enginehouse.server.http.auth import KeyRing
 from enginehouse.server.http.cors import Cors
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
+from enginehouse.server.http.rate_limits import RateLimits
 from enginehouse.server.http.service import Service
+from enginehouse.server.http.shared_counts import SharedCounts
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import openapi
 from enginehouse.server.wire.error_body import error_answer, make_error
-from enginehouse.server.wire.responses import error_response, json_response
+from enginehouse.server.wire.responses import KEY_NAME, TOKENS, error_response, json_response
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # from 3.11 on
@@ -41,6 +44,7 @@ _ASKED = "enginehouse.path"  # of a request's environment: the path as the clien
 # What stands between a text and the engine is vLLM's, outside /v1; clients look for it there too.
 _OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_COUNTED = ("/v1/chat/completions", "/v1/completions")  # of what a key may ask in a minute
 _POSTS = {
     "/v1/chat/completions": completion_routes.chat_completions,
     "/v1/completions": completion_routes.text_completions,
@@ -70,7 +74,8 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_error_handlers(app)
     _add_request_ids(app, service.metrics)
     _add_cors(app, Cors(settings.cors_origins))
-    _add_keys(app, KeyRing(settings.api_keys))
+    counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
+    _add_keys(app, KeyRing(settings.api_keys), RateLimits(counts))
     app.wsgi_app = _one_path(app.wsgi_app)  # type: ignore[method-assign,assignment]
     return app
 
@@ -216,12 +221,30 @@ def _add_cors(app: Flask, cors: Cors) -> None:
         return response
 
 
-def _add_keys(app: Flask, keys: KeyRing) -> None:
+def _add_keys(app: Flask, keys: KeyRing, limits: RateLimits) -> None:
     @app.before_request
     def check_key() -> None:
-        if request.method != "OPTIONS":  # a browser asks so before it sends a key
-            headers = request.headers
-            keys.check(request.path, headers.get("Authorization", ""), headers.get("X-Api-Key", ""))
+        if request.method == "OPTIONS":  # a browser asks so before it sends a key
+            return
+        headers = request.headers
+        key = keys.check(
+            request.path, headers.get("Authorization", ""), headers.get("X-Api-Key", "")
+        )
+        if key is not None:
+            request.environ[KEY_NAME] = key.name
+            if request.path in _COUNTED:
+                g.ticket = limits.ticket(key)
+                g.ticket.begin()
+
+    @app.after_request
+    def tell_limits(response: Response) -> Response:
+        ticket, environ = g.get("ticket"), request.environ
+        if ticket is not None:
+            if TOKENS in environ:  # a whole answer; a stream's are known at its end
+                ticket.end(sum(environ[TOKENS]))
+            response.headers.extend(ticket.headers())
+            response.call_on_close(lambda: ticket.end(sum(environ.get(TOKENS, ()))))
+        return response
 
 
 def _code_of(error: HTTPException) -> str:

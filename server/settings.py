@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.api_keys import ApiKey, read_keys
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.tool_choice import TOOL_FORMATS
 
@@ -29,6 +30,7 @@ class ServerSettings:
 
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
+    counts_path: a file that the server's workers share; None: each counts by itself.
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
@@ -44,7 +46,8 @@ class ServerSettings:
     max_body_bytes: int = 16 * 1024 * 1024
     keepalive_s: float = 15.0
     body_timeout_s: float = 60.0
-    api_keys: tuple[str, ...] = ()
+    counts_path: Path | None = None
+    api_keys: tuple[ApiKey, ...] = ()
     cors_origins: tuple[str, ...] = ()
     tool_format: str = "auto"
     reasoning_format: str = "auto"
@@ -66,9 +69,16 @@ class ServerSettings:
             ),
             model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
             engine_digest=model.digest,
-            api_keys=_api_keys(env),
+            api_keys=read_keys(env),
+            counts_path=shared_counts_path(env),
             **given,
         )
+
+
+def shared_counts_path(env: Mapping[str, str]) -> Path | None:
+    """In the folder that gunicorn's master gives its server, where there is one."""
+    folder = env.get("ENGINEHOUSE_RUN_DIR", "")
+    return Path(folder) / "counts.sqlite" if folder else None
 
 
 class ModelFacts(NamedTuple):
@@ -117,28 +127,6 @@ def _required(env: Mapping[str, str], variable: str, wanted: str) -> str:
     if not text:
         raise EnginehouseError(f"{variable} is not set; wanted {wanted}")
     return text
-
-
-def _api_keys(env: Mapping[str, str]) -> tuple[str, ...]:
-    """ENGINEHOUSE_API_KEYS, between commas, and the lines of the file ..._FILE names, but for
-    those that begin with #.
-    """
-    keys = env.get("ENGINEHOUSE_API_KEYS", "").split(",")
-    if name := env.get("ENGINEHOUSE_API_KEYS_FILE", "").strip():
-        try:
-            text = Path(name).read_text(encoding="utf-8-sig")  # some editors begin with a mark
-        except (OSError, UnicodeDecodeError) as error:
-            raise EnginehouseError(
-                f"ENGINEHOUSE_API_KEYS_FILE={name!r} cannot be read ({error}); wanted a text file "
-                "with a key on each line"
-            ) from None
-        lines = [re.split(r"(?:^|\s)#", line)[0].strip() for line in text.splitlines()]
-        keys += lines
-        if not any(lines):
-            raise EnginehouseError(
-                f"ENGINEHOUSE_API_KEYS_FILE={name!r} holds no key; wanted one on each line"
-            )
-    return tuple(key.strip() for key in keys if key.strip())
 
 
 def _price(variable: str, text: str) -> Decimal:

@@ -1,4 +1,4 @@
-"""An answered request -> its line of the access log: method, path, status, time, tokens, id.
+"""An answered request -> its line of the access log: method, path, status, time, tokens, key, id.
 
 Knows gunicorn's request and response and WSGI's environ; what writes the line is the log's.
 """
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginehouse.runtime.host.log_lines import TRAFFIC
-from enginehouse.server.wire.responses import TOKENS
+from enginehouse.server.wire.responses import KEY_NAME, TOKENS
 
 _LOG = logging.getLogger(TRAFFIC)
 _MOST_PATH = 200
@@ -47,6 +47,8 @@ def access_line(
     parts[0] += f" {seconds * 1000:.0f} ms"
     if TOKENS in environ:
         parts.append("{} + {} tokens".format(*environ[TOKENS]))
+    if KEY_NAME in environ:
+        parts.append(f"key {environ[KEY_NAME]}")
     if "X-Request-Id" in headers:
         parts.append(f"id {headers['X-Request-Id']}")
     return ", ".join(parts)

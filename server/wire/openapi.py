@@ -26,7 +26,7 @@ _ERRORS = {
     408: "the body did not arrive",
     413: "the body is too large",
     415: "the body is not JSON",
-    429: "the queue is full; Retry-After says when to come again",
+    429: "the queue is full, or the key's minute; Retry-After says when to come again",
     500: "the server failed",
     503: "the engine is not there; Retry-After says when to come again",
 }

@@ -10,7 +10,8 @@ from flask import Response
 
 from enginehouse.server.wire.error_body import ErrorAnswer
 
-TOKENS = "enginehouse.tokens"  # in WSGI's environ, for who logs: of the prompt, and of the answer
+# In WSGI's environ, for who logs: tokens of the prompt and of the answer; the name of an API key.
+TOKENS, KEY_NAME = "enginehouse.tokens", "enginehouse.key"
 
 
 def json_response(data: Mapping[str, Any], status: int = 200) -> Response:

@@ -32,7 +32,7 @@ _START_S = 1200.0
 _SILENCE_S = 600.0
 _MAX_BYTES = 64 << 20  # the log probabilities of a long prompt
 _OURS = "enginehouse"
-_KEYS, _KEYS_FILE = "ENGINEHOUSE_API_KEYS", "ENGINEHOUSE_API_KEYS_FILE"
+_OF_KEYS = ("ENGINEHOUSE_API_KEYS", "ENGINEHOUSE_KEY_")
 
 
 @dataclass
@@ -112,9 +112,11 @@ def time_start(target: str, log: Path) -> float:
 
 
 def _keyed(key: str) -> dict[str, str]:
-    """This environment, which a server of our own reads, with a key that nobody else has."""
-    env = {name: value for name, value in os.environ.items() if name != _KEYS_FILE}
-    return {**env, _KEYS: key}
+    """This environment, which a server of our own reads, with a key that nobody else has and that
+    may ask as much as it likes.
+    """
+    env = {name: value for name, value in os.environ.items() if not name.startswith(_OF_KEYS)}
+    return {**env, "ENGINEHOUSE_API_KEYS": key}
 
 
 def _asked(target: str, url: str, model: str | None, api_key: str | None) -> Subject:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 from flask.testing import FlaskClient
 
 from doubles.scripted_client import ScriptedClient
-from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.api_keys import make_key
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import error_of
@@ -17,7 +16,7 @@ from makers.api_client import error_of
 
 @pytest.fixture
 def locked(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
-    keys = dataclasses.replace(settings, api_keys=("first", "zweiter-é"))
+    keys = dataclasses.replace(settings, api_keys=(make_key("first"), make_key("zweiter-é")))
     return create_app(keys, engine).test_client()
 
 
@@ -52,25 +51,3 @@ def test_a_key_may_come_as_anthropics_clients_send_it(
     locked: FlaskClient, key: str, status: int
 ) -> None:
     assert locked.get("/v1/models", headers={"X-Api-Key": key}).status_code == status
-
-
-def test_keys_come_from_the_environment_and_from_a_file(
-    settings: ServerSettings, tmp_path: Path
-) -> None:
-    file = tmp_path / "keys"
-    env = {
-        "ENGINEHOUSE_ENGINE": str(settings.engine_dir),
-        "ENGINEHOUSE_HOST_ADDRESS": "ipc://x",
-        "ENGINEHOUSE_API_KEYS": "a, b,",
-    }
-    assert ServerSettings.from_environment(env).api_keys == ("a", "b")
-    env["ENGINEHOUSE_API_KEYS_FILE"] = str(file)
-    for text in (None, "", "\n \n"):
-        if text is not None:
-            file.write_text(text)
-        with pytest.raises(EnginehouseError, match="ENGINEHOUSE_API_KEYS_FILE.*wanted"):
-            ServerSettings.from_environment(env)
-    file.write_text("c\n\n d \n")
-    assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")
-    file.write_text("# ours\nc # mine\n  # theirs\nd\n", encoding="utf-8-sig")
-    assert ServerSettings.from_environment(env).api_keys == ("a", "b", "c", "d")

@@ -11,6 +11,7 @@ from flask.testing import FlaskClient
 from werkzeug.test import TestResponse
 
 from doubles.scripted_client import ScriptedClient
+from enginehouse.server.api_keys import make_key
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import HELLO, PATHS
@@ -30,7 +31,7 @@ def served(settings: ServerSettings, engine: ScriptedClient) -> Served:
     """A server with a key, for pages of these origins."""
 
     def make(*origins: str) -> FlaskClient:
-        given = dataclasses.replace(settings, api_keys=("first",), cors_origins=origins)
+        given = dataclasses.replace(settings, api_keys=(make_key("first"),), cors_origins=origins)
         return create_app(given, engine).test_client()
 
     return make

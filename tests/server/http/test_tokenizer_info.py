@@ -12,6 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from doubles.scripted_client import ScriptedClient
+from enginehouse.server.api_keys import make_key
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import answers
@@ -84,7 +85,7 @@ def test_it_wants_a_key_and_an_engine_without_a_template_says_so(
     settings: ServerSettings, engine: ScriptedClient, tmp_path: Path
 ) -> None:
     write_text_engine(tmp_path, None)
-    given = dataclasses.replace(settings, engine_dir=tmp_path, api_keys=("first",))
+    given = dataclasses.replace(settings, engine_dir=tmp_path, api_keys=(make_key("first"),))
     http = create_app(given, engine).test_client()
     assert http.get("/tokenizer_info").status_code == 401
     engine.ready = False

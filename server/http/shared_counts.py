@@ -1,0 +1,120 @@
+"""Counts that the workers of one server share, in a file of its private folder.
+
+A `limits` storage, so that its strategies count over all workers; and the requests that each worker
+has open, which are forgotten with it. Knows no key and no HTTP.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from limits.storage import Storage
+
+_TABLES = """
+create table if not exists counts (key text primary key, value integer, expires real);
+create table if not exists open (
+    key text, worker integer, value integer, primary key (key, worker)
+);
+"""
+
+
+class SharedCounts(Storage):
+    """path: of the file; `:memory:` is this process's own. worker: the process that counts."""
+
+    STORAGE_SCHEME = None
+
+    def __init__(self, path: Path | str, worker: int) -> None:
+        super().__init__()
+        self._worker = worker
+        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        # Nothing of this is to outlive the server: the disk is not waited for.
+        self._db.execute("pragma journal_mode=memory")
+        self._db.execute("pragma synchronous=off")
+        self._db.executescript(_TABLES)
+        self._forget_the_dead()
+
+    @property
+    def base_exceptions(self) -> type[Exception]:
+        return sqlite3.Error
+
+    def incr(self, key: str, expiry: int, amount: int = 1) -> int:
+        now = time.time()
+        with self._locked():
+            value, expires = self._row(key, now) or (0, now + expiry)
+            self._db.execute("replace into counts values (?, ?, ?)", (key, value + amount, expires))
+            self._db.execute("delete from counts where expires <= ?", (now,))
+        return value + amount
+
+    def get(self, key: str) -> int:
+        row = self._row(key, time.time())
+        return row[0] if row else 0
+
+    def get_expiry(self, key: str) -> float:
+        now = time.time()
+        row = self._row(key, now)
+        return row[1] if row else now
+
+    def check(self) -> bool:
+        return True
+
+    def reset(self) -> int:
+        return self._db.execute("delete from counts").rowcount
+
+    def clear(self, key: str) -> None:
+        self._db.execute("delete from counts where key = ?", (key,))
+
+    def open(self, key: str, most: int | None) -> bool:
+        """Count one more request of a key, unless `most` are open."""
+        with self._locked():
+            [total] = self._db.execute(
+                "select coalesce(sum(value), 0) from open where key = ?", (key,)
+            ).fetchone()
+            if most is not None and total >= most:
+                return False
+            self._add(key, 1)
+        return True
+
+    def close(self, key: str) -> None:
+        self._add(key, -1)
+
+    def _forget_the_dead(self) -> None:
+        """Workers that ended have nothing open; gunicorn starts one in the place of each."""
+        workers = self._db.execute("select distinct worker from open").fetchall()
+        for (worker,) in workers:
+            if worker == self._worker or not _lives(worker):
+                self._db.execute("delete from open where worker = ?", (worker,))
+
+    def _add(self, key: str, amount: int) -> None:
+        self._db.execute(
+            "insert into open values (?, ?, ?) on conflict do update set value = value + ?",
+            (key, self._worker, amount, amount),
+        )
+
+    def _row(self, key: str, now: float) -> tuple[int, float] | None:
+        found: tuple[int, float] | None = self._db.execute(
+            "select value, expires from counts where key = ? and expires > ?", (key, now)
+        ).fetchone()
+        return found
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self._db.execute("begin immediate")
+        try:
+            yield
+        finally:
+            self._db.execute("commit")
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
