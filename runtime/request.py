@@ -133,7 +133,8 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     logprobs: one for each of token_ids, when they were asked for, and stop_logprobs of
     stop_token_id where the backend tells them. prompt_logprobs: of the prompt's next tokens, from
     its second on; the last come with the first of token_ids. refusal: of a request that ended with
-    ERROR and is its sender's to mend.
+    ERROR and is its sender's to mend. queued_s: with the first token, how long the sequence waited
+    before its prompt was begun, where the engine tells.
     """
 
     request_id: int
@@ -146,6 +147,7 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     refusal: Refusal | None = None
     stop_logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,9 @@ class ExecutorStats:
 
     num_remembered_kv_blocks: of the free ones, those that keep a prefix; None where the engine does
     not say. num_prompt_tokens were computed, num_cached_tokens of prompts found in the KV cache.
-    num_draft_tokens were guessed and computed, num_accepted_tokens of them right.
+    num_draft_tokens were guessed and computed, num_accepted_tokens of them right. iterations_s: of
+    all iterations, and num_in_iterations the sequences that each had, summed; None where the engine
+    does not say.
     """
 
     num_running: int = 0
@@ -169,6 +173,8 @@ class ExecutorStats:
     num_preemptions: int = 0
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    iterations_s: float | None = None
+    num_in_iterations: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     app.url_map.strict_slashes = False  # nor is a 404 for a slash at the end
     _add_routes(app, service)
     _add_documents(app)
-    _add_error_handlers(app)
+    _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
     _add_cors(app, Cors(settings.cors_origins))
     counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
@@ -167,7 +167,7 @@ def _add_documents(app: Flask) -> None:
         return Response(page, content_type="text/html; charset=utf-8")
 
 
-def _add_error_handlers(app: Flask) -> None:
+def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
     rules = sorted({re.sub("<.*>", "{id}", rule.rule) for rule in app.url_map.iter_rules()})
     served = f"this server answers: {', '.join(rules)}; under {_PAGE_BASE} what is under /v1"
 
@@ -181,6 +181,7 @@ def _add_error_handlers(app: Flask) -> None:
         if status == 404:
             message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
         response = error_response(make_error(status, message, code=_code_of(error)))
+        metrics.count_error(status, _code_of(error))
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):
                 response.headers[name] = value
@@ -190,7 +191,9 @@ def _add_error_handlers(app: Flask) -> None:
     def any_error(error: Exception) -> Response:
         if not isinstance(error, (RequestError, HostUnavailable)):
             LOG.exception("request %s failed", g.request_id)
-        return error_response(error_answer(error, g.request_id))
+        answer = error_answer(error, g.request_id)
+        metrics.count_error(answer.status, answer.body["error"]["code"])
+        return error_response(answer)
 
 
 def _add_request_ids(app: Flask, metrics: Metrics) -> None:

@@ -34,7 +34,7 @@ class ServerSettings:
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
-    template shows.
+    template shows. metric_names: of other servers, told beside ours.
     """
 
     engine_dir: Path
@@ -51,6 +51,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     tool_format: str = "auto"
     reasoning_format: str = "auto"
+    metric_names: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -181,6 +182,11 @@ def _origins(variable: str, text: str) -> tuple[str, ...]:
     return tuple(_OWN_PORT.sub(r"\1\2", origin) for origin in origins)
 
 
+def _metric_names(variable: str, text: str) -> tuple[str, ...]:
+    names = (name.strip() for name in text.split(","))
+    return tuple(_one_of(variable, name, ("vllm", "trtllm")) for name in names if name)
+
+
 def _one_of(variable: str, text: str, known: tuple[str, ...]) -> str:
     if text not in known:
         raise EnginehouseError(
@@ -196,6 +202,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
+    "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
 }

@@ -83,6 +83,8 @@ class InflightExecutor(Generic[Runner]):
         self._compiling: dict[int, tuple[Sequence, Grammar]] = {}
         self._scores: dict[Sequence, list[TokenLogprobs]] = {}  # of prompts, not told yet
         self._num_iterations = 0
+        self._iterations_s = 0.0
+        self._num_in_iterations = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_cached_tokens = 0
@@ -135,11 +137,14 @@ class InflightExecutor(Generic[Runner]):
         began_s = time.perf_counter()
         for group in [[chunk] for chunk in chunks] if self.deterministic else [chunks]:
             outputs += self._compute(group)
+        seconds = time.perf_counter() - began_s
         self._num_iterations += 1
+        self._iterations_s += seconds
+        self._num_in_iterations += len(chunks)
         if self.scheduler.prefill is not None:
             num_decodes = sum(chunk.num_rows for chunk in chunks if chunk.num_tokens == 1)
             num_tokens = sum(chunk.num_tokens for chunk in chunks if chunk.num_tokens > 1)
-            self.scheduler.prefill.learn(time.perf_counter() - began_s, num_decodes, num_tokens)
+            self.scheduler.prefill.learn(seconds, num_decodes, num_tokens)
         return outputs
 
     def _start_compiled(self) -> list[TokenOutput]:
@@ -201,6 +206,8 @@ class InflightExecutor(Generic[Runner]):
             num_preemptions=scheduler.num_preemptions,
             num_draft_tokens=self._num_draft_tokens,
             num_accepted_tokens=self._num_accepted_tokens,
+            iterations_s=self._iterations_s,
+            num_in_iterations=self._num_in_iterations,
         )
 
     def close(self) -> None:
@@ -296,7 +303,8 @@ class InflightExecutor(Generic[Runner]):
             return self._give_up(sequence)
         finish = self.scheduler.settle(chunk, token, stops)
         cached = sequence.num_cached_tokens or 0
-        if sequence.num_generated + stops == 1:  # the first token: the prompt is done
+        is_first = sequence.num_generated + stops == 1  # the prompt is done
+        if is_first:
             self._num_cached_tokens += cached
         if finish is not None:
             del self._sequences[request.request_id]
@@ -313,7 +321,10 @@ class InflightExecutor(Generic[Runner]):
             )
         self._num_generated_tokens += 1
         logprobs = None if sampled.logprobs is None else [sampled.logprobs]
-        return TokenOutput(request.request_id, [token], finish, cached, logprobs=logprobs)
+        queued_s = sequence.queued_s if is_first else None
+        return TokenOutput(
+            request.request_id, [token], finish, cached, logprobs=logprobs, queued_s=queued_s
+        )
 
     def _is_long(self, sequence: Sequence) -> bool:
         """Whether longrope turns the sequence's keys by its long factors."""

@@ -7,6 +7,7 @@ Source: Orca (Yu et al., 2022), section 4.1; chunked prefill as in Sarathi (Agra
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from typing import Protocol
 
@@ -207,6 +208,7 @@ class Scheduler:
         sequence.num_computed = known
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = known
+            sequence.queued_s = time.monotonic() - sequence.arrived_s
         insort(self.running, sequence, key=_rank)
         return True
 

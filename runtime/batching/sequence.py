@@ -5,6 +5,7 @@ Knows neither tensors nor who else is running.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -33,6 +34,8 @@ class Sequence:
     root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix
     arrival: int = 0  # numbered by the scheduler
     spoiled: bool = False  # its logits were not finite, and so may its keys and values be
+    arrived_s: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0  # from its arrival to its first admission
     num_scored: int = 0  # the prompt's tokens, from its second on, whose logprobs are known
     lookup: Lookup | None = None  # once something was to be drafted
 

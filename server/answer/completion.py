@@ -123,8 +123,9 @@ class Completion:
 
     make_parser makes one AnswerParser for each choice. scores: of each prompt, where the engine was
     asked for the log probabilities of its tokens. started_s, first_token_s, finished_s are
-    read from `clock` (seconds, any origin). unfinished_reason says how the choices ended that have
-    no finish_reason of their own.
+    read from `clock` (seconds, any origin). queued_s: as the engine tells. on_gap is called with
+    the seconds between two outputs of a choice. unfinished_reason says how the choices ended that
+    have no finish_reason of their own.
     """
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -157,9 +158,12 @@ class Completion:
         self.started_s = clock() if started_s is None else started_s
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
+        self.queued_s: float | None = None
+        self.on_gap: Callable[[float], None] = lambda seconds: None
         self._id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time()) if created is None else created
         self._clock = clock
+        self._last_s: dict[int, float] = {}
         self._untold: list[list[TokenEntry]] = [[] for _ in self.choices]
 
     @property
@@ -229,8 +233,8 @@ class Completion:
             raise HostUnavailable("it cancelled this request; send it again")
         if self.scores:
             self._take_scores(index, output)
-        if output.token_ids and self.first_token_s is None:
-            self.first_token_s = self._clock()
+        if output.token_ids:
+            self._take_time(index, output)
         choice = self.choices[index]
         if choice.finish_reason is not None:
             return None
@@ -240,6 +244,14 @@ class Completion:
             generation.cancel(index)
         entries = tuple(choice.entries[num_entries:])
         return Delta(index, tuple(parts), choice.finish_reason, entries, choice.stop_reason)
+
+    def _take_time(self, index: int, output: TokenOutput) -> None:
+        now, before = self._clock(), self._last_s.get(index)
+        self._last_s[index] = now
+        if before is not None:
+            self.on_gap(now - before)
+        if self.first_token_s is None:
+            self.first_token_s, self.queued_s = now, output.queued_s
 
     def returned(self) -> list[tuple[int, Choice]]:
         """The choices that are told, with the number of each one's prompt."""

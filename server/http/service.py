@@ -54,7 +54,7 @@ class Service:
         self.client = client
         self.chat = chat
         self.draining = False
-        self.metrics = Metrics(client)
+        self.metrics = Metrics(client, settings.metric_names, settings.model_name)
         self.prices = Prices(settings.price_input, settings.price_output)
 
     def read(self, parse: Callable[[bytes], T]) -> T:
@@ -94,6 +94,7 @@ class Service:
 
         unenforced: the schemas that its answers are held against then.
         """
+        completion.on_gap = self.metrics.observe_gap
         watch = sse.DisconnectWatch(request.environ.get("gunicorn.socket"), generation)
         try:
             if stream:

@@ -67,6 +67,8 @@ class ScriptedClient:
             num_remembered_kv_blocks=3,
             num_draft_tokens=7,
             num_accepted_tokens=5,
+            iterations_s=1.5,
+            num_in_iterations=4,
         )
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []

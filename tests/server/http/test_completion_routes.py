@@ -11,11 +11,13 @@ import openai
 import pytest
 from flask.testing import FlaskClient
 from gevent import socket as gsocket
+from prometheus_client.parser import text_string_to_metric_families
 
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
 from enginehouse.server.app import create_app
+from enginehouse.server.http.metric_names import NAMES
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import HELLO, PATHS, ask, data_of, error_of
 from makers.token_outputs import STOP, tokens
@@ -236,6 +238,7 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         "enginehouse_time_to_first_token_seconds_count 2.0",
         "enginehouse_e2e_request_latency_seconds_count 1.0",
         "enginehouse_time_per_output_token_seconds_count 1.0",
+        'enginehouse_request_errors_total{code="invalid_value",status="400"} 1.0',
         "enginehouse_num_requests_running 3.0",
         "enginehouse_kv_cache_usage_ratio 0.6",
         "enginehouse_kv_cache_limit_bytes 10000.0",
@@ -246,6 +249,50 @@ def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -
         "enginehouse_spec_decode_num_accepted_tokens_total 5.0",
     ):
         assert line in text.splitlines()
+
+
+def test_times_and_costs_are_those_of_the_answers(
+    http: FlaskClient, engine: ScriptedClient
+) -> None:
+    engine.script = [
+        (0, TokenOutput(1, [5], queued_s=0.2)),
+        (0, TokenOutput(1, [6])),
+        (0, TokenOutput(1, [7], FinishReason.LENGTH)),
+    ]
+    usage = ask(http).get_json()["usage"]
+    lines = http.get("/metrics").text.splitlines()
+    assert "enginehouse_inter_token_latency_seconds_count 2.0" in lines
+    assert 'enginehouse_request_queue_time_seconds_bucket{le="0.1"} 0.0' in lines
+    assert 'enginehouse_request_queue_time_seconds_bucket{le="0.25"} 1.0' in lines
+    (cost,) = (
+        line for line in lines if line.startswith("enginehouse_estimated_cost_dollars_total")
+    )
+    assert float(cost.split()[1]) == usage["estimated_cost"] > 0
+    (build,) = (line for line in lines if line.startswith("enginehouse_build_info{"))
+    assert build.endswith(" 1.0") and 'quantization="' in build
+
+
+@pytest.mark.parametrize("whose", ["vllm", "trtllm"])
+def test_other_servers_names_have_our_values(
+    settings: ServerSettings, engine: ScriptedClient, whose: str
+) -> None:
+    engine.script = [(0, TokenOutput(1, [5], FinishReason.LENGTH, queued_s=0.1))]
+    named = replace(settings, metric_names=(whose,))
+    http = create_app(named, engine).test_client()
+    ask(http)
+    families = {
+        each.name: each for each in text_string_to_metric_families(http.get("/metrics").text)
+    }
+    for ours, theirs in NAMES[whose].items():
+        found, wanted = families[theirs].samples, families[f"enginehouse_{ours}"].samples
+        assert [each.value for each in found] == [each.value for each in wanted], theirs
+        assert all(each.labels["model_name"] == "tiny/chat" for each in found)
+    (ended,) = (
+        each
+        for each in families[NAMES[whose]["request_success"]].samples
+        if each.labels.get("finished_reason") == "length" and each.name.endswith("_total")
+    )
+    assert ended.value == 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
