@@ -82,6 +82,25 @@ def test_sixteen_streams_at_once_are_each_what_they_are_alone(client: openai.Ope
     assert same >= 12, "bfloat16 may round otherwise in a batch, but not from the first word"
 
 
+def test_the_engine_s_own_times_reach_the_metrics(server: Server, client: openai.OpenAI) -> None:
+    before = server.metric("enginehouse_request_queue_time_seconds_count")
+    client.chat.completions.create(
+        model="tiny-llama",
+        messages=MESSAGES,
+        max_tokens=9,  # type: ignore[arg-type]
+    )
+    assert server.metric("enginehouse_request_queue_time_seconds_count") == before + 1
+    assert server.metric("enginehouse_inter_token_latency_seconds_count") >= 8
+
+    def told() -> bool:
+        """Of one worker's look at the engine."""
+        text = server.get("/metrics")[1]
+        found = re.findall(r"^enginehouse_iteration\w+_total ([0-9.e+-]+)$", text, re.MULTILINE)
+        return len(found) == 3 and all(float(value) > 0 for value in found)
+
+    wait_until(told, "the engine's statistics")
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_ends_its_sequences(server: Server, stream: bool) -> None:
     body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "stream": stream, **LONG})
@@ -304,6 +323,32 @@ def test_the_host_ends_with_gunicorn_after_its_configuration_was_read_again(
     assert server.host_pid() == host_pid
     assert server.stop() == 0
     assert host_pid is not None and not psutil.pid_exists(host_pid)
+
+
+def test_sighup_reads_the_keys_again_and_the_engine_stays(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice first concurrent=2\n")
+    monkeypatch.setenv("ENGINEHOUSE_API_KEYS_FILE", str(keys))
+    monkeypatch.setenv("ENGINEHOUSE_ACCESS_LOG", "1")
+    server = Server(engine, tmp_path / "log", workers=2)
+    pid = server.host_pid()
+
+    def status(key: str) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        body = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 2}
+        url = f"{server.url}/v1/chat/completions"
+        return httpx.post(url, json=body, headers=headers, timeout=60).status_code
+
+    assert (status("first"), status("second")) == (200, 401)
+    keys.write_text("bob second\n")
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: status("second") == 200 and status("first") == 401, "the new key opens")
+    assert server.host_pid() == pid and server.stop() == 0
+    log = (tmp_path / "log").read_text()
+    assert "key alice" in log and "key bob" in log
+    assert "first" not in log and "second" not in log
 
 
 def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path: Path) -> None:
