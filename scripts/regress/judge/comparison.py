@@ -80,6 +80,11 @@ class Comparison:
                 yield old, news[old.name]
 
 
+def may_be_same_prompt(old: Answer, new: Answer) -> bool:
+    """Whether both read the same tokens, as far as their servers tell."""
+    return old.prompt_ids is None or new.prompt_ids is None or old.prompt_ids == new.prompt_ids
+
+
 def _cut(score: Score, count: int) -> Score:
     """Of its first `count` tokens alone."""
     return replace(

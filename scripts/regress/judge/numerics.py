@@ -8,9 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import replace
+
 from enginehouse.regress.explain import Relation
 from enginehouse.regress.findings import Figure, Finding, Status
-from enginehouse.regress.judge.comparison import Comparison, found, not_judged
+from enginehouse.regress.judge.comparison import (
+    Comparison,
+    found,
+    may_be_same_prompt,
+    not_judged,
+)
 from enginehouse.regress.numerics.divergence import (
     Parting,
     answer_kl,
@@ -19,6 +26,7 @@ from enginehouse.regress.numerics.divergence import (
 )
 from enginehouse.regress.numerics.perplexity import Ratio, perplexity, perplexity_ratio
 from enginehouse.regress.outcome import PerplexityRatio, TextDivergence
+from enginehouse.regress.subject.answers import Answer
 
 GROUP = "numerics"
 
@@ -44,16 +52,28 @@ def judge_divergence(both: Comparison, texts: Sequence[TextDivergence]) -> Itera
     else:
         why = both.old.head.left_out.get("texts", "no text has the same tokens on both sides")
         yield not_judged(GROUP, "kl", f"No text is scored by both: {why}.")
+    pairs = [pair for pair in both.answers() if may_be_same_prompt(*pair)]
     values = [
-        value
-        for old, new in both.answers()
-        if old.prompt_ids == new.prompt_ids
-        for value in answer_kl(old.tokens, new.tokens, old.top, new.top)
+        value for old, new in pairs for value in answer_kl(old.tokens, new.tokens, old.top, new.top)
     ]
-    if values:
-        yield _judged_kl(both, "answer_kl", values, f"{len(values)} tokens of answers")
-    else:
+    if not values:
         yield not_judged(GROUP, "answer_kl", "No answer has log probabilities on both sides.")
+        return
+    finding = _judged_kl(both, "answer_kl", values, f"{len(values)} tokens of answers")
+    yield finding if _are_known(both, pairs) else _told(finding)
+
+
+def _are_known(both: Comparison, pairs: Sequence[tuple[Answer, Answer]]) -> bool:
+    """Whether answers can be held against each other: of another kind of server only if it is known
+    that it read the same tokens.
+    """
+    told = all(old.prompt_ids is not None and new.prompt_ids is not None for old, new in pairs)
+    return told or both.same_server
+
+
+def _told(finding: Finding) -> Finding:
+    sentence = f"{finding.sentence} Another kind of server, which tells no token ids: not judged."
+    return replace(finding, status=Status.NOT_JUDGED, sentence=sentence)
 
 
 def _judged_kl(both: Comparison, check: str, values: list[float], of: str) -> Finding:
@@ -82,9 +102,14 @@ def _judged_kl(both: Comparison, check: str, values: list[float], of: str) -> Fi
 
 def judge_greedy(both: Comparison) -> Iterator[Finding]:
     """Where greedy answers part, and how near the tie was."""
-    pairs = [(old, new) for old, new in both.answers() if old.prompt_ids == new.prompt_ids]
+    pairs = [pair for pair in both.answers() if may_be_same_prompt(*pair)]
     if both.old is None or not pairs:
         return
+    for finding in _judged_greedy(both, pairs):
+        yield finding if _are_known(both, pairs) else _told(finding)
+
+
+def _judged_greedy(both: Comparison, pairs: Sequence[tuple[Answer, Answer]]) -> Iterator[Finding]:
     partings = []
     for old, new in pairs:
         parting = first_parting(old.tokens, new.tokens, old.top)

@@ -105,6 +105,11 @@ def test_a_rebuild_on_another_machine_may_add_in_another_order() -> None:
 
 
 def test_another_kind_of_server_need_not_do_the_same() -> None:
+    untold = [replace(answer("a b x d"), prompt_ids=None)]
+    pair = both(recording(), recording(answers=untold, server="vllm", manifest=None))
+    found = [*judge_greedy(pair), *judge_divergence(pair, [])]
+    told = {each.check: each.status for each in found if "no token ids" in each.sentence}
+    assert told == {"greedy": Status.NOT_JUDGED, "answer_kl": Status.NOT_JUDGED}
     silent = recording(scores=[], solved=[], left_out={"texts": "no", "tasks": "no"}, server="vllm")
     assert divergence(silent)["kl"] is Status.NOT_JUDGED
     assert not list(judge_tasks(both(recording(), silent)))
