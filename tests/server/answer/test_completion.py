@@ -190,7 +190,10 @@ def test_closing_an_unfinished_answer_cancels_and_a_finished_one_does_not() -> N
 
 
 def test_moments_are_read_from_the_clock() -> None:
-    ticks = iter([1.0, 2.5, 9.0])
-    answer = completion(clock=lambda: next(ticks))
+    moments = [1.0, *(2.5 + i for i in range(len(tokens("the dog"))))]
+    ticks = iter([*moments, 99.0])
+    answer, gaps = completion(clock=lambda: next(ticks)), list[float]()
+    answer.on_gap = gaps.append
     play(answer, tokens("the dog", STOP))
-    assert (answer.started_s, answer.first_token_s, answer.finished_s) == (1.0, 2.5, 9.0)
+    assert (answer.started_s, answer.first_token_s, answer.finished_s) == (1.0, 2.5, 99.0)
+    assert gaps == [1.0] * (len(moments) - 2)
