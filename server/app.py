@@ -75,7 +75,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_request_ids(app, service.metrics)
     _add_cors(app, Cors(settings.cors_origins))
     counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
-    _add_keys(app, KeyRing(settings.api_keys), RateLimits(counts))
+    _add_keys(app, KeyRing(settings.api_keys, settings.open_pages), RateLimits(counts))
     app.wsgi_app = _one_path(app.wsgi_app)  # type: ignore[method-assign,assignment]
     return app
 

@@ -31,6 +31,7 @@ class ServerSettings:
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
     counts_path: a file that the server's workers share; None: each counts by itself.
+    open_pages: what is told without a key.
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
@@ -48,6 +49,7 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     counts_path: Path | None = None
     api_keys: tuple[ApiKey, ...] = ()
+    open_pages: tuple[str, ...] = ("metrics", "docs")
     cors_origins: tuple[str, ...] = ()
     tool_format: str = "auto"
     reasoning_format: str = "auto"
@@ -65,9 +67,7 @@ class ServerSettings:
                 given[field] = parse(variable, text)
         return cls(
             engine_dir=engine_dir,
-            host_address=_required(
-                env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address"
-            ),
+            host_address=_host_address(env),
             model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
             engine_digest=model.digest,
             api_keys=read_keys(env),
@@ -182,6 +182,25 @@ def _origins(variable: str, text: str) -> tuple[str, ...]:
     return tuple(_OWN_PORT.sub(r"\1\2", origin) for origin in origins)
 
 
+def _open_pages(variable: str, text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if names != ("none",) and not {*names} <= {"metrics", "docs"}:
+        raise EnginehouseError(f"{variable}={text!r}; wanted metrics, docs, both, or none")
+    return () if names == ("none",) else names
+
+
+def _host_address(env: Mapping[str, str]) -> str:
+    """Who reaches a host's socket runs what it likes on its engine: TCP has nobody to ask who."""
+    address = _required(env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address")
+    if not address.startswith("ipc://") and env.get("ENGINEHOUSE_OPEN_HOST") != "1":
+        raise EnginehouseError(
+            f"ENGINEHOUSE_HOST_ADDRESS={address!r} is open to whoever reaches it; wanted "
+            "ipc://PATH in a private folder, or ENGINEHOUSE_OPEN_HOST=1 where the network lets "
+            "nobody in"
+        )
+    return address
+
+
 def _metric_names(variable: str, text: str) -> tuple[str, ...]:
     names = (name.strip() for name in text.split(","))
     return tuple(_one_of(variable, name, ("vllm", "trtllm")) for name in names if name)
@@ -202,6 +221,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
+    "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),

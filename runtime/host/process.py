@@ -272,6 +272,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("engine", type=Path, help="engine directory made by enginehouse-build")
     parser.add_argument("--address", required=True, help="ZeroMQ address, such as ipc:///tmp/eh")
+    parser.add_argument(
+        "--open-host",
+        action="store_true",
+        help="let whoever reaches the address run what they like, as TCP does",
+    )
     parser.add_argument("--max-seq-len", type=int, help="prompt plus output, in tokens")
     parser.add_argument("--max-batch-size", type=int, help="sequences that run at once")
     parser.add_argument("--max-num-tokens", type=int, help="tokens of one iteration")
@@ -309,6 +314,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if not args.address.startswith("ipc://") and not args.open_host:
+        parser.error(
+            f"--address {args.address} is open to whoever reaches it; wanted ipc://PATH in a "
+            "private folder, or --open-host where the network lets nobody in"
+        )
     log_to_stderr(args.log_level, args.log_traffic)
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,

@@ -177,7 +177,7 @@ def main(argv: list[str]) -> int:
     )
     # Each process reads it by itself: what is wrong is told here once, before there is any.
     host_flags(launch.env)
-    ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "unknown yet", **launch.env})
+    ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "ipc://unknown-yet", **launch.env})
     if not args.dry_run and bind is not None:
         check_free(bind)
     print(launch.said, flush=True)

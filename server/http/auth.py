@@ -6,19 +6,22 @@ Source: RFC 9110, section 11 (the scheme's name is case-insensitive), and RFC 67
 from __future__ import annotations
 
 import hmac
+from collections.abc import Iterable
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api_keys import ApiKey, digest_of
 
-# For probes and scrapers, which hold no key, and for who reads how to ask with one.
-_OPEN = ("/health", "/metrics", "/docs", "/openapi.json")
+_PROBES = ("/health",)  # whoever asks all day whether the server lives holds no key
+_PAGES = {"metrics": ("/metrics",), "docs": ("/docs", "/openapi.json")}
 
 
 class KeyRing:
     """Compares digests, so that neither a key's length nor its beginning shows in the time."""
 
-    def __init__(self, keys: tuple[ApiKey, ...]) -> None:
+    def __init__(self, keys: tuple[ApiKey, ...], open_pages: Iterable[str] = tuple(_PAGES)) -> None:
+        """open_pages: of metrics and docs, what is open to who has no key."""
         self._keys = keys
+        self._open = (*_PROBES, *(path for name in open_pages for path in _PAGES[name]))
 
     def check(self, path: str, authorization: str, x_api_key: str = "") -> ApiKey | None:
         """Whose request it is; None where no keys are set, and of what is open to all. RequestError
@@ -26,7 +29,7 @@ class KeyRing:
 
         x_api_key: Anthropic's header, read where there is no Authorization.
         """
-        if not self._keys or _is_open(path):
+        if not self._keys or self._is_open(path):
             return None
         authorization = authorization or (f"Bearer {x_api_key}" if x_api_key else "")
         scheme, _, key = authorization.strip().partition(" ")
@@ -41,6 +44,7 @@ class KeyRing:
             )
         return known[0]
 
-
-def _is_open(path: str) -> bool:
-    return path == "/" or any(path == name or path.startswith(f"{name}/") for name in _OPEN)
+    def _is_open(self, path: str) -> bool:
+        return path == "/" or any(
+            path == each or path.startswith(f"{each}/") for each in self._open
+        )

@@ -25,6 +25,12 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
     env |= {"ENGINEHOUSE_MODEL_NAME": "m", "ENGINEHOUSE_KEEPALIVE_S": "2.5"}
     assert ServerSettings.from_environment(env).model_name == "m"
     assert ServerSettings.from_environment(env).keepalive_s == 2.5
+    env |= {"ENGINEHOUSE_HOST_ADDRESS": "tcp://10.0.0.1:5555", "ENGINEHOUSE_OPEN_HOST": "1"}
+    env |= {"ENGINEHOUSE_OPEN_PAGES": "docs"}
+    opened = ServerSettings.from_environment(env)
+    assert (opened.host_address, opened.open_pages) == ("tcp://10.0.0.1:5555", ("docs",))
+    env |= {"ENGINEHOUSE_OPEN_PAGES": "none"}
+    assert ServerSettings.from_environment(env).open_pages == ()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +39,8 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
         ("ENGINEHOUSE_ENGINE", ""),
         ("ENGINEHOUSE_ENGINE", "/nonexistent"),
         ("ENGINEHOUSE_HOST_ADDRESS", ""),
+        ("ENGINEHOUSE_HOST_ADDRESS", "tcp://10.0.0.1:5555"),
+        ("ENGINEHOUSE_OPEN_PAGES", "metrics, chat"),
         ("ENGINEHOUSE_PRICE_INPUT", "-1"),
         ("ENGINEHOUSE_PRICE_OUTPUT", "NaN"),
         ("ENGINEHOUSE_PRICE_OUTPUT", "free"),

@@ -498,8 +498,15 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
     flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
     flags += ["--max-queue-s=7.5"]
+    for refused in ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555"):
+        with pytest.raises(SystemExit):
+            process.main([str(tmp_path), "--address", refused])
+    assert not asked
     command = [str(tmp_path), "--address", "ipc://x"]
     assert process.main([*command, *flags]) == process.main(command) == 0
+    opened = [str(tmp_path), "--address", "tcp://127.0.0.1:5555", "--open-host"]
+    assert process.main(opened) == 0 and len(asked) == 3
+    del asked[2:], logged[2:]
     plain = ExecutorOptions(grammars_at_once=True)
     assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
     assert logged == [("error", True), ("info", False)]

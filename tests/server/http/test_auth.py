@@ -46,6 +46,24 @@ def test_probes_and_scrapers_need_no_key(locked: FlaskClient, path: str) -> None
     assert locked.options("/v1/models").status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("open_pages", "closed"),
+    [
+        ((), ["/metrics", "/docs", "/openapi.json"]),
+        (("docs",), ["/metrics"]),
+        (("metrics",), ["/docs"]),
+    ],
+)
+def test_what_is_told_without_a_key_is_a_setting(
+    settings: ServerSettings, engine: ScriptedClient, open_pages: tuple[str, ...], closed: list[str]
+) -> None:
+    keys = dataclasses.replace(settings, api_keys=(make_key("first"),), open_pages=open_pages)
+    http = create_app(keys, engine).test_client()
+    for path in ["/metrics", "/docs", "/health/ready", "/health/live"]:
+        assert (http.get(path).status_code == 401) == (path in closed), path
+        assert http.get(path, headers={"X-Api-Key": "first"}).status_code == 200
+
+
 @pytest.mark.parametrize(("key", "status"), [("first", 200), ("other", 401), ("", 401)])
 def test_a_key_may_come_as_anthropics_clients_send_it(
     locked: FlaskClient, key: str, status: int
