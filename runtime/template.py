@@ -6,7 +6,12 @@ Source: `_cached_compile_jinja_template` of transformers' chat_template_utils.py
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,9 +19,17 @@ import jinja2
 import jinja2.ext
 import jinja2.meta
 from jinja2 import nodes, parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+# Of one rendering. A template comes with a checkpoint, whoever made that: it may not hold a server
+# up by loops within loops, nor fill its memory by doubling a text.
+MAX_TURNS, MAX_S = 1_000_000, 5.0
+MAX_SIZE = 32 << 20  # characters of a text, items of a list
+_TURNS_A_LOOK = 256  # between looks at the clock
+_LONGEST_INT = 4096  # bits
 
 
 class CompiledTemplate(NamedTuple):
@@ -76,18 +89,176 @@ class _Namespace(Namespace):
         super().__setitem__(name, value)
 
 
+class _Budget:
+    """What a rendering may still take."""
+
+    def __init__(self) -> None:
+        self._turns = MAX_TURNS
+        self._end_s = time.monotonic() + MAX_S
+
+    def spend(self, turns: int) -> None:
+        self._turns -= turns
+        late = self._turns % _TURNS_A_LOOK == 0 and time.monotonic() > self._end_s
+        if self._turns < 0 or late:
+            raise jinja2.exceptions.SecurityError(
+                f"the chat template takes more than {MAX_TURNS} turns of its loops or {MAX_S:g} s"
+            )
+
+
+_budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
+
+
+class _Template(jinja2.Template):
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Within a budget of its own."""
+        token = _budget.set(_Budget())
+        try:
+            return super().render(*args, **kwargs)
+        finally:
+            _budget.reset(token)
+
+
+class _Counted(NodeTransformer):
+    """Each turn of a loop and each call of a macro is counted; `~` is joined by a function."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        turn = _call("_turn", [], node.lineno)
+        if node.test is None:
+            node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
+        else:  # what the condition leaves out is looked at too
+            node.test = nodes.And(turn, node.test, lineno=node.lineno)
+        return node
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        turn = _call("_turn", [], node.lineno)
+        node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return _call("_join", node.nodes, node.lineno)
+
+
+def _call(name: str, args: list[nodes.Expr], line: int) -> nodes.Call:
+    called = nodes.Name(name, "load", lineno=line)
+    return nodes.Call(called, args, [], None, None, lineno=line)
+
+
+def _turn() -> bool:
+    budget = _budget.get()
+    if budget is not None:
+        budget.spend(1)
+    return True
+
+
+def _join(*parts: object) -> str:
+    texts = [str(part) for part in parts]
+    _check_size(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _range(*args: int) -> range:
+    made, budget = range(*args), _budget.get()
+    if budget is not None and len(made) > 1:
+        budget.spend(len(made))
+    return made
+
+
+def _check_size(size: int) -> None:
+    if size > MAX_SIZE:
+        raise jinja2.exceptions.SecurityError(
+            f"the chat template makes a text or a list of {size}; {MAX_SIZE} are allowed"
+        )
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with bounds on what a rendering computes."""
+
+    template_class = _Template
+    intercepted_binops = frozenset(("+", "*", "**", "%"))
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        counted: nodes.Template = _Counted().visit(tree)
+        return counted
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        _check_asked(args, kwargs)
+        if getattr(__obj, "__name__", "") in ("format", "format_map"):
+            method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has put its own around it
+            _check_widths(r":[^}]*?(\d+)", getattr(method, "__self__", ""))
+        return _checked(super().call(__context, __obj, *args, **kwargs))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and isinstance(left, (str, list, tuple)):
+            _check_size(len(left) + (len(right) if isinstance(right, (str, list, tuple)) else 0))
+        elif operator == "*":
+            for one, times in ((left, right), (right, left)):
+                if isinstance(one, (str, list, tuple)) and isinstance(times, int):
+                    _check_size(len(one) * max(times, 0))
+            if isinstance(left, int) and isinstance(right, int):
+                _check_bits(left.bit_length() + right.bit_length())
+        elif operator == "**" and isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() * abs(right))
+        elif operator == "%" and isinstance(left, str):
+            _check_widths(r"%[^a-zA-Z%]*?(\d+|\*)", left)
+        return super().call_binop(context, operator, left, right)
+
+
+def _check_asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """No number that asks for a size, such as a width, is beyond it."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, int):
+            _check_size(value)
+
+
+def _checked(made: Any) -> Any:
+    if isinstance(made, (str, list, tuple)):
+        _check_size(len(made))
+    return made
+
+
+def _check_widths(pattern: str, text: object) -> None:
+    for width in re.findall(pattern, text) if isinstance(text, str) else ():
+        _check_size(MAX_SIZE + 1 if width == "*" else int(width[:12]))
+
+
+def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that neither asks for nor makes what is too large."""
+
+    @functools.wraps(function)
+    def filtered(*args: Any, **kwargs: Any) -> Any:
+        _check_asked(args[1:], kwargs)
+        return _checked(function(*args, **kwargs))
+
+    return filtered
+
+
+def _check_bits(bits: int) -> None:
+    if bits > _LONGEST_INT:
+        raise jinja2.exceptions.SecurityError(
+            f"the chat template makes a number of {bits} bits; {_LONGEST_INT} are allowed"
+        )
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationTag, jinja2.ext.loopcontrols],
     )
     environment.filters["tojson"] = _tojson
+    environment.filters |= {name: _bounded(each) for name, each in environment.filters.items()}
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,
         "dict": _Dict(),
         "namespace": _Namespace,
+        "range": _range,
+        "_turn": _turn,
+        "_join": _join,
     }
     return environment
 

@@ -27,7 +27,9 @@ _PROBE = "enginehouseprobe"
 _CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
-_TEMPLATE_ERRORS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError)
+_TEMPLATE_ERRORS = (
+    *(jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError),
+)
 
 
 class ChatTemplate:

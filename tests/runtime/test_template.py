@@ -103,3 +103,50 @@ def test_the_variables_are_those_that_jinja_does_not_know() -> None:
         "x"
     }
     assert "messages" in compile_template(TEMPLATES["hermes"]).variables
+
+
+GROWS = "{% set n = namespace(x='a') %}{% for a in range(60) %}{% set n.x = GROWN %}{% endfor %}"
+FOR_B = "{% for b in range(99999) %}{% endfor %}"
+HOSTILE = {
+    "loops within loops": "{% for a in range(99999) %}" + FOR_B + "{% endfor %}",
+    "loops over what is given": "{% for a in m %}{% for b in m %}{% for c in m %}{% for d in m %}"
+    "{% endfor %}{% endfor %}{% endfor %}{% endfor %}",
+    "what a condition leaves out": "{% for a in range(99999) %}{% for b in m * 99 if false %}"
+    "{% endfor %}{% endfor %}",
+    "macros that call themselves": "{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}"
+    "{{ f(60) }}",
+    "doubling by ~": GROWS.replace("GROWN", "n.x ~ n.x"),
+    "doubling by +": GROWS.replace("GROWN", "n.x + n.x"),
+    "doubling by a filter": GROWS.replace("GROWN", "n.x | replace('a', 'aa')"),
+    "doubling by a method": GROWS.replace("GROWN", "n.x.replace('a', 'aa')"),
+    "doubling a list": GROWS.replace("'a'", "[1]").replace("GROWN", "n.x + n.x"),
+    "a growing number": GROWS.replace("'a'", "3").replace("GROWN", "n.x * n.x"),
+    "a product": "{{ 'a' * 10 ** 11 }}",
+    "a product of a list": "{{ (10 ** 11 * [1]) | length }}",
+    "a power": "{{ 9 ** (9 ** 9) }}",
+    "a width by %": "{{ '%099999999999d' % 1 }}",
+    "a width that is given": "{{ '%*d' % (99999999999, 1) }}",
+    "a width by format": "{{ '{:99999999999}'.format(1) }}",
+    "a width by a filter": "{{ 'a' | center(99999999999) }}",
+    "a width by a method": "{{ 'a'.ljust(99999999999) }}",
+    "a range": "{{ range(10 ** 9) | list | length }}",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_template_that_takes_too_much_is_stopped(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("enginehouse.runtime.template.MAX_S", 1.0)
+    template = compile_template(HOSTILE[what]).template
+    with pytest.raises((jinja2.exceptions.SecurityError, RecursionError)):
+        template.render(m=list(range(1000)))
+
+
+def test_a_long_conversation_is_not_too_much() -> None:
+    messages = [{"role": "user", "content": "word " * 100}] * 20_000
+    source = (
+        "{% for m in messages %}{% for part in [m.content] %}{{ m.role ~ ': ' ~ part }}"
+        "{% endfor %}{% endfor %}"
+    )
+    assert len(compile_template(source).template.render(messages=messages)) == 20_000 * 506
