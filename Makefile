@@ -33,7 +33,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve regress test test-others test-xgrammar resolve lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test test-others test-xgrammar resolve audit lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -87,6 +87,9 @@ test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they 
 
 test-xgrammar: install ## the tests of constraints with xgrammar 0.1.25
 	scripts/test_xgrammar.sh $(BIN)/python $(TEST_PROCESSES)
+
+audit: install ## bandit over the code, pip-audit over the lock
+	scripts/audit.sh $(BIN)/uv
 
 resolve: install ## do the CPU and the TensorRT-LLM set of packages resolve on every Python they are for
 	$(BIN)/python scripts/check_resolve.py
