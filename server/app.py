@@ -102,7 +102,7 @@ def _open_chat(settings: ServerSettings) -> Chat:
 
 
 def start_draining(app: Flask) -> None:
-    """From now on the worker is not ready and begins no completion; those that run go on."""
+    """From now on the worker is not ready; what it is asked all the same is answered."""
     app.extensions["enginehouse"].draining = True
 
 

@@ -171,15 +171,17 @@ class Service:
             )
 
     def check_ready(self) -> None:
-        """HostUnavailable while this worker drains, or its engine is not there or another one."""
-        if self.draining:
-            raise HostUnavailable("this worker is draining; send the request again")
+        """HostUnavailable while its engine is not there, or another one."""
         if not self.client.ready:
             raise HostUnavailable("it is starting or restarting")
         self.check_engine()
 
     def check_moving(self) -> None:
-        """HostUnavailable while work waits and the host does nothing: balancers go elsewhere."""
+        """HostUnavailable while this worker drains, or work waits and the host does nothing:
+        balancers go elsewhere. What comes all the same, before nobody listens, is served.
+        """
+        if self.draining:
+            raise HostUnavailable("this worker is draining")
         if self.client.stands_still:
             raise HostUnavailable("it has done nothing for 20 s while requests wait")
 

@@ -49,6 +49,11 @@ def when_ready(server: Arbiter) -> None:
     )
 
 
+def on_reload(server: Arbiter) -> None:
+    """SIGHUP: old workers serve on until new ones are there."""
+    gunicorn_hooks.exchange_engine(server.worker_age)
+
+
 def post_fork(server: Arbiter, worker: Any) -> None:
     gunicorn_hooks.start_log()
 
@@ -65,6 +70,7 @@ def child_exit(server: Arbiter, worker: Any) -> None:
     from prometheus_client import multiprocess
 
     multiprocess.mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]
+    gunicorn_hooks.worker_ended([each.age for each in server.WORKERS.values()])
 
 
 def on_exit(server: Arbiter) -> None:

@@ -1,4 +1,4 @@
-"""What gunicorn's master does besides HTTP: it starts and stops the engine host.
+"""What gunicorn's master does besides HTTP: it starts, exchanges and stops the engine host.
 
 `gunicorn_conf.py` hangs these functions on gunicorn's hooks. The master forks workers,
 so nothing here imports torch or ZeroMQ, or starts gevent's hub.
@@ -11,22 +11,20 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
-from enginehouse.runtime.host.supervisor import HostSupervisor, host_command
-from enginehouse.server.launch import process_settings
+from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.process_settings import host_flags, watchdog_s
 
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
-_supervisor: HostSupervisor | None = None  # gunicorn runs its configuration again on SIGHUP
+_hosts: hosts.Hosts | None = None  # gunicorn runs its configuration again on SIGHUP
 _failures: list[str] = []
 _GRACE_AFTER_FAILURE_S = 3  # a worker that is still booting misses its SIGTERM
 
@@ -72,8 +70,7 @@ def check_engine() -> None:
     try:
         host_flags(os.environ)
         watchdog_s(os.environ)
-        if not is_hf_checkpoint(read_manifest(path)):
-            read_engine(path)
+        hosts.check_engine(path)
     except EnginehouseError as error:
         shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
         sys.exit(f"enginehouse: {error}")
@@ -84,7 +81,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
 
     shorten_grace(seconds): how long workers get to end when the host cannot serve its engine.
     """
-    global _supervisor
+    global _hosts
     address = os.environ[HOST_ADDRESS]
     if address != f"ipc://{os.environ[RUN_DIR]}/engine":
         return  # somebody else's host
@@ -95,11 +92,24 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    command = host_command(os.environ["ENGINEHOUSE_ENGINE"], address, *host_flags(os.environ))
-    _supervisor = HostSupervisor(
-        command, lambda facts: announce(url, facts), give_up, watchdog_s(os.environ)
-    )
-    _supervisor.start()
+    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), lambda facts: announce(url, facts))
+    _hosts.start(address, give_up)
+
+
+def exchange_engine(last_worker: int) -> None:
+    """At SIGHUP: another engine in the same place is loaded before workers that ask it are forked.
+
+    last_worker: the age of the youngest of those that run.
+    """
+    address = None if _hosts is None else _hosts.exchange(last_worker)
+    if address is not None:
+        os.environ[HOST_ADDRESS] = address
+
+
+def worker_ended(ages: Collection[int]) -> None:
+    """ages: of the workers that are left."""
+    if _hosts is not None:
+        _hosts.retire(min(ages, default=None))
 
 
 def stop_host() -> None:
@@ -107,8 +117,8 @@ def stop_host() -> None:
 
     Exits with status 1 when the host could not serve its engine.
     """
-    if _supervisor is not None:
-        _supervisor.stop()
+    if _hosts is not None:
+        _hosts.stop()
     shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
     if _failures:
         sys.exit(1)

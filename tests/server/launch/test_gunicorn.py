@@ -351,6 +351,57 @@ def test_sighup_reads_the_keys_again_and_the_engine_stays(
     assert "first" not in log and "second" not in log
 
 
+def test_sighup_exchanges_the_engine_and_loses_no_request(
+    engine: Path, quick_engine: Path, tmp_path: Path
+) -> None:
+    """A stream of the old engine goes on to its end, while new requests are the new one's."""
+    current = tmp_path / "current"
+    current.symlink_to(engine)
+    server = Server(current, tmp_path / "log")
+    old_pid, old = server.host_pid(), fingerprint(server)
+    statuses: list[int] = []
+    with server.client() as client:
+        stream = client.chat.completions.create(
+            model="tiny-llama",
+            messages=MESSAGES,
+            stream=True,
+            **LONG,  # type: ignore[arg-type]
+        )
+        next(iter(stream))
+        lead_to(current, quick_engine)
+        os.kill(server.process.pid, signal.SIGHUP)
+
+        def exchanged() -> bool:
+            answer = chat(server, 2)
+            statuses.append(answer.status_code)
+            return bool(answer.json()["system_fingerprint"] != old)
+
+        wait_until(exchanged, "the new engine answers")
+        assert [c.choices[0].finish_reason for c in stream if c.choices][-1] == "length"
+    assert set(statuses) == {200} and len(statuses) > 1
+    wait_until(lambda: not psutil.pid_exists(old_pid or 0), "the old host ended")
+    lead_to(current, tmp_path)  # holds no engine
+    os.kill(server.process.pid, signal.SIGHUP)
+    wait_until(lambda: "the engine that runs stays" in (tmp_path / "log").read_text(), "it is said")
+    wait_until(lambda: chat(server, 2).status_code == 200, "it answers")
+    assert fingerprint(server) != old and server.stop() == 0
+
+
+def lead_to(link: Path, engine: Path) -> None:
+    other = link.with_name("other")
+    other.symlink_to(engine)
+    other.replace(link)
+
+
+def chat(server: Server, max_tokens: int) -> httpx.Response:
+    body = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": max_tokens}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60)
+
+
+def fingerprint(server: Server) -> str:
+    return str(chat(server, 1).json()["system_fingerprint"])
+
+
 def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(engine, tmp_path / "damaged")
     with (damaged / "rank0.safetensors").open("r+b") as file:
