@@ -167,7 +167,8 @@ def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_fp8_weights_are_the_models_within_a_rounding(engine: EngineMaker, name: str) -> None:
-    quantised = engine(name, quant="fp8", tp=2, dtype="bfloat16", calib_length=64)
+    choices = dict(quant="fp8", tp=2, dtype="bfloat16", calib_samples=16)
+    quantised = engine(name, **choices)
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
     for linear in (key for key in LINEARS if f"{key}.weight" in truth):
         weight, scale = found[f"{linear}.weight"], found[f"{linear}.weights_scaling_factor"]

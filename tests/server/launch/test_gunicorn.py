@@ -149,13 +149,8 @@ def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
     assert caught.value.status_code == 503
     wait_until(server.is_ready, "the host came back")
     assert server.host_pid() not in (None, pid)
-    for _ in range(4):  # both workers
-        answer = client.chat.completions.create(
-            model="tiny-llama",
-            messages=MESSAGES,
-            max_tokens=3,  # type: ignore[arg-type]
-        )
-        assert answer.choices[0].finish_reason
+    # Both workers: one of them may have answered all that was asked so far.
+    wait_until(lambda: all(chat(server, 3).status_code == 200 for _ in range(4)), "it answers")
 
 
 def test_a_host_that_stands_still_is_ended_and_its_streams_are_told(
