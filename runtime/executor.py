@@ -138,6 +138,9 @@ class Executor(Protocol):
     def cancel(self, request_id: int) -> None:
         """Stop a sequence before the next iteration; it gives no further output."""
 
+    def waits(self, request_id: int) -> bool:
+        """Whether a sequence's prompt is not begun, as far as the engine tells."""
+
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
         """What is new, after one iteration; waits at most timeout_s for engines that run alone."""
 

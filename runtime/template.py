@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import string
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -27,9 +28,15 @@ from jinja2.visitor import NodeTransformer
 # Of one rendering. A template comes with a checkpoint, whoever made that: it may not hold a server
 # up by loops within loops, nor fill its memory by doubling a text.
 MAX_TURNS, MAX_S = 1_000_000, 5.0
-MAX_SIZE = 32 << 20  # characters of a text, items of a list
+MAX_SIZE = 32 << 20  # characters of a text or of all that is printed, items of a list
+MAX_MADE = 1 << 30  # of all texts and lists together
 _TURNS_A_LOOK = 256  # between looks at the clock
 _LONGEST_INT = 4096  # bits
+_OURS = ("_turn", "_join")
+_SIZED = (str, list, tuple)
+_WIDE_METHODS = ("center", "expandtabs", "ljust", "rjust", "zfill")
+_WIDE_FILTERS = ("batch", "center", "indent", "slice", "tojson", "truncate", "wordwrap")
+_PERCENT = re.compile(r"%(?:\([^)]*\))?[#0\- +]*([0-9]+|\*)?(?:\.([0-9]+|\*))?")
 
 
 class CompiledTemplate(NamedTuple):
@@ -90,19 +97,29 @@ class _Namespace(Namespace):
 
 
 class _Budget:
-    """What a rendering may still take."""
+    """What a rendering may still take: turns, its thread's seconds, what is made and printed."""
 
     def __init__(self) -> None:
-        self._turns = MAX_TURNS
-        self._end_s = time.monotonic() + MAX_S
+        self._turns, self._look_at = MAX_TURNS, MAX_TURNS - _TURNS_A_LOOK
+        self._end_s = time.thread_time() + MAX_S
+        self._made = self._printed = 0
 
     def spend(self, turns: int) -> None:
         self._turns -= turns
-        late = self._turns % _TURNS_A_LOOK == 0 and time.monotonic() > self._end_s
+        late = False
+        if self._turns <= self._look_at:
+            self._look_at = self._turns - _TURNS_A_LOOK
+            late = time.thread_time() > self._end_s
         if self._turns < 0 or late:
             raise jinja2.exceptions.SecurityError(
                 f"the chat template takes more than {MAX_TURNS} turns of its loops or {MAX_S:g} s"
             )
+
+    def make(self, size: int, printed: bool = False) -> None:
+        self._made += size
+        self._printed += size if printed else 0
+        if self._made > MAX_MADE or self._printed > MAX_SIZE:
+            raise jinja2.exceptions.SecurityError("the chat template makes too much text")
 
 
 _budget: ContextVar[_Budget | None] = ContextVar("budget", default=None)
@@ -121,6 +138,11 @@ class _Template(jinja2.Template):
 class _Counted(NodeTransformer):
     """Each turn of a loop and each call of a macro is counted; `~` is joined by a function."""
 
+    def visit_Name(self, node: nodes.Name) -> nodes.Node:
+        if node.ctx != "load":
+            _check_free(node.name, node.lineno)
+        return node
+
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
         turn = _call("_turn", [], node.lineno)
@@ -131,6 +153,7 @@ class _Counted(NodeTransformer):
         return node
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
+        _check_free(node.name, node.lineno)
         self.generic_visit(node)
         turn = _call("_turn", [], node.lineno)
         node.body.insert(0, nodes.ExprStmt(turn, lineno=node.lineno))
@@ -139,6 +162,11 @@ class _Counted(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return _call("_join", node.nodes, node.lineno)
+
+
+def _check_free(name: str, line: int) -> None:
+    if name in _OURS:
+        raise jinja2.TemplateSyntaxError(f"a chat template may not set {name}", line)
 
 
 def _call(name: str, args: list[nodes.Expr], line: int) -> nodes.Call:
@@ -166,11 +194,22 @@ def _range(*args: int) -> range:
     return made
 
 
+def _printed(value: Any) -> Any:
+    budget = _budget.get()
+    if budget is not None and isinstance(value, str):
+        budget.make(len(value), printed=True)
+    return value
+
+
 def _check_size(size: int) -> None:
+    """Of a text or a list that is made, or is about to be."""
     if size > MAX_SIZE:
         raise jinja2.exceptions.SecurityError(
             f"the chat template makes a text or a list of {size}; {MAX_SIZE} are allowed"
         )
+    budget = _budget.get()
+    if budget is not None:
+        budget.make(size)
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -185,53 +224,100 @@ class _Environment(ImmutableSandboxedEnvironment):
         return counted
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
-        _check_asked(args, kwargs)
-        if getattr(__obj, "__name__", "") in ("format", "format_map"):
-            method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has put its own around it
-            _check_widths(r":[^}]*?(\d+)", getattr(method, "__self__", ""))
+        method = getattr(__obj, "__wrapped__", __obj)  # the sandbox has put its own around format
+        text = getattr(method, "__self__", None)
+        if isinstance(text, str):
+            args = _check_method(text, getattr(method, "__name__", ""), args, kwargs)
         return _checked(super().call(__context, __obj, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "+" and isinstance(left, (str, list, tuple)):
-            _check_size(len(left) + (len(right) if isinstance(right, (str, list, tuple)) else 0))
+        if operator == "+" and isinstance(left, _SIZED) and isinstance(right, _SIZED):
+            _check_size(len(left) + len(right))
         elif operator == "*":
             for one, times in ((left, right), (right, left)):
-                if isinstance(one, (str, list, tuple)) and isinstance(times, int):
+                if isinstance(one, _SIZED) and isinstance(times, int):
                     _check_size(len(one) * max(times, 0))
             if isinstance(left, int) and isinstance(right, int):
                 _check_bits(left.bit_length() + right.bit_length())
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
             _check_bits(left.bit_length() * abs(right))
         elif operator == "%" and isinstance(left, str):
-            _check_widths(r"%[^a-zA-Z%]*?(\d+|\*)", left)
-        return super().call_binop(context, operator, left, right)
+            _check_percent(left)
+        return _checked(super().call_binop(context, operator, left, right))
 
 
-def _check_asked(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """No number that asks for a size, such as a width, is beyond it."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, int):
+def _check_method(
+    text: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Of a text, before it is called; its arguments, of which an iterator is a list by then."""
+    if name in _WIDE_METHODS:
+        _check_widths(*args, *kwargs.values())
+    elif name in ("format", "format_map"):
+        for _, _, spec, _ in string.Formatter().parse(text):
+            _check_widths(
+                *(
+                    MAX_SIZE + 1 if "{" in part else int(part[:12])
+                    for part in re.findall(r"[0-9]+|{", spec or "")
+                )
+            )
+    elif name == "replace" and len(args) > 1:
+        _check_replaced(text, *args[:2])
+    elif name == "join" and args:
+        items = list(args[0])
+        _check_joined(items, text)
+        return (items, *args[1:])
+    return args
+
+
+def _check_percent(form: str) -> None:
+    for found in _PERCENT.finditer(form.replace("%%", "")):
+        _check_widths(*(MAX_SIZE + 1 if n == "*" else int(n[:12]) for n in found.groups() if n))
+
+
+def _check_widths(*values: Any) -> None:
+    """Numbers that say how large something is to be."""
+    for value in values:
+        if isinstance(value, int) and value > MAX_SIZE:
             _check_size(value)
 
 
+def _check_replaced(text: str, old: Any, new: Any) -> None:
+    if isinstance(old, str) and isinstance(new, str):
+        _check_size(len(text) + text.count(old) * len(new))
+
+
+def _check_joined(items: list[Any], between: object) -> None:
+    size = sum(len(item) for item in items if isinstance(item, str))
+    _check_size(size + len(str(between)) * len(items))
+
+
 def _checked(made: Any) -> Any:
-    if isinstance(made, (str, list, tuple)):
+    if isinstance(made, _SIZED):
         _check_size(len(made))
+    elif isinstance(made, int):
+        _check_bits(made.bit_length())
     return made
 
 
-def _check_widths(pattern: str, text: object) -> None:
-    for width in re.findall(pattern, text) if isinstance(text, str) else ():
-        _check_size(MAX_SIZE + 1 if width == "*" else int(width[:12]))
-
-
-def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
+def _bounded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that neither asks for nor makes what is too large."""
+    first = 1 if hasattr(function, "jinja_pass_arg") else 0  # of its arguments, what is filtered
 
     @functools.wraps(function)
     def filtered(*args: Any, **kwargs: Any) -> Any:
-        _check_asked(args[1:], kwargs)
-        return _checked(function(*args, **kwargs))
+        before, (value, *rest) = args[:first], args[first:]
+        if name in _WIDE_FILTERS:
+            _check_widths(*rest, *kwargs.values())
+        elif name == "format":
+            _check_percent(str(value))
+        elif name == "replace" and len(rest) > 1:
+            _check_replaced(str(value), *rest[:2])
+        elif name == "join":
+            value = list(value)
+            _check_joined(value, rest[0] if rest else kwargs.get("d", ""))
+        elif name == "sum" and isinstance(kwargs.get("start", (rest + [None, 0])[1]), _SIZED):
+            raise jinja2.exceptions.SecurityError("a chat template may not sum lists or texts")
+        return _checked(function(*before, value, *rest, **kwargs))
 
     return filtered
 
@@ -248,9 +334,12 @@ def _environment() -> ImmutableSandboxedEnvironment:
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=[_GenerationTag, jinja2.ext.loopcontrols],
+        finalize=_printed,
     )
     environment.filters["tojson"] = _tojson
-    environment.filters |= {name: _bounded(each) for name, each in environment.filters.items()}
+    filters = environment.filters
+    environment.filters = {name: _bounded(name, each) for name, each in filters.items()}
+    del environment.globals["lipsum"]  # text of any length
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,

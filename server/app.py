@@ -106,6 +106,11 @@ def start_draining(app: Flask) -> None:
     app.extensions["enginehouse"].draining = True
 
 
+def engine_client(app: Flask) -> EngineClient:
+    service: Service = app.extensions["enginehouse"]
+    return service.client
+
+
 def _open_client(address: str) -> EngineClient:
     from enginehouse.runtime.host.client import EngineClient as HostClient
 
@@ -235,7 +240,7 @@ def _add_keys(app: Flask, keys: KeyRing, limits: RateLimits) -> None:
         )
         if key is not None:
             request.environ[KEY_NAME] = key.name
-            if request.path in _COUNTED:
+            if request.path.rstrip("/") in _COUNTED:
                 g.ticket = limits.ticket(key)
                 g.ticket.begin()
 

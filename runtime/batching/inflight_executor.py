@@ -117,6 +117,10 @@ class InflightExecutor(Generic[Runner]):
         elif sequence is not None:
             self.scheduler.remove(sequence)
 
+    def waits(self, request_id: int) -> bool:
+        sequence = self._sequences.get(request_id)
+        return sequence is not None and sequence.num_cached_tokens is None  # never admitted yet
+
     @property
     def busy(self) -> bool:
         return bool(self._sequences)

@@ -22,7 +22,7 @@ _SHARE = 0.1  # of the queue that should be free when a refused client comes bac
 
 class QueueLimits(NamedTuple):
     """max_requests: open sequences beyond those that run at once. max_tokens: of prompts that wait.
-    max_wait_s: for a first token.
+    max_wait_s: until its prompt is begun.
     """
 
     max_requests: int = 1024
@@ -63,6 +63,14 @@ class Admission:
 
     def refusal(self, num_sequences: int, num_tokens: int) -> Refusal | None:
         """Why a request is not taken, or None. A prompt that waits alone is never too long."""
+        seconds = self.retry_after_s
+        if num_sequences > self._max_open:
+            return Refusal(
+                f"found {num_sequences} sequences in one request; this server holds "
+                f"{self._max_open} at once, running or waiting",
+                "n",
+                "invalid_value",
+            )
         if len(self._open) + num_sequences > self._max_open:
             found = f"{len(self._open)} sequences run or wait here, of at most {self._max_open}"
         elif self._waiting and self._num_tokens + num_tokens > self.limits.max_tokens:
@@ -70,9 +78,9 @@ class Admission:
                 f"the prompts that wait have {self._num_tokens} tokens, of at most "
                 f"{self.limits.max_tokens}"
             )
+            seconds = max(seconds, _UNKNOWN_S)  # the rate is of sequences, not of tokens
         else:
             return None
-        seconds = self.retry_after_s
         return Refusal(
             f"the queue is full: {found}; send the request again in {seconds} s",
             code="queue_full",
@@ -110,8 +118,8 @@ class Admission:
     def timeout(self) -> Refusal:
         """What an overdue one is told."""
         return Refusal(
-            f"no token came within {self.limits.max_wait_s:g} s, as others were before it; send "
-            "the request again",
+            f"the prompt was not begun within {self.limits.max_wait_s:g} s, as others were before "
+            "it; send the request again",
             code="queue_timeout",
             status=503,
             retry_after_s=self.retry_after_s,

@@ -16,16 +16,16 @@ class Heartbeat:
     def __init__(self, fd: int | None, now_s: float) -> None:
         self._fd = fd
         self._next_s = now_s
-        self._num_iterations = -1
+        self._progress: object = None
         if fd is not None:
             os.set_blocking(fd, False)
 
-    def beat(self, now_s: float, num_running: int, num_iterations: int) -> None:
-        """Of a loop that came round: as long as nothing runs, or what runs gets on."""
+    def beat(self, now_s: float, is_running: bool, progress: object) -> None:
+        """Of a loop that came round: as long as nothing runs, or `progress` is another one."""
         if self._fd is None or now_s < self._next_s:
             return
-        moves = not num_running or num_iterations != self._num_iterations
-        self._num_iterations = num_iterations
+        moves = not is_running or progress != self._progress
+        self._progress = progress
         if moves:
             self._next_s = now_s + BEAT_S
             try:

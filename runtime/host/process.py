@@ -183,6 +183,8 @@ class EngineHost:
     def _end_overdue(self) -> None:
         """Those that wait for too long are told so, and run for nobody."""
         for own_id in self.admission.overdue():
+            if own_id not in self._owners or not self.executor.waits(own_id):
+                continue  # its client was lost a moment ago, or its prompt is being computed
             client, request_id = self._owners[own_id]
             self._cancel(client, request_id)
             refusal = self.admission.timeout()
@@ -201,7 +203,10 @@ class EngineHost:
         if now >= self._next_stats_s:
             self._next_stats_s = now + _STATS_PERIOD_S
             stats = self.executor.stats()
-            self.heartbeat.beat(now, stats.num_running, stats.num_iterations)
+            # Tokens too: an engine's own statistics may end, and it goes on.
+            tokens = stats.num_prompt_tokens, stats.num_generated_tokens
+            is_running = bool(self._owners) and stats.num_running > 0
+            self.heartbeat.beat(now, is_running, (stats.num_iterations, *tokens))
             self._tell_room(again=True)
             for client in list(self._clients):
                 self._send(client, messages.Stats(stats))

@@ -54,7 +54,8 @@ class HostSupervisor:
     on_ready is called with the engine's facts each time a host takes requests; on_failure with
     a sentence when the first host cannot serve its engine at all (restarting would not help).
     Both run on the supervisor's thread. silence_s: a host that takes requests and sends no
-    heartbeat for so long stands still, and is ended.
+    heartbeat for so long stands still, and is ended. tries_once: a first host that ends before it
+    is ready, without a word, has failed too.
     """
 
     def __init__(
@@ -63,7 +64,9 @@ class HostSupervisor:
         on_ready: Callable[[dict[str, Any]], None],
         on_failure: Callable[[str], None],
         silence_s: float = DEFAULT_SILENCE_S,
+        tries_once: bool = False,
     ) -> None:
+        self._tries_once = tries_once
         self._silence_s = silence_s
         self._command = list(command)
         self._on_ready = on_ready
@@ -104,6 +107,8 @@ class HostSupervisor:
                 failure = f"the engine host cannot be started: {error}"
             if self._stopping.is_set():
                 return
+            if failure is None and self._tries_once and not self._was_ready:
+                failure = "the engine host ended before it was ready, as where memory ends"
             if failure is not None and not self._was_ready:
                 self._on_failure(failure)
                 return

@@ -274,6 +274,10 @@ class TrtllmExecutor:
                 "the engine must be opened again"
             )
 
+    def waits(self, request_id: int) -> bool:
+        """Until its first token: TensorRT-LLM does not tell when a prompt is begun."""
+        return request_id in self._active
+
     def stats(self) -> ExecutorStats:
         """Counts are this class's; blocks, iterations and pauses are TensorRT-LLM's own."""
         self._read_iterations()

@@ -7,7 +7,9 @@ Source: OpenAI's API reference, "Rate limits in headers".
 
 from __future__ import annotations
 
+import logging
 import math
+import sqlite3
 import time
 from collections.abc import Iterator
 from typing import NoReturn
@@ -19,6 +21,7 @@ from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api_keys import ApiKey
 from enginehouse.server.http.shared_counts import SharedCounts
 
+LOG = logging.getLogger("enginehouse.server")
 _BUSY_S = 1  # when a request beside others may come again: nobody knows when they end
 
 
@@ -53,7 +56,12 @@ class Ticket:
         """Count the request. Raises RequestError 429."""
         if "tokens" in self._items and not self._remaining("tokens"):
             self._refuse("tokens", self._key.limits.tpm)
-        if not self._counts.open(self._id, self._key.limits.concurrent):
+        try:
+            opened = self._counts.open(self._id, self._key.limits.concurrent)
+        except sqlite3.Error as error:  # the file is taken: better one too many than none
+            LOG.warning("a key's requests are not counted: %s", error)
+            return
+        if not opened:
             raise RequestError(
                 f"{self._key.limits.concurrent} requests of this key run already, and no more may; "
                 "wait for one to end",
@@ -74,8 +82,12 @@ class Ticket:
         self._open = False
         self._counts.close(self._id)
         item = self._items.get("tokens")
-        if item is not None and num_tokens:
+        if item is None or not num_tokens:
+            return
+        try:
             self._counts.incr(item.key_for(self._id, "tokens"), item.get_expiry(), num_tokens)
+        except sqlite3.Error as error:
+            LOG.warning("a key's tokens are not counted: %s", error)
 
     def headers(self) -> Iterator[tuple[str, str]]:
         """x-ratelimit-*, of the limits that this key has."""

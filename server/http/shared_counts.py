@@ -15,6 +15,8 @@ from pathlib import Path
 
 from limits.storage import Storage
 
+_WAIT_S = 0.2  # for another worker, in which this one's event loop stands
+_LATEST_S = 3600  # an end that is later was written before the clock was set back
 _TABLES = """
 create table if not exists counts (key text primary key, value integer, expires real);
 create table if not exists open (
@@ -31,12 +33,16 @@ class SharedCounts(Storage):
     def __init__(self, path: Path | str, worker: int) -> None:
         super().__init__()
         self._worker = worker
-        self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._owed: list[str] = []  # of requests that ended while the file was taken
+        self._db = sqlite3.connect(
+            path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
+        )
         # Nothing of this is to outlive the server: the disk is not waited for.
         self._db.execute("pragma journal_mode=memory")
         self._db.execute("pragma synchronous=off")
         self._db.executescript(_TABLES)
         self._forget_the_dead()
+        self._db.execute("delete from open where worker = ?", (worker,))  # an older one's number
 
     @property
     def base_exceptions(self) -> type[Exception]:
@@ -71,22 +77,32 @@ class SharedCounts(Storage):
     def open(self, key: str, most: int | None) -> bool:
         """Count one more request of a key, unless `most` are open."""
         with self._locked():
-            [total] = self._db.execute(
-                "select coalesce(sum(value), 0) from open where key = ?", (key,)
-            ).fetchone()
-            if most is not None and total >= most:
-                return False
+            while self._owed:
+                self._add(self._owed.pop(), -1)
+            if most is not None and self._num_open(key) >= most:
+                self._forget_the_dead()
+                if self._num_open(key) >= most:
+                    return False
             self._add(key, 1)
         return True
 
     def close(self, key: str) -> None:
-        self._add(key, -1)
+        try:
+            self._add(key, -1)
+        except sqlite3.Error:
+            self._owed.append(key)
+
+    def _num_open(self, key: str) -> int:
+        [total] = self._db.execute(
+            "select coalesce(sum(value), 0) from open where key = ?", (key,)
+        ).fetchone()
+        return int(total)
 
     def _forget_the_dead(self) -> None:
-        """Workers that ended have nothing open; gunicorn starts one in the place of each."""
+        """Workers that ended have nothing open."""
         workers = self._db.execute("select distinct worker from open").fetchall()
         for (worker,) in workers:
-            if worker == self._worker or not _lives(worker):
+            if not _lives(worker):
                 self._db.execute("delete from open where worker = ?", (worker,))
 
     def _add(self, key: str, amount: int) -> None:
@@ -97,7 +113,8 @@ class SharedCounts(Storage):
 
     def _row(self, key: str, now: float) -> tuple[int, float] | None:
         found: tuple[int, float] | None = self._db.execute(
-            "select value, expires from counts where key = ? and expires > ?", (key, now)
+            "select value, expires from counts where key = ? and expires between ? and ?",
+            (key, now, now + _LATEST_S),
         ).fetchone()
         return found
 

@@ -47,11 +47,14 @@ def when_ready(server: Arbiter) -> None:
     gunicorn_hooks.start_host(
         f"http://{reachable}:{port}", lambda s: server.cfg.set("graceful_timeout", s)
     )
+    reload = server.handle_hup
 
+    def handle_hup() -> None:
+        """A reload ends the old workers, and all of gunicorn if the new ones cannot start."""
+        if gunicorn_hooks.may_reload(server.worker_age):
+            reload()
 
-def on_reload(server: Arbiter) -> None:
-    """SIGHUP: old workers serve on until new ones are there."""
-    gunicorn_hooks.exchange_engine(server.worker_age)
+    server.handle_hup = handle_hup  # type: ignore[method-assign]
 
 
 def post_fork(server: Arbiter, worker: Any) -> None:

@@ -6,6 +6,7 @@ so nothing here imports torch or ZeroMQ, or starts gevent's hub.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -20,8 +21,10 @@ from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.process_settings import host_flags, watchdog_s
 
+_LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
+HOST_READY = "ENGINEHOUSE_HOST_READY"  # for workers that are forked from then on
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 _hosts: hosts.Hosts | None = None  # gunicorn runs its configuration again on SIGHUP
@@ -92,18 +95,27 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), lambda facts: announce(url, facts))
+    def ready(facts: dict[str, Any]) -> None:
+        os.environ[HOST_READY] = "1"
+        announce(url, facts)
+
+    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), ready)
     _hosts.start(address, give_up)
 
 
-def exchange_engine(last_worker: int) -> None:
-    """At SIGHUP: another engine in the same place is loaded before workers that ask it are forked.
+def may_reload(last_worker: int) -> bool:
+    """At SIGHUP: whether workers can be started anew at once. Another engine in the same place is
+    loaded first, and SIGHUP comes again; with what is wrong the workers that run stay.
 
     last_worker: the age of the youngest of those that run.
     """
-    address = None if _hosts is None else _hosts.exchange(last_worker)
-    if address is not None:
-        os.environ[HOST_ADDRESS] = address
+    try:
+        return _hosts is None or _hosts.reload(
+            last_worker, lambda: os.kill(os.getpid(), signal.SIGHUP)
+        )
+    except EnginehouseError as error:
+        _LOG.error("nothing is read again, and all stays as it is: %s", error)
+        return False
 
 
 def worker_ended(ages: Collection[int]) -> None:

@@ -6,9 +6,11 @@ keeps it open. Knows no route and no engine.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import uuid
+from contextlib import suppress
 from types import FrameType
 from typing import Any, cast
 
@@ -17,9 +19,12 @@ import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
-from enginehouse.server.app import start_draining
+from enginehouse.server.app import engine_client, start_draining
 from enginehouse.server.wire.error_body import make_error
 
+_HOST_READY = "ENGINEHOUSE_HOST_READY"  # set by the master once its host takes requests
+_MEETS_S, _POLL_S = 5.0, 0.01
+_FIRST_REQUEST_S = 2.0  # of who has just connected to a worker that drains
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -28,16 +33,28 @@ class Worker(GeventWorker):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._new: set[socket.socket] = set()  # whose first request has not come
         self._idle: set[socket.socket] = set()
 
+    def run(self) -> None:
+        """Where a host takes requests already, none is taken here before this worker knows it."""
+        if os.environ.get(_HOST_READY):
+            client = engine_client(cast(Flask, self.wsgi))
+            with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
+                while not client.ready:
+                    gevent.sleep(_POLL_S)
+        super().run()
+
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
-        self._idle.add(client)
+        self._new.add(client)
         try:
             super().handle(listener, client, addr)
         finally:
+            self._new.discard(client)
             self._idle.discard(client)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> bool:
+        self._new.discard(sock)
         self._idle.discard(sock)
         try:
             return super().handle_request(listener_name, req, sock, addr)
@@ -69,6 +86,9 @@ class Worker(GeventWorker):
         assert isinstance(self.wsgi, Flask), "gunicorn is given create_app() itself"
         start_draining(self.wsgi)
         for connection in list(self._idle):
+            _end(connection)
+        gevent.sleep(_FIRST_REQUEST_S)
+        for connection in [*self._new, *self._idle]:
             _end(connection)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import jinja2
@@ -129,6 +130,18 @@ HOSTILE = {
     "a width by format": "{{ '{:99999999999}'.format(1) }}",
     "a width by a filter": "{{ 'a' | center(99999999999) }}",
     "a width by a method": "{{ 'a'.ljust(99999999999) }}",
+    "a width of a name": "{{ '%(a)99999999999d' % {'a': 1} }}",
+    "a precision": "{{ '%.99999999999f' % 1 }}",
+    "a width that is formatted": "{{ '{1:{0}}'.format('9999999999', 'x') }}",
+    "a width by the filter format": "{{ '%99999999999d' | format(1) }}",
+    "a sum of lists": "{{ [[1] * 1000] * 30000 | sum(start=[]) | length }}",
+    "a join": "{{ (['a' * 9999999] * 100) | join | length }}",
+    "a join by a method": "{{ ''.join(['a' * 9999999] * 100) | length }}",
+    "one large replacement": "{{ ('a' * 9999) | replace('a', 'b' * 9999999) | length }}",
+    "many large texts": "{% for a in range(99) %}{% set x = 'a' * 30000000 %}{% endfor %}",
+    "much that is printed": "{% set x = 'a' * 3000000 %}{% for a in range(20) %}{{ x }}"
+    "{% endfor %}",
+    "a long number": "{{ ('f' * 6000000) | int(0, 16) // 3 }}",
     "a range": "{{ range(10 ** 9) | list | length }}",
 }
 
@@ -141,6 +154,40 @@ def test_a_template_that_takes_too_much_is_stopped(
     template = compile_template(HOSTILE[what]).template
     with pytest.raises((jinja2.exceptions.SecurityError, RecursionError)):
         template.render(m=list(range(1000)))
+
+
+@pytest.mark.parametrize("name", ["_turn", "_join"])
+def test_what_counts_cannot_be_replaced(name: str) -> None:
+    for source in (
+        f"{{% set {name} = joiner %}}",
+        f"{{% for {name} in m %}}{{% endfor %}}",
+        f"{{% macro {name}() %}}{{% endmacro %}}",
+        f"{{% macro f({name}) %}}{{% endmacro %}}",
+    ):
+        with pytest.raises(jinja2.TemplateSyntaxError):
+            compile_template(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "at {{ 'x=' ~ v }}",
+        "{% macro f(v) %}{{ v }}{% endmacro %}{{ f(v) }}",
+        "{{ dict(a=v).a }}{{ {}.get('a', v) }}{{ missing | default(v) }}{{ [v].count(v) }}",
+        "{% set n = namespace(t=v) %}{{ n.t + 1 }}",
+        "{{ 'is 5%% of %s' % v }}{{ '{}: id 12:99999999999'.format(v) }}{{ '%05.1f' % 2.5 }}",
+        "{{ '{:>8}|{:<5}'.format('a', 'b') }}{{ 'a'.center(9) }}{{ 'a' | center(9) }}",
+        "{{ [1, 2] | sum }}{{ ['a', v] | join(', ') }}{{ 'a-b' | replace('-', '+') }}",
+        "{{ {'a': [v]} | tojson(indent=2) }}{{ 'a b' | wordwrap(1) }}{{ 'ab'.replace('a', 'c') }}",
+    ],
+)
+def test_what_is_honest_is_as_it_was(source: str) -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    plain.filters["tojson"] = lambda value, indent: json.dumps(value, indent=indent)
+    wanted = plain.from_string(source).render(v=1700000000)
+    assert compile_template(source).template.render(v=1700000000) == wanted
 
 
 def test_a_long_conversation_is_not_too_much() -> None:

@@ -66,6 +66,7 @@ class ScriptedExecutor:
         self.num_iterations = 0
         self.priorities: list[int] = []
         self.pace = threading.Event()
+        self.waiting = True
 
     def submit(self, request: Request) -> None:
         if 99 in request.prompt_ids:
@@ -80,6 +81,9 @@ class ScriptedExecutor:
     def cancel(self, request_id: int) -> None:
         self.cancelled.append(request_id)
         self.running.pop(request_id, None)
+
+    def waits(self, request_id: int) -> bool:
+        return self.waiting
 
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
         self.num_iterations += 1

@@ -158,7 +158,7 @@ def test_a_host_says_why_and_ends(engine: Path, tmp_path: Path) -> None:
         "enginehouse.runtime.host.process",
         str(engine),
         "--address",
-        "inproc",
+        f"ipc://{tmp_path}/engine",
     ]
     result = subprocess.run(
         command, capture_output=True, text=True, timeout=60, env={"PATH": str(tmp_path)}
