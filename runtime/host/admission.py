@@ -63,7 +63,6 @@ class Admission:
 
     def refusal(self, num_sequences: int, num_tokens: int) -> Refusal | None:
         """Why a request is not taken, or None. A prompt that waits alone is never too long."""
-        seconds = self.retry_after_s
         if num_sequences > self._max_open:
             return Refusal(
                 f"found {num_sequences} sequences in one request; this server holds "
@@ -73,12 +72,13 @@ class Admission:
             )
         if len(self._open) + num_sequences > self._max_open:
             found = f"{len(self._open)} sequences run or wait here, of at most {self._max_open}"
+            seconds = self.retry_after_s
         elif self._waiting and self._num_tokens + num_tokens > self.limits.max_tokens:
             found = (
                 f"the prompts that wait have {self._num_tokens} tokens, of at most "
                 f"{self.limits.max_tokens}"
             )
-            seconds = max(seconds, _UNKNOWN_S)  # the rate is of sequences, not of tokens
+            seconds = max(self.retry_after_s, _UNKNOWN_S)  # the rate is of sequences, not of tokens
         else:
             return None
         return Refusal(

@@ -54,14 +54,15 @@ class Ticket:
 
     def begin(self) -> None:
         """Count the request. Raises RequestError 429."""
-        if "tokens" in self._items and not self._remaining("tokens"):
-            self._refuse("tokens", self._key.limits.tpm)
         try:
-            opened = self._counts.open(self._id, self._key.limits.concurrent)
+            self._begin()
         except sqlite3.Error as error:  # the file is taken: better one too many than none
             LOG.warning("a key's requests are not counted: %s", error)
-            return
-        if not opened:
+
+    def _begin(self) -> None:
+        if "tokens" in self._items and not self._remaining("tokens"):
+            self._refuse("tokens", self._key.limits.tpm)
+        if not self._counts.open(self._id, self._key.limits.concurrent):
             raise RequestError(
                 f"{self._key.limits.concurrent} requests of this key run already, and no more may; "
                 "wait for one to end",

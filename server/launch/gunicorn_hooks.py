@@ -19,12 +19,11 @@ from typing import Any
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
-from enginehouse.server.launch.process_settings import host_flags, watchdog_s
+from enginehouse.server.launch.process_settings import HOST_READY, host_flags, watchdog_s
 
 _LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
-HOST_READY = "ENGINEHOUSE_HOST_READY"  # for workers that are forked from then on
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 _hosts: hosts.Hosts | None = None  # gunicorn runs its configuration again on SIGHUP

@@ -20,9 +20,9 @@ from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.server.app import engine_client, start_draining
+from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
-_HOST_READY = "ENGINEHOUSE_HOST_READY"  # set by the master once its host takes requests
 _MEETS_S, _POLL_S = 5.0, 0.01
 _FIRST_REQUEST_S = 2.0  # of who has just connected to a worker that drains
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -38,7 +38,7 @@ class Worker(GeventWorker):
 
     def run(self) -> None:
         """Where a host takes requests already, none is taken here before this worker knows it."""
-        if os.environ.get(_HOST_READY):
+        if os.environ.get(HOST_READY):
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while not client.ready:

@@ -37,9 +37,8 @@ class Comparison:
         """Whether both were asked on machines that are alike, as far as is known of both."""
         if self.old is None or not self.old.head.machine or not self.new.head.machine:
             return False
-        sides = ({**side.head.machine, "memory": ""} for side in (self.old, self.new))
-        old, new = sides
-        return old == new
+        old, new = self.old.head.machine, self.new.head.machine
+        return {**old, "memory": ""} == {**new, "memory": ""}
 
     @property
     def same_server(self) -> bool:

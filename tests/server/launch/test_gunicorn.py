@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -36,6 +37,18 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
 
 
 LONG = {"max_tokens": 1900, "temperature": 0.0}
+
+
+def long_stream(client: openai.OpenAI) -> openai.Stream[Any]:
+    """One that has begun."""
+    stream = client.chat.completions.create(
+        model="tiny-llama",
+        messages=MESSAGES,
+        stream=True,
+        **LONG,  # type: ignore[arg-type]
+    )
+    next(iter(stream))
+    return stream  # type: ignore[return-value]
 
 
 def test_a_plain_answer_and_a_stream_say_the_same(client: openai.OpenAI) -> None:
@@ -129,13 +142,7 @@ def test_errors_carry_the_field_at_fault(client: openai.OpenAI) -> None:
 def test_a_killed_host_fails_its_streams_clearly_and_comes_back(
     server: Server, client: openai.OpenAI
 ) -> None:
-    stream = client.chat.completions.create(
-        model="tiny-llama",
-        messages=MESSAGES,
-        stream=True,
-        **LONG,  # type: ignore[arg-type]
-    )
-    next(iter(stream))
+    stream = long_stream(client)
     pid = server.host_pid()
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -159,13 +166,7 @@ def test_a_host_that_stands_still_is_ended_and_its_streams_are_told(
     monkeypatch.setenv("ENGINEHOUSE_WATCHDOG_S", "5")
     server = Server(engine, tmp_path / "log")
     with server.client() as client:
-        stream = client.chat.completions.create(
-            model="tiny-llama",
-            messages=MESSAGES,
-            stream=True,
-            **LONG,  # type: ignore[arg-type]
-        )
-        next(iter(stream))
+        stream = long_stream(client)
         pid = server.host_pid()
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
@@ -360,13 +361,7 @@ def test_sighup_exchanges_the_engine_and_loses_no_request(
     old_pid, old = server.host_pid(), fingerprint(server)
     statuses: list[int] = []
     with server.client() as client:
-        stream = client.chat.completions.create(
-            model="tiny-llama",
-            messages=MESSAGES,
-            stream=True,
-            **LONG,  # type: ignore[arg-type]
-        )
-        next(iter(stream))
+        stream = long_stream(client)
         lead_to(current, quick_engine)
         os.kill(server.process.pid, signal.SIGHUP)
 
