@@ -31,6 +31,24 @@ from makers.engines import (  # noqa: E402
 )
 from makers.paths import ROOT  # noqa: E402
 
+
+class FailuresAtOnce:
+    """Names what failed when it fails: a run that is cut off does not come to its summary."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            writer = self.config.get_terminal_writer()
+            writer.line(f"\nFAILED {report.nodeid}\n{report.longreprtext}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        config.pluginmanager.register(FailuresAtOnce(config))
+
+
 set_hypothesis_home_dir(ROOT / ".cache" / "hypothesis")
 
 

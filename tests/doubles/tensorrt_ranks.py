@@ -6,19 +6,19 @@ two processes over a socket.
 
 from __future__ import annotations
 
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Client, Listener
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor
 
 from doubles.recording_network import RecordingNetwork
 
-_WAIT_S = 10
+_WAIT_S = 60
 
 
 class Exchange:
@@ -90,6 +90,29 @@ class ThreadCommunicator(Exchange):
         return found
 
 
+def _accept(address: str) -> socket.socket:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(_WAIT_S)
+        listener.bind(address)
+        listener.listen(1)
+        return listener.accept()[0]
+
+
+def _connect(address: str) -> socket.socket:
+    """To who may not listen yet, though its address is there."""
+    deadline_s = time.monotonic() + _WAIT_S
+    while True:
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.connect(address)
+            return peer
+        except OSError:
+            peer.close()
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+
+
 class PeerCommunicator(Exchange):
     """Two ranks in two processes."""
 
@@ -97,14 +120,9 @@ class PeerCommunicator(Exchange):
         super().__init__(num_ranks, rank)
         assert num_ranks == 2
         address = nccl_id.rstrip(b"\0").decode()
-        if rank == 0:
-            with Listener(address) as listener:
-                self._peer = listener.accept()
-        else:
-            deadline_s = time.monotonic() + _WAIT_S
-            while not Path(address).exists() and time.monotonic() < deadline_s:
-                time.sleep(0.01)
-            self._peer = Client(address)
+        with _accept(address) if rank == 0 else _connect(address) as peer:
+            peer.setblocking(True)
+            self._peer = Connection(peer.detach())
 
     @classmethod
     def make_id(cls) -> bytes:
