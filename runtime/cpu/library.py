@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse.runtime.cpu.packed_file import LinearShape
+from enginehouse.runtime.cpu.packed_file import BYTES_PART, LinearShape
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")
@@ -40,8 +40,7 @@ _TRAITS = ("kept", "gelu", "norm_sublayers", "experts", "chosen", "renormalize")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)
 FORMS = ("bf16", "int4", "int8", "e4m3")
-INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row")
-_PART = 32  # inputs whose bytes share a scale: native/rows.h
+INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row", "fine_bytes")
 _ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
 
 
@@ -129,7 +128,7 @@ class NativeModel:
         sizes = linear_bytes(shape)
         assert arrays.keys() <= sizes.keys() and "weight" in arrays
         assert ("scales" in arrays) == (shape.group > 0)
-        assert ("counts" in arrays) == (shape.input == "bytes")
+        assert ("counts" in arrays) == (shape.input in BYTES_PART)
         for part, array in arrays.items():
             assert len(array) >= sizes[part], part
         told = _Linear(
@@ -213,7 +212,7 @@ def linear_bytes(shape: LinearShape) -> dict[str, int]:
         "weight": weights * {"bf16": 4, "int8": 2, "e4m3": 2, "int4": 1}[shape.form] // 2,
         "scales": groups * shape.out * (2 if shape.narrow_scales else 4),
         "zeros": groups * shape.out * 4,
-        "counts": weights // _PART * 2,
+        "counts": weights // BYTES_PART.get(shape.input, 1) * 2,
         "bias": shape.out * 4,
         "factor": shape.inputs * 4,
     }

@@ -37,8 +37,9 @@ class LinearWeights(NamedTuple):
     factor: Tensor | None = None
 
 
-def linear_of(module: Mapping[str, Tensor], activations: str) -> LinearWeights:
-    """activations: of `support.ACTIVATIONS`, for weights that do not settle it themselves.
+def linear_of(module: Mapping[str, Tensor], activations: str, fine: bool = False) -> LinearWeights:
+    """activations: of `support.ACTIVATIONS`, for weights that do not settle it themselves. fine:
+    where they are bytes, each scale is of fewer inputs.
 
     Raises EngineError for tensors that are no form.
     """
@@ -47,7 +48,7 @@ def linear_of(module: Mapping[str, Tensor], activations: str) -> LinearWeights:
         return _of_e4m3(module, weight.view(torch.uint8), bias)
     if weight.dtype != torch.int8:
         return LinearWeights("bf16", "bf16", weight, bias=bias)
-    input_of = {"int8": "bytes", "bf16": "bf16"}[activations]
+    input_of = {"int8": "fine_bytes" if fine else "bytes", "bf16": "bf16"}[activations]
     if (scale := module.get("per_channel_scale")) is not None:  # or one for each rank's inputs
         return LinearWeights("int8", input_of, weight, scale.view(len(weight), -1), bias=bias)
     if (scale := module.get("weights_scaling_factor")) is None:
@@ -117,7 +118,7 @@ def rounded(weight: Tensor) -> LinearWeights:
     groups = padded.unflatten(1, (-1, STEP))
     scale = (groups.abs().amax(-1) / 127).bfloat16()
     steps = (groups / scale.float().clamp(min=1e-30).unsqueeze(-1)).round_().clamp_(-127, 127)
-    return LinearWeights("int8", "bytes", steps.flatten(1).to(torch.int8), scale)
+    return LinearWeights("int8", "fine_bytes", steps.flatten(1).to(torch.int8), scale)
 
 
 def _joinable(first: LinearWeights, other: LinearWeights) -> bool:

@@ -18,7 +18,9 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 3  # of the packed tensors: another one is packed anew
+LAYOUT = 4  # of the packed tensors: another one is packed anew
+# The inputs whose bytes share a scale, where activations are rounded to bytes: native/rows.h.
+BYTES_PART = {"bytes": 64, "fine_bytes": 32}
 LANES = 16  # of native/vectors.h: numbers of a whole vector
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
@@ -29,7 +31,7 @@ _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 class LinearShape(msgspec.Struct, frozen=True):
     """form: bf16, int4, int8 or e4m3, of the weights. out, inputs: whole blocks of 32, whole steps
     of 64. group: inputs that share a scale, 0 for bf16. input: what activations are rounded to,
-    bf16, bytes, e4m3 or e4m3_by_row. narrow_scales: scales are bfloat16, else float32.
+    bf16, bytes, fine_bytes, e4m3 or e4m3_by_row. narrow_scales: scales are bfloat16, else float32.
     """
 
     form: str

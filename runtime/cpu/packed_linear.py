@@ -8,7 +8,7 @@ They stand in blocks of 32 outputs, [out / 32, ...], in which 16 outputs are the
   e4m3  the same, of its bytes
 Read as 16 bits at a time, words of nibbles and of bytes yield the inputs in the order of bf16's:
 one order of activations serves all. Scales, zeros: [groups][32] a block; counts, int16
-[inputs / 32][32]: the sum of each part's q, for activations that are rounded to bytes with an
+[inputs / part][32]: the sum of each part's q, for activations that are rounded to bytes with an
 offset.
 """
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.cpu.linear_forms import STEP, LinearWeights
-from enginehouse.runtime.cpu.packed_file import LANES, LinearShape
+from enginehouse.runtime.cpu.packed_file import BYTES_PART, LANES, LinearShape
 
 Arrays = dict[str, tuple[str, Tensor]]  # of `library.PARTS`: a dtype of the file, and the values
 
-_COLS, _PART = 32, 32  # of native/linear.h and rows.h
+_COLS = 32  # of native/linear.h
 _PAIRS = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
@@ -40,8 +40,8 @@ def packed_linear(linear: LinearWeights) -> tuple[LinearShape, Arrays]:
         arrays["scales"] = "BF16" if narrow else "F32", _in_blocks(scale, out)
         groups = scale.shape[1]  # one of all inputs has the padding too
         group = inputs if groups == 1 else linear.weight.shape[1] // groups
-    if linear.input == "bytes":
-        counts = weight.view(out, -1, _PART).sum(-1, dtype=torch.int16)
+    if part := BYTES_PART.get(linear.input):
+        counts = weight.view(out, -1, part).sum(-1, dtype=torch.int16)
         arrays["counts"] = "I16", _in_blocks(counts, out)
     if linear.zero is not None:
         arrays["zeros"] = "F32", _in_blocks(linear.zero, out)

@@ -44,6 +44,7 @@ Tensors = Mapping[str, Tensor]
 
 _LAYER = "transformer.layers.{}."
 _NORM = "layernorm.weight"
+_FINE = ("mlp.proj",)  # what rounding costs most, beside lm_head: docs/quality.md
 _KEPT = {None: "bf16", "FP8": "e4m3", "INT8": "int8"}  # of `kv_cache_quant_algo`
 _PER_LAYER = 5 * 6 + len(NORMS)  # tensors
 
@@ -111,7 +112,7 @@ class _Packing:
             modules = [module]
             if count and name.startswith("mlp."):
                 modules = [expert_tensors(module, i) for i in range(count)]
-            return [linear_of(each, self.activations) for each in modules]
+            return [linear_of(each, self.activations, name in _FINE) for each in modules]
 
         if self.config.gate_in_fc:
             both = [halves(whole) for whole in linears("mlp.fc")]

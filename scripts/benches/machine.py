@@ -13,7 +13,7 @@ from typing import NamedTuple
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import cpu_words
 from enginehouse.runtime.cpu.library import linear_bytes
-from enginehouse.runtime.cpu.packed_file import Network
+from enginehouse.runtime.cpu.packed_file import BYTES_PART, Network
 
 _SOURCE = Path(__file__).with_name("limits.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-pthread")
@@ -70,7 +70,7 @@ def step_work(network: Network, batch: int, context: int) -> Work:
     for linear in network.linears.values():
         sizes = linear_bytes(linear)
         weight_bytes += sizes["weight"] + sizes["scales"]
-        kind = "int8" if linear.input == "bytes" else "bf16"
+        kind = "int8" if linear.input in BYTES_PART else "bf16"
         operations[kind] += 2.0 * batch * linear.out * linear.inputs
     pairs = batch * context * network.layers
     operations["bf16"] += 4.0 * pairs * network.heads * network.head_size

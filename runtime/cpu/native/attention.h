@@ -20,6 +20,7 @@ namespace enginehouse {
 constexpr int kUnit = kLanes;  // tokens of one unit
 
 constexpr int kMostHead = 512;
+constexpr int kUnitsAhead = 2;  // that are fetched while one is read: they lie anywhere
 
 enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/library.py counts them
 
@@ -131,10 +132,12 @@ void weigh(const Queries& set, const Act* shares, int length, int end, Units&& u
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) all_of[r][c] = all_of[r][c] + total(acc[r][c]), acc[r][c] = Sum{};
     }
-    const auto* values = units(i / kUnit) + kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
+    const int place = kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
+    const auto* values = units(i / kUnit) + place;
+    const auto* soon = units(std::min(i / kUnit + kUnitsAhead, (end - 1) / kUnit)) + place;
     Pairs v[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2);
+    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2), __builtin_prefetch(soon + c * kLanes * 2);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Pairs x = same_pair(shares + size_t(r) * length + i);
@@ -160,7 +163,9 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
   float* scores = scratch.scores.data();
   Act* shares = scratch.shares.data();
   for (int i = 0; i < length; i += kUnit) {
+    const int ahead = i / kUnit + kUnitsAhead, beyond = ahead - length / kUnit;
     const auto* keys = units(i / kUnit);
+    const auto* soon = beyond < 0 ? units(ahead) : units(std::min(beyond, i / kUnit)) + kUnit * head_size;  // values come next
     V all_of[R] = {};
     for (int from = 0; from < head_size; from += kChainDims) {
       Sum acc[R] = {};
@@ -168,6 +173,7 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
 #pragma GCC unroll 4
       for (int d = from; d < to; d += 2) {
         const Pairs k = pairs_at(keys + d * kUnit);
+        __builtin_prefetch(soon + d * kUnit);
 #pragma GCC unroll 6
         for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(set.q + r * head_size + d));
       }

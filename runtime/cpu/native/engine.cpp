@@ -79,7 +79,7 @@ void eh_linear(Model* m, int layer, int which, int expert, const Linear* linear)
   const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden};
   assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
-  assert(linear->input != Input::bytes || (linear->counts && linear->form != Form::bf16));
+  assert(!part_of(linear->input) || (linear->counts && linear->form != Form::bf16));
   if (which == 5) {
     m->head = *linear;
     return;

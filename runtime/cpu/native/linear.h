@@ -12,10 +12,11 @@
 namespace enginehouse {
 
 constexpr int kCols = 32;  // outputs of one block: two vectors
+// Rows of one register tile, in bf16 and in bytes: as many as the registers hold.
 #if defined(__AVX512F__)
-constexpr int kRows = 6;  // rows of one register tile: as many as the registers hold
+constexpr int kRows = 6, kByteRows = 8;
 #else
-constexpr int kRows = 2;
+constexpr int kRows = 2, kByteRows = 2;
 #endif
 
 enum class Form : int { bf16, int4, int8, e4m3 };
@@ -30,7 +31,7 @@ struct Linear {
   const uint8_t* weights = nullptr;
   const void* scales = nullptr;     // [out / 32][groups][32]
   const float* zeros = nullptr;     // the same, or null
-  const int16_t* counts = nullptr;  // [out / 32][in / 32][32]: of each part's weights the sum; for Input::bytes
+  const int16_t* counts = nullptr;  // [out / 32][parts][32]: of each part's weights the sum; for bytes
   const float* bias = nullptr;      // [out] or null
   const float* factor = nullptr;    // [in] or null: what the input is multiplied by
 
@@ -42,6 +43,11 @@ struct Linear {
   V scale(int b, int of_group, int half) const {
     const size_t at = (size_t(b) * (in / group) + of_group) * kCols + half * kLanes;
     return narrow_scales ? widened(load<H>(static_cast<const u16*>(scales) + at)) : load<V>(static_cast<const float*>(scales) + at);
+  }
+  // The sum of a part's weights, and `above` in the upper 16 bits.
+  U counts_above(int above, int b, int parts, int part, int half) const {
+    const int16_t* at = counts + (size_t(b) * parts + part) * kCols + half * kLanes;
+    return converted<U>(load<H>(at)) | u32(above) << 16;
   }
   V zero(int b, int of_group, int half) const {
     return load<V>(zeros + (size_t(b) * (in / group) + of_group) * kCols + half * kLanes);

@@ -15,7 +15,6 @@ namespace enginehouse {
 
 constexpr int kStep = 64;  // inputs are padded to whole ones
 constexpr int kChain = kTall ? 32 : kStep;  // pairs of so many inputs are summed from zero, and then added
-constexpr int kPart = 32;  // inputs whose bytes share a scale
 constexpr int kTallRows = 16;
 
 inline int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -30,18 +29,23 @@ EH_INLINE H in_pairs(const H& x) {
   return out;
 }
 
-// What activations are rounded to: bytes with a scale and an offset for each part; e4m3 as they are, or
-// after each row was divided by a scale of its own.
-enum class Input : int { bf16, bytes, e4m3, e4m3_by_row };
+// What activations are rounded to: bytes with a scale and a center for each part of 64 inputs, fine ones for
+// each of 32; e4m3 as they are, or after each row was divided by a scale of its own.
+enum class Input : int { bf16, bytes, e4m3, e4m3_by_row, fine_bytes };
+
+// Inputs whose bytes share a scale; 0 of what is no bytes.
+constexpr int part_of(Input input) {
+  return input == Input::bytes ? kStep : input == Input::fine_bytes ? kStep / 2 : 0;
+}
 
 struct Rows {
   // Of each step of inputs all rows: [in / 64][height][64].
   Array<Act> values;
   Array<u16> words;     // the same in bf16, for products of kTallRows at once
   Array<int8_t> bytes;  // q of a part stand for scale * (q + center)
-  // Of each row, which one thread writes: [height][in / 32], or [height][in / 64].
-  Array<float> scales, centers;
-  Array<int32_t> counts;    // the sum of q
+  // Of each row, which one thread writes: [height][parts], or [height][in / 64].
+  Array<float> scales;
+  Array<u32> offsets;       // two numbers of 16 bits: the center, and above it the sum of q
   Array<float> sums;        // of what a step was rounded to, for zero points
   Array<float> row_scales;  // [height]: what a row was divided by
   int in = 0, height = 0;
@@ -51,16 +55,17 @@ struct Rows {
     const size_t wide = round_up(widest, kStep), most = height_of(rows), all = most * wide;
     values.resize(all), bytes.resize(all), words.resize(kTall ? all : 0);
     row_scales.resize(most);
-    sums.resize(all / kStep);
-    scales.resize(all / kPart), centers.resize(all / kPart), counts.resize(all / kPart);
+    sums.resize(all / kStep), scales.resize(2 * all / kStep), offsets.resize(2 * all / kStep);
   }
   // From here on there are so many rows, of so many inputs.
   void shape(int rows, int inputs) { in = round_up(inputs, kStep), height = height_of(rows); }
-  // Where a row's part, or step, is in the arrays that have one number of it.
-  size_t of_part(int part, int row) const { return size_t(row) * (in / kPart) + part; }
+  // Where a row's step is in the arrays that have one number of it.
   size_t of_step(int step, int row) const { return size_t(row) * (in / kStep) + step; }
+  template <int Part>
+  size_t of_part(int part, int row) const { return size_t(row) * (in / Part) + part; }
   // A row's part, of bytes, and its chain: the next row's is kStep further on.
-  const int8_t* part(int n, int row) const { return bytes.data() + at(n * kPart / kStep, row) + n * kPart % kStep; }
+  template <int Part>
+  const int8_t* part(int n, int row) const { return bytes.data() + at(n * Part / kStep, row) + n * Part % kStep; }
   const Act* chain(int n, int row) const { return values.data() + at_chain(n, row); }
   const u16* words_of(int chain, int row) const { return words.data() + at_chain(chain, row); }
 
@@ -89,10 +94,13 @@ struct Rows {
       }
       const size_t place = at(step, row);
       float& total = sums[of_step(step, row)];
-      if (input == Input::bytes) {
-        total = put_bytes(v, place, of_part(2 * step, row)) + put_bytes(v + kPart / kLanes, place + kPart, of_part(2 * step + 1, row));
-        continue;
+      if (input == Input::bytes) total = put_bytes<kStep>(v, place, of_part<kStep>(step, row));
+      if (input == Input::fine_bytes) {
+        constexpr int kHalf = kStep / 2;
+        const size_t part = of_part<kHalf>(2 * step, row);
+        total = put_bytes<kHalf>(v, place, part) + put_bytes<kHalf>(v + kHalf / kLanes, place + kHalf, part + 1);
       }
+      if (part_of(input)) continue;
       V rounded = all(0);
       for (int i = 0; i < kStep / kLanes; ++i) {
         const H x16 = to_bf16(v[i]);
@@ -112,24 +120,28 @@ struct Rows {
   size_t at(int step, int row) const { return (size_t(step) * height + row) * kStep; }
   size_t at_chain(int n, int row) const { return at(n * kChain / kStep, row) + n * kChain % kStep; }
 
-  static constexpr float kLeastOfRow = 1e-12f;
+  static constexpr float kLeastOfRow = 1e-12f, kMostCenter = 32000.f;
 
-  // From the least to the largest in 255 even steps; gives the sum of what they stand for. What is
-  // not finite spoils the scale, and so the row.
+  // From the least to the largest in 253 even steps, and a center of whole ones; gives the sum of what they
+  // stand for. What is not finite spoils the scale, and so the row.
+  template <int Part>
   float put_bytes(const V* v, size_t place, size_t part) {
-    const float least = smallest(smaller(v[0], v[1])), most = largest(larger(v[0], v[1])), total = sum(v[0] + v[1]);
+    V low = v[0], high = v[0], all_of = v[0];
+    for (int i = 1; i < Part / kLanes; ++i) low = smaller(low, v[i]), high = larger(high, v[i]), all_of = all_of + v[i];
+    const float least = smallest(low), most = largest(high), total = sum(all_of);
     const float middle = 0.5f * (least + most);
-    const float scale = std::fmax((most - least) / 255.f, std::fabs(middle) * 1e-6f + 1e-30f), inverse = 1.f / scale;
+    const float scale = std::fmax((most - least) / 253.f, std::fabs(middle) / kMostCenter + 1e-30f), inverse = 1.f / scale;
+    const I center = nearest(all(middle * inverse));
     I counted = {};
-    for (int i = 0; i < kPart / kLanes; ++i) {
-      const I q = nearest((v[i] - middle) * inverse - 0.5f);
+    for (int i = 0; i < Part / kLanes; ++i) {
+      const I q = nearest(v[i] * inverse) - center;
       store(&bytes[place + i * kLanes], low_bytes(q));
       counted = counted + ((q << 24) >> 24);  // whatever stood above
     }
-    const float center = middle * inverse + 0.5f, spoiled = scale + (total - total);
+    const float spoiled = scale + (total - total);
     const int32_t count = int32_t(sum(floats(counted)));
-    scales[part] = spoiled, centers[part] = center, counts[part] = count;
-    return spoiled * (float(count) + float(kPart) * center);
+    scales[part] = spoiled, offsets[part] = u32(u16(center[0])) | u32(count) << 16;
+    return spoiled * float(count + Part * center[0]);
   }
 };
 

@@ -161,6 +161,17 @@ EH_INLINE u32 four_at(const int8_t* p) {
   return x;
 }
 
+EH_INLINE I dot2(const U& w, u32 x) {  // a lane's two numbers of 16 bits, signed, times two that all share
+#if defined(__AVX512BW__)
+  return (I)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(int(x)));
+#elif defined(__AVX2__)
+  const __m256i two = _mm256_set1_epi32(int(x));
+  return of_parts<I>([&](int i) { return _mm256_madd_epi16((__m256i)w.part[i], two); });
+#else
+  return ((I)(w << 16) >> 16) * int16_t(x) + ((I)w >> 16) * int16_t(x >> 16);
+#endif
+}
+
 #if defined(__AVX512VNNI__)
 
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
@@ -195,19 +206,10 @@ EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
 
 #else
 
-EH_INLINE I dot2(const U& w, u32 x) {  // of 16 bits, signed, which are too few for a byte times a byte twice
-#if defined(__AVX512BW__)
-  return (I)_mm512_madd_epi16((__m512i)w, _mm512_set1_epi32(int(x)));
-#elif defined(__AVX2__)
-  const __m256i two = _mm256_set1_epi32(int(x));
-  return of_parts<I>([&](int i) { return _mm256_madd_epi16((__m256i)w.part[i], two); });
-#else
-  return (I)(w & 0xffffu) * int16_t(x) + (I)(w >> 16) * int16_t(x >> 16);
-#endif
-}
 EH_INLINE u32 widened_pair(u32 x) {  // its bytes 0 and 2, signed, in 16 bits each
   return u32(u16(int8_t(x))) | u32(u16(int8_t(x >> 16))) << 16;
 }
+// In 16 bits, as a byte times a byte twice would not fit them.
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
   return sum + dot2(bytes & 0x00ff00ffu, widened_pair(x)) + dot2((bytes >> 8) & 0x00ff00ffu, widened_pair(x >> 8));
 }

@@ -115,6 +115,44 @@ def product(program: str, module: dict[str, Tensor], x: Tensor) -> Tensor:
     return run(program, words(0, 0, 0, 0) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
+def in_bytes(x: Tensor, part: int) -> Tensor:
+    """What the kernels round to: of each part 253 even steps from its least to its largest, which
+    are whole steps from zero.
+    """
+    parts = x.double().unflatten(1, (-1, part))
+    least, most = parts.amin(-1, keepdim=True), parts.amax(-1, keepdim=True)
+    step = torch.maximum((most - least) / 253, (most + least).abs() / 64000)
+    return ((parts / step).round() * step).flatten(1)
+
+
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("made", [int4, int4_shifted, int8])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 17])
+def test_a_product_of_bytes_is_that_of_what_is_rounded(
+    program: str, made: Callable[[], dict[str, Tensor]], fine: bool, rows: int
+) -> None:
+    """Inputs around zero and far from it, alike in a whole part, and one alone that is large."""
+    module = made()
+    linear = linear_of(module, "int8", fine)
+    inputs = linear.weight.shape[1]
+    x = numbers(rows, inputs, seed=4)
+    x[:, :64] += 40
+    x[0, 64:128] = 0.75
+    x[-1, 130] = 100
+    wide = torch.nn.functional.pad(x, [0, -inputs % 64])
+    factor = linear.factor.float() if linear.factor is not None else torch.ones(inputs)
+    factor = torch.nn.functional.pad(factor, [0, -inputs % 64])
+    rounded = in_bytes(wide * factor, 32 if fine else 64)[:, :inputs]
+    assert linear.scale is not None
+    q = linear.weight.double().unflatten(1, (linear.scale.shape[1], -1))
+    weight = q * linear.scale.double().unsqueeze(-1)
+    if linear.zero is not None:
+        weight = weight + linear.zero.double().unsqueeze(-1)
+    wanted = rounded @ weight.flatten(1).T
+    found = run(program, words(0, 0, 0, 0) + told(linear), x)[:, :OUT].double()
+    assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
+
+
 @pytest.mark.parametrize(
     "module", [dense, int4, int4_shifted, w4a8, int8, int8_of_ranks, fp8, fp8_rowwise]
 )

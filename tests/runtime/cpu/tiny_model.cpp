@@ -29,14 +29,15 @@ static bool same(const Array<float>& a, const Array<float>& b) {
 
 // The sum of each part's weights, which a tile of many rows reads and one of few rows counts.
 static Array<int16_t> counted(const Linear& l) {
-  Array<int16_t> counts(size_t(l.in) * l.out / kPart);
-  const int each = l.form == Form::int4 ? 8 : 4, parts = l.in / kPart;  // inputs of a word
+  const int part = part_of(l.input), parts = l.in / part;
+  Array<int16_t> counts(size_t(parts) * l.out);
+  const int each = l.form == Form::int4 ? 8 : 4;  // inputs of a word
   for (int o = 0; o < l.out; ++o)
     for (int k = 0; k < l.in; ++k) {
       const uint8_t* word = l.block(o / kCols) + size_t(k / each) * kCols * 4 + o % kCols * 4;
       const int of_word = k % each, byte = word[of_word % 4];
       const int w = each == 4 ? byte - 128 : (of_word < 4 ? byte & 15 : byte >> 4) - 8;
-      counts[(size_t(o / kCols) * parts + k / kPart) * kCols + o % kCols] += int16_t(w);
+      counts[(size_t(o / kCols) * parts + k / part) * kCols + o % kCols] += int16_t(w);
     }
   return counts;
 }
@@ -106,7 +107,7 @@ static bool alike(int kept, int experts, Array<float>& whole) {
     }
     linear.weights = weights.back().data();
     linear.bias = floats.data() + 100, linear.factor = floats.data() + 200;
-    if (input == Input::bytes) {
+    if (part_of(input)) {
       counts.push_back(counted(linear));
       linear.counts = counts.back().data();
     }
@@ -128,10 +129,10 @@ static bool alike(int kept, int experts, Array<float>& whole) {
     if (experts) continue;
     eh_linear(m, l, 2, 0, made(Form::int4, l ? kInner : 2 * kInner, kHidden, one));
     if (l) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
-    eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, other));
+    eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
   eh_norm(m, 0, kNorms, floats.data());
-  eh_linear(m, 0, 5, 0, made(Form::int8, kVocab, kHidden, Input::bytes));
+  eh_linear(m, 0, 5, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::initializer_list<int> cuts, std::initializer_list<int> table) {
