@@ -25,6 +25,7 @@ from enginehouse.server.http.auth import KeyRing
 from enginehouse.server.http.cors import Cors
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.rate_limits import RateLimits
+from enginehouse.server.http.reasons import NOT_HTTP
 from enginehouse.server.http.service import Service
 from enginehouse.server.http.shared_counts import SharedCounts
 from enginehouse.server.prompt.chat import Chat, load_chat
@@ -104,6 +105,12 @@ def _open_chat(settings: ServerSettings) -> Chat:
 def start_draining(app: Flask) -> None:
     """From now on the worker is not ready; what it is asked all the same is answered."""
     app.extensions["enginehouse"].draining = True
+
+
+def count_not_http(app: Flask) -> None:
+    """One more that was refused and that the application did not see."""
+    service: Service = app.extensions["enginehouse"]
+    service.metrics.count_refused(NOT_HTTP)
 
 
 def engine_client(app: Flask) -> EngineClient:
@@ -186,7 +193,7 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
         if status == 404:
             message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
         response = error_response(make_error(status, message, code=_code_of(error)))
-        metrics.count_error(status, _code_of(error))
+        metrics.count_error(status, _code_of(error), _is_probe())
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):
                 response.headers[name] = value
@@ -197,7 +204,7 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
         if not isinstance(error, (RequestError, HostUnavailable)):
             LOG.exception("request %s failed", g.request_id)
         answer = error_answer(error, g.request_id)
-        metrics.count_error(answer.status, answer.body["error"]["code"])
+        metrics.count_error(answer.status, answer.body["error"]["code"], _is_probe())
         return error_response(answer)
 
 
@@ -253,6 +260,10 @@ def _add_keys(app: Flask, keys: KeyRing, limits: RateLimits) -> None:
             response.headers.extend(ticket.headers())
             response.call_on_close(lambda: ticket.end(sum(environ.get(TOKENS, ()))))
         return response
+
+
+def _is_probe() -> bool:
+    return request.path.startswith("/health")
 
 
 def _code_of(error: HTTPException) -> str:

@@ -40,6 +40,7 @@ class Generation:
         self._client = client
         self._open = dict(zip(request_ids, range(len(request_ids)), strict=True))
         self._events: Queue[TokenOutput | HostUnavailable | None] = Queue()
+        self.begun = False  # the prompt of one choice at least is, or was, being computed
 
     @property
     def finished(self) -> bool:
@@ -203,6 +204,10 @@ class EngineClient:
             if isinstance(message, messages.Outputs):
                 self._moved_s = time.monotonic()
                 self._deliver(message.outputs)
+            elif isinstance(message, messages.Begun):
+                for request_id in message.request_ids:
+                    if request_id in self._generations:
+                        self._generations[request_id].begun = True
             elif isinstance(message, messages.Stats):
                 before, self._stats = self._stats, message.stats
                 if message.stats.num_iterations != before.num_iterations or not before.num_running:

@@ -61,6 +61,7 @@ class EngineHost:
         self._was_full = False
         self._ids: dict[tuple[bytes, int], int] = {}  # (client, its id) -> executor's id
         self._owners: dict[int, tuple[bytes, int]] = {}  # and back
+        self._not_begun: set[int] = set()  # executor's ids
         self._clients: set[bytes] = set()
         self._next_id = 0
         self._next_stats_s = 0.0
@@ -71,7 +72,9 @@ class EngineHost:
         while wanted():
             self._receive(0 if self.executor.busy else _IDLE_POLL_MS)
             if self.executor.busy:
-                self._hand_out(self.executor.poll(_LONGEST_POLL_S))
+                outputs = self.executor.poll(_LONGEST_POLL_S)
+                self._tell_begun()
+                self._hand_out(outputs)
             self._end_overdue()
             self._tell_room()
             self._report_stats()
@@ -128,14 +131,26 @@ class EngineHost:
             return
         self._ids[client, request.request_id] = self._next_id
         self._owners[self._next_id] = (client, request.request_id)
+        self._not_begun.add(self._next_id)
         self.admission.join(self._next_id, len(request.prompt_ids))
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         own_id = self._ids.pop((client, request_id), None)
         if own_id is not None:
             del self._owners[own_id]
+            self._not_begun.discard(own_id)
             self.admission.leave(own_id)
             self.executor.cancel(own_id)
+
+    def _tell_begun(self) -> None:
+        """Workers know then whether a client that leaves had waited, or was being served."""
+        by_client: dict[bytes, list[int]] = {}
+        for own_id in [i for i in self._not_begun if not self.executor.waits(i)]:
+            self._not_begun.remove(own_id)
+            client, request_id = self._owners[own_id]
+            by_client.setdefault(client, []).append(request_id)
+        for client, request_ids in by_client.items():
+            self._send(client, messages.Begun(request_ids))
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
         """One message per client and iteration, or few."""
@@ -145,6 +160,7 @@ class EngineHost:
             self.admission.begin(output.request_id)
             if output.finish_reason is not None:
                 self.admission.leave(output.request_id)
+                self._not_begun.discard(output.request_id)
                 del self._owners[output.request_id], self._ids[client, request_id]
             translated = structs.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)

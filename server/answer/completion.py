@@ -39,6 +39,8 @@ class Generation(Protocol):
 
     @property
     def finished(self) -> bool: ...
+    @property
+    def begun(self) -> bool: ...
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None: ...
     def cancel(self, index: int | None = None) -> None: ...
 
@@ -205,8 +207,9 @@ class Completion:
                 else:
                     yield None
             self.finished_s = self._clock()
-        except (ClientGone, GeneratorExit):
-            self.unfinished_reason = "cancelled"
+        except BaseException as error:  # no Exception: it is left, or its greenlet is ended
+            if isinstance(error, ClientGone) or not isinstance(error, Exception):
+                self.unfinished_reason = "cancelled"
             raise
         finally:
             if not self.finished:

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -30,6 +31,7 @@ from enginehouse.server.answer.completion import (
 )
 from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
+from enginehouse.server.http.reasons import cancel_reason, phase_of
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
@@ -104,18 +106,25 @@ class Service:
                     pass
         except BaseException as error:
             watch.stop()
-            self._count(completion, request.environ)
+            self._count(completion, generation, request.environ)
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
             return Response(status=_CLIENT_CLOSED_REQUEST)
-        self._count(completion, request.environ)
+        self._count(completion, generation, request.environ)
         self._judge(completion, unenforced, g.request_id)
         return sse.told(completion, lambda: json_response(completion.whole()))
 
-    def _count(self, completion: Completion, environ: dict[str, Any]) -> None:
-        """In the metrics, and for whoever logs the request."""
+    def _count(
+        self, completion: Completion, generation: Generation | None, environ: dict[str, Any]
+    ) -> None:
+        """In the metrics, and for whoever logs the request. To be called while what ends it is on
+        its way.
+        """
         self.metrics.count_completion(completion)
+        if not completion.finished and completion.unfinished_reason == "cancelled":
+            reason = cancel_reason(sys.exc_info()[1])
+            self.metrics.count_cancelled(reason, phase_of(completion, generation))
         environ[TOKENS] = (completion.num_prompt_tokens, completion.num_completion_tokens)
 
     def _judge(
@@ -152,7 +161,10 @@ class Service:
             watch.stop()
             if stream.close():
                 LOG.info("request %s: the stream ended early", request_id)
-            self._count(completion, environ)
+            self._count(completion, generation, environ)
+            if stream.failure is not None:
+                status, body, _ = stream.failure
+                self.metrics.count_error(status, body["error"]["code"])
             self._judge(completion, unenforced, request_id)
 
         response = Response(sse.events(stream, request_id), headers=sse.HEADERS)

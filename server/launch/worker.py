@@ -19,7 +19,7 @@ import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
-from enginehouse.server.app import engine_client, start_draining
+from enginehouse.server.app import count_not_http, engine_client, start_draining
 from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
@@ -73,6 +73,8 @@ class Worker(GeventWorker):
         super().handle_error(req, cast(socket.socket, taken), addr, exc)
         status_line, _, _ = taken.data.partition(b"\r\n")
         if status_line:
+            if b" 500 " not in status_line:
+                count_not_http(cast(Flask, self.wsgi))
             try:
                 client.sendall(_error_bytes(status_line, exc))
             except OSError:

@@ -30,6 +30,7 @@ class ScriptedGeneration:
         self._script = deque(script)
         self._open = set(range(num_choices))
         self.cancels: list[int | None] = []
+        self.begun = False
         self.ended = Event()
 
     @property
@@ -59,6 +60,7 @@ class ScriptedClient:
     def __init__(self, info: EngineInfo, script: Script = (), ready: bool = True) -> None:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
+        self.begun = False  # of every generation: its prompt is being computed
         self.no_room: Refusal | None = None
         self.stats = ExecutorStats(
             num_running=3,
@@ -87,6 +89,7 @@ class ScriptedClient:
         self.priorities.append(priority)
         script = [*prompt_scores(prompt_ids, samplings[0].num_prompt_logprobs), *self.script]
         self.generations.append(ScriptedGeneration(script, len(samplings)))
+        self.generations[-1].begun = self.begun
         return self.generations[-1]
 
 

@@ -219,6 +219,17 @@ def test_a_cancelled_generation_ends_in_the_executor_too(
     wait_until(lambda: not host.executor.busy, "the executor is idle")
 
 
+def test_a_worker_is_told_when_a_prompt_is_begun(client: EngineClient, host: RunningHost) -> None:
+    generation = client.submit([1], [SamplingParams(10**9)])
+    other = client.submit([1], [SamplingParams(10**9)])
+    assert generation.get(10) is not None and not generation.begun, "the executor says it waits"
+    other.cancel()
+    host.executor.waiting = False
+    wait_until(lambda: generation.begun, "it was told")
+    generation.cancel()
+    assert not other.begun
+
+
 def test_cancel_wakes_a_greenlet_that_waits(client: EngineClient, host: RunningHost) -> None:
     host.executor.poll = lambda timeout_s=0.0: []  # type: ignore[method-assign]
     generation = client.submit([1], [SamplingParams(5)])
