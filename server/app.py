@@ -23,6 +23,7 @@ from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.http import completion_routes, token_routes
 from enginehouse.server.http.auth import KeyRing
 from enginehouse.server.http.cors import Cors
+from enginehouse.server.http.logged import RequestFields
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.rate_limits import RateLimits
 from enginehouse.server.http.reasons import NOT_HTTP
@@ -32,12 +33,19 @@ from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import openapi
 from enginehouse.server.wire.error_body import error_answer, make_error
-from enginehouse.server.wire.responses import KEY_NAME, TOKENS, error_response, json_response
+from enginehouse.server.wire.responses import (
+    KEY_NAME,
+    REQUEST_ID,
+    TOKENS,
+    error_response,
+    json_response,
+)
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # from 3.11 on
 
 LOG = logging.getLogger("enginehouse.server")
+LOG.addFilter(RequestFields())
 
 # The product page's base URL: whatever answers under /v1 answers there.
 _PAGE_BASE = "/v1/openai"
@@ -213,6 +221,7 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
     def take_request_id() -> None:
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.environ[REQUEST_ID] = g.request_id
 
     @app.after_request
     def give_request_id(response: Response) -> Response:

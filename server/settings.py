@@ -35,7 +35,8 @@ class ServerSettings:
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
-    template shows. metric_names: of other servers, told beside ours.
+    template shows. metric_names: of other servers, told beside ours. log_prompts: whether the log
+    has the text of prompts.
     """
 
     engine_dir: Path
@@ -54,6 +55,7 @@ class ServerSettings:
     tool_format: str = "auto"
     reasoning_format: str = "auto"
     metric_names: tuple[str, ...] = ()
+    log_prompts: bool = False
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -206,6 +208,12 @@ def _metric_names(variable: str, text: str) -> tuple[str, ...]:
     return tuple(_one_of(variable, name, ("vllm", "trtllm")) for name in names if name)
 
 
+def _switch(variable: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise EnginehouseError(f"{variable}={text!r}; wanted 0 or 1")
+    return text == "1"
+
+
 def _one_of(variable: str, text: str, known: tuple[str, ...]) -> str:
     if text not in known:
         raise EnginehouseError(
@@ -223,6 +231,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),
+    "ENGINEHOUSE_LOG_PROMPTS": ("log_prompts", _switch),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
 }

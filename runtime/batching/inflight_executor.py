@@ -38,6 +38,7 @@ from enginehouse.runtime.request import (
     Request,
     TokenLogprobs,
     TokenOutput,
+    log_fields,
 )
 
 log = logging.getLogger("enginehouse.batching")
@@ -190,7 +191,9 @@ class InflightExecutor(Generic[Runner]):
     def _abandon(self, sequence: Sequence, error: Exception) -> TokenOutput:
         """End a sequence that nobody thought would fail; the others go on."""
         request = sequence.request
-        log.error("request %d failed; the others go on", request.request_id, exc_info=error)
+        name = request.label or request.request_id
+        fields = log_fields(request)
+        log.error("request %s failed; the others go on", name, exc_info=error, extra=fields)
         self.cancel(request.request_id)
         self._scores.pop(sequence, None)
         return self._fail(request, unexpected(error))

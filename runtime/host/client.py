@@ -137,15 +137,22 @@ class EngineClient:
             raise self._no_room.error()
 
     def submit(
-        self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: Sequence[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> Generation:
-        """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be."""
+        """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be.
+
+        label: what the host's log calls them.
+        """
         if not self._ready:
             raise HostUnavailable("the engine host is not ready; try again shortly")
         ids = [next(self._next_id) for _ in samplings]
         generation = Generation(self, ids)
         requests = [
-            Request(i, prompt_ids, s, priority) for i, s in zip(ids, samplings, strict=True)
+            Request(i, prompt_ids, s, priority, label) for i, s in zip(ids, samplings, strict=True)
         ]
         data = messages.encode(messages.Submit(requests))
         if not self._generations:

@@ -28,9 +28,9 @@ from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
-from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
+from enginehouse.runtime.host.log_lines import FORMATS, LEVELS, TRAFFIC, last_words, log_to_stderr
 from enginehouse.runtime.host.throughput import Throughput
-from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
+from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput, log_fields
 
 log = logging.getLogger("enginehouse.host")
 traffic = logging.getLogger(TRAFFIC)
@@ -125,7 +125,7 @@ class EngineHost:
             self._tell(client, [_failed(request.request_id, error, refusal)])
             return
         except Exception as error:  # of one request, whatever it is: the others go on
-            log.exception("a request was not taken; the others go on")
+            log.exception("a request was not taken; the others go on", extra=log_fields(request))
             self.executor.cancel(self._next_id)
             self._tell(client, [_failed(request.request_id, unexpected(error))])
             return
@@ -329,6 +329,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-queue-s", type=float, default=queue.max_wait_s)
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="(default info)")
     parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="of each line (default text)"
+    )
+    parser.add_argument(
         "--log-traffic",
         action="store_true",
         help="a line of throughput every ten seconds, as long as there are requests",
@@ -340,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--address {args.address} is open to whoever reaches it; wanted ipc://PATH in a "
             "private folder, or --open-host where the network lets nobody in"
         )
-    log_to_stderr(args.log_level, args.log_traffic)
+    log_to_stderr(args.log_level, args.log_traffic, args.log_format)
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,
         max_batch_size=args.max_batch_size,
@@ -364,7 +367,7 @@ def main(argv: list[str] | None = None) -> int:
         limits = QueueLimits(args.max_queue_requests, args.max_queue_tokens, args.max_queue_s)
         serve(args.engine, args.address, options, args.ready_fd, limits)
     except EnginehouseError as error:
-        print(f"enginehouse-host: {error}", file=sys.stderr)
+        last_words("enginehouse-host", str(error), args.log_format)
         report(args.ready_fd, {"error": str(error)})
         return 2
     return 0

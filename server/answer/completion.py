@@ -58,7 +58,11 @@ class EngineClient(Protocol):
     def stats(self) -> ExecutorStats: ...
     def check_room(self) -> None: ...
     def submit(
-        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: list[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> Generation: ...
 
 

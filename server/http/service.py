@@ -35,7 +35,7 @@ from enginehouse.server.http.reasons import cancel_reason, phase_of
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.responses import TOKENS, json_response
+from enginehouse.server.wire.responses import MODEL, TOKENS, json_response, log_fields
 
 LOG = logging.getLogger("enginehouse.server")
 
@@ -145,7 +145,8 @@ class Service:
         self.metrics.count_verdict(verdict)
         level = logging.INFO if verdict == "valid" else logging.WARNING
         paths = ", ".join(of.paths)[:500]
-        LOG.log(level, "request %s: not enforced: %s; the answer is %s", request_id, paths, verdict)
+        words = "request %s: not enforced: %s; the answer is %s"
+        LOG.log(level, words, request_id, paths, verdict, extra={"request_id": request_id})
 
     def _stream(
         self,
@@ -160,7 +161,8 @@ class Service:
         def close() -> None:
             watch.stop()
             if stream.close():
-                LOG.info("request %s: the stream ended early", request_id)
+                fields = log_fields(environ)
+                LOG.info("request %s: the stream ended early", request_id, extra=fields)
             self._count(completion, generation, environ)
             if stream.failure is not None:
                 status, body, _ = stream.failure
@@ -181,6 +183,7 @@ class Service:
                 code="model_not_found",
                 status=404,
             )
+        request.environ[MODEL] = name
 
     def check_ready(self) -> None:
         """HostUnavailable while its engine is not there, or another one."""

@@ -91,7 +91,8 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
         return
     except Exception as error:  # the status line is sent: a handler further out could not answer
         if not isinstance(error, (HostUnavailable, RequestError)):
-            LOG.exception("request %s failed in mid-stream", request_id)
+            fields = {"request_id": request_id}
+            LOG.exception("request %s failed in mid-stream", request_id, extra=fields)
         stream.failure = error_answer(error, request_id)
         yield event(stream.failure.body) + DONE
     finally:

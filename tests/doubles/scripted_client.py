@@ -74,6 +74,7 @@ class ScriptedClient:
         )
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []
+        self.labels: list[str] = []
         self.generations: list[ScriptedGeneration] = []
 
     def check_room(self) -> None:
@@ -81,12 +82,17 @@ class ScriptedClient:
             raise self.no_room.error()
 
     def submit(
-        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: list[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> ScriptedGeneration:
         if not self.ready:
             raise HostUnavailable("the script says so")
         self.submitted.append((prompt_ids, samplings))
         self.priorities.append(priority)
+        self.labels.append(label)
         script = [*prompt_scores(prompt_ids, samplings[0].num_prompt_logprobs), *self.script]
         self.generations.append(ScriptedGeneration(script, len(samplings)))
         self.generations[-1].begun = self.begun

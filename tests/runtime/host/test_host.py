@@ -485,7 +485,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     monkeypatch.setattr(
         process, "serve", lambda engine, at, options, fd, queue: asked.append((options, queue))
     )
-    logged: list[tuple[str, bool]] = []
+    logged: list[tuple[str, bool, str]] = []
     monkeypatch.setattr(process, "log_to_stderr", lambda *how: logged.append(how))
     wanted = ExecutorOptions(
         max_seq_len=64,
@@ -509,7 +509,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
-    flags += ["--log-level=error", "--log-traffic", "--prefill-ms=12.5"]
+    flags += ["--log-level=error", "--log-format=json", "--log-traffic", "--prefill-ms=12.5"]
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
     flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
     flags += ["--max-queue-s=7.5"]
@@ -524,5 +524,5 @@ def test_every_flag_of_the_host_reaches_the_executor(
     del asked[2:], logged[2:]
     plain = ExecutorOptions(grammars_at_once=True)
     assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
-    assert logged == [("error", True), ("info", False)]
+    assert logged == [("error", True, "json"), ("info", False, "text")]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)
