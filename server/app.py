@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable
 from functools import partial
@@ -219,6 +220,7 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
 def _add_request_ids(app: Flask, metrics: Metrics) -> None:
     @app.before_request
     def take_request_id() -> None:
+        g.started_s = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request.environ[REQUEST_ID] = g.request_id
@@ -231,6 +233,8 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
             del response.headers["Content-Type"]
         if request.path.startswith("/v1/"):
             metrics.count_answer(response.status_code)
+            seconds = time.monotonic() - g.started_s
+            response.headers["openai-processing-ms"] = str(round(seconds * 1000))
         return response
 
 

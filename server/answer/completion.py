@@ -128,10 +128,10 @@ class Completion:
     """One request's answer while it grows; knows its shape, counts, and moments.
 
     make_parser makes one AnswerParser for each choice. scores: of each prompt, where the engine was
-    asked for the log probabilities of its tokens. started_s, first_token_s, finished_s are
-    read from `clock` (seconds, any origin). queued_s: as the engine tells. on_gap is called with
-    the seconds between two outputs of a choice. unfinished_reason says how the choices ended that
-    have no finish_reason of their own.
+    asked for the log probabilities of its tokens. started_s, submitted_s (to the engine),
+    first_token_s, finished_s are read from `clock` (seconds, any origin). queued_s: as the engine
+    tells. on_gap is called with the seconds between two outputs of a choice. unfinished_reason says
+    how the choices ended that have no finish_reason of their own.
     """
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -162,6 +162,7 @@ class Completion:
         self.scores = scores
         self.unfinished_reason = "cancelled"  # until it runs, only a client that left can end it
         self.started_s = clock() if started_s is None else started_s
+        self.submitted_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self.queued_s: float | None = None
@@ -201,6 +202,7 @@ class Completion:
             self.finished_s = self._clock()
             return
         self.unfinished_reason = "error"
+        self.submitted_s = self._clock()
         try:
             while not self.finished:
                 item = None if generation.finished else generation.get(silence_s)

@@ -32,6 +32,7 @@ from enginehouse.server.answer.completion import (
 from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
 from enginehouse.server.http.reasons import cancel_reason, phase_of
+from enginehouse.server.http.timing import server_timing
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
@@ -113,7 +114,9 @@ class Service:
             return Response(status=_CLIENT_CLOSED_REQUEST)
         self._count(completion, generation, request.environ)
         self._judge(completion, unenforced, g.request_id)
-        return sse.told(completion, lambda: json_response(completion.whole()))
+        response = sse.told(completion, lambda: json_response(completion.whole()))
+        response.headers["Server-Timing"] = server_timing(completion)
+        return response
 
     def _count(
         self, completion: Completion, generation: Generation | None, environ: dict[str, Any]
@@ -170,6 +173,8 @@ class Service:
             self._judge(completion, unenforced, request_id)
 
         response = Response(sse.events(stream, request_id), headers=sse.HEADERS)
+        if timing := server_timing(completion):
+            response.headers["Server-Timing"] = timing
         response.call_on_close(close)
         return response
 
