@@ -24,12 +24,13 @@ from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.http import completion_routes, token_routes
 from enginehouse.server.http.auth import KeyRing
 from enginehouse.server.http.cors import Cors
-from enginehouse.server.http.logged import RequestFields
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.rate_limits import RateLimits
-from enginehouse.server.http.reasons import NOT_HTTP
 from enginehouse.server.http.service import Service
 from enginehouse.server.http.shared_counts import SharedCounts
+from enginehouse.server.observe.logged import RequestFields
+from enginehouse.server.observe.reasons import NOT_HTTP
+from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import openapi
@@ -38,6 +39,7 @@ from enginehouse.server.wire.responses import (
     KEY_NAME,
     REQUEST_ID,
     TOKENS,
+    TRACE_ID,
     error_response,
     json_response,
 )
@@ -83,6 +85,8 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
+    if service.tracing is not None:
+        _add_traces(app, service.tracing)
     _add_cors(app, Cors(settings.cors_origins))
     counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
     _add_keys(app, KeyRing(settings.api_keys, settings.open_pages), RateLimits(counts))
@@ -120,6 +124,13 @@ def count_not_http(app: Flask) -> None:
     """One more that was refused and that the application did not see."""
     service: Service = app.extensions["enginehouse"]
     service.metrics.count_refused(NOT_HTTP)
+
+
+def close_tracing(app: Flask) -> None:
+    """A worker ends."""
+    service: Service = app.extensions["enginehouse"]
+    if service.tracing is not None:
+        service.tracing.close()
 
 
 def engine_client(app: Flask) -> EngineClient:
@@ -236,6 +247,32 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
             seconds = time.monotonic() - g.started_s
             response.headers["openai-processing-ms"] = str(round(seconds * 1000))
         return response
+
+
+def _add_traces(app: Flask, tracing: Tracing) -> None:
+    """A trace of each request of the API, until all of its answer is sent."""
+
+    @app.before_request
+    def begin() -> None:
+        if request.path.startswith("/v1/") or request.path in _OF_TEXTS:
+            headers = request.headers
+            carried = {name: headers[name] for name in PROPAGATED if name in headers}
+            trace = tracing.begin(request.method, request.path, carried)
+            request.environ.update({TRACE: trace, TRACE_ID: trace.trace_id})
+
+    @app.after_request
+    def end_when_sent(response: Response) -> Response:
+        trace: Trace | None = request.environ.get(TRACE)
+        if trace is not None:
+            route = request.url_rule.rule if request.url_rule else None
+            g.trace_ends = True
+            response.call_on_close(lambda: trace.end(response.status_code, route))
+        return response
+
+    @app.teardown_request
+    def end_without_an_answer(error: BaseException | None) -> None:
+        if TRACE in request.environ and "trace_ends" not in g:
+            request.environ[TRACE].end(None, None)
 
 
 def _add_cors(app: Flask, cors: Cors) -> None:

@@ -167,7 +167,7 @@ class Completion:
         self.finished_s: float | None = None
         self.queued_s: float | None = None
         self.on_gap: Callable[[float], None] = lambda seconds: None
-        self._id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
+        self.completion_id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time()) if created is None else created
         self._clock = clock
         self._last_s: dict[int, float] = {}
@@ -359,7 +359,7 @@ class Completion:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": self.completion_id,
             "object": kind,
             "created": self._created,
             "model": self.terms.model,

@@ -20,8 +20,8 @@ from enginehouse.server.answer.completion import Completion, Generation, Terms
 from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
-from enginehouse.server.http.logged import log_prompt
 from enginehouse.server.http.service import Service, fingerprint_of, tell
+from enginehouse.server.observe.logged import log_prompt
 from enginehouse.server.prompt.prompts import (
     check_tokens,
     detokenize,

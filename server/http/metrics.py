@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from enginehouse.server.answer.completion import Completion, EngineClient
 from enginehouse.server.http.engine_metrics import EngineCollector
 from enginehouse.server.http.metric_names import with_other_names
-from enginehouse.server.http.reasons import CANCELS, PHASES, REFUSALS, refusal_reason
+from enginehouse.server.observe.reasons import CANCELS, PHASES, REFUSALS, refusal_reason
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 

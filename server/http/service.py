@@ -31,8 +31,9 @@ from enginehouse.server.answer.completion import (
 )
 from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
-from enginehouse.server.http.reasons import cancel_reason, phase_of
-from enginehouse.server.http.timing import server_timing
+from enginehouse.server.observe.reasons import cancel_reason, phase_of
+from enginehouse.server.observe.timing import server_timing
+from enginehouse.server.observe.tracing import TRACE, open_tracing
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
@@ -57,6 +58,7 @@ class Service:
         self.client = client
         self.chat = chat
         self.draining = False
+        self.tracing = open_tracing(settings.otlp_endpoint)
         self.metrics = Metrics(client, settings.metric_names, settings.model_name)
         self.prices = Prices(settings.price_input, settings.price_output)
 
@@ -128,6 +130,8 @@ class Service:
         if not completion.finished and completion.unfinished_reason == "cancelled":
             reason = cancel_reason(sys.exc_info()[1])
             self.metrics.count_cancelled(reason, phase_of(completion, generation))
+        if TRACE in environ:
+            environ[TRACE].answered(completion, generation)
         environ[TOKENS] = (completion.num_prompt_tokens, completion.num_completion_tokens)
 
     def _judge(

@@ -20,7 +20,7 @@ import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
-from enginehouse.server.app import count_not_http, engine_client, start_draining
+from enginehouse.server.app import close_tracing, count_not_http, engine_client, start_draining
 from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
@@ -46,7 +46,10 @@ class Worker(GeventWorker):
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while not client.ready:
                     gevent.sleep(_POLL_S)
-        super().run()
+        try:
+            super().run()
+        finally:
+            close_tracing(cast(Flask, self.wsgi))
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         self._new.add(client)

@@ -9,7 +9,7 @@ from flask.testing import FlaskClient
 
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.request import FinishReason, TokenOutput
-from enginehouse.server.http.timing import server_timing
+from enginehouse.server.observe.timing import server_timing
 from makers.api_client import HELLO, PATHS, ask
 from makers.completions import completion
 

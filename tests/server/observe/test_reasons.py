@@ -18,7 +18,7 @@ from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.request import Refusal
 from enginehouse.server.api_keys import KeyLimits, make_key
 from enginehouse.server.app import create_app
-from enginehouse.server.http.reasons import NOT_HTTP, REFUSALS
+from enginehouse.server.observe.reasons import NOT_HTTP, REFUSALS
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import HELLO, PATHS, ask
 from makers.api_fixtures import SocketHandler
