@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
 from datetime import datetime
@@ -63,6 +64,7 @@ class InflightExecutor(Generic[Runner]):
     ) -> None:
         self.engine = engine
         self.runner = runner
+        self.on_planned: Callable[[], None] = lambda: None
         self.scheduler = Scheduler(
             runner.memory,
             **runner.capacity._asdict(),
@@ -139,6 +141,7 @@ class InflightExecutor(Generic[Runner]):
             if self._compiling and not outputs and timeout_s:
                 wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
             return outputs
+        self.on_planned()
         began_s = time.perf_counter()
         for group in [[chunk] for chunk in chunks] if self.deterministic else [chunks]:
             outputs += self._compute(group)

@@ -7,6 +7,7 @@ Spawned, never forked, one per engine; gunicorn's workers are its clients. Conso
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -55,6 +56,7 @@ class EngineHost:
         heartbeat_fd: int | None = None,
     ) -> None:
         self.executor = executor
+        executor.on_planned = self._tell_begun
         self.socket = socket
         self.admission = Admission(limits, executor.info.max_batch_size)
         self.heartbeat = Heartbeat(heartbeat_fd, time.monotonic())
@@ -72,9 +74,7 @@ class EngineHost:
         while wanted():
             self._receive(0 if self.executor.busy else _IDLE_POLL_MS)
             if self.executor.busy:
-                outputs = self.executor.poll(_LONGEST_POLL_S)
-                self._tell_begun()
-                self._hand_out(outputs)
+                self._hand_out(self.executor.poll(_LONGEST_POLL_S))
             self._end_overdue()
             self._tell_room()
             self._report_stats()
@@ -143,14 +143,18 @@ class EngineHost:
             self.executor.cancel(own_id)
 
     def _tell_begun(self) -> None:
-        """Workers know then whether a client that leaves had waited, or was being served."""
+        """Workers know then whether a client that leaves had waited, or was being served. The
+        executor is at work: a worker that is gone is noticed later.
+        """
         by_client: dict[bytes, list[int]] = {}
         for own_id in [i for i in self._not_begun if not self.executor.waits(i)]:
             self._not_begun.remove(own_id)
             client, request_id = self._owners[own_id]
             by_client.setdefault(client, []).append(request_id)
         for client, request_ids in by_client.items():
-            self._send(client, messages.Begun(request_ids))
+            with contextlib.suppress(zmq.ZMQError):
+                data = messages.encode(messages.Begun(request_ids))
+                self.socket.send_multipart([client, data], zmq.NOBLOCK)
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
         """One message per client and iteration, or few."""

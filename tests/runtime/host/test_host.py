@@ -67,6 +67,7 @@ class ScriptedExecutor:
         self.priorities: list[int] = []
         self.pace = threading.Event()
         self.waiting = True
+        self.on_planned: Callable[[], None] = lambda: None
 
     def submit(self, request: Request) -> None:
         if 99 in request.prompt_ids:
@@ -87,6 +88,7 @@ class ScriptedExecutor:
 
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
         self.num_iterations += 1
+        self.on_planned()
         self.pace.wait(0.0005)  # an iteration takes time: no client is meant to drink a flood
         outputs = []
         for request_id, tokens in list(self.running.items()):
