@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from flask import Response, g
+from flask import Response, g, request
 
 from enginehouse.runtime.request import EngineInfo
 from enginehouse.server.answer.choice import Endings
@@ -22,6 +22,7 @@ from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
 from enginehouse.server.http.service import Service, fingerprint_of, tell
 from enginehouse.server.observe.logged import log_prompt
+from enginehouse.server.observe.tracing import TRACE
 from enginehouse.server.prompt.prompts import (
     check_tokens,
     detokenize,
@@ -156,6 +157,8 @@ def _submit(
     samplings = asked.samplings(max_tokens, ends)
     if max_tokens == 0 and asked.num_prompt_logprobs is None:
         return None
+    if TRACE in request.environ:
+        request.environ[TRACE].asked(samplings[0])
     return service.client.submit(prompt_ids, samplings, asked.fields.priority, g.request_id)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
+from typing import Any
 
 import gevent
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -21,8 +22,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from enginehouse.runtime.request import SamplingParams
 from enginehouse.server.answer.completion import Completion, Generation
-from enginehouse.server.observe.tracing import attributes_of, parts_of
+from enginehouse.server.observe.tracing import attributes_of, parts_of, sampling_attributes
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "CONNECT", "TRACE")
 _BATCH = 64  # spans; to encode one takes the event loop for a few tens of microseconds
@@ -71,11 +73,15 @@ class OtelTrace:
         self._method = method
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
         self._ended = False
+        self._asked: dict[str, Any] = {}
         self.trace_id = f"{span.get_span_context().trace_id:032x}"
+
+    def asked(self, sampling: SamplingParams) -> None:
+        self._asked = self._asked or sampling_attributes(sampling)
 
     def answered(self, completion: Completion, generation: Generation | None) -> None:
         now_s = time.monotonic()
-        attributes = attributes_of(completion)
+        attributes = {**attributes_of(completion), **self._asked}
         answer = self._tracer.start_span(
             f"{attributes['gen_ai.operation.name']} {completion.terms.model}",
             context=set_span_in_context(self._span),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
+from enginehouse.runtime.request import SamplingParams
 from enginehouse.server.answer.completion import Completion, Generation
 
 TRACE = "enginehouse.trace"  # in WSGI's environ
@@ -28,6 +29,9 @@ class Trace(Protocol):
     """The spans of one request."""
 
     trace_id: str
+
+    def asked(self, sampling: SamplingParams) -> None:
+        """What the engine is asked for; of several sequences, the first."""
 
     def answered(self, completion: Completion, generation: Generation | None) -> None:
         """The answer has ended, whole or not."""
@@ -71,6 +75,13 @@ def parts_of(completion: Completion, generation: Generation | None, now_s: float
         yield Part("queue and prefill", submitted_s, begun_s)
     if first_s is not None:
         yield Part("decode", first_s, completion.finished_s or now_s)
+
+
+def sampling_attributes(sampling: SamplingParams) -> dict[str, Any]:
+    """As the conventions name what was asked for, a seed that nobody chose left out."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
+    values = {name: getattr(sampling, name) for name in (*names, "seed")}
+    return {f"gen_ai.request.{name}": v for name, v in values.items() if v is not None}
 
 
 def attributes_of(completion: Completion) -> dict[str, Any]:

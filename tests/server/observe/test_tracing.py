@@ -57,7 +57,9 @@ def test_a_request_is_a_tree_of_spans_within_the_client_s_trace(
         (0, TokenOutput(1, [6], FinishReason.LENGTH)),
     ]
     with traced.test_client().post(
-        f"{PATHS[0]}?x=1", json={**HELLO, "stream": stream}, headers={"traceparent": TRACEPARENT}
+        f"{PATHS[0]}?x=1",
+        json={**HELLO, "stream": stream, "temperature": 0.5, "max_tokens": 7},
+        headers={"traceparent": TRACEPARENT},
     ) as answer:
         assert answer.data
     spans = spans_of(traced, collector)
@@ -84,6 +86,12 @@ def test_a_request_is_a_tree_of_spans_within_the_client_s_trace(
         "gen_ai.response.finish_reasons": ["length"],
         "gen_ai.usage.input_tokens": len(engine.submitted[0][0]),
         "gen_ai.usage.output_tokens": 2,
+        "gen_ai.request.max_tokens": 7,
+        "gen_ai.request.temperature": 0.5,
+        "gen_ai.request.top_p": 1.0,
+        "gen_ai.request.top_k": 0,
+        "gen_ai.request.presence_penalty": 0.0,
+        "gen_ai.request.frequency_penalty": 0.0,
     }
     queue, prefill, decode = (spans[name] for name in ("queue", "prefill", "decode"))
     assert http.start_time_unix_nano <= chat.start_time_unix_nano <= queue.start_time_unix_nano
