@@ -49,6 +49,8 @@ def test_all_processes_write_objects_and_a_request_is_found_by_its_fields(
     told = lines(server.log)
     assert all({"time", "level", "logger", "process", "event"} <= set(line) for line in told)
     assert {server.process.pid} | workers <= {line["process"] for line in told}
+    gunicorns = {line["process"] for line in told if line["logger"] == "gunicorn.error"}
+    assert {server.process.pid} | workers <= gunicorns
     [asked] = [line for line in told if line.get("path") == "/v1/chat/completions"]
     wanted = {"request_id": "client-7", "key": "front", "model": "tiny-llama", "status": 200}
     assert {name: asked[name] for name in wanted} == wanted and asked["seconds"] > 0
