@@ -6,7 +6,7 @@ come. It knows neither text nor sockets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 from enginehouse.runtime.errors import EngineError, RequestError
@@ -127,10 +127,12 @@ class Executor(Protocol):
     """In-flight batching over one engine. Not thread-safe: one loop owns it.
 
     What fails for one sequence ends that sequence, with an output that says so; what `poll` raises
-    is the end of them all.
+    is the end of them all. on_planned is called in `poll` once an iteration is planned and before
+    it is computed, by executors that plan their own; it may ask `waits`, and change nothing.
     """
 
     info: EngineInfo
+    on_planned: Callable[[], None]
 
     def submit(self, request: Request) -> None:
         """Queue a sequence; RequestError when the engine can never run it."""

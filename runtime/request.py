@@ -81,13 +81,19 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. request_id is unique for its submitter. A lower priority runs
-    first.
+    first. label: what a log calls the HTTP request that it is of.
     """
 
     request_id: int
     prompt_ids: list[int]
     sampling: SamplingParams
     priority: int = 0
+    label: str = ""
+
+
+def log_fields(request: Request) -> dict[str, str]:
+    """What a line about a request has beside its message."""
+    return {"request_id": request.label} if request.label else {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable
 from functools import partial
@@ -27,16 +28,27 @@ from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.rate_limits import RateLimits
 from enginehouse.server.http.service import Service
 from enginehouse.server.http.shared_counts import SharedCounts
+from enginehouse.server.observe.logged import RequestFields
+from enginehouse.server.observe.reasons import NOT_HTTP
+from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import openapi
 from enginehouse.server.wire.error_body import error_answer, make_error
-from enginehouse.server.wire.responses import KEY_NAME, TOKENS, error_response, json_response
+from enginehouse.server.wire.responses import (
+    KEY_NAME,
+    REQUEST_ID,
+    TOKENS,
+    TRACE_ID,
+    error_response,
+    json_response,
+)
 
 if TYPE_CHECKING:
     from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment  # from 3.11 on
 
 LOG = logging.getLogger("enginehouse.server")
+LOG.addFilter(RequestFields())
 
 # The product page's base URL: whatever answers under /v1 answers there.
 _PAGE_BASE = "/v1/openai"
@@ -73,6 +85,8 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
+    if service.tracing is not None:
+        _add_traces(app, service.tracing)
     _add_cors(app, Cors(settings.cors_origins))
     counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
     _add_keys(app, KeyRing(settings.api_keys, settings.open_pages), RateLimits(counts))
@@ -104,6 +118,19 @@ def _open_chat(settings: ServerSettings) -> Chat:
 def start_draining(app: Flask) -> None:
     """From now on the worker is not ready; what it is asked all the same is answered."""
     app.extensions["enginehouse"].draining = True
+
+
+def count_not_http(app: Flask) -> None:
+    """One more that was refused and that the application did not see."""
+    service: Service = app.extensions["enginehouse"]
+    service.metrics.count_refused(NOT_HTTP)
+
+
+def close_tracing(app: Flask) -> None:
+    """A worker ends."""
+    service: Service = app.extensions["enginehouse"]
+    if service.tracing is not None:
+        service.tracing.close()
 
 
 def engine_client(app: Flask) -> EngineClient:
@@ -186,7 +213,7 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
         if status == 404:
             message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
         response = error_response(make_error(status, message, code=_code_of(error)))
-        metrics.count_error(status, _code_of(error))
+        metrics.count_error(status, _code_of(error), _is_probe())
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):
                 response.headers[name] = value
@@ -197,15 +224,17 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
         if not isinstance(error, (RequestError, HostUnavailable)):
             LOG.exception("request %s failed", g.request_id)
         answer = error_answer(error, g.request_id)
-        metrics.count_error(answer.status, answer.body["error"]["code"])
+        metrics.count_error(answer.status, answer.body["error"]["code"], _is_probe())
         return error_response(answer)
 
 
 def _add_request_ids(app: Flask, metrics: Metrics) -> None:
     @app.before_request
     def take_request_id() -> None:
+        g.started_s = time.monotonic()
         given = request.headers.get("X-Request-Id", "")
         g.request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request.environ[REQUEST_ID] = g.request_id
 
     @app.after_request
     def give_request_id(response: Response) -> Response:
@@ -215,7 +244,35 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
             del response.headers["Content-Type"]
         if request.path.startswith("/v1/"):
             metrics.count_answer(response.status_code)
+            seconds = time.monotonic() - g.started_s
+            response.headers["openai-processing-ms"] = str(round(seconds * 1000))
         return response
+
+
+def _add_traces(app: Flask, tracing: Tracing) -> None:
+    """A trace of each request of the API, until all of its answer is sent."""
+
+    @app.before_request
+    def begin() -> None:
+        if request.path.startswith("/v1/") or request.path in _OF_TEXTS:
+            headers = request.headers
+            carried = {name: headers[name] for name in PROPAGATED if name in headers}
+            trace = tracing.begin(request.method, request.path, carried)
+            request.environ.update({TRACE: trace, TRACE_ID: trace.trace_id})
+
+    @app.after_request
+    def end_when_sent(response: Response) -> Response:
+        trace: Trace | None = request.environ.get(TRACE)
+        if trace is not None:
+            route = request.url_rule.rule if request.url_rule else None
+            g.trace_ends = True
+            response.call_on_close(lambda: trace.end(response.status_code, route))
+        return response
+
+    @app.teardown_request
+    def end_without_an_answer(error: BaseException | None) -> None:
+        if TRACE in request.environ and "trace_ends" not in g:
+            request.environ[TRACE].end(None, None)
 
 
 def _add_cors(app: Flask, cors: Cors) -> None:
@@ -253,6 +310,10 @@ def _add_keys(app: Flask, keys: KeyRing, limits: RateLimits) -> None:
             response.headers.extend(ticket.headers())
             response.call_on_close(lambda: ticket.end(sum(environ.get(TOKENS, ()))))
         return response
+
+
+def _is_probe() -> bool:
+    return request.path.startswith("/health")
 
 
 def _code_of(error: HTTPException) -> str:

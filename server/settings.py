@@ -12,8 +12,10 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.api_keys import ApiKey, read_keys
@@ -35,7 +37,8 @@ class ServerSettings:
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
-    template shows. metric_names: of other servers, told beside ours.
+    template shows. metric_names: of other servers, told beside ours. log_prompts: whether the log
+    has the text of prompts. otlp_endpoint: of the collector that traces are sent to.
     """
 
     engine_dir: Path
@@ -54,6 +57,8 @@ class ServerSettings:
     tool_format: str = "auto"
     reasoning_format: str = "auto"
     metric_names: tuple[str, ...] = ()
+    log_prompts: bool = False
+    otlp_endpoint: str | None = None
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -206,6 +211,31 @@ def _metric_names(variable: str, text: str) -> tuple[str, ...]:
     return tuple(_one_of(variable, name, ("vllm", "trtllm")) for name in names if name)
 
 
+def _otlp_endpoint(variable: str, text: str) -> str:
+    try:
+        url = urlsplit(text)
+        legal = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        legal = False
+    if not legal or url.query or url.fragment:
+        raise EnginehouseError(
+            f"{variable}={text!r} is not an endpoint; wanted a collector's URL for OTLP over HTTP, "
+            "like http://localhost:4318"
+        )
+    if any(find_spec(name) is None for name in ("opentelemetry", "opentelemetry.sdk")):
+        raise EnginehouseError(
+            f"{variable} is set and OpenTelemetry is not installed; install enginehouse[otel], or "
+            "leave the variable out"
+        )
+    return text
+
+
+def _switch(variable: str, text: str) -> bool:
+    if text not in ("0", "1"):
+        raise EnginehouseError(f"{variable}={text!r}; wanted 0 or 1")
+    return text == "1"
+
+
 def _one_of(variable: str, text: str, known: tuple[str, ...]) -> str:
     if text not in known:
         raise EnginehouseError(
@@ -223,6 +253,8 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),
+    "ENGINEHOUSE_OTLP_ENDPOINT": ("otlp_endpoint", _otlp_endpoint),
+    "ENGINEHOUSE_LOG_PROMPTS": ("log_prompts", _switch),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
 }

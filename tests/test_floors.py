@@ -146,10 +146,11 @@ server/wire
 server/prompt          text tools wire  runtime/template
 server/request         text tools wire prompt  runtime/grammar runtime/schemas
 server/answer          text tools prompt
+server/observe         wire answer
 server/api_keys
 server/settings        text tools api_keys
-server/http            tools wire prompt request answer api_keys settings
-server/app             wire prompt answer settings http  runtime/host
+server/http            tools wire prompt request answer observe api_keys settings
+server/app             wire prompt answer observe settings http  runtime/host
 server/launch          wire app  runtime/machine runtime/host
 server/client
 

@@ -47,7 +47,7 @@ def test_every_name_is_told_by_a_server(http: FlaskClient, engine: ScriptedClien
 
 
 def test_the_labels_that_are_asked_for_are_there() -> None:
-    known = {"status", "code", "finish_reason", "verdict", "instance", "le"}
+    known = {"status", "code", "finish_reason", "verdict", "instance", "le", "reason", "phase"}
     for expression in expressions():
         asked = re.findall(r"by \(([^)]*)\)", expression)
         asked += re.findall(r"[{,]\s*(\w+)\s*=~?", expression)

@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
 from datetime import datetime
@@ -38,6 +39,7 @@ from enginehouse.runtime.request import (
     Request,
     TokenLogprobs,
     TokenOutput,
+    log_fields,
 )
 
 log = logging.getLogger("enginehouse.batching")
@@ -62,6 +64,7 @@ class InflightExecutor(Generic[Runner]):
     ) -> None:
         self.engine = engine
         self.runner = runner
+        self.on_planned: Callable[[], None] = lambda: None
         self.scheduler = Scheduler(
             runner.memory,
             **runner.capacity._asdict(),
@@ -138,6 +141,7 @@ class InflightExecutor(Generic[Runner]):
             if self._compiling and not outputs and timeout_s:
                 wait([g for _, g in self._compiling.values()], timeout_s, FIRST_COMPLETED)
             return outputs
+        self.on_planned()
         began_s = time.perf_counter()
         for group in [[chunk] for chunk in chunks] if self.deterministic else [chunks]:
             outputs += self._compute(group)
@@ -190,7 +194,9 @@ class InflightExecutor(Generic[Runner]):
     def _abandon(self, sequence: Sequence, error: Exception) -> TokenOutput:
         """End a sequence that nobody thought would fail; the others go on."""
         request = sequence.request
-        log.error("request %d failed; the others go on", request.request_id, exc_info=error)
+        name = request.label or request.request_id
+        fields = log_fields(request)
+        log.error("request %s failed; the others go on", name, exc_info=error, extra=fields)
         self.cancel(request.request_id)
         self._scores.pop(sequence, None)
         return self._fail(request, unexpected(error))

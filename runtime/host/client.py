@@ -40,6 +40,7 @@ class Generation:
         self._client = client
         self._open = dict(zip(request_ids, range(len(request_ids)), strict=True))
         self._events: Queue[TokenOutput | HostUnavailable | None] = Queue()
+        self.begun = False  # the prompt of one choice at least is, or was, being computed
 
     @property
     def finished(self) -> bool:
@@ -136,15 +137,22 @@ class EngineClient:
             raise self._no_room.error()
 
     def submit(
-        self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: Sequence[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> Generation:
-        """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be."""
+        """Start one sequence per SamplingParams; HostUnavailable at once when that cannot be.
+
+        label: what the host's log calls them.
+        """
         if not self._ready:
             raise HostUnavailable("the engine host is not ready; try again shortly")
         ids = [next(self._next_id) for _ in samplings]
         generation = Generation(self, ids)
         requests = [
-            Request(i, prompt_ids, s, priority) for i, s in zip(ids, samplings, strict=True)
+            Request(i, prompt_ids, s, priority, label) for i, s in zip(ids, samplings, strict=True)
         ]
         data = messages.encode(messages.Submit(requests))
         if not self._generations:
@@ -203,6 +211,10 @@ class EngineClient:
             if isinstance(message, messages.Outputs):
                 self._moved_s = time.monotonic()
                 self._deliver(message.outputs)
+            elif isinstance(message, messages.Begun):
+                for request_id in message.request_ids:
+                    if request_id in self._generations:
+                        self._generations[request_id].begun = True
             elif isinstance(message, messages.Stats):
                 before, self._stats = self._stats, message.stats
                 if message.stats.num_iterations != before.num_iterations or not before.num_running:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
+from types import TracebackType
+from typing import Any
 
 from gevent.monkey import get_original
 
 LEVELS = ("debug", "info", "warning", "error")
+FORMATS = ("text", "json")
 TRAFFIC = "enginehouse.traffic"  # a line for each request, and of throughput
 
 _FORM = "[%(asctime)s] [%(process)d] [%(levelname)s] %(name)s: %(message)s"
@@ -24,6 +29,14 @@ _new_lock = get_original("_thread", "allocate_lock")
 _NativeQueue = get_original("queue", "SimpleQueue")
 
 
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = super().format(record)
+        if num_dropped := getattr(record, "lines_dropped", 0):
+            return f"({num_dropped} lines before this one could not be written)\n{line}"
+        return line
+
+
 class LineHandler(logging.Handler):
     """Hands lines to a native thread, which writes them. Of more than _MOST_WAITING that nobody
     reads, the newest are dropped, and counted in the next line that is not.
@@ -33,33 +46,33 @@ class LineHandler(logging.Handler):
         super().__init__()
         self._file_descriptor = file_descriptor
         self._queue = _NativeQueue()
-        self._started = False
+        self._writes_in: int | None = None  # the process whose thread writes; a fork's has none
         self._num_dropped = 0
+        self.setFormatter(TextFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self._writes_in != os.getpid():
+            self._writes_in, self._queue = os.getpid(), _NativeQueue()
+            _start_thread(self._write, (self._queue,))
         if self._queue.qsize() >= _MOST_WAITING:
             self._num_dropped += 1
             return
-        line = self.format(record)
         if self._num_dropped:
-            line = f"({self._num_dropped} lines before this one could not be written)\n{line}"
-            self._num_dropped = 0
-        if not self._started:
-            self._started = True
-            _start_thread(self._write, ())
+            record.lines_dropped, self._num_dropped = self._num_dropped, 0
+        line = self.format(record)
         self._queue.put(f"{line}\n".encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Wait for what was handed over, at most _FLUSH_S; logging asks for it at the end."""
-        if self._started:
+        if self._writes_in == os.getpid():
             written = _new_lock()
             written.acquire()
             self._queue.put(written)
             written.acquire(timeout=_FLUSH_S)
 
-    def _write(self) -> None:
+    def _write(self, queue: Any) -> None:
         while True:
-            item = self._queue.get()
+            item = queue.get()
             if not isinstance(item, bytes):
                 item.release()
                 continue
@@ -70,17 +83,43 @@ class LineHandler(logging.Handler):
                 pass  # nobody is there to read it
 
 
-def log_to_stderr(level: str, traffic: bool) -> None:
+def log_to_stderr(level: str, traffic: bool, form: str = "text") -> None:
     """Set this process's log up, in place of what it inherited. level: one of LEVELS, and a
-    library's is a warning at least. traffic: whether lines of requests are written. Lines go where
-    standard error goes now, whoever listens to that later.
+    library's is a warning at least. traffic: whether lines of requests are written. form: one of
+    FORMATS; json has warnings and what ends the process in it too. Lines go where standard error
+    goes now, whoever listens to that later.
     """
-    logging.basicConfig(
-        level=max(logging.WARNING, getattr(logging, level.upper())),
-        format=_FORM,
-        datefmt=_DATE,
-        handlers=[LineHandler(os.dup(2))],
-        force=True,
-    )
+    handler = LineHandler(os.dup(2))
+    handler.setFormatter(TextFormatter(_FORM, _DATE))
+    if form == "json":
+        from enginehouse.runtime.host.json_lines import json_formatter
+
+        handler.setFormatter(json_formatter())
+        logging.captureWarnings(True)
+        sys.excepthook = _log_the_end
+        threading.excepthook = _log_a_thread_s_end
+    least = max(logging.WARNING, getattr(logging, level.upper()))
+    logging.basicConfig(level=least, handlers=[handler], force=True)
     logging.getLogger("enginehouse").setLevel(level.upper())
     logging.getLogger(TRAFFIC).setLevel(logging.INFO if traffic else logging.CRITICAL)
+
+
+def last_words(program: str, sentence: str, form: str) -> None:
+    """Why a process ends: its own line on standard error, or of its log."""
+    if form == "json":
+        logging.getLogger("enginehouse").critical(sentence)
+    else:
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+
+
+def _log_the_end(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    what = (kind, error, traceback)
+    logging.getLogger("enginehouse").critical("this process ends by an error", exc_info=what)
+
+
+def _log_a_thread_s_end(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is not None:
+        what = (ended.exc_type, ended.exc_value, ended.exc_traceback)
+        logging.getLogger("enginehouse").error("a thread ended by an error", exc_info=what)

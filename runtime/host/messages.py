@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import EngineInfo, ExecutorStats, Refusal, Request, TokenOutput
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
 
@@ -54,6 +54,12 @@ class Outputs(msgspec.Struct, tag="outputs", frozen=True):
     outputs: list[TokenOutput]
 
 
+class Begun(msgspec.Struct, tag="begun", frozen=True):
+    """Host -> worker: the prompts of these sequences are being computed; each is told once."""
+
+    request_ids: list[int]
+
+
 class Stats(msgspec.Struct, tag="stats", frozen=True):
     """Host -> worker, about once a second."""
 
@@ -75,7 +81,7 @@ class Refused(msgspec.Struct, tag="refused", frozen=True):
 
 
 ToHost = Hello | Submit | Cancel
-ToWorker = Ready | Outputs | Stats | Room | Refused
+ToWorker = Ready | Outputs | Begun | Stats | Room | Refused
 Message = ToHost | ToWorker
 
 _encoder = msgspec.msgpack.Encoder()

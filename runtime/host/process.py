@@ -7,6 +7,7 @@ Spawned, never forked, one per engine; gunicorn's workers are its clients. Conso
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -28,9 +29,9 @@ from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
-from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
+from enginehouse.runtime.host.log_lines import FORMATS, LEVELS, TRAFFIC, last_words, log_to_stderr
 from enginehouse.runtime.host.throughput import Throughput
-from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
+from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput, log_fields
 
 log = logging.getLogger("enginehouse.host")
 traffic = logging.getLogger(TRAFFIC)
@@ -55,12 +56,14 @@ class EngineHost:
         heartbeat_fd: int | None = None,
     ) -> None:
         self.executor = executor
+        executor.on_planned = self._tell_begun
         self.socket = socket
         self.admission = Admission(limits, executor.info.max_batch_size)
         self.heartbeat = Heartbeat(heartbeat_fd, time.monotonic())
         self._was_full = False
         self._ids: dict[tuple[bytes, int], int] = {}  # (client, its id) -> executor's id
         self._owners: dict[int, tuple[bytes, int]] = {}  # and back
+        self._not_begun: set[int] = set()  # executor's ids
         self._clients: set[bytes] = set()
         self._next_id = 0
         self._next_stats_s = 0.0
@@ -122,20 +125,36 @@ class EngineHost:
             self._tell(client, [_failed(request.request_id, error, refusal)])
             return
         except Exception as error:  # of one request, whatever it is: the others go on
-            log.exception("a request was not taken; the others go on")
+            log.exception("a request was not taken; the others go on", extra=log_fields(request))
             self.executor.cancel(self._next_id)
             self._tell(client, [_failed(request.request_id, unexpected(error))])
             return
         self._ids[client, request.request_id] = self._next_id
         self._owners[self._next_id] = (client, request.request_id)
+        self._not_begun.add(self._next_id)
         self.admission.join(self._next_id, len(request.prompt_ids))
 
     def _cancel(self, client: bytes, request_id: int) -> None:
         own_id = self._ids.pop((client, request_id), None)
         if own_id is not None:
             del self._owners[own_id]
+            self._not_begun.discard(own_id)
             self.admission.leave(own_id)
             self.executor.cancel(own_id)
+
+    def _tell_begun(self) -> None:
+        """Workers know then whether a client that leaves had waited, or was being served. The
+        executor is at work: a worker that is gone is noticed later.
+        """
+        by_client: dict[bytes, list[int]] = {}
+        for own_id in [i for i in self._not_begun if not self.executor.waits(i)]:
+            self._not_begun.remove(own_id)
+            client, request_id = self._owners[own_id]
+            by_client.setdefault(client, []).append(request_id)
+        for client, request_ids in by_client.items():
+            with contextlib.suppress(zmq.ZMQError):
+                data = messages.encode(messages.Begun(request_ids))
+                self.socket.send_multipart([client, data], zmq.NOBLOCK)
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
         """One message per client and iteration, or few."""
@@ -145,6 +164,7 @@ class EngineHost:
             self.admission.begin(output.request_id)
             if output.finish_reason is not None:
                 self.admission.leave(output.request_id)
+                self._not_begun.discard(output.request_id)
                 del self._owners[output.request_id], self._ids[client, request_id]
             translated = structs.replace(output, request_id=request_id)
             by_client.setdefault(client, []).append(translated)
@@ -313,6 +333,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--max-queue-s", type=float, default=queue.max_wait_s)
     parser.add_argument("--log-level", choices=LEVELS, default="info", help="(default info)")
     parser.add_argument(
+        "--log-format", choices=FORMATS, default="text", help="of each line (default text)"
+    )
+    parser.add_argument(
         "--log-traffic",
         action="store_true",
         help="a line of throughput every ten seconds, as long as there are requests",
@@ -324,7 +347,7 @@ def main(argv: list[str] | None = None) -> int:
             f"--address {args.address} is open to whoever reaches it; wanted ipc://PATH in a "
             "private folder, or --open-host where the network lets nobody in"
         )
-    log_to_stderr(args.log_level, args.log_traffic)
+    log_to_stderr(args.log_level, args.log_traffic, args.log_format)
     options = ExecutorOptions(
         max_seq_len=args.max_seq_len,
         max_batch_size=args.max_batch_size,
@@ -348,7 +371,7 @@ def main(argv: list[str] | None = None) -> int:
         limits = QueueLimits(args.max_queue_requests, args.max_queue_tokens, args.max_queue_s)
         serve(args.engine, args.address, options, args.ready_fd, limits)
     except EnginehouseError as error:
-        print(f"enginehouse-host: {error}", file=sys.stderr)
+        last_words("enginehouse-host", str(error), args.log_format)
         report(args.ready_fd, {"error": str(error)})
         return 2
     return 0

@@ -17,7 +17,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -85,6 +85,7 @@ class TrtllmExecutor:
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._active: dict[int, Request | _Sequence] = {}  # a Request while it waits here
         self._waiting = Waiting()
+        self.on_planned: Callable[[], None] = lambda: None  # TensorRT-LLM plans by itself
         self._given: set[_Sequence] = set()  # cancelled ones too, until TensorRT-LLM lets go
         self._counts = dict.fromkeys(("prompt", "generated", "paused"), 0)
         self._iterations: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

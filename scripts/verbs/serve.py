@@ -69,6 +69,10 @@ _LOG: tuple[_Flag, ...] = (
         "debug, info, warning or error (default info)",
     ),
     (
+        *("--log-format", "LOG_FORMAT", {"choices": ("text", "json"), "metavar": "FORMAT"}),
+        "of each line: text (default) or json",
+    ),
+    (
         *("--access-log", "ACCESS_LOG", {"choices": ("0", "1"), "metavar": "0|1"}),
         "a line for each request (default: 1 on a terminal)",
     ),
@@ -163,8 +167,9 @@ def main(argv: list[str]) -> int:
         gunicorn_command,
         plan_launch,
         read_served,
+        tell,
     )
-    from enginehouse.server.launch.process_settings import host_flags
+    from enginehouse.server.launch.process_settings import host_flags, log_format
     from enginehouse.server.settings import ServerSettings
 
     settings, bind = settings_of(args, os.environ)
@@ -180,7 +185,7 @@ def main(argv: list[str]) -> int:
     ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "ipc://unknown-yet", **launch.env})
     if not args.dry_run and bind is not None:
         check_free(bind)
-    print(launch.said, flush=True)
+    tell(launch, "text" if args.dry_run else log_format(launch.env))
     if args.dry_run:
         return 0
     become(launch)

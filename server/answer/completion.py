@@ -39,6 +39,8 @@ class Generation(Protocol):
 
     @property
     def finished(self) -> bool: ...
+    @property
+    def begun(self) -> bool: ...
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None: ...
     def cancel(self, index: int | None = None) -> None: ...
 
@@ -56,7 +58,11 @@ class EngineClient(Protocol):
     def stats(self) -> ExecutorStats: ...
     def check_room(self) -> None: ...
     def submit(
-        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: list[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> Generation: ...
 
 
@@ -122,10 +128,10 @@ class Completion:
     """One request's answer while it grows; knows its shape, counts, and moments.
 
     make_parser makes one AnswerParser for each choice. scores: of each prompt, where the engine was
-    asked for the log probabilities of its tokens. started_s, first_token_s, finished_s are
-    read from `clock` (seconds, any origin). queued_s: as the engine tells. on_gap is called with
-    the seconds between two outputs of a choice. unfinished_reason says how the choices ended that
-    have no finish_reason of their own.
+    asked for the log probabilities of its tokens. started_s, submitted_s (to the engine),
+    first_token_s, finished_s are read from `clock` (seconds, any origin). queued_s: as the engine
+    tells. on_gap is called with the seconds between two outputs of a choice. unfinished_reason says
+    how the choices ended that have no finish_reason of their own.
     """
 
     kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -156,11 +162,12 @@ class Completion:
         self.scores = scores
         self.unfinished_reason = "cancelled"  # until it runs, only a client that left can end it
         self.started_s = clock() if started_s is None else started_s
+        self.submitted_s: float | None = None
         self.first_token_s: float | None = None
         self.finished_s: float | None = None
         self.queued_s: float | None = None
         self.on_gap: Callable[[float], None] = lambda seconds: None
-        self._id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
+        self.completion_id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
         self._created = int(time.time()) if created is None else created
         self._clock = clock
         self._last_s: dict[int, float] = {}
@@ -195,6 +202,7 @@ class Completion:
             self.finished_s = self._clock()
             return
         self.unfinished_reason = "error"
+        self.submitted_s = self._clock()
         try:
             while not self.finished:
                 item = None if generation.finished else generation.get(silence_s)
@@ -205,8 +213,9 @@ class Completion:
                 else:
                     yield None
             self.finished_s = self._clock()
-        except (ClientGone, GeneratorExit):
-            self.unfinished_reason = "cancelled"
+        except BaseException as error:  # no Exception: it is left, or its greenlet is ended
+            if isinstance(error, ClientGone) or not isinstance(error, Exception):
+                self.unfinished_reason = "cancelled"
             raise
         finally:
             if not self.finished:
@@ -350,7 +359,7 @@ class Completion:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": self._id,
+            "id": self.completion_id,
             "object": kind,
             "created": self._created,
             "model": self.terms.model,

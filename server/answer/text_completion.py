@@ -148,6 +148,10 @@ class Batch:
         """Nothing more will come, and all that came was taken."""
         return self._num_waiting == 0 and self._events.empty()
 
+    @property
+    def begun(self) -> bool:
+        return any(generation.begun for generation in self._generations)
+
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
         """The next (choice, output); None after timeout_s, or once all have ended."""
         while not self.finished:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from flask import Response
+from flask import Response, g, request
 
 from enginehouse.runtime.request import EngineInfo
 from enginehouse.server.answer.choice import Endings
@@ -21,7 +21,15 @@ from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.answer.text_completion import Batch, TextCompletion
 from enginehouse.server.http.service import Service, fingerprint_of, tell
-from enginehouse.server.prompt.prompts import check_tokens, echo_of, text_prompt, text_span
+from enginehouse.server.observe.logged import log_prompt
+from enginehouse.server.observe.tracing import TRACE
+from enginehouse.server.prompt.prompts import (
+    check_tokens,
+    detokenize,
+    echo_of,
+    text_prompt,
+    text_span,
+)
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import parse_chat_request
 from enginehouse.server.request.text_request import parse_text_request
@@ -34,6 +42,8 @@ def chat_completions(service: Service) -> Response:
     asked = service.read(lambda body: parse_chat_request(body, max_messages))
     info = _check(service, asked)
     prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
+    if service.settings.log_prompts:
+        log_prompt(prompt.text)
     check_tokens(service.chat, prompt.ids, info.vocab_size, "messages")
     plan = service.beside(
         lambda: plan_answer(
@@ -73,6 +83,9 @@ def text_completions(service: Service) -> Response:
         text_prompt(service.chat, prompt, asked.add_special_tokens, info, param)
         for prompt, param in asked.prompts_with_params()
     ]
+    if service.settings.log_prompts:
+        for ids in prompts:
+            log_prompt(detokenize(service.chat, ids))
     echoes = [echo_of(service.chat, prompt) if asked.echo else "" for prompt in asked.prompts]
     terms = Terms(
         **_terms(service, info, asked),
@@ -144,7 +157,9 @@ def _submit(
     samplings = asked.samplings(max_tokens, ends)
     if max_tokens == 0 and asked.num_prompt_logprobs is None:
         return None
-    return service.client.submit(prompt_ids, samplings, asked.fields.priority)
+    if TRACE in request.environ:
+        request.environ[TRACE].asked(samplings[0])
+    return service.client.submit(prompt_ids, samplings, asked.fields.priority, g.request_id)
 
 
 def _submit_all(

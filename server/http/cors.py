@@ -2,7 +2,7 @@
 
 A browser lets a page of another origin read an answer that names the page's origin, errors and
 streams too, and asks before (a preflight) whether it may send a key and JSON.
-Source: WHATWG Fetch, section 3.3, "CORS protocol".
+Source: WHATWG Fetch, section 3.3, "CORS protocol"; W3C, "Resource Timing", section 4.5.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import re
 from flask import Response
 from werkzeug.datastructures import Headers
 
+from enginehouse.server.http.rate_limits import HEADERS
+
 _METHODS = "GET, HEAD, POST, OPTIONS"
 _SHOWN = (
     "X-Request-Id, X-Ignored-Fields, X-Unenforced-Schema, X-Repaired-Messages, "
+    f"{', '.join(HEADERS)}, Server-Timing, openai-processing-ms, "
     "Retry-After, WWW-Authenticate, Allow"
 )
 _MAX_AGE_S = 7200  # the most that Chromium keeps a preflight's answer
@@ -50,6 +53,7 @@ class Cors:
             return
         response.headers["Access-Control-Allow-Origin"] = "*" if self._any else origin
         response.headers["Access-Control-Expose-Headers"] = _SHOWN
+        response.headers["Timing-Allow-Origin"] = "*" if self._any else origin
         if not self._any:
             response.headers["Access-Control-Allow-Credentials"] = "true"
 

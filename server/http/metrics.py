@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -17,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from enginehouse.server.answer.completion import Completion, EngineClient
 from enginehouse.server.http.engine_metrics import EngineCollector
 from enginehouse.server.http.metric_names import with_other_names
+from enginehouse.server.observe.reasons import CANCELS, PHASES, REFUSALS, refusal_reason
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -45,6 +47,22 @@ class Metrics:
             ["status", "code"],
             registry=registry,
         )
+        self._refused = Counter(
+            "enginehouse_requests_refused",
+            "Requests that were turned away, by reason",
+            ["reason"],
+            registry=registry,
+        )
+        self._cancelled = Counter(
+            "enginehouse_requests_cancelled",
+            "Answers that nobody waited for to the end, by reason and by how far they had come",
+            ["reason", "phase"],
+            registry=registry,
+        )
+        for reason in REFUSALS:  # a rate wants to see a counter before its first event
+            self._refused.labels(reason=reason)
+        for reason, phase in product(CANCELS, PHASES):
+            self._cancelled.labels(reason=reason, phase=phase)
         self._cost = Counter(
             "enginehouse_estimated_cost_dollars", "Of answers, by the prices", registry=registry
         )
@@ -105,8 +123,21 @@ class Metrics:
     def count_answer(self, status: int) -> None:
         self._requests.labels(status=str(status)).inc()
 
-    def count_error(self, status: int, code: str | None) -> None:
+    def count_error(self, status: int, code: str | None, is_probe: bool = False) -> None:
+        """A refusal or a failure, in mid-stream too. is_probe: a monitor's, which is turned away
+        from nothing.
+        """
         self._errors.labels(status=str(status), code=code or "").inc()
+        if not is_probe and (reason := refusal_reason(status, code)):
+            self.count_refused(reason)
+
+    def count_refused(self, reason: str) -> None:
+        """reason: one of REFUSALS."""
+        self._refused.labels(reason=reason).inc()
+
+    def count_cancelled(self, reason: str, phase: str) -> None:
+        """One of CANCELS, and one of PHASES."""
+        self._cancelled.labels(reason=reason, phase=phase).inc()
 
     def observe_gap(self, seconds: float) -> None:
         self._inter_token_latency.observe(seconds)

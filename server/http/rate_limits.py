@@ -22,6 +22,11 @@ from enginehouse.server.api_keys import ApiKey
 from enginehouse.server.http.shared_counts import SharedCounts
 
 LOG = logging.getLogger("enginehouse.server")
+HEADERS = tuple(
+    f"x-ratelimit-{part}-{what}"
+    for what in ("requests", "tokens")
+    for part in ("limit", "remaining", "reset")
+)
 _BUSY_S = 1  # when a request beside others may come again: nobody knows when they end
 
 

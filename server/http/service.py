@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -30,10 +31,13 @@ from enginehouse.server.answer.completion import (
 )
 from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
+from enginehouse.server.observe.reasons import cancel_reason, phase_of
+from enginehouse.server.observe.timing import server_timing
+from enginehouse.server.observe.tracing import TRACE, open_tracing
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.responses import TOKENS, json_response
+from enginehouse.server.wire.responses import MODEL, TOKENS, json_response, log_fields
 
 LOG = logging.getLogger("enginehouse.server")
 
@@ -54,6 +58,7 @@ class Service:
         self.client = client
         self.chat = chat
         self.draining = False
+        self.tracing = open_tracing(settings.otlp_endpoint)
         self.metrics = Metrics(client, settings.metric_names, settings.model_name)
         self.prices = Prices(settings.price_input, settings.price_output)
 
@@ -104,18 +109,29 @@ class Service:
                     pass
         except BaseException as error:
             watch.stop()
-            self._count(completion, request.environ)
+            self._count(completion, generation, request.environ)
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
             return Response(status=_CLIENT_CLOSED_REQUEST)
-        self._count(completion, request.environ)
+        self._count(completion, generation, request.environ)
         self._judge(completion, unenforced, g.request_id)
-        return sse.told(completion, lambda: json_response(completion.whole()))
+        response = sse.told(completion, lambda: json_response(completion.whole()))
+        response.headers["Server-Timing"] = server_timing(completion)
+        return response
 
-    def _count(self, completion: Completion, environ: dict[str, Any]) -> None:
-        """In the metrics, and for whoever logs the request."""
+    def _count(
+        self, completion: Completion, generation: Generation | None, environ: dict[str, Any]
+    ) -> None:
+        """In the metrics, and for whoever logs the request. To be called while what ends it is on
+        its way.
+        """
         self.metrics.count_completion(completion)
+        if not completion.finished and completion.unfinished_reason == "cancelled":
+            reason = cancel_reason(sys.exc_info()[1])
+            self.metrics.count_cancelled(reason, phase_of(completion, generation))
+        if TRACE in environ:
+            environ[TRACE].answered(completion, generation)
         environ[TOKENS] = (completion.num_prompt_tokens, completion.num_completion_tokens)
 
     def _judge(
@@ -136,7 +152,8 @@ class Service:
         self.metrics.count_verdict(verdict)
         level = logging.INFO if verdict == "valid" else logging.WARNING
         paths = ", ".join(of.paths)[:500]
-        LOG.log(level, "request %s: not enforced: %s; the answer is %s", request_id, paths, verdict)
+        words = "request %s: not enforced: %s; the answer is %s"
+        LOG.log(level, words, request_id, paths, verdict, extra={"request_id": request_id})
 
     def _stream(
         self,
@@ -151,11 +168,17 @@ class Service:
         def close() -> None:
             watch.stop()
             if stream.close():
-                LOG.info("request %s: the stream ended early", request_id)
-            self._count(completion, environ)
+                fields = log_fields(environ)
+                LOG.info("request %s: the stream ended early", request_id, extra=fields)
+            self._count(completion, generation, environ)
+            if stream.failure is not None:
+                status, body, _ = stream.failure
+                self.metrics.count_error(status, body["error"]["code"])
             self._judge(completion, unenforced, request_id)
 
         response = Response(sse.events(stream, request_id), headers=sse.HEADERS)
+        if timing := server_timing(completion):
+            response.headers["Server-Timing"] = timing
         response.call_on_close(close)
         return response
 
@@ -169,6 +192,7 @@ class Service:
                 code="model_not_found",
                 status=404,
             )
+        request.environ[MODEL] = name
 
     def check_ready(self) -> None:
         """HostUnavailable while its engine is not there, or another one."""

@@ -24,7 +24,7 @@ from gevent.socket import wait_read
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server.answer.completion import ClientGone, Completion, Delta, Generation
 from enginehouse.server.prompt.chat import call_beside_the_loop
-from enginehouse.server.wire.error_body import error_answer
+from enginehouse.server.wire.error_body import ErrorAnswer, error_answer
 
 LOG = logging.getLogger("enginehouse.server")
 T = TypeVar("T")
@@ -56,6 +56,7 @@ class Stream:
     ) -> None:
         """Waits. Raises what Completion.run raises."""
         self.completion, self.generation = completion, generation
+        self.failure: ErrorAnswer | None = None  # what was told in mid-stream
         self._deltas = completion.run(generation, keepalive_s)
         self._first = next(self._deltas)
 
@@ -90,8 +91,10 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
         return
     except Exception as error:  # the status line is sent: a handler further out could not answer
         if not isinstance(error, (HostUnavailable, RequestError)):
-            LOG.exception("request %s failed in mid-stream", request_id)
-        yield event(error_answer(error, request_id).body) + DONE
+            fields = {"request_id": request_id}
+            LOG.exception("request %s failed in mid-stream", request_id, extra=fields)
+        stream.failure = error_answer(error, request_id)
+        yield event(stream.failure.body) + DONE
     finally:
         stream.close()
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginehouse.runtime.host.log_lines import TRAFFIC
-from enginehouse.server.wire.responses import KEY_NAME, TOKENS
+from enginehouse.server.wire.responses import TOKENS, log_fields
 
 _LOG = logging.getLogger(TRAFFIC)
 _MOST_PATH = 200
@@ -28,27 +28,41 @@ def end(request: Any, environ: Mapping[str, Any], response: Any) -> None:
     if response is None or not _LOG.isEnabledFor(logging.INFO):  # None: it was no HTTP
         return
     seconds = time.monotonic() - request.begun_s
-    line = access_line(environ, str(response.status), dict(response.headers), seconds)
-    if line is not None:
-        _LOG.info(line)
+    fields = access_fields(environ, str(response.status), dict(response.headers), seconds)
+    if fields is not None:
+        _LOG.info(access_line(fields), extra={"event": "request", **fields})
 
 
-def access_line(
+def access_fields(
     environ: Mapping[str, Any], status: str, headers: Mapping[str, str], seconds: float
-) -> str | None:
+) -> dict[str, Any] | None:
     """None for what a monitor asks all day and is told that all is well. No text of a request is in
-    it, no query, and nothing that a terminal would obey.
+    them, no query, and nothing that a terminal would obey.
     """
     path = str(environ["RAW_URI"]).partition("?")[0]
-    code = status.partition(" ")[0]
-    if path in _MONITORS and code == "200":
+    code = int(status.partition(" ")[0])
+    if path in _MONITORS and code == 200:
         return None
-    parts = [f"{environ['REQUEST_METHOD']} {ascii(path[:_MOST_PATH])[1:-1]} {code}"]
-    parts[0] += f" {seconds * 1000:.0f} ms"
+    fields = {
+        "method": environ["REQUEST_METHOD"],
+        "path": ascii(path[:_MOST_PATH])[1:-1],
+        "status": code,
+        "seconds": round(seconds, 6),
+        **log_fields(environ),
+    }
     if TOKENS in environ:
-        parts.append("{} + {} tokens".format(*environ[TOKENS]))
-    if KEY_NAME in environ:
-        parts.append(f"key {environ[KEY_NAME]}")
+        fields["prompt_tokens"], fields["completion_tokens"] = environ[TOKENS]
     if "X-Request-Id" in headers:
-        parts.append(f"id {headers['X-Request-Id']}")
-    return ", ".join(parts)
+        fields["request_id"] = headers["X-Request-Id"]
+    return fields
+
+
+def access_line(fields: Mapping[str, Any]) -> str:
+    """The same to be read."""
+    line = "{method} {path} {status} {ms:.0f} ms".format(ms=fields["seconds"] * 1000, **fields)
+    if "prompt_tokens" in fields:
+        line += ", {prompt_tokens} + {completion_tokens} tokens".format(**fields)
+    for field, name in (("key", "key"), ("request_id", "id")):
+        if field in fields:
+            line += f", {name} {fields[field]}"
+    return line

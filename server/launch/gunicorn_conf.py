@@ -30,6 +30,7 @@ preload_app = False  # sockets and greenlets belong to a worker
 control_socket_disable = True  # else gunicorn 27 opens one under the home folder
 proc_name = "enginehouse"
 loglevel = gunicorn_hooks.log_level()
+logger_class = "enginehouse.server.launch.gunicorn_log.Logger"  # its lines are ours
 
 gunicorn_hooks.prepare_environment()
 

@@ -14,10 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.host.log_lines import log_to_stderr
+from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.process_settings import HOST_READY, host_flags, watchdog_s
 
@@ -26,6 +26,7 @@ RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
+_logs: int | None = None  # the process whose log is set up
 _hosts: hosts.Hosts | None = None  # gunicorn runs its configuration again on SIGHUP
 _failures: list[str] = []
 _GRACE_AFTER_FAILURE_S = 3  # a worker that is still booting misses its SIGTERM
@@ -49,21 +50,35 @@ def num_workers() -> int:
     """ENGINEHOUSE_WORKERS; ends the process with one sentence when it is no count."""
     text = os.environ.get("ENGINEHOUSE_WORKERS", "1")
     if not text.isdigit() or not 1 <= int(text) <= 1024:
-        sys.exit(f"enginehouse: ENGINEHOUSE_WORKERS={text!r}; wanted a number from 1 to 1024")
+        end(f"ENGINEHOUSE_WORKERS={text!r}; wanted a number from 1 to 1024")
     return int(text)
 
 
 def log_level() -> str:
     """gunicorn's own, ENGINEHOUSE_LOG_LEVEL; one sentence and the end when it is none."""
     try:
+        process_settings.log_format(os.environ)
         return process_settings.log_level(os.environ)
     except EnginehouseError as error:
-        sys.exit(f"enginehouse: {error}")
+        end(str(error))
+
+
+def end(reason: str) -> NoReturn:
+    """With one sentence; in the log, where lines are JSON."""
+    form = os.environ.get("ENGINEHOUSE_LOG_FORMAT", "")
+    if form == "json" and _logs != os.getpid():
+        log_to_stderr("error", traffic=False, form=form)
+    last_words("enginehouse", reason, form)
+    sys.exit(1)
 
 
 def start_log() -> None:
     """What this process logs from now on: the master, and each worker once it is forked."""
-    log_to_stderr(log_level(), process_settings.logs_traffic(os.environ))
+    global _logs
+    if _logs != os.getpid():
+        _logs = os.getpid()
+        form = process_settings.log_format(os.environ)
+        log_to_stderr(log_level(), process_settings.logs_traffic(os.environ), form)
 
 
 def check_engine() -> None:
@@ -75,7 +90,7 @@ def check_engine() -> None:
         hosts.check_engine(path)
     except EnginehouseError as error:
         shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
-        sys.exit(f"enginehouse: {error}")
+        end(str(error))
 
 
 def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
@@ -89,7 +104,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         return  # somebody else's host
 
     def give_up(reason: str) -> None:
-        print(f"enginehouse: {reason}", file=sys.stderr, flush=True)
+        last_words("enginehouse", reason, process_settings.log_format(os.environ))
         _failures.append(reason)
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -136,7 +151,10 @@ def stop_host() -> None:
 
 
 def announce(url: str, facts: dict[str, Any]) -> None:
-    """Print where the server is, a line to paste, and what the engine can do."""
+    """Print where the server is, a line to paste, and what the engine can do; or log the facts."""
+    if process_settings.log_format(os.environ) == "json":
+        _LOG.info("ready", extra={"url": url, "engine": facts})
+        return
     tokens = facts["num_kv_blocks"] * facts["kv_block_size"]
     full = tokens // facts["max_seq_len"]
     model = os.environ.get("ENGINEHOUSE_MODEL_NAME") or facts["model"]

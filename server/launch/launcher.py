@@ -11,6 +11,7 @@ Source: TensorRT-LLM 1.2.1, trtllm-llmapi-launch; NVIDIA/TensorRT-LLM issues 281
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import shutil
@@ -21,9 +22,12 @@ from typing import NamedTuple, NoReturn
 
 from enginehouse.runtime.engine import is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError, EnginehouseError
+from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.machine.gpus import visible_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
+from enginehouse.server.launch.process_settings import log_format
 
+_LOG = logging.getLogger("enginehouse.launch")
 APP = "enginehouse.server.app:create_app()"
 CONFIG = "python:enginehouse.server.launch.gunicorn_conf"
 GPUS_PER_NODE = 8  # as the engine's mapping counts: a rank takes GPU rank % 8 of its node
@@ -147,6 +151,16 @@ def gunicorn_command(config: Path | None = None) -> list[str]:
     return [program, "-c", str(config or CONFIG), APP]
 
 
+def tell(launch: Launch, form: str = "text") -> None:
+    """Say what this process becomes. form: of the log's lines."""
+    if form == "text":
+        print(launch.said, flush=True)
+        return
+    log_to_stderr("info", traffic=False, form=form)
+    _LOG.info("this process becomes the server", extra={"command": launch.said})
+    logging.shutdown()  # what is written by another thread would be lost
+
+
 def become(launch: Launch) -> NoReturn:
     """Put the launched command in this process's place, so that signals reach it.
 
@@ -192,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
             num_gpus=len(visible_gpus()) or None,
             as_root=os.geteuid() == 0,
         )
-        print(launch.said, flush=True)
+        tell(launch, "text" if args.dry_run else log_format(os.environ))
         if args.dry_run:
             return 0
         become(launch)

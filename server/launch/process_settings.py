@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.host.log_lines import LEVELS
+from enginehouse.runtime.host.log_lines import FORMATS, LEVELS
 from enginehouse.runtime.host.supervisor import DEFAULT_SILENCE_S
 
 HOST_READY = "ENGINEHOUSE_HOST_READY"  # once a host takes requests: for workers forked from then on
@@ -73,6 +73,8 @@ def host_flags(env: Mapping[str, str]) -> list[str]:
         flags += [flag, text] if text else []
     if env.get("ENGINEHOUSE_LOG_LEVEL"):
         flags += ["--log-level", log_level(env)]
+    if log_format(env) != "text":
+        flags += ["--log-format", log_format(env)]
     return flags + (["--log-traffic"] if logs_traffic(env) else [])
 
 
@@ -89,6 +91,14 @@ def log_level(env: Mapping[str, str]) -> str:
     text = env.get("ENGINEHOUSE_LOG_LEVEL") or "info"
     if text not in LEVELS:
         raise EnginehouseError(f"ENGINEHOUSE_LOG_LEVEL={text!r}; wanted {', '.join(LEVELS)}")
+    return text
+
+
+def log_format(env: Mapping[str, str]) -> str:
+    """Of every line; text where the environment does not say."""
+    text = env.get("ENGINEHOUSE_LOG_FORMAT") or "text"
+    if text not in FORMATS:
+        raise EnginehouseError(f"ENGINEHOUSE_LOG_FORMAT={text!r}; wanted {' or '.join(FORMATS)}")
     return text
 
 

@@ -6,6 +6,7 @@ keeps it open. Knows no route and no engine.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -19,10 +20,11 @@ import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
-from enginehouse.server.app import engine_client, start_draining
+from enginehouse.server.app import close_tracing, count_not_http, engine_client, start_draining
 from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
+_LOG = logging.getLogger("enginehouse.server")
 _MEETS_S, _POLL_S = 5.0, 0.01
 _FIRST_REQUEST_S = 2.0  # of who has just connected to a worker that drains
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -38,12 +40,16 @@ class Worker(GeventWorker):
 
     def run(self) -> None:
         """Where a host takes requests already, none is taken here before this worker knows it."""
+        gevent.get_hub().print_exception = _log_exception  # type: ignore[assignment,method-assign]
         if os.environ.get(HOST_READY):
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while not client.ready:
                     gevent.sleep(_POLL_S)
-        super().run()
+        try:
+            super().run()
+        finally:
+            close_tracing(cast(Flask, self.wsgi))
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         self._new.add(client)
@@ -73,6 +79,8 @@ class Worker(GeventWorker):
         super().handle_error(req, cast(socket.socket, taken), addr, exc)
         status_line, _, _ = taken.data.partition(b"\r\n")
         if status_line:
+            if b" 500 " not in status_line:
+                count_not_http(cast(Flask, self.wsgi))
             try:
                 client.sendall(_error_bytes(status_line, exc))
             except OSError:
@@ -90,6 +98,11 @@ class Worker(GeventWorker):
         gevent.sleep(_FIRST_REQUEST_S)
         for connection in [*self._new, *self._idle]:
             _end(connection)
+
+
+def _log_exception(context: object, *what: Any) -> None:
+    """gevent's hub would print what a greenlet ends by."""
+    _LOG.error("a greenlet failed: %r", context, exc_info=what)
 
 
 def _end(connection: socket.socket) -> None:

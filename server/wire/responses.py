@@ -10,8 +10,17 @@ from flask import Response
 
 from enginehouse.server.wire.error_body import ErrorAnswer
 
-# In WSGI's environ, for who logs: tokens of the prompt and of the answer; the name of an API key.
+# In WSGI's environ, for who logs: tokens of the prompt and of the answer; the name of an API key;
+# the request's id, and its trace's; the model, once it is known that it is served.
 TOKENS, KEY_NAME = "enginehouse.tokens", "enginehouse.key"
+REQUEST_ID, MODEL = "enginehouse.request_id", "enginehouse.model"
+TRACE_ID = "enginehouse.trace_id"
+
+
+def log_fields(environ: Mapping[str, Any]) -> dict[str, str]:
+    """What every line about a request has beside its message, as far as it is known."""
+    named = {"request_id": REQUEST_ID, "trace_id": TRACE_ID, "key": KEY_NAME, "model": MODEL}
+    return {field: environ[name] for field, name in named.items() if name in environ}
 
 
 def json_response(data: Mapping[str, Any], status: int = 200) -> Response:

@@ -30,6 +30,7 @@ class ScriptedGeneration:
         self._script = deque(script)
         self._open = set(range(num_choices))
         self.cancels: list[int | None] = []
+        self.begun = False
         self.ended = Event()
 
     @property
@@ -59,6 +60,7 @@ class ScriptedClient:
     def __init__(self, info: EngineInfo, script: Script = (), ready: bool = True) -> None:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
+        self.begun = False  # of every generation: its prompt is being computed
         self.no_room: Refusal | None = None
         self.stats = ExecutorStats(
             num_running=3,
@@ -72,6 +74,7 @@ class ScriptedClient:
         )
         self.submitted: list[tuple[list[int], list[SamplingParams]]] = []
         self.priorities: list[int] = []
+        self.labels: list[str] = []
         self.generations: list[ScriptedGeneration] = []
 
     def check_room(self) -> None:
@@ -79,14 +82,20 @@ class ScriptedClient:
             raise self.no_room.error()
 
     def submit(
-        self, prompt_ids: list[int], samplings: list[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: list[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> ScriptedGeneration:
         if not self.ready:
             raise HostUnavailable("the script says so")
         self.submitted.append((prompt_ids, samplings))
         self.priorities.append(priority)
+        self.labels.append(label)
         script = [*prompt_scores(prompt_ids, samplings[0].num_prompt_logprobs), *self.script]
         self.generations.append(ScriptedGeneration(script, len(samplings)))
+        self.generations[-1].begun = self.begun
         return self.generations[-1]
 
 

@@ -29,8 +29,10 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
     env |= {"ENGINEHOUSE_OPEN_PAGES": "docs"}
     opened = ServerSettings.from_environment(env)
     assert (opened.host_address, opened.open_pages) == ("tcp://10.0.0.1:5555", ("docs",))
-    env |= {"ENGINEHOUSE_OPEN_PAGES": "none"}
+    assert not opened.log_prompts
+    env |= {"ENGINEHOUSE_OPEN_PAGES": "none", "ENGINEHOUSE_LOG_PROMPTS": "1"}
     assert ServerSettings.from_environment(env).open_pages == ()
+    assert ServerSettings.from_environment(env).log_prompts
 
 
 @pytest.mark.parametrize(
@@ -41,6 +43,7 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
         ("ENGINEHOUSE_HOST_ADDRESS", ""),
         ("ENGINEHOUSE_HOST_ADDRESS", "tcp://10.0.0.1:5555"),
         ("ENGINEHOUSE_OPEN_PAGES", "metrics, chat"),
+        ("ENGINEHOUSE_LOG_PROMPTS", "yes"),
         ("ENGINEHOUSE_PRICE_INPUT", "-1"),
         ("ENGINEHOUSE_PRICE_OUTPUT", "NaN"),
         ("ENGINEHOUSE_PRICE_OUTPUT", "free"),

@@ -61,6 +61,7 @@ FLAGS = {
     "--prefill-ms 12.5": "PREFILL_MS=12.5",
     "--kv-cache-gib 0.5": "KV_CACHE_GIB=0.5",
     "--log-level warning": "LOG_LEVEL=warning",
+    "--log-format json": "LOG_FORMAT=json",
     "--access-log 1": "ACCESS_LOG=1",
     "--access-log 0": "ACCESS_LOG=0",
     "--speculative off": "SPECULATIVE=off",

@@ -161,7 +161,7 @@ def test_a_fault_of_one_sequence_ends_it_and_changes_no_neighbours_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     params, inject = FAULTS[name]
-    executor.submit(Request(VICTIM, [21, 22, 23], params))
+    executor.submit(Request(VICTIM, [21, 22, 23], params, label="client-7"))
     outputs: list[TokenOutput] = []
     while VICTIM not in {output.request_id for output in outputs}:  # its first token is there
         outputs += executor.poll(0.1)
@@ -172,7 +172,8 @@ def test_a_fault_of_one_sequence_ends_it_and_changes_no_neighbours_token(
     *_, end = [output for output in outputs if output.request_id == VICTIM]
     assert end.finish_reason is FinishReason.ERROR and end.refusal is None
     assert end.error is not None and "Fault: this part is broken" in end.error
-    assert f"request {VICTIM} failed; the others go on" in caplog.text
+    assert "request client-7 failed; the others go on" in caplog.text
+    assert caplog.records[0].__dict__["request_id"] == "client-7"
     assert "test_failing_sequences.py" in caplog.text, "the log says where"
     assert tokens_of(outputs) == alone
     stats = executor.stats()

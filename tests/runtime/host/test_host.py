@@ -67,6 +67,7 @@ class ScriptedExecutor:
         self.priorities: list[int] = []
         self.pace = threading.Event()
         self.waiting = True
+        self.on_planned: Callable[[], None] = lambda: None
 
     def submit(self, request: Request) -> None:
         if 99 in request.prompt_ids:
@@ -87,6 +88,7 @@ class ScriptedExecutor:
 
     def poll(self, timeout_s: float = 0.0) -> list[TokenOutput]:
         self.num_iterations += 1
+        self.on_planned()
         self.pace.wait(0.0005)  # an iteration takes time: no client is meant to drink a flood
         outputs = []
         for request_id, tokens in list(self.running.items()):
@@ -217,6 +219,17 @@ def test_a_cancelled_generation_ends_in_the_executor_too(
     generation.cancel()
     assert generation.finished and generation.get(1) is None
     wait_until(lambda: not host.executor.busy, "the executor is idle")
+
+
+def test_a_worker_is_told_when_a_prompt_is_begun(client: EngineClient, host: RunningHost) -> None:
+    generation = client.submit([1], [SamplingParams(10**9)])
+    other = client.submit([1], [SamplingParams(10**9)])
+    assert generation.get(10) is not None and not generation.begun, "the executor says it waits"
+    other.cancel()
+    host.executor.waiting = False
+    wait_until(lambda: generation.begun, "it was told")
+    generation.cancel()
+    assert not other.begun
 
 
 def test_cancel_wakes_a_greenlet_that_waits(client: EngineClient, host: RunningHost) -> None:
@@ -474,7 +487,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     monkeypatch.setattr(
         process, "serve", lambda engine, at, options, fd, queue: asked.append((options, queue))
     )
-    logged: list[tuple[str, bool]] = []
+    logged: list[tuple[str, bool, str]] = []
     monkeypatch.setattr(process, "log_to_stderr", lambda *how: logged.append(how))
     wanted = ExecutorOptions(
         max_seq_len=64,
@@ -498,7 +511,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
-    flags += ["--log-level=error", "--log-traffic", "--prefill-ms=12.5"]
+    flags += ["--log-level=error", "--log-format=json", "--log-traffic", "--prefill-ms=12.5"]
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
     flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
     flags += ["--max-queue-s=7.5"]
@@ -513,5 +526,5 @@ def test_every_flag_of_the_host_reaches_the_executor(
     del asked[2:], logged[2:]
     plain = ExecutorOptions(grammars_at_once=True)
     assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
-    assert logged == [("error", True), ("info", False)]
+    assert logged == [("error", True, "json"), ("info", False, "text")]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -35,6 +36,64 @@ for name in ("enginehouse.host", TRAFFIC, "library"):
     logging.getLogger(name).info("info of %s", name)
     logging.getLogger(name).warning("warning of %s", name)
 """
+
+
+FORKED = """
+import logging, os
+from enginehouse.runtime.host.log_lines import log_to_stderr
+log_to_stderr("info", False)
+log = logging.getLogger("enginehouse.x")
+log.info("of the parent")
+child = os.fork()
+log.info("of the child" if child == 0 else "of the parent again")
+if child:
+    os.waitpid(child, 0)
+"""
+
+
+JSON = """
+import logging, threading, warnings
+from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
+log_to_stderr("info", False, "json")
+log = logging.getLogger("enginehouse.x")
+log.info("%d \\u00e9\\n", 1, extra={"request_id": "abc", "seconds": 0.5, "odd": {1, 1}})
+log.info("words", extra={"event": "name"})
+warnings.warn("look out")
+thread = threading.Thread(target=lambda: {}["a thread's"])
+thread.start()
+thread.join()
+last_words("program", "a sentence", "json")
+raise ValueError("the end")
+"""
+
+
+def test_json_has_an_object_on_every_line_whatever_ends_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", JSON], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and done.stdout == "" and done.stderr.isascii()
+    first, named, warning, thread, words, end = map(json.loads, done.stderr.splitlines())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
+    assert first.pop("process") > 0
+    assert first == {
+        "level": "info",
+        "logger": "enginehouse.x",
+        "event": "1 \u00e9\n",
+        "request_id": "abc",
+        "seconds": 0.5,
+        "odd": "{1}",
+    }
+    assert named["event"] == "name"
+    assert warning["logger"] == "py.warnings" and "look out" in warning["event"]
+    assert thread["level"] == "error" and "a thread's" in thread["exception"]
+    assert (words["level"], words["event"]) == ("critical", "a sentence")
+    assert end["level"] == "critical" and "ValueError: the end" in end["exception"]
+
+
+def test_a_process_that_was_forked_writes_its_own_lines() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=True
+    )
+    told = sorted(line.partition(": ")[2] for line in done.stderr.splitlines())
+    assert told == ["of the child", "of the parent", "of the parent again"]
 
 
 def test_a_pipe_that_nobody_reads_does_not_stop_gevents_loop() -> None:

@@ -151,6 +151,23 @@ def executor(make_engine: EngineMaker) -> Executor:
     return open_executor(make_engine(quant="none", dtype="float32"), FLOAT32)
 
 
+def test_who_watches_a_plan_sees_a_prompt_begun_before_it_is_computed(executor: Executor) -> None:
+    seen: list[tuple[list[bool], int]] = []
+
+    def look() -> None:
+        waits = [executor.waits(request.request_id) for request in asked]
+        seen.append((waits, executor.stats().num_iterations))
+
+    executor.on_planned = look
+    most = executor.info.max_batch_size
+    asked = requests([[3, 4, 5]] * (most + 1), greedy(2))
+    for request in asked:
+        executor.submit(request)
+    assert all(executor.waits(request.request_id) for request in asked)
+    executor.poll()
+    assert seen == [([False] * most + [True], 0)], "no iteration has ended by then"
+
+
 def test_a_stop_token_ends_the_sequence_and_is_not_given_out(executor: Executor) -> None:
     free = generate(executor, [Request(1, [5, 6, 7], greedy())])[1]
     stop = free[3]

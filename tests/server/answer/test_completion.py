@@ -190,10 +190,11 @@ def test_closing_an_unfinished_answer_cancels_and_a_finished_one_does_not() -> N
 
 
 def test_moments_are_read_from_the_clock() -> None:
-    moments = [1.0, *(2.5 + i for i in range(len(tokens("the dog"))))]
+    moments = [1.0, 1.5, *(2.5 + i for i in range(len(tokens("the dog"))))]
     ticks = iter([*moments, 99.0])
     answer, gaps = completion(clock=lambda: next(ticks)), list[float]()
     answer.on_gap = gaps.append
     play(answer, tokens("the dog", STOP))
     assert (answer.started_s, answer.first_token_s, answer.finished_s) == (1.0, 2.5, 99.0)
-    assert gaps == [1.0] * (len(moments) - 2)
+    assert answer.submitted_s == 1.5
+    assert gaps == [1.0] * (len(moments) - 3)

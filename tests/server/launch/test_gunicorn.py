@@ -118,6 +118,8 @@ def test_the_engine_s_own_times_reach_the_metrics(server: Server, client: openai
 def test_a_client_that_goes_away_ends_its_sequences(server: Server, stream: bool) -> None:
     body = json.dumps({"model": "tiny-llama", "messages": MESSAGES, "stream": stream, **LONG})
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    name = 'enginehouse_requests_cancelled_total{phase="decode",reason="client_gone"}'
+    before = server.metric(name)
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n{body}".encode())
         if stream:
@@ -127,6 +129,7 @@ def test_a_client_that_goes_away_ends_its_sequences(server: Server, stream: bool
                 lambda: server.metric("enginehouse_num_requests_running") == 1, "it is running"
             )
     wait_until(lambda: server.metric("enginehouse_num_requests_running") == 0, "it was ended")
+    wait_until(lambda: server.metric(name) == before + 1, "it was counted")
 
 
 def test_errors_carry_the_field_at_fault(client: openai.OpenAI) -> None:
@@ -257,6 +260,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     server: Server, data: bytes, status: int, code: str
 ) -> None:
     answer = b""
+    before = server.metric('enginehouse_requests_refused_total{reason="not_http"}')
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(data)
         try:
@@ -269,6 +273,7 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     error = json.loads(body)["error"]
     assert (error["type"], error["code"]) == ("invalid_request_error", code)
     assert set(error) == {"message", "type", "param", "code"}
+    assert server.metric('enginehouse_requests_refused_total{reason="not_http"}') == before + 1
 
 
 def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_path: Path) -> None:

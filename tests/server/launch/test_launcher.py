@@ -163,6 +163,7 @@ def test_the_environment_is_handed_to_the_host() -> None:
         "START_S": "90",
         "GRAMMAR_TIMEOUT_S": "5",
         "LOG_LEVEL": "warning",
+        "LOG_FORMAT": "json",
         "ACCESS_LOG": "1",
     }
     flags = ["--deterministic", "--max-seq-len", "4096", "--max-batch-size", "9"]
@@ -170,7 +171,7 @@ def test_the_environment_is_handed_to_the_host() -> None:
     flags += ["--speculative", "ngram", "--num-speculative-tokens", "7"]
     flags += ["--max-matching-ngram-size", "2", "--speculative-batch-size", "3"]
     flags += ["--device", "cuda", "--tp-size", "4", "--start-s", "90", "--grammar-timeout-s", "5"]
-    flags += ["--log-level", "warning", "--log-traffic"]
+    flags += ["--log-level", "warning", "--log-format", "json", "--log-traffic"]
     assert host_flags({f"ENGINEHOUSE_{name}": text for name, text in values.items()}) == flags
     assert host_flags(dict.fromkeys((f"ENGINEHOUSE_{name}" for name in values), "")) == []
 
@@ -202,6 +203,7 @@ def test_requests_are_logged_where_they_are_asked_for_or_on_a_terminal(
         ("TP_SIZE", "0", "a number of GPUs"),
         ("START_S", "--x", "a number of seconds"),
         ("LOG_LEVEL", "loud", "debug, info, warning, error"),
+        ("LOG_FORMAT", "xml", "text or json"),
         ("ACCESS_LOG", "yes", "0 or 1"),
     ],
 )
