@@ -8,11 +8,14 @@ Flask, and no metric holds any text of a request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from enginehouse.server.answer.completion import Completion, EngineClient
 from enginehouse.server.http.engine_metrics import EngineCollector
@@ -27,15 +30,20 @@ _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5
 class Metrics:
     """The request metrics of one worker. One object per application: tests may make many.
 
-    other_names, model: see metric_names.py.
+    other_names, model: see metric_names.py. started_s: Unix time of the server; None: now.
     """
 
     def __init__(
-        self, client: EngineClient, other_names: tuple[str, ...] = (), model: str = ""
+        self,
+        client: EngineClient,
+        other_names: tuple[str, ...] = (),
+        model: str = "",
+        started_s: float | None = None,
     ) -> None:
         self._other_names, self._model = other_names, model
         self._registry = registry = CollectorRegistry()
         self._engine = EngineCollector(client)
+        self._start = _Start(time.time() if started_s is None else started_s)
         self._requests = Counter(
             "enginehouse_requests", "Answers of the API by status", ["status"], registry=registry
         )
@@ -153,5 +161,17 @@ class Metrics:
         else:
             yield self._registry
         engine = CollectorRegistry()
+        engine.register(self._start)
         engine.register(self._engine)
         yield engine
+
+
+class _Start(Collector):
+    """The server's start: no worker's own, so that no file of a worker holds it."""
+
+    def __init__(self, started_s: float) -> None:
+        self._started_s = started_s
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Unix time at which the server started"
+        yield GaugeMetricFamily("enginehouse_start_time_seconds", text, value=self._started_s)

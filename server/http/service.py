@@ -54,7 +54,9 @@ class Service:
         self.client = client
         self.chat = chat
         self.draining = False
-        self.metrics = Metrics(client, settings.metric_names, settings.model_name)
+        self.metrics = Metrics(
+            client, settings.metric_names, settings.model_name, settings.started_s
+        )
         self.prices = Prices(settings.price_input, settings.price_output)
 
     def read(self, parse: Callable[[bytes], T]) -> T:
