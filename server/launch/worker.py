@@ -6,6 +6,7 @@ keeps it open. Knows no route and no engine.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import socket
@@ -43,6 +44,8 @@ class Worker(GeventWorker):
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while not client.ready:
                     gevent.sleep(_POLL_S)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: no collection looks at it again
         super().run()
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
