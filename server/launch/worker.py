@@ -46,7 +46,10 @@ class Worker(GeventWorker):
                     gevent.sleep(_POLL_S)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: no collection looks at it again
-        super().run()
+        try:
+            super().run()
+        finally:
+            gc.unfreeze()  # else its end comes too late for them, in another order
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:
         self._new.add(client)
