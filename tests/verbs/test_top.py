@@ -8,6 +8,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 
@@ -188,6 +189,7 @@ def test_once_prints_a_page_without_a_terminal_and_gives_the_key(
 @pytest.mark.parametrize("key", ["q", "\x03"])
 def test_a_key_ends_it_and_the_terminal_is_as_it_was(key: str, told: Told) -> None:
     keyboard, terminal = pty.openpty()
+    before = termios.tcgetattr(keyboard)
     command = [sys.executable, "-m", "enginehouse.verbs.main", "top", told.server.url]
     process = subprocess.Popen(
         [*command, "--interval", "0.1"],
@@ -213,6 +215,7 @@ def test_a_key_ends_it_and_the_terminal_is_as_it_was(key: str, told: Told) -> No
                 break
             drawn += piece
         assert process.wait(60) == 0, drawn
+        assert termios.tcgetattr(keyboard) == before
         assert b"\x1b[?1049h" in drawn and drawn.count(b"\x1b[?1049l") == 1
     finally:
         process.kill()
@@ -223,7 +226,6 @@ def test_a_key_ends_it_and_the_terminal_is_as_it_was(key: str, told: Told) -> No
 def _own_terminal() -> None:
     """Ctrl-C is a signal only in the terminal that a process is of."""
     import fcntl
-    import termios
 
     os.setsid()
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
