@@ -38,6 +38,13 @@ def test_a_wait_is_as_long_as_it_was_asked_for_whatever_was_asked_before(
         gevent.spawn_later(0.05, generation._deliver, B)
         assert generation.get(3600) == (1, B), "nor does a shorter one end a longer"
         assert generation.get(0.01) is None and generation.get(0) is None
+        generation._deliver(LAST)
+        assert generation.get(0.01) == (0, LAST)
+    generation = Generation(cast(EngineClient, Client()), [1])
+    with gevent.Timeout(60):
+        generation._deliver(A)
+        assert generation.get(0.02) == (0, A)
+        assert generation.get(0.1) is None, "the timer of the first wait goes off within it"
 
 
 def test_no_timer_outlives_the_last_output(generation: Generation) -> None:
