@@ -53,6 +53,7 @@ def compile_template(source: str) -> CompiledTemplate:
         template = environment.from_string(source)
     except SyntaxError as error:  # of the Python that Jinja makes: a `break` out of a generation
         raise jinja2.TemplateSyntaxError(error.msg, 0) from None
+    template.globals = dict(template.globals)  # Jinja's chain of them is walked by each rendering
     read = jinja2.meta.find_undeclared_variables(environment.parse(source))
     return CompiledTemplate(template, frozenset(read - environment.globals.keys()))
 

@@ -76,6 +76,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     client = _open_client(settings.host_address) if client is None else client
     service = Service(settings, client, _open_chat(settings))
     app = Flask(__name__, static_folder=None)
+    app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # none here is a coroutine
     app.extensions["enginehouse"] = service
     # One byte more than is allowed: a body without a Content-Length is cut there, and seen.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes + 1

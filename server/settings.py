@@ -39,6 +39,7 @@ class ServerSettings:
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
     template shows. metric_names: of other servers, told beside ours. log_prompts: whether the log
     has the text of prompts. otlp_endpoint: of the collector that traces are sent to.
+    started_s: Unix time; None: now.
     """
 
     engine_dir: Path
@@ -59,6 +60,7 @@ class ServerSettings:
     metric_names: tuple[str, ...] = ()
     log_prompts: bool = False
     otlp_endpoint: str | None = None
+    started_s: float | None = None
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -77,6 +79,7 @@ class ServerSettings:
             engine_digest=model.digest,
             api_keys=read_keys(env),
             counts_path=shared_counts_path(env),
+            started_s=_started_s(env),
             **given,
         )
 
@@ -85,6 +88,12 @@ def shared_counts_path(env: Mapping[str, str]) -> Path | None:
     """In the folder that gunicorn's master gives its server, where there is one."""
     folder = env.get("ENGINEHOUSE_RUN_DIR", "")
     return Path(folder) / "counts.sqlite" if folder else None
+
+
+def _started_s(env: Mapping[str, str]) -> float | None:
+    """As gunicorn's master tells its workers."""
+    text = env.get("ENGINEHOUSE_STARTED_S", "")
+    return float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else None
 
 
 class ModelFacts(NamedTuple):

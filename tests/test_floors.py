@@ -178,6 +178,8 @@ verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch
 verbs/chat             base  server/client
 verbs/bench            base  server/client
+verbs/scrapes
+verbs/top              base scrapes  server/client
 verbs/regress          base  regress/explain regress/limits regress/suite regress/recording regress/report regress/run
 """  # noqa: E501  a room's arrows stand on its line
 MOST_FILES, MOST_LOOSE = 14, 9

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gevent
 import zmq.green as zmq
-from gevent.queue import Empty, Queue
+from gevent.queue import SimpleQueue
 from zmq.utils.monitor import parse_monitor_message
 
 from enginehouse.runtime.errors import HostUnavailable
@@ -31,6 +33,48 @@ log = logging.getLogger("enginehouse.client")
 
 STILL_S = 20.0
 _RECONNECT_MS = 50
+_MORE_MESSAGES = 7
+
+
+class _Silence:
+    """Calls `tell` once what is expected has not come in time.
+
+    A timer for each token would cost more than handing it over: the one that runs is let run, and
+    looks when it goes off whether something else is expected since.
+    """
+
+    def __init__(self, tell: Callable[[], object]) -> None:
+        self._tell = tell
+        self._timer: Any = None
+        self._due_s = self._end_s = math.inf
+
+    def expect(self, timeout_s: float | None) -> None:
+        """Within so many seconds from now; None: at any time."""
+        self._end_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
+        if self._end_s < self._due_s:
+            self._start(self._end_s)
+
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end_s
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+        self._timer, self._due_s = None, math.inf
+
+    def _start(self, due_s: float) -> None:
+        self.close()
+        self._due_s = due_s
+        self._timer = gevent.get_hub().loop.timer(max(due_s - time.monotonic(), 0.0))
+        self._timer.start(self._look, update=True)
+
+    def _look(self) -> None:
+        self.close()
+        if self.is_over():
+            self._tell()
+        elif self._end_s < math.inf:
+            self._start(self._end_s)
 
 
 class Generation:
@@ -39,7 +83,8 @@ class Generation:
     def __init__(self, client: EngineClient, request_ids: list[int]) -> None:
         self._client = client
         self._open = dict(zip(request_ids, range(len(request_ids)), strict=True))
-        self._events: Queue[TokenOutput | HostUnavailable | None] = Queue()
+        self._events: SimpleQueue[TokenOutput | HostUnavailable | None] = SimpleQueue()
+        self._silence = _Silence(lambda: self._events.put(None))
         self.begun = False  # the prompt of one choice at least is, or was, being computed
 
     @property
@@ -47,34 +92,47 @@ class Generation:
         """Every choice has finished or was cancelled."""
         return not self._open
 
+    @property
+    def has_output(self) -> bool:
+        """Whether get() has an output to give without waiting."""
+        if self._events.empty():
+            return False
+        event = self._events.peek_nowait()
+        return isinstance(event, TokenOutput) and event.request_id in self._open
+
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
         """The next (choice, output); None after timeout_s, or once all choices were cancelled.
 
         Raises HostUnavailable when the engine host died.
         """
-        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        self._silence.expect(timeout_s)
         while self._open:
-            wait_s = None if deadline_s is None else max(deadline_s - time.monotonic(), 0.0)
-            try:
-                event = self._events.get(timeout=wait_s)
-            except Empty:
-                return None
+            event = self._events.get()
+            if event is None:
+                if self._open and self._silence.is_over():
+                    return None
+                continue
             if isinstance(event, HostUnavailable):
-                self._open.clear()
+                self._end(list(self._open))
                 raise event
-            if event is None or event.request_id not in self._open:
+            if event.request_id not in self._open:
                 continue
             index = self._open[event.request_id]
             if event.finish_reason is not None:
-                del self._open[event.request_id]
+                self._end([event.request_id])
             return index, event
         return None
+
+    def _end(self, request_ids: list[int]) -> None:
+        for request_id in request_ids:
+            del self._open[request_id]
+        if not self._open:
+            self._silence.close()
 
     def cancel(self, index: int | None = None) -> None:
         """Stop one choice, or all of them. Nothing is sent for a choice seen to finish."""
         ids = [i for i, choice in self._open.items() if index is None or choice == index]
-        for request_id in ids:
-            del self._open[request_id]
+        self._end(ids)
         if ids:
             self._client._cancel(ids)
             self._events.put(None)  # wakes a greenlet that waits in get()
@@ -201,32 +259,43 @@ class EngineClient:
             generation._deliver(HostUnavailable(reason))
 
     def _receive(self) -> None:
+        """Steps that have gathered are handed over together, as many as a worker that is behind may
+        take before others run: what is new of a stream in them is one write.
+        """
         while True:
             gevent.sleep(0)  # a socket that always has more would never let others run
-            try:
-                message = messages.decode_to_worker(self._socket.recv())
-            except messages.MessageError as error:
-                log.error("dropped a message from the engine host: %s", error)
-                continue
-            if isinstance(message, messages.Outputs):
+            self._take(self._socket.recv())
+            for _ in range(_MORE_MESSAGES):
+                try:
+                    self._take(self._socket.recv(zmq.NOBLOCK))
+                except zmq.Again:
+                    break
+
+    def _take(self, data: bytes) -> None:
+        try:
+            message = messages.decode_to_worker(data)
+        except messages.MessageError as error:
+            log.error("dropped a message from the engine host: %s", error)
+            return
+        if isinstance(message, messages.Outputs):
+            self._moved_s = time.monotonic()
+            self._deliver(message.outputs)
+        elif isinstance(message, messages.Stats):
+            before, self._stats = self._stats, message.stats
+            if message.stats.num_iterations != before.num_iterations or not before.num_running:
                 self._moved_s = time.monotonic()
-                self._deliver(message.outputs)
-            elif isinstance(message, messages.Begun):
-                for request_id in message.request_ids:
-                    if request_id in self._generations:
-                        self._generations[request_id].begun = True
-            elif isinstance(message, messages.Stats):
-                before, self._stats = self._stats, message.stats
-                if message.stats.num_iterations != before.num_iterations or not before.num_running:
-                    self._moved_s = time.monotonic()
-            elif isinstance(message, messages.Ready):
-                self._info, self._ready = message.info, True
-                self._stats, self._moved_s = ExecutorStats(), time.monotonic()
-                self._no_room = None
-            elif isinstance(message, messages.Room):
-                self._no_room = message.refusal
-            else:
-                log.error("the engine host refused this worker: %s", message.reason)
+        elif isinstance(message, messages.Begun):
+            for request_id in message.request_ids:
+                if request_id in self._generations:
+                    self._generations[request_id].begun = True
+        elif isinstance(message, messages.Ready):
+            self._info, self._ready = message.info, True
+            self._stats, self._moved_s = ExecutorStats(), time.monotonic()
+            self._no_room = None
+        elif isinstance(message, messages.Room):
+            self._no_room = message.refusal
+        else:
+            log.error("the engine host refused this worker: %s", message.reason)
 
     def _deliver(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:

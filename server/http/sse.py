@@ -38,6 +38,7 @@ KEEPALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
 _POLL_S = 0.25
+_MOST_AT_ONCE = 1 << 14  # bytes
 _OPEN_STATES = (1, 2, 3)  # Linux, tcp_states.h: ESTABLISHED, SYN_SENT, SYN_RECV
 
 
@@ -65,6 +66,13 @@ class Stream:
             yield self._first
             yield from self._deltas
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next delta, or the end, is there without waiting."""
+        return self.completion.finished or (
+            self.generation is not None and self.generation.has_output
+        )
+
     def close(self) -> bool:
         """Cancel what still runs; whether anything did."""
         self._deltas.close()
@@ -75,18 +83,25 @@ class Stream:
 
 
 def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
-    """The whole stream. An error after its beginning is an event of its own, then [DONE]."""
+    """The whole stream. An error after its beginning is an event of its own, then [DONE].
+
+    What is there at once is one piece, and so one write: the role and the first token, several
+    choices of a step, and the steps that came while others were served.
+    """
     completion = stream.completion
+    data = b"".join(map(event, completion.opening_chunks()))
     try:
-        if opening := completion.opening_chunks():
-            yield b"".join(map(event, opening))
         with closing(stream.deltas()) as deltas:
             for delta in deltas:
                 if delta is None:
-                    yield KEEPALIVE
-                elif data := told(completion, partial(_chunks, completion, delta)):
-                    yield data
-        yield b"".join(map(event, completion.closing_chunks())) + DONE
+                    yield data + KEEPALIVE
+                    data = b""
+                    continue
+                data += told(completion, partial(_chunks, completion, delta))
+                if data and (len(data) > _MOST_AT_ONCE or not stream.has_more):
+                    ready, data = data, b""
+                    yield ready
+        yield data + b"".join(map(event, completion.closing_chunks())) + DONE
     except ClientGone:
         return
     except Exception as error:  # the status line is sent: a handler further out could not answer
@@ -94,7 +109,7 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
             fields = {"request_id": request_id}
             LOG.exception("request %s failed in mid-stream", request_id, extra=fields)
         stream.failure = error_answer(error, request_id)
-        yield event(stream.failure.body) + DONE
+        yield data + event(stream.failure.body) + DONE
     finally:
         stream.close()
 
@@ -107,6 +122,9 @@ def told(completion: Completion, work: Callable[[], T]) -> T:
 
 
 def _chunks(completion: Completion, delta: Delta) -> bytes:
+    content = completion.content_chunk(delta)
+    if content is not None:
+        return b"data: " + content + b"\n\n"
     return b"".join(map(event, completion.chunks(delta)))
 
 

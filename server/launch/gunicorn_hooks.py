@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +25,7 @@ from enginehouse.server.launch.process_settings import HOST_READY, host_flags, w
 _LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
+STARTED_S = "ENGINEHOUSE_STARTED_S"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 _logs: int | None = None  # the process whose log is set up
@@ -41,6 +43,7 @@ def prepare_environment() -> None:
         return
     run_dir = Path(tempfile.mkdtemp(prefix="enginehouse-"))
     os.environ[RUN_DIR] = str(run_dir)
+    os.environ[STARTED_S] = f"{time.time():.3f}"
     (run_dir / "metrics").mkdir()
     os.environ.setdefault(PROMETHEUS_DIR, str(run_dir / "metrics"))
     os.environ.setdefault(HOST_ADDRESS, f"ipc://{run_dir}/engine")

@@ -6,6 +6,7 @@ keeps it open. Knows no route and no engine.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
@@ -46,9 +47,12 @@ class Worker(GeventWorker):
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while not client.ready:
                     gevent.sleep(_POLL_S)
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: no collection looks at it again
         try:
             super().run()
         finally:
+            gc.unfreeze()  # else its end comes too late for them, in another order
             close_tracing(cast(Flask, self.wsgi))
 
     def handle(self, listener: Any, client: Any, addr: Any) -> None:

@@ -281,12 +281,13 @@ def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:
                 "is not supported by this version; leave it out",
                 "unsupported_parameter",
             )
-    for name, info in type(shape).model_fields.items():
-        value = getattr(shape, name)
-        key = info.alias or name
+    for name, value in shape.__dict__.items():  # its fields, in their order
+        if not isinstance(value, (Shape, list)):
+            continue
+        key = type(shape).model_fields[name].alias or name
         if isinstance(value, Shape):
             yield from _unknown_fields(value, f"{path}{key}.", f"{report}{key}.")
-        elif isinstance(value, list):
+        else:
             for index, item in enumerate(value):
                 if not isinstance(item, Shape):
                     break

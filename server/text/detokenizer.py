@@ -100,14 +100,16 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters that are complete now; bytes that are no UTF-8 become U+FFFD at once."""
-        data = b""
-        for token_id in token_ids:
-            if token_id not in self._pieces.special_ids:
-                data += self._pieces.piece(token_id, self._first)
-                self._first = False
-            elif token_id in self._keep:
-                data += self._pieces.name(token_id).encode()
-        return self._decoder.decode(data)
+        return "".join(map(self.push_one, token_ids))
+
+    def push_one(self, token_id: int) -> str:
+        if token_id not in self._pieces.special_ids:
+            data = self._pieces.piece(token_id, self._first)
+            self._first = False
+            return self._decoder.decode(data)
+        if token_id in self._keep:
+            return self._decoder.decode(self._pieces.name(token_id).encode())
+        return ""
 
     def flush(self) -> str:
         """Forget the bytes of an unfinished character: they never were text."""

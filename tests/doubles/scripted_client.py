@@ -37,6 +37,10 @@ class ScriptedGeneration:
     def finished(self) -> bool:
         return not self._open
 
+    @property
+    def has_output(self) -> bool:
+        return bool(self._script) and isinstance(self._script[0], tuple)
+
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
         while self._script:
             item = self._script.popleft()

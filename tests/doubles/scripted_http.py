@@ -24,8 +24,17 @@ class Refusal(NamedTuple):
 Script = Callable[[dict[str, Any]], "list[str] | Refusal"]
 
 
+class Page(NamedTuple):
+    """What a GET is answered."""
+
+    content: bytes
+    status: int = 200
+
+
 class ScriptedServer:
-    """url; bodies and keys: of every POST, in order; closed: set when a client left a WAIT."""
+    """url; pages: by path; bodies: of every POST, in order; keys: of every request but for pages
+    of models; closed: set when a client left a WAIT.
+    """
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -33,6 +42,7 @@ class ScriptedServer:
         self.keys: list[str | None] = []
         self.closed = threading.Event()
         self.ignored_fields = ""
+        self.pages = {"/v1/models": Page(b'{"data": [{"id": "scripted"}]}')}
         self.url = ""
 
 
@@ -60,8 +70,10 @@ def serving(script: Script) -> Iterator[ScriptedServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            assert self.path == "/v1/models"
-            self.answer(200, "application/json", b'{"data": [{"id": "scripted"}]}')
+            content, status = scripted.pages[self.path]
+            if self.path != "/v1/models":
+                scripted.keys.append(self.headers["Authorization"])
+            self.answer(status, "application/json", content)
 
         def do_POST(self) -> None:
             assert self.path == "/v1/chat/completions"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from makers.text_engine import write_text_engine
 
@@ -114,3 +116,12 @@ def test_the_server_takes_the_engine_s_formats_and_the_environment_s_before_them
     write(tool_format=7)
     with pytest.raises(EnginehouseError, match="tool_format=7 is not known"):
         formats()
+
+
+def test_metrics_tell_when_the_master_and_not_the_worker_started(
+    settings: ServerSettings, engine: ScriptedClient
+) -> None:
+    env = {**ENVIRONMENT, "ENGINEHOUSE_ENGINE": str(settings.engine_dir)}
+    env |= {"ENGINEHOUSE_STARTED_S": "1700000000.250"}
+    http = create_app(ServerSettings.from_environment(env), engine).test_client()
+    assert "\nenginehouse_start_time_seconds 1.70000000025e+09\n" in http.get("/metrics").text

@@ -47,7 +47,7 @@ def test_help_fits_a_screen_and_has_an_example(
     assert examples and all(f"enginehouse {verb}".strip() in line for line in examples)
 
 
-@pytest.mark.parametrize("verb", ["serve", "chat", "bench"])
+@pytest.mark.parametrize("verb", ["serve", "chat", "bench", "top"])
 def test_an_example_is_a_command_line_that_is_taken(verb: str) -> None:
     parser = import_module(f"enginehouse.verbs.{verb}").make_parser()
     for line in str(parser.epilog).splitlines()[1:]:
@@ -182,7 +182,8 @@ def test_nothing_heavy_is_loaded_by_help_or_by_serve(make_engine: EngineMaker) -
 import sys
 from enginehouse.verbs.main import main
 for words in (["--help"], ["serve", "--help"], ["chat", "--help"], ["bench", "--help"],
-              ["build", "--help"], ["plan", "--help"], ["serve", sys.argv[1], "--dry-run"]):
+              ["top", "--help"], ["build", "--help"], ["plan", "--help"],
+              ["serve", sys.argv[1], "--dry-run"]):
     try:
         assert main(words) == 0
     except SystemExit as end:

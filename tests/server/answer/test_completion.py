@@ -3,13 +3,14 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pytest
 
 from doubles.scripted_client import ScriptedGeneration
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import FinishReason, TokenOutput
 from enginehouse.server.answer.completion import ClientGone, Delta, Prices
-from enginehouse.server.text.answer import Content
+from enginehouse.server.text.answer import Content, Reasoning
 from makers.completions import PRICES, completion, play
 from makers.token_outputs import LENGTH, PIECES, STOP, TOKENIZER, output, tokens
 
@@ -198,3 +199,20 @@ def test_moments_are_read_from_the_clock() -> None:
     assert (answer.started_s, answer.first_token_s, answer.finished_s) == (1.0, 2.5, 99.0)
     assert answer.submitted_s == 1.5
     assert gaps == [1.0] * (len(moments) - 3)
+
+
+def test_content_alone_is_told_as_any_chunk_is() -> None:
+    texts = ["a", ' "quoted" \\ ', "\n\t\x00", "é 你 🙂", '"content":""', ""]
+    for answer in (completion(2), completion(include_usage=True), completion(fingerprint="fp_1")):
+        for index, text in enumerate(texts):
+            delta = Delta(index % len(answer.choices), (Content(text),))
+            assert answer.content_chunk(delta) == msgspec.json.encode(answer.chunks(delta)[0])
+    others = [
+        (completion(), Delta(0, (Content("a"), Content("b")))),
+        (completion(), Delta(0, (Content("a"),), "stop")),
+        (completion(), Delta(0, (Reasoning("a"),))),
+        (completion(), Delta(0)),
+        (completion(num_logprobs=0), Delta(0, (Content("a"),))),
+        (completion(continuous_usage=True), Delta(0, (Content("a"),))),
+    ]
+    assert [answer.content_chunk(delta) for answer, delta in others] == [None] * len(others)

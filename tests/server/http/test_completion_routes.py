@@ -225,9 +225,12 @@ def test_a_stream_that_is_never_read_is_cancelled(
     assert engine.generations[0].finished
 
 
-def test_metrics_tell_answers_tokens_and_the_engine_s_state(http: FlaskClient) -> None:
+def test_metrics_tell_answers_tokens_and_the_engine_s_state(
+    http: FlaskClient, engine: ScriptedClient
+) -> None:
     ask(http)
     ask(http, temperature=9)
+    engine.script.insert(1, None)
     ask(http, stream=True).close()
     text = http.get("/metrics").text
     for line in (

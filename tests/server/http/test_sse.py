@@ -40,7 +40,15 @@ def test_a_newline_in_the_text_does_not_break_an_event() -> None:
 
 def test_silence_becomes_comments() -> None:
     frames, _ = stream(completion(), [None, None, *tokens("a", STOP)])
-    assert frames[1:3] == [sse.KEEPALIVE, sse.KEEPALIVE]
+    assert [frame.endswith(sse.KEEPALIVE) for frame in frames] == [True, True, False]
+
+
+def test_what_is_there_at_once_is_one_write() -> None:
+    frames, _ = stream(completion(), tokens("the dog", STOP))
+    assert len(frames) == 1 and len(data_of(frames)) > 4
+    frames, _ = stream(completion(), [*tokens("a"), None, *tokens("b"), HostUnavailable("gone")])
+    assert [frame.count(b"data: ") for frame in frames] == [2, 0, 1, 2]
+    assert frames[1] == sse.KEEPALIVE
 
 
 def test_an_error_in_mid_stream_is_an_event_then_done() -> None:
