@@ -29,6 +29,7 @@ from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
 from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
+from enginehouse.runtime.host.mapped_files import MappedFiles
 from enginehouse.runtime.host.throughput import Throughput
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput
 
@@ -239,13 +240,15 @@ def serve(
     """Load an engine and serve it at a ZeroMQ address until SIGTERM, or until the parent dies.
 
     ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests, then its
-    heartbeat; with it the host ends when its parent does.
+    heartbeat; with it the host ends when its parent does. Raises EngineError when the engine
+    cannot be opened, and when one of its files is changed while it is served.
     """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is gunicorn's to handle
     parent = os.getppid()
     executor = open_executor(engine_dir, options)
+    files = MappedFiles(engine_dir, time.monotonic())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -258,6 +261,7 @@ def serve(
     report(ready_fd, msgspec.to_builtins(executor.info))
 
     def wanted() -> bool:
+        files.check(time.monotonic())
         orphaned = ready_fd is not None and os.getppid() != parent
         return not stopped and not orphaned
 
@@ -265,6 +269,7 @@ def serve(
         EngineHost(executor, socket, limits, ready_fd).run(wanted)
     finally:
         executor.close()
+        files.close()
         socket.close()
         context.term()
 

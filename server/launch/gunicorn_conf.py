@@ -58,7 +58,7 @@ def when_ready(server: Arbiter) -> None:
 
 
 def post_fork(server: Arbiter, worker: Any) -> None:
-    gunicorn_hooks.start_log()
+    gunicorn_hooks.begin_worker()
 
 
 def pre_request(worker: Any, req: Request) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
+from enginehouse.server.launch.metric_files import take_room
 from enginehouse.server.launch.process_settings import HOST_READY, host_flags, watchdog_s
 
 _LOG = logging.getLogger("enginehouse.launch")
@@ -62,8 +63,14 @@ def log_level() -> str:
 
 
 def start_log() -> None:
-    """What this process logs from now on: the master, and each worker once it is forked."""
+    """What this process logs from now on."""
     log_to_stderr(log_level(), process_settings.logs_traffic(os.environ))
+
+
+def begin_worker() -> None:
+    """In a worker that was forked in this moment."""
+    start_log()
+    take_room(Path(os.environ[PROMETHEUS_DIR]))
 
 
 def check_engine() -> None:
