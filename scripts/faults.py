@@ -20,17 +20,20 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 
-from breaks import of_clients, of_files, of_host, of_workers  # noqa: E402
+from benches import peers  # noqa: E402
+from breaks import of_clients, of_files, of_host, of_workers, soak  # noqa: E402
 from breaks.case import Case, Fault, run_case  # noqa: E402
-from breaks.server import Server  # noqa: E402
+from breaks.server import Server, wait_until  # noqa: E402
 from breaks.tiny import tiny_engine  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[1]
 FAULTS = [*of_clients.FAULTS, *of_host.FAULTS, *of_files.FAULTS, *of_workers.FAULTS]
 
 
@@ -42,6 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     names = [fault.name for fault in FAULTS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="those that take two minutes together")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed traffic instead")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what --soak has seen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="keep the servers' logs there")
     return parser
@@ -80,6 +85,27 @@ def row_of(fault: Fault, case: Case, seconds: float) -> dict[str, Any]:
     }
 
 
+def run_soak(
+    minutes: float, engine: Path, folder: Path, image: Path | None
+) -> list[dict[str, Any]]:
+    """A row for each figure, with its verdict."""
+    seen = Counter[str]()
+    counts = folder / "counts"
+    counts.mkdir(parents=True)
+    env = {"ENGINEHOUSE_MODEL_NAME": "faults", "BREAK_COUNTS": str(counts)}
+    server = Server(engine, folder / "log.txt", {**env, "ENGINEHOUSE_WORKERS": "2"})
+    try:
+        wait_until(server.is_ready, "ready")
+        samples = soak.soak(server, counts, minutes, seen)
+    finally:
+        server.stop()
+    for what, count in sorted(seen.items()):
+        print(f"{what} x{count}")
+    if image is not None:
+        soak.plot(samples, image, peers.python_of(peers.PLOT, ROOT / ".cache" / "peers"))
+    return soak.rows_of(soak.judge(samples))
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """As Markdown has it."""
     head = list(rows[0])
@@ -98,6 +124,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         root = Path(folder)
         engine = args.engine.resolve() if args.engine else tiny_engine(root / "tiny")
+        if args.soak:
+            rows, chosen = run_soak(args.soak, engine, root / "soak", args.plot), []
         for fault in chosen:
             if fault.root and os.geteuid() != 0:
                 print(f"{fault.name}: left out, as it wants root", flush=True)

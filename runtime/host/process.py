@@ -28,6 +28,7 @@ from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
+from enginehouse.runtime.host.listening import Listening
 from enginehouse.runtime.host.log_lines import LEVELS, TRAFFIC, log_to_stderr
 from enginehouse.runtime.host.mapped_files import MappedFiles
 from enginehouse.runtime.host.throughput import Throughput
@@ -257,11 +258,12 @@ def serve(
     # ends one that stands still for good, long before so many messages have gathered.
     socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-    socket.bind(address)
+    listening = Listening(socket, address)
     report(ready_fd, msgspec.to_builtins(executor.info))
 
     def wanted() -> bool:
         files.check(time.monotonic())
+        listening.keep()
         orphaned = ready_fd is not None and os.getppid() != parent
         return not stopped and not orphaned
 

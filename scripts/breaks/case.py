@@ -49,8 +49,8 @@ class Case:
 class Fault:
     """env: of the server. workers: how many. copy: whether the engine is copied, to be broken.
 
-    quick: whether --quick has it. root: whether it can be run by root alone. prepare, clean: before
-    the server starts, and after its end.
+    quick: whether --quick has it; of the others tests/server/launch/test_gunicorn.py has most.
+    root: whether root alone can run it. prepare, clean: before the server starts, after its end.
     """
 
     name: str

@@ -95,10 +95,10 @@ def _socket(case: Case) -> Path:
 
 
 FAULTS = [
-    Fault("host-killed", _broken_by(signal.SIGKILL)),
-    Fault("host-stopped", _broken_by(signal.SIGSTOP), _WATCHDOG),
+    Fault("host-killed", _broken_by(signal.SIGKILL), quick=False),
+    Fault("host-stopped", _broken_by(signal.SIGSTOP), _WATCHDOG, quick=False),
     Fault("host-wedged", _broken_by(signal.SIGUSR1), _WATCHDOG),
     Fault("host-leaks", _broken_by(signal.SIGUSR2, room=_ROOM_BYTES)),
     Fault("host-cannot-load", fails_to_load, copy=True),
-    Fault("socket-removed", socket_removed, quick=False),
+    Fault("socket-removed", socket_removed),
 ]

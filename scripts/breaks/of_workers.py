@@ -116,6 +116,6 @@ FAULTS = [
         workers=2,
     ),
     Fault("clock-jumps", clock_jumps, prepare=_clock),
-    Fault("sigterm-under-load", sigterm_under_load),
-    Fault("sighup-under-load", sighup_under_load, copy=True),
+    Fault("sigterm-under-load", sigterm_under_load, quick=False),
+    Fault("sighup-under-load", sighup_under_load, copy=True, quick=False),
 ]

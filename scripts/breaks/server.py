@@ -71,10 +71,10 @@ class Server:
             connection.close()
 
     def is_ready(self) -> bool:
-        """Of every worker, as far as five questions can tell."""
+        """Of every worker, as far as twenty questions can tell."""
         if self.process.poll() is not None:
             raise NeverHappened(f"the server ended with {self.process.returncode}: {self.last()}")
-        return all(self.get("/health/ready")[0] == 200 for _ in range(5))
+        return all(self.get("/health/ready")[0] == 200 for _ in range(20))
 
     def metrics(self) -> dict[str, float]:
         """Of those without labels; empty where there is no answer."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.server.launch import access_log, gunicorn_hooks
+from enginehouse.server.launch import access_log, gunicorn_hooks, held_signals
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -55,6 +55,10 @@ def when_ready(server: Arbiter) -> None:
             reload()
 
     server.handle_hup = handle_hup  # type: ignore[method-assign]
+
+
+def pre_fork(server: Arbiter, worker: Any) -> None:
+    held_signals.hold()
 
 
 def post_fork(server: Arbiter, worker: Any) -> None:

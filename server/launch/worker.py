@@ -20,6 +20,7 @@ from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.server.app import engine_client, start_draining
+from enginehouse.server.launch import held_signals
 from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
@@ -38,10 +39,11 @@ class Worker(GeventWorker):
 
     def run(self) -> None:
         """Where a host takes requests already, none is taken here before this worker knows it."""
+        held_signals.release()
         if os.environ.get(HOST_READY):
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
-                while not client.ready:
+                while self.alive and not client.ready:
                     gevent.sleep(_POLL_S)
         super().run()
 
