@@ -89,6 +89,7 @@ def run_soak(
     minutes: float, engine: Path, folder: Path, image: Path | None
 ) -> list[dict[str, Any]]:
     """A row for each figure, with its verdict."""
+    python = peers.python_of(peers.PLOT, ROOT / ".cache" / "peers") if image else None
     seen = Counter[str]()
     counts = folder / "counts"
     counts.mkdir(parents=True)
@@ -101,8 +102,8 @@ def run_soak(
         server.stop()
     for what, count in sorted(seen.items()):
         print(f"{what} x{count}")
-    if image is not None:
-        soak.plot(samples, image, peers.python_of(peers.PLOT, ROOT / ".cache" / "peers"))
+    if image is not None and python is not None:
+        soak.plot(samples, image, python)
     return soak.rows_of(soak.judge(samples))
 
 

@@ -92,7 +92,7 @@ FAULTS = [
         _vanishes("in prefill", _prompt, _running, count=12),
         {"ENGINEHOUSE_MAX_NUM_TOKENS": "16"},
     ),
-    Fault("vanish-decode", _vanishes("in decode", _stream, _running)),
+    Fault("vanish-decode", _vanishes("in decode", _stream, _running), quick=False),
     Fault(
         "vanish-plain",
         _vanishes("of plain answers", lambda: body_of(_LONG), _running),

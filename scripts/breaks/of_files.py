@@ -9,6 +9,7 @@ from pathlib import Path
 
 from breaks.case import Case, Fault
 from breaks.clients import Crowd, ask, summary
+from breaks.server import NeverHappened
 
 _CLEAR = {"200", "200, then engine_unavailable", "503 engine_unavailable"}
 
@@ -27,8 +28,17 @@ def _harmed_by(harm):
         kept = shutil.copyfile(path, case.folder / "kept")
         crowd = Crowd(case.port, 2, 200, stream=True)
         case.wait(lambda: len(crowd.seen) > 2, "they ask")
+        is_mapped = _is_mapped(case, path)
         harm(path)
         broken_s = time.monotonic()
+        if not is_mapped:
+            before = len(crowd.seen)
+            case.wait(lambda: len(crowd.seen) > before + 20, "they are answered")
+            shutil.copyfile(kept, path)
+            seen = crowd.stop()
+            case.saw = f"{summary(seen)}; its weights were copied when it was loaded"
+            case.want({each.what for each in seen} == {"200"}, "all are answered")
+            return
         refused = f"enginehouse-host: {path}"
         case.wait(lambda: refused in case.server.log, "the file is refused by its name")
         told_s = time.monotonic() - broken_s
@@ -46,6 +56,14 @@ def _harmed_by(harm):
         case.want(ask(case.port).what == "200", "it answers again")
 
     return run
+
+
+def _is_mapped(case: Case, path: Path) -> bool:
+    """Whether the host reads the file where it lies: the torch backend copies most weights."""
+    host = case.server.host()
+    if host is None:
+        raise NeverHappened("there is no engine host")
+    return str(path) in Path(f"/proc/{host.pid}/maps").read_text(encoding="utf-8")
 
 
 def _cut(path: Path) -> None:
