@@ -33,7 +33,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve regress test test-others test-xgrammar resolve audit lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test faults test-others test-xgrammar resolve audit lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -81,6 +81,10 @@ regress: ready ## judge an engine against an older one: make regress ENGINE=engi
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+faults: ready ## break a running server in one way after another: make faults [QUICK=1 | SOAK=minutes]
+	$(BIN)/python scripts/faults.py $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK) --plot .cache/soak.png) \
+	  $(if $(filter file,$(origin ENGINE)),,--engine $(ENGINE))
 
 test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
 	scripts/test_others.sh $(BIN)/uv

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
@@ -28,6 +28,7 @@ from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
 from enginehouse.server.http.rate_limits import RateLimits
 from enginehouse.server.http.service import Service
 from enginehouse.server.http.shared_counts import SharedCounts
+from enginehouse.server.http.slow_readers import SlowReaders
 from enginehouse.server.observe.logged import RequestFields
 from enginehouse.server.observe.reasons import NOT_HTTP
 from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
@@ -89,6 +90,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     if service.tracing is not None:
         _add_traces(app, service.tracing)
     _add_cors(app, Cors(settings.cors_origins))
+    _add_slow_readers(app, SlowReaders(settings.send_timeout_s, service.metrics.count_slow_reader))
     counts = SharedCounts(settings.counts_path or ":memory:", os.getpid())
     _add_keys(app, KeyRing(settings.api_keys, settings.open_pages), RateLimits(counts))
     app.wsgi_app = _one_path(app.wsgi_app)  # type: ignore[method-assign,assignment]
@@ -284,6 +286,16 @@ def _add_cors(app: Flask, cors: Cors) -> None:
     @app.after_request
     def tell_browser(response: Response) -> Response:
         cors.tell(response, request.headers.get("Origin"))
+        return response
+
+
+def _add_slow_readers(app: Flask, readers: SlowReaders) -> None:
+    @app.after_request
+    def watch(response: Response) -> Response:
+        sock = request.environ.get("gunicorn.socket")
+        if sock is not None:
+            chunks = cast(Iterable[bytes], response.response)
+            response.response = readers.watch(chunks, sock, g.request_id)
         return response
 
 

@@ -32,6 +32,7 @@ class ServerSettings:
 
     price_input, price_output: dollars per million tokens, exact.
     keepalive_s: a silent stream sends an SSE comment this often.
+    send_timeout_s: whose client takes nothing for so long is cut.
     counts_path: a file that the server's workers share; None: each counts by itself.
     open_pages: what is told without a key.
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
@@ -51,6 +52,7 @@ class ServerSettings:
     max_body_bytes: int = 16 * 1024 * 1024
     keepalive_s: float = 15.0
     body_timeout_s: float = 60.0
+    send_timeout_s: float = 60.0
     counts_path: Path | None = None
     api_keys: tuple[ApiKey, ...] = ()
     open_pages: tuple[str, ...] = ("metrics", "docs")
@@ -259,6 +261,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_MAX_BODY_BYTES": ("max_body_bytes", _num_bytes),
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
+    "ENGINEHOUSE_SEND_TIMEOUT_S": ("send_timeout_s", _seconds),
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),

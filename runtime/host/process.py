@@ -29,7 +29,9 @@ from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
+from enginehouse.runtime.host.listening import Listening
 from enginehouse.runtime.host.log_lines import FORMATS, LEVELS, TRAFFIC, last_words, log_to_stderr
+from enginehouse.runtime.host.mapped_files import MappedFiles
 from enginehouse.runtime.host.throughput import Throughput
 from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput, log_fields
 
@@ -259,13 +261,15 @@ def serve(
     """Load an engine and serve it at a ZeroMQ address until SIGTERM, or until the parent dies.
 
     ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests, then its
-    heartbeat; with it the host ends when its parent does.
+    heartbeat; with it the host ends when its parent does. Raises EngineError when the engine
+    cannot be opened, and when one of its files is changed while it is served.
     """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is gunicorn's to handle
     parent = os.getppid()
     executor = open_executor(engine_dir, options)
+    files = MappedFiles(engine_dir, time.monotonic())
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, 0)
@@ -274,10 +278,12 @@ def serve(
     # ends one that stands still for good, long before so many messages have gathered.
     socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-    socket.bind(address)
+    listening = Listening(socket, address)
     report(ready_fd, msgspec.to_builtins(executor.info))
 
     def wanted() -> bool:
+        files.check(time.monotonic())
+        listening.keep()
         orphaned = ready_fd is not None and os.getppid() != parent
         return not stopped and not orphaned
 
@@ -285,6 +291,7 @@ def serve(
         EngineHost(executor, socket, limits, ready_fd).run(wanted)
     finally:
         executor.close()
+        files.close()
         socket.close()
         context.term()
 

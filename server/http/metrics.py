@@ -100,6 +100,11 @@ class Metrics:
             ["verdict"],
             registry=registry,
         )
+        self._slow_readers = Counter(
+            "enginehouse_slow_readers",
+            "Answers that were cut, as their client took nothing of them",
+            registry=registry,
+        )
         self._time_to_first_token = Histogram(
             "enginehouse_time_to_first_token_seconds",
             "From the request to the first token",
@@ -155,6 +160,9 @@ class Metrics:
 
     def count_verdict(self, verdict: str) -> None:
         self._verdicts.labels(verdict=verdict).inc()
+
+    def count_slow_reader(self) -> None:
+        self._slow_readers.inc()
 
     def count_completion(self, completion: Completion) -> None:
         """Count an answer at its end, whole or not."""

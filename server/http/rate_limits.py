@@ -109,7 +109,7 @@ class Ticket:
 
     def _reset_s(self, what: str) -> int:
         expires = self._counts.get_expiry(self._items[what].key_for(self._id, what))
-        return max(0, math.ceil(expires - time.time()))
+        return max(0, math.ceil(expires - time.monotonic()))
 
     def _refuse(self, what: str, most: int | None) -> NoReturn:
         seconds = max(1, self._reset_s(what))

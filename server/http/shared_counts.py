@@ -1,7 +1,8 @@
 """Counts that the workers of one server share, in a file of its private folder.
 
 A `limits` storage, so that its strategies count over all workers; and the requests that each worker
-has open, which are forgotten with it. Knows no key and no HTTP.
+has open, which are forgotten with it. Times are the machine's monotonic clock's, which all of its
+processes share: setting the wall clock changes no window. Knows no key and no HTTP.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 from limits.storage import Storage
 
 _WAIT_S = 0.2  # for another worker, in which this one's event loop stands
-_LATEST_S = 3600  # an end that is later was written before the clock was set back
 _TABLES = """
 create table if not exists counts (key text primary key, value integer, expires real);
 create table if not exists open (
@@ -49,7 +49,7 @@ class SharedCounts(Storage):
         return sqlite3.Error
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
-        now = time.time()
+        now = time.monotonic()
         with self._locked():
             value, expires = self._row(key, now) or (0, now + expiry)
             self._db.execute("replace into counts values (?, ?, ?)", (key, value + amount, expires))
@@ -57,11 +57,11 @@ class SharedCounts(Storage):
         return value + amount
 
     def get(self, key: str) -> int:
-        row = self._row(key, time.time())
+        row = self._row(key, time.monotonic())
         return row[0] if row else 0
 
     def get_expiry(self, key: str) -> float:
-        now = time.time()
+        now = time.monotonic()
         row = self._row(key, now)
         return row[1] if row else now
 
@@ -113,8 +113,7 @@ class SharedCounts(Storage):
 
     def _row(self, key: str, now: float) -> tuple[int, float] | None:
         found: tuple[int, float] | None = self._db.execute(
-            "select value, expires from counts where key = ? and expires between ? and ?",
-            (key, now, now + _LATEST_S),
+            "select value, expires from counts where key = ? and expires > ?", (key, now)
         ).fetchone()
         return found
 

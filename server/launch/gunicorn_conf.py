@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from enginehouse.server.launch import access_log, gunicorn_hooks
+from enginehouse.server.launch import access_log, gunicorn_hooks, held_signals
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter
@@ -58,8 +58,12 @@ def when_ready(server: Arbiter) -> None:
     server.handle_hup = handle_hup  # type: ignore[method-assign]
 
 
+def pre_fork(server: Arbiter, worker: Any) -> None:
+    held_signals.hold()
+
+
 def post_fork(server: Arbiter, worker: Any) -> None:
-    gunicorn_hooks.start_log()
+    gunicorn_hooks.begin_worker()
 
 
 def pre_request(worker: Any, req: Request) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
+from enginehouse.server.launch.metric_files import take_room
 from enginehouse.server.launch.process_settings import HOST_READY, host_flags, watchdog_s
 
 _LOG = logging.getLogger("enginehouse.launch")
@@ -82,6 +83,12 @@ def start_log() -> None:
         _logs = os.getpid()
         form = process_settings.log_format(os.environ)
         log_to_stderr(log_level(), process_settings.logs_traffic(os.environ), form)
+
+
+def begin_worker() -> None:
+    """In a worker that was forked in this moment."""
+    start_log()
+    take_room(Path(os.environ[PROMETHEUS_DIR]))
 
 
 def check_engine() -> None:

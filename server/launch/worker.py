@@ -22,6 +22,7 @@ from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.server.app import close_tracing, count_not_http, engine_client, start_draining
+from enginehouse.server.launch import held_signals
 from enginehouse.server.launch.process_settings import HOST_READY
 from enginehouse.server.wire.error_body import make_error
 
@@ -41,11 +42,12 @@ class Worker(GeventWorker):
 
     def run(self) -> None:
         """Where a host takes requests already, none is taken here before this worker knows it."""
+        held_signals.release()
         gevent.get_hub().print_exception = _log_exception  # type: ignore[assignment,method-assign]
         if os.environ.get(HOST_READY):
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
-                while not client.ready:
+                while self.alive and not client.ready:
                     gevent.sleep(_POLL_S)
         gc.collect()
         gc.freeze()  # what is loaded by now stays: no collection looks at it again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from gevent import monkey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.errors import EngineError, HostUnavailable, RequestError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.host import messages, process
 from enginehouse.runtime.host.admission import QueueLimits
@@ -528,3 +529,32 @@ def test_every_flag_of_the_host_reaches_the_executor(
     assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
     assert logged == [("error", True, "json"), ("info", False, "text")]
     assert all(getattr(wanted, f) != getattr(ExecutorOptions(), f) for f in wanted._fields)
+
+
+def test_a_host_makes_its_socket_again_and_ends_when_its_engine_is_written_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "open_executor", lambda *args: ScriptedExecutor())
+    monkeypatch.setattr(process.signal, "signal", lambda *args: None)
+    path, socket = tmp_path / "engine" / "packed.safetensors", tmp_path / "socket"
+    path.parent.mkdir()
+    path.write_bytes(b"w" * 4096)
+    again: list[bool] = []
+
+    def harm() -> None:
+        try:
+            for _ in range(2):
+                wait_until(socket.exists, "it listens")
+                socket.unlink()
+                again.append(True)
+        finally:
+            with path.open("r+b") as file:
+                file.write(b"x")
+
+    thread = threading.Thread(target=harm)
+    thread.start()
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+        with pytest.raises(EngineError, match="packed.safetensors was changed while it is served"):
+            process.serve(path.parent, f"ipc://{socket}", ExecutorOptions(), None)
+    thread.join()
+    assert again == [True, True]

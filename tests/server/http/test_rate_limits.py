@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -58,6 +59,17 @@ def test_requests_of_a_minute_are_counted_and_told(limited: FlaskClient) -> None
     assert 1 <= int(third.headers["Retry-After"]) <= 60
     assert ask(limited, "free").status_code == 200, "another key's minute is its own"
     assert not any(name.startswith("x-ratelimit") for name in ask(limited, "free").headers.keys())
+
+
+def test_a_clock_that_is_set_begins_no_new_minute(
+    limited: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day_s, now_s = 86_400, time.time()
+    for _ in range(2):
+        assert ask(limited, "slow").status_code == 200
+    for seconds in (day_s, -day_s):
+        monkeypatch.setattr(time, "time", lambda: now_s + seconds)  # noqa: B023
+        assert ask(limited, "slow").status_code == 429
 
 
 def test_a_slash_at_the_end_is_the_same_path(limited: FlaskClient) -> None:

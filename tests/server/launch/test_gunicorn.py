@@ -402,6 +402,15 @@ def fingerprint(server: Server) -> str:
     return str(chat(server, 1).json()["system_fingerprint"])
 
 
+def test_a_worker_that_is_still_starting_is_ended_too(engine: Path, tmp_path: Path) -> None:
+    """SIGTERM comes once, and to a worker that has no handler of its own yet."""
+    server = Server(engine, tmp_path / "log")
+    booted = "Booting worker with pid: "
+    os.kill(int(server.log.read_text().partition(booted)[2].split()[0]), signal.SIGKILL)
+    wait_until(lambda: server.log.read_text().count(booted) == 2, "another one starts")
+    assert server.stop() == 0
+
+
 def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path: Path) -> None:
     damaged = shutil.copytree(engine, tmp_path / "damaged")
     with (damaged / "rank0.safetensors").open("r+b") as file:
