@@ -34,11 +34,12 @@ from enginehouse.server.http.metrics import Metrics
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.responses import TOKENS, json_response
+from enginehouse.server.wire.error_body import make_error
+from enginehouse.server.wire.responses import TOKENS, error_response, json_response
 
 LOG = logging.getLogger("enginehouse.server")
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status: nobody reads it, but logs and metrics do
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status, for logs and metrics, and who ended its side alone
 _MAX_NAMES, _MAX_NAME, _MAX_PATH = 16, 64, 256  # in a header, and characters of each
 # A larger body is parsed beside the event loop, and so is one that may hold a schema: a few
 # characters of a pattern can take seconds. Fields' names may be spelt by escapes.
@@ -107,7 +108,10 @@ class Service:
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
-            return Response(status=_CLIENT_CLOSED_REQUEST)
+            gone = "the connection was closed on your side before there was an answer"
+            return error_response(
+                make_error(_CLIENT_CLOSED_REQUEST, gone, code="client_closed_request")
+            )
         self._count(completion, request.environ)
         self._judge(completion, unenforced, g.request_id)
         return sse.told(completion, lambda: json_response(completion.whole()))
