@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def number(hf: Mapping[str, Any], key: str, default: float | None = None) -> flo
     if value is None:
         raise CheckpointError(f"config.json has no {key}; {REMEDY}")
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not plain or not 0 < value < math.inf:
+    if not plain or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"config.json has {key}={value!r}; wanted a positive number")
     return float(value)
 
@@ -101,6 +101,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
+    except ValueError:  # what Python refuses to read as a number
+        raise CheckpointError(
+            f"{path} is not JSON that anyone wrote: it holds a number of thousands of digits"
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; wanted an object")
     return data

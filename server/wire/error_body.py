@@ -5,16 +5,14 @@ This file does not know Flask: the same body stands in a response and in an SSE 
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
-from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.errors import HostUnavailable, RequestError, one_line
 
 RETRY_AFTER_S = 5  # the host restarts with backoff: sooner is rarely useful
 
 _MAX_CHARS = 1000
 _MAX_PARAM_CHARS = 200
-_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # line ends and a terminal's commands
 
 _TYPES = {
     401: "authentication_error",
@@ -48,7 +46,7 @@ def make_error(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> ErrorAnswer:
     """The message in one line, whatever of the request it quotes."""
-    message = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], message[:_MAX_CHARS])
+    message = one_line(message, _MAX_CHARS)
     param = None if param is None else param[:_MAX_PARAM_CHARS]
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return ErrorAnswer(

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
@@ -137,5 +140,25 @@ def damaged(draw: st.DrawFn, good: bytes, head: int | None = None) -> bytes:
     return bytes(data)
 
 
-def shuffled(items: list[Any], seed: int) -> list[Any]:
-    return random.Random(seed).sample(items, len(items))
+def files_like(good: bytes) -> st.SearchStrategy[bytes]:
+    """A file as it is damaged: of bytes, and where it is small and JSON, of values."""
+    ways: list[st.SearchStrategy[bytes]] = [damaged(good, 4000)]
+    try:
+        data = json.loads(good)
+    except ValueError:
+        data = None
+    if isinstance(data, (dict, list)) and len(good) < 20_000:
+        ways += [changed(data).map(lambda value: json.dumps(value).encode())] * 2
+    return st.one_of(ways)
+
+
+@contextmanager
+def little_memory(more_bytes: int = 1 << 30) -> Iterator[None]:
+    """MemoryError for who asks for much more than there is now: what a file says is no reason."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
