@@ -105,9 +105,8 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> QuantConfig:
         exclude = data.get("exclude_modules")
-        if not isinstance(exclude or [], list) or not all(
-            isinstance(p, str) for p in exclude or []
-        ):
+        listed = [] if exclude is None else exclude
+        if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
             raise EngineError(
                 f"config.json has exclude_modules={exclude!r}; wanted a list of words"
             )

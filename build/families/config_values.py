@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,6 +63,7 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return int(value)
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -83,7 +85,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError names the file and the line at fault."""
     refuse_pointers([path])
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        if _SURROGATE.search(text):  # none is left where it is half of a pair
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{path} holds half a surrogate pair, which is no text; download the file again"
+        ) from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; it is no complete Hugging Face checkpoint: "

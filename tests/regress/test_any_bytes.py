@@ -87,7 +87,7 @@ def test_a_file_that_unpacks_to_too_much_is_not_unpacked(
 @pytest.mark.parametrize("kind", ["suite", "limits", "settings"])
 def test_a_text_file_that_is_nested_too_deep_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / kind
-    path.write_text("a: " + "[" * 3000, encoding="utf-8")
+    path.write_text("a: " + "[" * 1500, encoding="utf-8")
     with pytest.raises(EnginehouseError):
         READERS[kind][1](path)
 

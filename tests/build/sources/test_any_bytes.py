@@ -167,6 +167,17 @@ def test_an_index_leads_nowhere_else(inputs: Path, tmp_path: Path) -> None:
             read_source(folder)
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+def test_half_a_surrogate_pair_is_no_text(name: str, inputs: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(inputs / "single", tmp_path / "single"))
+    data = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**data, "chat_template": "\U0001f600"}))
+    read_source(folder)
+    (folder / name).write_text(json.dumps({**data, "chat_template": "\ud800"}))
+    with pytest.raises(EnginehouseError, match="holds half a surrogate pair"):
+        read_source(folder)
+
+
 def test_no_code_of_a_checkpoint_is_run(inputs: Path, tmp_path: Path) -> None:
     """Named by auto_map, in every config, and lying there: nothing imports it or copies it."""
     folder = Path(shutil.copytree(inputs / "single", tmp_path / "single"))
