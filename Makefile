@@ -33,7 +33,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve regress test faults test-others test-xgrammar resolve audit lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test fuzz faults test-others test-xgrammar resolve audit lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -85,6 +85,14 @@ test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.ven
 faults: ready ## break a running server in one way after another: make faults [QUICK=1 | SOAK=minutes]
 	$(BIN)/python scripts/faults.py $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK) --plot .cache/soak.png) \
 	  $(if $(filter file,$(origin ENGINE)),,--engine $(ENGINE))
+
+FUZZ ?= 20
+FUZZERS := tests/server/http/test_any_request.py tests/server/launch/test_raw_http.py \
+	   tests/server/wire/test_openapi.py tests/runtime/schemas/test_hostile.py \
+	   tests/build/sources/test_any_bytes.py tests/regress/test_any_bytes.py
+
+fuzz: install ## the tests that draw their input, FUZZ times as long and anew each time: make fuzz FUZZ=100
+	ENGINEHOUSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -o timeout=0 -o faulthandler_timeout=0 $(FUZZERS)
 
 test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
 	scripts/test_others.sh $(BIN)/uv

@@ -15,7 +15,7 @@ from enginehouse.runtime.errors import EngineError
 
 DTYPES = ("bfloat16", "float16", "float32")
 
-_MOST_LAYERS = 10_000  # more are damage, which nobody should count to
+_MOST_LAYERS = _MOST_RANKS = 10_000  # more are damage, which nobody should count to
 
 # Written for every algorithm: a list here replaces TensorRT-LLM's defaults, so it must be whole.
 EXCLUDE_MODULES = (
@@ -65,13 +65,8 @@ class Mapping:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Mapping:
-        mapping = cls(int(data.get("tp_size", 1)), int(data.get("pp_size", 1)))
-        if mapping.tp_size < 1 or mapping.pp_size < 1:
-            raise EngineError(
-                f"mapping says tp_size={mapping.tp_size}, pp_size={mapping.pp_size}; "
-                "wanted 1 or more"
-            )
-        world_size = int(data.get("world_size", mapping.world_size))
+        mapping = cls(*(_whole(data, key, 1, most=_MOST_RANKS) for key in ("tp_size", "pp_size")))
+        world_size = _whole(data, "world_size", mapping.world_size)
         if data.get("cp_size", 1) != 1 or world_size != mapping.world_size:
             raise EngineError(
                 f"mapping says world_size={world_size}, cp_size={data.get('cp_size', 1)} for "
@@ -110,16 +105,15 @@ class QuantConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> QuantConfig:
         exclude = data.get("exclude_modules")
-        if not isinstance(exclude or [], list) or not all(
-            isinstance(p, str) for p in exclude or []
-        ):
+        listed = [] if exclude is None else exclude
+        if not isinstance(listed, list) or not all(isinstance(p, str) for p in listed):
             raise EngineError(
                 f"config.json has exclude_modules={exclude!r}; wanted a list of words"
             )
         return cls(
             quant_algo=_word(data, "quant_algo"),
             kv_cache_quant_algo=_word(data, "kv_cache_quant_algo"),
-            group_size=int(data.get("group_size", 128)),
+            group_size=_whole(data, "group_size", 128, least=0),
             has_zero_point=bool(data.get("has_zero_point", False)),
             pre_quant_scale=bool(data.get("pre_quant_scale", False)),
             exclude_modules=None if exclude is None else tuple(exclude),
@@ -231,27 +225,25 @@ class ModelConfig:
             if data["dtype"] not in DTYPES:
                 wanted = ", ".join(DTYPES)
                 raise EngineError(f"config.json has dtype={data['dtype']!r}; wanted {wanted}")
-            if not 0 < int(data["num_hidden_layers"]) <= _MOST_LAYERS:
-                found = data["num_hidden_layers"]
-                raise EngineError(
-                    f"config.json has num_hidden_layers={found!r}; wanted 1 to {_MOST_LAYERS}"
-                )
-            heads = int(data["num_attention_heads"])
-            hidden = int(data["hidden_size"])
+            heads, hidden = _whole(data, "num_attention_heads"), _whole(data, "hidden_size")
+            for key in ("num_experts", "top_k"):
+                _whole(_object(data, "moe"), key, 0, least=0)
+            _whole(data, "moe_intermediate_size", 0, least=0)
+            _number(data, "rotary_pct", 1.0)
             return cls(
                 architecture=str(data["architecture"]),
                 dtype=str(data["dtype"]),
-                vocab_size=int(data["vocab_size"]),
+                vocab_size=_whole(data, "vocab_size"),
                 hidden_size=hidden,
-                num_hidden_layers=int(data["num_hidden_layers"]),
+                num_hidden_layers=_whole(data, "num_hidden_layers", most=_MOST_LAYERS),
                 num_attention_heads=heads,
-                num_key_value_heads=int(data.get("num_key_value_heads") or heads),
-                head_size=int(data.get("head_size") or hidden // heads),
-                intermediate_size=int(data.get("intermediate_size") or 4 * hidden),
-                norm_epsilon=float(data.get("norm_epsilon", 1e-5)),
-                max_position_embeddings=int(data["max_position_embeddings"]),
+                num_key_value_heads=_whole(data, "num_key_value_heads", heads),
+                head_size=_whole(data, "head_size", max(1, hidden // heads)),
+                intermediate_size=_whole(data, "intermediate_size", 4 * hidden),
+                norm_epsilon=_number(data, "norm_epsilon", 1e-5),
+                max_position_embeddings=_whole(data, "max_position_embeddings"),
                 hidden_act=str(data["hidden_act"]),
-                rotary_base=float(data.get("rotary_base", 10000.0)),
+                rotary_base=_number(data, "rotary_base", 10000.0),
                 rotary_scaling=_object(data, "rotary_scaling") or None,
                 attn_bias=bool(data.get("attn_bias", False)),
                 mlp_bias=bool(data.get("mlp_bias", False)),
@@ -270,6 +262,26 @@ def _object(data: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise EngineError(f"config.json has {key}={value!r}; wanted a JSON object")
     return value
+
+
+def _whole(
+    data: dict[str, Any], key: str, default: int | None = None, least: int = 1, most: int = 2**31
+) -> int:
+    """A whole number; null is the default, and KeyError where there is none."""
+    value = data.get(key)
+    if value is None:
+        value = data[key] if default is None else default
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or not least <= value <= most:
+        raise EngineError(f"config.json has {key}={value!r}; wanted {least} to {most}")
+    return int(value)
+
+
+def _number(data: dict[str, Any], key: str, default: float) -> float:
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        raise EngineError(f"config.json has {key}={value!r}; wanted a number")
+    return float(value)
 
 
 def _word(data: dict[str, Any], key: str) -> str | None:

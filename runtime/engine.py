@@ -13,6 +13,7 @@ Knows no tensor arithmetic: `checkpoint/weights.py` reads the rank files.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from enginehouse.runtime.errors import EngineError
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 _READ_BYTES = 4 << 20
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}")  # of a file; nothing leads elsewhere
 
 
 class FileRecord(msgspec.Struct, frozen=True):
@@ -138,11 +140,12 @@ def read_config(directory: Path) -> ModelConfig:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EngineError(f"{directory} has no config.json; wanted an engine directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
-    if not isinstance(data, dict):
-        raise EngineError(f"{path} holds no JSON object; build the engine again")
-    return ModelConfig.from_dict(data.get("pretrained_config", data))  # an engine's is inside
+    model = data.get("pretrained_config", data) if isinstance(data, dict) else None
+    if not isinstance(model, dict):
+        raise EngineError(f"{path} holds no JSON object of a model; build the engine again")
+    return ModelConfig.from_dict(model)  # an engine's is inside
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -159,7 +162,7 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} has no {MANIFEST}; wanted an engine directory made by enginehouse-build"
             f"{first if is_model else ''}"
         ) from None
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
     if manifest.format != MANIFEST_FORMAT:
         raise EngineError(
@@ -168,6 +171,11 @@ def read_manifest(directory: Path) -> Manifest:
         )
     for name, record in manifest.files.items():
         file = directory / name
+        if not _NAME.fullmatch(name):
+            raise EngineError(
+                f"{path} names the file {name!r}; wanted names of files in its folder: "
+                "build the engine again"
+            )
         if not file.is_file() or file.stat().st_size != record.bytes:
             found = f"{file.stat().st_size} bytes" if file.is_file() else "no such file"
             raise EngineError(

@@ -11,9 +11,28 @@
 A message names the thing, the value found, the value wanted, and what to do.
 """
 
+from __future__ import annotations
+
+import re
+
+# Line ends, what commands a terminal or turns a text's direction, half surrogates.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_MOST_CHARS = 2000
+
+
+def one_line(text: str, most: int = _MOST_CHARS) -> str:
+    """A message as it may be shown, whatever of a file or a request it quotes: of a long one the
+    beginning and the end, which says what to do.
+    """
+    text = _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text)
+    return text if len(text) <= most else f"{text[: most // 2]} [...] {text[7 - most // 2 :]}"
+
 
 class EnginehouseError(Exception):
     """The root: catching it catches everything this project raises on purpose."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class PlanError(EnginehouseError):

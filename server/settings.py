@@ -130,7 +130,7 @@ def read_model(engine_dir: Path) -> ModelFacts:
             f"{path} cannot be read ({error.strerror}); wanted an engine directory, "
             "as enginehouse-build makes it"
         ) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError, AttributeError):
         name = None
     if not isinstance(name, str) or not name:
         raise EnginehouseError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
+import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def number(hf: Mapping[str, Any], key: str, default: float | None = None) -> flo
     if value is None:
         raise CheckpointError(f"config.json has no {key}; {REMEDY}")
     plain = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not plain or not 0 < value < math.inf:
+    if not plain or not 0 < value <= sys.float_info.max:
         raise CheckpointError(f"config.json has {key}={value!r}; wanted a positive number")
     return float(value)
 
@@ -62,6 +63,7 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return int(value)
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 
 
@@ -83,7 +85,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError names the file and the line at fault."""
     refuse_pointers([path])
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+        if _SURROGATE.search(text):  # none is left where it is half of a pair
+            json.dumps(data, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(
+            f"{path} holds half a surrogate pair, which is no text; download the file again"
+        ) from None
     except FileNotFoundError:
         raise CheckpointError(
             f"{path.parent} has no {path.name}; it is no complete Hugging Face checkpoint: "
@@ -101,6 +110,10 @@ def read_json(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8 text: byte {error.start} is wrong") from None
+    except ValueError:  # what Python refuses to read as a number
+        raise CheckpointError(
+            f"{path} is not JSON that anyone wrote: it holds a number of thousands of digits"
+        ) from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}; wanted an object")
     return data

@@ -205,7 +205,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         line = f" at line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise PlanError(f"{path} is not YAML{line}: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of no day; too deep
         raise PlanError(f"{path} is not YAML: {error}") from None
     if data is None:
         return {}

@@ -81,8 +81,8 @@ def _parse(path: Path, file: BinaryIO, size: int) -> GgufFile:
         dims = tuple(_scalar(file, "Q") for _ in range(num_dims))
         raw.append((name, dims[::-1], _scalar(file, "I"), _scalar(file, "Q")))
 
-    alignment = int(metadata.get("general.alignment", 32))
-    if alignment <= 0:
+    alignment = metadata.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment <= 0:
         raise EOFError
     start = -(-file.tell() // alignment) * alignment
     tensors: dict[str, GgufTensor] = {}

@@ -39,6 +39,7 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
 }
 _MAX_HEADER_BYTES = 100_000_000
+_MOST = 2**63 - 1  # of a size or a place
 
 
 class Bytes(Protocol):
@@ -123,6 +124,8 @@ def read_safetensors_header(path: Path, files: Bytes = DISK) -> dict[str, Safete
         try:
             dtype_name, shape = str(item["dtype"]), tuple(int(n) for n in item["shape"])
             begin, end = (int(n) for n in item["data_offsets"])
+            if max(map(abs, (begin, end, *shape))) > _MOST:
+                raise ValueError
         except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError(
                 f"{path} describes tensor {name!r} without dtype, shape and data_offsets; {again}"

@@ -25,6 +25,8 @@ LANES = 16  # of native/vectors.h: numbers of a whole vector
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
+_MOST_HEADER_BYTES = 100_000_000
+_NOT_PACKED = (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError)
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 
 
@@ -114,11 +116,15 @@ class PackedFile:
     """
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         try:
             with path.open("rb") as file:
-                header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-                self._data = file.tell()
                 size = os.fstat(file.fileno()).st_size
+                length = int.from_bytes(file.read(8), "little")
+                if length > min(size - 8, _MOST_HEADER_BYTES):
+                    raise ValueError(f"a header of {length} bytes in a file of {size}")
+                header = json.loads(file.read(length))
+                self._data = file.tell()
                 flags = mmap.MAP_SHARED | _POPULATE
                 self._mapped = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ)
             told = header.pop("__metadata__")["network"]
@@ -128,7 +134,9 @@ class PackedFile:
                 for name, entry in header.items()
             }
             whole = self._data + max(place.end for place in self._places.values())
-        except (OSError, ValueError, KeyError, TypeError, msgspec.MsgspecError) as error:
+            if not all(0 <= place.begin <= place.end for place in self._places.values()):
+                raise ValueError("a tensor ends before it begins")
+        except (*_NOT_PACKED, msgspec.MsgspecError) as error:
             raise EngineError(f"{path} is no file of packed weights: {error}") from None
         if size < whole:
             raise EngineError(f"{path} has {size} bytes of {whole}; build it again")

@@ -20,6 +20,7 @@ from enginehouse.runtime.cpu.library import (
     NativeModel,
     Shape,
 )
+from enginehouse.runtime.cpu.packed_check import check_packed
 from enginehouse.runtime.cpu.packed_file import (
     KEPT,
     LAYOUT,
@@ -42,10 +43,16 @@ def open_packed(engine: Engine) -> PackedFile:
     Raises EngineError where neither can be had.
     """
     try:
-        return PackedFile(engine.path / PACKED)
+        return _checked(engine.path / PACKED, engine)
     except EngineError as error:
         log.warning("%s: packing the weights anew from the rank files", error)
-    return PackedFile(_packed_anew(engine))
+    return _checked(_packed_anew(engine), engine)
+
+
+def _checked(path: Path, engine: Engine) -> PackedFile:
+    packed = PackedFile(path)
+    check_packed(packed, engine.config)
+    return packed
 
 
 def native_shape(network: Network, **room: int) -> Shape:

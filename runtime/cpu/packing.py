@@ -28,8 +28,8 @@ from enginehouse.runtime.cpu.linear_forms import (
     linear_of,
     rounded,
 )
+from enginehouse.runtime.cpu.packed_check import sizes_of
 from enginehouse.runtime.cpu.packed_file import (
-    LANES,
     LAYOUT,
     LinearShape,
     Mixture,
@@ -148,19 +148,10 @@ def _network(
 ) -> Network:
     traits, ropes = traits_of(config), all_frequencies(config, max_seq_len)
     moe = config.extra.get("moe") or {}
-    inner = config.moe_intermediate_size if config.num_experts else config.intermediate_size
     return Network(
         layout=LAYOUT,
         activations=activations,
-        hidden=config.hidden_size + -config.hidden_size % LANES,
-        normed=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_size=config.head_size,
-        rotary=config.rotary_dim,
-        inner=-(-inner // LANES) * LANES,
-        vocab=config.vocab_size,
+        **sizes_of(config),
         gelu=traits.gelu,
         norm_sublayers=traits.norm_sublayers,
         epsilon=config.norm_epsilon,

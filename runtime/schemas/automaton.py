@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from enginehouse.runtime.grammar.support import SchemaError
+from enginehouse.runtime.schemas.effort import check_effort
 from enginehouse.runtime.schemas.regex_tree import EMPTY, Tree, alt, seq
 
 MOST_STATES = 1500
@@ -114,6 +115,7 @@ def tree_of(language: Automaton) -> Tree:
     paths[start][0] = EMPTY
     left = set(range(len(language.edges)))
     while left:
+        check_effort()
         into = {s: [a for a in paths if s in paths[a] and a != s] for s in left}
         state = min(left, key=lambda s: (len(into[s]) * len(paths[s]), s))
         left.remove(state)
@@ -151,6 +153,7 @@ def _determined(net: _Net, start: int) -> Automaton:
     edges: list[list[Edge]] = [[]]
     waiting = [first]
     while waiting:
+        check_effort()
         states = waiting.pop()
         out = [edge for state in states for edge in net.edges[state]]
         for low, high, targets in _split(out):
@@ -182,6 +185,7 @@ def _product(first: Automaton, second: Automaton, without: bool) -> Automaton:
     edges: list[list[Edge]] = [[]]
     waiting = [(0, 0)]
     while waiting:
+        check_effort()
         pair = waiting.pop()
         others = second.edges[pair[1]] if pair[1] >= 0 else []
         shift = len(first.edges)  # the second's states come behind the first's
@@ -230,6 +234,7 @@ def _smallest(language: Automaton) -> Automaton:
     """States that nothing tells apart are one."""
     kind = [int(state in language.ends) for state in range(len(language.edges))]
     while True:
+        check_effort()
         signs = [(kind[s], _joined(out, kind)) for s, out in enumerate(language.edges)]
         names: dict[object, int] = {}
         new = [names.setdefault(sign, len(names)) for sign in signs]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from itertools import combinations
 from typing import Any
 
 from enginehouse.runtime.grammar.json_schema import MAX_DEPTH
+from enginehouse.runtime.schemas.effort import check_effort
+from enginehouse.runtime.schemas.values import key_of
 
 _MOST_BRANCHES = 128
 _DEPTH = 4  # of values in values that are looked at
@@ -28,6 +29,7 @@ def _resolved(branch: Any, defs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _apart(first: dict[str, Any], second: dict[str, Any], defs: dict[str, Any], depth: int) -> bool:
+    check_effort()
     if depth == 0:
         return False
     for one, other in ((first, second), (second, first)):
@@ -36,7 +38,7 @@ def _apart(first: dict[str, Any], second: dict[str, Any], defs: dict[str, Any], 
                 parts = [_resolved(part, defs) for part in one[keyword]]
                 return all(_apart(part, other, defs, depth - 1) for part in parts)
     if "enum" in first and "enum" in second:
-        return not {*map(_key, first["enum"])} & {*map(_key, second["enum"])}
+        return not {*map(key_of, first["enum"])} & {*map(key_of, second["enum"])}
     kinds = _kinds(first), _kinds(second)
     if None not in kinds and not (kinds[0] or set()) & (kinds[1] or set()):
         return True
@@ -90,9 +92,3 @@ def _above(first: dict[str, Any], second: dict[str, Any]) -> bool:
         return False
     open_end = first.get("exclusiveMinimum") == low or second.get("exclusiveMaximum") == high
     return bool(low > high or (low == high and open_end))
-
-
-def _key(value: Any) -> str:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return json.dumps(value, sort_keys=True)

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from enginehouse.runtime.grammar.support import SchemaError
+from enginehouse.runtime.schemas.values import key_of
 
 Node = dict[str, Any]
 
 ANY = "anyOf of"  # in a merged node: the lists of anyOf and oneOf that must all hold
 PATTERNS, FORMATS = "patterns", "formats"  # in a merged node: all that must hold
 NOT = "none of"
+
+MOST = 2**53  # of numbers, and of what the compiler's own arithmetic is exact for
 
 _MOST = {"minLength", "minItems", "minProperties", "minimum", "exclusiveMinimum"}
 _LEAST = {"maxLength", "maxItems", "maxProperties", "maximum", "exclusiveMaximum"}
@@ -210,18 +213,8 @@ def _join_types(first: Any, second: Any) -> list[str]:
 
 
 def _join_enums(first: list[Any], second: list[Any]) -> list[Any]:
-    return [a for a in first if any(_same(a, b) for b in second)]
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Equal as JSON: 1 is 1.0 and not true."""
-    if isinstance(first, bool) or isinstance(second, bool):
-        return first is second
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(_same(first[k], second[k]) for k in first)
-    if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(map(_same, first, second))
-    return bool(first == second)
+    shared = set(map(key_of, second))
+    return [value for value in first if key_of(value) in shared]
 
 
 def _join_named(first: Node, second: Node) -> Node:
@@ -233,7 +226,9 @@ def _join_named(first: Node, second: Node) -> Node:
 
 def _join_multiples(first: Any, second: Any) -> Any:
     if type(first) is int and type(second) is int and first > 0 and second > 0:
-        return math.lcm(first, second)
+        both_of = math.lcm(first, second)
+        if both_of <= MOST:
+            return both_of
     return first if first == second else [*_as_list(first), *_as_list(second)]
 
 

@@ -11,9 +11,8 @@ from fractions import Fraction
 from typing import Any
 
 from enginehouse.runtime.grammar.support import SchemaError
-from enginehouse.runtime.schemas.merged import Node, Nothing
+from enginehouse.runtime.schemas.merged import MOST, Node, Nothing
 
-MOST = 2**53  # of numbers, and of what the compiler's own arithmetic is exact for
 _DECIMALS = 10**6
 _MOST_LISTED = 1000  # multiples within bounds are listed up to here
 
@@ -31,10 +30,13 @@ def plain_number(kind: str, node: Node, path: str, leave_out: LeaveOut) -> Node:
         leave_out(f"{path}.multipleOf", "says two things that cannot be enforced together")
         multiple = None
     if multiple is not None and multiple <= 0:
-        raise SchemaError(f"{path}.multipleOf is {multiple}; wanted a number above 0")
+        raise SchemaError(f"{path}.multipleOf is {str(multiple)[:40]}; wanted a number above 0")
     whole = kind == "integer"
-    if multiple is not None and float(multiple).is_integer():
+    if multiple is not None and (isinstance(multiple, int) or multiple.is_integer()):
         whole, multiple = True, int(multiple)
+    if multiple is not None and multiple > MOST:
+        leave_out(f"{path}.multipleOf", "is out of reach; wanted a number up to 2**53")
+        multiple = None
     step = Fraction(1) if whole else Fraction(1, _DECIMALS)
     low, high = _low(node, step), _high(node, step)
     if low is not None and high is not None and low > high:

@@ -11,8 +11,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, NamedTuple
 
-from jsonschema.validators import Draft202012Validator, validator_for
-
 from enginehouse.runtime.grammar.json_schema import (
     MAX_DEPTH,
     MAX_REPEAT,
@@ -21,6 +19,8 @@ from enginehouse.runtime.grammar.json_schema import (
 )
 from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.runtime.schemas.disjoint import disjoint
+from enginehouse.runtime.schemas.effort import TooMuch, check_effort, limited
+from enginehouse.runtime.schemas.judge import judge_of
 from enginehouse.runtime.schemas.merged import (
     ANY,
     LISTED,
@@ -38,6 +38,7 @@ from enginehouse.runtime.schemas.references import References, Remote
 from enginehouse.runtime.schemas.strings import plain_string
 
 _KINDS = ("string", "number", "integer", "boolean", "null", "array", "object")
+_JUDGED_S = 1.0  # that patterns may take to tell which values of an enum they take
 _MOST_BRANCHES = 256  # that alternatives beside alternatives are multiplied to
 
 
@@ -49,9 +50,12 @@ class Plain(NamedTuple):
 
 
 def plain_schema(schema: Any, strict: bool = True) -> Plain:
-    """SchemaError for what is no schema or nothing satisfies; when strict, for what is left out."""
+    """SchemaError for what is no schema, nothing satisfies or takes too long; when strict, for what
+    is left out.
+    """
     walk = _Walk(schema, strict)
-    return Plain(walk.run(), tuple(dict.fromkeys(walk.left_out)))
+    with limited():
+        return Plain(walk.run(), tuple(dict.fromkeys(walk.left_out)))
 
 
 class _Walk:
@@ -99,6 +103,7 @@ class _Walk:
         """One node without $ref and allOf, or a $ref alone. follow: that one too."""
         self.num_nodes += 1
         check_num_nodes(self.num_nodes)
+        check_effort()
         if schema is True:
             return {}
         if schema is False:
@@ -186,11 +191,12 @@ class _Walk:
         if rest:
             root = self.root if isinstance(self.root, dict) else {}
             try:
-                checker = validator_for(root, Draft202012Validator)(root).evolve(schema=rest)
-                values = [value for value in values if checker.is_valid(value)]
-            except (
-                Exception
-            ) as error:  # jsonschema's own, and what a pattern or a draft makes of it
+                checker = judge_of(root, _JUDGED_S).evolve(schema=rest)
+                values = [value for value in values if _is_valid(checker, value)]
+            except TooMuch:
+                raise
+            # jsonschema's own, and what a pattern or a draft makes of it
+            except Exception as error:
                 self.leave_out(
                     f"{path}.enum", f"stands beside what cannot be judged ({error})"[:200]
                 )
@@ -395,3 +401,8 @@ class _Walk:
                 return None
             found += names
         return list(dict.fromkeys(found))
+
+
+def _is_valid(checker: Any, value: Any) -> bool:
+    check_effort()
+    return bool(checker.is_valid(value))

@@ -12,10 +12,12 @@ from typing import Any
 
 from enginehouse.runtime.grammar.regex_classes import complement, spell_out
 from enginehouse.runtime.grammar.support import NEWEST, SchemaError
+from enginehouse.runtime.schemas.effort import check_effort
 
 Tree = tuple[Any, ...]
 EMPTY: Tree = ("seq", ())
 JSON_TEXT = ((0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, 0x10FFFF))
+_ONE: Tree = ("one",)
 ANYTHING: Tree = ("rep", ("chars", JSON_TEXT), 0, None)
 _COUNT = re.compile(r"\{(\d+)(,?)(\d*)\}")
 _MOST_REPEATS = 8  # of a part without end, where all must end somewhere
@@ -180,14 +182,17 @@ def seq(items: Any) -> Tree:
 
 
 def alt(branches: Any) -> Tree:
-    flat: list[Tree] = []
+    flat: dict[Tree, None] = {}
+    ranges: dict[tuple[int, int], None] = {}  # of single characters, which become one class
     for branch in branches:
         for each in branch[1] if branch[0] == "alt" else [branch]:
-            if each[0] == "chars" and (same := [b for b in flat if b[0] == "chars"]):
-                flat[flat.index(same[0])] = ("chars", merge([*same[0][1], *each[1]]))
-            elif each not in flat:
-                flat.append(each)
-    return flat[0] if len(flat) == 1 else ("alt", tuple(flat))
+            if each[0] == "chars":
+                ranges |= dict.fromkeys(each[1])
+                each = _ONE
+            flat[each] = None
+    if _ONE in flat:
+        flat = {("chars", merge(ranges)) if each is _ONE else each: None for each in flat}
+    return next(iter(flat)) if len(flat) == 1 else ("alt", tuple(flat))
 
 
 def lengths(tree: Tree) -> tuple[int, int | None]:
@@ -241,6 +246,7 @@ def _shared(items: list[Tree], room: int) -> Tree | None:
     order = sorted((i for i in range(len(items)) if stretch(i) > 0), key=stretch)
     for position, index in enumerate(order):
         take = int(min(stretch(index), room // (len(order) - position)))
+        check_effort()
         short = at_most(items[index], lengths(items[index])[0] + take)
         if short is None:
             return None
@@ -262,6 +268,7 @@ def at_least(tree: Tree, least: int) -> Tree | None:
     if tree[0] == "seq":
         items = list(tree[1])
         for index, item in enumerate(items):
+            check_effort()
             missing = least - sum(lengths(each)[0] for each in items)
             own_low, own_high = lengths(item)
             wanted = own_low + missing if own_high is None else min(own_low + missing, own_high)

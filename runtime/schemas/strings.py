@@ -22,8 +22,17 @@ from enginehouse.runtime.schemas.automaton import (
     intersection,
     tree_of,
 )
+from enginehouse.runtime.schemas.effort import TooMuch
 from enginehouse.runtime.schemas.merged import FORMATS, PATTERNS, Node, Nothing
-from enginehouse.runtime.schemas.regex_tree import Tree, at_least, at_most, lengths, parse, text_of
+from enginehouse.runtime.schemas.regex_tree import (
+    ANYTHING,
+    Tree,
+    at_least,
+    at_most,
+    lengths,
+    parse,
+    text_of,
+)
 
 LeaveOut = Callable[[str, str], None]
 _LONGEST = 16_000  # characters of a pattern that others were made into
@@ -80,7 +89,7 @@ def _alone(pattern: str, path: str, leave_out: LeaveOut) -> Node:
         elif not _has_anchor_within(spelt):
             return {"type": "string", "pattern": pattern}
         return {"type": "string", "pattern": f"^({text_of(tree)})$"}
-    except Nothing:
+    except (Nothing, TooMuch):
         raise
     except SchemaError as error:
         leave_out(f"{path}.pattern", f"cannot be enforced: {error}")
@@ -111,11 +120,11 @@ def _together(trees: list[Tree], where: str, leave_out: LeaveOut) -> Tree:
         if whole.is_empty:
             raise Nothing(f"{where} and what stands beside it exclude each other")
         return trees[kept] if alone else tree_of(whole)
-    except Nothing:
+    except (Nothing, TooMuch):
         raise
     except SchemaError as error:
         leave_out(where, f"cannot be combined: {error}")
-        return next((tree for tree in trees if not _looks(tree)), ("rep", trees[0], 1, 1))
+        return next((tree for tree in trees if not _looks(tree)), ANYTHING)
 
 
 def _within(tree: Tree, low: int, high: int | None) -> Tree | None:

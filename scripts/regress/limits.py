@@ -78,7 +78,7 @@ def load_limits(path: Path | None = None) -> Limits:
             _check_keys(own, values)
             values = _merged(values, own)
         return msgspec.convert(values, Limits)
-    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise EnginehouseError(f"{path}: {reason}; docs/regress.md lists the limits") from None
 

@@ -30,6 +30,7 @@ from enginehouse.runtime.errors import EnginehouseError
 
 FORMAT = 1
 HEAD = "baseline.json"
+_MOST_BYTES = 256 << 20  # of a file, unpacked
 _FILES = {HEAD, "answers.jsonl", "behaviour.jsonl", "speed.jsonl", "scores.jsonl.gz"}
 
 
@@ -153,7 +154,7 @@ def read_recording(folder: Path) -> Recording:
             ),
             _rows(folder / "speed.jsonl", Turn),
         )
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error) as error:
         raise EnginehouseError(
             f"{folder} cannot be read as a baseline: {error}; record it again with "
             "`enginehouse regress record`"
@@ -165,9 +166,11 @@ def _lines(rows: Sequence[Any]) -> bytes:
 
 
 def _rows(path: Path, kind: Any) -> list[Any]:
-    content = path.read_bytes()
-    if path.suffix == ".gz":
-        content = gzip.decompress(content)
+    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    with opened as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path.name} holds more than {_MOST_BYTES} bytes")
     decoder = msgspec.json.Decoder(kind)
     return [decoder.decode(line) for line in content.splitlines()]
 

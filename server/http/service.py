@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -37,15 +38,23 @@ from enginehouse.server.observe.tracing import TRACE, open_tracing
 from enginehouse.server.prompt.chat import Chat, call_beside_the_loop
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.responses import MODEL, TOKENS, json_response, log_fields
+from enginehouse.server.wire.error_body import make_error
+from enginehouse.server.wire.responses import (
+    MODEL,
+    TOKENS,
+    error_response,
+    json_response,
+    log_fields,
+)
 
 LOG = logging.getLogger("enginehouse.server")
 
-_CLIENT_CLOSED_REQUEST = 499  # nginx's status: nobody reads it, but logs and metrics do
+_CLIENT_CLOSED_REQUEST = 499  # nginx's status, for logs and metrics, and who ended its side alone
 _MAX_NAMES, _MAX_NAME, _MAX_PATH = 16, 64, 256  # in a header, and characters of each
-# A larger body is parsed beside the event loop: not for its bytes, but the patterns of a schema are
-# combined there, a hundredth of a second each.
+# A larger body is parsed beside the event loop, and so is one that may hold a schema: a few
+# characters of a pattern can take seconds. Fields' names may be spelt by escapes.
 _MAX_INLINE_BYTES = 2 * 1024
+_SCHEMAS = re.compile(rb"response_format|structured_outputs|guided_|regex|ebnf|tool|\\u00")
 
 T = TypeVar("T")
 
@@ -80,15 +89,12 @@ class Service:
                 status=415,
             )
         body = _read_body(self.settings.max_body_bytes, self.settings.body_timeout_s)
-        return self.beside(lambda: parse(body), len(body))
+        g.is_light = len(body) <= _MAX_INLINE_BYTES and not _SCHEMAS.search(body)
+        return self.beside(lambda: parse(body))
 
-    def beside(self, work: Callable[[], T], num_bytes: int | None = None) -> T:
-        """What a body's size says may take long, beside the event loop. num_bytes: of the body,
-        None for that of the request at hand.
-        """
-        size = request.content_length if num_bytes is None else num_bytes
-        inline = size is not None and size <= _MAX_INLINE_BYTES
-        return work() if inline else call_beside_the_loop(work)
+    def beside(self, work: Callable[[], T]) -> T:
+        """What the request's body, which has been read, says may take long: beside the loop."""
+        return work() if g.is_light else call_beside_the_loop(work)
 
     def answer(
         self,
@@ -115,7 +121,10 @@ class Service:
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
-            return Response(status=_CLIENT_CLOSED_REQUEST)
+            gone = "the connection was closed on your side before there was an answer"
+            return error_response(
+                make_error(_CLIENT_CLOSED_REQUEST, gone, code="client_closed_request")
+            )
         self._count(completion, generation, request.environ)
         self._judge(completion, unenforced, g.request_id)
         response = sse.told(completion, lambda: json_response(completion.whole()))

@@ -189,7 +189,7 @@ def load_chat(engine_dir: Path, tool_format: str = "auto", reasoning_format: str
     template_path = engine_dir / "chat_template.jinja"
     source = config.chat_template
     if template_path.is_file():
-        source = template_path.read_text(encoding="utf-8")
+        source = _read_text(template_path)
     template, for_tools = (
         None if text is None else ChatTemplate(text, config.special_tokens)
         for text in (source, config.tool_template)
@@ -226,11 +226,20 @@ def call_beside_the_loop(function: Callable[[], T]) -> T:
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
+    text = _read_text(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EngineError(f"{path} is not JSON: {error}") from None
+        data = json.loads(text)
+        json.dumps(data, ensure_ascii=False).encode()  # half surrogates, which no prompt can hold
+    except (ValueError, RecursionError) as error:
+        raise EngineError(f"{path} is not JSON: {error}; build the engine again") from None
     return data if isinstance(data, dict) else {}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EngineError(f"{path} cannot be read: {error}; build the engine again") from None
 
 
 def _read_tokenizer_config(data: dict[str, Any]) -> _TokenizerConfig:

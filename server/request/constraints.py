@@ -16,6 +16,7 @@ import msgspec
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.support import SchemaError
 from enginehouse.runtime.request import Constraint, ConstraintKind
+from enginehouse.runtime.schemas.effort import limited
 from enginehouse.runtime.schemas.plain import Plain
 from enginehouse.server.tools.unenforced import Unenforced, plain_of, unenforced
 from enginehouse.server.wire.refusal import WANTED_FIELD, refuse, validate
@@ -39,12 +40,13 @@ class Bound(NamedTuple):
 def read_constraint(fields: SamplingFields) -> Bound | None:
     """The grammar that the request names; RequestError when it names two, or half of one."""
     first: Bound | None = None
-    for bound in _constraints(fields):
-        found = bound.constraint
-        _check_size(found.value, found.param)
-        if first is not None:
-            refuse(found.param, f"contradicts {first.constraint.param}; wanted one of the two")
-        first = bound
+    with limited():
+        for bound in _constraints(fields):
+            found = bound.constraint
+            _check_size(found.value, found.param)
+            if first is not None:
+                refuse(found.param, f"contradicts {first.constraint.param}; wanted one of the two")
+            first = bound
     return first
 
 

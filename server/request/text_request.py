@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from enginehouse.server.request.asked import Asked, check_min_tokens, read_common
-from enginehouse.server.wire.bodies import MAX_PROMPTS, CompletionBody
+from enginehouse.server.wire.bodies import CompletionBody
 from enginehouse.server.wire.refusal import parse_body, refuse
+from enginehouse.server.wire.shapes import MAX_PROMPTS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.constraint import MAX_VALUE_BYTES
 from enginehouse.runtime.request import Constraint, ConstraintKind
+from enginehouse.runtime.schemas.effort import limited
 from enginehouse.server.text.answer import AnswerParser, OnlyCalls, PlainParser
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.hermes import Hermes, Nemotron
@@ -144,9 +145,10 @@ class ToolUse:
                 param="tools",
                 code="invalid_value",
             )
-        for index, item in enumerate(self.functions):
-            if item in functions:
-                item.check_schema(f"tools[{index}].function.parameters")
+        with limited():
+            for index, item in enumerate(self.functions):
+                if item in functions:
+                    item.check_schema(f"tools[{index}].function.parameters")
 
     def _callable(self) -> tuple[ToolFunction, ...]:
         if self.named is None:

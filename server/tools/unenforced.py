@@ -14,6 +14,7 @@ import msgspec
 
 from enginehouse.runtime.grammar.json_schema import exact_schema
 from enginehouse.runtime.grammar.support import SchemaError
+from enginehouse.runtime.schemas.effort import TooMuch
 from enginehouse.runtime.schemas.plain import Plain, plain_schema
 from enginehouse.server.tools.verdict import verdict_of
 
@@ -47,6 +48,8 @@ def _plain(text: bytes, strict: bool) -> tuple[Plain | None, str]:
         plain = plain_schema(msgspec.json.decode(text), strict)
         exact_schema(plain.schema)
     except SchemaError as error:
+        if isinstance(error, TooMuch):  # of what stood before it, perhaps: nothing to remember
+            raise
         return None, str(error)
     except RecursionError:
         return None, "the schema is nested too deep; make it flatter"

@@ -12,8 +12,11 @@ from pydantic_core import PydanticCustomError
 
 from enginehouse.server.wire.json_body import found_text
 from enginehouse.server.wire.shapes import (
+    MAX_CALLS,
     MAX_LOGPROBS,
+    MAX_PROMPTS,
     MAX_TOKENS,
+    MAX_TOOLS,
     FreeObject,
     SamplingFields,
     Shape,
@@ -22,7 +25,6 @@ from enginehouse.server.wire.shapes import (
     bounded,
 )
 
-MAX_PROMPTS = 128
 _FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
@@ -94,7 +96,7 @@ class Message(Shape):
     ] = []
     """Text; may be absent of an assistant."""
     name: str | None = None
-    tool_calls: Annotated[list[CalledTool], FailFast(), Field(max_length=128)] = []
+    tool_calls: Annotated[list[CalledTool], FailFast(), Field(max_length=MAX_CALLS)] = []
     """Of an assistant: what it called."""
     tool_call_id: str | None = None
     """Of a tool: the call that it answers."""
@@ -187,7 +189,7 @@ class ChatBody(TemplateFields, SamplingFields):
     """Tell the log probability of each token of the answer."""
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
     """And of so many of the likeliest tokens in its place."""
-    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []
     tool_choice: Annotated[
         Any, BeforeValidator(_read_tool_choice, json_schema_input_type=_ToolMode | NamedTool)
     ] = None
@@ -287,7 +289,7 @@ class TokenizeBody(_TokenizeFields):
 class TokenizeChatBody(TemplateFields, _TokenizeFields):
     """POST /tokenize, of a conversation."""
 
-    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []
     add_special_tokens: bool = False
 
 
@@ -303,5 +305,5 @@ class TemplateBody(TemplateFields):
     """POST /apply-template"""
 
     model: str | None = None
-    tools: Annotated[list[Tool], FailFast(), Field(max_length=128)] = []
+    tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []
     strict_fields: bool = False

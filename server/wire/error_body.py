@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.runtime.errors import HostUnavailable, RequestError, one_line
 
 RETRY_AFTER_S = 5  # the host restarts with backoff: sooner is rarely useful
+
+_MAX_CHARS = 1000
+_MAX_PARAM_CHARS = 200
 
 _TYPES = {
     401: "authentication_error",
@@ -42,6 +45,9 @@ def error_answer(error: BaseException, request_id: str) -> ErrorAnswer:
 def make_error(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> ErrorAnswer:
+    """The message in one line, whatever of the request it quotes."""
+    message = one_line(message, _MAX_CHARS)
+    param = None if param is None else param[:_MAX_PARAM_CHARS]
     kind = _TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
     return ErrorAnswer(
         status, {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -89,7 +89,7 @@ def join(path: str, key: str) -> str:
 def is_too_deep(value: object, max_depth: int = MAX_FREE_DEPTH) -> bool:
     """Whether objects and lists stand in each other more than max_depth deep; never recurses."""
     level: list[object] = [value]
-    for _ in range(max_depth + 1):
+    for _ in range(max_depth):
         deeper: list[object] = []
         for item in level:
             if isinstance(item, dict):

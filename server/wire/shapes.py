@@ -26,12 +26,18 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from enginehouse.server.wire.json_body import MAX_FREE_DEPTH, found_text, is_too_deep
 
 SEED_LIMIT = 9223372036854776000  # 2**63 as JavaScript prints it, which is how the page states it
-MAX_STOPS = 16
+# The most that a request may hold, all of it; docs/api.md tells them, and what each is for.
+MAX_STOPS, MAX_STOP_CHARS, MAX_STOP_IDS = 16, 4096, 1024
 MAX_LOGPROBS = 20
 MAX_BEST_OF = 20
 MAX_GRAMMAR_CHARS = 256 * 1024
+MAX_CHOICES = 1024
+MAX_STRUCTURES = 128
 MAX_TOKENS = 1_000_000
 MAX_BIASES = 1024
+MAX_PROMPTS = 128
+MAX_TOOLS = 128
+MAX_CALLS = 128
 
 T = TypeVar("T")
 
@@ -113,7 +119,8 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Token = Annotated[int, Field(ge=0, lt=2**31)]
 TokenList = Annotated[list[Token], FailFast(), Field(max_length=MAX_TOKENS)]
 FreeObject = Annotated[dict[str, Any], AfterValidator(bounded)]
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+Word = Annotated[str, Field(min_length=1)]
 Stops = Annotated[
     list[Stop],
     FailFast(),
@@ -125,7 +132,7 @@ Stops = Annotated[
 ]
 TokenName = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,8})$")]
 Bias = Annotated[Number, Field(ge=-100, le=100)]
-Choices = Annotated[list[Stop], FailFast(), Field(min_length=1, max_length=1024)]
+Choices = Annotated[list[Word], FailFast(), Field(min_length=1, max_length=MAX_CHOICES)]
 GrammarText = Annotated[str, Field(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 SchemaOrText = Annotated[
     Any,
@@ -159,9 +166,11 @@ class ResponseFormat(Shape):
     """With json_object: the schema of the object, as llama.cpp has it."""
     format: FreeObject | None = None
     """With structural_tag: the format, as xgrammar has it."""
-    structures: Annotated[list[TaggedSchema], FailFast(), Field(min_length=1)] = []
+    structures: Annotated[
+        list[TaggedSchema], FailFast(), Field(min_length=1, max_length=MAX_STRUCTURES)
+    ] = []
     """With structural_tag, the older form: the tagged parts."""
-    triggers: Annotated[list[Stop], FailFast(), Field(min_length=1)] = []
+    triggers: Annotated[list[Word], FailFast(), Field(min_length=1, max_length=MAX_STRUCTURES)] = []
     """With structures: the texts after which one of them has to follow."""
 
 
@@ -208,7 +217,7 @@ class SamplingFields(Shape):
     """The answer ends before the first of these texts."""
     include_stop_str_in_output: bool = False
     """Keep the stop text that was found."""
-    stop_token_ids: Annotated[list[Token], FailFast(), Field(max_length=1024)] = []
+    stop_token_ids: Annotated[list[Token], FailFast(), Field(max_length=MAX_STOP_IDS)] = []
     """More tokens that end the answer; they are no text."""
     ignore_eos: bool = False
     """The model's own end tokens do not end the answer."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import yaml
@@ -21,13 +21,16 @@ from enginehouse.regress.suite.long_texts import ledger, repeated
 from enginehouse.regress.suite.suite import MAX_TOKENS, Prompt, Suite, Task, Text
 from enginehouse.runtime.errors import EnginehouseError
 
+_MOST_CHARS = 16 << 20  # of a text
+Times = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
 
 class _Text(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     kind: str = "text"
     text: str | None = None
-    ledger: int | None = None  # lines of a long text that is made here
-    repeat: int | None = None  # how often `text` stands one after the other
+    ledger: Times | None = None  # lines of a long text that is made here
+    repeat: Times | None = None  # how often `text` stands one after the other
 
 
 class _Prompt(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,14 +38,14 @@ class _Prompt(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = None
     tools: list[dict[str, Any]] | None = None
-    ledger: int | None = None  # lines of a long text before the prompt, or the last message
+    ledger: Times | None = None  # lines of a long text before the prompt, or the last message
     max_tokens: int = MAX_TOKENS
 
 
 class _Tasks(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     ask: list[tuple[str, str]]
-    shown: int = 3  # questions with answers before each one
+    shown: Annotated[int, msgspec.Meta(ge=0, le=100)] = 3  # questions with answers before each one
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -75,7 +78,7 @@ def load_suite(path: Path | None = None) -> Suite:
             twice = {item.name for item in names if [i.name for i in names].count(item.name) > 1}
             if twice:
                 raise ValueError(f"{kind} have {min(twice)!r} twice; wanted a name for each")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise EnginehouseError(
             f"{where} is no suite: {reason}; docs/regress.md shows one"
@@ -89,7 +92,10 @@ def _text(given: _Text) -> Text:
     text = ledger(given.ledger) if given.ledger is not None else given.text or ""
     if not text.strip():
         raise ValueError(f"text {given.name!r} is empty")
-    return Text(given.name, given.kind, repeated(text, given.repeat or 1))
+    times = given.repeat or 1
+    if len(text) * times > _MOST_CHARS:
+        raise ValueError(f"text {given.name!r} has more than {_MOST_CHARS} characters")
+    return Text(given.name, given.kind, repeated(text, times))
 
 
 def _prompt(given: _Prompt) -> Prompt:

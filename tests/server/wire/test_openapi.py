@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import schemathesis
 from flask.testing import FlaskClient
-from hypothesis import HealthCheck, Phase, given
-from hypothesis import settings as run
+from hypothesis import given
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
 from schemathesis import GenerationMode
@@ -26,6 +25,7 @@ from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire import answers, bodies, openapi
 from makers.api_client import PATHS, data_of
+from makers.fuzzing import tries
 from makers.text_engine import engine_info
 from makers.token_outputs import STOP, bytes_ids, scored
 
@@ -164,14 +164,7 @@ def test_what_the_document_allows_and_what_it_forbids_is_answered_as_it_says(
     document = schemathesis.openapi.from_wsgi("/openapi.json", create_app(settings, engine))
     wanted = document[operation.path][operation.method]
 
-    @run(
-        max_examples=12,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
+    @tries(12)
     @given(case=wanted.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         response = case.call()

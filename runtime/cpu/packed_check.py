@@ -1,0 +1,121 @@
+"""Whether packed weights are those of the model beside them, before a kernel reads one.
+
+A kernel takes sizes from the file's own words and reads so far; a file may have been cut, changed
+or made to lie. Knows no kernel and no value of a weight.
+"""
+
+from __future__ import annotations
+
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.cpu.library import EXPERTS, FORMS, INPUTS, LINEARS, NORMS, linear_bytes
+from enginehouse.runtime.cpu.packed_file import KEPT, LANES, LinearShape, Network, PackedFile
+from enginehouse.runtime.errors import EngineError
+
+_BLOCK, _STEP = 32, 64  # outputs and inputs of native/linear.h and rows.h
+
+
+def sizes_of(config: ModelConfig) -> dict[str, int]:
+    """`Network`'s sizes of a model."""
+    inner = config.moe_intermediate_size if config.num_experts else config.intermediate_size
+    return {
+        "hidden": _up(config.hidden_size, LANES),
+        "normed": config.hidden_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_size": config.head_size,
+        "rotary": config.rotary_dim,
+        "inner": _up(inner, LANES),
+        "vocab": config.vocab_size,
+    }
+
+
+def check_packed(packed: PackedFile, config: ModelConfig) -> None:
+    """EngineError names the first thing that is not as the model's config.json has it."""
+    network = packed.network
+    for name, size in sizes_of(config).items():
+        _want(packed, name, getattr(network, name), size)
+    experts = network.mixture.experts if network.mixture else 0
+    _want(packed, "experts", experts, config.num_experts)
+    if network.mixture and not 0 < network.mixture.chosen <= experts:
+        _want(packed, "chosen experts", network.mixture.chosen, f"1 to {experts}")
+    _want(packed, "rules", len(network.rules), network.layers)
+    _want(packed, "ropes", len(network.ropes), 3)
+    for rope in network.ropes:
+        _want(packed, "frequencies", 2 * len(rope.inverse) if rope else None, network.rotary, rope)
+    if network.kept not in KEPT or min(rule.window for rule in network.rules) < 0:
+        _want(packed, "kept and windows", network.kept, " or ".join(KEPT))
+    _has(packed, "embedding", 2 * network.vocab * network.hidden)
+    _has(packed, "final_norm", 4 * network.hidden)
+    _check_linear(packed, LINEARS[-1], LINEARS[-1])
+    for layer in range(network.layers):
+        for name in NORMS:
+            if f"{layer}.{name}norm" in packed:
+                size = network.head_size if name in NORMS[-2:] else network.hidden
+                _has(packed, f"{layer}.{name}norm", 4 * size)
+        if network.mixture:
+            _has(packed, f"{layer}.router", 4 * experts * network.hidden)
+        for name in LINEARS[:-1]:
+            if name != "gate" or f"{layer}.gate" in network.linears:
+                _check_linear(packed, f"{layer}.{name}", name)
+
+
+def _check_linear(packed: PackedFile, full: str, name: str) -> None:
+    network = packed.network
+    shape = network.linears.get(full)
+    if shape is None:
+        raise EngineError(f"{packed.path} holds no linear {full}; build it again")
+    inputs, outputs = _sides(network, name, full.removesuffix(name) + "gate" in network.linears)
+    _want(packed, f"{full}'s inputs", shape.inputs, _up(inputs, _STEP))
+    _want(packed, f"{full}'s outputs", shape.out, _up(outputs, _BLOCK))
+    _check_form(packed, full, shape)
+    count = network.mixture.experts if network.mixture and name in EXPERTS else 1
+    for part, size in linear_bytes(shape).items():
+        if f"{full}.{part}" in packed or part == "weight":
+            _has(packed, f"{full}.{part}", size * count)
+
+
+def _sides(network: Network, name: str, gate_apart: bool) -> tuple[int, int]:
+    """The inputs and outputs of a linear, as the model's sizes make them."""
+    heads = network.heads * network.head_size
+    return {
+        "qkv": (network.hidden, heads + 2 * network.kv_heads * network.head_size),
+        "dense": (heads, network.hidden),
+        "fc_gate": (network.hidden, network.inner if gate_apart else 2 * network.inner),
+        "gate": (network.hidden, network.inner),
+        "proj": (network.inner, network.hidden),
+        "lm_head": (network.hidden, network.vocab),
+    }[name]
+
+
+def _check_form(packed: PackedFile, full: str, shape: LinearShape) -> None:
+    scaled = shape.form in FORMS[1:] and shape.input in INPUTS
+    grouped = scaled and shape.group > 0 and shape.group % _STEP == shape.inputs % shape.group == 0
+    plain = (shape.form, shape.input, shape.group) == ("bf16", "bf16", 0)
+    has = [f"{full}.{part}" in packed for part in ("scales", "counts")]
+    if not (plain or grouped) or has != [grouped, shape.input == "bytes"]:
+        raise EngineError(
+            f"{packed.path} holds {full} as {shape.form} with a group of {shape.group} and inputs "
+            f"as {shape.input}, which is no form of a linear's; build it again"
+        )
+
+
+def _has(packed: PackedFile, name: str, num_bytes: int) -> None:
+    found = len(packed[name]) if name in packed else 0
+    # what follows a tensor up to a whole line of the cache is padding
+    if not num_bytes <= found < num_bytes + LANES * 4:
+        raise EngineError(
+            f"{packed.path} holds {found:,} bytes of {name}; wanted {num_bytes:,}: build it again"
+        )
+
+
+def _want(packed: PackedFile, what: str, found: object, wanted: object, asked: object = 1) -> None:
+    if asked is not None and found != wanted:
+        raise EngineError(
+            f"{packed.path} has {what}={found!r}; wanted {wanted}, as config.json has it: build it "
+            "again"
+        )
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple

@@ -1,0 +1,90 @@
+"""Packed weights that say what the model beside them does not are refused before they are used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from enginehouse.runtime.cpu.packed_check import check_packed
+from enginehouse.runtime.cpu.packed_file import PACKED, PackedFile
+from enginehouse.runtime.engine import read_config
+from enginehouse.runtime.errors import EngineError
+from makers.engines import EngineMaker
+
+Header = dict[str, Any]
+Network = dict[str, Any]
+
+
+@pytest.fixture
+def folder(make_engine: EngineMaker, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(make_engine(quant="int8", backend="cpu"), tmp_path / "engine"))
+
+
+def check(folder: Path) -> None:
+    check_packed(PackedFile(folder / PACKED), read_config(folder))
+
+
+def rewrite(folder: Path, change: Callable[[Header, Network], object]) -> None:
+    """The header with a change, in the room that it has."""
+    content = (folder / PACKED).read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    network = json.loads(header["__metadata__"]["network"])
+    change(header, network)
+    header["__metadata__"]["network"] = json.dumps(network)
+    text = json.dumps(header).encode()
+    assert len(text) <= size, "the header has room"
+    (folder / PACKED).write_bytes(content[:8] + text.ljust(size) + content[8 + size :])
+
+
+def offsets(header: Header, name: str, begin: int, end: int) -> None:
+    header[name]["data_offsets"] = [begin, end]
+
+
+LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
+    "a larger vocabulary": (lambda h, n: n.update(vocab=n["vocab"] * 2), "vocab="),
+    "more layers": (lambda h, n: n.update(layers=n["layers"] + 1), "layers="),
+    "fewer rules": (lambda h, n: n["rules"].pop(), "rules=1; wanted 2"),
+    "a window below 0": (lambda h, n: n["rules"][0].update(window=-1), "kept and windows"),
+    "fewer frequencies": (lambda h, n: n["ropes"][0]["inverse"].pop(), "frequencies="),
+    "experts": (
+        lambda h, n: n.update(mixture={"experts": 4, "chosen": 2, "renormalize": True}),
+        "experts=4; wanted 0",
+    ),
+    "no linear": (lambda h, n: n["linears"].pop("1.dense"), "holds no linear 1.dense"),
+    "more outputs": (lambda h, n: n["linears"]["0.qkv"].update(out=4096), "0.qkv's outputs=4096"),
+    "a group of nothing": (lambda h, n: n["linears"]["0.proj"].update(group=7), "no form of a lin"),
+    "wider weights": (
+        lambda h, n: n["linears"]["0.dense"].update(form="bf16", group=0, input="bf16"),
+        "0.dense as bf16",
+    ),
+    "a form nobody knows": (lambda h, n: n["linears"]["0.qkv"].update(form="int2"), "no form of"),
+    "a tensor cut": (lambda h, n: offsets(h, "0.qkv.weight", 0, 64), "holds 64 bytes of 0.qkv.w"),
+    "no tensor": (lambda h, n: h.pop("final_norm"), "holds 0 bytes of final_norm"),
+    "a tensor beyond the end": (lambda h, n: offsets(h, "embedding", 0, 2**60), "build it again"),
+    "a tensor before the beginning": (
+        lambda h, n: offsets(h, "embedding", -64, 64),
+        "is no file of packed weights: a tensor ends before it begins",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_the_file_says_otherwise_than_the_model_is_refused(folder: Path, lie: str) -> None:
+    check(folder)
+    change, wanted = LIES[lie]
+    rewrite(folder, change)
+    with pytest.raises(EngineError, match=wanted):
+        check(folder)
+
+
+def test_a_header_longer_than_its_file_is_not_read(folder: Path) -> None:
+    content = (folder / PACKED).read_bytes()
+    (folder / PACKED).write_bytes((2**60).to_bytes(8, "little") + content[8:])
+    with pytest.raises(EngineError, match="a header of 1152921504606846976 bytes in a file of"):
+        PackedFile(folder / PACKED)
