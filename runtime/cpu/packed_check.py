@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.library import EXPERTS, FORMS, INPUTS, LINEARS, NORMS, linear_bytes
-from enginehouse.runtime.cpu.packed_file import KEPT, LANES, LinearShape, Network, PackedFile
+from enginehouse.runtime.cpu.packed_file import (
+    BYTES_PART,
+    KEPT,
+    LANES,
+    LinearShape,
+    Network,
+    PackedFile,
+)
 from enginehouse.runtime.errors import EngineError
 
 _BLOCK, _STEP = 32, 64  # outputs and inputs of native/linear.h and rows.h
@@ -93,7 +100,7 @@ def _check_form(packed: PackedFile, full: str, shape: LinearShape) -> None:
     grouped = scaled and shape.group > 0 and shape.group % _STEP == shape.inputs % shape.group == 0
     plain = (shape.form, shape.input, shape.group) == ("bf16", "bf16", 0)
     has = [f"{full}.{part}" in packed for part in ("scales", "counts")]
-    if not (plain or grouped) or has != [grouped, shape.input == "bytes"]:
+    if not (plain or grouped) or has != [grouped, shape.input in BYTES_PART]:
         raise EngineError(
             f"{packed.path} holds {full} as {shape.form} with a group of {shape.group} and inputs "
             f"as {shape.input}, which is no form of a linear's; build it again"

@@ -52,7 +52,11 @@ class AtOnce:
         pass
 
     def submit(
-        self, prompt_ids: list[int], samplings: Sequence[SamplingParams], priority: int = 0
+        self,
+        prompt_ids: list[int],
+        samplings: Sequence[SamplingParams],
+        priority: int = 0,
+        label: str = "",
     ) -> Generation:
         ids = [next(self._next_id) for _ in samplings]
         generation = Generation(cast(EngineClient, self), ids)
