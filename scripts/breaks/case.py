@@ -50,7 +50,8 @@ class Fault:
     """env: of the server. workers: how many. copy: whether the engine is copied, to be broken.
 
     quick: whether --quick has it; of the others tests/server/launch/test_gunicorn.py has most.
-    root: whether root alone can run it. prepare, clean: before the server starts, after its end.
+    lacks: what this machine has not, without which it cannot be run. prepare, clean: before the
+    server starts, after its end.
     """
 
     name: str
@@ -59,7 +60,7 @@ class Fault:
     workers: int = 1
     copy: bool = False
     quick: bool = True
-    root: bool = False
+    lacks: Callable[[], str] = lambda: ""
     prepare: Callable[[Path, dict[str, str]], None] = lambda folder, env: None
     clean: Callable[[Path], None] = lambda folder: None
 

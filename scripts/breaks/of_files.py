@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def _small_disk(folder: Path, env: dict[str, str]) -> None:
     disk = folder / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    subprocess.run(mount, check=True, timeout=10)
+    subprocess.run(mount, check=True, capture_output=True, timeout=10)
     env["TMPDIR"] = str(disk)
 
 
@@ -138,9 +139,19 @@ def _unmount(folder: Path) -> None:
     subprocess.run(["umount", "-l", str(folder / "disk")], check=False, timeout=10)
 
 
+def _lacks_mount() -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _small_disk(Path(folder), {})
+        except (OSError, subprocess.SubprocessError):
+            return "the right to mount a disk, as root has it"
+        _unmount(Path(folder))
+        return ""
+
+
 FAULTS = [
     Fault("engine-cut", _harmed_by(_cut), copy=True),
     Fault("engine-changed", _harmed_by(_change), copy=True),
     Fault("engine-removed", removed, copy=True),
-    Fault("disk-full", disk_full, root=True, prepare=_small_disk, clean=_unmount),
+    Fault("disk-full", disk_full, lacks=_lacks_mount, prepare=_small_disk, clean=_unmount),
 ]

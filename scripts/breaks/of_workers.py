@@ -10,7 +10,7 @@ from pathlib import Path
 from breaks.case import Case, Fault
 from breaks.clients import Crowd, ask, summary
 
-_TIMEOUT_S = 5
+_TIMEOUT_S = 10  # workers have to start in it too
 _DAY_S = 86_400
 # What a client sees whose worker ends under it: there is nobody left to tell it more.
 _LOST = {"ConnectionResetError", "RemoteDisconnected", "IncompleteRead", "200, cut"}

@@ -82,6 +82,7 @@ struct Rule {
 constexpr int kMostQueries = kTall ? kTallRows : kRows;
 // A chain of products, of dimensions and of tokens, as a tile of registers has it, or of all there are.
 constexpr int kChainDims = kTall ? 16 : kMostHead, kColumns = kTall ? 2 : 4;
+constexpr int kChains = kTall ? 1 : 2;  // that are summed at once: a product takes longer than to start the next
 
 // Some queries that share a key/value head.
 struct Queries {
@@ -168,16 +169,20 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
     const auto* soon = beyond < 0 ? units(ahead) : units(std::min(beyond, i / kUnit)) + kUnit * head_size;  // values come next
     V all_of[R] = {};
     for (int from = 0; from < head_size; from += kChainDims) {
-      Sum acc[R] = {};
+      Sum acc[kChains][R] = {};
       const int to = std::min(head_size, from + kChainDims);
-#pragma GCC unroll 4
-      for (int d = from; d < to; d += 2) {
-        const Pairs k = pairs_at(keys + d * kUnit);
-        __builtin_prefetch(soon + d * kUnit);
+#pragma GCC unroll 2
+      for (int d = from; d < to; d += 2 * kChains)
+#pragma GCC unroll 2
+        for (int chain = 0; chain < kChains; ++chain) {
+          const int at = d + 2 * chain;
+          const Pairs k = pairs_at(keys + at * kUnit);
+          __builtin_prefetch(soon + at * kUnit);
 #pragma GCC unroll 6
-        for (int r = 0; r < R; ++r) acc[r] = dot(acc[r], k, same_pair(set.q + r * head_size + d));
-      }
-      for (int r = 0; r < R; ++r) all_of[r] = all_of[r] + total(acc[r]);
+          for (int r = 0; r < R; ++r) acc[chain][r] = dot(acc[chain][r], k, same_pair(set.q + r * head_size + at));
+        }
+      for (auto& chain : acc)
+        for (int r = 0; r < R; ++r) all_of[r] = all_of[r] + total(chain[r]);
     }
     for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i, all_of[r]);
   }
