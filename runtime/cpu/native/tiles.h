@@ -146,21 +146,34 @@ struct Run {
   int row, count;
 };
 
-// at(i): the i-th of `runs`, whose linears are of one size.
+constexpr int kPanel = 32;  // rows that stay in a cache while blocks are taken past them
+
+// at(i): the i-th of `runs`, whose linears are of one size. Items are some blocks of one run by a panel, or
+// by all rows, where there are several runs or blocks are tall.
 template <class At>
 void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
   const Run first = at(0);
   assert(rows.in == first.linear->in);
   const int blocks = first.linear->out / kCols, all_blocks = runs * blocks;
-  const int items = std::min(all_blocks, (runs == 1 && first.count <= 8 ? 3 : 8) * pool.size());
-  pool.run(items, [&](int item, int thread) {
-    const int end = int(int64_t(all_blocks) * (item + 1) / items);
-    for (int b = int(int64_t(all_blocks) * item / items); b < end; ++b) {
+  const int panels = runs > 1 || is_tall(*first.linear, first.count) ? 1 : (first.count + kPanel - 1) / kPanel;
+  const int wanted = (runs == 1 && first.count <= 8 ? 3 : 8) * pool.size();
+  const int shares = std::min(all_blocks, std::max(2, wanted / panels));
+  pool.run(panels * shares, [&](int item, int thread) {
+    const int share = item % shares, end = int(int64_t(all_blocks) * (share + 1) / shares);
+    for (int b = int(int64_t(all_blocks) * share / shares), next; b < end; b = next) {
       const Run run = at(b / blocks);
-      if (is_tall(*run.linear, run.count))
-        tall_block(pool, thread, *run.linear, b % blocks, rows, run.row, run.count, t);
-      else
-        block_product(*run.linear, b % blocks, rows, run.row, run.count, t);
+      next = std::min(end, (b / blocks + 1) * blocks);
+      const bool tall = is_tall(*run.linear, run.count);
+      const int panel = tall ? run.count : kPanel, from = item / shares * panel;
+      const int to = panels > 1 ? std::min(from + panel, run.count) : run.count;
+      for (int row = from; row < to; row += panel)
+        for (int i = b; i < next; ++i) {
+          const int count = std::min(panel, to - row);
+          if (tall)
+            tall_block(pool, thread, *run.linear, i % blocks, rows, run.row + row, count, t);
+          else
+            block_product(*run.linear, i % blocks, rows, run.row + row, count, t);
+        }
     }
   });
 }
