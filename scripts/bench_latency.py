@@ -4,7 +4,8 @@ First the saturated rate: so many clients, each asking again as soon as it is an
 of that rate in an open loop: requests arrive as a Poisson process, seeded, whatever the server does
 meanwhile, and the time to the first token counts from the moment a request was due. Between tokens
 is between two pieces of a stream's text. The load is enginehouse's own (server/client/), in threads
-of this process, which shares the machine with the server; prompts differ, and return.
+of this process, which shares the machine with the server; prompts differ, and return. With
+`--with guidellm` that project's generator sends the same rates after it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from benches import guidellm, peers  # noqa: E402
 from benches.figures import percentile  # noqa: E402
 from benches.goals import markdown  # noqa: E402
 from benches.quiet import Others  # noqa: E402
@@ -35,13 +37,17 @@ from enginehouse.server.client.own_server import (  # noqa: E402
 from enginehouse.server.client.stream_reader import BrokenStream, Stream  # noqa: E402
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
+OURS = "enginehouse"
 _START_S, _MOST_S = 300.0, 3600.0
 _MOST_OPEN = 256  # requests; beyond them the server does not keep up at all
 
 
 class Row(NamedTuple):
-    """One load. share: of the saturated rate; rate: requests a second, asked. Seconds."""
+    """One load. by: the generator; share: of the saturated rate; rate: requests a second, asked.
+    Seconds.
+    """
 
+    by: str
     share: float
     rate: float
     answered: int
@@ -62,6 +68,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each load (default 30)")
     parser.add_argument("--shares", type=int, nargs="+", default=[50, 80, 95], metavar="PERCENT")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--with", dest="other", choices=["guidellm"], help="another generator too")
+    parser.add_argument("--peers", type=Path, default=CACHE / "peers", help="its environment")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -69,6 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     CACHE.mkdir(exist_ok=True)
+    python = peers.python_of(peers.GUIDELLM, args.peers) if args.other else None
     port = free_port()
     with OwnServer(serve_command(str(args.engine), port), port, CACHE / "latency.log") as server:
         server.wait_ready(_START_S)
@@ -80,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with Others() as others:
             rate = saturated_rate(client.stream, args.clients, args.seconds)
             rows = [open_loop(client.stream, share / 100, rate, args) for share in args.shares]
+            if python is not None:
+                asked = str(address), args.engine.resolve(), client.model
+                shares = (share / 100 for share in args.shares)
+                rows += [by_guidellm(python, asked, share, rate, args) for share in shares]
     print(f"saturated: {rate:.2f} requests/s of {args.tokens} tokens, {args.clients} clients")
     print(f"others took {others.share:.0%} of the machine; {args.seconds:g} s a load\n")
     print(markdown(table(rows)))
@@ -163,6 +176,7 @@ def row_of(
         for before, after in zip(stream.piece_times_s, stream.piece_times_s[1:], strict=False)
     ]
     return Row(
+        OURS,
         share,
         rate,
         len(streams),
@@ -174,13 +188,27 @@ def row_of(
     )
 
 
+def by_guidellm(
+    python: Path,
+    asked: tuple[str, Path, str],
+    share: float,
+    saturated: float,
+    args: argparse.Namespace,
+) -> Row:
+    """asked: the address, the engine and the model's name."""
+    rate = share * saturated
+    found = guidellm.measured(python, *asked, rate, args.tokens, args.seconds)
+    return Row("guidellm", share, rate, **found)  # type: ignore[arg-type]
+
+
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    head = ["load", "requests/s", "answered", "tokens/s"]
+    head = ["by", "load", "requests/s", "answered", "tokens/s"]
     head += ["first token p50 / p99, ms", "between tokens p50 / p99, ms"]
     return [
         head,
         *(
             [
+                row.by,
                 f"{row.share:.0%}",
                 f"{row.rate:.2f}",
                 str(row.answered),

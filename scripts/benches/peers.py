@@ -44,6 +44,8 @@ FASTAPI = Peer(
         "uvloop==0.23.0",
     ),
 )
+# torch 2.13 has a build for CPUs alone; a later one would bring CUDA along.
+GUIDELLM = Peer("guidellm", ("guidellm==0.8.1", "torch==2.13.0"))
 PLOT = Peer("plot", ("matplotlib==3.11.2",))
 
 
