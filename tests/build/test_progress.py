@@ -69,4 +69,5 @@ def test_a_short_stage_has_its_one_line() -> None:
     build.console = Console(file=io.StringIO(), soft_wrap=True)
     with build.stage("plan") as stage:
         stage.finish("tiny")
-    assert build.console.file.getvalue().split() == ["plan", "0.0", "s", "tiny"]  # type: ignore[attr-defined]
+    name, _, *rest = build.console.file.getvalue().split()  # type: ignore[attr-defined]
+    assert [name, *rest] == ["plan", "s", "tiny"]
