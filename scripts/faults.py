@@ -43,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", type=Path, help="to serve; without it a tiny one is made")
     names = [fault.name for fault in FAULTS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--quick", action="store_true", help="those that take two minutes together")
+    parser.add_argument("--quick", action="store_true", help="those that take a minute together")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed traffic instead")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw what --soak has seen")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found there")

@@ -153,5 +153,7 @@ FAULTS = [
     Fault("engine-cut", _harmed_by(_cut), copy=True),
     Fault("engine-changed", _harmed_by(_change), copy=True),
     Fault("engine-removed", removed, copy=True),
-    Fault("disk-full", disk_full, lacks=_lacks_mount, prepare=_small_disk, clean=_unmount),
+    Fault(
+        "disk-full", disk_full, quick=False, lacks=_lacks_mount, prepare=_small_disk, clean=_unmount
+    ),
 ]

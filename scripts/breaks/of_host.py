@@ -97,8 +97,8 @@ def _socket(case: Case) -> Path:
 FAULTS = [
     Fault("host-killed", _broken_by(signal.SIGKILL), quick=False),
     Fault("host-stopped", _broken_by(signal.SIGSTOP), _WATCHDOG, quick=False),
-    Fault("host-wedged", _broken_by(signal.SIGUSR1), _WATCHDOG),
-    Fault("host-leaks", _broken_by(signal.SIGUSR2, room=_ROOM_BYTES)),
+    Fault("host-wedged", _broken_by(signal.SIGUSR1), _WATCHDOG, quick=False),
+    Fault("host-leaks", _broken_by(signal.SIGUSR2, room=_ROOM_BYTES), quick=False),
     Fault("host-cannot-load", fails_to_load, copy=True),
     Fault("socket-removed", socket_removed),
 ]

@@ -108,12 +108,13 @@ def _clock(folder: Path, env: dict[str, str]) -> None:
 
 
 FAULTS = [
-    Fault("worker-killed", _lost_by(signal.SIGKILL), workers=2),
+    Fault("worker-killed", _lost_by(signal.SIGKILL), workers=2, quick=False),
     Fault(
         "worker-wedged",
         _lost_by(signal.SIGSTOP),
         {"GUNICORN_CMD_ARGS": f"--timeout {_TIMEOUT_S}"},
         workers=2,
+        quick=False,
     ),
     Fault("clock-jumps", clock_jumps, prepare=_clock),
     Fault("sigterm-under-load", sigterm_under_load, quick=False),
