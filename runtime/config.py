@@ -280,7 +280,7 @@ def _whole(
 def _number(data: dict[str, Any], key: str, default: float) -> float:
     value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
-        raise EngineError(f"config.json has {key}={value!r}; wanted a number")
+        raise EngineError(f"config.json has {key}={value!r}; wanted a number, not below 0")
     return float(value)
 
 

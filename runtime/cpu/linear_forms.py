@@ -14,10 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.checkpoint.packing import unpack_int4
-from enginehouse.runtime.cpu.packed_file import LANES
+from enginehouse.runtime.cpu.packed_file import LANES, STEP
 from enginehouse.runtime.errors import EngineError
-
-STEP = 64  # of native/rows.h
 
 
 class LinearWeights(NamedTuple):

@@ -10,15 +10,15 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.library import EXPERTS, FORMS, INPUTS, LINEARS, NORMS, linear_bytes
 from enginehouse.runtime.cpu.packed_file import (
     BYTES_PART,
+    COLS,
     KEPT,
     LANES,
+    STEP,
     LinearShape,
     Network,
     PackedFile,
 )
 from enginehouse.runtime.errors import EngineError
-
-_BLOCK, _STEP = 32, 64  # outputs and inputs of native/linear.h and rows.h
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
@@ -73,8 +73,8 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
     if shape is None:
         raise EngineError(f"{packed.path} holds no linear {full}; build it again")
     inputs, outputs = _sides(network, name, full.removesuffix(name) + "gate" in network.linears)
-    _want(packed, f"{full}'s inputs", shape.inputs, _up(inputs, _STEP))
-    _want(packed, f"{full}'s outputs", shape.out, _up(outputs, _BLOCK))
+    _want(packed, f"{full}'s inputs", shape.inputs, _up(inputs, STEP))
+    _want(packed, f"{full}'s outputs", shape.out, _up(outputs, COLS))
     _check_form(packed, full, shape)
     count = network.mixture.experts if network.mixture and name in EXPERTS else 1
     for part, size in linear_bytes(shape).items():
@@ -97,7 +97,7 @@ def _sides(network: Network, name: str, gate_apart: bool) -> tuple[int, int]:
 
 def _check_form(packed: PackedFile, full: str, shape: LinearShape) -> None:
     scaled = shape.form in FORMS[1:] and shape.input in INPUTS
-    grouped = scaled and shape.group > 0 and shape.group % _STEP == shape.inputs % shape.group == 0
+    grouped = scaled and shape.group > 0 and shape.group % STEP == shape.inputs % shape.group == 0
     plain = (shape.form, shape.input, shape.group) == ("bf16", "bf16", 0)
     has = [f"{full}.{part}" in packed for part in ("scales", "counts")]
     if not (plain or grouped) or has != [grouped, shape.input in BYTES_PART]:

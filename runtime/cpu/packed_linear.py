@@ -19,19 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from enginehouse.runtime.cpu.linear_forms import STEP, LinearWeights
-from enginehouse.runtime.cpu.packed_file import BYTES_PART, LANES, LinearShape
+from enginehouse.runtime.cpu.linear_forms import LinearWeights
+from enginehouse.runtime.cpu.packed_file import BYTES_PART, COLS, LANES, STEP, LinearShape
 
 Arrays = dict[str, tuple[str, Tensor]]  # of `library.PARTS`: a dtype of the file, and the values
 
-_COLS = 32  # of native/linear.h
 _PAIRS = [0, 2, 4, 6, 1, 3, 5, 7]
 
 
 def packed_linear(linear: LinearWeights) -> tuple[LinearShape, Arrays]:
     """Outputs are padded with zeros to whole blocks, inputs to whole steps."""
     weight, scale = linear.weight, linear.scale
-    out, inputs = (size + -size % m for size, m in zip(weight.shape, (_COLS, STEP), strict=True))
+    out, inputs = (size + -size % m for size, m in zip(weight.shape, (COLS, STEP), strict=True))
     weight = functional.pad(weight, [0, inputs - weight.shape[1], 0, out - weight.shape[0]])
     arrays = {"weight": _WORDS[linear.form](weight)}
     group, narrow = 0, False
@@ -81,7 +80,7 @@ def _padded(values: Tensor, size: int) -> Tensor:
 
 def _in_blocks(values: Tensor, out: int) -> Tensor:
     """[rows, n] -> [out / 32, n, 32], rows padded with zeros."""
-    blocks: Tensor = functional.pad(values, [0, 0, 0, out - len(values)]).unflatten(0, (-1, _COLS))
+    blocks: Tensor = functional.pad(values, [0, 0, 0, out - len(values)]).unflatten(0, (-1, COLS))
     return blocks.transpose(1, 2)
 
 

@@ -46,7 +46,11 @@ def open_packed(engine: Engine) -> PackedFile:
         return _checked(engine.path / PACKED, engine)
     except EngineError as error:
         log.warning("%s: packing the weights anew from the rank files", error)
-    return _checked(_packed_anew(engine), engine)
+    path = _kept_path(engine)
+    try:
+        return _checked(path, engine)
+    except EngineError:  # there is none, or it was damaged
+        return _checked(_packed_anew(engine, path), engine)
 
 
 def _checked(path: Path, engine: Engine) -> PackedFile:
@@ -111,16 +115,18 @@ def _rotary_table(frequencies: RopeFrequencies, positions: int) -> tuple[np.ndar
     return np.cos(angles) * magnitude, np.sin(angles) * magnitude
 
 
-def _packed_anew(engine: Engine) -> Path:
+def _kept_path(engine: Engine) -> Path:
+    digest = engine.manifest.digest.removeprefix("sha256:")
+    return cache_folder("packed") / f"{digest[:32]}-{LAYOUT}.safetensors"
+
+
+def _packed_anew(engine: Engine, path: Path) -> Path:
     from enginehouse.runtime.cpu.packing import pack_engine  # torch, only where it is needed
 
     manifest = engine.manifest
     activations = manifest.choices.get("cpu_activations", "bf16")
-    folder = cache_folder("packed")
-    path = folder / f"{manifest.digest.removeprefix('sha256:')[:32]}-{LAYOUT}.safetensors"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        pack_engine(engine.path, engine.config, manifest.limits.max_seq_len, activations, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pack_engine(engine.path, engine.config, manifest.limits.max_seq_len, activations, path)
     return path
 
 

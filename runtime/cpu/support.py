@@ -6,12 +6,12 @@ Knows words and numbers of config.json, no tensor.
 from __future__ import annotations
 
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.cpu.packed_file import STEP
 
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
 ACTIVATIONS = ("int8", "bf16")  # what inputs of products in INT4 and INT8 are rounded to
 _UNIT = 16  # tokens of native/attention.h
-_STEP = 64  # inputs of one partial sum
 _MOST_HEAD = 512
 
 
@@ -30,7 +30,7 @@ def _form(config: ModelConfig) -> str | None:
     algo = quantization.quant_algo
     if algo not in (None, *_ALGOS):
         return f"quant_algo={algo}"
-    if algo in _GROUPED and quantization.group_size % _STEP:
+    if algo in _GROUPED and quantization.group_size % STEP:
         return f"group_size={quantization.group_size}"
     return None
 

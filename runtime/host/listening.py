@@ -12,18 +12,29 @@ import zmq
 
 log = logging.getLogger("enginehouse.host")
 
+_LOOK_S = 1.0
+
+
+def file_of(address: str) -> Path | None:
+    """The socket's, which is there once a host listens; None of an address that has none."""
+    return Path(address.removeprefix("ipc://")) if address.startswith("ipc://") else None
+
 
 class Listening:
     """Binds the socket, and binds it again once its file is gone. Raises ZMQError."""
 
-    def __init__(self, socket: zmq.Socket[bytes], address: str) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], address: str, now_s: float) -> None:
         self._socket, self._address = socket, address
-        is_file = address.startswith("ipc://")
-        self._path = Path(address.removeprefix("ipc://")) if is_file else None
+        self._path, self._next_s = file_of(address), now_s + _LOOK_S
         socket.bind(address)
 
-    def keep(self) -> None:
-        """Nothing can be done where the file's folder is gone too: new workers are not ready."""
+    def keep(self, now_s: float) -> None:
+        """Once a second. Nothing can be done where the file's folder is gone too: new workers are
+        not ready.
+        """
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _LOOK_S
         path = self._path
         if path is not None and not path.exists() and path.parent.exists():
             log.warning("the socket's file %s was removed; it is made again", path)

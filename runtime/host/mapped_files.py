@@ -29,10 +29,6 @@ class MappedFiles:
                 continue  # removed since: nobody can write into it by its name
             self._files[path] = (file, _state(file))
 
-    @property
-    def paths(self) -> list[Path]:
-        return list(self._files)
-
     def check(self, now_s: float) -> None:
         """Once a second. Raises EngineError for a file that was written into."""
         if now_s < self._next_s:

@@ -278,12 +278,13 @@ def serve(
     # ends one that stands still for good, long before so many messages have gathered.
     socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
-    listening = Listening(socket, address)
+    listening = Listening(socket, address, time.monotonic())
     report(ready_fd, msgspec.to_builtins(executor.info))
 
     def wanted() -> bool:
-        files.check(time.monotonic())
-        listening.keep()
+        now_s = time.monotonic()
+        files.check(now_s)
+        listening.keep(now_s)
         orphaned = ready_fd is not None and os.getppid() != parent
         return not stopped and not orphaned
 

@@ -31,6 +31,7 @@ class SlowReaders:
         self._limit_s = limit_s
         self._on_cut = on_cut
         self._open: set[_Answer] = set()
+        self._looks = False  # whether its greenlet runs
 
     def watch(
         self, chunks: Iterable[bytes], sock: socket.socket, request_id: str
@@ -43,9 +44,10 @@ class SlowReaders:
             answer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNSENT_BYTES)
         except OSError:
             pass  # its client has gone already
-        if not self._open:
-            gevent.spawn(self._look)
         self._open.add(answer)
+        if not self._looks:
+            self._looks = True
+            gevent.spawn(self._look)
 
     def end(self, answer: _Answer) -> None:
         self._open.discard(answer)
@@ -56,6 +58,7 @@ class SlowReaders:
             for answer in list(self._open):
                 if answer.stands_still_s > self._limit_s:
                     self._cut(answer)
+        self._looks = False
 
     def _cut(self, answer: _Answer) -> None:
         """The write that waits fails, and the answer ends as when a client has gone."""

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.metric_files import take_room
-from enginehouse.server.launch.process_settings import HOST_READY, host_flags, watchdog_s
+from enginehouse.server.launch.process_settings import host_flags, watchdog_s
 
 _LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
@@ -119,11 +120,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    def ready(facts: dict[str, Any]) -> None:
-        os.environ[HOST_READY] = "1"
-        announce(url, facts)
-
-    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), ready)
+    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), partial(announce, url))
     _hosts.start(address, give_up)
 
 

@@ -14,7 +14,6 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import FORMATS, LEVELS
 from enginehouse.runtime.host.supervisor import DEFAULT_SILENCE_S
 
-HOST_READY = "ENGINEHOUSE_HOST_READY"  # once a host takes requests: for workers forked from then on
 _COUNT = "[1-9][0-9]{0,8}"
 # Variable, the host's flag, what its text must be, the same in words.
 _HOST_SETTINGS = (

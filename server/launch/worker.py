@@ -21,9 +21,10 @@ import msgspec
 from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
+from enginehouse.runtime.host.listening import file_of
 from enginehouse.server.app import close_tracing, count_not_http, engine_client, start_draining
 from enginehouse.server.launch import held_signals
-from enginehouse.server.launch.process_settings import HOST_READY
+from enginehouse.server.launch.gunicorn_hooks import HOST_ADDRESS
 from enginehouse.server.wire.error_body import make_error
 
 _LOG = logging.getLogger("enginehouse.server")
@@ -41,10 +42,11 @@ class Worker(GeventWorker):
         self._idle: set[socket.socket] = set()
 
     def run(self) -> None:
-        """Where a host takes requests already, none is taken here before this worker knows it."""
+        """Where a host listens already, no request is taken before this worker has met it."""
         held_signals.release()
         gevent.get_hub().print_exception = _log_exception  # type: ignore[assignment,method-assign]
-        if os.environ.get(HOST_READY):
+        file = file_of(os.environ[HOST_ADDRESS])
+        if file is not None and file.exists():
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while self.alive and not client.ready:

@@ -400,7 +400,12 @@ def test_what_was_packed_in_another_layout_is_packed_anew(
     (path / PACKED).write_bytes(packed.replace(ours, b'"layout\\":9'))
     assert torch.equal(logits_alone(runner_of(path), PROMPT), alone)
     assert f"is packed in layout 9; wanted {LAYOUT}" in caplog.text
-    assert len(list((tmp_path / "cache" / "packed").iterdir())) == 1
+    (kept,) = (tmp_path / "cache" / "packed").iterdir()
+    whole = kept.stat()
+    assert torch.equal(logits_alone(runner_of(path), PROMPT), alone)
+    assert kept.stat() == whole, "what was packed is kept"
+    kept.write_bytes(packed[:1000])
+    assert torch.equal(logits_alone(runner_of(path), PROMPT), alone), "a damaged one is not"
 
 
 def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> None:

@@ -96,3 +96,18 @@ def test_a_large_answer_is_handed_over_in_pieces_that_are_its_bytes() -> None:
         pieces = list(SlowReaders(60, lambda: None).watch(chunks, one, "id"))
     assert b"".join(pieces) == b"".join(chunks)
     assert max(map(len, pieces)) == 65536
+
+
+def test_one_greenlet_looks_however_many_answers_begin_and_end() -> None:
+    readers = SlowReaders(60.0, lambda: None)
+    looks, spawned = gevent.spawn, []
+    sockets = socket.socketpair()
+    with pytest.MonkeyPatch.context() as patch, sockets[0], sockets[1]:
+        patch.setattr(gevent, "spawn", lambda *args: spawned.append(looks(*args)) or spawned[-1])
+        for _ in range(20):
+            answer = readers.watch([b"x"], sockets[0], "slow-1")
+            assert next(answer) == b"x"
+            gevent.sleep(0)
+            answer.close()  # type: ignore[attr-defined]
+    assert len(spawned) == 1
+    gevent.killall(spawned)
