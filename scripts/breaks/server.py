@@ -6,14 +6,14 @@ import http.client
 import os
 import re
 import signal
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
+
+from enginehouse.server.client.own_server import free_port, serve_command
 
 DEADLINE_S = 60.0
 _INJECT = Path(__file__).with_name("inject")
@@ -39,15 +39,12 @@ class Server:
     """engine: its directory, or a link to it. env: over this process's own. log: a new file."""
 
     def __init__(self, engine: Path, log: Path, env: Mapping[str, str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_port()
         self.engine, self.log_path = engine, log
-        script = Path(sys.executable).with_name("enginehouse")
         path = os.pathsep.join(filter(None, (str(_INJECT), os.environ.get("PYTHONPATH"))))
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                [script, "serve", engine, "--port", str(self.port), "--access-log", "1"],
+                [*serve_command(str(engine), self.port), "--access-log", "1"],
                 env={**os.environ, "PYTHONPATH": path, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -23,10 +23,8 @@ from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.prompt.chat import load_chat
 from enginehouse.server.settings import read_model
-from makers.engines import write_tiny_checkpoint
 from makers.fuzzing import files_like, little_memory, tries
-from makers.gguf_writer import write_gguf
-from makers.quantized_writers import write_quantized
+from makers.source_folders import write_sources
 from makers.text_engine import write_text_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,18 +36,7 @@ Reader = Callable[[Path], object]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undamaged folder of each kind."""
     root = tmp_path_factory.mktemp("inputs")
-    sizes = dict(hidden=128, heads=4, kv_heads=2, intermediate=128)
-    whole = write_tiny_checkpoint(root / "single", **sizes)
-    write_tiny_checkpoint(root / "sharded", shards=3, **sizes)
-    (root / "gguf").mkdir()
-    write_gguf(root / "gguf" / "x.gguf", resolve_source(str(whole), whole))
-    for name, kind in {
-        "gptq": "gptq v2",
-        "fp8": "modelopt fp8",
-        "awq": "modelopt int4 awq",
-    }.items():
-        quantized, _ = write_quantized(kind, root / f"{name}-pair")
-        quantized.rename(root / name)
+    whole = write_sources(root)
     for name, flags in {
         "trtllm": ["--until", "convert", "--tp", "2"],
         "engine": ["--backend", "cpu", "--max-batch-size", "4", "--max-num-tokens", "64"],

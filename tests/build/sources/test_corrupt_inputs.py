@@ -28,9 +28,7 @@ from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.gguf_file import read_gguf
 from enginehouse.runtime.errors import EnginehouseError
-from makers.engines import write_tiny_checkpoint
-from makers.gguf_writer import write_gguf
-from makers.quantized_writers import write_quantized
+from makers.source_folders import write_sources
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,15 +42,7 @@ Capture = pytest.CaptureFixture[str]
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undamaged input of each kind; a test damages its own copy."""
     root = tmp_path_factory.mktemp("inputs")
-    sizes = dict(hidden=128, heads=4, kv_heads=2, intermediate=128)
-    whole = write_tiny_checkpoint(root / "single", **sizes)
-    write_tiny_checkpoint(root / "sharded", shards=3, **sizes)
-    (root / "gguf").mkdir()
-    write_gguf(root / "gguf" / "x.gguf", resolve_source(str(whole), whole))
-    kinds = {"gptq": "gptq v2", "fp8": "modelopt fp8", "awq": "modelopt int4 awq"}
-    for name, kind in {**kinds, "ct": "compressed-tensors fp8 static"}.items():
-        quantized, _ = write_quantized(kind, root / f"{name}-pair")
-        quantized.rename(root / name)
+    write_sources(root)
     flags = ["--until", "convert", "--quiet", "--tp", "2"]
     for name in ("single", "awq"):
         assert cli.main([str(root / name), "-o", str(root / f"trt-{name}"), *flags]) == 0
