@@ -27,7 +27,7 @@ from enginehouse.runtime.batching.sequence import (
 )
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
-from enginehouse.runtime.cpu.packed_file import LANES
+from enginehouse.runtime.cpu.kernel_sizes import LANES
 from enginehouse.runtime.cpu.packed_model import load_model, native_shape, open_packed
 from enginehouse.runtime.cpu.sampler import NativeLogits
 from enginehouse.runtime.cpu.support import cpu_refusal

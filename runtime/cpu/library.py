@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from enginehouse.runtime.cpu.packed_file import BYTES_PART, LinearShape
+from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
+from enginehouse.runtime.cpu.packed_file import LinearShape
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")

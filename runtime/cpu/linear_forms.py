@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.checkpoint.packing import unpack_int4
-from enginehouse.runtime.cpu.packed_file import LANES, STEP
+from enginehouse.runtime.cpu.kernel_sizes import LANES, STEP
 from enginehouse.runtime.errors import EngineError
 
 

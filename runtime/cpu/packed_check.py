@@ -7,17 +7,9 @@ or made to lie. Knows no kernel and no value of a weight.
 from __future__ import annotations
 
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
 from enginehouse.runtime.cpu.library import EXPERTS, FORMS, INPUTS, LINEARS, NORMS, linear_bytes
-from enginehouse.runtime.cpu.packed_file import (
-    BYTES_PART,
-    COLS,
-    KEPT,
-    LANES,
-    STEP,
-    LinearShape,
-    Network,
-    PackedFile,
-)
+from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
 
 

@@ -19,10 +19,6 @@ from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
 LAYOUT = 4  # of the packed tensors: another one is packed anew
-# The inputs whose bytes share a scale, where activations are rounded to bytes: native/rows.h.
-BYTES_PART = {"bytes": 64, "fine_bytes": 32}
-LANES = 16  # of native/vectors.h: numbers of a whole vector
-COLS, STEP = 32, 64  # of native/linear.h and rows.h: outputs of a block, inputs of a whole step
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
 from enginehouse.runtime.cpu.linear_forms import LinearWeights
-from enginehouse.runtime.cpu.packed_file import BYTES_PART, COLS, LANES, STEP, LinearShape
+from enginehouse.runtime.cpu.packed_file import LinearShape
 
 Arrays = dict[str, tuple[str, Tensor]]  # of `library.PARTS`: a dtype of the file, and the values
 

@@ -6,12 +6,11 @@ Knows words and numbers of config.json, no tensor.
 from __future__ import annotations
 
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.cpu.packed_file import STEP
+from enginehouse.runtime.cpu.kernel_sizes import STEP, UNIT
 
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
 ACTIVATIONS = ("int8", "bf16")  # what inputs of products in INT4 and INT8 are rounded to
-_UNIT = 16  # tokens of native/attention.h
 _MOST_HEAD = 512
 
 
@@ -36,8 +35,8 @@ def _form(config: ModelConfig) -> str | None:
 
 
 def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
-    if kv_block_size % _UNIT:
-        return f"kv_block_size={kv_block_size}, which {_UNIT} does not divide,"
+    if kv_block_size % UNIT:
+        return f"kv_block_size={kv_block_size}, which {UNIT} does not divide,"
     if config.head_size > _MOST_HEAD:
         return f"head_size={config.head_size}"
     return None

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import cpu_words
+from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
 from enginehouse.runtime.cpu.library import linear_bytes
-from enginehouse.runtime.cpu.packed_file import BYTES_PART, Network
+from enginehouse.runtime.cpu.packed_file import Network
 
 _SOURCE = Path(__file__).with_name("limits.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-pthread")
