@@ -88,7 +88,7 @@ faults: ready ## break a running server in one way after another: make faults [Q
 
 FUZZ ?= 20
 FUZZERS := tests/server/http/test_any_request.py tests/server/launch/test_raw_http.py \
-	   tests/server/wire/test_openapi.py tests/runtime/schemas/test_hostile.py \
+	   tests/server/test_openapi.py tests/runtime/schemas/test_hostile.py \
 	   tests/build/sources/test_any_bytes.py tests/regress/test_any_bytes.py
 
 fuzz: install ## the tests that draw their input, FUZZ times as long and anew each time: make fuzz FUZZ=100

@@ -20,8 +20,11 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
+from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
-from enginehouse.server.http import completion_routes, token_routes
+from enginehouse.server.api.chat.routes import chat_completions
+from enginehouse.server.api.texts import token_routes
+from enginehouse.server.api.texts.routes import text_completions
 from enginehouse.server.http.auth import KeyRing
 from enginehouse.server.http.cors import Cors
 from enginehouse.server.http.metrics import CONTENT_TYPE, Metrics
@@ -34,7 +37,6 @@ from enginehouse.server.observe.reasons import NOT_HTTP
 from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
-from enginehouse.server.wire import openapi
 from enginehouse.server.wire.error_body import error_answer, make_error
 from enginehouse.server.wire.responses import (
     KEY_NAME,
@@ -59,8 +61,8 @@ _OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _COUNTED = ("/v1/chat/completions", "/v1/completions")  # of what a key may ask in a minute
 _POSTS = {
-    "/v1/chat/completions": completion_routes.chat_completions,
-    "/v1/completions": completion_routes.text_completions,
+    "/v1/chat/completions": chat_completions,
+    "/v1/completions": text_completions,
     "/tokenize": token_routes.tokenize_route,
     "/detokenize": token_routes.detokenize_route,
     "/apply-template": token_routes.apply_template_route,

@@ -1,5 +1,6 @@
-"""Token outputs -> OpenAI's objects, whole and in chunks, with usage and cost.
+"""Token outputs -> the choices of an answer while it grows, with counts, cost and moments.
 
-Imports `text/`, `tools/` and `prompt/`. Does not know HTTP: what it yields is sent by `http/`.
+Imports `text/`, `tools/` and `prompt/`. Does not know HTTP, nor the form of
+an answer, which is a folder's of `api/`.
 Read `completion.py` first, then `choice.py`.
 """

@@ -1,19 +1,18 @@
-"""Token outputs -> OpenAI's chat completion objects, whole and in chunks, with usage and cost.
+"""One request's answer while it grows: its choices, counts and moments, in no endpoint's form.
 
-Here the choices of a request are gathered (choice.py makes each) and told. This file does not
-know HTTP or SSE; the engine is whatever has the two protocols below.
+Here the choices of a request are gathered (choice.py makes each); a form of `server/api/` tells
+them. This file does not know HTTP; the engine is whatever has the two protocols below.
 """
 
 from __future__ import annotations
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
-
-import msgspec
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable
 from enginehouse.runtime.request import (
@@ -23,8 +22,8 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenOutput,
 )
-from enginehouse.server.answer.chat_message import chat_deltas, chat_message
 from enginehouse.server.answer.choice import Choice, Endings
+from enginehouse.server.answer.framing import Framing
 from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.text.answer import (
     AnswerParser,
@@ -33,10 +32,7 @@ from enginehouse.server.text.answer import (
     PlainParser,
 )
 from enginehouse.server.text.detokenizer import TokenPieces
-from enginehouse.server.text.logprobs import TokenEntry, chat_logprobs
-
-_CONTENT, _NO_CONTENT = b'"content":', b'"content":""'
-_encode = msgspec.json.Encoder().encode
+from enginehouse.server.text.logprobs import TokenEntry
 
 
 class Generation(Protocol):
@@ -131,8 +127,8 @@ class Terms:
     fingerprint: str | None = None
 
 
-class Completion:
-    """One request's answer while it grows; knows its shape, counts, and moments.
+class Completion(ABC):
+    """What every form of an answer is made of; `whole` and what yields events is the form's own.
 
     make_parser makes one AnswerParser for each choice. scores: of each prompt, where the engine was
     asked for the log probabilities of its tokens. started_s, submitted_s (to the engine),
@@ -141,7 +137,9 @@ class Completion:
     how the choices ended that have no finish_reason of their own.
     """
 
-    kind, chunk_kind, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+    id_prefix: str
+    framing: Framing
+    operation = "chat"  # as OpenTelemetry's GenAI conventions name it
 
     def __init__(
         self,
@@ -174,13 +172,10 @@ class Completion:
         self.finished_s: float | None = None
         self.queued_s: float | None = None
         self.on_gap: Callable[[float], None] = lambda seconds: None
-        self.completion_id = completion_id or f"{self.id_prefix}-{secrets.token_hex(16)}"
-        self._created = int(time.time()) if created is None else created
+        self.completion_id = completion_id or f"{self.id_prefix}{secrets.token_hex(16)}"
+        self.created = int(time.time()) if created is None else created
         self._clock = clock
         self._last_s: dict[int, float] = {}
-        self._untold: list[list[TokenEntry]] = [[] for _ in self.choices]
-        self._around: dict[int, tuple[bytes, bytes]] = {}
-        self._only_text_is_new = terms.num_logprobs is None and not terms.continuous_usage
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -274,6 +269,18 @@ class Completion:
         if self.first_token_s is None:
             self.first_token_s, self.queued_s = now, output.queued_s
 
+    @property
+    def num_cached_tokens(self) -> int:
+        """What every sequence of a prompt found: one may find what another has just computed."""
+        count = self.terms.num_sequences
+        groups = [self.choices[i : i + count] for i in range(0, len(self.choices), count)]
+        return sum(min(choice.num_cached_tokens for choice in group) for group in groups)
+
+    @property
+    def cost(self) -> float:
+        """Dollars."""
+        return self.terms.prices.cost(self.num_prompt_tokens, self.num_completion_tokens)
+
     def returned(self) -> list[tuple[int, Choice]]:
         """The choices that are told, with the number of each one's prompt."""
         count, best = self.terms.num_sequences, self.terms.num_returned
@@ -285,111 +292,28 @@ class Completion:
             told += [(start // count, choice) for choice in group]
         return told
 
-    def usage(self) -> dict[str, Any]:
-        """A prompt counts once, however many choices it has; all that was generated counts."""
-        num_prompt, num_completion = self.num_prompt_tokens, self.num_completion_tokens
-        return {
-            "prompt_tokens": num_prompt,
-            "completion_tokens": num_completion,
-            "total_tokens": num_prompt + num_completion,
-            "prompt_tokens_details": {"cached_tokens": self._num_cached_tokens()},
-            "estimated_cost": self.terms.prices.cost(num_prompt, num_completion),
-        }
-
-    def _num_cached_tokens(self) -> int:
-        """What every sequence of a prompt found: one may find what another has just computed."""
-        count = self.terms.num_sequences
-        groups = [self.choices[i : i + count] for i in range(0, len(self.choices), count)]
-        return sum(min(choice.num_cached_tokens for choice in group) for group in groups)
-
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
         """The answer to a plain request."""
-        choices = [
-            {
-                "index": index,
-                "message": chat_message(choice, self.terms.only_calls),
-                "logprobs": self._logprobs(choice.entries),
-                "finish_reason": choice.finish_reason,
-                "stop_reason": choice.stop_reason,
-            }
-            for index, (_, choice) in enumerate(self.returned())
-        ]
-        answer = {**self._head(self.kind), "choices": choices, "usage": self.usage()}
-        return {**answer, **self._prompt_logprobs(0)}
 
-    def _prompt_logprobs(self, prompt: int) -> dict[str, Any]:
-        """vLLM's field, where it was asked for."""
-        most = self.terms.num_prompt_logprobs
-        return {} if most is None else {"prompt_logprobs": self.scores[prompt].by_id(most)}
+    @abstractmethod
+    def opening(self) -> list[dict[str, Any]]:
+        """What a stream begins with, before anything is known of the answer."""
 
-    def opening_chunks(self) -> list[dict[str, Any]]:
-        """The first chunk of every choice: the role, once."""
-        delta = {"role": "assistant", "content": ""}
-        return [self._chunk(index, delta) for index in range(len(self.choices))]
+    @abstractmethod
+    def told(self, delta: Delta) -> list[dict[str, Any]]:
+        """What of a stream is new with a delta; nothing where that is held back."""
 
-    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
-        """The parts if there are any; then an empty delta when they were the choice's last.
+    @abstractmethod
+    def closing(self) -> list[dict[str, Any]]:
+        """What a stream ends with that ran to its end."""
 
-        Log probabilities go with the first of them, and wait where there is none.
+    @abstractmethod
+    def failing(self, error: dict[str, Any]) -> list[dict[str, Any]]:
+        """What a stream ends with that has begun and cannot go on. error: OpenAI's object."""
+
+    def told_at_once(self, delta: Delta) -> bytes | None:
+        """The event of a delta that is one piece of text and no more, as nearly all are, where a
+        form is quicker about that; None for any other.
         """
-        deltas = chat_deltas(delta.parts)
-        untold = self._untold[delta.index]
-        untold += delta.entries
-        chunks = [self._chunk(delta.index, item) for item in deltas]
-        if delta.finish_reason is not None:
-            ending = {"finish_reason": delta.finish_reason, "stop_reason": delta.stop_reason}
-            chunks.append(self._chunk(delta.index, {}, ending))
-        if chunks and untold:
-            chunks[0]["choices"][0]["logprobs"] = self._logprobs(untold)
-            self._untold[delta.index] = []
-        return chunks
-
-    def content_chunk(self, delta: Delta) -> bytes | None:
-        """The JSON of the chunk of a delta that is one piece of content and no more, as nearly all
-        are: what stands around the text is encoded once. None for any other.
-        """
-        if len(delta.parts) != 1 or delta.finish_reason is not None or not self._only_text_is_new:
-            return None
-        [part] = delta.parts
-        if type(part) is not Content:
-            return None
-        around = self._around.get(delta.index)
-        if around is None:
-            empty = msgspec.json.encode(self._chunk(delta.index, {"content": ""}))
-            before, _, after = empty.partition(_NO_CONTENT)
-            around = self._around[delta.index] = (before + _CONTENT, after)
-        return around[0] + _encode(part.text) + around[1]
-
-    def closing_chunks(self) -> list[dict[str, Any]]:
-        """The usage, when stream_options asked for it."""
-        if not self.terms.include_usage:
-            return []
-        return [{**self._head(self.chunk_kind), "choices": [], "usage": self.usage()}]
-
-    def _logprobs(self, entries: list[TokenEntry]) -> dict[str, Any] | None:
-        if self.terms.num_logprobs is None:
-            return None
-        return chat_logprobs(entries, self.terms.pieces)
-
-    def _chunk(
-        self, index: int, delta: dict[str, Any], ending: dict[str, Any] | None = None
-    ) -> dict[str, Any]:
-        choice = {"index": index, "delta": delta, "logprobs": None}
-        return self._chunk_of({**choice, **(ending or {"finish_reason": None})})
-
-    def _chunk_of(self, choice: dict[str, Any]) -> dict[str, Any]:
-        chunk = {**self._head(self.chunk_kind), "choices": [choice]}
-        if self.terms.continuous_usage:
-            chunk["usage"] = self.usage()
-        elif self.terms.include_usage:  # OpenAI: it is in every chunk, null in all but the last
-            chunk["usage"] = None
-        return chunk
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self.completion_id,
-            "object": kind,
-            "created": self._created,
-            "model": self.terms.model,
-            "system_fingerprint": self.terms.fingerprint,
-        }
+        return None

@@ -1,5 +1,5 @@
-"""An HTTP request -> its answer, whole or as a stream: the way every endpoint takes.
+"""What is asked -> its answer, whole or as a stream: the way every endpoint takes.
 
 Imports `wire/`, `request/`, `prompt/`, `tools/`, `answer/` and `observe/`. Does not know what the
-fields mean, nor gunicorn's processes. Read `completion_routes.py` first, then `service.py`.
+fields mean, nor an endpoint's form. Read `conversations.py` first, then `service.py`.
 """

@@ -251,6 +251,14 @@ class Service:
         except HostUnavailable:
             return None
 
+    @property
+    def max_messages(self) -> int | None:
+        """The context's length, as every message takes a token at least; None as long as no engine
+        was ready.
+        """
+        info = self.info
+        return info.max_seq_len if info else None
+
     def _names(self) -> set[str]:
         info = self.info
         names = {self.settings.model_name, self.settings.engine_dir.name}

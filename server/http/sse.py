@@ -1,4 +1,4 @@
-"""A completion as server-sent events, and the watch for a client that has gone away.
+"""A completion as server-sent events, in its form's framing, and the watch for a client that left.
 
 WSGI tells of a closed connection only at the next write, and a plain request writes once, at its
 end: so a greenlet looks at the socket itself, and a client that has gone becomes a cancel.
@@ -15,10 +15,9 @@ from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import gevent
-import msgspec
 from gevent.socket import wait_read
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
@@ -34,16 +33,10 @@ HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
-KEEPALIVE = b": keep-alive\n\n"
-DONE = b"data: [DONE]\n\n"
 
 _POLL_S = 0.25
 _MOST_AT_ONCE = 1 << 14  # bytes
 _OPEN_STATES = (1, 2, 3)  # Linux, tcp_states.h: ESTABLISHED, SYN_SENT, SYN_RECV
-
-
-def event(data: dict[str, Any]) -> bytes:
-    return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
 class Stream:
@@ -83,25 +76,26 @@ class Stream:
 
 
 def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
-    """The whole stream. An error after its beginning is an event of its own, then [DONE].
+    """The whole stream. An error after its beginning is told in it, and ends it.
 
     What is there at once is one piece, and so one write: the role and the first token, several
     choices of a step, and the steps that came while others were served.
     """
     completion = stream.completion
-    data = b"".join(map(event, completion.opening_chunks()))
+    framing = completion.framing
+    data = framing.events(completion.opening())
     try:
         with closing(stream.deltas()) as deltas:
             for delta in deltas:
                 if delta is None:
-                    yield data + KEEPALIVE
+                    yield data + framing.silence
                     data = b""
                     continue
-                data += told(completion, partial(_chunks, completion, delta))
+                data += told(completion, partial(_events, completion, delta))
                 if data and (len(data) > _MOST_AT_ONCE or not stream.has_more):
                     ready, data = data, b""
                     yield ready
-        yield data + b"".join(map(event, completion.closing_chunks())) + DONE
+        yield data + framing.events(completion.closing()) + framing.end
     except ClientGone:
         return
     except Exception as error:  # the status line is sent: a handler further out could not answer
@@ -109,7 +103,7 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
             fields = {"request_id": request_id}
             LOG.exception("request %s failed in mid-stream", request_id, extra=fields)
         stream.failure = error_answer(error, request_id)
-        yield data + event(stream.failure.body) + DONE
+        yield data + framing.events(completion.failing(stream.failure.body)) + framing.end
     finally:
         stream.close()
 
@@ -121,11 +115,9 @@ def told(completion: Completion, work: Callable[[], T]) -> T:
     return call_beside_the_loop(work) if completion.scores else work()
 
 
-def _chunks(completion: Completion, delta: Delta) -> bytes:
-    content = completion.content_chunk(delta)
-    if content is not None:
-        return b"data: " + content + b"\n\n"
-    return b"".join(map(event, completion.chunks(delta)))
+def _events(completion: Completion, delta: Delta) -> bytes:
+    text = completion.told_at_once(delta)
+    return completion.framing.events(completion.told(delta)) if text is None else text
 
 
 class DisconnectWatch:

@@ -14,7 +14,6 @@ from enginehouse.server.answer.completion import Completion, Generation
 
 TRACE = "enginehouse.trace"  # in WSGI's environ
 PROPAGATED = ("traceparent", "tracestate")  # W3C, "Trace Context"
-_OPERATIONS = {"chat.completion": "chat", "text_completion": "text_completion"}
 
 
 class Part(NamedTuple):
@@ -86,8 +85,8 @@ def sampling_attributes(sampling: SamplingParams) -> dict[str, Any]:
 
 def attributes_of(completion: Completion) -> dict[str, Any]:
     """What of an answer is told beside its times; no text of it."""
-    attributes = {
-        "gen_ai.operation.name": _OPERATIONS.get(completion.kind, completion.kind),
+    attributes: dict[str, Any] = {
+        "gen_ai.operation.name": completion.operation,
         "gen_ai.provider.name": "enginehouse",
         "gen_ai.request.model": completion.terms.model,
         "gen_ai.response.model": completion.terms.model,

@@ -1,6 +1,6 @@
-"""The form of answers, for the OpenAPI document: what answer/completion.py and the routes write.
+"""The form of answers, for the OpenAPI document: what the forms of api/ and the routes write.
 
-tests/server/wire/test_openapi.py holds the real answers against these.
+tests/server/test_openapi.py holds the real answers against these.
 """
 
 from __future__ import annotations

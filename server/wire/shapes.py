@@ -1,7 +1,7 @@
 """The form of what requests share: each field's type, range, default and meaning.
 
 The models here and in bodies.py validate, and the OpenAPI document is made of the very same. What
-a well-formed request may ask for is request/chat_request.py's. Knows no Flask, no model, no other
+a well-formed request may ask for is of api/'s folders. Knows no Flask, no model, no other
 field's value.
 Source: the product page's "Input fields"; OpenAI's and vLLM's references for the rest.
 """

@@ -9,6 +9,7 @@ from typing import Any
 from doubles.scripted_client import Script, ScriptedGeneration
 from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Delta, Prices, Terms
+from enginehouse.server.api.chat.answer import ChatCompletion
 from enginehouse.server.text.answer import AnswerParser, PlainParser
 from makers.token_outputs import PIECES
 
@@ -34,9 +35,9 @@ def completion(
     stops: tuple[str, ...] = (),
     make_parser: Callable[[], AnswerParser] = PlainParser,
     **more: Any,
-) -> Completion:
+) -> ChatCompletion:
     moments = {name: more.pop(name) for name in MOMENTS if name in more}
-    return Completion(
+    return ChatCompletion(
         terms(num_choices, stops, **more),
         make_parser,
         completion_id="chatcmpl-1",

@@ -50,7 +50,7 @@ def test_logprobs_are_cut_where_the_text_is(keep: bool, step: int) -> None:
         item
         for delta in deltas
         if delta is not None
-        for chunk in answer.chunks(delta)
+        for chunk in answer.told(delta)
         if chunk["choices"][0]["logprobs"]
         for item in chunk["choices"][0]["logprobs"]["content"]
     ]
@@ -175,7 +175,7 @@ def test_calls_and_reasoning_are_told_apart_from_content(step: int) -> None:
         "reasoning_content": "hm",
         "tool_calls": calls,
     }
-    assert joined([c for d in deltas if d is not None for c in answer.chunks(d)]) == {
+    assert joined([c for d in deltas if d is not None for c in answer.told(d)]) == {
         "reasoning_content": "hm",
         "tool_calls": calls,
         "finish_reason": "tool_calls",
@@ -223,5 +223,5 @@ def test_continuous_usage_is_in_every_chunk() -> None:
     generation = ScriptedGeneration([*generation_script, (0, TokenOutput(1, [], STOP))])
     for delta in answer.run(generation):
         assert delta is not None
-        counts += [chunk["usage"]["completion_tokens"] for chunk in answer.chunks(delta)]
+        counts += [chunk["usage"]["completion_tokens"] for chunk in answer.told(delta)]
     assert counts == [1, 2, 3, 3]

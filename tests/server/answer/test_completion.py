@@ -3,7 +3,6 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
-import msgspec
 import pytest
 
 from doubles.scripted_client import ScriptedGeneration
@@ -65,11 +64,11 @@ def test_the_cost_is_exact(prices: tuple[str, str], counts: tuple[int, int], cos
 def test_chunks_give_the_role_once_then_text_then_an_empty_delta() -> None:
     answer = completion()
     deltas, _ = play(answer, [(0, output("Hi")), (0, output(" the", LENGTH))])
-    chunks = answer.opening_chunks()
+    chunks = answer.opening()
     for delta in deltas:
         assert delta is not None
-        chunks += answer.chunks(delta)
-    chunks += answer.closing_chunks()
+        chunks += answer.told(delta)
+    chunks += answer.closing()
     deltas_and_ends: list[tuple[dict[str, str], dict[str, Any]]] = [
         ({"role": "assistant", "content": ""}, {"finish_reason": None}),
         ({"content": "Hi"}, {"finish_reason": None}),
@@ -86,8 +85,8 @@ def test_chunks_give_the_role_once_then_text_then_an_empty_delta() -> None:
 def test_usage_comes_last_and_alone_when_asked_for() -> None:
     answer = completion(include_usage=True)
     play(answer, tokens("Hi", STOP))
-    assert answer.opening_chunks()[0]["usage"] is None
-    [last] = answer.closing_chunks()
+    assert answer.opening()[0]["usage"] is None
+    [last] = answer.closing()
     assert (last["choices"], last["usage"]) == ([], answer.usage())
 
 
@@ -206,7 +205,7 @@ def test_content_alone_is_told_as_any_chunk_is() -> None:
     for answer in (completion(2), completion(include_usage=True), completion(fingerprint="fp_1")):
         for index, text in enumerate(texts):
             delta = Delta(index % len(answer.choices), (Content(text),))
-            assert answer.content_chunk(delta) == msgspec.json.encode(answer.chunks(delta)[0])
+            assert answer.told_at_once(delta) == answer.framing.events(answer.told(delta))
     others = [
         (completion(), Delta(0, (Content("a"), Content("b")))),
         (completion(), Delta(0, (Content("a"),), "stop")),
@@ -215,4 +214,4 @@ def test_content_alone_is_told_as_any_chunk_is() -> None:
         (completion(num_logprobs=0), Delta(0, (Content("a"),))),
         (completion(continuous_usage=True), Delta(0, (Content("a"),))),
     ]
-    assert [answer.content_chunk(delta) for answer, delta in others] == [None] * len(others)
+    assert [answer.told_at_once(delta) for answer, delta in others] == [None] * len(others)

@@ -10,6 +10,7 @@ from gevent import socket as gsocket
 from doubles.scripted_client import Script, ScriptedGeneration
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.server.answer.completion import Completion
+from enginehouse.server.answer.framing import KEEPALIVE
 from enginehouse.server.http import sse
 from makers.api_client import data_of
 from makers.completions import completion
@@ -40,7 +41,7 @@ def test_a_newline_in_the_text_does_not_break_an_event() -> None:
 
 def test_silence_becomes_comments() -> None:
     frames, _ = stream(completion(), [None, None, *tokens("a", STOP)])
-    assert [frame.endswith(sse.KEEPALIVE) for frame in frames] == [True, True, False]
+    assert [frame.endswith(KEEPALIVE) for frame in frames] == [True, True, False]
 
 
 def test_what_is_there_at_once_is_one_write() -> None:
@@ -48,7 +49,7 @@ def test_what_is_there_at_once_is_one_write() -> None:
     assert len(frames) == 1 and len(data_of(frames)) > 4
     frames, _ = stream(completion(), [*tokens("a"), None, *tokens("b"), HostUnavailable("gone")])
     assert [frame.count(b"data: ") for frame in frames] == [2, 0, 1, 2]
-    assert frames[1] == sse.KEEPALIVE
+    assert frames[1] == KEEPALIVE
 
 
 def test_an_error_in_mid_stream_is_an_event_then_done() -> None:

@@ -12,7 +12,7 @@ from flask.testing import FlaskClient
 from doubles.scripted_client import ScriptedClient
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import ConstraintKind, FinishReason, Refusal, TokenOutput
-from enginehouse.server.request.chat_request import parse_chat_request
+from enginehouse.server.api.chat.request import parse_chat_request
 from enginehouse.server.request.constraints import read_constraint
 from enginehouse.server.wire.bodies import CompletionBody
 from makers.api_client import ask, data_of, error_of

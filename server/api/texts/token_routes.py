@@ -13,15 +13,15 @@ from typing import Any
 
 from flask import Response
 
-from enginehouse.server.http.service import Service, tell
-from enginehouse.server.prompt.prompts import check_tokens, detokenize, tokenize
-from enginehouse.server.prompt.tokenizer_info import tokenizer_info
-from enginehouse.server.request.asked import ignored_fields
-from enginehouse.server.request.chat_request import (
+from enginehouse.server.api.chat.request import (
     check_num_messages,
     read_conversation,
     read_tools,
 )
+from enginehouse.server.http.service import Service, tell
+from enginehouse.server.prompt.prompts import check_tokens, detokenize, tokenize
+from enginehouse.server.prompt.tokenizer_info import tokenizer_info
+from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.tools.tool_choice import ToolUse
 from enginehouse.server.wire.bodies import (
     DetokenizeBody,
@@ -35,7 +35,7 @@ from enginehouse.server.wire.responses import json_response
 
 
 def tokenize_route(service: Service) -> Response:
-    max_messages = _max_messages(service)
+    max_messages = service.max_messages
     shape = service.read(lambda body: _parse_tokenize(body, max_messages))
     ignored = ignored_fields(shape)
     _check_model(service, shape.model)
@@ -65,7 +65,7 @@ def detokenize_route(service: Service) -> Response:
 
 
 def apply_template_route(service: Service) -> Response:
-    max_messages = _max_messages(service)
+    max_messages = service.max_messages
     shape = service.read(
         lambda body: parse_body(
             TemplateBody, body, lambda data: check_num_messages(data, max_messages)
@@ -78,7 +78,7 @@ def apply_template_route(service: Service) -> Response:
 
 
 def tokenizer_info_route(service: Service) -> Response:
-    return json_response(tokenizer_info(service.chat, _max_messages(service)))
+    return json_response(tokenizer_info(service.chat, service.max_messages))
 
 
 def _parse_tokenize(body: bytes, max_messages: int | None) -> TokenizeBody | TokenizeChatBody:
@@ -96,12 +96,6 @@ def _render(service: Service, shape: TokenizeChatBody | TemplateBody) -> tuple[s
     conversation = read_conversation(shape)
     options = replace(conversation.options, tools=ToolUse(read_tools(shape.tools)))
     return service.chat.render(conversation.messages, options), service.chat.unread(options)
-
-
-def _max_messages(service: Service) -> int | None:
-    """The context's length: every message takes a token at least."""
-    info = service.info
-    return info.max_seq_len if info else None
 
 
 def _check_model(service: Service, name: str | None) -> None:

@@ -1,14 +1,16 @@
-"""The two endpoints that generate: chat completions and text completions. Read this page first.
+"""A conversation -> its answer, in whichever endpoint's form. Read this page first.
 
-    body -> what is asked -> prompt ids -> plan of the answer -> engine -> answer, whole or streamed
+    what is asked -> prompt ids -> plan of the answer -> engine -> answer, whole or streamed
 
-Each step is one call into the wing that does it. This file knows no field's meaning and no token.
+Each step is one call into the wing that does it. An endpoint of `server/api/` has read its body
+into a ChatRequest, and gives the form that its answer is told in; this is the one way between the
+two. This file knows no field's meaning and no token.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -19,28 +21,21 @@ from enginehouse.server.answer.choice import Endings
 from enginehouse.server.answer.completion import Completion, Generation, Terms
 from enginehouse.server.answer.plan import plan_answer
 from enginehouse.server.answer.prompt_scores import PromptScores
-from enginehouse.server.answer.text_completion import Batch, TextCompletion
 from enginehouse.server.http.service import Service, fingerprint_of, tell
 from enginehouse.server.observe.logged import log_prompt
 from enginehouse.server.observe.tracing import TRACE
-from enginehouse.server.prompt.prompts import (
-    check_tokens,
-    detokenize,
-    echo_of,
-    text_prompt,
-    text_span,
-)
+from enginehouse.server.prompt.prompts import check_tokens
 from enginehouse.server.request.asked import Asked, check_constraint
-from enginehouse.server.request.chat_request import parse_chat_request
-from enginehouse.server.request.text_request import parse_text_request
+from enginehouse.server.request.chat_request import ChatRequest
+
+Form = Callable[..., Completion]  # of Completion's arguments
 
 
-def chat_completions(service: Service) -> Response:
-    started_s = time.monotonic()
-    info = service.info
-    max_messages = info.max_seq_len if info else None
-    asked = service.read(lambda body: parse_chat_request(body, max_messages))
-    info = _check(service, asked)
+def converse(
+    service: Service, asked: ChatRequest, form: Form, started_s: float | None = None
+) -> Response:
+    """started_s: the monotonic clock when the request came."""
+    info = check(service, asked)
     prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
     if service.settings.log_prompts:
         log_prompt(prompt.text)
@@ -60,52 +55,21 @@ def chat_completions(service: Service) -> Response:
     check_constraint(asked.fields, plan.constraint)
     asked = replace(asked, constraint=plan.constraint, unenforced=plan.unenforced)
     terms = Terms(
-        **_terms(service, info, asked),
+        **terms_of(service, info, asked),
         num_prompt_tokens=len(prompt.ids),
         kept_ids=plan.keep,
         only_calls=asked.options.tools.forced,
     )
-    scores = _scores(service, asked, [(prompt.ids, range(0))])
-    completion = Completion(terms, plan.new_parser, scores=scores, started_s=started_s)
-    generation = _submit(service, asked, prompt.ids, info)
+    scores = scores_of(service, asked, [(prompt.ids, range(0))])
+    started_s = time.monotonic() if started_s is None else started_s
+    completion = form(terms, plan.new_parser, scores=scores, started_s=started_s)
+    generation = submit(service, asked, prompt.ids, info)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
     ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
     return tell(response, ignored, asked.unenforced, asked.repaired)
 
 
-def text_completions(service: Service) -> Response:
-    started_s = time.monotonic()
-    info = service.info
-    max_seq_len = info.max_seq_len if info else None
-    asked = service.read(lambda body: parse_text_request(body, max_seq_len))
-    info = _check(service, asked)
-    prompts = [
-        text_prompt(service.chat, prompt, asked.add_special_tokens, info, param)
-        for prompt, param in asked.prompts_with_params()
-    ]
-    if service.settings.log_prompts:
-        for ids in prompts:
-            log_prompt(detokenize(service.chat, ids))
-    echoes = [echo_of(service.chat, prompt) if asked.echo else "" for prompt in asked.prompts]
-    terms = Terms(
-        **_terms(service, info, asked),
-        num_prompts=len(prompts),
-        num_prompt_tokens=sum(map(len, prompts)),
-    )
-    spans = [
-        text_span(service.chat, prompt, ids) if asked.echoes_logprobs else range(0)
-        for prompt, ids in zip(asked.prompts, prompts, strict=True)
-    ]
-    scores = _scores(service, asked, zip(prompts, spans, strict=True))
-    completion = TextCompletion(
-        terms, echoes, asked.echoes_logprobs, scores=scores, started_s=started_s
-    )
-    generation = _submit_all(service, asked, prompts, info)
-    response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
-    return tell(response, asked.ignored_fields, asked.unenforced)
-
-
-def _check(service: Service, asked: Asked) -> EngineInfo:
+def check(service: Service, asked: Asked) -> EngineInfo:
     """The model must be the one that is served, its engine there, and each token one of its own."""
     service.check_model(asked.fields.model, param="model")
     service.check_ready()
@@ -116,7 +80,7 @@ def _check(service: Service, asked: Asked) -> EngineInfo:
     return info
 
 
-def _scores(
+def scores_of(
     service: Service, asked: Asked, prompts: Iterable[tuple[list[int], range]]
 ) -> list[PromptScores]:
     """One for each prompt, of its ids and the span of its text; none where nobody asks."""
@@ -125,7 +89,7 @@ def _scores(
     return [PromptScores(ids, service.chat.pieces, span) for ids, span in prompts]
 
 
-def _terms(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
+def terms_of(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
     fields = asked.fields
     return {
         "model": service.settings.model_name,
@@ -147,7 +111,7 @@ def _terms(service: Service, info: EngineInfo, asked: Asked) -> dict[str, Any]:
     }
 
 
-def _submit(
+def submit(
     service: Service, asked: Asked, prompt_ids: list[int], info: EngineInfo
 ) -> Generation | None:
     """None when no token may be generated: the engine is not troubled with that."""
@@ -160,20 +124,3 @@ def _submit(
     if TRACE in request.environ:
         request.environ[TRACE].asked(samplings[0])
     return service.client.submit(prompt_ids, samplings, asked.fields.priority, g.request_id)
-
-
-def _submit_all(
-    service: Service, asked: Asked, prompts: list[list[int]], info: EngineInfo
-) -> Generation | None:
-    started: list[Generation] = []
-    try:
-        for prompt_ids in prompts:
-            generation = _submit(service, asked, prompt_ids, info)
-            if generation is None:  # max_tokens is 0, and so it is for every prompt
-                return None
-            started.append(generation)
-    except Exception:
-        for generation in started:
-            generation.cancel()
-        raise
-    return started[0] if len(started) == 1 else Batch(started, asked.num_sequences)

@@ -21,9 +21,10 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from doubles.scripted_client import ScriptedClient
+from enginehouse.server import openapi
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
-from enginehouse.server.wire import answers, bodies, openapi
+from enginehouse.server.wire import answers, bodies
 from makers.api_client import PATHS, data_of
 from makers.fuzzing import tries
 from makers.text_engine import engine_info

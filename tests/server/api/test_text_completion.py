@@ -10,7 +10,7 @@ from werkzeug.test import TestResponse
 from doubles.scripted_client import ScriptedClient, ScriptedGeneration
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import TokenOutput
-from enginehouse.server.answer.text_completion import Batch
+from enginehouse.server.api.texts.batch import Batch
 from makers.api_client import data_of, error_of
 from makers.token_outputs import LENGTH, STOP, TOKENIZER, bytes_ids, scored, tokens
 

@@ -1,4 +1,4 @@
-"""Token outputs -> OpenAI's text completion objects, whole and in chunks; several prompts at once.
+"""Token outputs -> OpenAI's text completion objects, whole and in chunks, of one prompt or more.
 
 Knows no HTTP. Source: OpenAI's (legacy) completions reference.
 """
@@ -7,23 +7,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from gevent import Greenlet, killall, spawn
-from gevent.queue import Empty, Queue
-
-from enginehouse.runtime.request import TokenOutput
 from enginehouse.server.answer.choice import Choice
-from enginehouse.server.answer.completion import Completion, Delta, Generation, Terms
+from enginehouse.server.answer.chunked import ChunkedCompletion
+from enginehouse.server.answer.completion import Delta, Terms
 from enginehouse.server.text.logprobs import TokenEntry, text_logprobs
 
 
-class TextCompletion(Completion):
+class TextCompletion(ChunkedCompletion):
     """echoes: the text of each prompt that is told before its answers, or empty texts.
     echoes_logprobs: their tokens are told as the answers' are, from `scores`.
 
     Choice i belongs to prompt i // n, as OpenAI numbers them.
     """
 
-    kind, chunk_kind, id_prefix = "text_completion", "text_completion", "cmpl"
+    kind, chunk_kind, id_prefix = "text_completion", "text_completion", "cmpl-"
+    operation = "text_completion"
 
     def __init__(
         self, terms: Terms, echoes: list[str], echoes_logprobs: bool = False, **more: Any
@@ -51,16 +49,13 @@ class TextCompletion(Completion):
         ]
         return {**self._head(self.kind), "choices": choices, "usage": self.usage()}
 
-    def opening_chunks(self) -> list[dict[str, Any]]:
+    def opening(self) -> list[dict[str, Any]]:
         """The prompts, if they are echoed and nothing of them is waited for."""
         if self._echoes_logprobs:
             return []
         return [chunk for prompt in range(len(self._echoes)) for chunk in self._echo_chunks(prompt)]
 
-    def content_chunk(self, delta: Delta) -> None:
-        """Text completions have another shape, and wait for their echoes."""
-
-    def chunks(self, delta: Delta) -> list[dict[str, Any]]:
+    def told(self, delta: Delta) -> list[dict[str, Any]]:
         """One chunk, or none when there is nothing new; more when an echo was waited for."""
         prompt = self._prompt_of(delta.index)
         if prompt not in self._held:
@@ -128,70 +123,3 @@ class TextCompletion(Completion):
     ) -> dict[str, Any]:
         choice = {"index": index, "text": text, "logprobs": logprobs}
         return self._chunk_of({**choice, **(ending or {"finish_reason": None})})
-
-
-class Batch:
-    """The generations of several prompts as one; choices are numbered through.
-
-    A greenlet waits for each, and all hand over to one queue. None in it: one has ended.
-    """
-
-    def __init__(self, generations: list[Generation], num_sequences: int) -> None:
-        self._generations = generations
-        self._num_sequences = num_sequences
-        self._events: Queue[tuple[int, TokenOutput] | Exception | None] = Queue()
-        self._num_waiting = len(generations)
-        self._greenlets: list[Greenlet[..., None]] = [
-            spawn(self._hand_over, number, generation)
-            for number, generation in enumerate(generations)
-        ]
-
-    @property
-    def finished(self) -> bool:
-        """Nothing more will come, and all that came was taken."""
-        return self._num_waiting == 0 and self._events.empty()
-
-    @property
-    def begun(self) -> bool:
-        return any(generation.begun for generation in self._generations)
-
-    @property
-    def has_output(self) -> bool:
-        return not self._events.empty() and isinstance(self._events.peek_nowait(), tuple)
-
-    def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
-        """The next (choice, output); None after timeout_s, or once all have ended."""
-        while not self.finished:
-            try:
-                event = self._events.get(timeout=timeout_s)
-            except Empty:
-                return None
-            if isinstance(event, Exception):
-                raise event
-            if event is not None:
-                return event
-        return None
-
-    def cancel(self, index: int | None = None) -> None:
-        if index is not None:
-            number, choice = divmod(index, self._num_sequences)
-            self._generations[number].cancel(choice)
-            return
-        killall(self._greenlets, block=False)
-        for generation in self._generations:
-            generation.cancel()
-        self._num_waiting = 0
-        self._events.put(None)  # wakes a greenlet that waits in get()
-
-    def _hand_over(self, number: int, generation: Generation) -> None:
-        first = number * self._num_sequences
-        try:
-            while (item := generation.get()) is not None:
-                index, output = item
-                self._events.put((first + index, output))
-                if generation.finished:
-                    break
-        except Exception as error:  # raised again where the answer is made
-            self._events.put(error)
-        self._num_waiting -= 1
-        self._events.put(None)

@@ -16,9 +16,9 @@ import pytest
 from flask import Flask
 
 from doubles.scripted_client import ScriptedClient
+from enginehouse.server import openapi
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
-from enginehouse.server.wire import openapi
 from makers.api_client import data_of
 from makers.text_engine import engine_info
 from makers.token_outputs import STOP, bytes_ids, scored
