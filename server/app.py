@@ -23,6 +23,9 @@ from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.api.chat.routes import chat_completions
+from enginehouse.server.api.responses.conversations import add_conversations
+from enginehouse.server.api.responses.routes import add_responses
+from enginehouse.server.api.responses.store import Store
 from enginehouse.server.api.texts import token_routes
 from enginehouse.server.api.texts.routes import text_completions
 from enginehouse.server.http.auth import KeyRing
@@ -59,7 +62,12 @@ _ASKED = "enginehouse.path"  # of a request's environment: the path as the clien
 # What stands between a text and the engine is vLLM's, outside /v1; clients look for it there too.
 _OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_COUNTED = ("/v1/chat/completions", "/v1/completions")  # of what a key may ask in a minute
+_COUNTED = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+)  # of what a key may ask in a minute
 _POSTS = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": text_completions,
@@ -86,6 +94,13 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     app.url_map.merge_slashes = False  # a redirect is no answer for an API client
     app.url_map.strict_slashes = False  # nor is a 404 for a slash at the end
     _add_routes(app, service)
+    store = Store(
+        settings.responses_path or ":memory:",
+        settings.responses_max_bytes,
+        settings.responses_ttl_s,
+    )
+    add_responses(app, service, store)
+    add_conversations(app, service, store)
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)

@@ -34,6 +34,7 @@ class ServerSettings:
     keepalive_s: a silent stream sends an SSE comment this often.
     send_timeout_s: whose client takes nothing for so long is cut.
     counts_path: a file that the server's workers share; None: each counts by itself.
+    responses_path: another one, of what the Responses API keeps, so many bytes for so long.
     open_pages: what is told without a key.
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
@@ -54,6 +55,9 @@ class ServerSettings:
     body_timeout_s: float = 60.0
     send_timeout_s: float = 60.0
     counts_path: Path | None = None
+    responses_path: Path | None = None
+    responses_max_bytes: int = 256 * 1024 * 1024
+    responses_ttl_s: float = 30 * 24 * 3600.0
     api_keys: tuple[ApiKey, ...] = ()
     open_pages: tuple[str, ...] = ("metrics", "docs")
     cors_origins: tuple[str, ...] = ()
@@ -80,16 +84,30 @@ class ServerSettings:
             model_name=env.get("ENGINEHOUSE_MODEL_NAME", "").strip() or model.name,
             engine_digest=model.digest,
             api_keys=read_keys(env),
-            counts_path=shared_counts_path(env),
+            counts_path=shared_file(env, "counts.sqlite"),
+            responses_path=_responses_path(env),
             started_s=_started_s(env),
             **given,
         )
 
 
-def shared_counts_path(env: Mapping[str, str]) -> Path | None:
+def shared_file(env: Mapping[str, str], name: str) -> Path | None:
     """In the folder that gunicorn's master gives its server, where there is one."""
     folder = env.get("ENGINEHOUSE_RUN_DIR", "")
-    return Path(folder) / "counts.sqlite" if folder else None
+    return Path(folder) / name if folder else None
+
+
+def _responses_path(env: Mapping[str, str]) -> Path | None:
+    """What it holds outlives the server where the operator names the file."""
+    if text := env.get("ENGINEHOUSE_RESPONSES_FILE", "").strip():
+        path = Path(text)
+        if not path.parent.is_dir():
+            raise EnginehouseError(
+                f"ENGINEHOUSE_RESPONSES_FILE={text!r}: {path.parent} is no folder; make it, or "
+                "name a file in one that is there"
+            )
+        return path
+    return shared_file(env, "responses.sqlite")
 
 
 def _started_s(env: Mapping[str, str]) -> float | None:
@@ -262,6 +280,8 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_KEEPALIVE_S": ("keepalive_s", _seconds),
     "ENGINEHOUSE_BODY_TIMEOUT_S": ("body_timeout_s", _seconds),
     "ENGINEHOUSE_SEND_TIMEOUT_S": ("send_timeout_s", _seconds),
+    "ENGINEHOUSE_RESPONSES_MAX_BYTES": ("responses_max_bytes", _num_bytes),
+    "ENGINEHOUSE_RESPONSES_TTL_S": ("responses_ttl_s", _seconds),
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),

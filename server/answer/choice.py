@@ -52,6 +52,7 @@ class Call:
 class Choice:
     """Text, calls, counts and the reason of its end, while they grow.
 
+    num_reasoning_tokens: of num_tokens, those that were thought, shown or not.
     kept_ids: special tokens whose text is shown to the parser. stop_reason: the stop string or the
     client's stop token that ended it. ending: the token that ended it, none of its own, where
     logprobs are wanted. mean_logprob: over all its tokens.
@@ -69,6 +70,7 @@ class Choice:
         self.finish_reason: str | None = None
         self.stop_reason: str | int | None = None
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
         self.calls: list[Call] = []
         self.entries: list[TokenEntry] = []
@@ -106,13 +108,17 @@ class Choice:
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         logprobs = self._logprobs_of(output)
         sent: list[str] = []
+        num_before, thought = self.num_tokens, self.parser.thinks
         for index, token_id in enumerate(output.token_ids):
             sent.append(self._take(token_id, logprobs[index] if logprobs else None))
             if self.finish_reason is not None:
                 break
         if output.finish_reason is not None and self.finish_reason is None:
             sent.append(self._end(output.finish_reason, output))
-        return self._parts("".join(sent))
+        parts = self._parts("".join(sent))
+        if thought or self.parser.thinks:
+            self.num_reasoning_tokens += self.num_tokens - num_before
+        return parts
 
     def finish_empty(self) -> None:
         """Nothing may be generated."""

@@ -19,13 +19,18 @@ class ChunkedCompletion(Completion):
     chunk_kind: str
 
     def usage(self) -> dict[str, Any]:
-        """A prompt counts once, however many choices it has; all that was generated counts."""
+        """A prompt counts once, however many choices it has; all that was generated counts. Tokens
+        of thoughts are told apart where there are any.
+        """
         num_prompt, num_completion = self.num_prompt_tokens, self.num_completion_tokens
+        thoughts = self.num_reasoning_tokens
+        details = {"completion_tokens_details": {"reasoning_tokens": thoughts}} if thoughts else {}
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_completion,
             "total_tokens": num_prompt + num_completion,
             "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
+            **details,
             "estimated_cost": self.cost,
         }
 

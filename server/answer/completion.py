@@ -186,6 +186,10 @@ class Completion(ABC):
         return sum(choice.num_tokens for choice in self.choices)
 
     @property
+    def num_reasoning_tokens(self) -> int:
+        return sum(choice.num_reasoning_tokens for choice in self.choices)
+
+    @property
     def finished(self) -> bool:
         for choice in self.choices:  # asked for with each token: all() and a generator cost more
             if choice.finish_reason is None:

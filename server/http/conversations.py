@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from flask import Response, g, request
 
@@ -24,22 +24,40 @@ from enginehouse.server.answer.prompt_scores import PromptScores
 from enginehouse.server.http.service import Service, fingerprint_of, tell
 from enginehouse.server.observe.logged import log_prompt
 from enginehouse.server.observe.tracing import TRACE
+from enginehouse.server.prompt.chat import Prompt
 from enginehouse.server.prompt.prompts import check_tokens
+from enginehouse.server.prompt.truncation import latest_that_fits
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import ChatRequest
 
 Form = Callable[..., Completion]  # of Completion's arguments
 
 
+class Begun(NamedTuple):
+    """An answer that the engine is at work on. generation None: there is nothing to generate."""
+
+    asked: ChatRequest
+    completion: Completion
+    generation: Generation | None
+
+
 def converse(
     service: Service, asked: ChatRequest, form: Form, started_s: float | None = None
 ) -> Response:
     """started_s: the monotonic clock when the request came."""
+    asked, completion, generation = begin(service, asked, form, started_s)
+    response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
+    ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
+    return tell(response, ignored, asked.unenforced, asked.repaired)
+
+
+def begin(
+    service: Service, asked: ChatRequest, form: Form, started_s: float | None = None
+) -> Begun:
     info = check(service, asked)
-    prompt = service.chat.prompt(asked.messages, info.max_seq_len, asked.options)
+    prompt = prompt_of(service, asked, info)
     if service.settings.log_prompts:
         log_prompt(prompt.text)
-    check_tokens(service.chat, prompt.ids, info.vocab_size, "messages")
     plan = service.beside(
         lambda: plan_answer(
             service.chat,
@@ -63,10 +81,19 @@ def converse(
     scores = scores_of(service, asked, [(prompt.ids, range(0))])
     started_s = time.monotonic() if started_s is None else started_s
     completion = form(terms, plan.new_parser, scores=scores, started_s=started_s)
-    generation = submit(service, asked, prompt.ids, info)
-    response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
-    ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
-    return tell(response, ignored, asked.unenforced, asked.repaired)
+    return Begun(asked, completion, submit(service, asked, prompt.ids, info))
+
+
+def prompt_of(service: Service, asked: ChatRequest, info: EngineInfo) -> Prompt:
+    """RequestError where it has a token that the model has not."""
+    chat, most = service.chat, info.max_seq_len
+    if asked.truncates:
+        room = min(asked.max_tokens or 1, most // 2)  # for the answer
+        prompt = latest_that_fits(chat, asked.messages, most - room + 1, asked.options)
+    else:
+        prompt = chat.prompt(asked.messages, most, asked.options)
+    check_tokens(chat, prompt.ids, info.vocab_size, "messages")
+    return prompt
 
 
 def check(service: Service, asked: Asked) -> EngineInfo:

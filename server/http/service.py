@@ -117,7 +117,7 @@ class Service:
                     pass
         except BaseException as error:
             watch.stop()
-            self._count(completion, generation, request.environ)
+            self.count(completion, generation, request.environ)
             if not isinstance(error, ClientGone):
                 raise
             LOG.info("request %s: the client has gone", g.request_id)
@@ -125,13 +125,13 @@ class Service:
             return error_response(
                 make_error(_CLIENT_CLOSED_REQUEST, gone, code="client_closed_request")
             )
-        self._count(completion, generation, request.environ)
+        self.count(completion, generation, request.environ)
         self._judge(completion, unenforced, g.request_id)
         response = sse.told(completion, lambda: json_response(completion.whole()))
         response.headers["Server-Timing"] = server_timing(completion)
         return response
 
-    def _count(
+    def count(
         self, completion: Completion, generation: Generation | None, environ: dict[str, Any]
     ) -> None:
         """In the metrics, and for whoever logs the request. To be called while what ends it is on
@@ -181,7 +181,7 @@ class Service:
             if stream.close():
                 fields = log_fields(environ)
                 LOG.info("request %s: the stream ended early", request_id, extra=fields)
-            self._count(completion, generation, environ)
+            self.count(completion, generation, environ)
             if stream.failure is not None:
                 status, body, _ = stream.failure
                 self.metrics.count_error(status, body["error"]["code"])

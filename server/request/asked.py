@@ -271,7 +271,7 @@ def ignored_fields(body: Shape) -> tuple[str, ...]:
 
 
 def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:
-    unsupported = _UNSUPPORTED_BY_SHAPE.get(type(shape), {})
+    unsupported = _UNSUPPORTED_BY_SHAPE.get(type(shape), type(shape).refused)
     for name, value in (shape.model_extra or {}).items():
         if name not in unsupported:
             yield Unknown(path + name, report + name)

@@ -17,7 +17,8 @@ class ChatRequest(Asked):
     """What is asked of the model.
 
     options has the tools. separate_reasoning None: as the engine does. repaired: the fields of
-    the conversation that could not be taken as they came.
+    the conversation that could not be taken as they came. truncates: the oldest messages that do
+    not fit are left out, instead of refused.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -25,3 +26,4 @@ class ChatRequest(Asked):
     options: PromptOptions
     separate_reasoning: bool | None
     include_reasoning: bool
+    truncates: bool = False

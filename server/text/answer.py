@@ -40,9 +40,14 @@ Part = Content | Reasoning | ToolCallStart | ToolArguments
 
 
 class AnswerParser(Protocol):
-    """Of one choice's text. num_failed: things that looked like calls and were not."""
+    """Of one choice's text. num_failed: things that looked like calls and were not. thinks: what
+    comes next is thought, as far as is known.
+    """
 
     num_failed: int
+
+    @property
+    def thinks(self) -> bool: ...
 
     def push(self, text: str) -> list[Part]:
         """What is certain now."""
@@ -53,6 +58,8 @@ class AnswerParser(Protocol):
 
 class OnlyCalls:
     """Of an answer that can be nothing but calls: a call that a limit cut short is no content."""
+
+    thinks = False
 
     def __init__(self, inner: AnswerParser) -> None:
         self._inner = inner
@@ -73,6 +80,7 @@ class PlainParser:
     """All is content."""
 
     num_failed = 0
+    thinks = False
 
     def push(self, text: str) -> list[Part]:
         return [Content(text)] if text else []

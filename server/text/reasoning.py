@@ -53,6 +53,10 @@ class ReasoningParser:
         self._held = ""
         self._is_empty = not midway  # no reasoning was given yet: white space is dropped
 
+    @property
+    def thinks(self) -> bool:
+        return self._state == "thinking" or (self._state == "before" and self._begun)
+
     def push(self, text: str) -> list[Part]:
         parts = self._push(text)
         self.num_failed = self._inner.num_failed

@@ -43,6 +43,8 @@ class CallParser:
     openings: tuple[str, ...] = ()
     bare_openings: str = ""
 
+    thinks = False
+
     def __init__(
         self,
         names: Collection[str],

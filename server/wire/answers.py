@@ -29,11 +29,18 @@ class CachedTokens(AnswerShape):
     cached_tokens: int
 
 
+class ReasoningTokens(AnswerShape):
+    reasoning_tokens: int
+
+
 class Usage(AnswerShape):
+    """completion_tokens_details: where anything was thought."""
+
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: CachedTokens
+    completion_tokens_details: ReasoningTokens | None = None
     estimated_cost: float
 
 

@@ -25,7 +25,7 @@ from enginehouse.server.wire.shapes import (
     bounded,
 )
 
-_FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
+FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
 
 class TextPart(Shape):
@@ -72,7 +72,7 @@ _PartsForm = list[TextPart | RefusalPart]
 
 
 class CalledFunction(Shape):
-    name: Annotated[str, Field(pattern=_FUNCTION_NAME)]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     arguments: Annotated[
         Any, BeforeValidator(_read_arguments, json_schema_input_type=str | dict[str, Any])
     ] = ""
@@ -113,7 +113,7 @@ class Message(Shape):
 
 
 class Function(Shape):
-    name: Annotated[str, Field(pattern=_FUNCTION_NAME)]
+    name: Annotated[str, Field(pattern=FUNCTION_NAME)]
     description: str = ""
     parameters: FreeObject = {}
     """The JSON schema of the arguments."""

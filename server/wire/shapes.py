@@ -8,7 +8,8 @@ Source: the product page's "Input fields"; OpenAI's and vLLM's references for th
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -43,7 +44,13 @@ T = TypeVar("T")
 
 
 class Shape(BaseModel):
-    """Strict types, null means absent, unknown fields are kept apart in model_extra."""
+    """Strict types, null means absent, unknown fields are kept apart in model_extra.
+
+    refused: known ones among these that ask for what is not done, with the values that ask for
+    nothing.
+    """
+
+    refused: ClassVar[Mapping[str, tuple[object, ...]]] = {}
 
     model_config = ConfigDict(
         strict=True, extra="allow", frozen=True, use_attribute_docstrings=True

@@ -9,17 +9,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import msgspec
-
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.request.asked import check_min_tokens, read_common
 from enginehouse.server.request.chat_request import ChatRequest
-from enginehouse.server.text.message import ChatMessage, ToolCall
+from enginehouse.server.request.earlier_calls import call_made
+from enginehouse.server.text.message import ChatMessage
 from enginehouse.server.tools.format import ToolFunction
-from enginehouse.server.tools.json_reader import to_json
 from enginehouse.server.tools.tool_choice import ToolUse
 from enginehouse.server.wire.bodies import (
-    CalledFunction,
     ChatBody,
     Message,
     NamedTool,
@@ -122,13 +119,18 @@ def _message(message: Message, path: str, index: int, repaired: list[str]) -> Ch
         _missing(f"{path}.name", "the name of the function this message answers")
     content = "\n".join(part.text for part in message.content)
     calls = [
-        _call_made(call.id, call.function, f"{path}.tool_calls[{number}].function", repaired)
+        call_made(
+            call.id,
+            call.function.name,
+            call.function.arguments,
+            f"{path}.tool_calls[{number}].function.arguments",
+            repaired,
+        )
         for number, call in enumerate(message.tool_calls)
     ]
-    if message.function_call is not None:
-        calls.append(
-            _call_made(f"call_{index}", message.function_call, f"{path}.function_call", repaired)
-        )
+    if (older := message.function_call) is not None:
+        place = f"{path}.function_call.arguments"
+        calls.append(call_made(f"call_{index}", older.name, older.arguments, place, repaired))
     return ChatMessage(
         role={"developer": "system"}.get(message.role, message.role),
         content=content or (message.refusal or ""),
@@ -137,26 +139,6 @@ def _message(message: Message, path: str, index: int, repaired: list[str]) -> Ch
         tool_calls=tuple(calls),
         reasoning_content=message.reasoning_content or message.reasoning,
     )
-
-
-def _call_made(call_id: str, function: CalledFunction, path: str, repaired: list[str]) -> ToolCall:
-    """Arguments that are no object stay as text where a template shows text; where it wants an
-    object it is empty, and the field is named as repaired.
-    """
-    given = function.arguments
-    if isinstance(given, dict):
-        return ToolCall(call_id, function.name, given)
-    if isinstance(given, str) and given.strip() in ("", "null"):
-        return ToolCall(call_id, function.name, {})
-    text = given if isinstance(given, str) else to_json(given)
-    try:
-        arguments = msgspec.json.decode(text)
-    except (msgspec.MsgspecError, RecursionError):
-        arguments = None
-    if isinstance(arguments, dict):
-        return ToolCall(call_id, function.name, arguments)
-    repaired.append(f"{path}.arguments")
-    return ToolCall(call_id, function.name, {}, text)
 
 
 def _with_function_ids(messages: list[ChatMessage]) -> list[ChatMessage]:

@@ -122,6 +122,7 @@ class MarkParser:
     """`(thought)` is reasoning, `[name{...}]` a call; all in one pass, for tests."""
 
     num_failed = 0
+    thinks = False
 
     def __init__(self) -> None:
         self._state, self._name, self._count = "text", "", 0

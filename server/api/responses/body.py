@@ -1,0 +1,301 @@
+"""POST /v1/responses: the form of its body, and of the items that its input is made of.
+
+Knows no Flask, no model, and not what an item means to a template.
+Source: OpenAI's API reference, "Responses"; the Open Responses specification.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, FailFast, Field
+from pydantic_core import PydanticCustomError
+
+from enginehouse.server.request.asked import UNSUPPORTED
+from enginehouse.server.wire.bodies import FUNCTION_NAME
+from enginehouse.server.wire.json_body import found_text
+from enginehouse.server.wire.shapes import (
+    MAX_LOGPROBS,
+    MAX_TOKENS,
+    MAX_TOOLS,
+    FreeObject,
+    SamplingFields,
+    Shape,
+)
+
+MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_CHARS = 16, 64, 512
+Name = Annotated[str, Field(pattern=FUNCTION_NAME)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+_TEXTS = ("input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text")
+_ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item_reference")
+Mode = Literal["none", "auto", "required"]
+
+
+class TextPart(Shape):
+    """A piece of text, whoever said it. text: or refusal, of one that is a refusal."""
+
+    type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
+    text: str = ""
+    refusal: str = ""
+    annotations: list[Any] = []
+    logprobs: list[Any] = []
+
+
+def _read_parts(value: object) -> object:
+    """A text as its one part; a part that is no text is refused by its name."""
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    for index, part in enumerate(value if isinstance(value, list) else ()):
+        kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind not in _TEXTS:
+            raise PydanticCustomError(
+                "text_only",
+                "found {found}; this engine reads text only: leave images, audio and files out",
+                {"at": f"[{index}].type", "found": found_text(kind)},
+            )
+    return value
+
+
+Parts = Annotated[
+    list[TextPart],
+    FailFast(),
+    BeforeValidator(_read_parts, json_schema_input_type=str | list[TextPart]),
+]
+
+
+class Item(Shape):
+    """One item of a conversation; which fields it has is its type's."""
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning", "item_reference"]
+    id: str | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    """Of a message."""
+    content: Parts = []
+    """Of a message, or of what was thought."""
+    phase: str | None = None
+    """Of a message of the assistant; no prompt depends on it."""
+    call_id: str | None = None
+    """Of a call, and of what came of it."""
+    name: str | None = None
+    """Of a call."""
+    arguments: str = ""
+    """Of a call: a JSON object, as text."""
+    output: Parts = []
+    """Of what came of a call."""
+    summary: Parts = []
+    """Of what was thought."""
+    encrypted_content: str | None = None
+    """Of what was thought: nothing here writes any, and none is read."""
+
+
+def _read_items(value: object) -> object:
+    """A text as the user's message; an item without a type is a message, as OpenAI has it."""
+    if isinstance(value, str):
+        return [{"type": "message", "role": "user", "content": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError(
+            "prompt",
+            "found {found}; wanted a string or a list of items",
+            {"found": found_text(value)},
+        )
+    items: list[object] = []
+    for index, item in enumerate(value):
+        if isinstance(item, dict) and item.get("type") is None:
+            kind = "message" if "role" in item else "item_reference"
+            item = {**item, "type": kind}
+        given = item.get("type") if isinstance(item, dict) else None
+        if isinstance(given, str) and given not in _ITEMS:
+            raise PydanticCustomError(
+                "item",
+                "found {found}; wanted one of {wanted}: hosted tools are not served",
+                {
+                    "at": f"[{index}].type",
+                    "found": found_text(given),
+                    "wanted": ", ".join(_ITEMS),
+                },
+            )
+        items.append(item)
+    return items
+
+
+Items = Annotated[
+    list[Item], FailFast(), BeforeValidator(_read_items, json_schema_input_type=str | list[Item])
+]
+
+
+class FunctionTool(Shape):
+    type: Literal["function"]
+    name: Name
+    description: str = ""
+    parameters: FreeObject = {}
+    """The JSON schema of the arguments."""
+    strict: bool = False
+    """Hold calls to the schema."""
+
+
+def _only_functions(value: object) -> object:
+    for index, tool in enumerate(value if isinstance(value, list) else ()):
+        kind = tool.get("type") if isinstance(tool, dict) else None
+        if isinstance(kind, str) and kind != "function":
+            raise PydanticCustomError(
+                "hosted_tool",
+                'found {found}; wanted "function": hosted tools are not served',
+                {"at": f"[{index}].type", "found": found_text(kind)},
+            )
+    return value
+
+
+class NamedTool(Shape):
+    type: Literal["function"]
+    name: Name
+
+
+class AllowedTools(Shape):
+    type: Literal["allowed_tools"]
+    mode: Mode = "auto"
+    tools: Annotated[list[NamedTool], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+def _read_tool_choice(value: object) -> object:
+    """A mode, the name of a function, or the names of some of them."""
+    if isinstance(value, str) and value in get_args(Mode):
+        return value
+    kind = value.get("type") if isinstance(value, dict) else None
+    if isinstance(value, dict) and kind == "function":
+        name = value.get("name") or (value.get("function") or {}).get("name")
+        if isinstance(name, str):
+            return NamedTool(type="function", name=name)
+    if isinstance(value, dict) and kind == "allowed_tools":
+        mode, tools = value.get("mode", "auto"), value.get("tools")
+        names = [tool.get("name") for tool in tools or () if isinstance(tool, dict)]
+        if mode in get_args(Mode) and names and all(isinstance(name, str) for name in names):
+            allowed = [NamedTool(type="function", name=str(name)) for name in names]
+            return AllowedTools(type="allowed_tools", mode=mode, tools=allowed)
+    raise PydanticCustomError(
+        "tool_choice",
+        'found {found}; wanted "none", "auto", "required", or an object that names a function or '
+        "the allowed_tools",
+        {"found": found_text(value if kind is None else kind)},
+    )
+
+
+class TextFormat(Shape):
+    """name to strict: with json_schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: Annotated[str | None, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] = None
+    description: str = ""
+    schema_: Annotated[FreeObject | None, Field(alias="schema")] = None
+    strict: bool = False
+    """Refuse a schema of which something cannot be enforced."""
+
+
+class TextOptions(Shape):
+    format: TextFormat = TextFormat()
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """Is checked; X-Ignored-Fields names it."""
+
+
+class ReasoningOptions(Shape):
+    effort: Effort | None = None
+    """Reaches chat templates that read it; none turns thinking off where they can."""
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    """What was thought is told whole, and no summary of it is made."""
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The older name of summary."""
+
+
+REFUSED = {
+    **UNSUPPORTED,
+    "context_management": ([],),
+    "messages": (),
+    "modalities": (["text"],),
+    "moderation": (),
+    "prompt": (),
+}
+
+
+class ConversationId(Shape):
+    id: str
+
+
+def _conversation(value: object) -> object:
+    return {"id": value} if isinstance(value, str) else value
+
+
+def _few_texts(value: object) -> object:
+    """OpenAI's bounds of metadata."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_METADATA:
+        raise PydanticCustomError(
+            "too_many", f"found {len(value)} entries; wanted at most {MAX_METADATA}"
+        )
+    for key, item in value.items():
+        if not isinstance(item, str) or len(item) > MAX_METADATA_CHARS or len(key) > 64:
+            raise PydanticCustomError(
+                "metadata",
+                "found {found}; wanted a string of at most {most} characters under a name of at "
+                "most {name}",
+                {
+                    "at": f".{key[:MAX_METADATA_KEY]}",
+                    "found": found_text(item),
+                    "most": MAX_METADATA_CHARS,
+                    "name": MAX_METADATA_KEY,
+                },
+            )
+    return value
+
+
+Metadata = Annotated[dict[str, Any], BeforeValidator(_few_texts)]
+
+
+class ResponsesBody(SamplingFields):
+    """POST /v1/responses"""
+
+    refused = REFUSED
+
+    input: Items
+    """A text, or items: messages, calls of functions and what came of them, what was thought."""
+    instructions: str = ""
+    """A system message before all of the input; not kept for responses that follow."""
+    previous_response_id: str | None = None
+    """A stored response whose conversation goes on."""
+    conversation: Annotated[
+        ConversationId | None,
+        BeforeValidator(_conversation, json_schema_input_type=str | ConversationId | None),
+    ] = None
+    """A conversation whose items come before, and to which this response is added."""
+    tools: Annotated[
+        list[FunctionTool],
+        FailFast(),
+        Field(max_length=MAX_TOOLS),
+        BeforeValidator(_only_functions, json_schema_input_type=list[FunctionTool]),
+    ] = []
+    tool_choice: Annotated[
+        Any,
+        BeforeValidator(_read_tool_choice, json_schema_input_type=Mode | NamedTool | AllowedTools),
+    ] = "auto"
+    parallel_tool_calls: bool = True
+    """false: at most one call is made."""
+    max_tool_calls: Annotated[int | None, Field(ge=1)] = None
+    """Of hosted tools, of which there are none; X-Ignored-Fields names it."""
+    text: TextOptions = TextOptions()
+    reasoning: ReasoningOptions = ReasoningOptions()
+    max_output_tokens: Annotated[int | None, Field(ge=1, le=MAX_TOKENS)] = None
+    """Also bounded by what the context has left."""
+    truncation: Literal["auto", "disabled"] = "disabled"
+    """auto: the oldest items that do not fit the context are left out."""
+    include: list[str] = []
+    """message.output_text.logprobs: tell log probabilities."""
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] = 0
+    """And of so many of the likeliest tokens in each place."""
+    metadata: Metadata = {}
+    """Kept with the response."""
+    store: bool = True
+    """Keep the response, so that it can be read and gone on with."""
+    background: bool = False
+    """Answer at once, and be asked for the response later."""
+    chat_template_kwargs: FreeObject = {}
+    """More variables for the chat template."""

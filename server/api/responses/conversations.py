@@ -1,0 +1,115 @@
+"""/v1/conversations: items that are kept under one id, for responses to go on with.
+
+Source: OpenAI's API reference, "Conversations".
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from flask import Flask, Response, request
+from pydantic import Field
+
+from enginehouse.server.api.responses.body import Items, Metadata
+from enginehouse.server.api.responses.kept_items import kept_item, listed, read_page
+from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.api.responses.routes import not_found, owner
+from enginehouse.server.api.responses.store import Kept, Store
+from enginehouse.server.http.service import Service
+from enginehouse.server.wire.refusal import parse_body
+from enginehouse.server.wire.responses import json_response
+from enginehouse.server.wire.shapes import Shape
+
+MAX_ITEMS = 20  # at once, as OpenAI has it
+
+
+class ConversationBody(Shape):
+    """POST /v1/conversations"""
+
+    items: Annotated[Items, Field(max_length=MAX_ITEMS)] = []
+    metadata: Metadata = {}
+
+
+class MetadataBody(Shape):
+    """POST /v1/conversations/{id}"""
+
+    metadata: Metadata
+
+
+class ItemsBody(Shape):
+    """POST /v1/conversations/{id}/items"""
+
+    items: Annotated[Items, Field(min_length=1, max_length=MAX_ITEMS)]
+
+
+def add_conversations(app: Flask, service: Service, store: Store) -> None:
+    def read(model: type[Shape]) -> Any:
+        return service.read(lambda body: parse_body(model, body, lambda data: None))
+
+    @app.post("/v1/conversations")
+    def create_conversation() -> Response:
+        body, now = read(ConversationBody), time.time()
+        made = {
+            "id": new_id("conv"),
+            "object": "conversation",
+            "created_at": int(now),
+            "metadata": body.metadata,
+        }
+        store.put(owner(), made, [kept_item(item) for item in body.items], now)
+        return json_response(made)
+
+    @app.get("/v1/conversations/<kept_id>")
+    def get_conversation(kept_id: str) -> Response:
+        return json_response(_found(store, kept_id).data)
+
+    @app.post("/v1/conversations/<kept_id>")
+    def update_conversation(kept_id: str) -> Response:
+        body, kept = read(MetadataBody), _found(store, kept_id)
+        made = {**kept.data, "metadata": body.metadata}
+        store.put(owner(), made, kept.items, time.time())
+        return json_response(made)
+
+    @app.delete("/v1/conversations/<kept_id>")
+    def delete_conversation(kept_id: str) -> Response:
+        _found(store, kept_id)
+        store.drop(owner(), kept_id)
+        return json_response({"id": kept_id, "object": "conversation.deleted", "deleted": True})
+
+    @app.get("/v1/conversations/<kept_id>/items")
+    def list_items(kept_id: str) -> Response:
+        asked = request.args
+        page = read_page(asked.get("limit"), asked.get("order"), asked.get("after"))
+        return json_response(listed(_found(store, kept_id).items, page))
+
+    @app.post("/v1/conversations/<kept_id>/items")
+    def add_items(kept_id: str) -> Response:
+        added = [kept_item(item) for item in read(ItemsBody).items]
+        _found(store, kept_id)
+        store.append(owner(), kept_id, added, time.time())
+        return json_response(listed(added, read_page("100", "asc", None)))
+
+    @app.get("/v1/conversations/<kept_id>/items/<item_id>")
+    def get_item(kept_id: str, item_id: str) -> Response:
+        return json_response(_item(_found(store, kept_id), item_id))
+
+    @app.delete("/v1/conversations/<kept_id>/items/<item_id>")
+    def delete_item(kept_id: str, item_id: str) -> Response:
+        kept = _found(store, kept_id)
+        gone = _item(kept, item_id)
+        store.put(owner(), kept.data, [item for item in kept.items if item != gone], time.time())
+        return json_response(kept.data)
+
+
+def _found(store: Store, kept_id: str) -> Kept:
+    kept = store.get(owner(), kept_id, time.time())
+    if kept is None or kept.data.get("object") != "conversation":
+        not_found("id", "conversation", kept_id)
+    return kept
+
+
+def _item(kept: Kept, item_id: str) -> Json:
+    found = next((item for item in kept.items if item["id"] == item_id), None)
+    if found is None:
+        not_found("item_id", "item", item_id)
+    return found

@@ -1,0 +1,206 @@
+"""POST /v1/responses, and what is asked of those that are kept. Read this page first.
+
+    body, items that came before -> what is asked -> the way of every conversation -> response
+
+Knows Flask's request; not what an item means, nor how an answer is generated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import NoReturn, cast
+
+import gevent
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import NotFound
+
+from enginehouse.runtime.errors import RequestError
+from enginehouse.server.api.responses.answer import ResponseAnswer
+from enginehouse.server.api.responses.background import run_apart
+from enginehouse.server.api.responses.body import Item, ResponsesBody
+from enginehouse.server.api.responses.kept_items import kept_item, listed, read_kept, read_page
+from enginehouse.server.api.responses.request import (
+    OWN_NAMES,
+    ResponsesRequest,
+    parse_responses_body,
+    responses_request,
+)
+from enginehouse.server.api.responses.resource import Json
+from enginehouse.server.api.responses.store import Kept, Store
+from enginehouse.server.http.conversations import begin, converse
+from enginehouse.server.http.service import Service, tell
+from enginehouse.server.http.shared_counts import lives
+from enginehouse.server.request.own_names import own_names
+from enginehouse.server.wire.refusal import refuse
+from enginehouse.server.wire.responses import KEY_NAME, json_response
+
+LOG = logging.getLogger("enginehouse.server")
+_CANCEL_WAIT_S = 5.0
+_RUNNING = ("queued", "in_progress")
+
+
+def add_responses(app: Flask, service: Service, store: Store) -> None:
+    @app.post("/v1/responses")
+    def create() -> Response:
+        return create_response(service, store)
+
+    @app.post("/v1/responses/compact")
+    def compact() -> Response:
+        raise NotFound("conversations are not compacted here")
+
+    @app.get("/v1/responses/<response_id>")
+    def get(response_id: str) -> Response:
+        if request.args.get("stream") == "true":
+            refuse("stream", "a kept response is not streamed; wanted no stream")
+        return json_response(_found(store, response_id).data)
+
+    @app.delete("/v1/responses/<response_id>")
+    def delete(response_id: str) -> Response:
+        _found(store, response_id)
+        store.drop(owner(), response_id)
+        return json_response({"id": response_id, "object": "response", "deleted": True})
+
+    @app.get("/v1/responses/<response_id>/input_items")
+    def input_items(response_id: str) -> Response:
+        asked = request.args
+        page = read_page(asked.get("limit"), asked.get("order"), asked.get("after"))
+        return json_response(listed(_found(store, response_id).items, page))
+
+    @app.post("/v1/responses/<response_id>/cancel")
+    def cancel(response_id: str) -> Response:
+        return json_response(_cancelled(store, response_id))
+
+
+def owner() -> str:
+    """Whose the request is: what one key keeps, no other finds."""
+    return str(request.environ.get(KEY_NAME, ""))
+
+
+def create_response(service: Service, store: Store) -> Response:
+    started_s = time.monotonic()
+    max_items = service.max_messages
+    body = service.read(lambda data: parse_responses_body(data, max_items))
+    with own_names(OWN_NAMES):
+        own = _looked_up(store, body.input)
+        body = body.model_copy(update={"input": own})
+        past = read_kept(_past_of(store, body))
+        asked = service.beside(lambda: responses_request(body, past))
+        keep = partial(_keep, store, owner(), body, [kept_item(item) for item in own])
+        form = partial(ResponseAnswer, body, keep=keep)
+        if body.background:
+            return _in_background(service, store, asked, form, started_s)
+        return converse(service, asked, form, started_s)
+
+
+def _in_background(
+    service: Service,
+    store: Store,
+    asked: ResponsesRequest,
+    form: partial[ResponseAnswer],
+    started_s: float,
+) -> Response:
+    """Answered at once. With a worker ends what it works on: that has failed then."""
+    begun = begin(service, asked, form, started_s)
+    answer = cast(ResponseAnswer, begun.completion)
+    mine, response_id = owner(), answer.completion_id
+    items = [kept_item(item) for item in asked.body.input]
+    store.put(mine, answer.response, items, answer.created, os.getpid())
+    response = json_response({**answer.response, "status": "queued"})
+
+    def wants_cancel() -> bool:
+        kept = store.get(mine, response_id, time.time())
+        return kept is None or kept.wants_cancel
+
+    gevent.spawn(run_apart, service, answer, begun.generation, {}, str(g.request_id), wants_cancel)
+    ignored = [*begun.asked.ignored_fields, *service.chat.unread(begun.asked.options)]
+    return tell(response, ignored, begun.asked.unenforced, begun.asked.repaired)
+
+
+def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], response: Json) -> None:
+    """An answer is worth more than its being kept: a full disk is logged."""
+    now = time.time()
+    try:
+        if body.store:
+            store.put(mine, response, items, now)
+        if body.conversation is not None and response["status"] != "failed":
+            store.append(mine, body.conversation.id, [*items, *response["output"]], now)
+    except sqlite3.Error as error:
+        LOG.warning("response %s is not kept: %s", response["id"], error)
+
+
+def _looked_up(store: Store, items: Sequence[Item]) -> list[Item]:
+    """The items that references name."""
+    found = []
+    for index, item in enumerate(items):
+        if item.type == "item_reference":
+            kept = store.find_item(owner(), item.id or "", time.time())
+            if kept is None:
+                not_found(f"input[{index}].id", "item", item.id or "")
+            [item] = read_kept([kept])
+        found.append(item)
+    return found
+
+
+def _past_of(store: Store, body: ResponsesBody) -> list[Json]:
+    """The items of the conversation that the body goes on with."""
+    if body.conversation is not None:
+        kept = store.get(owner(), body.conversation.id, time.time())
+        if kept is None:
+            not_found("conversation", "conversation", body.conversation.id)
+        return kept.items
+    turns: list[list[Json]] = []
+    wanted = body.previous_response_id
+    while wanted is not None:
+        kept = store.get(owner(), wanted, time.time())
+        if kept is None:
+            refuse(
+                "previous_response_id",
+                f'no response "{wanted[:100]}" is kept; send the whole conversation as input',
+                "previous_response_not_found",
+            )
+        if kept.data["status"] in _RUNNING:
+            refuse("previous_response_id", f'"{wanted[:100]}" is still {kept.data["status"]}')
+        turns.append([*kept.items, *kept.data["output"]])
+        wanted = kept.data["previous_response_id"]
+    return [item for turn in reversed(turns) for item in turn]
+
+
+def _found(store: Store, response_id: str) -> Kept:
+    """404 where it is not kept. One whose worker has ended has failed."""
+    kept = store.get(owner(), response_id, time.time())
+    if kept is None or kept.data.get("object") != "response":
+        not_found("id", "response", response_id)
+    if kept.data["status"] in _RUNNING and not (kept.worker and lives(kept.worker)):
+        words = "the worker that made it has ended; send the request again"
+        error = {"code": "server_error", "message": words}
+        failed = {**kept.data, "status": "failed", "error": error}
+        store.put(owner(), failed, kept.items, failed["created_at"])
+        kept = kept._replace(data=failed)
+    return kept
+
+
+def _cancelled(store: Store, response_id: str) -> Json:
+    kept = _found(store, response_id)
+    if not kept.data["background"]:
+        refuse("id", "it is not of the background; close the connection of the request instead")
+    store.ask_to_cancel(owner(), response_id)
+    deadline_s = time.monotonic() + _CANCEL_WAIT_S
+    while kept.data["status"] in _RUNNING and time.monotonic() < deadline_s:
+        gevent.sleep(0.05)
+        kept = _found(store, response_id)
+    return kept.data
+
+
+def not_found(param: str, kind: str, wanted: str) -> NoReturn:
+    """What is not there, or is another key's."""
+    raise RequestError(
+        f'{param}: no {kind} "{wanted[:100]}" is kept here',
+        param=param,
+        code=f"{kind}_not_found",
+        status=404,
+    )
