@@ -4,8 +4,9 @@ First the saturated rate: so many clients, each asking again as soon as it is an
 of that rate in an open loop: requests arrive as a Poisson process, seeded, whatever the server does
 meanwhile, and the time to the first token counts from the moment a request was due. Between tokens
 is between two pieces of a stream's text. The load is enginehouse's own (server/client/), in threads
-of this process, which shares the machine with the server; prompts differ, and return. With
-`--with guidellm` that project's generator sends the same rates after it.
+of this process, which shares the machine with the server; every prompt is new, of 90 tokens with
+the template about it. With `--with guidellm` that project's generator sends the same rates after
+it, with prompts of as many tokens, new too.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from benches import guidellm, peers  # noqa: E402
 from benches.figures import percentile  # noqa: E402
 from benches.goals import markdown  # noqa: E402
+from benches.prompts import Prompts  # noqa: E402
 from benches.quiet import Others  # noqa: E402
 
 from enginehouse.server.client.connection import parse_address  # noqa: E402
-from enginehouse.server.client.load import PROMPTS, LoadClient, connect_for_load  # noqa: E402
+from enginehouse.server.client.load import LoadClient, connect_for_load  # noqa: E402
 from enginehouse.server.client.own_server import (  # noqa: E402
     OwnServer,
     free_port,
@@ -38,6 +40,7 @@ from enginehouse.server.client.stream_reader import BrokenStream, Stream  # noqa
 
 CACHE = Path(__file__).resolve().parents[1] / ".cache"
 OURS = "enginehouse"
+PROMPT_TOKENS = 90  # the template's with them: 60 of guidellm's are as many
 _START_S, _MOST_S = 300.0, 3600.0
 _MOST_OPEN = 256  # requests; beyond them the server does not keep up at all
 
@@ -84,14 +87,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         address = parse_address(f"http://127.0.0.1:{port}")
         connection = connect_for_load(address, allow_remote=False, seconds=_MOST_S)
         client = LoadClient(connection, None, args.tokens)
-        for prompt in PROMPTS:  # each has been seen once: what comes back is found in the KV cache
-            client.stream(prompt)
+        prompts = Prompts(args.engine, client.model)
+
+        def next_prompt() -> str:
+            [made] = prompts.make(1, PROMPT_TOKENS)
+            return str(made["text"])
+
+        for _ in range(args.clients):  # the template's own words are known from here on
+            client.stream(next_prompt())
         with Others() as others:
-            rate = saturated_rate(client.stream, args.clients, args.seconds)
-            rows = [open_loop(client.stream, share / 100, rate, args) for share in args.shares]
+            rate = saturated_rate(client.stream, next_prompt, args.clients, args.seconds)
+            shares = [share / 100 for share in args.shares]
+            rows = [open_loop(client.stream, next_prompt, share, rate, args) for share in shares]
             if python is not None:
                 asked = str(address), args.engine.resolve(), client.model
-                shares = (share / 100 for share in args.shares)
                 rows += [by_guidellm(python, asked, share, rate, args) for share in shares]
     print(f"saturated: {rate:.2f} requests/s of {args.tokens} tokens, {args.clients} clients")
     print(f"others took {others.share:.0%} of the machine; {args.seconds:g} s a load\n")
@@ -102,18 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def saturated_rate(ask: Callable[[str], Stream], num_clients: int, seconds: float) -> float:
+def saturated_rate(
+    ask: Callable[[str], Stream],
+    next_prompt: Callable[[], str],
+    num_clients: int,
+    seconds: float,
+) -> float:
     """Answers a second, in a closed loop; those that the end cuts are not counted."""
     end_s, counts = time.monotonic() + seconds, [0] * num_clients
 
     def client(number: int) -> None:
-        turn = number
         while True:
-            ask(PROMPTS[turn % len(PROMPTS)])
+            ask(next_prompt())
             if time.monotonic() > end_s:
                 return
             counts[number] += 1
-            turn += num_clients
 
     threads = [threading.Thread(target=client, args=(number,)) for number in range(num_clients)]
     for thread in threads:
@@ -132,7 +144,11 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def open_loop(
-    ask: Callable[[str], Stream], share: float, saturated: float, args: argparse.Namespace
+    ask: Callable[[str], Stream],
+    next_prompt: Callable[[], str],
+    share: float,
+    saturated: float,
+    args: argparse.Namespace,
 ) -> Row:
     rate = share * saturated
     due = arrivals(rate, args.seconds, args.seed)
@@ -150,12 +166,12 @@ def open_loop(
             faults.append(str(error))
 
     threads: list[threading.Thread] = []
-    for number, moment in enumerate(due):
+    for moment in due:
         time.sleep(max(0.0, began + moment - time.monotonic()))
         threads = [thread for thread in threads if thread.is_alive()]
         if len(threads) >= _MOST_OPEN:
             raise SystemExit(f"bench_latency: {_MOST_OPEN} requests are open; the server is behind")
-        threads.append(threading.Thread(target=one, args=(moment, PROMPTS[number % len(PROMPTS)])))
+        threads.append(threading.Thread(target=one, args=(moment, next_prompt())))
         threads[-1].start()
     for thread in threads:
         thread.join()

@@ -23,6 +23,8 @@ from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.api.chat.routes import chat_completions
+from enginehouse.server.api.messages import routes as messages
+from enginehouse.server.api.messages.errors import as_anthropics
 from enginehouse.server.api.responses.conversations import add_conversations
 from enginehouse.server.api.responses.routes import add_responses
 from enginehouse.server.api.responses.store import Store
@@ -40,7 +42,7 @@ from enginehouse.server.observe.reasons import NOT_HTTP
 from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
-from enginehouse.server.wire.error_body import error_answer, make_error
+from enginehouse.server.wire.error_body import ErrorAnswer, error_answer, make_error
 from enginehouse.server.wire.responses import (
     KEY_NAME,
     REQUEST_ID,
@@ -101,6 +103,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     )
     add_responses(app, service, store)
     add_conversations(app, service, store)
+    messages.add_messages(app, service)
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
@@ -220,7 +223,7 @@ def _add_documents(app: Flask) -> None:
 
 
 def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
-    rules = sorted({re.sub("<.*>", "{id}", rule.rule) for rule in app.url_map.iter_rules()})
+    rules = sorted({re.sub("<[^>]*>", "{id}", rule.rule) for rule in app.url_map.iter_rules()})
     served = f"this server answers: {', '.join(rules)}; under {_PAGE_BASE} what is under /v1"
 
     @app.errorhandler(HTTPException)
@@ -232,7 +235,7 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
             message = f"the body is too large; wanted at most {allowed} bytes"
         if status == 404:
             message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
-        response = error_response(make_error(status, message, code=_code_of(error)))
+        response = error_response(_in_shape(make_error(status, message, code=_code_of(error))))
         metrics.count_error(status, _code_of(error), _is_probe())
         for name, value in error.get_headers(request.environ):
             if name in ("Allow", "Retry-After"):
@@ -245,7 +248,13 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
             LOG.exception("request %s failed", g.request_id)
         answer = error_answer(error, g.request_id)
         metrics.count_error(answer.status, answer.body["error"]["code"], _is_probe())
-        return error_response(answer)
+        return error_response(_in_shape(answer))
+
+
+def _in_shape(answer: ErrorAnswer) -> ErrorAnswer:
+    """OpenAI's, or Anthropic's where that is asked for."""
+    is_anthropics = f"{request.path}/".startswith(f"{messages.PREFIX}/")
+    return as_anthropics(answer, g.request_id) if is_anthropics else answer
 
 
 def _add_request_ids(app: Flask, metrics: Metrics) -> None:

@@ -15,13 +15,22 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from enginehouse.server.api.messages import told as messages
+from enginehouse.server.api.messages.body import CountBody, MessagesBody
+from enginehouse.server.api.responses import told as responses
+from enginehouse.server.api.responses.body import ResponsesBody
+from enginehouse.server.api.responses.conversations import (
+    ConversationBody,
+    ItemsBody,
+    MetadataBody,
+)
 from enginehouse.server.wire import answers, bodies
 
 _REF = "#/components/schemas/{model}"
 _ERRORS = {
     400: "a field is at fault, and `param` names it",
     401: "an API key is wanted",
-    404: "there is no such path or model",
+    404: "there is no such path, model, or kept thing",
     405: "the path does not take this method",
     408: "the body did not arrive",
     413: "the body is too large",
@@ -41,10 +50,38 @@ class Operation(NamedTuple):
     answer: type[BaseModel] | None
     chunk: type[BaseModel] | None = None
     example: dict[str, Any] | None = None
+    error: type[BaseModel] = answers.Error
+    errors: tuple[int, ...] = ()  # beside those of all that have no body
 
 
 _HELLO = {"role": "user", "content": "What is the capital of France?"}
 _MODEL = {"model": "SmolLM2-135M-Instruct"}
+
+
+def _of_responses() -> list[Operation]:
+    one, kept = "/v1/responses/{response_id}", "/v1/conversations/{conversation_id}"
+    items, item = f"{kept}/items", f"{kept}/items/{{item_id}}"
+    hello = {**_MODEL, "input": "What is the capital of France?", "max_output_tokens": 100}
+    event, bad = responses.ResponseEvent, (400,)
+    new, more, labels = ConversationBody, ItemsBody, MetadataBody
+    made, listed, gone = responses.Conversation, responses.ItemList, responses.Deleted
+    told = responses.ResponseObject
+    return [
+        Operation("post", "/v1/responses", "Answer", (ResponsesBody,), told, event, hello),
+        Operation("get", one, "A kept response", (), told, errors=bad),
+        Operation("delete", one, "Forget a response", (), gone),
+        Operation("get", f"{one}/input_items", "Its input", (), listed, errors=bad),
+        Operation("post", f"{one}/cancel", "End it in the background", (), told, errors=bad),
+        Operation("post", "/v1/conversations", "Keep a conversation", (new,), made),
+        Operation("get", kept, "A kept conversation", (), made),
+        Operation("post", kept, "Label a conversation", (labels,), made),
+        Operation("delete", kept, "Forget a conversation", (), gone),
+        Operation("get", items, "Its items", (), listed, errors=bad),
+        Operation("post", items, "Add items", (more,), listed),
+        Operation("get", item, "One item", (), responses.ResponseItem),
+        Operation("delete", item, "Forget an item", (), made),
+    ]
+
 
 OPERATIONS = (
     Operation(
@@ -74,6 +111,26 @@ OPERATIONS = (
         answers.TextChunk,
         {**_MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8},
     ),
+    *_of_responses(),
+    Operation(
+        "post",
+        "/v1/messages",
+        "Answer a conversation, as Anthropic has it",
+        (MessagesBody,),
+        messages.AnthropicMessage,
+        messages.AnthropicEvent,
+        {**_MODEL, "messages": [_HELLO], "max_tokens": 100},
+        messages.AnthropicError,
+    ),
+    Operation(
+        "post",
+        "/v1/messages/count_tokens",
+        "Tokens of a conversation",
+        (CountBody,),
+        messages.TokenCount,
+        example={**_MODEL, "messages": [_HELLO]},
+        error=messages.AnthropicError,
+    ),
     Operation("get", "/v1/models", "The model that is served", (), answers.ModelList),
     Operation("get", "/v1/models/{id}", "One model", (), answers.ModelCard),
     Operation(
@@ -97,9 +154,9 @@ OPERATIONS = (
     ),
     Operation("get", "/tokenizer_info", "What the tokenizer is", (), answers.TokenizerInfo),
     Operation("get", "/version", "The server's version", (), answers.Version),
-    Operation("get", "/health", "Whether it takes requests", (), answers.Status),
-    Operation("get", "/health/ready", "The same", (), answers.Status),
-    Operation("get", "/health/live", "Whether it runs", (), answers.Status),
+    Operation("get", "/health", "Whether it takes requests", (), answers.HealthStatus),
+    Operation("get", "/health/ready", "The same", (), answers.HealthStatus),
+    Operation("get", "/health/live", "Whether it runs", (), answers.HealthStatus),
     Operation("get", "/metrics", "Prometheus text", (), None),
 )
 
@@ -109,10 +166,10 @@ def document(version: str) -> dict[str, Any]:
     used = {
         model
         for operation in OPERATIONS
-        for model in (*operation.bodies, operation.answer, operation.chunk)
+        for model in (*operation.bodies, operation.answer, operation.chunk, operation.error)
         if model is not None
     }
-    ordered = sorted(used | {answers.Error}, key=lambda model: model.__name__)
+    ordered = sorted(used, key=lambda model: model.__name__)
     _, definitions = models_json_schema(
         [(model, "validation") for model in ordered], ref_template=_REF
     )
@@ -154,16 +211,16 @@ def _operation(operation: Operation) -> dict[str, Any]:
     if operation.chunk is not None:
         chunk = {
             "contentMediaType": "application/json",
-            "contentSchema": {"anyOf": [_ref(operation.chunk), _ref(answers.Error)]},
+            "contentSchema": {"anyOf": [_ref(operation.chunk), _ref(operation.error)]},
         }
         data = {"type": "string", "anyOf": [{"const": "[DONE]"}, chunk]}
         content["text/event-stream"] = {
             "schema": {"type": "object", "properties": {"data": data}, "required": ["data"]}
         }
-    statuses: Iterable[int] = _ERRORS if operation.bodies else _GET_ERRORS
+    statuses: Iterable[int] = _ERRORS if operation.bodies else (*_GET_ERRORS, *operation.errors)
     responses: dict[str, Any] = {"200": {"description": "The answer", "content": content}}
-    for status in statuses:
-        error = {"application/json": {"schema": _ref(answers.Error)}}
+    for status in sorted(statuses):
+        error = {"application/json": {"schema": _ref(operation.error)}}
         responses[str(status)] = {"description": _ERRORS[status], "content": error}
     made: dict[str, Any] = {
         "operationId": operation_id(operation),
@@ -176,9 +233,10 @@ def _operation(operation: Operation) -> dict[str, Any]:
         example = operation.example
         content = {"schema": schema, **({"example": example} if example else {})}
         made["requestBody"] = {"required": True, "content": {"application/json": content}}
-    if "{id}" in operation.path:
+    if names := re.findall(r"{(\w+)}", operation.path):
         made["parameters"] = [
-            {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in names
         ]
     return made
 

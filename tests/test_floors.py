@@ -169,8 +169,9 @@ server/http            tools wire prompt request answer observe api_keys setting
 server/api/chat        wire request prompt tools text answer http
 server/api/texts       wire request prompt tools text answer observe http api/chat
 server/api/responses   wire request prompt tools text answer http api/chat
-server/openapi         wire
-server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses  runtime/host
+server/api/messages    wire request prompt tools text answer http api/chat
+server/openapi         wire api/responses api/messages
+server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses api/messages  runtime/host
 server/launch          wire app  runtime/machine runtime/host
 server/client
 

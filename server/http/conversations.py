@@ -29,6 +29,7 @@ from enginehouse.server.prompt.prompts import check_tokens
 from enginehouse.server.prompt.truncation import latest_that_fits
 from enginehouse.server.request.asked import Asked, check_constraint
 from enginehouse.server.request.chat_request import ChatRequest
+from enginehouse.server.request.own_names import own_name
 
 Form = Callable[..., Completion]  # of Completion's arguments
 
@@ -47,8 +48,15 @@ def converse(
     """started_s: the monotonic clock when the request came."""
     asked, completion, generation = begin(service, asked, form, started_s)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
-    ignored = [*asked.ignored_fields, *service.chat.unread(asked.options)]
-    return tell(response, ignored, asked.unenforced, asked.repaired)
+    return tell_of(service, asked, response)
+
+
+def tell_of(service: Service, asked: ChatRequest, response: Response) -> Response:
+    """With the headers that say what of the request had no effect, by the body's own names."""
+    unread = [own_name(name, asked.names) for name in service.chat.unread(asked.options)]
+    ignored = [*asked.ignored_fields, *filter(None, unread)]
+    unenforced = [own_name(path, asked.names) for each in asked.unenforced for path in each.paths]
+    return tell(response, ignored, unenforced, asked.repaired)
 
 
 def begin(

@@ -273,16 +273,15 @@ def fingerprint_of(info: EngineInfo) -> str:
 def tell(
     response: Response,
     ignored: Sequence[str],
-    unenforced: Sequence[Unenforced] = (),
+    unenforced: Sequence[str] = (),
     repaired: Sequence[str] = (),
 ) -> Response:
-    """Name, each in a header: the fields that had no effect, what of a schema is not enforced, and
-    what of the conversation was not taken as it came.
+    """Name, each in a header: the fields that had no effect, the paths of what of a schema is not
+    enforced, and what of the conversation was not taken as it came.
     """
-    paths = [path for each in unenforced for path in each.paths]
     for header, names, most in (
         ("X-Ignored-Fields", ignored, _MAX_NAME),
-        ("X-Unenforced-Schema", paths, _MAX_PATH),
+        ("X-Unenforced-Schema", unenforced, _MAX_PATH),
         ("X-Repaired-Messages", repaired, _MAX_PATH),
     ):
         if names:

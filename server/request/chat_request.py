@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.request.asked import Asked
+from enginehouse.server.request.own_names import Names
 from enginehouse.server.text.message import ChatMessage
 
 
@@ -18,7 +19,8 @@ class ChatRequest(Asked):
 
     options has the tools. separate_reasoning None: as the engine does. repaired: the fields of
     the conversation that could not be taken as they came. truncates: the oldest messages that do
-    not fit are left out, instead of refused.
+    not fit are left out, instead of refused. names: what chat's fields are in the body that it was
+    read from; empty for what was not asked there.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -27,3 +29,4 @@ class ChatRequest(Asked):
     separate_reasoning: bool | None
     include_reasoning: bool
     truncates: bool = False
+    names: Names = ()

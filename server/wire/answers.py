@@ -235,5 +235,5 @@ class Version(AnswerShape):
     version: str
 
 
-class Status(AnswerShape):
+class HealthStatus(AnswerShape):
     status: str

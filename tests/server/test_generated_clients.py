@@ -51,6 +51,20 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
         {"model": "tiny/chat", "prompt": TEXT},
         "TextCompletion",
     ),
+    ("post_v1_responses", "ResponsesBody", {"model": "tiny/chat", "input": TEXT}, "ResponseObject"),
+    ("post_v1_conversations", "ConversationBody", {"metadata": {"a": "b"}}, "Conversation"),
+    (
+        "post_v1_messages",
+        "MessagesBody",
+        {"model": "tiny/chat", "max_tokens": 9, "messages": [HELLO]},
+        "AnthropicMessage",
+    ),
+    (
+        "post_v1_messages_count_tokens",
+        "CountBody",
+        {"model": "tiny/chat", "messages": [HELLO]},
+        "TokenCount",
+    ),
     ("post_tokenize", "TokenizeBody", {"prompt": TEXT}, "Tokens"),
     ("post_tokenize", "TokenizeChatBody", {"messages": [HELLO]}, "Tokens"),
     ("post_detokenize", "DetokenizeBody", {"tokens": IDS}, "PromptText"),
@@ -61,10 +75,28 @@ READ: list[tuple[str, tuple[str, ...], str | None]] = [
     ("get_v1_models_id", ("tiny/chat",), "ModelCard"),
     ("get_tokenizer_info", (), "TokenizerInfo"),
     ("get_version", (), "Version"),
-    ("get_health", (), "Status"),
-    ("get_health_ready", (), "Status"),
-    ("get_health_live", (), "Status"),
+    ("get_health", (), "HealthStatus"),
+    ("get_health_ready", (), "HealthStatus"),
+    ("get_health_live", (), "HealthStatus"),
     ("get_metrics", (), None),
+]
+# What is asked of a kept thing by its ids, and its body where it has one.
+KEPT: list[tuple[str, tuple[str, ...], tuple[str, dict[str, Any]] | None]] = [
+    ("get_v1_responses_response_id", ("r",), None),
+    ("delete_v1_responses_response_id", ("r",), None),
+    ("get_v1_responses_response_id_input_items", ("r",), None),
+    ("post_v1_responses_response_id_cancel", ("r",), None),
+    ("get_v1_conversations_conversation_id", ("c",), None),
+    ("post_v1_conversations_conversation_id", ("c",), ("MetadataBody", {"metadata": {"a": "b"}})),
+    ("delete_v1_conversations_conversation_id", ("c",), None),
+    ("get_v1_conversations_conversation_id_items", ("c",), None),
+    (
+        "post_v1_conversations_conversation_id_items",
+        ("c",),
+        ("ItemsBody", {"items": [{"type": "message", **HELLO}]}),
+    ),
+    ("get_v1_conversations_conversation_id_items_item_id", ("c", "i"), None),
+    ("delete_v1_conversations_conversation_id_items_item_id", ("c", "i"), None),
 ]
 
 
@@ -101,6 +133,7 @@ def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def client(generated: Path) -> ModuleType:
+    importlib.import_module("made_client.models")
     return importlib.import_module("made_client")
 
 
@@ -130,7 +163,7 @@ def test_every_operation_and_every_model_is_generated(
     made = {
         item["operationId"] for methods in document["paths"].values() for item in methods.values()
     }
-    assert made == {operation for operation, *_ in (*ASKED, *READ)}
+    assert made == {operation for operation, *_ in (*ASKED, *READ, *KEPT)}
     for operation in made:
         module = importlib.import_module(f"made_client.api.default.{operation}")
         assert callable(module.sync_detailed) and callable(module.asyncio_detailed)
@@ -191,6 +224,19 @@ def test_a_model_with_all_its_defaults_is_taken_as_a_body(
         assert response.status_code == 200, response.text
         assert "X-Ignored-Fields" not in response.headers
         getattr(models, answer).model_validate_json(response.data)
+
+
+@pytest.mark.parametrize(("operation", "path", "body"), KEPT)
+def test_what_is_not_kept_is_read_as_a_refusal(
+    client: ModuleType,
+    app: Flask,
+    operation: str,
+    path: tuple[str, ...],
+    body: tuple[str, dict[str, Any]] | None,
+) -> None:
+    sent = {} if body is None else {"body": getattr(client.models, body[0]).from_dict(body[1])}
+    response = ask(client, app, operation, *path, **sent)
+    assert (response.status_code, type(response.parsed).__name__) == (404, "Error")
 
 
 def test_a_refusal_is_read_by_both(client: ModuleType, models: ModuleType, app: Flask) -> None:

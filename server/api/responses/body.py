@@ -31,7 +31,7 @@ _ITEMS = ("message", "function_call", "function_call_output", "reasoning", "item
 Mode = Literal["none", "auto", "required"]
 
 
-class TextPart(Shape):
+class ItemText(Shape):
     """A piece of text, whoever said it. text: or refusal, of one that is a refusal."""
 
     type: Literal["input_text", "output_text", "text", "refusal", "reasoning_text", "summary_text"]
@@ -57,9 +57,9 @@ def _read_parts(value: object) -> object:
 
 
 Parts = Annotated[
-    list[TextPart],
+    list[ItemText],
     FailFast(),
-    BeforeValidator(_read_parts, json_schema_input_type=str | list[TextPart]),
+    BeforeValidator(_read_parts, json_schema_input_type=str | list[ItemText]),
 ]
 
 
@@ -146,7 +146,7 @@ def _only_functions(value: object) -> object:
     return value
 
 
-class NamedTool(Shape):
+class FunctionChoice(Shape):
     type: Literal["function"]
     name: Name
 
@@ -154,7 +154,7 @@ class NamedTool(Shape):
 class AllowedTools(Shape):
     type: Literal["allowed_tools"]
     mode: Mode = "auto"
-    tools: Annotated[list[NamedTool], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
+    tools: Annotated[list[FunctionChoice], FailFast(), Field(min_length=1, max_length=MAX_TOOLS)]
 
 
 def _read_tool_choice(value: object) -> object:
@@ -165,12 +165,12 @@ def _read_tool_choice(value: object) -> object:
     if isinstance(value, dict) and kind == "function":
         name = value.get("name") or (value.get("function") or {}).get("name")
         if isinstance(name, str):
-            return NamedTool(type="function", name=name)
+            return FunctionChoice(type="function", name=name)
     if isinstance(value, dict) and kind == "allowed_tools":
         mode, tools = value.get("mode", "auto"), value.get("tools")
         names = [tool.get("name") for tool in tools or () if isinstance(tool, dict)]
         if mode in get_args(Mode) and names and all(isinstance(name, str) for name in names):
-            allowed = [NamedTool(type="function", name=str(name)) for name in names]
+            allowed = [FunctionChoice(type="function", name=str(name)) for name in names]
             return AllowedTools(type="allowed_tools", mode=mode, tools=allowed)
     raise PydanticCustomError(
         "tool_choice",
@@ -178,6 +178,9 @@ def _read_tool_choice(value: object) -> object:
         "the allowed_tools",
         {"found": found_text(value if kind is None else kind)},
     )
+
+
+ToolChoice = Mode | FunctionChoice | AllowedTools
 
 
 class TextFormat(Shape):
@@ -275,7 +278,7 @@ class ResponsesBody(SamplingFields):
     ] = []
     tool_choice: Annotated[
         Any,
-        BeforeValidator(_read_tool_choice, json_schema_input_type=Mode | NamedTool | AllowedTools),
+        BeforeValidator(_read_tool_choice, json_schema_input_type=ToolChoice),
     ] = "auto"
     parallel_tool_calls: bool = True
     """false: at most one call is made."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from typing import Annotated, Any
 
-from flask import Flask, Response, request
+from flask import Flask, Response
 from pydantic import Field
 
 from enginehouse.server.api.responses.body import Items, Metadata
-from enginehouse.server.api.responses.kept_items import kept_item, listed, read_page
+from enginehouse.server.api.responses.kept_items import Page, kept_item, listed
 from enginehouse.server.api.responses.resource import Json, new_id
-from enginehouse.server.api.responses.routes import not_found, owner
+from enginehouse.server.api.responses.routes import asked_page, looked_up, not_found, owner
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.service import Service
 from enginehouse.server.wire.refusal import parse_body
@@ -56,55 +56,56 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
             "created_at": int(now),
             "metadata": body.metadata,
         }
-        store.put(owner(), made, [kept_item(item) for item in body.items], now)
+        items = [kept_item(item) for item in looked_up(store, body.items, "items")]
+        store.put(owner(), made, items, now)
         return json_response(made)
 
-    @app.get("/v1/conversations/<kept_id>")
-    def get_conversation(kept_id: str) -> Response:
-        return json_response(_found(store, kept_id).data)
+    @app.get("/v1/conversations/<conversation_id>")
+    def get_conversation(conversation_id: str) -> Response:
+        return json_response(_found(store, conversation_id).data)
 
-    @app.post("/v1/conversations/<kept_id>")
-    def update_conversation(kept_id: str) -> Response:
-        body, kept = read(MetadataBody), _found(store, kept_id)
+    @app.post("/v1/conversations/<conversation_id>")
+    def update_conversation(conversation_id: str) -> Response:
+        body, kept = read(MetadataBody), _found(store, conversation_id)
         made = {**kept.data, "metadata": body.metadata}
         store.put(owner(), made, kept.items, time.time())
         return json_response(made)
 
-    @app.delete("/v1/conversations/<kept_id>")
-    def delete_conversation(kept_id: str) -> Response:
-        _found(store, kept_id)
-        store.drop(owner(), kept_id)
-        return json_response({"id": kept_id, "object": "conversation.deleted", "deleted": True})
+    @app.delete("/v1/conversations/<conversation_id>")
+    def delete_conversation(conversation_id: str) -> Response:
+        _found(store, conversation_id)
+        store.drop(owner(), conversation_id)
+        gone = {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
+        return json_response(gone)
 
-    @app.get("/v1/conversations/<kept_id>/items")
-    def list_items(kept_id: str) -> Response:
-        asked = request.args
-        page = read_page(asked.get("limit"), asked.get("order"), asked.get("after"))
-        return json_response(listed(_found(store, kept_id).items, page))
+    @app.get("/v1/conversations/<conversation_id>/items")
+    def list_items(conversation_id: str) -> Response:
+        return json_response(listed(_found(store, conversation_id).items, asked_page()))
 
-    @app.post("/v1/conversations/<kept_id>/items")
-    def add_items(kept_id: str) -> Response:
-        added = [kept_item(item) for item in read(ItemsBody).items]
-        _found(store, kept_id)
-        store.append(owner(), kept_id, added, time.time())
-        return json_response(listed(added, read_page("100", "asc", None)))
+    @app.post("/v1/conversations/<conversation_id>/items")
+    def add_items(conversation_id: str) -> Response:
+        found = looked_up(store, read(ItemsBody).items, "items")
+        added = [kept_item(item) for item in found]
+        _found(store, conversation_id)
+        store.append(owner(), conversation_id, added, time.time())
+        return json_response(listed(added, Page(limit=MAX_ITEMS, ascending=True)))
 
-    @app.get("/v1/conversations/<kept_id>/items/<item_id>")
-    def get_item(kept_id: str, item_id: str) -> Response:
-        return json_response(_item(_found(store, kept_id), item_id))
+    @app.get("/v1/conversations/<conversation_id>/items/<item_id>")
+    def get_item(conversation_id: str, item_id: str) -> Response:
+        return json_response(_item(_found(store, conversation_id), item_id))
 
-    @app.delete("/v1/conversations/<kept_id>/items/<item_id>")
-    def delete_item(kept_id: str, item_id: str) -> Response:
-        kept = _found(store, kept_id)
+    @app.delete("/v1/conversations/<conversation_id>/items/<item_id>")
+    def delete_item(conversation_id: str, item_id: str) -> Response:
+        kept = _found(store, conversation_id)
         gone = _item(kept, item_id)
         store.put(owner(), kept.data, [item for item in kept.items if item != gone], time.time())
         return json_response(kept.data)
 
 
-def _found(store: Store, kept_id: str) -> Kept:
-    kept = store.get(owner(), kept_id, time.time())
+def _found(store: Store, conversation_id: str) -> Kept:
+    kept = store.get(owner(), conversation_id, time.time())
     if kept is None or kept.data.get("object") != "conversation":
-        not_found("id", "conversation", kept_id)
+        not_found("id", "conversation", conversation_id)
     return kept
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from enginehouse.server.api.chat.request import check_num_messages
 from enginehouse.server.api.responses.body import (
     AllowedTools,
+    FunctionChoice,
     FunctionTool,
     Item,
-    NamedTool,
+    ItemText,
     ResponsesBody,
     TextFormat,
-    TextPart,
 )
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.request.asked import check_min_tokens, read_common
@@ -33,6 +33,7 @@ from enginehouse.server.wire.shapes import JsonSchema, ResponseFormat
 # What chat, and what all endpoints share, calls these fields.
 OWN_NAMES = (
     (r"messages", "input"),
+    (r"reasoning_effort", "reasoning.effort"),
     (r"max_tokens", "max_output_tokens"),
     (r"response_format\.json_schema", "text.format"),
     (r"response_format", "text.format"),
@@ -112,6 +113,7 @@ def responses_request(body: ResponsesBody, past: Sequence[Item] = ()) -> Respons
         separate_reasoning=None,
         include_reasoning=True,
         truncates=body.truncation == "auto",
+        names=OWN_NAMES,
     )
 
 
@@ -138,7 +140,7 @@ def read_items(items: Sequence[Item], num_past: int, repaired: list[str]) -> lis
 def tool_use(body: ResponsesBody) -> ToolUse:
     """Of allowed_tools the model is told, and of no others."""
     functions, choice = tuple(map(_function, body.tools)), body.tool_choice
-    if isinstance(choice, NamedTool):
+    if isinstance(choice, FunctionChoice):
         return ToolUse(functions, "required", choice.name, body.parallel_tool_calls)
     if isinstance(choice, AllowedTools):
         names = [tool.name for tool in choice.tools]
@@ -224,5 +226,5 @@ def _needed(item: Item, path: str, name: str) -> str:
     return value
 
 
-def _text(parts: Sequence[TextPart]) -> str:
+def _text(parts: Sequence[ItemText]) -> str:
     return "\n".join(part.text or part.refusal for part in parts)

@@ -11,8 +11,8 @@ from typing import Any
 from enginehouse.server.answer.completion import Completion
 from enginehouse.server.api.responses.body import (
     AllowedTools,
+    FunctionChoice,
     FunctionTool,
-    NamedTool,
     ResponsesBody,
     TextFormat,
 )
@@ -134,10 +134,10 @@ def _tool(tool: FunctionTool) -> Json:
     }
 
 
-def _choice(choice: str | NamedTool | AllowedTools) -> str | Json:
+def _choice(choice: str | FunctionChoice | AllowedTools) -> str | Json:
     if isinstance(choice, str):
         return choice
-    if isinstance(choice, NamedTool):
+    if isinstance(choice, FunctionChoice):
         return {"type": "function", "name": choice.name}
     tools = [{"type": "function", "name": tool.name} for tool in choice.tools]
     return {"type": "allowed_tools", "mode": choice.mode, "tools": tools}

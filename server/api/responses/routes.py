@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from functools import partial
 from typing import NoReturn, cast
+from urllib.parse import parse_qs
 
 import gevent
 from flask import Flask, Response, g, request
@@ -23,7 +24,13 @@ from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api.responses.answer import ResponseAnswer
 from enginehouse.server.api.responses.background import run_apart
 from enginehouse.server.api.responses.body import Item, ResponsesBody
-from enginehouse.server.api.responses.kept_items import kept_item, listed, read_kept, read_page
+from enginehouse.server.api.responses.kept_items import (
+    Page,
+    kept_item,
+    listed,
+    read_kept,
+    read_page,
+)
 from enginehouse.server.api.responses.request import (
     OWN_NAMES,
     ResponsesRequest,
@@ -32,8 +39,8 @@ from enginehouse.server.api.responses.request import (
 )
 from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.api.responses.store import Kept, Store
-from enginehouse.server.http.conversations import begin, converse
-from enginehouse.server.http.service import Service, tell
+from enginehouse.server.http.conversations import begin, converse, tell_of
+from enginehouse.server.http.service import Service
 from enginehouse.server.http.shared_counts import lives
 from enginehouse.server.request.own_names import own_names
 from enginehouse.server.wire.refusal import refuse
@@ -55,7 +62,7 @@ def add_responses(app: Flask, service: Service, store: Store) -> None:
 
     @app.get("/v1/responses/<response_id>")
     def get(response_id: str) -> Response:
-        if request.args.get("stream") == "true":
+        if query("stream") == "true":
             refuse("stream", "a kept response is not streamed; wanted no stream")
         return json_response(_found(store, response_id).data)
 
@@ -67,9 +74,7 @@ def add_responses(app: Flask, service: Service, store: Store) -> None:
 
     @app.get("/v1/responses/<response_id>/input_items")
     def input_items(response_id: str) -> Response:
-        asked = request.args
-        page = read_page(asked.get("limit"), asked.get("order"), asked.get("after"))
-        return json_response(listed(_found(store, response_id).items, page))
+        return json_response(listed(_found(store, response_id).items, asked_page()))
 
     @app.post("/v1/responses/<response_id>/cancel")
     def cancel(response_id: str) -> Response:
@@ -81,12 +86,22 @@ def owner() -> str:
     return str(request.environ.get(KEY_NAME, ""))
 
 
+def query(name: str) -> str | None:
+    """Of the request's query string, whatever its bytes are."""
+    given = parse_qs(request.query_string.decode(errors="replace"), keep_blank_values=True)
+    return given.get(name, [None])[-1]
+
+
+def asked_page() -> Page:
+    return read_page(query("limit"), query("order"), query("after"))
+
+
 def create_response(service: Service, store: Store) -> Response:
     started_s = time.monotonic()
     max_items = service.max_messages
     body = service.read(lambda data: parse_responses_body(data, max_items))
     with own_names(OWN_NAMES):
-        own = _looked_up(store, body.input)
+        own = looked_up(store, body.input, "input")
         body = body.model_copy(update={"input": own})
         past = read_kept(_past_of(store, body))
         asked = service.beside(lambda: responses_request(body, past))
@@ -117,8 +132,7 @@ def _in_background(
         return kept is None or kept.wants_cancel
 
     gevent.spawn(run_apart, service, answer, begun.generation, {}, str(g.request_id), wants_cancel)
-    ignored = [*begun.asked.ignored_fields, *service.chat.unread(begun.asked.options)]
-    return tell(response, ignored, begun.asked.unenforced, begun.asked.repaired)
+    return tell_of(service, begun.asked, response)
 
 
 def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], response: Json) -> None:
@@ -133,14 +147,14 @@ def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], respo
         LOG.warning("response %s is not kept: %s", response["id"], error)
 
 
-def _looked_up(store: Store, items: Sequence[Item]) -> list[Item]:
-    """The items that references name."""
+def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
+    """The items, each that is a reference as what it names. param: of the body."""
     found = []
     for index, item in enumerate(items):
         if item.type == "item_reference":
             kept = store.find_item(owner(), item.id or "", time.time())
             if kept is None:
-                not_found(f"input[{index}].id", "item", item.id or "")
+                not_found(f"{param}[{index}].id", "item", item.id or "")
             [item] = read_kept([kept])
         found.append(item)
     return found

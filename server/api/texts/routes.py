@@ -49,7 +49,8 @@ def text_completions(service: Service) -> Response:
     )
     generation = _submit_all(service, asked, prompts, info)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
-    return tell(response, asked.ignored_fields, asked.unenforced)
+    paths = [path for each in asked.unenforced for path in each.paths]
+    return tell(response, asked.ignored_fields, paths)
 
 
 def _submit_all(

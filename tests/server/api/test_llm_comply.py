@@ -8,19 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import gevent
-import llm_comply
 import pytest
 from flask.testing import FlaskClient
-from gevent.pywsgi import WSGIServer
-from llm_comply.config import ComplianceConfig
-from llm_comply.http import close_client
-from llm_comply.result import TestResult as Result
 from llm_comply.result import TestStatus as Status
-from llm_comply.runner import TestRunner as Runner
 from llm_comply.schema import SpecLoader
 from llm_comply.tests.openai_chat import OPENAI_CHAT_TESTS
 
@@ -28,6 +20,7 @@ from doubles.scripted_client import ScriptedClient
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import PATHS, data_of
+from makers.judges import judged, served, specification
 from makers.text_engine import engine_info
 from makers.token_outputs import STOP, bytes_ids, scored, tokens
 
@@ -38,17 +31,11 @@ TEXT, CALL = "<think>hm</think>Hello!", '{"name": "get_weather", "arguments": {"
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 # What does not pass, and why.
 REFUSED = {"chat-image-input": "HTTP 400 (expected [200])"}  # the engine reads text only
-# What it remarks on. The tokens of a thought are not counted apart.
-REMARKS = {
-    "chat-reasoning-summary": [
-        "usage.completion_tokens_details.reasoning_tokens is 0 (model may not support reasoning)"
-    ]
-}
 
 
 @pytest.fixture(scope="module")
 def published() -> SpecLoader:
-    made = SpecLoader(str(Path(llm_comply.__file__).parent / "specs" / "openai_chat.json"))
+    made = specification("openai_chat")
     chunk = made.get_schema("CreateChatCompletionStreamResponse")
     assert chunk is not None
     # Both are nullable: the loader says so in a type, not in an enum, nor where there is no type.
@@ -69,11 +56,8 @@ def http(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
 
 @pytest.fixture
 def url(http: FlaskClient) -> Iterator[str]:
-    server = WSGIServer(("127.0.0.1", 0), http.application, log=None)
-    server.start()
-    yield f"http://127.0.0.1:{server.address[1]}/v1"
-    close_client()
-    server.stop(timeout=1)
+    with served(http) as address:
+        yield address
 
 
 @pytest.mark.parametrize("case", OPENAI_CHAT_TESTS, ids=lambda case: str(case.id))
@@ -81,17 +65,12 @@ def test_a_check_passes_or_is_refused_for_a_reason(
     url: str, engine: ScriptedClient, published: SpecLoader, case: Any
 ) -> None:
     engine.script = tokens(CALL if case.id == "chat-tool-calling" else TEXT, STOP)
-    config = ComplianceConfig(url, "-", MODEL, timeout=20)
-
-    def run() -> Result:
-        return Runner(config, [case], published).run_one(case)
-
-    result = gevent.get_hub().threadpool.spawn(run).get(timeout=60)
+    result = judged(url, MODEL, case, published)
     if case.id in REFUSED:
         assert result.status is Status.FAILED and result.errors[0] == REFUSED[case.id]
     else:
         assert (result.status, result.errors) == (Status.PASSED, [])
-    assert result.warnings == REMARKS.get(case.id, [])
+    assert result.warnings == []
 
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}]}

@@ -5,26 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gevent
-import llm_comply
 import openai
 import pytest
 from flask.testing import FlaskClient
-from gevent.pywsgi import WSGIServer
-from llm_comply.config import ComplianceConfig
-from llm_comply.http import close_client
-from llm_comply.result import TestResult as Result
 from llm_comply.result import TestStatus as Status
-from llm_comply.runner import TestRunner as Runner
-from llm_comply.schema import SpecLoader
 from llm_comply.tests.open_responses import OPEN_RESPONSES_TESTS
 
 from doubles.scripted_client import ScriptedClient
 from enginehouse.server.app import create_app
 from enginehouse.server.settings import ServerSettings
+from makers.judges import judged, served, specification
 from makers.text_engine import engine_info
 from makers.token_outputs import LENGTH, STOP, bytes_ids, scored, tokens
 
@@ -32,6 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:Deprecati
 
 MODEL = "tiny-deepseek-r1"  # of models without such a name its check of reasoning asks nothing
 PATH = "/v1/responses"
+SPEC = specification("openresponses")
 THOUGHT = "<think>hm</think>Hello!"
 CALL = '{"name": "get_weather", "arguments": {"location": "SF"}}'
 SCHEMA = {"type": "object", "properties": {"location": {"type": "string"}}}
@@ -47,11 +41,6 @@ REMARKS = {
 }
 
 
-@pytest.fixture(scope="module")
-def specification() -> SpecLoader:
-    return SpecLoader(str(Path(llm_comply.__file__).parent / "specs" / "openresponses.json"))
-
-
 @pytest.fixture
 def http(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
     engine.info = engine_info(max_seq_len=100_000)
@@ -61,11 +50,8 @@ def http(settings: ServerSettings, engine: ScriptedClient) -> FlaskClient:
 
 @pytest.fixture
 def url(http: FlaskClient) -> Iterator[str]:
-    server = WSGIServer(("127.0.0.1", 0), http.application, log=None)
-    server.start()
-    yield f"http://127.0.0.1:{server.address[1]}/v1"
-    close_client()
-    server.stop(timeout=1)
+    with served(http) as address:
+        yield address
 
 
 def events_of(data: bytes) -> list[dict[str, Any]]:
@@ -87,16 +73,11 @@ def ask(http: FlaskClient, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("case", OPEN_RESPONSES_TESTS, ids=lambda case: str(case.id))
 def test_a_check_passes_or_is_refused_for_a_reason(
-    url: str, engine: ScriptedClient, specification: SpecLoader, case: Any
+    url: str, engine: ScriptedClient, case: Any
 ) -> None:
     thinks = case.id == "reasoning-summary"
     engine.script = tokens(CALL if case.id == "tool-calling" else THOUGHT if thinks else "Hi", STOP)
-    config = ComplianceConfig(url, "-", MODEL, timeout=20)
-
-    def run() -> Result:
-        return Runner(config, [case], specification).run_one(case)
-
-    result = gevent.get_hub().threadpool.spawn(run).get(timeout=60)
+    result = judged(url, MODEL, case, SPEC)
     if case.id in REFUSED:
         assert result.status is Status.FAILED and result.errors[0] == REFUSED[case.id]
     else:
@@ -110,7 +91,7 @@ ANSWERS: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "thought": (tokens(THOUGHT, STOP), {}),
     "only thought": (tokens("<think>hm", LENGTH), {}),
     "cut": (tokens("the lazy", LENGTH), {"max_output_tokens": 9}),
-    "call": (tokens(f"<think>hm</think>Now: {CALL}", STOP), {"tools": TOOLS}),
+    "call": (tokens(f"<think>hm</think>Now:\n{CALL}", STOP), {"tools": TOOLS}),
     "calls": (tokens(f"{CALL}\n{CALL}", STOP), {"tools": TOOLS}),
     "cut call": (tokens(CALL[:50], LENGTH), {"tools": TOOLS, "tool_choice": "required"}),
 }
@@ -120,13 +101,12 @@ ANSWERS: dict[str, tuple[list[Any], dict[str, Any]]] = {
 def test_a_stream_adds_up_to_the_whole_answer(
     http: FlaskClient,
     engine: ScriptedClient,
-    specification: SpecLoader,
     script: list[Any],
     fields: dict[str, Any],
 ) -> None:
     engine.script = script
     whole = ask(http, **fields).json
-    assert specification.validate(whole, "ResponseResource") == []
+    assert SPEC.validate(whole, "ResponseResource") == []
     engine.script = script
     events = events_of(ask(http, **fields, stream=True).data)
     assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
@@ -134,7 +114,7 @@ def test_a_stream_adds_up_to_the_whole_answer(
     assert last["type"] == f"response.{whole['status']}"
     for event in events:
         if not event["type"].startswith("response.reasoning_text"):  # OpenAI's, not this one's
-            assert specification.validate_sse_event(event["type"], event) == []
+            assert SPEC.validate_sse_event(event["type"], event) == []
     assert _without_ids(last["response"]) == _without_ids(whole)
     assert _added_up(events) == last["response"]["output"]
 
@@ -183,14 +163,14 @@ def test_what_is_asked_reaches_the_engine_and_is_told_again(
 
 
 def test_log_probabilities_are_told_with_their_text(
-    http: FlaskClient, engine: ScriptedClient, specification: SpecLoader
+    http: FlaskClient, engine: ScriptedClient
 ) -> None:
     script = [*(scored([token_id]) for token_id in bytes_ids("a b")), scored([], STOP)]
     fields = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     engine.script = script
     whole = ask(http, **fields).json
     told = whole["output"][0]["content"][0]["logprobs"]
-    assert len(told) == 3 and specification.validate(whole, "ResponseResource") == []
+    assert len(told) == 3 and SPEC.validate(whole, "ResponseResource") == []
     engine.script = script
     events = events_of(ask(http, **fields, stream=True).data)
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
@@ -221,7 +201,7 @@ def test_an_error_in_mid_stream_is_told_by_events(
 
 def test_openais_client_reads_answers_streams_and_parses(url: str, engine: ScriptedClient) -> None:
     def run() -> None:
-        with openai.OpenAI(base_url=url, api_key="-", max_retries=0) as client:
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
             engine.script = tokens("the lazy dog", STOP)
             assert client.responses.create(model=MODEL, input="hi").output_text == "the lazy dog"
             engine.script = tokens(CALL, STOP)
