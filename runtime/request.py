@@ -78,10 +78,16 @@ class SamplingParams:
     constraint: Constraint | None = None
 
 
+# Sequences of this priority and of higher numbers are of the class that gives way: none of them is
+# computed while one of a lower number is there.
+GIVES_WAY = 2**30
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One sequence to generate. request_id is unique for its submitter. A lower priority runs
-    first. label: what a log calls the HTTP request that it is of.
+    first; from GIVES_WAY on, only when nothing below it is there. label: what a log calls the HTTP
+    request that it is of.
     """
 
     request_id: int

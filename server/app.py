@@ -6,22 +6,30 @@ made, how tokens become text, or where the engine runs: it joins the files that 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
+from enginehouse.server.api.batches.folder import Folder
+from enginehouse.server.api.batches.routes import add_batches, add_files
+from enginehouse.server.api.batches.runner import Runner
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.messages.errors import as_anthropics
@@ -45,6 +53,7 @@ from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire.error_body import ErrorAnswer, error_answer, make_error
 from enginehouse.server.wire.responses import (
     KEY_NAME,
+    OF_BATCH,
     REQUEST_ID,
     TOKENS,
     TRACE_ID,
@@ -104,6 +113,12 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     add_responses(app, service, store)
     add_conversations(app, service, store)
     messages.add_messages(app, service)
+    folder = Folder(settings.files_dir or _own_folder(), settings.max_files_bytes)
+    add_files(app, service, folder)
+    add_batches(app, service, folder)
+    app.extensions["enginehouse.batches"] = Runner(
+        app, folder, lambda: _at_once(service), lambda: service.draining
+    )
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
@@ -136,6 +151,25 @@ def _one_path(answer: WSGIApplication) -> WSGIApplication:
 
 def _open_chat(settings: ServerSettings) -> Chat:
     return load_chat(settings.engine_dir, settings.tool_format, settings.reasoning_format)
+
+
+def _own_folder() -> Path:
+    """For who names none and runs no server: it goes with the process."""
+    folder = tempfile.mkdtemp(prefix="enginehouse-files-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _at_once(service: Service) -> int:
+    """Lines of a batch: as many as the engine runs at once."""
+    info = service.info
+    return info.max_batch_size if info else 1
+
+
+def run_batches(app: Flask) -> None:
+    """Until the process ends; in a greenlet of its own."""
+    runner: Runner = app.extensions["enginehouse.batches"]
+    runner.run()
 
 
 def start_draining(app: Flask) -> None:
@@ -269,8 +303,10 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
     def give_request_id(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
         if request.method == "OPTIONS" and response.status_code == 200:
-            response.status_code = 204  # Flask's answer has no body and says it is HTML
-            del response.headers["Content-Type"]
+            # Flask's own has no body and says that it is HTML.
+            allowed = sorted(response.headers.get("Allow", "").split(", "))
+            response.data = msgspec.json.encode({"allow": allowed})
+            response.content_type = "application/json"
         if request.path.startswith("/v1/"):
             metrics.count_answer(response.status_code)
             seconds = time.monotonic() - g.started_s
@@ -328,8 +364,8 @@ def _add_slow_readers(app: Flask, readers: SlowReaders) -> None:
 def _add_keys(app: Flask, keys: KeyRing, limits: RateLimits) -> None:
     @app.before_request
     def check_key() -> None:
-        if request.method == "OPTIONS":  # a browser asks so before it sends a key
-            return
+        if request.method == "OPTIONS" or OF_BATCH in request.environ:
+            return  # a browser asks the former before it sends a key
         headers = request.headers
         key = keys.check(
             request.path, headers.get("Authorization", ""), headers.get("X-Api-Key", "")

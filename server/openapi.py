@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from enginehouse.server.api.batches import told as batches
+from enginehouse.server.api.batches.body import BatchBody
 from enginehouse.server.api.messages import told as messages
 from enginehouse.server.api.messages.body import CountBody, MessagesBody
 from enginehouse.server.api.responses import told as responses
@@ -52,10 +54,36 @@ class Operation(NamedTuple):
     example: dict[str, Any] | None = None
     error: type[BaseModel] = answers.Error
     errors: tuple[int, ...] = ()  # beside those of all that have no body
+    form: dict[str, Any] | None = None  # the schema of a body of multipart/form-data
 
 
+UPLOAD = {
+    "type": "object",
+    "required": ["file", "purpose"],
+    "properties": {
+        "file": {"type": "string", "format": "binary"},
+        "purpose": {"type": "string", "enum": ["batch"]},
+    },
+}
 _HELLO = {"role": "user", "content": "What is the capital of France?"}
 _MODEL = {"model": "SmolLM2-135M-Instruct"}
+
+
+def _of_batches() -> list[Operation]:
+    file, batch, bad = "/v1/files/{file_id}", "/v1/batches/{batch_id}", (400,)
+    one = batches.FileObject
+    upload = (400, 408, 413, 415)
+    return [
+        Operation("post", "/v1/files", "Upload a file", (), one, errors=upload, form=UPLOAD),
+        Operation("get", "/v1/files", "All files", (), batches.FileList, errors=bad),
+        Operation("get", file, "A file", (), one),
+        Operation("delete", file, "Delete a file", (), batches.DeletedFile),
+        Operation("get", f"{file}/content", "Its bytes", (), None),
+        Operation("post", "/v1/batches", "Answer a file", (BatchBody,), batches.BatchObject),
+        Operation("get", "/v1/batches", "All batches", (), batches.BatchList, errors=bad),
+        Operation("get", batch, "A batch", (), batches.BatchObject),
+        Operation("post", f"{batch}/cancel", "End a batch", (), batches.BatchObject),
+    ]
 
 
 def _of_responses() -> list[Operation]:
@@ -112,6 +140,7 @@ OPERATIONS = (
         {**_MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8},
     ),
     *_of_responses(),
+    *_of_batches(),
     Operation(
         "post",
         "/v1/messages",
@@ -233,6 +262,11 @@ def _operation(operation: Operation) -> dict[str, Any]:
         example = operation.example
         content = {"schema": schema, **({"example": example} if example else {})}
         made["requestBody"] = {"required": True, "content": {"application/json": content}}
+    if operation.form is not None:
+        made["requestBody"] = {
+            "required": True,
+            "content": {"multipart/form-data": {"schema": operation.form}},
+        }
     if names := re.findall(r"{(\w+)}", operation.path):
         made["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}

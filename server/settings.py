@@ -35,6 +35,7 @@ class ServerSettings:
     send_timeout_s: whose client takes nothing for so long is cut.
     counts_path: a file that the server's workers share; None: each counts by itself.
     responses_path: another one, of what the Responses API keeps, so many bytes for so long.
+    files_dir: of uploaded files and batches, each of max_file_bytes, all of max_files_bytes.
     open_pages: what is told without a key.
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
@@ -58,6 +59,9 @@ class ServerSettings:
     responses_path: Path | None = None
     responses_max_bytes: int = 256 * 1024 * 1024
     responses_ttl_s: float = 30 * 24 * 3600.0
+    files_dir: Path | None = None
+    max_file_bytes: int = 512 * 1024 * 1024
+    max_files_bytes: int = 4 * 1024 * 1024 * 1024
     api_keys: tuple[ApiKey, ...] = ()
     open_pages: tuple[str, ...] = ("metrics", "docs")
     cors_origins: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class ServerSettings:
             api_keys=read_keys(env),
             counts_path=shared_file(env, "counts.sqlite"),
             responses_path=_responses_path(env),
+            files_dir=_files_dir(env),
             started_s=_started_s(env),
             **given,
         )
@@ -95,6 +100,11 @@ def shared_file(env: Mapping[str, str], name: str) -> Path | None:
     """In the folder that gunicorn's master gives its server, where there is one."""
     folder = env.get("ENGINEHOUSE_RUN_DIR", "")
     return Path(folder) / name if folder else None
+
+
+def _files_dir(env: Mapping[str, str]) -> Path | None:
+    text = env.get("ENGINEHOUSE_FILES_DIR", "").strip()
+    return Path(text) if text else shared_file(env, "files")
 
 
 def _responses_path(env: Mapping[str, str]) -> Path | None:
@@ -282,6 +292,8 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_SEND_TIMEOUT_S": ("send_timeout_s", _seconds),
     "ENGINEHOUSE_RESPONSES_MAX_BYTES": ("responses_max_bytes", _num_bytes),
     "ENGINEHOUSE_RESPONSES_TTL_S": ("responses_ttl_s", _seconds),
+    "ENGINEHOUSE_MAX_FILE_BYTES": ("max_file_bytes", _num_bytes),
+    "ENGINEHOUSE_MAX_FILES_BYTES": ("max_files_bytes", _num_bytes),
     "ENGINEHOUSE_CORS_ORIGINS": ("cors_origins", _origins),
     "ENGINEHOUSE_OPEN_PAGES": ("open_pages", _open_pages),
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),

@@ -92,6 +92,7 @@ def test_no_time_is_counted_by_the_wall_clock() -> None:
     stamps = {"server.answer.completion", "server.http.metrics", "server.launch.gunicorn_hooks"}
     # What is kept for days outlives the machine's other clocks.
     stamps |= {f"server.api.responses.{name}" for name in ("routes", "conversations")}
+    stamps |= {f"server.api.batches.{name}" for name in ("routes", "runner")}
     users = set()
     for name, path in MODULES.items():
         if name.split(".")[1] in ("runtime", "server"):
@@ -170,8 +171,9 @@ server/api/chat        wire request prompt tools text answer http
 server/api/texts       wire request prompt tools text answer observe http api/chat
 server/api/responses   wire request prompt tools text answer http api/chat
 server/api/messages    wire request prompt tools text answer http api/chat
-server/openapi         wire api/responses api/messages
-server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses api/messages  runtime/host
+server/api/batches     wire http api/responses
+server/openapi         wire api/responses api/messages api/batches
+server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses api/messages api/batches  runtime/host
 server/launch          wire app  runtime/machine runtime/host
 server/client
 
@@ -199,6 +201,7 @@ verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch
 verbs/chat             base  server/client
 verbs/bench            base  server/client
+verbs/run_batch        base  server/api/batches server/client
 verbs/scrapes
 verbs/top              base scrapes  server/client
 verbs/regress          base  regress/explain regress/limits regress/suite regress/recording regress/report regress/run

@@ -103,14 +103,17 @@ class Scheduler:
         insort(self.waiting, sequence, key=_rank)
 
     def schedule(self) -> list[Chunk]:
-        """The next iteration: every decode, then chunks of prompts, by rank.
+        """The next iteration: every decode, then chunks of prompts, by rank. Those that give way
+        keep their room meanwhile, as long as nobody else needs it.
 
-        Room for them is held when this returns.
+        Room for what is computed is held when this returns.
         """
         chunks: list[Chunk] = []
         budget = self.max_num_tokens
-        decoding = [s for s in self.running if s.num_pending == 1]
-        prefilling = [s for s in self.running if s.num_pending > 1]
+        gives_way = self._someone_comes_first()
+        turn = [s for s in self.running if not (gives_way and s.gives_way)]
+        decoding = [s for s in turn if s.num_pending == 1]
+        prefilling = [s for s in turn if s.num_pending > 1]
         if decoding and self.prefill is not None and not self.deterministic:
             budget = min(budget, len(decoding) + self.prefill.tokens(len(decoding)))
         for sequence in decoding + prefilling:
@@ -118,9 +121,12 @@ class Scheduler:
             if count and self._make_room(sequence, sequence.num_computed + count):
                 chunks.append(self._chunk(sequence, count))
                 budget -= count
-        while budget and self.waiting and len(self.running) < self.max_batch_size:
+        while budget and self.waiting and not (gives_way and self.waiting[0].gives_way):
             sequence = self.waiting[0]
-            if not self._admit(sequence):
+            if len(self.running) >= self.max_batch_size or not self._admit(sequence):
+                if self.running and self.running[-1].gives_way and not sequence.gives_way:
+                    self._preempt(self.running[-1])
+                    continue
                 break
             count = self._num_next(sequence, budget)
             if not count:
@@ -130,6 +136,9 @@ class Scheduler:
         if self.speculation and self.prefill and len(chunks) <= self.speculation.batch_size:
             return self._with_drafts(chunks, self.speculation, self.prefill)
         return chunks
+
+    def _someone_comes_first(self) -> bool:
+        return any(each and not each[0].gives_way for each in (self.running, self.waiting))
 
     def _with_drafts(
         self, chunks: list[Chunk], speculation: Speculation, prefill: PrefillBudget

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from enginehouse.runtime.batching.drafts import Lookup
 from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash
 from enginehouse.runtime.batching.sampling_state import SamplingState
-from enginehouse.runtime.request import Request
+from enginehouse.runtime.request import GIVES_WAY, Request
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +56,11 @@ class Sequence:
     def rank(self) -> tuple[int, int]:
         """Who comes first: the lower priority, then the earlier."""
         return self.request.priority, self.arrival
+
+    @property
+    def gives_way(self) -> bool:
+        """It is computed only while nothing is there that comes first."""
+        return self.request.priority >= GIVES_WAY
 
     @property
     def num_pending(self) -> int:

@@ -23,6 +23,7 @@ VERBS = {
     "serve": "serve an engine over OpenAI's API",
     "chat": "talk to a server, or to an engine, in the terminal",
     "bench": "load a running server, measure it, and check what it sends",
+    "run-batch": "answer a file of requests by an engine",
     "top": "watch a running server: load, latencies, errors, cost",
     "regress": "judge an engine against an older one: numerics, behaviour, speed",
 }
@@ -80,7 +81,7 @@ def _run(words: list[str]) -> int:
 
         print(f"enginehouse {version('enginehouse')}")
     elif name in VERBS:
-        verb = cast(Verb, importlib.import_module(f"enginehouse.verbs.{name}"))
+        verb = cast(Verb, importlib.import_module(f"enginehouse.verbs.{name.replace('-', '_')}"))
         return verb.main(words[1:])
     else:
         print(_refusal(name), file=sys.stderr)

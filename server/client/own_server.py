@@ -67,6 +67,10 @@ class OwnServer:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def wait_ready(self, timeout_s: float) -> None:
         """Wait until it takes requests. Raises EnginehouseError, with its log's last line."""
         end_s = time.monotonic() + timeout_s

@@ -239,6 +239,9 @@ class Service:
             "object": "model",
             "created": info.created if info else 0,
             "owned_by": "enginehouse",
+            "root": self.settings.model_name,
+            "parent": None,
+            "permission": [],
             "max_model_len": info.max_seq_len if info else None,
             "quantization": info.quantization if info else None,
         }

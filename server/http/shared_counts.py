@@ -102,7 +102,7 @@ class SharedCounts(Storage):
         """Workers that ended have nothing open."""
         workers = self._db.execute("select distinct worker from open").fetchall()
         for (worker,) in workers:
-            if not lives(worker):
+            if not _lives(worker):
                 self._db.execute("delete from open where worker = ?", (worker,))
 
     def _add(self, key: str, amount: int) -> None:
@@ -126,7 +126,7 @@ class SharedCounts(Storage):
             self._db.execute("commit")
 
 
-def lives(process: int) -> bool:
+def _lives(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -22,7 +22,13 @@ from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.runtime.host.listening import file_of
-from enginehouse.server.app import close_tracing, count_not_http, engine_client, start_draining
+from enginehouse.server.app import (
+    close_tracing,
+    count_not_http,
+    engine_client,
+    run_batches,
+    start_draining,
+)
 from enginehouse.server.launch import held_signals
 from enginehouse.server.launch.gunicorn_hooks import HOST_ADDRESS
 from enginehouse.server.wire.error_body import make_error
@@ -51,6 +57,7 @@ class Worker(GeventWorker):
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):
                 while self.alive and not client.ready:
                     gevent.sleep(_POLL_S)
+        gevent.spawn(run_batches, cast(Flask, self.wsgi))
         gc.collect()
         gc.freeze()  # what is loaded by now stays: no collection looks at it again
         try:

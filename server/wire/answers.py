@@ -196,6 +196,9 @@ class ModelCard(AnswerShape):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: None
+    permission: list[str]
     max_model_len: int | None
     quantization: str | None
 

@@ -13,6 +13,7 @@ from enginehouse.server.wire.error_body import ErrorAnswer
 # In WSGI's environ, for who logs: tokens of the prompt and of the answer; the name of an API key;
 # the request's id, and its trace's; the model, once it is known that it is served.
 TOKENS, KEY_NAME = "enginehouse.tokens", "enginehouse.key"
+OF_BATCH = "enginehouse.batch"  # a line of a batch, whose key was asked for when that was made
 REQUEST_ID, MODEL = "enginehouse.request_id", "enginehouse.model"
 TRACE_ID = "enginehouse.trace_id"
 

@@ -167,7 +167,7 @@ class TaggedSchema(Shape):
 
 
 class ResponseFormat(Shape):
-    type: Literal["text", "json_object", "json_schema", "structural_tag"] = "text"
+    type: Literal["text", "json_object", "json_schema", "structural_tag"]
     json_schema: JsonSchema | None = None
     schema_: Annotated[FreeObject | None, Field(alias="schema")] = None
     """With json_object: the schema of the object, as llama.cpp has it."""
@@ -247,7 +247,7 @@ class SamplingFields(Shape):
     seed: Annotated[int | None, Field(ge=0, lt=SEED_LIMIT)] = None
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """A lower one runs first."""
-    response_format: ResponseFormat = ResponseFormat()
+    response_format: ResponseFormat = ResponseFormat(type="text")
     structured_outputs: StructuredOutputs | None = None
     guided_json: SchemaOrText | None = None
     """A JSON schema, as an object or as its text."""

@@ -123,7 +123,6 @@ SHARED: dict[str, Field] = {
     "response_format": Field(
         [
             {"type": "text"},
-            {},
             {"type": "json_object"},
             {"type": "json_object", "schema": SCHEMA},
             {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}},
@@ -131,6 +130,7 @@ SHARED: dict[str, Field] = {
         ],
         [
             ("json", "response_format", TYPE),
+            ({}, "response_format.type", MISSING),
             ({"type": "xml"}, "response_format.type", VALUE),
             ({"type": "json_schema"}, "response_format.json_schema", MISSING),
             ({"type": "text", "schema": SCHEMA}, "response_format.schema", VALUE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -73,6 +74,8 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
 READ: list[tuple[str, tuple[str, ...], str | None]] = [
     ("get_v1_models", (), "ModelList"),
     ("get_v1_models_id", ("tiny/chat",), "ModelCard"),
+    ("get_v1_files", (), "FileList"),
+    ("get_v1_batches", (), "BatchList"),
     ("get_tokenizer_info", (), "TokenizerInfo"),
     ("get_version", (), "Version"),
     ("get_health", (), "HealthStatus"),
@@ -97,6 +100,16 @@ KEPT: list[tuple[str, tuple[str, ...], tuple[str, dict[str, Any]] | None]] = [
     ),
     ("get_v1_conversations_conversation_id_items_item_id", ("c", "i"), None),
     ("delete_v1_conversations_conversation_id_items_item_id", ("c", "i"), None),
+    ("get_v1_files_file_id", ("f",), None),
+    ("delete_v1_files_file_id", ("f",), None),
+    ("get_v1_files_file_id_content", ("f",), None),
+    ("get_v1_batches_batch_id", ("b",), None),
+    ("post_v1_batches_batch_id_cancel", ("b",), None),
+    (
+        "post_v1_batches",
+        (),
+        ("BatchBody", {"input_file_id": "f", "endpoint": "/v1/completions"}),
+    ),
 ]
 
 
@@ -163,7 +176,7 @@ def test_every_operation_and_every_model_is_generated(
     made = {
         item["operationId"] for methods in document["paths"].values() for item in methods.values()
     }
-    assert made == {operation for operation, *_ in (*ASKED, *READ, *KEPT)}
+    assert made == {operation for operation, *_ in (*ASKED, *READ, *KEPT)} | {"post_v1_files"}
     for operation in made:
         module = importlib.import_module(f"made_client.api.default.{operation}")
         assert callable(module.sync_detailed) and callable(module.asyncio_detailed)
@@ -224,6 +237,15 @@ def test_a_model_with_all_its_defaults_is_taken_as_a_body(
         assert response.status_code == 200, response.text
         assert "X-Ignored-Fields" not in response.headers
         getattr(models, answer).model_validate_json(response.data)
+
+
+def test_a_file_is_uploaded(client: ModuleType, app: Flask) -> None:
+    types = importlib.import_module("made_client.types")
+    file = types.File(payload=io.BytesIO(b"x"), file_name="in.jsonl")
+    purpose = client.models.PostV1FilesBodyPurpose("batch")
+    body = client.models.PostV1FilesBody(file=file, purpose=purpose)
+    response = ask(client, app, "post_v1_files", body=body)
+    assert (response.status_code, response.parsed.bytes_) == (200, 1)
 
 
 @pytest.mark.parametrize(("operation", "path", "body"), KEPT)

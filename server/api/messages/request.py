@@ -114,7 +114,7 @@ def _function(tool: ToolDefinition) -> ToolFunction:
 def _response_format(shape: MessagesBody) -> ResponseFormat:
     wanted = shape.output_config.format or shape.output_format
     if wanted is None:
-        return ResponseFormat()
+        return ResponseFormat(type="text")
     schema = JsonSchema.model_validate({"name": "answer", "schema": wanted.schema_})
     return ResponseFormat(type="json_schema", json_schema=schema)
 

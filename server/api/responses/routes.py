@@ -8,7 +8,6 @@ Knows Flask's request; not what an item means, nor how an answer is generated.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import Sequence
@@ -40,8 +39,8 @@ from enginehouse.server.api.responses.request import (
 from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.conversations import begin, converse, tell_of
+from enginehouse.server.http.processes import own_mark, runs
 from enginehouse.server.http.service import Service
-from enginehouse.server.http.shared_counts import lives
 from enginehouse.server.request.own_names import own_names
 from enginehouse.server.wire.refusal import refuse
 from enginehouse.server.wire.responses import KEY_NAME, json_response
@@ -124,7 +123,7 @@ def _in_background(
     answer = cast(ResponseAnswer, begun.completion)
     mine, response_id = owner(), answer.completion_id
     items = [kept_item(item) for item in asked.body.input]
-    store.put(mine, answer.response, items, answer.created, os.getpid())
+    store.put(mine, answer.response, items, answer.created, own_mark())
     response = json_response({**answer.response, "status": "queued"})
 
     def wants_cancel() -> bool:
@@ -189,7 +188,7 @@ def _found(store: Store, response_id: str) -> Kept:
     kept = store.get(owner(), response_id, time.time())
     if kept is None or kept.data.get("object") != "response":
         not_found("id", "response", response_id)
-    if kept.data["status"] in _RUNNING and not (kept.worker and lives(kept.worker)):
+    if kept.data["status"] in _RUNNING and not (kept.worker and runs(kept.worker)):
         words = "the worker that made it has ended; send the request again"
         error = {"code": "server_error", "message": words}
         failed = {**kept.data, "status": "failed", "error": error}

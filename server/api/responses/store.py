@@ -20,7 +20,7 @@ _WAIT_S = 2.0  # for another worker
 _TABLES = """
 create table if not exists kept (
     id text primary key, owner text not null, created real not null, size integer not null,
-    data blob not null, items blob not null, worker integer, wants_cancel integer not null default 0
+    data blob not null, items blob not null, worker text, wants_cancel integer not null default 0
 );
 create index if not exists kept_by_age on kept (created);
 create table if not exists places (item text primary key, kept text not null);
@@ -33,12 +33,13 @@ end;
 
 class Kept(NamedTuple):
     """data: the response, or the conversation. items: of a response its own input, of a
-    conversation all. worker: the process that still works on it. wants_cancel: it should end.
+    conversation all. worker: the mark of the process that still works on it. wants_cancel: it
+    should end.
     """
 
     data: Json
     items: list[Json]
-    worker: int | None
+    worker: str | None
     wants_cancel: bool
 
 
@@ -56,7 +57,7 @@ class Store:
         self._db.executescript(_TABLES)
 
     def put(
-        self, owner: str, data: Json, items: Sequence[Json], now: float, worker: int | None = None
+        self, owner: str, data: Json, items: Sequence[Json], now: float, worker: str | None = None
     ) -> None:
         """Keep it, in the place of one that has its `id`. now: seconds since 1970."""
         blobs = msgspec.json.encode(data), msgspec.json.encode(items)

@@ -15,7 +15,7 @@ from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
 from enginehouse.runtime.batching.sequence import Chunk, Sequence
-from enginehouse.runtime.request import FinishReason, Request, SamplingParams
+from enginehouse.runtime.request import GIVES_WAY, FinishReason, Request, SamplingParams
 
 BLOCK = 4
 
@@ -297,3 +297,32 @@ def test_tokens_are_drafted_beside_few_and_never_beside_a_prompt() -> None:
         chunks = step(scheduler, lambda chunk: 1 + len(chunk.sequence.token_ids) % 3)
         counted[turn] = len(drafts_of(chunks))
     assert [counted[turn] for turn in (7, 8, 12, 19)] == [2, 0, 0, 2]
+
+
+def test_who_gives_way_is_computed_only_while_nobody_else_is_there() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_sequence(1, [1, 2, 3], max_tokens=8, priority=GIVES_WAY))
+    assert shape(step(scheduler)) == [(1, 0, 3)]
+    assert shape(step(scheduler)) == [(1, 3, 1)]
+    scheduler.add(make_sequence(2, [4, 5], max_tokens=2, priority=GIVES_WAY - 1))
+    scheduler.add(make_sequence(3, [6], priority=GIVES_WAY + 5))
+    assert shape(step(scheduler)) == [(2, 0, 2)]
+    assert shape(step(scheduler)) == [(2, 2, 1)]
+    assert shape(step(scheduler)) == [(1, 4, 1), (3, 0, 1)], "it kept what it had computed"
+    assert scheduler.num_preemptions == 0
+
+
+def test_who_gives_way_leaves_the_batch_and_the_memory_to_others() -> None:
+    scheduler = make_scheduler(num_blocks=17, max_batch_size=2)
+    for number in (1, 2):
+        scheduler.add(make_sequence(number, [1, 2, 3], max_tokens=8, priority=GIVES_WAY))
+    assert len(step(scheduler)) == 2
+    scheduler.add(make_sequence(3, [4, 5], max_tokens=2))
+    assert shape(step(scheduler)) == [(3, 0, 2)]
+    assert scheduler.num_preemptions == 1, "the batch was full"
+    scheduler.add(make_sequence(4, list(range(60)), max_tokens=1))
+    while any(sequence.request.request_id in (3, 4) for sequence in scheduler.running):
+        assert {number for number, *_ in shape(step(scheduler))} <= {3, 4}
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+    assert scheduler.memory.num_free == 17

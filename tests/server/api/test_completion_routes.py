@@ -153,6 +153,9 @@ def test_the_model_list_states_context_and_quantisation(http: FlaskClient) -> No
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "enginehouse",
+        "root": "tiny/chat",
+        "parent": None,
+        "permission": [],
         "max_model_len": 256,
         "quantization": "W4A16_AWQ",
     }

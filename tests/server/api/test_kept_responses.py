@@ -14,6 +14,7 @@ from doubles.scripted_client import ScriptedClient
 from enginehouse.server.api.responses.store import Store
 from enginehouse.server.api_keys import read_keys
 from enginehouse.server.app import create_app
+from enginehouse.server.http.processes import own_mark
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import error_of
 from makers.text_engine import engine_info
@@ -190,7 +191,8 @@ def test_a_response_whose_worker_has_ended_has_failed(
     path = tmp_path / "kept.sqlite"
     http = create_app(dataclasses.replace(settings, responses_path=path), engine).test_client()
     made = ask(http, "one")
-    gone = 2**22 + 1  # more than Linux gives a process
+    boot = own_mark().split()[-1]
+    gone = f"{2**22 + 1} 1 {boot}"  # more than Linux gives a process
     running = {**made, "status": "in_progress", "background": True}
     Store(path, 10**6, 1e9).put("", running, [], made["created_at"], gone)
     told = http.get(f"{PATH}/{made['id']}").json

@@ -34,8 +34,14 @@ OURS = {
     "usage.estimated_cost",
     "max_model_len",
     "quantization",
+    "root",
+    "parent",
+    "permission",
     "data[].max_model_len",
     "data[].quantization",
+    "data[].root",
+    "data[].parent",
+    "data[].permission",
 }
 CHAT, TEXTS = PATHS[0], "/v1/completions"
 TOOL = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}

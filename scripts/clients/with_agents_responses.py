@@ -1,0 +1,60 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["openai-agents>=0.3"]
+# ///
+"""OpenAI's agents SDK over the Responses API, its default: a tool, a stream, an output type."""
+
+import asyncio
+
+from agents import (
+    Agent,
+    ModelSettings,
+    OpenAIResponsesModel,
+    Runner,
+    function_tool,
+    set_tracing_disabled,
+)
+from asked import (
+    API_KEY,
+    BASE_URL,
+    MAX_TOKENS,
+    MODEL,
+    QUESTION,
+    RESULT,
+    TIMEOUT_S,
+    WEATHER_QUESTION,
+    say,
+)
+from city import City
+from openai import AsyncOpenAI
+
+
+@function_tool
+def get_weather(city: str, unit: str) -> str:
+    """The weather in a city."""
+    return RESULT
+
+
+client = AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=TIMEOUT_S)
+model = OpenAIResponsesModel(MODEL, openai_client=client)
+set_tracing_disabled(True)
+
+
+async def main() -> None:
+    settings = ModelSettings(temperature=0, max_tokens=MAX_TOKENS)
+    forced = settings.resolve(ModelSettings(tool_choice="required"))
+    agent = Agent("weather", model=model, tools=[get_weather], model_settings=forced)
+    result = await Runner.run(agent, WEATHER_QUESTION, max_turns=3)
+    kinds = [item.type for item in result.new_items]
+    say("items", kinds)
+    assert {"tool_call_item", "tool_call_output_item"} <= set(kinds), kinds
+    say("answer", str(result.final_output))
+    streamed = Runner.run_streamed(agent, WEATHER_QUESTION, max_turns=3)
+    events = [event.type async for event in streamed.stream_events()]
+    say("streamed", f"{len(events)} events: {streamed.final_output}")
+    assert streamed.final_output == result.final_output
+    city = Agent("city", model=model, output_type=City, model_settings=settings)
+    say("output type", repr((await Runner.run(city, QUESTION)).final_output))
+
+
+asyncio.run(main())

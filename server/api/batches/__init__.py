@@ -1,0 +1,5 @@
+"""Files and batches: many requests in one file, answered when nothing else asks.
+
+Imports `wire/`, `http/`, `responses/`. Does not know what a request of a batch means: each is sent
+through the application, as a client's would be. Read `routes.py` first, then `runner.py`.
+"""

@@ -1,0 +1,103 @@
+"""Batches as they are kept: which there are, who works on each, and every line's answer.
+
+A line's answer is committed once, whoever has it and however often it was made: so nothing is lost
+when a process is killed, and no line is answered twice. Knows no HTTP and no request's meaning.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from enginehouse.server.api.batches.folder import Folder, packed, unpacked
+from enginehouse.server.api.responses.resource import Json
+from enginehouse.server.http.processes import own_mark, runs
+
+
+class Batch(NamedTuple):
+    """data: the batch object as it is told."""
+
+    owner: str
+    data: Json
+    wants_cancel: bool
+
+    @property
+    def id(self) -> str:
+        return str(self.data["id"])
+
+
+class Journal:
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._db = folder.db
+
+    def add(self, owner: str, data: Json) -> None:
+        query = "insert into batches (id, owner, created, data, is_open) values (?, ?, ?, ?, 1)"
+        self._db.execute(query, (data["id"], owner, data["created_at"], packed(data)))
+
+    def get(self, owner: str, batch_id: str) -> Batch | None:
+        query = "select owner, data, wants_cancel from batches where id = ? and owner = ?"
+        row = self._db.execute(query, (batch_id, owner)).fetchone()
+        return None if row is None else Batch(row[0], unpacked(row[1]), bool(row[2]))
+
+    def all(self, owner: str) -> list[Json]:
+        """The oldest first."""
+        query = "select data from batches where owner = ? order by created, rowid"
+        return [unpacked(data) for (data,) in self._db.execute(query, (owner,))]
+
+    def claim(self) -> Batch | None:
+        """The oldest batch that is open and that no process works on: this one does from now on."""
+        query = "select id, owner, data, worker, wants_cancel from batches where is_open = 1"
+        with self._folder.transaction() as db:
+            for batch_id, owner, data, worker, wants in db.execute(f"{query} order by created"):
+                if worker is None or not runs(worker):
+                    db.execute("update batches set worker = ? where id = ?", (own_mark(), batch_id))
+                    return Batch(owner, unpacked(data), bool(wants))
+        return None
+
+    def leave(self, batch: Batch) -> None:
+        """Somebody else may go on with it."""
+        self._db.execute("update batches set worker = null where id = ?", (batch.id,))
+
+    def update(self, batch: Batch, *, is_open: bool = True) -> None:
+        query = "update batches set data = ?, is_open = ? where id = ?"
+        self._db.execute(query, (packed(batch.data), int(is_open), batch.id))
+
+    def ask_to_cancel(self, batch: Batch) -> None:
+        self._db.execute("update batches set wants_cancel = 1 where id = ?", (batch.id,))
+
+    def wants_cancel(self, batch: Batch) -> bool:
+        query = "select wants_cancel from batches where id = ?"
+        row = self._db.execute(query, (batch.id,)).fetchone()
+        return row is None or bool(row[0])
+
+    def answered(self, batch: Batch) -> set[int]:
+        """The numbers of the lines that have an answer or an error."""
+        query = "select line from answers where batch = ?"
+        return {line for (line,) in self._db.execute(query, (batch.id,))}
+
+    def counts(self, batch: Batch) -> tuple[int, int]:
+        """How many lines have an answer, and how many an error."""
+        query = "select is_error, count(*) from answers where batch = ? group by is_error"
+        found = dict(self._db.execute(query, (batch.id,)).fetchall())
+        return found.get(0, 0), found.get(1, 0)
+
+    def put_answer(self, batch: Batch, line: int, answer: Json, is_error: bool) -> bool:
+        """False where the line has one already."""
+        try:
+            query = "insert into answers values (?, ?, ?, ?)"
+            self._db.execute(query, (batch.id, line, int(is_error), packed(answer)))
+        except sqlite3.IntegrityError:
+            return False
+        return True
+
+    def answers(self, batch: Batch, are_errors: bool) -> Iterator[bytes]:
+        """JSON of each, by line."""
+        query = "select data from answers where batch = ? and is_error = ? order by line"
+        for (data,) in self._db.execute(query, (batch.id, int(are_errors))):
+            yield data
+
+    def forget_answers(self, batch: Batch) -> None:
+        """They stand in files now."""
+        self._db.execute("delete from answers where batch = ?", (batch.id,))

@@ -1,0 +1,125 @@
+"""/v1/files and /v1/batches. Read this page first.
+
+A batch is added to the journal and answered at once; a worker's runner finds it there.
+Source: OpenAI's API reference, "Files" and "Batch".
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from flask import Flask, Response
+
+from enginehouse.server.api.batches.body import BatchBody
+from enginehouse.server.api.batches.folder import Folder, StoredFile
+from enginehouse.server.api.batches.journal import Batch, Journal
+from enginehouse.server.api.batches.new_batch import new_batch
+from enginehouse.server.api.batches.uploads import read_upload
+from enginehouse.server.api.responses.kept_items import listed
+from enginehouse.server.api.responses.resource import Json
+from enginehouse.server.api.responses.routes import asked_page, not_found, owner, query
+from enginehouse.server.http.service import Service
+from enginehouse.server.wire.refusal import parse_body, refuse
+from enginehouse.server.wire.responses import json_response
+
+_PIECE_BYTES = 1 << 18
+_ENDED = ("completed", "failed", "cancelled", "expired")
+
+
+def add_files(app: Flask, service: Service, folder: Folder) -> None:
+    @app.post("/v1/files")
+    def upload_file() -> Response:
+        settings = service.settings
+        given = read_upload(folder, settings.max_file_bytes, settings.body_timeout_s)
+        made = folder.add(given.path, owner(), given.name, given.purpose, int(time.time()))
+        return json_response(made.told())
+
+    @app.get("/v1/files")
+    def list_files() -> Response:
+        wanted = query("purpose")
+        told = [file.told() for file in folder.files(owner())]
+        return json_response(_listed([f for f in told if wanted in (None, f["purpose"])]))
+
+    @app.get("/v1/files/<file_id>")
+    def get_file(file_id: str) -> Response:
+        return json_response(_file(folder, file_id).told())
+
+    @app.delete("/v1/files/<file_id>")
+    def delete_file(file_id: str) -> Response:
+        folder.remove(_file(folder, file_id))
+        return json_response({"id": file_id, "object": "file", "deleted": True})
+
+    @app.get("/v1/files/<file_id>/content")
+    def get_content(file_id: str) -> Response:
+        file = _file(folder, file_id)
+        response = Response(_pieces(folder.place(file.id)), content_type="application/octet-stream")
+        response.content_length = file.num_bytes
+        return response
+
+
+def add_batches(app: Flask, service: Service, folder: Folder) -> None:
+    journal = Journal(folder)
+
+    def found(batch_id: str) -> Batch:
+        batch = journal.get(owner(), batch_id)
+        if batch is None:
+            not_found("id", "batch", batch_id)
+        return batch
+
+    @app.post("/v1/batches")
+    def create_batch() -> Response:
+        body = service.read(lambda data: parse_body(BatchBody, data, lambda fields: None))
+        file = folder.file(owner(), body.input_file_id)
+        if file is None:
+            not_found("input_file_id", "file", body.input_file_id)
+        if file.purpose != "batch":
+            refuse("input_file_id", f'its purpose is "{file.purpose}"; wanted "batch"')
+        now, model = int(time.time()), service.settings.model_name
+        made = new_batch(file.id, body.endpoint, body.completion_window, body.metadata, now, model)
+        journal.add(owner(), made)
+        return json_response(made)
+
+    @app.get("/v1/batches")
+    def list_batches() -> Response:
+        return json_response(_listed(journal.all(owner())))
+
+    @app.get("/v1/batches/<batch_id>")
+    def get_batch(batch_id: str) -> Response:
+        return json_response(_told(journal, found(batch_id)))
+
+    @app.post("/v1/batches/<batch_id>/cancel")
+    def cancel_batch(batch_id: str) -> Response:
+        batch = found(batch_id)
+        if batch.data["status"] not in _ENDED:
+            journal.ask_to_cancel(batch)
+        return json_response(_told(journal, found(batch_id)))
+
+
+def _told(journal: Journal, batch: Batch) -> Json:
+    """As it stands: progress is counted while it runs, and a wish to end it is a status."""
+    told = {name: value for name, value in batch.data.items() if name != "ending"}
+    if told["status"] in _ENDED:
+        return told
+    completed, failed = journal.counts(batch)
+    counts = {**told["request_counts"], "completed": completed, "failed": failed}
+    status = "cancelling" if batch.wants_cancel else told["status"]
+    return {**told, "request_counts": counts, "status": status}
+
+
+def _file(folder: Folder, file_id: str) -> StoredFile:
+    file = folder.file(owner(), file_id)
+    if file is None:
+        not_found("id", "file", file_id)
+    return file
+
+
+def _listed(items: Sequence[Json]) -> Json:
+    return listed(items, asked_page())
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece

@@ -1,0 +1,236 @@
+"""Works through batches: every line is asked of the application as a client would ask it.
+
+Lines give way to all that is asked directly (runtime/request.py, GIVES_WAY). One batch at a time in
+each worker; what a worker that ends leaves, another one goes on with. Knows no endpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import msgspec
+from flask import Flask
+from gevent.pool import Pool
+from werkzeug.datastructures import Headers
+from werkzeug.test import EnvironBuilder, run_wsgi_app
+
+from enginehouse.server.api.batches.folder import Folder
+from enginehouse.server.api.batches.journal import Batch, Journal
+from enginehouse.server.api.batches.lines import Line, error_line, output_line, read_lines
+from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.wire.responses import KEY_NAME, OF_BATCH
+
+LOG = logging.getLogger("enginehouse.server")
+_POLL_S = 1.0
+_AGAIN_S = 1.0  # after the engine had no room, or was not there
+_NOT_NOW = (429, 503)
+_LINES_AT_ONCE = 64  # between which the event loop has its turn
+
+
+class Runner:
+    """num_at_once: lines that are asked at the same time. draining: the worker is about to end."""
+
+    def __init__(
+        self,
+        app: Flask,
+        folder: Folder,
+        num_at_once: Callable[[], int],
+        draining: Callable[[], bool],
+    ) -> None:
+        self._app = app
+        self._folder = folder
+        self._journal = Journal(folder)
+        self._num_at_once = num_at_once
+        self._draining = draining
+
+    def run(self) -> None:
+        """Never ends by itself; a full disk is waited for."""
+        while True:
+            try:
+                batch = None if self._draining() else self._journal.claim()
+                if batch is not None:
+                    self.work(batch)
+            except (OSError, sqlite3.Error) as error:
+                LOG.warning("batches wait: %s", error)
+            gevent.sleep(_POLL_S)
+
+    def work(self, batch: Batch) -> None:
+        """To its end, or until the worker drains; then somebody else may go on."""
+        path = self._folder.place(str(batch.data["input_file_id"]))
+        if not path.exists():
+            self._fail(batch, "the input file was deleted")
+            return
+        if batch.data["status"] == "validating":
+            total = self._count(batch)
+            if not total:
+                self._fail(batch, "the input file has no line")
+                return
+            counts = {"total": total, "completed": 0, "failed": 0}
+            self._told(batch, status="in_progress", request_counts=counts, in_progress_at=_now())
+        reason = "" if batch.data["status"] == "finalizing" else self._answer_all(batch)
+        if reason == "draining":
+            self._journal.leave(batch)
+            return
+        self._finalize(batch, reason)
+
+    def _count(self, batch: Batch) -> int:
+        total = 0
+        for total, _ in enumerate(self._lines(batch), start=1):
+            if total % _LINES_AT_ONCE == 0:
+                gevent.sleep(0)
+        return total
+
+    def _lines(self, batch: Batch) -> Any:
+        path = self._folder.place(str(batch.data["input_file_id"]))
+        return read_lines(path, str(batch.data["endpoint"]))
+
+    def _answer_all(self, batch: Batch) -> str:
+        """Why not all are answered: cancelled, expired, draining; empty: they are."""
+        done = self._journal.answered(batch)
+        pool, lines = Pool(max(1, self._num_at_once())), self._lines(batch)
+        reason, looked_s = "", 0.0
+        try:
+            for number, line in enumerate(lines):
+                if number % _LINES_AT_ONCE == 0:
+                    gevent.sleep(0)
+                while not reason and (pool.full() or time.monotonic() - looked_s > _POLL_S):
+                    pool.wait_available(timeout=_POLL_S)
+                    reason, looked_s = self._reason_to_end(batch), time.monotonic()
+                if reason:
+                    break
+                if line.number in done:
+                    continue
+                if line.error is not None:
+                    self._put_error(batch, line, line.error.code or "invalid", line.error.message)
+                else:
+                    pool.spawn(self._answer, batch, line)
+            while not reason and not pool.join(timeout=_POLL_S):
+                reason = self._reason_to_end(batch)
+        finally:
+            pool.kill()
+        if reason == "expired":
+            self._expire_rest(batch)
+        return reason
+
+    def _reason_to_end(self, batch: Batch) -> str:
+        if self._journal.wants_cancel(batch):
+            return "cancelled"
+        if _now() >= batch.data["expires_at"]:
+            return "expired"
+        return "draining" if self._draining() else ""
+
+    def _answer(self, batch: Batch, line: Line) -> None:
+        """Asked again as long as the engine has no room or is not there."""
+        request_id = f"{batch.id}-{line.number}"
+        while True:
+            status, body = self._ask(str(batch.data["endpoint"]), line.body, batch, request_id)
+            if status not in _NOT_NOW:
+                break
+            gevent.sleep(_AGAIN_S)
+        told = output_line(line, status, request_id, body)
+        self._journal.put_answer(batch, line.number, told, is_error=status != 200)
+
+    def _ask(self, path: str, body: Json, batch: Batch, request_id: str) -> tuple[int, Json]:
+        builder = EnvironBuilder(
+            path=path,
+            method="POST",
+            data=msgspec.json.encode(body),
+            content_type="application/json",
+            headers=Headers({"X-Request-Id": request_id}),
+        )
+        environ: dict[str, Any] = dict(builder.get_environ())
+        environ[OF_BATCH] = True
+        if batch.owner:
+            environ[KEY_NAME] = batch.owner
+        parts, status, _ = run_wsgi_app(self._app.wsgi_app, environ, buffered=True)
+        told: Json = msgspec.json.decode(b"".join(parts))
+        return int(status.split()[0]), told
+
+    def _put_error(self, batch: Batch, line: Line, code: str, message: str) -> None:
+        told = error_line(line.number, line.custom_id, code, message)
+        self._journal.put_answer(batch, line.number, told, is_error=True)
+
+    def _expire_rest(self, batch: Batch) -> None:
+        done = self._journal.answered(batch)
+        for line in self._lines(batch):
+            if line.number not in done:
+                words = "the batch's completion_window is over"
+                self._put_error(batch, line, "batch_expired", words)
+
+    def _finalize(self, batch: Batch, reason: str) -> None:
+        """Answers and errors become files. What is written has its id before: done again after a
+        crash, it takes the place of what there was.
+        """
+        completed, failed = self._journal.counts(batch)
+        if batch.data["status"] != "finalizing":
+            output, errors = (new_id("file") if num else None for num in (completed, failed))
+            ids = {"output_file_id": output, "error_file_id": errors}
+            self._told(batch, status="finalizing", finalizing_at=_now(), ending=reason, **ids)
+        counts = {**batch.data["request_counts"], "completed": completed, "failed": failed}
+        usage = _Usage()
+        for are_errors, name in ((False, "output_file_id"), (True, "error_file_id")):
+            if (file_id := batch.data[name]) is not None:
+                self._write(batch, file_id, are_errors, usage)
+        ending = batch.data.pop("ending", "") or "completed"
+        batch.data.update(
+            status=ending, request_counts=counts, usage=usage.told(), **{f"{ending}_at": _now()}
+        )
+        with self._folder.transaction():
+            self._journal.forget_answers(batch)
+            self._journal.update(batch, is_open=False)
+        LOG.info("%s is %s: %d answered, %d failed", batch.id, ending, completed, failed)
+
+    def _write(self, batch: Batch, file_id: str, are_errors: bool, usage: _Usage) -> None:
+        partial = self._folder.place(f"{file_id}.{os.getpid()}.part")
+        with partial.open("wb") as file:
+            for number, answer in enumerate(self._journal.answers(batch, are_errors)):
+                if number % _LINES_AT_ONCE == 0:
+                    gevent.sleep(0)
+                file.write(answer + b"\n")
+                usage.add(answer)
+        name = f"{batch.id}_{'error' if are_errors else 'output'}.jsonl"
+        self._folder.add(partial, batch.owner, name, "batch_output", _now(), file_id)
+
+    def _fail(self, batch: Batch, message: str) -> None:
+        error = {"code": "invalid_input_file", "message": message, "param": "input_file_id"}
+        told = {"object": "list", "data": [{**error, "line": None}]}
+        batch.data.update(status="failed", failed_at=_now(), errors=told)
+        self._journal.update(batch, is_open=False)
+
+    def _told(self, batch: Batch, **changes: Any) -> None:
+        batch.data.update(changes)
+        self._journal.update(batch)
+
+
+class _Usage:
+    """Summed over answers of every endpoint."""
+
+    def __init__(self) -> None:
+        self._num_input = self._num_output = 0
+        self._cost = 0.0
+
+    def add(self, answer: bytes) -> None:
+        response = msgspec.json.decode(answer)["response"] or {}
+        usage = response.get("body", {}).get("usage") or {}
+        self._num_input += usage.get("prompt_tokens", usage.get("input_tokens", 0))
+        self._num_output += usage.get("completion_tokens", usage.get("output_tokens", 0))
+        self._cost += usage.get("estimated_cost", 0.0)
+
+    def told(self) -> Json:
+        return {
+            "input_tokens": self._num_input,
+            "output_tokens": self._num_output,
+            "total_tokens": self._num_input + self._num_output,
+            "estimated_cost": round(self._cost, 10),
+        }
+
+
+def _now() -> int:
+    """Seconds since 1970: what is kept outlives the machine's other clocks."""
+    return int(time.time())
