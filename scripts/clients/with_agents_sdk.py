@@ -43,12 +43,20 @@ set_tracing_disabled(True)
 async def main() -> None:
     settings = ModelSettings(temperature=0, max_tokens=MAX_TOKENS)
     forced = settings.resolve(ModelSettings(tool_choice="required"))
-    agent = Agent("weather", model=model, tools=[get_weather], model_settings=forced)
+    agent = Agent(
+        "weather",
+        model=model,
+        tools=[get_weather],
+        model_settings=forced,
+        tool_use_behavior="stop_on_first_tool",  # else the model says when it calls no more
+    )
     result = await Runner.run(agent, WEATHER_QUESTION, max_turns=3)
     kinds = [item.type for item in result.new_items]
     say("items", kinds)
     assert {"tool_call_item", "tool_call_output_item"} <= set(kinds), kinds
-    say("answer", str(result.final_output))
+    say("result", str(result.final_output))
+    words = Agent("words", model=model, model_settings=settings)
+    say("answer", (await Runner.run(words, result.to_input_list())).final_output)
     streamed = Runner.run_streamed(agent, WEATHER_QUESTION, max_turns=3)
     events = [event.type async for event in streamed.stream_events()]
     say("streamed", f"{len(events)} events: {streamed.final_output}")

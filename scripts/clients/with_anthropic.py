@@ -20,7 +20,7 @@ from asked import (
 
 root = BASE_URL.removesuffix("/v1")
 client = anthropic.Anthropic(base_url=root, api_key=API_KEY, max_retries=0, timeout=TIMEOUT_S)
-short = {"model": MODEL, "max_tokens": MAX_TOKENS, "temperature": 0}
+short = {"model": MODEL, "max_tokens": MAX_TOKENS, "extra_body": {"temperature": 0}}
 turns = [{"role": "user", "content": QUESTION}]
 
 plain = client.messages.create(messages=turns, **short)
