@@ -13,8 +13,9 @@ packages=(flask gevent gunicorn hypothesis jinja2 jsonschema limits msgspec nump
 files=(tests/test_packaging.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
   tests/server/client/test_{connection,load,stream_reader}.py tests/verbs/test_bench.py
-  tests/server/answer/test_{choice,completion,text_completion}.py
-  tests/server/http/test_{auth,completion_routes,cors,routes,sse,tokenizer_info,tool_routes}.py
+  tests/server/answer/test_{choice,completion}.py tests/server/http/test_{auth,cors,routes,sse}.py
+  tests/server/api/test_{text_completion,completion_routes,tokenizer_info,tool_routes}.py
+  tests/server/api/test_kept_responses.py
   tests/server/prompt/test_{chat,template}.py tests/server/text/test_{detokenizer,reasoning}.py
   tests/server/tools/test_verdict.py)
 

@@ -245,7 +245,7 @@ def _add_routes(app: Flask, service: Service) -> None:
 
 def _add_documents(app: Flask) -> None:
     document = openapi.document(version("enginehouse"))
-    page = openapi.page(document)
+    page = openapi.page(version("enginehouse"))
 
     @app.get("/openapi.json")
     def get_document() -> Response:

@@ -10,6 +10,7 @@ import html
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
@@ -190,8 +191,9 @@ OPERATIONS = (
 )
 
 
+@cache
 def document(version: str) -> dict[str, Any]:
-    """The whole document, as plain JSON values."""
+    """The whole document, as plain JSON values; made once, and not to be changed."""
     used = {
         model
         for operation in OPERATIONS
@@ -294,8 +296,10 @@ td, th { border-bottom: 1px solid #8884; padding: .3em .6em; text-align: left; v
 """
 
 
-def page(made: dict[str, Any]) -> str:
+@cache
+def page(version: str) -> str:
     """The document as one page of HTML that loads nothing."""
+    made = document(version)
     operations, schemas = [], []
     for path, methods in made["paths"].items():
         for method, operation in methods.items():

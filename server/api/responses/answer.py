@@ -49,6 +49,7 @@ class ResponseAnswer(Completion):
         super().__init__(*given, **more)
         self.response = head_of(body, self.completion_id, self.created, self.terms.model)
         self._keep = keep
+        self._tools = {tool.full_name: tool for tool in body.tools}
         self._items: list[Json] = self.response["output"]
         self._open: Json | None = None  # the item that grows
         self._call_number: int | None = None  # of the call that grows
@@ -109,7 +110,8 @@ class ResponseAnswer(Completion):
     def _grow(self, part: Part) -> None:
         if isinstance(part, ToolCallStart):
             self._close(_COMPLETED)
-            self._begin(call_item(part.id, part.name, _OPEN))
+            tool = self._tools[part.name]
+            self._begin(call_item(part.id, tool.name, tool.namespace, _OPEN))
             self._call_number = part.number
             return
         if isinstance(part, (Content, Reasoning)):

@@ -79,6 +79,8 @@ class Item(Shape):
     """Of a call, and of what came of it."""
     name: str | None = None
     """Of a call."""
+    namespace: str | None = None
+    """Of a call: the group of its function."""
     arguments: str = ""
     """Of a call: a JSON object, as text."""
     output: Parts = []
@@ -132,18 +134,47 @@ class FunctionTool(Shape):
     """The JSON schema of the arguments."""
     strict: bool = False
     """Hold calls to the schema."""
+    namespace: Name | None = None
+    """The group that it stands in, which an item that calls it names too."""
+
+    @property
+    def full_name(self) -> str:
+        """What the model calls it by."""
+        return full_name(self.namespace, self.name)
+
+
+def full_name(namespace: str | None, name: str) -> str:
+    return name if namespace is None else f"{namespace}.{name}"
 
 
 def _only_functions(value: object) -> object:
-    for index, tool in enumerate(value if isinstance(value, list) else ()):
+    """Groups of functions as the functions themselves, each with its group's name."""
+    if not isinstance(value, list):
+        return value
+    tools: list[object] = []
+    for index, tool in enumerate(value):
         kind = tool.get("type") if isinstance(tool, dict) else None
+        if kind == "namespace" and isinstance(tool.get("tools"), list):
+            inner = tool["tools"]
+            for number, each in enumerate(inner):
+                inner_kind = each.get("type") if isinstance(each, dict) else each
+                if inner_kind != "function":
+                    place = f"[{index}].tools[{number}].type"
+                    raise PydanticCustomError(
+                        "hosted_tool",
+                        'found {found}; wanted "function"',
+                        {"at": place, "found": found_text(inner_kind)},
+                    )
+                tools.append({**each, "namespace": tool.get("name")})
+            continue
+        tools.append(tool)
         if isinstance(kind, str) and kind != "function":
             raise PydanticCustomError(
                 "hosted_tool",
                 'found {found}; wanted "function": hosted tools are not served',
                 {"at": f"[{index}].type", "found": found_text(kind)},
             )
-    return value
+    return tools
 
 
 class FunctionChoice(Shape):

@@ -18,6 +18,7 @@ from enginehouse.server.api.responses.body import (
     ItemText,
     ResponsesBody,
     TextFormat,
+    full_name,
 )
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.request.asked import check_min_tokens, read_common
@@ -154,7 +155,7 @@ def tool_use(body: ResponsesBody) -> ToolUse:
 
 
 def _function(tool: FunctionTool) -> ToolFunction:
-    return ToolFunction(tool.name, tool.description, tool.parameters or None, tool.strict)
+    return ToolFunction(tool.full_name, tool.description, tool.parameters or None, tool.strict)
 
 
 def _response_format(wanted: TextFormat) -> ResponseFormat:
@@ -176,7 +177,8 @@ def _assistants(item: Item, path: str, repaired: list[str]) -> ChatMessage | Non
             thought = _text(item.content) or _text(item.summary)
             return ChatMessage("assistant", "", reasoning_content=thought or None)
         case "function_call":
-            call_id, name = _needed(item, path, "call_id"), _needed(item, path, "name")
+            call_id = _needed(item, path, "call_id")
+            name = full_name(item.namespace, _needed(item, path, "name"))
             call = call_made(call_id, name, item.arguments, f"{path}.arguments", repaired)
             return ChatMessage("assistant", "", tool_calls=(call,))
         case "message" if item.role == "assistant":

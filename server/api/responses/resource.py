@@ -101,15 +101,10 @@ def reasoning_part() -> Json:
     return {"type": "reasoning_text", "text": ""}
 
 
-def call_item(call_id: str, name: str, status: str) -> Json:
-    return {
-        "id": new_id("fc"),
-        "type": "function_call",
-        "status": status,
-        "call_id": call_id,
-        "name": name,
-        "arguments": "",
-    }
+def call_item(call_id: str, name: str, namespace: str | None, status: str) -> Json:
+    item = {"id": new_id("fc"), "type": "function_call", "status": status, "call_id": call_id}
+    group = {} if namespace is None else {"namespace": namespace}
+    return {**item, "name": name, **group, "arguments": ""}
 
 
 def _format(wanted: TextFormat) -> Json:
@@ -125,9 +120,11 @@ def _format(wanted: TextFormat) -> Json:
 
 
 def _tool(tool: FunctionTool) -> Json:
+    group = {} if tool.namespace is None else {"namespace": tool.namespace}
     return {
         "type": "function",
         "name": tool.name,
+        **group,
         "description": tool.description or None,
         "parameters": tool.parameters or None,
         "strict": tool.strict,

@@ -236,6 +236,10 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None]] = {
         "input[0].call_id",
     ),
     "a hosted tool": ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    "a hosted tool in a group": (
+        {"tools": [{"type": "namespace", "name": "g", "tools": [{"type": "custom"}]}]},
+        "tools[0].tools[0].type",
+    ),
     "two tools of a name": ({"tools": TOOLS * 2}, "tools[1].name"),
     "an unknown tool": (
         {"tools": TOOLS, "tool_choice": {"type": "function", "name": "g"}},
@@ -289,6 +293,20 @@ def test_of_allowed_tools_alone_the_model_is_told(
     told = ask(http, "hello", tools=tools, tool_choice=allowed)
     assert (told["tool_choice"], len(told["tools"])) == (allowed, 2)
     assert "second_one" in prompt_of(engine) and "first_one" not in prompt_of(engine)
+
+
+def test_functions_of_a_group_are_called_by_both_names(
+    http: FlaskClient, engine: ScriptedClient
+) -> None:
+    engine.script = tokens('{"name": "team.ask", "arguments": {}}', STOP)
+    group = {"type": "namespace", "name": "team", "tools": [{"type": "function", "name": "ask"}]}
+    told = ask(http, "hello", tools=[group, {"type": "function", "name": "ask"}])
+    [call] = told["output"]
+    assert (call["namespace"], call["name"]) == ("team", "ask")
+    assert [tool.get("namespace") for tool in told["tools"]] == ["team", None]
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "42"}
+    ask(http, [message("user", "hello"), call, result], tools=[group])
+    assert '"team.ask"' in prompt_of(engine).partition("hello")[2]
 
 
 def test_what_does_not_fit_is_left_out_from_the_oldest_on(
