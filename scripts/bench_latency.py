@@ -6,13 +6,14 @@ meanwhile, and the time to the first token counts from the moment a request was 
 is between two pieces of a stream's text. The load is enginehouse's own (server/client/), in threads
 of this process, which shares the machine with the server; every prompt is new, of 90 tokens with
 the template about it. With `--with guidellm` that project's generator sends the same rates after
-it, with prompts of as many tokens, new too.
+it, with prompts of as many tokens, new too. With `--batch` each load runs again while a batch does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import sys
 import threading
@@ -24,6 +25,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benches import guidellm, peers  # noqa: E402
+from benches.beside_batch import Batches  # noqa: E402
 from benches.figures import percentile  # noqa: E402
 from benches.goals import markdown  # noqa: E402
 from benches.prompts import Prompts  # noqa: E402
@@ -73,6 +75,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--with", dest="other", choices=["guidellm"], help="another generator too")
     parser.add_argument("--peers", type=Path, default=CACHE / "peers", help="its environment")
+    parser.add_argument("--batch", action="store_true", help="each load beside a batch too")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 
@@ -82,7 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     CACHE.mkdir(exist_ok=True)
     python = peers.python_of(peers.GUIDELLM, args.peers) if args.other else None
     port = free_port()
-    with OwnServer(serve_command(str(args.engine), port), port, CACHE / "latency.log") as server:
+    files = CACHE / "latency_files"
+    batches = Batches(files) if args.batch else None
+    env = {**os.environ, "ENGINEHOUSE_FILES_DIR": str(files)}
+    command = serve_command(str(args.engine), port)
+    with OwnServer(command, port, CACHE / "latency.log", env) as server:
         server.wait_ready(_START_S)
         address = parse_address(f"http://127.0.0.1:{port}")
         connection = connect_for_load(address, allow_remote=False, seconds=_MOST_S)
@@ -99,6 +106,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             rate = saturated_rate(client.stream, next_prompt, args.clients, args.seconds)
             shares = [share / 100 for share in args.shares]
             rows = [open_loop(client.stream, next_prompt, share, rate, args) for share in shares]
+            for share in shares if batches is not None else ():
+                assert batches is not None
+                with batches.running(client.model, next_prompt, args.tokens):
+                    row = open_loop(client.stream, next_prompt, share, rate, args)
+                by = f"beside a batch, {batches.num_answered} lines"
+                rows.append(row._replace(by=by))
             if python is not None:
                 asked = str(address), args.engine.resolve(), client.model
                 rows += [by_guidellm(python, asked, share, rate, args) for share in shares]

@@ -2,14 +2,16 @@
 # requires-python = ">=3.10"
 # dependencies = ["openai-agents>=0.3"]
 # ///
-"""OpenAI's agents SDK over chat completions: an agent's tool, a stream, an output type."""
+"""OpenAI's agents SDK over Responses, its default, and over chat completions."""
 
 import asyncio
 
 from agents import (
     Agent,
+    Model,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
     Runner,
     function_tool,
     set_tracing_disabled,
@@ -36,11 +38,18 @@ def get_weather(city: str, unit: str) -> str:
 
 
 client = AsyncOpenAI(base_url=BASE_URL, api_key=API_KEY, max_retries=0, timeout=TIMEOUT_S)
-model = OpenAIChatCompletionsModel(MODEL, openai_client=client)
 set_tracing_disabled(True)
+by_responses = OpenAIResponsesModel(MODEL, openai_client=client)
+by_chat = OpenAIChatCompletionsModel(MODEL, openai_client=client)
 
 
 async def main() -> None:
+    for model in (by_responses, by_chat):
+        say("by", type(model).__name__)
+        await try_agents(model)
+
+
+async def try_agents(model: Model) -> None:
     settings = ModelSettings(temperature=0, max_tokens=MAX_TOKENS)
     forced = settings.resolve(ModelSettings(tool_choice="required"))
     agent = Agent(
