@@ -24,7 +24,7 @@ _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool
 
 
 class MessageAnswer(Completion):
-    """room: tokens that the context had left; fewer were asked for, or the context ended it."""
+    """max_tokens: what was asked for; where a limit came sooner, it was the context's end."""
 
     id_prefix = "msg_"
     framing = Framing(named=True, silence=b'event: ping\ndata: {"type":"ping"}\n\n')
