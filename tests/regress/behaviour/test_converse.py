@@ -62,7 +62,9 @@ def test_every_field_within_a_field_is_in_a_case(
 ) -> None:
     asked = {key for _, body in recorded.asked for key in keys_within(list(body.values()))}
     for shape in shapes_below(Shape):
-        if not shape.__name__.endswith(("Body", "Fields")):
+        # Other endpoints are translations into the same request.
+        is_of_completions = shape.__module__.startswith("enginehouse.server.wire")
+        if is_of_completions and not shape.__name__.endswith(("Body", "Fields")):
             assert names_of(shape) - asked == set(), shape.__name__
 
 
