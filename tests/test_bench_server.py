@@ -113,4 +113,4 @@ def test_what_is_late_counts_as_waiting_and_a_broken_stream_ends_the_run() -> No
         raise BrokenStream("it broke")
 
     with pytest.raises(SystemExit, match="streams failed; the first: it broke"):
-        latency.open_loop(broken, 0.5, 100.0, Namespace(seconds=0.1, seed=0))
+        latency.open_loop(broken, lambda: "hi", 0.5, 100.0, Namespace(seconds=0.1, seed=0))
