@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from limits.storage import Storage
 
-_WAIT_S = 0.2  # for another worker, in which this one's event loop stands
+from enginehouse.server.http.shared_file import PASSING, opened, transaction
+
+_WAIT_S = 0.2
 _TABLES = """
 create table if not exists counts (key text primary key, value integer, expires real);
 create table if not exists open (
@@ -34,13 +34,7 @@ class SharedCounts(Storage):
         super().__init__()
         self._worker = worker
         self._owed: list[str] = []  # of requests that ended while the file was taken
-        self._db = sqlite3.connect(
-            path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False
-        )
-        # Nothing of this is to outlive the server: the disk is not waited for.
-        self._db.execute("pragma journal_mode=memory")
-        self._db.execute("pragma synchronous=off")
-        self._db.executescript(_TABLES)
+        self._db = opened(path, _TABLES, PASSING, _WAIT_S)
         self._forget_the_dead()
         self._db.execute("delete from open where worker = ?", (worker,))  # an older one's number
 
@@ -50,7 +44,7 @@ class SharedCounts(Storage):
 
     def incr(self, key: str, expiry: int, amount: int = 1) -> int:
         now = time.monotonic()
-        with self._locked():
+        with transaction(self._db):
             value, expires = self._row(key, now) or (0, now + expiry)
             self._db.execute("replace into counts values (?, ?, ?)", (key, value + amount, expires))
             self._db.execute("delete from counts where expires <= ?", (now,))
@@ -76,7 +70,7 @@ class SharedCounts(Storage):
 
     def open(self, key: str, most: int | None) -> bool:
         """Count one more request of a key, unless `most` are open."""
-        with self._locked():
+        with transaction(self._db):
             while self._owed:
                 self._add(self._owed.pop(), -1)
             if most is not None and self._num_open(key) >= most:
@@ -116,14 +110,6 @@ class SharedCounts(Storage):
             "select value, expires from counts where key = ? and expires > ?", (key, now)
         ).fetchone()
         return found
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self._db.execute("begin immediate")
-        try:
-            yield
-        finally:
-            self._db.execute("commit")
 
 
 def _lives(process: int) -> bool:

@@ -7,16 +7,12 @@ under another name and renamed when it is whole. Knows no HTTP.
 from __future__ import annotations
 
 import os
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import msgspec
+from typing import NamedTuple
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.http.shared_file import KEPT, opened
 
 _WAIT_S = 5.0  # for another worker
 _TABLES = """
@@ -32,6 +28,7 @@ create table if not exists answers (
     batch text not null, line integer not null, is_error integer not null, data blob not null,
     primary key (batch, line)
 );
+create index if not exists answers_by_kind on answers (batch, is_error, line);
 """
 
 
@@ -62,12 +59,7 @@ class Folder:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path = path
         self._max_bytes = max_bytes
-        self.db = sqlite3.connect(
-            path / "state.sqlite", timeout=_WAIT_S, isolation_level=None, check_same_thread=False
-        )
-        self.db.execute("pragma journal_mode=wal")
-        self.db.execute("pragma synchronous=normal")  # an answer lost with the power is made anew
-        self.db.executescript(_TABLES)
+        self.db = opened(path / "state.sqlite", _TABLES, KEPT, _WAIT_S)
 
     def place(self, file_id: str) -> Path:
         return self.path / file_id
@@ -110,21 +102,3 @@ class Folder:
     def remove(self, file: StoredFile) -> None:
         self.db.execute("delete from files where id = ?", (file.id,))
         self.place(file.id).unlink(missing_ok=True)
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        self.db.execute("begin immediate")
-        try:
-            yield self.db
-        except BaseException:
-            self.db.execute("rollback")
-            raise
-        self.db.execute("commit")
-
-
-def packed(data: Any) -> bytes:
-    return msgspec.json.encode(data)
-
-
-def unpacked(blob: bytes) -> Any:
-    return msgspec.json.decode(blob)

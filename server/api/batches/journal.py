@@ -10,9 +10,12 @@ import sqlite3
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from enginehouse.server.api.batches.folder import Folder, packed, unpacked
+from msgspec.json import decode, encode
+
+from enginehouse.server.api.batches.folder import Folder
 from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.http.processes import own_mark, runs
+from enginehouse.server.http.shared_file import transaction
 
 
 class Batch(NamedTuple):
@@ -29,40 +32,50 @@ class Batch(NamedTuple):
 
 class Journal:
     def __init__(self, folder: Folder) -> None:
-        self._folder = folder
         self._db = folder.db
 
     def add(self, owner: str, data: Json) -> None:
         query = "insert into batches (id, owner, created, data, is_open) values (?, ?, ?, ?, 1)"
-        self._db.execute(query, (data["id"], owner, data["created_at"], packed(data)))
+        self._db.execute(query, (data["id"], owner, data["created_at"], encode(data)))
 
     def get(self, owner: str, batch_id: str) -> Batch | None:
         query = "select owner, data, wants_cancel from batches where id = ? and owner = ?"
         row = self._db.execute(query, (batch_id, owner)).fetchone()
-        return None if row is None else Batch(row[0], unpacked(row[1]), bool(row[2]))
+        return None if row is None else Batch(row[0], decode(row[1]), bool(row[2]))
 
     def all(self, owner: str) -> list[Json]:
         """The oldest first."""
         query = "select data from batches where owner = ? order by created, rowid"
-        return [unpacked(data) for (data,) in self._db.execute(query, (owner,))]
+        return [decode(data) for (data,) in self._db.execute(query, (owner,))]
 
     def claim(self) -> Batch | None:
-        """The oldest batch that is open and that no process works on: this one does from now on."""
+        """The oldest batch that is open and that no other process works on: this one does from now
+        on, or again.
+        """
         query = "select id, owner, data, worker, wants_cancel from batches where is_open = 1"
-        with self._folder.transaction() as db:
-            for batch_id, owner, data, worker, wants in db.execute(f"{query} order by created"):
-                if worker is None or not runs(worker):
-                    db.execute("update batches set worker = ? where id = ?", (own_mark(), batch_id))
-                    return Batch(owner, unpacked(data), bool(wants))
+        mine = own_mark()
+        with transaction(self._db):
+            found = self._db.execute(f"{query} order by created").fetchall()
+            for batch_id, owner, data, worker, wants in found:
+                if worker in (None, mine) or not runs(worker):
+                    query = "update batches set worker = ? where id = ?"
+                    self._db.execute(query, (mine, batch_id))
+                    return Batch(owner, decode(data), bool(wants))
         return None
 
     def leave(self, batch: Batch) -> None:
         """Somebody else may go on with it."""
         self._db.execute("update batches set worker = null where id = ?", (batch.id,))
 
-    def update(self, batch: Batch, *, is_open: bool = True) -> None:
-        query = "update batches set data = ?, is_open = ? where id = ?"
-        self._db.execute(query, (packed(batch.data), int(is_open), batch.id))
+    def update(self, batch: Batch) -> None:
+        self._db.execute("update batches set data = ? where id = ?", (encode(batch.data), batch.id))
+
+    def end(self, batch: Batch) -> None:
+        """What it came to stands in its data and in files now."""
+        query = "update batches set data = ?, is_open = 0 where id = ?"
+        with transaction(self._db):
+            self._db.execute("delete from answers where batch = ?", (batch.id,))
+            self._db.execute(query, (encode(batch.data), batch.id))
 
     def ask_to_cancel(self, batch: Batch) -> None:
         self._db.execute("update batches set wants_cancel = 1 where id = ?", (batch.id,))
@@ -87,7 +100,7 @@ class Journal:
         """False where the line has one already."""
         try:
             query = "insert into answers values (?, ?, ?, ?)"
-            self._db.execute(query, (batch.id, line, int(is_error), packed(answer)))
+            self._db.execute(query, (batch.id, line, int(is_error), encode(answer)))
         except sqlite3.IntegrityError:
             return False
         return True
@@ -97,7 +110,3 @@ class Journal:
         query = "select data from answers where batch = ? and is_error = ? order by line"
         for (data,) in self._db.execute(query, (batch.id, int(are_errors))):
             yield data
-
-    def forget_answers(self, batch: Batch) -> None:
-        """They stand in files now."""
-        self._db.execute("delete from answers where batch = ?", (batch.id,))

@@ -7,11 +7,10 @@ each worker; what a worker that ends leaves, another one goes on with. Knows no 
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import gevent
 import msgspec
@@ -26,6 +25,7 @@ from enginehouse.server.api.batches.lines import Line, error_line, output_line, 
 from enginehouse.server.api.responses.resource import Json, new_id
 from enginehouse.server.wire.responses import KEY_NAME, OF_BATCH
 
+T = TypeVar("T")
 LOG = logging.getLogger("enginehouse.server")
 _POLL_S = 1.0
 _AGAIN_S = 1.0  # after the engine had no room, or was not there
@@ -62,43 +62,37 @@ class Runner:
 
     def work(self, batch: Batch) -> None:
         """To its end, or until the worker drains; then somebody else may go on."""
-        path = self._folder.place(str(batch.data["input_file_id"]))
-        if not path.exists():
-            self._fail(batch, "the input file was deleted")
-            return
-        if batch.data["status"] == "validating":
-            total = self._count(batch)
-            if not total:
-                self._fail(batch, "the input file has no line")
+        reason = ""
+        if batch.data["status"] != "finalizing":
+            if not self._folder.place(str(batch.data["input_file_id"])).exists():
+                self._fail(batch, "the input file was deleted")
                 return
-            counts = {"total": total, "completed": 0, "failed": 0}
-            self._told(batch, status="in_progress", request_counts=counts, in_progress_at=_now())
-        reason = "" if batch.data["status"] == "finalizing" else self._answer_all(batch)
+            if batch.data["status"] == "validating":
+                total = sum(1 for _ in self._lines(batch))
+                if not total:
+                    self._fail(batch, "the input file has no line")
+                    return
+                counts = {"total": total, "completed": 0, "failed": 0}
+                told = {"request_counts": counts, "in_progress_at": _now()}
+                self._told(batch, status="in_progress", **told)
+            reason = self._answer_all(batch)
         if reason == "draining":
             self._journal.leave(batch)
             return
         self._finalize(batch, reason)
 
-    def _count(self, batch: Batch) -> int:
-        total = 0
-        for total, _ in enumerate(self._lines(batch), start=1):
-            if total % _LINES_AT_ONCE == 0:
-                gevent.sleep(0)
-        return total
-
-    def _lines(self, batch: Batch) -> Any:
+    def _lines(self, batch: Batch) -> Iterator[Line]:
+        """Of the input file."""
         path = self._folder.place(str(batch.data["input_file_id"]))
-        return read_lines(path, str(batch.data["endpoint"]))
+        return _in_turns(read_lines(path, str(batch.data["endpoint"])))
 
     def _answer_all(self, batch: Batch) -> str:
         """Why not all are answered: cancelled, expired, draining; empty: they are."""
         done = self._journal.answered(batch)
-        pool, lines = Pool(max(1, self._num_at_once())), self._lines(batch)
+        pool = Pool(max(1, self._num_at_once()))
         reason, looked_s = "", 0.0
         try:
-            for number, line in enumerate(lines):
-                if number % _LINES_AT_ONCE == 0:
-                    gevent.sleep(0)
+            for line in self._lines(batch):
                 while not reason and (pool.full() or time.monotonic() - looked_s > _POLL_S):
                     pool.wait_available(timeout=_POLL_S)
                     reason, looked_s = self._reason_to_end(batch), time.monotonic()
@@ -128,17 +122,32 @@ class Runner:
     def _answer(self, batch: Batch, line: Line) -> None:
         """Asked again as long as the engine has no room or is not there."""
         request_id = f"{batch.id}-{line.number}"
-        while True:
-            status, body = self._ask(str(batch.data["endpoint"]), line.body, batch, request_id)
-            if status not in _NOT_NOW:
-                break
-            gevent.sleep(_AGAIN_S)
+        try:
+            status, body = self._ask(line.body, batch, request_id)
+            while status in _NOT_NOW:
+                gevent.sleep(_AGAIN_S)
+                status, body = self._ask(line.body, batch, request_id)
+        except Exception:  # a greenlet's own is told to nobody, and the line would have no answer
+            LOG.exception("%s failed", request_id, extra={"request_id": request_id})
+            words = f"the server failed on this line; its log has more under {request_id}"
+            self._put_error(batch, line, "server_error", words)
+            return
         told = output_line(line, status, request_id, body)
-        self._journal.put_answer(batch, line.number, told, is_error=status != 200)
+        self._put(batch, line.number, told, is_error=status != 200)
 
-    def _ask(self, path: str, body: Json, batch: Batch, request_id: str) -> tuple[int, Json]:
+    def _put(self, batch: Batch, number: int, told: Json, *, is_error: bool) -> None:
+        """A full disk is waited for, with the answer at hand."""
+        while True:
+            try:
+                self._journal.put_answer(batch, number, told, is_error)
+                return
+            except (OSError, sqlite3.Error) as error:
+                LOG.warning("line %d of %s waits to be kept: %s", number, batch.id, error)
+                gevent.sleep(_AGAIN_S)
+
+    def _ask(self, body: Json, batch: Batch, request_id: str) -> tuple[int, Json]:
         builder = EnvironBuilder(
-            path=path,
+            path=str(batch.data["endpoint"]),
             method="POST",
             data=msgspec.json.encode(body),
             content_type="application/json",
@@ -154,7 +163,7 @@ class Runner:
 
     def _put_error(self, batch: Batch, line: Line, code: str, message: str) -> None:
         told = error_line(line.number, line.custom_id, code, message)
-        self._journal.put_answer(batch, line.number, told, is_error=True)
+        self._put(batch, line.number, told, is_error=True)
 
     def _expire_rest(self, batch: Batch) -> None:
         done = self._journal.answered(batch)
@@ -181,17 +190,13 @@ class Runner:
         batch.data.update(
             status=ending, request_counts=counts, usage=usage.told(), **{f"{ending}_at": _now()}
         )
-        with self._folder.transaction():
-            self._journal.forget_answers(batch)
-            self._journal.update(batch, is_open=False)
+        self._journal.end(batch)
         LOG.info("%s is %s: %d answered, %d failed", batch.id, ending, completed, failed)
 
     def _write(self, batch: Batch, file_id: str, are_errors: bool, usage: _Usage) -> None:
-        partial = self._folder.place(f"{file_id}.{os.getpid()}.part")
+        partial = self._folder.place(f"{file_id}.part")
         with partial.open("wb") as file:
-            for number, answer in enumerate(self._journal.answers(batch, are_errors)):
-                if number % _LINES_AT_ONCE == 0:
-                    gevent.sleep(0)
+            for answer in _in_turns(self._journal.answers(batch, are_errors)):
                 file.write(answer + b"\n")
                 usage.add(answer)
         name = f"{batch.id}_{'error' if are_errors else 'output'}.jsonl"
@@ -201,7 +206,7 @@ class Runner:
         error = {"code": "invalid_input_file", "message": message, "param": "input_file_id"}
         told = {"object": "list", "data": [{**error, "line": None}]}
         batch.data.update(status="failed", failed_at=_now(), errors=told)
-        self._journal.update(batch, is_open=False)
+        self._journal.end(batch)
 
     def _told(self, batch: Batch, **changes: Any) -> None:
         batch.data.update(changes)
@@ -229,6 +234,14 @@ class _Usage:
             "total_tokens": self._num_input + self._num_output,
             "estimated_cost": round(self._cost, 10),
         }
+
+
+def _in_turns(items: Iterator[T]) -> Iterator[T]:
+    """The event loop has its turn between them."""
+    for number, item in enumerate(items):
+        if number % _LINES_AT_ONCE == 0:
+            gevent.sleep(0)
+        yield item
 
 
 def _now() -> int:

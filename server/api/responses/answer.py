@@ -32,8 +32,7 @@ _OPEN, _COMPLETED, _INCOMPLETE = "in_progress", "completed", "incomplete"
 
 class ResponseAnswer(Completion):
     """body: what was asked, of which the response tells again. keep: is given the response object
-    each time that it has changed for good: when it ends, however that is. clock_s: the moment of
-    its end, in seconds since 1970.
+    once it has ended, however that is.
     """
 
     id_prefix = "resp_"

@@ -8,11 +8,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any
 
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server.answer.completion import ClientGone, Generation
 from enginehouse.server.api.responses.answer import ResponseAnswer
+from enginehouse.server.http.rate_limits import Ticket
 from enginehouse.server.http.service import Service
 from enginehouse.server.wire.error_body import error_answer
 
@@ -24,13 +24,11 @@ def run_apart(
     service: Service,
     answer: ResponseAnswer,
     generation: Generation | None,
-    environ: dict[str, Any],
     request_id: str,
     wants_cancel: Callable[[], bool],
+    ticket: Ticket | None,
 ) -> None:
-    """environ: what the request's log lines and metrics are told by. Never raises but what ends
-    its greenlet.
-    """
+    """ticket: of the key that asked. Never raises but what ends its greenlet."""
     looked_s = time.monotonic()
     try:
         for _ in answer.run(generation, POLL_S):
@@ -48,4 +46,6 @@ def run_apart(
         told = error_answer(error, request_id).body["error"]
         answer.fail(told["code"] or "server_error", told["message"])
     finally:
-        service.count(answer, generation, environ)
+        service.count(answer, generation, {})
+        if ticket is not None:
+            ticket.end(answer.num_prompt_tokens + answer.num_completion_tokens)

@@ -267,7 +267,11 @@ def _few_texts(value: object) -> object:
             "too_many", f"found {len(value)} entries; wanted at most {MAX_METADATA}"
         )
     for key, item in value.items():
-        if not isinstance(item, str) or len(item) > MAX_METADATA_CHARS or len(key) > 64:
+        if (
+            not isinstance(item, str)
+            or len(item) > MAX_METADATA_CHARS
+            or len(key) > MAX_METADATA_KEY
+        ):
             raise PydanticCustomError(
                 "metadata",
                 "found {found}; wanted a string of at most {most} characters under a name of at "

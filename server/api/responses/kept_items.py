@@ -5,6 +5,7 @@ Knows no store and no HTTP. Source: OpenAI's API reference, "List input items".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def listed(items: Sequence[Json], page: Page) -> Json:
 
 def read_page(limit: str | None, order: str | None, after: str | None) -> Page:
     """Of a query string; RequestError where it is none."""
-    if limit is not None and not (limit.isdecimal() and 1 <= int(limit[:4]) <= MAX_LISTED):
+    if limit is not None and not re.fullmatch("[1-9][0-9]?|100", limit):
         refuse("limit", f'found "{limit[:60]}"; wanted 1 <= limit <= {MAX_LISTED}')
     if order not in (None, "asc", "desc"):
         refuse("order", f'found "{str(order)[:60]}"; wanted "asc" or "desc"')

@@ -102,12 +102,13 @@ def create_response(service: Service, store: Store) -> Response:
     with own_names(OWN_NAMES):
         own = looked_up(store, body.input, "input")
         body = body.model_copy(update={"input": own})
-        past = read_kept(_past_of(store, body))
-        asked = service.beside(lambda: responses_request(body, past))
-        keep = partial(_keep, store, owner(), body, [kept_item(item) for item in own])
+        past = _past_of(store, body)
+        asked = service.beside(lambda: responses_request(body, read_kept(past)))
+        items = [kept_item(item) for item in own]
+        keep = partial(_keep, store, owner(), body, items)
         form = partial(ResponseAnswer, body, keep=keep)
         if body.background:
-            return _in_background(service, store, asked, form, started_s)
+            return _in_background(service, store, asked, items, form, started_s)
         return converse(service, asked, form, started_s)
 
 
@@ -115,6 +116,7 @@ def _in_background(
     service: Service,
     store: Store,
     asked: ResponsesRequest,
+    items: list[Json],
     form: partial[ResponseAnswer],
     started_s: float,
 ) -> Response:
@@ -122,15 +124,12 @@ def _in_background(
     begun = begin(service, asked, form, started_s)
     answer = cast(ResponseAnswer, begun.completion)
     mine, response_id = owner(), answer.completion_id
-    items = [kept_item(item) for item in asked.body.input]
     store.put(mine, answer.response, items, answer.created, own_mark())
     response = json_response({**answer.response, "status": "queued"})
-
-    def wants_cancel() -> bool:
-        kept = store.get(mine, response_id, time.time())
-        return kept is None or kept.wants_cancel
-
-    gevent.spawn(run_apart, service, answer, begun.generation, {}, str(g.request_id), wants_cancel)
+    wants_cancel = partial(store.wants_cancel, mine, response_id)
+    ticket = g.pop("ticket", None)  # what it takes of a key's limits, it takes until its end
+    apart = service, answer, begun.generation, str(g.request_id), wants_cancel, ticket
+    gevent.spawn(run_apart, *apart)
     return tell_of(service, begun.asked, response)
 
 
@@ -138,7 +137,8 @@ def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], respo
     """An answer is worth more than its being kept: a full disk is logged."""
     now = time.time()
     try:
-        if body.store:
+        was_deleted = body.background and store.get(mine, response["id"], now) is None
+        if body.store and not was_deleted:
             store.put(mine, response, items, now)
         if body.conversation is not None and response["status"] != "failed":
             store.append(mine, body.conversation.id, [*items, *response["output"]], now)

@@ -181,6 +181,40 @@ def test_an_engine_that_is_not_there_is_waited_for(
     running.kill()
 
 
+def test_a_disk_that_is_full_is_waited_for(
+    app: Flask, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failures = Journal.put_answer, [OSError("disk full"), OSError("disk full")]
+
+    def full(self: Journal, *given: Any, **more: Any) -> bool:
+        if failures:
+            raise failures.pop()
+        return put(self, *given, **more)
+
+    monkeypatch.setattr(Journal, "put_answer", full)
+    told = ended(app, http, begin(http, f"{line('a')}\nno json")["id"])
+    assert told["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    update, failures[:] = Journal.update, [OSError("disk full")]
+
+    def full_again(self: Journal, *given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        update(self, *given)
+
+    monkeypatch.setattr(Journal, "update", full_again)
+    assert ended(app, http, begin(http, line("a"))["id"])["status"] == "completed"
+
+
+def test_a_line_on_which_the_server_itself_fails_has_an_error(
+    app: Flask, http: FlaskClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = "enginehouse.server.api.batches.runner.run_wsgi_app"
+    monkeypatch.setattr(asked, lambda *given, **more: 1 // 0)
+    told = ended(app, http, begin(http, line("a"))["id"])
+    [error] = content(http, told["error_file_id"])
+    assert error["error"]["code"] == "server_error" and told["request_counts"]["failed"] == 1
+
+
 def test_a_batch_is_cancelled_with_what_it_has(
     app: Flask, http: FlaskClient, engine: ScriptedClient
 ) -> None:

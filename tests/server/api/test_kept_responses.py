@@ -92,6 +92,9 @@ def test_a_kept_response_is_read_listed_and_deleted(http: FlaskClient) -> None:
     rest = http.get(f"{PATH}/{made['id']}/input_items?after={listed['last_id']}").json
     assert [item["role"] for item in rest["data"]] == ["system"] and not rest["has_more"]
     assert rest["data"][0]["content"][0]["type"] == "input_text"
+    for limit in ("0", "101", "00010000", "x"):
+        refused = http.get(f"{PATH}/{made['id']}/input_items?limit={limit}")
+        assert error_of(refused)["param"] == "limit"
     assert http.delete(f"{PATH}/{made['id']}").json["deleted"] is True
     for method, path in (("get", ""), ("delete", ""), ("get", "/input_items"), ("post", "/cancel")):
         response = getattr(http, method)(f"{PATH}/{made['id']}{path}")
@@ -177,6 +180,34 @@ def test_a_response_of_the_background_is_cancelled(
     assert engine.generations[-1].cancels == [None]
 
 
+def test_what_is_deleted_while_it_runs_ends_and_is_not_kept_again(
+    http: FlaskClient, engine: ScriptedClient
+) -> None:
+    engine.script = tokens("the lazy")  # and then silence
+    made = ask(http, "one", background=True)
+    assert http.delete(f"{PATH}/{made['id']}").status_code == 200
+    with gevent.Timeout(10):
+        while not engine.generations[-1].cancels:
+            gevent.sleep(0.01)
+    gevent.sleep(0)
+    assert http.get(f"{PATH}/{made['id']}").status_code == 404
+
+
+def test_a_response_of_the_background_counts_for_its_key(
+    settings: ServerSettings, engine: ScriptedClient
+) -> None:
+    keys = read_keys({"ENGINEHOUSE_API_KEYS": "ann key-of-ann concurrent=1 tpm=1"})
+    http = create_app(dataclasses.replace(settings, api_keys=keys), engine).test_client()
+    http.environ_base["HTTP_AUTHORIZATION"] = "Bearer key-of-ann"
+    engine.script = [None, *tokens("the", STOP)]
+    made = ask(http, "one", background=True)
+    body = {"model": "tiny/chat", "input": "two"}
+    assert "run already" in error_of(http.post(PATH, json=body))["message"]
+    assert ended(http, made["id"])["status"] == "completed"
+    gevent.sleep(0)
+    assert "tokens a minute" in error_of(http.post(PATH, json=body))["message"]
+
+
 def test_a_response_of_the_background_fails_in_words(
     http: FlaskClient, engine: ScriptedClient
 ) -> None:
@@ -210,6 +241,16 @@ def test_the_oldest_go_first_and_each_after_its_time(tmp_path: Path) -> None:
     assert store.get("", "r4", now=63) is not None and store.get("", "r4", now=64.5) is None
     store.put("", {"id": "new"}, [], now=1000)
     assert store.get("", "r4", now=4) is None
+
+
+def test_an_id_that_two_have_is_each_ones_own(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept.sqlite", max_bytes=10**6, ttl_s=1e9)
+    for owner, text in (("ann", "a"), ("bob", "b")):
+        store.put(owner, {"id": f"of-{owner}"}, [{"id": "msg_1", "text": text}], now=1)
+    assert store.find_item("bob", "msg_1", now=2) == {"id": "msg_1", "text": "b"}
+    store.put("ann", {"id": "later"}, [{"id": "msg_1", "text": "c"}], now=3)
+    assert store.find_item("ann", "msg_1", now=4) == {"id": "msg_1", "text": "c"}
+    assert store.find_item("eve", "msg_1", now=4) is None
 
 
 def test_two_workers_share_what_is_kept(
