@@ -6,18 +6,14 @@ made, how tokens become text, or where the engine runs: it joins the files that 
 
 from __future__ import annotations
 
-import atexit
 import logging
 import os
 import re
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import msgspec
@@ -27,15 +23,11 @@ from werkzeug.exceptions import HTTPException
 from enginehouse.runtime.errors import HostUnavailable, RequestError
 from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
-from enginehouse.server.api.batches.folder import Folder
-from enginehouse.server.api.batches.routes import add_batches, add_files
-from enginehouse.server.api.batches.runner import Runner
+from enginehouse.server.api.batches.routes import add_batches
 from enginehouse.server.api.chat.routes import chat_completions
 from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.messages.errors import as_anthropics
-from enginehouse.server.api.responses.conversations import add_conversations
 from enginehouse.server.api.responses.routes import add_responses
-from enginehouse.server.api.responses.store import Store
 from enginehouse.server.api.texts import token_routes
 from enginehouse.server.api.texts.routes import text_completions
 from enginehouse.server.http.auth import KeyRing
@@ -105,20 +97,9 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     app.url_map.merge_slashes = False  # a redirect is no answer for an API client
     app.url_map.strict_slashes = False  # nor is a 404 for a slash at the end
     _add_routes(app, service)
-    store = Store(
-        settings.responses_path or ":memory:",
-        settings.responses_max_bytes,
-        settings.responses_ttl_s,
-    )
-    add_responses(app, service, store)
-    add_conversations(app, service, store)
+    add_responses(app, service)
     messages.add_messages(app, service)
-    folder = Folder(settings.files_dir or _own_folder(), settings.max_files_bytes)
-    add_files(app, service, folder)
-    add_batches(app, service, folder)
-    app.extensions["enginehouse.batches"] = Runner(
-        app, folder, lambda: _at_once(service), lambda: service.draining
-    )
+    add_batches(app, service)
     _add_documents(app)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
@@ -151,25 +132,6 @@ def _one_path(answer: WSGIApplication) -> WSGIApplication:
 
 def _open_chat(settings: ServerSettings) -> Chat:
     return load_chat(settings.engine_dir, settings.tool_format, settings.reasoning_format)
-
-
-def _own_folder() -> Path:
-    """For who names none and runs no server: it goes with the process."""
-    folder = tempfile.mkdtemp(prefix="enginehouse-files-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-def _at_once(service: Service) -> int:
-    """Lines of a batch: as many as the engine runs at once."""
-    info = service.info
-    return info.max_batch_size if info else 1
-
-
-def run_batches(app: Flask) -> None:
-    """Until the process ends; in a greenlet of its own."""
-    runner: Runner = app.extensions["enginehouse.batches"]
-    runner.run()
 
 
 def start_draining(app: Flask) -> None:

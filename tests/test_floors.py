@@ -91,7 +91,7 @@ def test_no_time_is_counted_by_the_wall_clock() -> None:
     """
     stamps = {"server.answer.completion", "server.http.metrics", "server.launch.gunicorn_hooks"}
     # What is kept for days outlives the machine's other clocks.
-    stamps |= {f"server.api.responses.{name}" for name in ("routes", "conversations")}
+    stamps |= {f"server.api.responses.{name}" for name in ("routes", "conversations", "kept_items")}
     stamps |= {f"server.api.batches.{name}" for name in ("routes", "runner")}
     users = set()
     for name, path in MODULES.items():
@@ -174,7 +174,7 @@ server/api/messages    wire request prompt tools text answer http api/chat
 server/api/batches     wire http api/responses
 server/openapi         wire api/responses api/messages api/batches
 server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses api/messages api/batches  runtime/host
-server/launch          wire app  runtime/machine runtime/host
+server/launch          wire app api/batches  runtime/machine runtime/host
 server/client
 
 regress/findings

@@ -24,13 +24,12 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.api.batches.body import ENDPOINTS
 from enginehouse.server.api.batches.folder import Folder
 from enginehouse.server.api.batches.journal import Batch, Journal
-from enginehouse.server.api.batches.new_batch import new_batch
+from enginehouse.server.api.batches.new_batch import ENDED, new_batch
 from enginehouse.server.client.own_server import OwnServer, free_port, serve_command
 from enginehouse.verbs.base import VerbParser
 
 _START_S, _POLL_S = 600.0, 0.2
-_ANY_SIZE = 1 << 62
-_ENDED = ("completed", "failed", "cancelled", "expired")
+_ANY_SIZE, _PIECE_BYTES = 1 << 62, 1 << 20
 
 
 def make_parser() -> VerbParser:
@@ -59,21 +58,23 @@ def main(argv: list[str]) -> int:
         if getattr(args, name) is None:
             parser.error(f"{name} is not given")
     errors = args.output.with_name(f"{args.output.name}.errors")
-    for path in (args.output, errors):
-        if path.exists():
-            raise EnginehouseError(f"{path} is there already; remove it, or name another output")
     state = args.output.with_name(f"{args.output.name}.batch")
+    asked = state / "asked.json"
+    for path in (args.output, errors):
+        if path.exists() and not asked.exists():  # else they are of a run that was cut
+            raise EnginehouseError(f"{path} is there already; remove it, or name another output")
     folder = Folder(state, _ANY_SIZE)
     journal = Journal(folder)
-    batch = _batch_of(args, folder, journal, state / "asked.json")
-    if batch.data["status"] not in _ENDED:
+    batch = _batch_of(args, folder, journal, asked)
+    if batch.data["status"] not in ENDED:
         batch = _run(args.engine, journal, batch, state)
     if batch.data["status"] == "failed":
         [error] = batch.data["errors"]["data"]
         shutil.rmtree(state)
         raise EnginehouseError(f"{args.input}: {error['message']}")
     for name, path in (("output_file_id", args.output), ("error_file_id", errors)):
-        if (file_id := batch.data[name]) is not None:
+        file_id = batch.data[name]
+        if file_id is not None and folder.place(file_id).exists():
             folder.place(file_id).rename(path)
     shutil.rmtree(state)
     return _report(batch.data, args.output, errors)
@@ -82,7 +83,7 @@ def main(argv: list[str]) -> int:
 def _batch_of(args: argparse.Namespace, folder: Folder, journal: Journal, asked: Path) -> Batch:
     """The one that is in the folder already, or a new one of the input."""
     try:
-        digest = hashlib.sha256(args.input.read_bytes()).hexdigest()
+        digest = _digest_of(args.input)
     except OSError as error:
         raise EnginehouseError(f"{args.input} cannot be read: {error.strerror}") from None
     if asked.exists():
@@ -104,6 +105,14 @@ def _batch_of(args: argparse.Namespace, folder: Folder, journal: Journal, asked:
     partial.write_text(json.dumps({"digest": digest, "batch": made["id"]}))
     partial.rename(asked)
     return Batch("", made, False)
+
+
+def _digest_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _endpoint(path: Path) -> str:
@@ -136,7 +145,7 @@ def _run(engine: str, journal: Journal, batch: Batch, state: Path) -> Batch:
                 found = journal.get("", batch.id)
                 assert found is not None, "nobody else removes it"
                 told = found.data
-                if told["status"] in _ENDED:
+                if told["status"] in ENDED:
                     return found
                 total = told["request_counts"]["total"] or None
                 done = sum(journal.counts(found))

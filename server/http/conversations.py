@@ -9,7 +9,6 @@ two. This file knows no field's meaning and no token.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -42,9 +41,7 @@ class Begun(NamedTuple):
     generation: Generation | None
 
 
-def converse(
-    service: Service, asked: ChatRequest, form: Form, started_s: float | None = None
-) -> Response:
+def converse(service: Service, asked: ChatRequest, form: Form, started_s: float) -> Response:
     """started_s: the monotonic clock when the request came."""
     asked, completion, generation = begin(service, asked, form, started_s)
     response = service.answer(completion, generation, asked.fields.stream, asked.unenforced)
@@ -59,9 +56,7 @@ def tell_of(service: Service, asked: ChatRequest, response: Response) -> Respons
     return tell(response, ignored, unenforced, asked.repaired)
 
 
-def begin(
-    service: Service, asked: ChatRequest, form: Form, started_s: float | None = None
-) -> Begun:
+def begin(service: Service, asked: ChatRequest, form: Form, started_s: float) -> Begun:
     info = check(service, asked)
     prompt = prompt_of(service, asked, info)
     if service.settings.log_prompts:
@@ -87,7 +82,6 @@ def begin(
         only_calls=asked.options.tools.forced,
     )
     scores = scores_of(service, asked, [(prompt.ids, range(0))])
-    started_s = time.monotonic() if started_s is None else started_s
     completion = form(terms, plan.new_parser, scores=scores, started_s=started_s)
     return Begun(asked, completion, submit(service, asked, prompt.ids, info))
 

@@ -22,11 +22,11 @@ from flask import Flask
 from gunicorn.workers.ggevent import GeventWorker
 
 from enginehouse.runtime.host.listening import file_of
+from enginehouse.server.api.batches.routes import run_batches
 from enginehouse.server.app import (
     close_tracing,
     count_not_http,
     engine_client,
-    run_batches,
     start_draining,
 )
 from enginehouse.server.launch import held_signals

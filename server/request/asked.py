@@ -1,114 +1,21 @@
 """What any completion request asks for, once its fields agree with each other.
 
-A field is honoured or refused, never dropped in silence: what this version cannot do is in the
-tables below, and a field nobody knows is reported back by name. Knows no Flask and no template.
+A field is honoured or refused, never dropped in silence: what a form refuses it says
+(wire/refused_fields.py), and a field nobody knows is reported back by name. Knows no Flask and no
+template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.request import Constraint, SamplingParams
 from enginehouse.server.request.constraints import read_constraint
 from enginehouse.server.tools.unenforced import Unenforced
-from enginehouse.server.wire.bodies import ChatBody, CompletionBody, Message
 from enginehouse.server.wire.refusal import refuse
-from enginehouse.server.wire.shapes import SamplingFields, Shape, StructuredOutputs
-
-Idle = Mapping[str, tuple[object, ...]]
-
-# Known fields that would change the answer, or make a promise this server does not keep, with
-# the values that ask for nothing: those pass, all others are refused.
-UNSUPPORTED: Idle = {
-    "allowed_token_ids": (),
-    "bad_words": ([],),
-    "beam_width": (1,),
-    "cache_salt": (),
-    "disaggregated_params": (),
-    "dry_multiplier": (0, 0.0),
-    "dynatemp_range": (0, 0.0),
-    "early_stopping": (False,),
-    "grammar": (),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "json_schema": (),
-    "kv_transfer_params": (),
-    "length_penalty": (1, 1.0),
-    "logits_processors": ([],),
-    "lora_path": (),
-    "lora_request": (),
-    "mirostat": (0,),
-    "n_predict": (),
-    "no_stop_trim": (False,),
-    "nvext": ({},),
-    "prompt_embeds": (),
-    "repeat_penalty": (1, 1.0),
-    "return_hidden_states": (False,),
-    "return_token_ids": (False,),
-    "return_tokens_as_token_ids": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "stop_regex": ([],),
-    "suffix": ("",),
-    "top_a": (0, 0.0),
-    "top_p_min": (),
-    "truncate_prompt_tokens": (),
-    "typical_p": (1, 1.0),
-    "use_beam_search": (False,),
-    "xtc_probability": (0, 0.0),
-}
-UNSUPPORTED_IN_CHAT: Idle = {
-    **UNSUPPORTED,
-    "audio": (),
-    "chat_template": (),
-    "documents": ([],),
-    "echo": (False,),
-    "enable_thinking": (),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "mm_processor_kwargs": ({},),
-    "modalities": (["text"],),
-    "prompt": (),
-    "reasoning_format": ("auto",),
-    "thinking": (),
-    "web_search_options": (),
-}
-UNSUPPORTED_IN_COMPLETIONS: Idle = {
-    **UNSUPPORTED,
-    "add_generation_prompt": (True,),
-    "chat_template_kwargs": ({},),
-    "continue_final_message": (False,),
-    "max_completion_tokens": (),
-    "messages": (),
-    "store": (False,),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-_UNSUPPORTED_BY_SHAPE: Mapping[type[Shape], Idle] = {
-    ChatBody: UNSUPPORTED_IN_CHAT,
-    CompletionBody: UNSUPPORTED_IN_COMPLETIONS,
-    Message: {"audio": ()},
-    StructuredOutputs: {
-        "disable_additional_properties": (False,),
-        "disable_any_whitespace": (),
-        "whitespace_pattern": (),
-    },
-}
-
-
-# Fields that advise, with the values that advise nothing: what they advise has no effect here.
-_ADVICE: Idle = {
-    "metadata": ({},),
-    "prediction": (None,),
-    "prompt_cache_key": ("",),
-    "safety_identifier": ("",),
-    "service_tier": ("auto", "default"),
-    "store": (False,),
-    "verbosity": (None,),
-}
+from enginehouse.server.wire.shapes import SamplingFields, Shape
 
 
 class Unknown(NamedTuple):
@@ -264,14 +171,13 @@ def ignored_fields(body: Shape) -> tuple[str, ...]:
     if unknown and getattr(body, "strict_fields", False):
         path = unknown[0].path[:200]
         refuse(path, "nobody knows this field, and strict_fields is true", "unknown_parameter")
-    idle = [
-        name for name, values in _ADVICE.items() if getattr(body, name, values[0]) not in values
-    ]
+    advice = type(body).advice.items()
+    idle = [name for name, values in advice if getattr(body, name, values[0]) not in values]
     return tuple(dict.fromkeys([*(field.report for field in unknown), *idle]))
 
 
 def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:
-    unsupported = _UNSUPPORTED_BY_SHAPE.get(type(shape), type(shape).refused)
+    unsupported = type(shape).refused
     for name, value in (shape.model_extra or {}).items():
         if name not in unsupported:
             yield Unknown(path + name, report + name)

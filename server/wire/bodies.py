@@ -11,6 +11,10 @@ from pydantic import BeforeValidator, FailFast, Field
 from pydantic_core import PydanticCustomError
 
 from enginehouse.server.wire.json_body import found_text
+from enginehouse.server.wire.refused_fields import (
+    UNSUPPORTED_IN_CHAT,
+    UNSUPPORTED_IN_COMPLETIONS,
+)
 from enginehouse.server.wire.shapes import (
     MAX_CALLS,
     MAX_LOGPROBS,
@@ -90,6 +94,8 @@ class CalledTool(Shape):
 
 
 class Message(Shape):
+    refused = {"audio": ()}
+
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         _Parts, BeforeValidator(_text_as_parts, json_schema_input_type=str | _PartsForm)
@@ -176,6 +182,8 @@ class Prediction(Shape):
 class ChatBody(TemplateFields, SamplingFields):
     """POST /v1/chat/completions"""
 
+    refused = UNSUPPORTED_IN_CHAT
+
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     """Reaches chat templates that read it; none turns thinking off where they can."""
     verbosity: Literal["low", "medium", "high"] | None = None
@@ -253,6 +261,8 @@ _IdPrompts = Annotated[list[_IdPrompt], Field(min_length=1, max_length=MAX_PROMP
 
 class CompletionBody(SamplingFields):
     """POST /v1/completions"""
+
+    refused = UNSUPPORTED_IN_COMPLETIONS
 
     prompt: Annotated[
         list[Any],

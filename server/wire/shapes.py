@@ -8,7 +8,6 @@ Source: the product page's "Input fields"; OpenAI's and vLLM's references for th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -25,6 +24,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from enginehouse.server.wire.json_body import MAX_FREE_DEPTH, found_text, is_too_deep
+from enginehouse.server.wire.refused_fields import ADVICE, Idle
 
 SEED_LIMIT = 9223372036854776000  # 2**63 as JavaScript prints it, which is how the page states it
 # The most that a request may hold, all of it; docs/api.md tells them, and what each is for.
@@ -46,11 +46,12 @@ T = TypeVar("T")
 class Shape(BaseModel):
     """Strict types, null means absent, unknown fields are kept apart in model_extra.
 
-    refused: known ones among these that ask for what is not done, with the values that ask for
-    nothing.
+    refused: known ones among these that ask for what is not done; advice: fields of which nothing
+    is made; each with the values that ask for nothing.
     """
 
-    refused: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    refused: ClassVar[Idle] = {}
+    advice: ClassVar[Idle] = ADVICE
 
     model_config = ConfigDict(
         strict=True, extra="allow", frozen=True, use_attribute_docstrings=True
@@ -183,6 +184,12 @@ class ResponseFormat(Shape):
 
 class StructuredOutputs(Shape):
     """vLLM's name for a grammar; exactly one of the fields is given."""
+
+    refused = {
+        "disable_additional_properties": (False,),
+        "disable_any_whitespace": (),
+        "whitespace_pattern": (),
+    }
 
     json_: Annotated[SchemaOrText | None, Field(alias="json")] = None
     """A JSON schema, as an object or as its text."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.server.api.responses.resource import Json, new_id
 from enginehouse.server.http.shared_file import KEPT, opened
+from enginehouse.server.wire.ids import Json, new_id
 
 _WAIT_S = 5.0  # for another worker
 _TABLES = """

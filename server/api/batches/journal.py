@@ -13,9 +13,9 @@ from typing import NamedTuple
 from msgspec.json import decode, encode
 
 from enginehouse.server.api.batches.folder import Folder
-from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.http.processes import own_mark, runs
 from enginehouse.server.http.shared_file import transaction
+from enginehouse.server.wire.ids import Json
 
 
 class Batch(NamedTuple):
@@ -32,6 +32,7 @@ class Batch(NamedTuple):
 
 class Journal:
     def __init__(self, folder: Folder) -> None:
+        self.folder = folder
         self._db = folder.db
 
     def add(self, owner: str, data: Json) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import GIVES_WAY
 from enginehouse.server.api.batches.body import BatchLine
-from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.refusal import parse_body, refuse
 
 MAX_LINE_BYTES = 16 * 1024 * 1024

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.wire.ids import Json, new_id
 
+ENDED = ("completed", "failed", "cancelled", "expired")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
 _MOMENTS = (
     *("in_progress_at", "finalizing_at", "completed_at", "failed_at", "expired_at"),

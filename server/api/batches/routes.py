@@ -6,8 +6,11 @@ Source: OpenAI's API reference, "Files" and "Batch".
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from flask import Flask, Response
@@ -15,20 +18,48 @@ from flask import Flask, Response
 from enginehouse.server.api.batches.body import BatchBody
 from enginehouse.server.api.batches.folder import Folder, StoredFile
 from enginehouse.server.api.batches.journal import Batch, Journal
-from enginehouse.server.api.batches.new_batch import new_batch
+from enginehouse.server.api.batches.new_batch import ENDED, new_batch
+from enginehouse.server.api.batches.runner import Runner
 from enginehouse.server.api.batches.uploads import read_upload
-from enginehouse.server.api.responses.kept_items import listed
-from enginehouse.server.api.responses.resource import Json
-from enginehouse.server.api.responses.routes import asked_page, not_found, owner, query
+from enginehouse.server.http.kept import listed, not_found, owner, query
 from enginehouse.server.http.service import Service
+from enginehouse.server.wire.ids import Json
 from enginehouse.server.wire.refusal import parse_body, refuse
 from enginehouse.server.wire.responses import json_response
 
 _PIECE_BYTES = 1 << 18
-_ENDED = ("completed", "failed", "cancelled", "expired")
+_RUNNER = "enginehouse.batches"
 
 
-def add_files(app: Flask, service: Service, folder: Folder) -> None:
+def add_batches(app: Flask, service: Service) -> None:
+    """Files and batches, in the folder that the settings name."""
+    settings = service.settings
+    folder = Folder(settings.files_dir or _passing_folder(), settings.max_files_bytes)
+
+    def num_at_once() -> int:
+        """As many as the engine runs at once."""
+        info = service.info
+        return info.max_batch_size if info else 1
+
+    app.extensions[_RUNNER] = Runner(app, folder, num_at_once, lambda: service.draining)
+    _add_files(app, service, folder)
+    _add_batches(app, service, Journal(folder))
+
+
+def run_batches(app: Flask) -> None:
+    """In a greenlet of its own, until the process ends."""
+    runner: Runner = app.extensions[_RUNNER]
+    runner.run()
+
+
+def _passing_folder() -> Path:
+    """Where no server has made one: it goes with the process."""
+    folder = tempfile.mkdtemp(prefix="enginehouse-files-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _add_files(app: Flask, service: Service, folder: Folder) -> None:
     @app.post("/v1/files")
     def upload_file() -> Response:
         settings = service.settings
@@ -40,7 +71,7 @@ def add_files(app: Flask, service: Service, folder: Folder) -> None:
     def list_files() -> Response:
         wanted = query("purpose")
         told = [file.told() for file in folder.files(owner())]
-        return json_response(_listed([f for f in told if wanted in (None, f["purpose"])]))
+        return json_response(listed([f for f in told if wanted in (None, f["purpose"])]))
 
     @app.get("/v1/files/<file_id>")
     def get_file(file_id: str) -> Response:
@@ -59,9 +90,7 @@ def add_files(app: Flask, service: Service, folder: Folder) -> None:
         return response
 
 
-def add_batches(app: Flask, service: Service, folder: Folder) -> None:
-    journal = Journal(folder)
-
+def _add_batches(app: Flask, service: Service, journal: Journal) -> None:
     def found(batch_id: str) -> Batch:
         batch = journal.get(owner(), batch_id)
         if batch is None:
@@ -71,9 +100,7 @@ def add_batches(app: Flask, service: Service, folder: Folder) -> None:
     @app.post("/v1/batches")
     def create_batch() -> Response:
         body = service.read(lambda data: parse_body(BatchBody, data, lambda fields: None))
-        file = folder.file(owner(), body.input_file_id)
-        if file is None:
-            not_found("input_file_id", "file", body.input_file_id)
+        file = _file(journal.folder, body.input_file_id, "input_file_id")
         if file.purpose != "batch":
             refuse("input_file_id", f'its purpose is "{file.purpose}"; wanted "batch"')
         now, model = int(time.time()), service.settings.model_name
@@ -83,7 +110,7 @@ def add_batches(app: Flask, service: Service, folder: Folder) -> None:
 
     @app.get("/v1/batches")
     def list_batches() -> Response:
-        return json_response(_listed(journal.all(owner())))
+        return json_response(listed(journal.all(owner())))
 
     @app.get("/v1/batches/<batch_id>")
     def get_batch(batch_id: str) -> Response:
@@ -92,7 +119,7 @@ def add_batches(app: Flask, service: Service, folder: Folder) -> None:
     @app.post("/v1/batches/<batch_id>/cancel")
     def cancel_batch(batch_id: str) -> Response:
         batch = found(batch_id)
-        if batch.data["status"] not in _ENDED:
+        if batch.data["status"] not in ENDED:
             journal.ask_to_cancel(batch)
         return json_response(_told(journal, found(batch_id)))
 
@@ -100,7 +127,7 @@ def add_batches(app: Flask, service: Service, folder: Folder) -> None:
 def _told(journal: Journal, batch: Batch) -> Json:
     """As it stands: progress is counted while it runs, and a wish to end it is a status."""
     told = {name: value for name, value in batch.data.items() if name != "ending"}
-    if told["status"] in _ENDED:
+    if told["status"] in ENDED:
         return told
     completed, failed = journal.counts(batch)
     counts = {**told["request_counts"], "completed": completed, "failed": failed}
@@ -108,15 +135,11 @@ def _told(journal: Journal, batch: Batch) -> Json:
     return {**told, "request_counts": counts, "status": status}
 
 
-def _file(folder: Folder, file_id: str) -> StoredFile:
+def _file(folder: Folder, file_id: str, param: str = "id") -> StoredFile:
     file = folder.file(owner(), file_id)
     if file is None:
-        not_found("id", "file", file_id)
+        not_found(param, "file", file_id)
     return file
-
-
-def _listed(items: Sequence[Json]) -> Json:
-    return listed(items, asked_page())
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -22,7 +22,7 @@ from werkzeug.test import EnvironBuilder, run_wsgi_app
 from enginehouse.server.api.batches.folder import Folder
 from enginehouse.server.api.batches.journal import Batch, Journal
 from enginehouse.server.api.batches.lines import Line, error_line, output_line, read_lines
-from enginehouse.server.api.responses.resource import Json, new_id
+from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.responses import KEY_NAME, OF_BATCH
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api.batches.folder import Folder
-from enginehouse.server.api.responses.resource import new_id
+from enginehouse.server.wire.ids import new_id
 from enginehouse.server.wire.refusal import refuse
 
 PURPOSES = ("batch",)

@@ -6,24 +6,22 @@ Source: Anthropic's API reference, "Messages" and "Streaming messages".
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import closing
 from typing import Any
 
 import msgspec
 
-from enginehouse.server.answer.completion import Completion, Delta, Generation
+from enginehouse.server.answer.assembled import AssembledCompletion
+from enginehouse.server.answer.completion import Delta
 from enginehouse.server.answer.framing import Framing
 from enginehouse.server.api.messages.errors import anthropic_error
 from enginehouse.server.text.answer import Content, Part, Reasoning, ToolArguments, ToolCallStart
-
-Json = dict[str, Any]
+from enginehouse.server.wire.ids import Json
 
 _PING = {"type": "ping"}
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
-class MessageAnswer(Completion):
+class MessageAnswer(AssembledCompletion):
     """max_tokens: what was asked for; where a limit came sooner, it was the context's end."""
 
     id_prefix = "msg_"
@@ -35,16 +33,6 @@ class MessageAnswer(Completion):
         self._blocks: list[Json] = []
         self._open: Json | None = None  # the block that grows
         self._arguments = ""  # of the call that grows
-        self._events: list[Json] = []  # made, and not told yet
-
-    def run(
-        self, generation: Generation | None, silence_s: float | None = None
-    ) -> Generator[Delta | None, None, None]:
-        with closing(super().run(generation, silence_s)) as deltas:
-            for delta in deltas:
-                for part in () if delta is None else delta.parts:
-                    self._grow(part)
-                yield delta
 
     def whole(self) -> Json:
         self._close()
@@ -54,21 +42,19 @@ class MessageAnswer(Completion):
         started = {**self._message([]), "usage": {**self._usage(), "output_tokens": 0}}
         return [{"type": "message_start", "message": started}, _PING]
 
-    def told(self, delta: Delta) -> list[Json]:
-        events, self._events = self._events, []
-        return events
-
     def closing(self) -> list[Json]:
         self._close()
         usage = self._usage()
         told = {name: usage[name] for name in usage if name not in _OF_THE_MESSAGE}
         last = {"type": "message_delta", "delta": self._ending(), "usage": told}
-        events, self._events = self._events, []
-        return [*events, last, {"type": "message_stop"}]
+        return [*self.events, last, {"type": "message_stop"}]
 
     def failing(self, error: dict[str, Any]) -> list[Json]:
-        events, self._events = self._events, []
-        return [*events, anthropic_error(error["error"])]
+        return [*self.events, anthropic_error(error["error"])]
+
+    def take(self, delta: Delta) -> None:
+        for part in delta.parts:
+            self._grow(part)
 
     def _grow(self, part: Part) -> None:
         if isinstance(part, ToolCallStart):
@@ -104,7 +90,7 @@ class MessageAnswer(Completion):
         self._open = block
         index = len(self._blocks) - 1
         start = {"type": "content_block_start", "index": index, "content_block": dict(block)}
-        self._events.append(start)
+        self.events.append(start)
 
     def _close(self) -> None:
         """The block that grows is whole, or is cut: the input of a call that was cut is empty."""
@@ -118,11 +104,11 @@ class MessageAnswer(Completion):
                 block["input"] = msgspec.json.decode(self._arguments or "{}")
             except msgspec.MsgspecError:
                 block["input"] = {}
-        self._events.append({"type": "content_block_stop", "index": len(self._blocks) - 1})
+        self.events.append({"type": "content_block_stop", "index": len(self._blocks) - 1})
 
     def _say(self, delta: Json) -> None:
         index = len(self._blocks) - 1
-        self._events.append({"type": "content_block_delta", "index": index, "delta": delta})
+        self.events.append({"type": "content_block_delta", "index": index, "delta": delta})
 
     def _message(self, blocks: list[Json]) -> Json:
         return {

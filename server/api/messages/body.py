@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from enginehouse.server.wire.bodies import FUNCTION_NAME
 from enginehouse.server.wire.json_body import found_text
+from enginehouse.server.wire.refused_fields import ADVICE
 from enginehouse.server.wire.shapes import (
     MAX_STOP_CHARS,
     MAX_STOPS,
@@ -164,6 +165,8 @@ class UserMetadata(Shape):
 
 class CountBody(Cached):
     """POST /v1/messages/count_tokens"""
+
+    advice = {name: idle for name, idle in ADVICE.items() if name != "metadata"}
 
     model: str
     """The served name, or one of the engine's own names."""

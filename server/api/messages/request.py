@@ -60,8 +60,7 @@ def parse_count_request(body: bytes, max_messages: int | None = None) -> ChatReq
 
 def _request(shape: CountBody, common: dict[str, Any], max_tokens: int | None) -> ChatRequest:
     thinks = shape.thinking.type != "disabled"
-    final = shape.messages[-1]
-    ignored = [name for name in ignored_fields(shape) if name != "metadata"]  # a user's name
+    final, ignored = shape.messages[-1], [*ignored_fields(shape)]
     if shape.thinking.budget_tokens is not None:
         ignored.append("thinking.budget_tokens")
     continues = final.role == "assistant" and all(block.type == "text" for block in final.content)

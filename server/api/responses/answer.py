@@ -6,15 +6,14 @@ Source: OpenAI's API reference, "Streaming events"; the Open Responses specifica
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 from typing import Any
 
-from enginehouse.server.answer.completion import Completion, Delta, Generation
+from enginehouse.server.answer.assembled import AssembledCompletion
+from enginehouse.server.answer.completion import Delta
 from enginehouse.server.answer.framing import Framing
 from enginehouse.server.api.responses.body import ResponsesBody
 from enginehouse.server.api.responses.resource import (
-    Json,
     call_item,
     head_of,
     message_item,
@@ -25,12 +24,13 @@ from enginehouse.server.api.responses.resource import (
 )
 from enginehouse.server.text.answer import Content, Part, Reasoning, ToolCallStart
 from enginehouse.server.text.logprobs import TokenEntry, chat_logprobs
+from enginehouse.server.wire.ids import Json
 
 _ENDINGS = {"length": ("incomplete", {"reason": "max_output_tokens"})}
 _OPEN, _COMPLETED, _INCOMPLETE = "in_progress", "completed", "incomplete"
 
 
-class ResponseAnswer(Completion):
+class ResponseAnswer(AssembledCompletion):
     """body: what was asked, of which the response tells again. keep: is given the response object
     once it has ended, however that is.
     """
@@ -51,19 +51,8 @@ class ResponseAnswer(Completion):
         self._tools = {tool.full_name: tool for tool in body.tools}
         self._items: list[Json] = self.response["output"]
         self._open: Json | None = None  # the item that grows
-        self._call_number: int | None = None  # of the call that grows
-        self._events: list[Json] = []  # made, and not told yet
         self._num_events = 0
         self._untold: list[TokenEntry] = []
-
-    def run(
-        self, generation: Generation | None, silence_s: float | None = None
-    ) -> Generator[Delta | None, None, None]:
-        with closing(super().run(generation, silence_s)) as deltas:
-            for delta in deltas:
-                if delta is not None:
-                    self._take(delta)
-                yield delta
 
     def whole(self) -> Json:
         self._end()
@@ -74,12 +63,12 @@ class ResponseAnswer(Completion):
         return self._numbered(first)
 
     def told(self, delta: Delta) -> list[Json]:
-        return self._numbered(self._taken())
+        return self._numbered(super().told(delta))
 
     def closing(self) -> list[Json]:
         self._end()
         last = self._event(f"response.{self.response['status']}", response=self.response)
-        return self._numbered([*self._taken(), last])
+        return self._numbered([*self.events, last])
 
     def failing(self, error: dict[str, Any]) -> list[Json]:
         """The error as OpenAI's clients read it, and the response that has failed."""
@@ -88,7 +77,7 @@ class ResponseAnswer(Completion):
         flat = {name: told[name] for name in ("code", "message", "param")}
         error_event = self._event("error", error=told, **flat)
         failed = self._event("response.failed", response=self.response)
-        return self._numbered([*self._taken(), error_event, failed])
+        return self._numbered([*self.events, error_event, failed])
 
     def fail(self, code: str, message: str, status: str = "failed") -> None:
         """It ends here, with what there is."""
@@ -98,8 +87,7 @@ class ResponseAnswer(Completion):
             self.response["error"] = {"code": code, "message": message}
         self._keep(self.response)
 
-    def _take(self, delta: Delta) -> None:
-        """What is new becomes part of the items, and events."""
+    def take(self, delta: Delta) -> None:
         self._untold += delta.entries
         if delta.parts and not any(isinstance(part, Content) for part in delta.parts):
             self._untold = []  # of a thought or a call, whose log probabilities have no place
@@ -111,7 +99,6 @@ class ResponseAnswer(Completion):
             self._close(_COMPLETED)
             tool = self._tools[part.name]
             self._begin(call_item(part.id, tool.name, tool.namespace, _OPEN))
-            self._call_number = part.number
             return
         if isinstance(part, (Content, Reasoning)):
             kind = "message" if isinstance(part, Content) else "reasoning"
@@ -123,8 +110,7 @@ class ResponseAnswer(Completion):
             inner["text"] += part.text
             self._say(f"{_TEXT_EVENTS[kind]}.delta", delta=part.text, **self._logprobs(inner))
             return
-        if self._open is None or self._call_number != part.number:
-            raise AssertionError("arguments of a call that is not the last")
+        assert self._open is not None, "arguments follow their call"
         self._open["arguments"] += part.text
         self._say("response.function_call_arguments.delta", delta=part.text)
 
@@ -132,7 +118,7 @@ class ResponseAnswer(Completion):
         self._items.append(item)
         self._open = item
         index = len(self._items) - 1
-        self._events.append(
+        self.events.append(
             self._event("response.output_item.added", output_index=index, item=_copy(item))
         )
 
@@ -159,7 +145,7 @@ class ResponseAnswer(Completion):
             self._say(f"{_TEXT_EVENTS[item['type']]}.done", item, **known)
             self._say("response.content_part.done", item, part=part)
         index = len(self._items) - 1
-        self._events.append(self._event("response.output_item.done", output_index=index, item=item))
+        self.events.append(self._event("response.output_item.done", output_index=index, item=item))
 
     def _say(self, kind: str, item: Json | None = None, **more: Any) -> None:
         """An event of the last item, and of its one part where it has parts."""
@@ -168,7 +154,7 @@ class ResponseAnswer(Completion):
         place = {"item_id": item["id"], "output_index": len(self._items) - 1}
         if item["type"] != "function_call":
             place["content_index"] = 0
-        self._events.append(self._event(kind, **place, **more))
+        self.events.append(self._event(kind, **place, **more))
 
     def _logprobs(self, part: Json) -> Json:
         """Of what is said now; they wait while nothing is said."""
@@ -205,10 +191,6 @@ class ResponseAnswer(Completion):
 
     def _event(self, kind: str, **more: Any) -> Json:
         return {"type": kind, "sequence_number": 0, **more}
-
-    def _taken(self) -> list[Json]:
-        events, self._events = self._events, []
-        return events
 
     def _numbered(self, events: list[Json]) -> list[Json]:
         for event in events:

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BeforeValidator, FailFast, Field
 from pydantic_core import PydanticCustomError
 
-from enginehouse.server.request.asked import UNSUPPORTED
 from enginehouse.server.wire.bodies import FUNCTION_NAME
 from enginehouse.server.wire.json_body import found_text
+from enginehouse.server.wire.refused_fields import ADVICE, UNSUPPORTED
 from enginehouse.server.wire.shapes import (
     MAX_LOGPROBS,
     MAX_TOKENS,
@@ -293,6 +293,7 @@ class ResponsesBody(SamplingFields):
     """POST /v1/responses"""
 
     refused = REFUSED
+    advice = {name: idle for name, idle in ADVICE.items() if name not in ("metadata", "store")}
 
     input: Items
     """A text, or items: messages, calls of functions and what came of them, what was thought."""

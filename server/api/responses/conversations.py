@@ -12,11 +12,11 @@ from flask import Flask, Response
 from pydantic import Field
 
 from enginehouse.server.api.responses.body import Items, Metadata
-from enginehouse.server.api.responses.kept_items import Page, kept_item, listed
-from enginehouse.server.api.responses.resource import Json, new_id
-from enginehouse.server.api.responses.routes import asked_page, looked_up, not_found, owner
+from enginehouse.server.api.responses.kept_items import kept_item, looked_up
 from enginehouse.server.api.responses.store import Kept, Store
+from enginehouse.server.http.kept import list_of, listed, not_found, owner
 from enginehouse.server.http.service import Service
+from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.refusal import parse_body
 from enginehouse.server.wire.responses import json_response
 from enginehouse.server.wire.shapes import Shape
@@ -80,7 +80,7 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
 
     @app.get("/v1/conversations/<conversation_id>/items")
     def list_items(conversation_id: str) -> Response:
-        return json_response(listed(_found(store, conversation_id).items, asked_page()))
+        return json_response(listed(_found(store, conversation_id).items))
 
     @app.post("/v1/conversations/<conversation_id>/items")
     def add_items(conversation_id: str) -> Response:
@@ -88,7 +88,7 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
         added = [kept_item(item) for item in found]
         _found(store, conversation_id)
         store.append(owner(), conversation_id, added, time.time())
-        return json_response(listed(added, Page(limit=MAX_ITEMS, ascending=True)))
+        return json_response(list_of(added))
 
     @app.get("/v1/conversations/<conversation_id>/items/<item_id>")
     def get_item(conversation_id: str, item_id: str) -> Response:

@@ -1,33 +1,24 @@
-"""Items as they are kept and listed: each with an id, its texts named by who said them.
+"""Items as they are kept: each with an id, its texts named by who said them.
 
-Knows no store and no HTTP. Source: OpenAI's API reference, "List input items".
+Source: OpenAI's API reference, "List input items".
 """
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from enginehouse.server.api.responses.body import Item
-from enginehouse.server.api.responses.resource import Json, new_id
-from enginehouse.server.wire.refusal import refuse
+from enginehouse.server.api.responses.store import Store
+from enginehouse.server.http.kept import not_found, owner
+from enginehouse.server.wire.ids import Json, new_id
 
-MAX_LISTED = 100
 _PREFIXES = {
     "message": "msg",
     "function_call": "fc",
     "function_call_output": "fco",
     "reasoning": "rs",
 }
-
-
-class Page(NamedTuple):
-    """Which part of a list is asked for."""
-
-    limit: int = 20
-    after: str | None = None
-    ascending: bool = False
 
 
 def kept_item(item: Item) -> Json:
@@ -49,28 +40,14 @@ def read_kept(items: Sequence[Json]) -> list[Item]:
     return [Item.model_validate(item) for item in items]
 
 
-def listed(items: Sequence[Json], page: Page) -> Json:
-    """One page of them, as OpenAI tells lists."""
-    ordered = list(items if page.ascending else reversed(items))
-    if page.after is not None:
-        ids = [item["id"] for item in ordered]
-        if page.after not in ids:
-            refuse("after", f'"{page.after[:100]}" is none of the items; wanted the id of one')
-        ordered = ordered[ids.index(page.after) + 1 :]
-    told = ordered[: page.limit]
-    return {
-        "object": "list",
-        "data": told,
-        "first_id": told[0]["id"] if told else None,
-        "last_id": told[-1]["id"] if told else None,
-        "has_more": len(ordered) > len(told),
-    }
-
-
-def read_page(limit: str | None, order: str | None, after: str | None) -> Page:
-    """Of a query string; RequestError where it is none."""
-    if limit is not None and not re.fullmatch("[1-9][0-9]?|100", limit):
-        refuse("limit", f'found "{limit[:60]}"; wanted 1 <= limit <= {MAX_LISTED}')
-    if order not in (None, "asc", "desc"):
-        refuse("order", f'found "{str(order)[:60]}"; wanted "asc" or "desc"')
-    return Page(20 if limit is None else int(limit), after, order == "asc")
+def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
+    """The items, each that is a reference as what it names. param: of the body."""
+    found = []
+    for index, item in enumerate(items):
+        if item.type == "item_reference":
+            kept = store.find_item(owner(), item.id or "", time.time())
+            if kept is None:
+                not_found(f"{param}[{index}].id", "item", item.id or "")
+            [item] = read_kept([kept])
+        found.append(item)
+    return found

@@ -49,7 +49,6 @@ _FOREIGN = {
     "prompt_logprobs": "no prompt_logprobs",
     "response_format": "text.format",
 }
-_KEPT = ("metadata", "store")  # advice elsewhere
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -93,7 +92,7 @@ def responses_request(body: ResponsesBody, past: Sequence[Item] = ()) -> Respons
     if not messages:
         refuse("input", "found no item; wanted at least one")
     tells_logprobs = _LOGPROBS in body.include or body.top_logprobs > 0
-    ignored = [name for name in common.pop("ignored_fields") if name not in _KEPT]
+    ignored = [*common.pop("ignored_fields")]
     if body.text.verbosity is not None:
         ignored.append("text.verbosity")
     if body.max_tool_calls is not None:

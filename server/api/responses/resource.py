@@ -5,9 +5,6 @@ Source: OpenAI's API reference, "The response object"; Open Responses, `Response
 
 from __future__ import annotations
 
-import secrets
-from typing import Any
-
 from enginehouse.server.answer.completion import Completion
 from enginehouse.server.api.responses.body import (
     AllowedTools,
@@ -16,13 +13,7 @@ from enginehouse.server.api.responses.body import (
     ResponsesBody,
     TextFormat,
 )
-
-Json = dict[str, Any]
-
-
-def new_id(prefix: str) -> str:
-    """`resp_`, `msg_`, `fc_`, `rs_` and 32 hex."""
-    return f"{prefix}_{secrets.token_hex(16)}"
+from enginehouse.server.wire.ids import Json, new_id
 
 
 def head_of(body: ResponsesBody, response_id: str, created: int, model: str) -> Json:

@@ -10,47 +10,48 @@ from __future__ import annotations
 import logging
 import sqlite3
 import time
-from collections.abc import Sequence
 from functools import partial
-from typing import NoReturn, cast
-from urllib.parse import parse_qs
+from typing import cast
 
 import gevent
-from flask import Flask, Response, g, request
+from flask import Flask, Response, g
 from werkzeug.exceptions import NotFound
 
-from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api.responses.answer import ResponseAnswer
 from enginehouse.server.api.responses.background import run_apart
-from enginehouse.server.api.responses.body import Item, ResponsesBody
-from enginehouse.server.api.responses.kept_items import (
-    Page,
-    kept_item,
-    listed,
-    read_kept,
-    read_page,
-)
+from enginehouse.server.api.responses.body import ResponsesBody
+from enginehouse.server.api.responses.conversations import add_conversations
+from enginehouse.server.api.responses.kept_items import kept_item, looked_up, read_kept
 from enginehouse.server.api.responses.request import (
     OWN_NAMES,
     ResponsesRequest,
     parse_responses_body,
     responses_request,
 )
-from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.conversations import begin, converse, tell_of
+from enginehouse.server.http.kept import listed, not_found, owner, query
 from enginehouse.server.http.processes import own_mark, runs
 from enginehouse.server.http.service import Service
 from enginehouse.server.request.own_names import own_names
+from enginehouse.server.wire.ids import Json
 from enginehouse.server.wire.refusal import refuse
-from enginehouse.server.wire.responses import KEY_NAME, json_response
+from enginehouse.server.wire.responses import json_response
 
 LOG = logging.getLogger("enginehouse.server")
 _CANCEL_WAIT_S = 5.0
 _RUNNING = ("queued", "in_progress")
 
 
-def add_responses(app: Flask, service: Service, store: Store) -> None:
+def add_responses(app: Flask, service: Service) -> None:
+    settings = service.settings
+    store = Store(
+        settings.responses_path or ":memory:",
+        settings.responses_max_bytes,
+        settings.responses_ttl_s,
+    )
+    add_conversations(app, service, store)
+
     @app.post("/v1/responses")
     def create() -> Response:
         return create_response(service, store)
@@ -73,26 +74,11 @@ def add_responses(app: Flask, service: Service, store: Store) -> None:
 
     @app.get("/v1/responses/<response_id>/input_items")
     def input_items(response_id: str) -> Response:
-        return json_response(listed(_found(store, response_id).items, asked_page()))
+        return json_response(listed(_found(store, response_id).items))
 
     @app.post("/v1/responses/<response_id>/cancel")
     def cancel(response_id: str) -> Response:
         return json_response(_cancelled(store, response_id))
-
-
-def owner() -> str:
-    """Whose the request is: what one key keeps, no other finds."""
-    return str(request.environ.get(KEY_NAME, ""))
-
-
-def query(name: str) -> str | None:
-    """Of the request's query string, whatever its bytes are."""
-    given = parse_qs(request.query_string.decode(errors="replace"), keep_blank_values=True)
-    return given.get(name, [None])[-1]
-
-
-def asked_page() -> Page:
-    return read_page(query("limit"), query("order"), query("after"))
 
 
 def create_response(service: Service, store: Store) -> Response:
@@ -146,19 +132,6 @@ def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], respo
         LOG.warning("response %s is not kept: %s", response["id"], error)
 
 
-def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
-    """The items, each that is a reference as what it names. param: of the body."""
-    found = []
-    for index, item in enumerate(items):
-        if item.type == "item_reference":
-            kept = store.find_item(owner(), item.id or "", time.time())
-            if kept is None:
-                not_found(f"{param}[{index}].id", "item", item.id or "")
-            [item] = read_kept([kept])
-        found.append(item)
-    return found
-
-
 def _past_of(store: Store, body: ResponsesBody) -> list[Json]:
     """The items of the conversation that the body goes on with."""
     if body.conversation is not None:
@@ -207,13 +180,3 @@ def _cancelled(store: Store, response_id: str) -> Json:
         gevent.sleep(0.05)
         kept = _found(store, response_id)
     return kept.data
-
-
-def not_found(param: str, kind: str, wanted: str) -> NoReturn:
-    """What is not there, or is another key's."""
-    raise RequestError(
-        f'{param}: no {kind} "{wanted[:100]}" is kept here',
-        param=param,
-        code=f"{kind}_not_found",
-        status=404,
-    )

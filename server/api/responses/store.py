@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from enginehouse.server.api.responses.resource import Json
 from enginehouse.server.http.shared_file import KEPT, opened, transaction
+from enginehouse.server.wire.ids import Json
 
 _WAIT_S = 2.0
 _TABLES = """

@@ -25,8 +25,9 @@ from enginehouse.runtime.request import GIVES_WAY
 from enginehouse.server.api.batches.folder import Folder
 from enginehouse.server.api.batches.journal import Journal
 from enginehouse.server.api.batches.new_batch import new_batch
+from enginehouse.server.api.batches.routes import run_batches
 from enginehouse.server.api_keys import read_keys
-from enginehouse.server.app import create_app, run_batches
+from enginehouse.server.app import create_app
 from enginehouse.server.http.processes import own_mark, runs
 from enginehouse.server.settings import ServerSettings
 from makers.api_client import error_of

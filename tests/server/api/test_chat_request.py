@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.api.chat.request import parse_chat_request
-from enginehouse.server.request.asked import UNSUPPORTED_IN_CHAT
+from enginehouse.server.wire.refused_fields import UNSUPPORTED_IN_CHAT
 from enginehouse.server.wire.shapes import SEED_LIMIT
 
 HELLO = {"role": "user", "content": "Hello!"}

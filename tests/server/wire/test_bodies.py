@@ -9,8 +9,11 @@ import pytest
 from flask.testing import FlaskClient
 
 from doubles.scripted_client import ScriptedClient
-from enginehouse.server.request.asked import UNSUPPORTED_IN_CHAT, UNSUPPORTED_IN_COMPLETIONS
 from enginehouse.server.wire.bodies import ChatBody, CompletionBody
+from enginehouse.server.wire.refused_fields import (
+    UNSUPPORTED_IN_CHAT,
+    UNSUPPORTED_IN_COMPLETIONS,
+)
 from makers.api_client import error_of
 from makers.field_cases import ADVICE, CHAT, COMPLETIONS, HELLO, Field
 from makers.paths import ROOT
