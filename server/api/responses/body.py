@@ -194,15 +194,17 @@ def _read_tool_choice(value: object) -> object:
         return value
     kind = value.get("type") if isinstance(value, dict) else None
     if isinstance(value, dict) and kind == "function":
-        name = value.get("name") or (value.get("function") or {}).get("name")
+        inner = value.get("function")  # as chat has it
+        name = inner.get("name") if isinstance(inner, dict) else value.get("name")
         if isinstance(name, str):
-            return FunctionChoice(type="function", name=name)
+            return FunctionChoice.model_construct(type="function", name=name)
     if isinstance(value, dict) and kind == "allowed_tools":
         mode, tools = value.get("mode", "auto"), value.get("tools")
-        names = [tool.get("name") for tool in tools or () if isinstance(tool, dict)]
+        given = tools if isinstance(tools, list) else []
+        names = [tool.get("name") for tool in given if isinstance(tool, dict)]
         if mode in get_args(Mode) and names and all(isinstance(name, str) for name in names):
-            allowed = [FunctionChoice(type="function", name=str(name)) for name in names]
-            return AllowedTools(type="allowed_tools", mode=mode, tools=allowed)
+            allowed = [FunctionChoice.model_construct(type="function", name=n) for n in names]
+            return AllowedTools.model_construct(type="allowed_tools", mode=mode, tools=allowed)
     raise PydanticCustomError(
         "tool_choice",
         'found {found}; wanted "none", "auto", "required", or an object that names a function or '

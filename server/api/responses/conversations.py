@@ -12,7 +12,7 @@ from flask import Flask, Response
 from pydantic import Field
 
 from enginehouse.server.api.responses.body import Items, Metadata
-from enginehouse.server.api.responses.kept_items import kept_item, looked_up
+from enginehouse.server.api.responses.kept_items import found, kept_item, looked_up
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.kept import list_of, listed, not_found, owner
 from enginehouse.server.http.service import Service
@@ -62,55 +62,48 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
 
     @app.get("/v1/conversations/<conversation_id>")
     def get_conversation(conversation_id: str) -> Response:
-        return json_response(_found(store, conversation_id).data)
+        return json_response(found(store, conversation_id, "conversation").data)
 
     @app.post("/v1/conversations/<conversation_id>")
     def update_conversation(conversation_id: str) -> Response:
-        body, kept = read(MetadataBody), _found(store, conversation_id)
+        body, kept = read(MetadataBody), found(store, conversation_id, "conversation")
         made = {**kept.data, "metadata": body.metadata}
         store.put(owner(), made, kept.items, time.time())
         return json_response(made)
 
     @app.delete("/v1/conversations/<conversation_id>")
     def delete_conversation(conversation_id: str) -> Response:
-        _found(store, conversation_id)
+        found(store, conversation_id, "conversation")
         store.drop(owner(), conversation_id)
         gone = {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
         return json_response(gone)
 
     @app.get("/v1/conversations/<conversation_id>/items")
     def list_items(conversation_id: str) -> Response:
-        return json_response(listed(_found(store, conversation_id).items))
+        return json_response(listed(found(store, conversation_id, "conversation").items))
 
     @app.post("/v1/conversations/<conversation_id>/items")
     def add_items(conversation_id: str) -> Response:
-        found = looked_up(store, read(ItemsBody).items, "items")
-        added = [kept_item(item) for item in found]
-        _found(store, conversation_id)
+        items = looked_up(store, read(ItemsBody).items, "items")
+        added = [kept_item(item) for item in items]
+        found(store, conversation_id, "conversation")
         store.append(owner(), conversation_id, added, time.time())
         return json_response(list_of(added))
 
     @app.get("/v1/conversations/<conversation_id>/items/<item_id>")
     def get_item(conversation_id: str, item_id: str) -> Response:
-        return json_response(_item(_found(store, conversation_id), item_id))
+        return json_response(_item(found(store, conversation_id, "conversation"), item_id))
 
     @app.delete("/v1/conversations/<conversation_id>/items/<item_id>")
     def delete_item(conversation_id: str, item_id: str) -> Response:
-        kept = _found(store, conversation_id)
+        kept = found(store, conversation_id, "conversation")
         gone = _item(kept, item_id)
         store.put(owner(), kept.data, [item for item in kept.items if item != gone], time.time())
         return json_response(kept.data)
 
 
-def _found(store: Store, conversation_id: str) -> Kept:
-    kept = store.get(owner(), conversation_id, time.time())
-    if kept is None or kept.data.get("object") != "conversation":
-        not_found("id", "conversation", conversation_id)
-    return kept
-
-
 def _item(kept: Kept, item_id: str) -> Json:
-    found = next((item for item in kept.items if item["id"] == item_id), None)
-    if found is None:
+    item = next((each for each in kept.items if each["id"] == item_id), None)
+    if item is None:
         not_found("item_id", "item", item_id)
-    return found
+    return item

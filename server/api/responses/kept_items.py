@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from enginehouse.server.api.responses.body import Item
-from enginehouse.server.api.responses.store import Store
+from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.kept import not_found, owner
 from enginehouse.server.wire.ids import Json, new_id
 
@@ -38,6 +38,14 @@ def kept_item(item: Item) -> Json:
 
 def read_kept(items: Sequence[Json]) -> list[Item]:
     return [Item.model_validate(item) for item in items]
+
+
+def found(store: Store, kept_id: str, kind: str, param: str = "id") -> Kept:
+    """A `response` or a `conversation`; 404 where there is none of that id."""
+    kept = store.get(owner(), kept_id, time.time())
+    if kept is None or kept.data["object"] != kind:
+        not_found(param, kind, kept_id)
+    return kept
 
 
 def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:

@@ -97,6 +97,10 @@ def responses_request(body: ResponsesBody, past: Sequence[Item] = ()) -> Respons
         ignored.append("text.verbosity")
     if body.max_tool_calls is not None:
         ignored.append("max_tool_calls")
+    if any(name != _LOGPROBS for name in body.include):
+        ignored.append("include")
+    if body.reasoning.summary or body.reasoning.generate_summary:
+        ignored.append("reasoning.summary")
     return ResponsesRequest(
         **common,
         body=body,

@@ -21,7 +21,7 @@ from enginehouse.server.api.responses.answer import ResponseAnswer
 from enginehouse.server.api.responses.background import run_apart
 from enginehouse.server.api.responses.body import ResponsesBody
 from enginehouse.server.api.responses.conversations import add_conversations
-from enginehouse.server.api.responses.kept_items import kept_item, looked_up, read_kept
+from enginehouse.server.api.responses.kept_items import found, kept_item, looked_up, read_kept
 from enginehouse.server.api.responses.request import (
     OWN_NAMES,
     ResponsesRequest,
@@ -30,7 +30,7 @@ from enginehouse.server.api.responses.request import (
 )
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.conversations import begin, converse, tell_of
-from enginehouse.server.http.kept import listed, not_found, owner, query
+from enginehouse.server.http.kept import listed, owner, query
 from enginehouse.server.http.processes import own_mark, runs
 from enginehouse.server.http.service import Service
 from enginehouse.server.request.own_names import own_names
@@ -135,15 +135,12 @@ def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], respo
 def _past_of(store: Store, body: ResponsesBody) -> list[Json]:
     """The items of the conversation that the body goes on with."""
     if body.conversation is not None:
-        kept = store.get(owner(), body.conversation.id, time.time())
-        if kept is None:
-            not_found("conversation", "conversation", body.conversation.id)
-        return kept.items
+        return found(store, body.conversation.id, "conversation", "conversation").items
     turns: list[list[Json]] = []
     wanted = body.previous_response_id
     while wanted is not None:
         kept = store.get(owner(), wanted, time.time())
-        if kept is None:
+        if kept is None or kept.data["object"] != "response":
             refuse(
                 "previous_response_id",
                 f'no response "{wanted[:100]}" is kept; send the whole conversation as input',
@@ -158,9 +155,7 @@ def _past_of(store: Store, body: ResponsesBody) -> list[Json]:
 
 def _found(store: Store, response_id: str) -> Kept:
     """404 where it is not kept. One whose worker has ended has failed."""
-    kept = store.get(owner(), response_id, time.time())
-    if kept is None or kept.data.get("object") != "response":
-        not_found("id", "response", response_id)
+    kept = found(store, response_id, "response")
     if kept.data["status"] in _RUNNING and not (kept.worker and runs(kept.worker)):
         words = "the worker that made it has ended; send the request again"
         error = {"code": "server_error", "message": words}

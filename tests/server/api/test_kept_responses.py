@@ -145,6 +145,10 @@ def test_a_conversation_grows_by_its_responses(http: FlaskClient, engine: Script
     added = http.post(f"{path}/items", json={"items": [message("user", "more")]}).json
     assert http.get(f"{path}/items?limit=1").json["data"] == added["data"]
     assert http.post(path, json={"metadata": {"a": "b"}}).json["metadata"] == {"a": "b"}
+    mistaken = {"model": "tiny/chat", "input": "x", "previous_response_id": made["id"]}
+    assert error_of(http.post(PATH, json=mistaken))["code"] == "previous_response_not_found"
+    mistaken = {"model": "tiny/chat", "input": "x", "conversation": told["id"]}
+    assert error_of(http.post(PATH, json=mistaken))["param"] == "conversation"
     assert http.delete(path).json["deleted"] is True
     assert http.get(path).status_code == 404
     body = {"model": "tiny/chat", "input": "x", "conversation": made["id"]}
@@ -294,6 +298,14 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None]] = {
         "tool_choice.tools[0].name",
     ),
     "tool_choice": ({"tools": TOOLS, "tool_choice": {"type": "web_search"}}, "tool_choice"),
+    "a tool_choice of odd parts": (
+        {"tools": TOOLS, "tool_choice": {"type": "function", "function": "f"}},
+        "tool_choice",
+    ),
+    "allowed tools that are no list": (
+        {"tools": TOOLS, "tool_choice": {"type": "allowed_tools", "tools": 5}},
+        "tool_choice",
+    ),
     "a schema without a name": (
         {"text": {"format": {"type": "json_schema", "schema": {}}}},
         "text.format.name",
@@ -324,6 +336,14 @@ def test_a_refusal_names_the_field_as_this_endpoint_has_it(
     error = error_of(response)
     assert (response.status_code, error["param"]) == (400, param)
     assert error["message"].startswith(f"{param}: ")
+
+
+def test_what_has_no_effect_is_named(http: FlaskClient) -> None:
+    fields = {"include": ["reasoning.encrypted_content"], "reasoning": {"summary": "auto"}}
+    body = {"model": "tiny/chat", "input": "one", "text": {"verbosity": "low"}, "whim": 1}
+    response = http.post(PATH, json={**body, **fields, "metadata": {"a": "b"}})
+    named = response.headers["X-Ignored-Fields"].split(", ")
+    assert named == ["whim", "text.verbosity", "include", "reasoning.summary"]
 
 
 def test_of_allowed_tools_alone_the_model_is_told(
