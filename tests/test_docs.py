@@ -18,8 +18,17 @@ def test_every_cited_test_and_file_exists(path: Path) -> None:
     for file, name in re.findall(r"`(?:tests/)?((?:\w+/)*test_\w+\.py)::(test_\w+)`", text):
         source = (ROOT / "tests" / file).read_text(encoding="utf-8")
         assert f"def {name}(" in source, f"{path.name} cites {file}::{name}"
-    for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
-        assert (path.parent / link).exists(), f"{path.name} links to {link}"
+    for link, place in re.findall(r"\]\(([^)#:]*)#?([\w-]*)\)", text):
+        page = path.parent / link if link else path
+        assert page.exists(), f"{path.name} links to {link}"
+        if place:
+            assert place in places_of(page), f"{path.name} links to {link}#{place}"
+
+
+def places_of(page: Path) -> set[str]:
+    """The names by which links reach a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_each_of_the_25_pains_has_its_line() -> None:

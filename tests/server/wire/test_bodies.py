@@ -9,11 +9,19 @@ import pytest
 from flask.testing import FlaskClient
 
 from doubles.scripted_client import ScriptedClient
-from enginehouse.server.wire.bodies import ChatBody, CompletionBody
+from enginehouse.server.wire.bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    TemplateBody,
+    TokenizeBody,
+    TokenizeChatBody,
+)
 from enginehouse.server.wire.refused_fields import (
     UNSUPPORTED_IN_CHAT,
     UNSUPPORTED_IN_COMPLETIONS,
 )
+from enginehouse.server.wire.shapes import Shape
 from makers.api_client import error_of
 from makers.field_cases import ADVICE, CHAT, COMPLETIONS, HELLO, Field
 from makers.paths import ROOT
@@ -23,8 +31,8 @@ ENDPOINTS: dict[str, tuple[type[Any], dict[str, Field], dict[str, Any]]] = {
     "/v1/chat/completions": (ChatBody, CHAT, {"model": "tiny/chat", "messages": [HELLO]}),
     "/v1/completions": (CompletionBody, COMPLETIONS, {"model": "tiny/chat", "prompt": "hello"}),
 }
+OF_TOKENS = (TokenizeBody, TokenizeChatBody, DetokenizeBody, TemplateBody)
 CASES = [(path, name) for path, (_, table, _) in ENDPOINTS.items() for name in table]
-DOCUMENT = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(autouse=True)
@@ -73,24 +81,34 @@ def _needs(field: Field, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_every_field_of_the_body_has_its_row(path: str) -> None:
     body, table, _ = ENDPOINTS[path]
-    assert {info.alias or name for name, info in body.model_fields.items()} == table.keys()
+    assert names_of(body) == table.keys()
 
 
-def rows_of(title: str) -> set[str]:
-    """The names in the first column of the tables under a heading of docs/api.md."""
-    [section] = re.findall(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", DOCUMENT, re.M | re.S)
+def names_of(*bodies: type[Shape]) -> set[str]:
+    return {info.alias or name for body in bodies for name, info in body.model_fields.items()}
+
+
+def rows_of(page: str, title: str) -> set[str]:
+    """The names in the first column of the tables under a heading of a page of docs/."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    [section] = re.findall(rf"^## {re.escape(title)}$(.*?)(?=^## |\Z)", text, re.M | re.S)
     cells = re.findall(r"^\| ([^|]+) \|", section, re.M)
     return {name for cell in cells for name in re.findall(r"`([a-z_]+)`", cell)}
 
 
 @pytest.mark.parametrize(
-    ("title", "wanted"),
+    ("page", "title", "wanted"),
     [
-        ("Fields of both", CHAT.keys() & COMPLETIONS.keys() - {"logprobs"}),
-        ("Fields of chat completions", CHAT.keys() - (COMPLETIONS.keys() - {"logprobs"})),
-        ("Fields of completions", COMPLETIONS.keys() - (CHAT.keys() - {"logprobs"})),
-        ("Fields that are refused", UNSUPPORTED_IN_CHAT.keys() | UNSUPPORTED_IN_COMPLETIONS.keys()),
+        ("sampling.md", "Fields", CHAT.keys() & COMPLETIONS.keys() - {"logprobs"}),
+        ("chat.md", "Fields", CHAT.keys() - (COMPLETIONS.keys() - {"logprobs"})),
+        ("completions.md", "Fields", COMPLETIONS.keys() - (CHAT.keys() - {"logprobs"})),
+        ("tokens.md", "Fields", names_of(*OF_TOKENS)),
+        (
+            "api.md",
+            "Fields that are refused",
+            UNSUPPORTED_IN_CHAT.keys() | UNSUPPORTED_IN_COMPLETIONS.keys(),
+        ),
     ],
 )
-def test_the_document_has_every_field_and_no_other(title: str, wanted: set[str]) -> None:
-    assert rows_of(title) == wanted
+def test_the_page_has_every_field_and_no_other(page: str, title: str, wanted: set[str]) -> None:
+    assert rows_of(page, title) == wanted
