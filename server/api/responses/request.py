@@ -21,7 +21,7 @@ from enginehouse.server.api.responses.body import (
     full_name,
 )
 from enginehouse.server.prompt.options import PromptOptions
-from enginehouse.server.request.asked import check_min_tokens, read_common
+from enginehouse.server.request.asked import check_min_tokens, ignored_fields, read_common
 from enginehouse.server.request.chat_request import ChatRequest
 from enginehouse.server.request.earlier_calls import call_made
 from enginehouse.server.request.own_names import own_names
@@ -67,6 +67,7 @@ def parse_responses_body(body: bytes, max_items: int | None = None) -> Responses
             check_num_messages({"messages": data.get("input")}, max_items)
 
     shape = parse_body(ResponsesBody, body, check)
+    ignored_fields(shape)  # refuses by the body's own names: after this, messages are the input
     for name, wanted in _FOREIGN.items():
         field = type(shape).model_fields[name]
         if getattr(shape, name) != field.default:

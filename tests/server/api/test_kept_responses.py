@@ -319,6 +319,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None]] = {
     "n": ({"n": 2}, "n"),
     "response_format": ({"response_format": {"type": "json_object"}}, "response_format"),
     "a prompt": ({"prompt": {"id": "x"}}, "prompt"),
+    "messages": ({"messages": [message("user", "x")]}, "messages"),
     "background": ({"background": True, "store": False}, "background"),
     "background in a stream": ({"background": True, "stream": True}, "background"),
     "two pasts": ({"conversation": "c", "previous_response_id": "r"}, "conversation"),
