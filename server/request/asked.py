@@ -15,6 +15,7 @@ from enginehouse.runtime.request import Constraint, SamplingParams
 from enginehouse.server.request.constraints import read_constraint
 from enginehouse.server.tools.unenforced import Unenforced
 from enginehouse.server.wire.refusal import refuse
+from enginehouse.server.wire.refused_fields import instead_of
 from enginehouse.server.wire.shapes import SamplingFields, Shape
 
 
@@ -182,11 +183,7 @@ def _unknown_fields(shape: Shape, path: str, report: str) -> Iterator[Unknown]:
         if name not in unsupported:
             yield Unknown(path + name, report + name)
         elif not any(type(value) is type(idle) and value == idle for idle in unsupported[name]):
-            refuse(
-                path + name,
-                "is not supported by this version; leave it out",
-                "unsupported_parameter",
-            )
+            refuse(path + name, f"is not supported; {instead_of(name)}", "unsupported_parameter")
     for name, value in shape.__dict__.items():  # its fields, in their order
         if not isinstance(value, (Shape, list)):
             continue

@@ -1,12 +1,13 @@
-"""Fields that other servers take and this one refuses, as they would change the answer; and those
-that advise, of which nothing is made.
+"""Fields that other servers take and this one refuses, as they would change the answer; what to do
+instead; and fields that advise, of which nothing is made.
 
-Knows no body. docs/api.md says what to use instead.
+Knows no body: which form refuses what, each says itself. docs/refused_fields.md has all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 Idle = Mapping[str, tuple[object, ...]]
 
@@ -88,3 +89,103 @@ ADVICE: Idle = {
     "store": (False,),
     "verbosity": (None,),
 }
+
+
+class Instead(NamedTuple):
+    """Of a field that is refused. whose: who has it. words: what to do, with names in backticks."""
+
+    whose: str
+    words: str
+
+
+_BY_WORDS = {
+    ("vLLM", "use `logit_bias` or a grammar"): (
+        "allowed_token_ids",
+        "bad_words",
+        "logits_processors",
+    ),
+    ("LC", "use `top_p` or `min_p`"): (
+        "dynatemp_range",
+        "mirostat",
+        "typical_p",
+        "xtc_probability",
+    ),
+    ("TRT", "use `top_p` or `min_p`"): ("top_p_min",),
+    ("OpenRouter", "use `top_p` or `min_p`"): ("top_a",),
+    ("LC", "use `repetition_penalty`"): ("dry_multiplier", "repeat_penalty"),
+    ("LC", "use `max_tokens`, of Responses `max_output_tokens`"): ("n_predict",),
+    ("vLLM, TRT", "use `best_of`, which Responses does not have"): (
+        "beam_width",
+        "early_stopping",
+        "length_penalty",
+        "use_beam_search",
+    ),
+    ("vLLM", "leave it out; `/tokenize` has the ids"): (
+        "prompt_embeds",
+        "return_token_ids",
+        "return_tokens_as_token_ids",
+        "skip_special_tokens",
+        "spaces_between_special_tokens",
+        "truncate_prompt_tokens",
+    ),
+    ("vLLM", "leave it out: grammars have one backend and bounded white space"): (
+        "disable_any_whitespace",
+        "guided_decoding_backend",
+        "guided_whitespace_pattern",
+        "whitespace_pattern",
+    ),
+    ("vLLM", "leave it out: an object that names properties has no others"): (
+        "disable_additional_properties",
+    ),
+    ("SG, LC", "use `structured_outputs` or `response_format`, of Responses `text.format`"): (
+        "grammar",
+        "json_schema",
+    ),
+    ("SG", "use `stop`"): ("stop_regex",),
+    ("SG", "use `include_stop_str_in_output`"): ("no_stop_trim",),
+    ("SG", "leave it out"): ("return_hidden_states",),
+    ("TRT, SG", "leave it out: an engine is one model"): ("lora_path", "lora_request"),
+    ("vLLM", "leave it out"): ("cache_salt", "kv_transfer_params"),
+    ("TRT", "leave it out"): ("disaggregated_params",),
+    ("NIM", "leave it out"): ("nvext",),
+    ("vLLM", "use `chat_template_kwargs`"): (
+        "chat_template",
+        "documents",
+        "mm_processor_kwargs",
+    ),
+    ("others", "use `chat_template_kwargs`"): ("enable_thinking", "thinking"),
+    ("LC", "use `separate_reasoning`"): ("reasoning_format",),
+    ("OpenAI", "use `tools` and `tool_choice`"): ("function_call", "functions"),
+    ("OpenAI", "leave it out: text is read and written, and nothing else"): ("audio", "modalities"),
+    ("OpenAI", "leave it out: hosted tools are not served"): ("web_search_options",),
+    ("OpenAI", "leave it out"): ("moderation", "suffix"),
+    ("OpenAI", "use `truncation`"): ("context_management",),
+    ("Anthropic", "leave it out: server tools are not served"): ("container", "mcp_servers"),
+    # Of another endpoint of this server.
+    ("completions", "ask `/v1/completions`"): ("echo",),
+    ("completions", "use `messages`, of Responses `input`"): ("prompt",),
+    ("chat", "use `prompt`, of Responses `input`"): ("messages",),
+    ("chat", "use `max_tokens`"): ("max_completion_tokens",),
+    ("chat", "use `logprobs`, which is a number here"): ("top_logprobs",),
+    ("chat", "ask `/v1/chat/completions`"): (
+        "add_generation_prompt",
+        "chat_template_kwargs",
+        "continue_final_message",
+        "tool_choice",
+        "tools",
+    ),
+    ("chat", "leave it out: nothing is stored"): ("store",),
+    ("chat, completions", "use `max_output_tokens`"): ("max_tokens",),
+    ("chat, completions", "use `text.format`"): ("response_format",),
+    ("chat, completions", "leave it out: a response is one answer"): ("best_of", "n"),
+    ("chat, completions", "leave it out"): ("prompt_logprobs",),
+}
+# Of every field that a form refuses.
+INSTEAD: Mapping[str, Instead] = {
+    name: Instead(*key) for key, names in _BY_WORDS.items() for name in names
+}
+
+
+def instead_of(name: str) -> str:
+    """What to do instead of asking for a field, as the end of a refusal."""
+    return INSTEAD[name].words.replace("`", "") if name in INSTEAD else "leave it out"

@@ -47,10 +47,12 @@ class Shape(BaseModel):
     """Strict types, null means absent, unknown fields are kept apart in model_extra.
 
     refused: known ones among these that ask for what is not done; advice: fields of which nothing
-    is made; each with the values that ask for nothing.
+    is made; each with the values that ask for nothing. foreign: fields that are inherited and have
+    no place here, which are refused where they are not their default.
     """
 
     refused: ClassVar[Idle] = {}
+    foreign: ClassVar[tuple[str, ...]] = ()
     advice: ClassVar[Idle] = ADVICE
 
     model_config = ConfigDict(

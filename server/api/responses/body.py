@@ -295,6 +295,7 @@ class ResponsesBody(SamplingFields):
     """POST /v1/responses"""
 
     refused = REFUSED
+    foreign = ("best_of", "max_tokens", "n", "prompt_logprobs", "response_format")
     advice = {name: idle for name, idle in ADVICE.items() if name not in ("metadata", "store")}
 
     input: Items

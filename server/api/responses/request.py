@@ -29,6 +29,7 @@ from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.tools.format import ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse
 from enginehouse.server.wire.refusal import parse_body, refuse
+from enginehouse.server.wire.refused_fields import instead_of
 from enginehouse.server.wire.shapes import JsonSchema, ResponseFormat
 
 # What chat, and what all endpoints share, calls these fields.
@@ -41,14 +42,6 @@ OWN_NAMES = (
     (r"tools\[(\d+)\]\.function", r"tools[\1]"),
     (r"tool_choice\.function", "tool_choice"),
 )
-# Fields that all endpoints share and this one has another word for, or no place.
-_FOREIGN = {
-    "best_of": "no best_of: a response is one answer",
-    "max_tokens": "max_output_tokens",
-    "n": "no n: a response is one answer",
-    "prompt_logprobs": "no prompt_logprobs",
-    "response_format": "text.format",
-}
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -68,10 +61,9 @@ def parse_responses_body(body: bytes, max_items: int | None = None) -> Responses
 
     shape = parse_body(ResponsesBody, body, check)
     ignored_fields(shape)  # refuses by the body's own names: after this, messages are the input
-    for name, wanted in _FOREIGN.items():
-        field = type(shape).model_fields[name]
-        if getattr(shape, name) != field.default:
-            refuse(name, f"is not of this endpoint; wanted {wanted}", "unsupported_parameter")
+    for name in shape.foreign:
+        if getattr(shape, name) != type(shape).model_fields[name].default:
+            refuse(name, f"is not of this endpoint; {instead_of(name)}", "unsupported_parameter")
     if shape.background and not shape.store:
         refuse("background", "found with store false; wanted store true, to be asked for it later")
     if shape.background and shape.stream:

@@ -17,10 +17,6 @@ from enginehouse.server.wire.bodies import (
     TokenizeBody,
     TokenizeChatBody,
 )
-from enginehouse.server.wire.refused_fields import (
-    UNSUPPORTED_IN_CHAT,
-    UNSUPPORTED_IN_COMPLETIONS,
-)
 from enginehouse.server.wire.shapes import Shape
 from makers.api_client import error_of
 from makers.field_cases import ADVICE, CHAT, COMPLETIONS, HELLO, Field
@@ -103,11 +99,6 @@ def rows_of(page: str, title: str) -> set[str]:
         ("chat.md", "Fields", CHAT.keys() - (COMPLETIONS.keys() - {"logprobs"})),
         ("completions.md", "Fields", COMPLETIONS.keys() - (CHAT.keys() - {"logprobs"})),
         ("tokens.md", "Fields", names_of(*OF_TOKENS)),
-        (
-            "api.md",
-            "Fields that are refused",
-            UNSUPPORTED_IN_CHAT.keys() | UNSUPPORTED_IN_COMPLETIONS.keys(),
-        ),
     ],
 )
 def test_the_page_has_every_field_and_no_other(page: str, title: str, wanted: set[str]) -> None:
