@@ -15,6 +15,7 @@ from enginehouse.runtime.request import (
     ExecutorStats,
     FinishReason,
     Request,
+    SamplingParams,
     TokenOutput,
 )
 
@@ -84,9 +85,11 @@ def check_speculation(options: ExecutorOptions, backend: str) -> None:
         )
 
 
-def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_size: int) -> None:
-    """RequestError for what no backend can run: a prompt of more than `longest` tokens, or ids
-    that are not of the vocabulary.
+def check_request(
+    request: Request, *, longest: int, max_seq_len: int, vocab_size: int, embedding_size: int = 0
+) -> None:
+    """RequestError for what no backend can run: a prompt of more than `longest` tokens, ids that
+    are not of the vocabulary, or an embedding that the engine does not give.
     """
     prompt, sampling = request.prompt_ids, request.sampling
     if not 1 <= len(prompt) <= longest:
@@ -114,6 +117,26 @@ def check_request(request: Request, *, longest: int, max_seq_len: int, vocab_siz
             param="logit_bias",
             code="invalid_value",
         )
+    if sampling.pooling is not None:
+        _check_pooling(sampling, embedding_size)
+
+
+def _check_pooling(sampling: SamplingParams, embedding_size: int) -> None:
+    if not embedding_size:
+        raise RequestError(
+            "this engine gives no embeddings, as its backend tells no hidden states; serve one "
+            "that was built with --backend cpu or torch",
+            code="unsupported_parameter",
+        )
+    pooling = sampling.pooling
+    if pooling is not None and not 1 <= (pooling.dimensions or 1) <= embedding_size:
+        raise RequestError(
+            f"dimensions is {pooling.dimensions}; wanted 1 to {embedding_size}, the size of this "
+            "model's embeddings",
+            param="dimensions",
+        )
+    if sampling.max_tokens or sampling.num_prompt_logprobs is not None:
+        raise RequestError("an embedding is asked for, and tokens or their logprobs beside it")
 
 
 def unexpected(error: Exception) -> EngineError:

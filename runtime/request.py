@@ -9,6 +9,7 @@ import enum
 from dataclasses import dataclass
 
 import msgspec
+from msgspec.structs import replace
 
 from enginehouse.runtime.errors import RequestError
 
@@ -45,6 +46,26 @@ class Constraint:
     param: str = "response_format"
 
 
+class PoolingKind(str, enum.Enum):
+    """Of which tokens of a prompt an embedding is made."""
+
+    LAST = "last"  # of the last token, which has read all others
+    MEAN = "mean"  # of all of them, each counting alike
+
+
+@dataclass(frozen=True, slots=True)
+class Pooling:
+    """An embedding of the prompt: its tokens' hidden states, behind the last norm, as one vector.
+
+    dimensions: so many of its first numbers are told; None: all. normalize: to a Euclidean length
+    of 1, once those are cut.
+    """
+
+    kind: PoolingKind = PoolingKind.LAST
+    dimensions: int | None = None
+    normalize: bool = True
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence's tokens are chosen.
@@ -54,7 +75,7 @@ class SamplingParams:
     logit_bias: (token id, what is added to its logit). num_logprobs: how many alternatives are
     reported beside each chosen token, from the logits before any of the above; None: nothing.
     num_prompt_logprobs: the same for each token of the prompt but the first. max_tokens 0: the
-    prompt is computed and nothing generated.
+    prompt is computed and nothing generated; pooling says what embedding is told of it then.
     repetition_penalty counts prompt and generated tokens (Keskar et al., 2019, section 4.1);
     presence_penalty and frequency_penalty count generated tokens only, as OpenAI's do.
     temperature 0 is greedy. top_k 0 and top_p 1 and min_p 0 are off. seed None is random.
@@ -76,6 +97,7 @@ class SamplingParams:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     constraint: Constraint | None = None
+    pooling: Pooling | None = None
 
 
 # Sequences of this priority and of higher numbers are of the class that gives way: none of them is
@@ -146,7 +168,8 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_id where the backend tells them. prompt_logprobs: of the prompt's next tokens, from
     its second on; the last come with the first of token_ids. refusal: of a request that ended with
     ERROR and is its sender's to mend. queued_s: with the first token, how long the sequence waited
-    before its prompt was begun, where the engine tells.
+    before its prompt was begun, where the engine tells. embedding: of a pooled prompt, as float32
+    numbers, the lowest byte of each first.
     """
 
     request_id: int
@@ -160,6 +183,18 @@ class TokenOutput(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_logprobs: TokenLogprobs | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     queued_s: float | None = None
+    embedding: bytes | None = None
+
+
+def joined(before: TokenOutput, more: TokenOutput) -> TokenOutput:
+    """What one iteration added to a sequence at twice, in one output."""
+    logprobs = (before.logprobs or []) + (more.logprobs or [])
+    return replace(
+        more,
+        token_ids=before.token_ids + more.token_ids,
+        logprobs=logprobs or None,
+        prompt_logprobs=before.prompt_logprobs,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +230,7 @@ class EngineInfo:
 
     kv_cache_bytes: what keys and values take at most, on each GPU or on the CPU.
     scores_prompts: whether it can tell the log probabilities of a prompt's tokens.
+    embedding_size: how many numbers an embedding has; 0 where the engine gives none.
     """
 
     name: str
@@ -214,3 +250,4 @@ class EngineInfo:
     digest: str
     created: int  # seconds since the epoch
     scores_prompts: bool = True
+    embedding_size: int = 0

@@ -25,6 +25,7 @@ from enginehouse.server import openapi
 from enginehouse.server.answer.completion import EngineClient
 from enginehouse.server.api.batches.routes import add_batches
 from enginehouse.server.api.chat.routes import chat_completions
+from enginehouse.server.api.embeddings.routes import embeddings
 from enginehouse.server.api.messages import routes as messages
 from enginehouse.server.api.messages.errors import as_anthropics
 from enginehouse.server.api.responses.routes import add_responses
@@ -62,6 +63,20 @@ LOG.addFilter(RequestFields())
 # The product page's base URL: whatever answers under /v1 answers there.
 _PAGE_BASE = "/v1/openai"
 _ASKED = "enginehouse.path"  # of a request's environment: the path as the client has it
+# What is asked of models that rank or classify, which this server has none of.
+_OF_RANKERS = (
+    "/rerank",
+    "/v1/rerank",
+    "/v2/rerank",
+    "/score",
+    "/v1/score",
+    "/classify",
+    "/pooling",
+)
+_NO_RANKER = (
+    "wanted a model that ranks or classifies, and this server's generates text; compare the "
+    "vectors of POST /v1/embeddings"
+)
 # What stands between a text and the engine is vLLM's, outside /v1; clients look for it there too.
 _OF_TEXTS = ("/tokenize", "/detokenize", "/apply-template", "/tokenizer_info")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -70,10 +85,12 @@ _COUNTED = (
     "/v1/completions",
     "/v1/responses",
     "/v1/messages",
+    "/v1/embeddings",
 )  # of what a key may ask in a minute
 _POSTS = {
     "/v1/chat/completions": chat_completions,
     "/v1/completions": text_completions,
+    "/v1/embeddings": embeddings,
     "/tokenize": token_routes.tokenize_route,
     "/detokenize": token_routes.detokenize_route,
     "/apply-template": token_routes.apply_template_route,
@@ -230,7 +247,10 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
             allowed = (request.max_content_length or 1) - 1
             message = f"the body is too large; wanted at most {allowed} bytes"
         if status == 404:
-            message = f"{request.method} {request.environ[_ASKED][:200]} is not served; {served}"
+            path = request.environ[_ASKED]
+            message = f"{request.method} {path[:200]} is not served; {served}"
+            if path.rstrip("/") in _OF_RANKERS:
+                message = f"{request.method} {path}: {_NO_RANKER}"
         response = error_response(_in_shape(make_error(status, message, code=_code_of(error))))
         metrics.count_error(status, _code_of(error), _is_probe())
         for name, value in error.get_headers(request.environ):

@@ -18,6 +18,8 @@ from pydantic.json_schema import models_json_schema
 
 from enginehouse.server.api.batches import told as batches
 from enginehouse.server.api.batches.body import BatchBody
+from enginehouse.server.api.embeddings.body import EmbeddingsBody
+from enginehouse.server.api.embeddings.told import EmbeddingList
 from enginehouse.server.api.messages import told as messages
 from enginehouse.server.api.messages.body import CountBody, MessagesBody
 from enginehouse.server.api.responses import told as responses
@@ -139,6 +141,14 @@ OPERATIONS = (
         answers.TextCompletion,
         answers.TextChunk,
         {**_MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 8},
+    ),
+    Operation(
+        "post",
+        "/v1/embeddings",
+        "Vectors of texts",
+        (EmbeddingsBody,),
+        EmbeddingList,
+        example={**_MODEL, "input": ["What is the capital of France?", "Paris"]},
     ),
     *_of_responses(),
     *_of_batches(),

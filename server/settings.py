@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.request import PoolingKind
 from enginehouse.server.api_keys import ApiKey, read_keys
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 from enginehouse.server.tools.tool_choice import TOOL_FORMATS
@@ -40,8 +41,9 @@ class ServerSettings:
     api_keys: none: every request is taken. cors_origins: whose web pages may read answers; ("*",):
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
-    template shows. metric_names: of other servers, told beside ours. log_prompts: whether the log
-    has the text of prompts. otlp_endpoint: of the collector that traces are sent to.
+    template shows. pooling: of embeddings, where a request names none. metric_names: of other
+    servers, told beside ours. log_prompts: whether the log has the text of prompts. otlp_endpoint:
+    of the collector that traces are sent to.
     started_s: Unix time; None: now.
     """
 
@@ -67,6 +69,7 @@ class ServerSettings:
     cors_origins: tuple[str, ...] = ()
     tool_format: str = "auto"
     reasoning_format: str = "auto"
+    pooling: str = "last"
     metric_names: tuple[str, ...] = ()
     log_prompts: bool = False
     otlp_endpoint: str | None = None
@@ -214,6 +217,10 @@ def _reasoning(variable: str, text: str) -> str:
     return _one_of(variable, text, REASONING_FORMATS)
 
 
+def _pooling(variable: str, text: str) -> str:
+    return _one_of(variable, text, tuple(kind.value for kind in PoolingKind))
+
+
 def _origins(variable: str, text: str) -> tuple[str, ...]:
     """Between commas, in the form that browsers send: lower case, without a scheme's own port."""
     origins = [origin.strip().lower() for origin in text.split(",") if origin.strip()]
@@ -301,4 +308,5 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_LOG_PROMPTS": ("log_prompts", _switch),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
+    "ENGINEHOUSE_POOLING": ("pooling", _pooling),
 }

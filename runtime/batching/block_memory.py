@@ -35,7 +35,7 @@ class BlockMemory:
 
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         shared: list[int] = []
-        if self._shares(sequence) and not sequence.num_unscored:
+        if self._shares(sequence) and not sequence.computes_all:
             reusable = (len(sequence.token_ids) - 1) // self.block_size  # the last is computed
             shared = self.pool.find_prefix(self._hashes(sequence, reusable))
         missing = self._count(len(sequence.token_ids)) - len(shared)

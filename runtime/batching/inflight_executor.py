@@ -14,35 +14,38 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Several
 from concurrent.futures import FIRST_COMPLETED, wait
-from datetime import datetime
 from typing import Generic, TypeVar
 
 from msgspec.structs import replace
 
 from enginehouse.runtime.batching.drafts import Speculation
+from enginehouse.runtime.batching.engine_info import engine_info
 from enginehouse.runtime.batching.kv_cache import LONG_ROOT_HASH, ROOT_HASH
 from enginehouse.runtime.batching.model_runner import Logits, ModelRunner
+from enginehouse.runtime.batching.pooling import PooledPrompt
 from enginehouse.runtime.batching.prefill_budget import PrefillBudget
 from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.scheduler import Scheduler
-from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence
+from enginehouse.runtime.batching.sequence import Chunk, ScoredRow, Sequence, pooled_rows
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError, RequestError
 from enginehouse.runtime.executor import ExecutorOptions, check_request, unexpected
 from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar.constraint import refusal
 from enginehouse.runtime.request import (
-    EngineInfo,
     ExecutorStats,
     FinishReason,
     Refusal,
     Request,
     TokenLogprobs,
     TokenOutput,
+    joined,
     log_fields,
 )
 
 log = logging.getLogger("enginehouse.batching")
+
+_ROWS_AT_ONCE = 64  # of hidden states, from the runner to a sum
 
 Runner = TypeVar("Runner", bound=ModelRunner)
 
@@ -72,7 +75,7 @@ class InflightExecutor(Generic[Runner]):
             prefill=prefill,
             speculation=speculation,
         )
-        self.info = _describe(engine, self.scheduler, runner.kv_cache_bytes)
+        self.info = engine_info(engine, self.scheduler, runner)
         self.deterministic = options.deterministic
         self.grammars = GrammarCompiler(
             engine.path,
@@ -97,13 +100,21 @@ class InflightExecutor(Generic[Runner]):
     def submit(self, request: Request) -> None:
         vocab_size, limit = self.engine.config.vocab_size, self.info.max_seq_len
         prompt, sampling = request.prompt_ids, request.sampling
-        check_request(request, longest=limit - 1, max_seq_len=limit, vocab_size=vocab_size)
+        check_request(
+            request,
+            longest=limit - 1,
+            max_seq_len=limit,
+            vocab_size=vocab_size,
+            embedding_size=self.info.embedding_size,
+        )
         if request.request_id in self._sequences:
             raise RequestError(f"request_id {request.request_id} is already running")
         state = SamplingState(sampling, prompt, self.info.eos_token_ids)
         sequence = Sequence(request, state, list(prompt))
         if self._is_long(sequence):
             sequence.root_hash = LONG_ROOT_HASH
+        if sampling.pooling is not None:
+            sequence.pooled = PooledPrompt(sampling.pooling, len(prompt))
         if sampling.constraint is None:
             self.scheduler.add(sequence)
         else:
@@ -233,7 +244,8 @@ class InflightExecutor(Generic[Runner]):
         of an iteration without drafts, and so is all that follows.
         """
         logits = self.runner.compute(chunks, self._score)
-        complete = [chunk for chunk in chunks if chunk.completes]
+        self._pool(chunks)
+        complete = [chunk for chunk in chunks if chunk.chooses]
         ends = itertools.accumulate((1 + len(chunk.draft) for chunk in complete), initial=0)
         rows = {chunk.sequence: row for chunk, row in zip(complete, ends, strict=False)}
         chosen = _choose(logits, rows)
@@ -260,7 +272,7 @@ class InflightExecutor(Generic[Runner]):
                 more = self._settle(Chunk(sequence, start + count, 1), chosen[sequence])
                 assert more is not None, "a token was chosen"
                 if more.error is None:
-                    outputs[sequence] = _joined(outputs[sequence], more)
+                    outputs[sequence] = joined(outputs[sequence], more)
                 else:
                     failed.append(more)
             count += 1
@@ -273,6 +285,14 @@ class InflightExecutor(Generic[Runner]):
             row.sequence.num_scored += 1
             row.sequence.spoiled |= math.isnan(found.logprob)
             self._scores.setdefault(row.sequence, []).append(found)
+
+    def _pool(self, chunks: list[Chunk]) -> None:
+        for sequence, rows in pooled_rows(chunks):
+            assert sequence.pooled is not None, "it has rows that are wanted"
+            for done in range(0, len(rows), _ROWS_AT_ONCE):
+                some = rows[done : done + _ROWS_AT_ONCE]
+                sequence.pooled.add(self.runner.hidden_states(some))
+            sequence.spoiled |= not sequence.pooled.finite
 
     def _settle(self, chunk: Chunk, sampled: Sampled | None) -> TokenOutput | None:
         """Book one chunk's result; what its submitter is told, if anything."""
@@ -297,14 +317,9 @@ class InflightExecutor(Generic[Runner]):
         )
         if sequence.spoiled:
             return self._give_up(sequence)
-        if sampled is None or request.sampling.max_tokens == 0:
+        if sampled is None:
             finish = self.scheduler.settle(chunk, None, stops=False)
-            if finish is None:
-                return None
-            cached = sequence.num_cached_tokens or 0
-            self._num_cached_tokens += cached
-            del self._sequences[request.request_id]
-            return TokenOutput(request.request_id, [], finish, cached)
+            return None if finish is None else self._end_unanswered(sequence, finish)
         token = sampled.token_id
         stops = token in state.stop_ids
         if token >= 0 and not stops:
@@ -336,6 +351,18 @@ class InflightExecutor(Generic[Runner]):
             request.request_id, [token], finish, cached, logprobs=logprobs, queued_s=queued_s
         )
 
+    def _end_unanswered(self, sequence: Sequence, finish: FinishReason) -> TokenOutput:
+        """End a sequence of which nothing is generated: it was scored, or pooled."""
+        cached = sequence.num_cached_tokens or 0
+        self._num_cached_tokens += cached
+        request_id = sequence.request.request_id
+        del self._sequences[request_id]
+        output = TokenOutput(request_id, [], finish, cached, queued_s=sequence.queued_s)
+        if sequence.pooled is None:
+            return output
+        embedding = sequence.pooled.vector().tobytes()
+        return replace(output, finish_reason=FinishReason.STOP, embedding=embedding)
+
     def _is_long(self, sequence: Sequence) -> bool:
         """Whether longrope turns the sequence's keys by its long factors."""
         pretrained = self.runner.pretrained
@@ -344,7 +371,8 @@ class InflightExecutor(Generic[Runner]):
     def _give_up(self, sequence: Sequence) -> TokenOutput:
         """End a sequence for which no token can be chosen."""
         matcher, constraint = sequence.sampling.matcher, sequence.request.sampling.constraint
-        error: EnginehouseError = EngineError("the model's logits are not finite")
+        what = "logits" if sequence.pooled is None else "hidden states"
+        error: EnginehouseError = EngineError(f"the model's {what} are not finite")
         if matcher is not None and constraint is not None and matcher.failure:
             error = refusal(constraint, matcher.failure)
         else:
@@ -368,36 +396,3 @@ def _is_right(chunk: Chunk, count: int) -> bool:
     sequence, start, _, draft = chunk
     held = sequence.num_computed == start + count
     return held and count <= len(draft) and sequence.token_ids[-1] == draft[count - 1]
-
-
-def _joined(before: TokenOutput, more: TokenOutput) -> TokenOutput:
-    """What one iteration added, in one output."""
-    logprobs = (before.logprobs or []) + (more.logprobs or [])
-    return replace(
-        more,
-        token_ids=before.token_ids + more.token_ids,
-        logprobs=logprobs or None,
-        prompt_logprobs=before.prompt_logprobs,
-    )
-
-
-def _describe(engine: Engine, scheduler: Scheduler, kv_cache_bytes: int) -> EngineInfo:
-    config, manifest = engine.config, engine.manifest
-    return EngineInfo(
-        name=manifest.name,
-        model=manifest.model.name,
-        quantization=config.quantization.quant_algo or config.dtype,
-        backend=manifest.backend,
-        tp_size=config.mapping.tp_size,
-        pp_size=config.mapping.pp_size,
-        max_seq_len=scheduler.max_seq_len,
-        max_batch_size=scheduler.max_batch_size,
-        max_num_tokens=scheduler.max_num_tokens,
-        vocab_size=config.vocab_size,
-        kv_block_size=scheduler.memory.block_size,
-        num_kv_blocks=scheduler.memory.num_blocks,
-        kv_cache_bytes=kv_cache_bytes,
-        eos_token_ids=manifest.model.eos_token_ids,
-        digest=manifest.digest,
-        created=int(datetime.fromisoformat(manifest.created).timestamp()),
-    )

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
+import numpy as np
+
 from enginehouse.runtime.batching.sampling_state import Sampled, SamplingState
 from enginehouse.runtime.batching.scheduler import KVMemory
 from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
@@ -49,7 +51,7 @@ class ModelRunner(Protocol):
 
     memory: what the scheduler gives out. pretrained: the longest context that longrope's short
     factors serve, None where nothing changes with the length. kv_cache_bytes: what memory's blocks
-    take in all, on each GPU.
+    take in all, on each GPU. embedding_size: the numbers of a hidden state; 0 where none are told.
     """
 
     @property
@@ -64,6 +66,9 @@ class ModelRunner(Protocol):
     @property
     def pretrained(self) -> int | None: ...
 
+    @property
+    def embedding_size(self) -> int: ...
+
     def compute(self, chunks: list[Chunk], score: Score) -> Logits:
         """Keys and values of every chunk, and the logits behind those that complete their sequence,
         a row each in the chunks' order.
@@ -73,6 +78,11 @@ class ModelRunner(Protocol):
         there at once.
 
         Raises EngineError when the engine can compute no more.
+        """
+
+    def hidden_states(self, rows: Sequence[int]) -> np.ndarray:
+        """Behind the last norm, of rows of what was computed last: float32 [rows, embedding_size].
+        Asked for only where that is not 0.
         """
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from enginehouse.runtime.batching.drafts import Lookup
 from enginehouse.runtime.batching.kv_cache import ROOT_HASH, BlockHash
+from enginehouse.runtime.batching.pooling import PooledPrompt
 from enginehouse.runtime.batching.sampling_state import SamplingState
 from enginehouse.runtime.request import GIVES_WAY, Request
 
@@ -38,6 +39,7 @@ class Sequence:
     queued_s: float = 0.0  # from its arrival to its first admission
     num_scored: int = 0  # the prompt's tokens, from its second on, whose logprobs are known
     lookup: Lookup | None = None  # once something was to be drafted
+    pooled: PooledPrompt | None = None  # where an embedding is wanted
 
     @property
     def num_generated(self) -> int:
@@ -45,12 +47,17 @@ class Sequence:
 
     @property
     def num_unscored(self) -> int:
-        """Tokens of the prompt whose log probability is still wanted. While there are any, every
-        token of it must be computed: what is found in a cache has no logits.
-        """
+        """Tokens of the prompt whose log probability is still wanted."""
         if self.request.sampling.num_prompt_logprobs is None:
             return 0
         return len(self.request.prompt_ids) - 1 - self.num_scored
+
+    @property
+    def computes_all(self) -> bool:
+        """Every token of the prompt must be computed: what is found in a cache has no logits and no
+        hidden state.
+        """
+        return self.num_unscored > 0 or (self.pooled is not None and self.pooled.wants_all)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -84,6 +91,11 @@ class Chunk(NamedTuple):
         return self.start + self.num_tokens == len(self.sequence.token_ids)
 
     @property
+    def chooses(self) -> bool:
+        """Whether its next token is to be sampled."""
+        return self.completes and self.sequence.request.sampling.max_tokens > 0
+
+    @property
     def num_rows(self) -> int:
         """Tokens that are computed, the draft's included."""
         return self.num_tokens + len(self.draft)
@@ -105,6 +117,14 @@ class Chunk(NamedTuple):
         end = min(self.start + self.num_tokens, len(sequence.request.prompt_ids) - 1)
         return range(max(self.start, sequence.num_scored), end)
 
+    @property
+    def pooled(self) -> range:
+        """The positions whose hidden states are wanted for an embedding."""
+        pooled = self.sequence.pooled
+        return (
+            range(0) if pooled is None else pooled.wanted(self.start, self.start + self.num_tokens)
+        )
+
 
 class ScoredRow(NamedTuple):
     """Of a sequence's prompt the position whose logits say how likely the next token is."""
@@ -118,13 +138,13 @@ class ScoredRow(NamedTuple):
 
 
 def chosen_rows(chunks: list[Chunk]) -> Iterator[int]:
-    """The rows of a step behind which tokens may be chosen: of each chunk that completes its
-    sequence the last token's, and its draft's.
+    """The rows of a step behind which tokens may be chosen: of each chunk that chooses the last
+    token's, and its draft's.
     """
     end = 0
     for chunk in chunks:
         end += chunk.num_rows
-        if chunk.completes:
+        if chunk.chooses:
             yield from range(end - len(chunk.draft) - 1, end)
 
 
@@ -134,4 +154,13 @@ def scored_rows(chunks: list[Chunk]) -> Iterator[tuple[int, ScoredRow]]:
     for chunk in chunks:
         for position in chunk.scored:
             yield first + position - chunk.start, ScoredRow(chunk.sequence, position)
+        first += chunk.num_rows
+
+
+def pooled_rows(chunks: list[Chunk]) -> Iterator[tuple[Sequence, list[int]]]:
+    """Of each prompt that is pooled, the rows of a step that it is pooled from."""
+    first = 0
+    for chunk in chunks:
+        if positions := chunk.pooled:
+            yield chunk.sequence, [first + position - chunk.start for position in positions]
         first += chunk.num_rows

@@ -71,6 +71,7 @@ class CpuRunner:
         self.memory = BlockMemory(BlockPool(num_blocks), block_size)
         packed = open_packed(engine)
         self.pretrained = packed.network.pretrained
+        self.embedding_size = packed.network.normed
         shape = native_shape(
             packed.network,
             num_blocks=num_blocks,
@@ -100,6 +101,9 @@ class CpuRunner:
         if rows:
             self.model.logits(rows)
         return NativeLogits(self.model)
+
+    def hidden_states(self, rows: Several[int]) -> np.ndarray:
+        return self.model.hidden_states(rows)
 
     def _rope(self, chunk: Chunk) -> int:
         """The chunk's global rotary table, which longrope settles by its sequence's length."""

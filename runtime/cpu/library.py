@@ -174,6 +174,13 @@ class NativeModel:
         self._found = self._functions.eh_logits(self._model, array.ctypes.data, len(rows))
         self._num_logits = len(rows)
 
+    def hidden_states(self, rows: Sequence[int]) -> np.ndarray:
+        """Behind the last norm, of the last step's rows: float32 [rows, normed]."""
+        assert 0 < len(rows) and 0 <= min(rows) and max(rows) < self._shape.max_tokens
+        array, out = _ints(rows), np.empty((len(rows), self._shape.normed), np.float32)
+        self._functions.eh_hidden(self._model, array.ctypes.data, len(rows), out.ctypes.data)
+        return out
+
     @property
     def values(self) -> np.ndarray:
         """float32 [rows, vocab_size]: the last logits, where the library keeps them."""
@@ -234,6 +241,7 @@ def _functions(library: Path) -> ctypes.CDLL:
     signatures: dict[str, list[Any]] = {
         "eh_close": [],
         "eh_step": [POINTER(_Step)],
+        "eh_hidden": [pointer, number, pointer],
         "eh_seconds": [pointer],
         "eh_sample": [pointer, number],
         "eh_score": [pointer, number],

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import EngineInfo, ExecutorStats, Refusal, Request, TokenOutput
 
-PROTOCOL_VERSION = 6
+PROTOCOL_VERSION = 7
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
+_SCORE_BYTES = 512  # what one takes at most
 
 
 class MessageError(EnginehouseError):
@@ -98,11 +99,16 @@ def encode(message: Message) -> bytes:
 
 def in_messages(outputs: Iterable[TokenOutput]) -> Iterator[Outputs]:
     """What one iteration produced, in its order: one message, more where prompts of any length are
-    scored.
+    scored, or many are pooled.
     """
     gathered: list[TokenOutput] = []
     room = MAX_SCORES
     for output in outputs:
+        if output.embedding is not None:
+            if room <= 0:
+                yield Outputs(gathered)
+                gathered, room = [], MAX_SCORES
+            room -= -(-len(output.embedding) // _SCORE_BYTES)
         if output.prompt_logprobs is None:  # nearly every one
             gathered.append(output)
             continue

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,11 @@ class TensorRTRunner:
     def pretrained(self) -> int | None:
         return self._rotary.pretrained
 
+    embedding_size = 0
+
+    def hidden_states(self, rows: Sequence[int]) -> np.ndarray:
+        raise EngineError("TensorRT plans give logits and no hidden states")
+
     def _do(self, command: Command) -> None:
         """On every rank; the others first, as this one may wait for them."""
         assert self._rank is not None
@@ -143,7 +149,7 @@ class TensorRTRunner:
         scored = [ScoredRow(c.sequence, position) for c in chunks for position in c.scored]
         if scored:
             score(scored, TorchLogits(torch.stack([rows[id(row.sequence)] for row in scored])))
-        found = [rows[id(chunk.sequence)] for chunk in chunks if chunk.completes]
+        found = [rows[id(chunk.sequence)] for chunk in chunks if chunk.chooses]
         if not found:
             return TorchLogits(self._rank.logits[:0])
         return TorchLogits(torch.stack(found))

@@ -150,7 +150,7 @@ class SlotMemory:
     def _longest_prefix(self, sequence: Sequence) -> tuple[Place | None, int]:
         """The slot that begins as the sequence does for longest, and for how many tokens."""
         best: tuple[Place | None, int] = (None, 0)
-        if not self._shares(sequence) or sequence.num_unscored:
+        if not self._shares(sequence) or sequence.computes_all:
             return best
         wanted = sequence.token_ids[:-1]  # the last is computed
         for plan, pool in enumerate(self._pools):

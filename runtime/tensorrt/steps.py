@@ -120,7 +120,7 @@ class StepPlanner:
         wanted = [
             (chunk, slot - first)
             for slot, chunk in by_slot.items()
-            if chunk.completes or chunk.scored
+            if chunk.chooses or chunk.scored
         ]
         return PlannedStep(step, wanted)
 
@@ -169,7 +169,7 @@ class StepPlanner:
             wanted = [
                 (chunk, row)
                 for row, (chunk, end) in enumerate(zip(chunks, ends, strict=True))
-                if chunk.completes and end == chunk.start + chunk.num_tokens
+                if chunk.chooses and end == chunk.start + chunk.num_tokens
             ]
             yield PlannedStep(step, wanted)
 

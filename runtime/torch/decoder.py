@@ -195,12 +195,15 @@ class Decoder:
             hidden = layer(index, hidden, angles[self.traits.local_rope[index]], attention)
         return hidden
 
+    def normed(self, hidden: Tensor) -> Tensor:
+        """Behind the last norm: [rows, hidden_size], as it came."""
+        shape, epsilon = (hidden.shape[-1],), self.config.norm_epsilon
+        return functional.rms_norm(hidden, shape, self.final_norm, epsilon)
+
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden_size] -> float32 [rows, vocab_size]."""
-        normed = functional.rms_norm(
-            hidden, (hidden.shape[-1],), self.final_norm, self.config.norm_epsilon
-        )
+        normed = self.normed(hidden)
         logits = self.lm_head(normed)
         if self.watch is not None:
             self.watch("lm_head's input", normed)

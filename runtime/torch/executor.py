@@ -5,6 +5,9 @@ Runs on a CPU or on one GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 
 from enginehouse.runtime.batching.block_memory import BlockMemory
@@ -41,6 +44,7 @@ class TorchRunner:
         self.device = choose_device(options.device)
         dtype = choose_dtype(options.compute_dtype or limits.compute_dtype, self.device)
         self.capacity = capacity_of(engine, options)
+        self.embedding_size = engine.config.hidden_size
         max_seq_len = self.capacity.max_seq_len
         block_size = limits.kv_block_size
         weights = CheckpointWeights(engine.path, engine.config)
@@ -66,7 +70,7 @@ class TorchRunner:
         positions = [p for c in chunks for p in range(c.start, c.start + c.num_tokens)]
         contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
         attention = plan_attention(self.cache, chunks, self.model.traits.windows)
-        hidden = self.model.hidden_states(
+        hidden = self._hidden = self.model.hidden_states(
             index_tensor(token_ids, self.device),
             index_tensor(positions, self.device),
             attention,
@@ -81,6 +85,12 @@ class TorchRunner:
         if not rows:
             return TorchLogits(torch.empty(0, self.model.config.vocab_size, device=self.device))
         return TorchLogits(self.model.logits(hidden[index_tensor(rows, self.device)]))
+
+    @torch.inference_mode()
+    def hidden_states(self, rows: Sequence[int]) -> np.ndarray:
+        states = self.model.normed(self._hidden[index_tensor(rows, self.device)])
+        found: np.ndarray = states.float().cpu().numpy()
+        return found
 
     def close(self) -> None:
         self.cache.layers.clear()

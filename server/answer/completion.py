@@ -178,6 +178,11 @@ class Completion(ABC):
         self._last_s: dict[int, float] = {}
 
     @property
+    def is_large(self) -> bool:
+        """Whether to tell it may take long: a prompt's scores may."""
+        return bool(self.scores)
+
+    @property
     def num_prompt_tokens(self) -> int:
         return self.terms.num_prompt_tokens
 

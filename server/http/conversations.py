@@ -99,14 +99,19 @@ def prompt_of(service: Service, asked: ChatRequest, info: EngineInfo) -> Prompt:
 
 
 def check(service: Service, asked: Asked) -> EngineInfo:
-    """The model must be the one that is served, its engine there, and each token one of its own."""
-    service.check_model(asked.fields.model, param="model")
-    service.check_ready()
-    service.client.check_room()
-    info = service.client.info
+    """What is served is asked of, and each token is one of its own."""
+    info = check_served(service, asked.fields.model)
     asked.check_vocabulary(info.vocab_size)
     asked.check_scores(info.scores_prompts)
     return info
+
+
+def check_served(service: Service, model: str) -> EngineInfo:
+    """The model must be the one that is served, and its engine there, with room in its queue."""
+    service.check_model(model, param="model")
+    service.check_ready()
+    service.client.check_room()
+    return service.client.info
 
 
 def scores_of(

@@ -109,10 +109,10 @@ def events(stream: Stream, request_id: str) -> Generator[bytes, None, None]:
 
 
 def told(completion: Completion, work: Callable[[], T]) -> T:
-    """What an answer is as it is sent. A long prompt's scores take long to be told, and are told
-    beside the event loop.
+    """What an answer is as it is sent. A large one takes long to be told, and is told beside the
+    event loop.
     """
-    return call_beside_the_loop(work) if completion.scores else work()
+    return call_beside_the_loop(work) if completion.is_large else work()
 
 
 def _events(completion: Completion, delta: Delta) -> bytes:

@@ -24,10 +24,10 @@ from enginehouse.server.wire.shapes import (
     FreeObject,
     SamplingFields,
     Shape,
-    Token,
     TokenList,
     bounded,
 )
+from enginehouse.server.wire.texts_or_ids import texts_or_ids
 
 FUNCTION_NAME = r"^[a-zA-Z0-9_.-]{1,64}$"
 
@@ -209,56 +209,6 @@ class ChatBody(TemplateFields, SamplingFields):
     """Tell it as reasoning_content, apart from the content; absent: as the engine is set."""
 
 
-def _read_prompts(value: object) -> object:
-    """All four forms as a list of texts and id lists; "at" says where a wrong one stands."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value:
-        raise _bad_prompt("", value)
-    if all(type(item) is int for item in value):
-        return [_ids(value, "")]
-    if len(value) > MAX_PROMPTS:
-        raise PydanticCustomError(
-            "prompts",
-            "found {num} prompts; wanted at most {most}",
-            {"num": len(value), "most": MAX_PROMPTS},
-        )
-    kind = type(value[0])
-    for index, item in enumerate(value):
-        if type(item) is not kind or kind not in (str, list):
-            raise _bad_prompt(f"[{index}]", item)
-        if isinstance(item, list):
-            _ids(item, f"[{index}]")
-    return value
-
-
-def _ids(value: list[Any], at: str) -> list[Any]:
-    if not value:
-        raise _bad_prompt(at, value)
-    for index, item in enumerate(value):
-        if type(item) is not int or not 0 <= item < 2**31:
-            raise PydanticCustomError(
-                "prompt",
-                "{found} is no token id; wanted a number of the vocabulary",
-                {"at": f"{at}[{index}]", "found": found_text(item)},
-            )
-    return value
-
-
-def _bad_prompt(at: str, value: object) -> PydanticCustomError:
-    return PydanticCustomError(
-        "prompt",
-        "found {found}; wanted a string, a list of strings, a list of token ids, or a list of such "
-        "lists, none of them empty",
-        {"at": at, "found": "an empty list" if value == [] else found_text(value)},
-    )
-
-
-_TextPrompts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-_IdPrompt = Annotated[list[Token], Field(min_length=1)]
-_IdPrompts = Annotated[list[_IdPrompt], Field(min_length=1, max_length=MAX_PROMPTS)]
-
-
 class CompletionBody(SamplingFields):
     """POST /v1/completions"""
 
@@ -266,9 +216,7 @@ class CompletionBody(SamplingFields):
 
     prompt: Annotated[
         list[Any],
-        BeforeValidator(
-            _read_prompts, json_schema_input_type=str | _TextPrompts | _IdPrompt | _IdPrompts
-        ),
+        texts_or_ids(MAX_PROMPTS),
     ]
     """A text, texts, token ids, or lists of token ids."""
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 16

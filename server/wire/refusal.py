@@ -31,6 +31,7 @@ _WANTED_TYPE = {
 WANTED_FIELD = {
     "content": "a string or a list of text parts",
     "function": "an object with the function's name",
+    "input": "a string, a list of strings, or token ids",
     "json_schema": "an object with a name and a schema",
     "messages": "a list of messages",
     "prompt": "a string, a list of strings, or token ids",

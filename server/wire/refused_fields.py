@@ -79,6 +79,25 @@ UNSUPPORTED_IN_COMPLETIONS: Idle = {
     "tools": ([],),
     "top_logprobs": (0,),
 }
+UNSUPPORTED_IN_EMBEDDINGS: Idle = {
+    "chat_template": (),
+    "chat_template_kwargs": ({},),
+    "embd_normalize": (2,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    "image": (),
+    "input_type": (),
+    "instruction": ("",),
+    "late_chunking": (False,),
+    "messages": (),
+    "mm_processor_kwargs": ({},),
+    "prompt_name": (),
+    "stream": (False,),
+    "task": (),
+    "truncate": ("NONE",),
+    "truncate_prompt_tokens": (),
+    "use_activation": (True,),
+}
 # Fields that advise, with the values that advise nothing: what they advise has no effect here.
 ADVICE: Idle = {
     "metadata": ({},),

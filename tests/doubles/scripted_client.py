@@ -2,11 +2,13 @@
 
 A script holds (choice, TokenOutput), None for a moment of silence, or an exception; after it
 the generation is silent until it is cancelled. A prompt that is to be scored is, before the script
-begins, in two outputs: a token's logprob is -id / 100, and its neighbours are the likeliest.
+begins, in two outputs: a token's logprob is -id / 100, and its neighbours are the likeliest. A
+prompt that is pooled has no script: `scripted_vector` is its embedding.
 """
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterable
 
@@ -16,6 +18,8 @@ from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
+    FinishReason,
+    Pooling,
     Refusal,
     SamplingParams,
     TokenLogprobs,
@@ -65,6 +69,7 @@ class ScriptedClient:
         self.info, self.ready, self.script = info, ready, list(script)
         self.stands_still = False
         self.begun = False  # of every generation: its prompt is being computed
+        self.pools = True
         self.no_room: Refusal | None = None
         self.stats = ExecutorStats(
             num_running=3,
@@ -98,9 +103,22 @@ class ScriptedClient:
         self.priorities.append(priority)
         self.labels.append(label)
         script = [*prompt_scores(prompt_ids, samplings[0].num_prompt_logprobs), *self.script]
+        if (pooling := samplings[0].pooling) is not None and self.pools:
+            script = [(0, pooled_output(prompt_ids, pooling))]
         self.generations.append(ScriptedGeneration(script, len(samplings)))
         self.generations[-1].begun = self.begun
         return self.generations[-1]
+
+
+def scripted_vector(prompt_ids: list[int]) -> list[float]:
+    """Of 4 numbers, which float32 has."""
+    return [float(len(prompt_ids)), float(prompt_ids[0]), float(prompt_ids[-1]), 0.5]
+
+
+def pooled_output(prompt_ids: list[int], pooling: Pooling) -> TokenOutput:
+    told = scripted_vector(prompt_ids)[: pooling.dimensions]
+    vector = struct.pack(f"<{len(told)}f", *told)
+    return TokenOutput(1, [], FinishReason.STOP, embedding=vector, queued_s=0.25)
 
 
 def prompt_scores(prompt_ids: list[int], num_top: int | None) -> list[tuple[int, TokenOutput]]:

@@ -92,4 +92,5 @@ def engine_info(max_seq_len: int = 256) -> EngineInfo:
         eos_token_ids=(1,),
         digest="0" * 64,
         created=1_700_000_000,
+        embedding_size=4,
     )

@@ -26,6 +26,12 @@ void eh_step(Model* m, const Step* step) {
   m->run(*step);
 }
 
+// Of rows of the last step, behind the last norm: out [n, normed].
+void eh_hidden(Model* m, const int* rows, int n, float* out) {
+  const SmallAsZero small;
+  m->hidden_states(rows, n, out);
+}
+
 // Of rows of the last step: [n, eh_stride], of which vocab count; valid until the next.
 float* eh_logits(Model* m, const int* rows, int n) {
   const SmallAsZero small;

@@ -111,6 +111,16 @@ class Model {
   }
   Sampler& sampler() { return sampler_; }
 
+  // Of rows of the last step, behind the last norm: out [n, normed].
+  void hidden_states(const int* rows, int n, float* out) {
+    by_rows(n, [&](int i) {
+      const float* x = &hidden_[at(rows[i])];
+      float* y = out + size_t(i) * s.normed;
+      const float by = scale_of(x, s.normed);
+      for (int j = 0; j < s.normed; ++j) y[j] = x[j] * by * final_norm[j];
+    });
+  }
+
  private:
   size_t at(int row) const { return size_t(row) * s.hidden; }
 

@@ -5,15 +5,15 @@ Source: OpenAI's API reference, "Batch"; its guide "Batch API".
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
 from enginehouse.server.api.responses.body import Metadata
 from enginehouse.server.wire.shapes import Shape
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
-Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
+ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
 class BatchBody(Shape):

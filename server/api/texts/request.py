@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from enginehouse.server.request.asked import Asked, check_min_tokens, read_common
 from enginehouse.server.wire.bodies import CompletionBody
-from enginehouse.server.wire.refusal import parse_body, refuse
-from enginehouse.server.wire.shapes import MAX_PROMPTS
+from enginehouse.server.wire.refusal import parse_body
+from enginehouse.server.wire.texts_or_ids import check_sizes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +36,7 @@ def parse_text_request(body: bytes, max_seq_len: int | None = None) -> TextReque
 
     max_seq_len: a longer prompt of ids is refused before each id is looked at.
     """
-    shape = parse_body(CompletionBody, body, lambda data: _check_sizes(data, max_seq_len))
+    shape = parse_body(CompletionBody, body, lambda data: check_sizes(data, "prompt", max_seq_len))
     common = read_common(shape)
     check_min_tokens(shape.min_tokens, shape.max_tokens)
     if shape.echo and shape.logprobs is not None:
@@ -50,18 +49,3 @@ def parse_text_request(body: bytes, max_seq_len: int | None = None) -> TextReque
         echo=shape.echo,
         add_special_tokens=shape.add_special_tokens,
     )
-
-
-def _check_sizes(data: dict[str, Any], max_seq_len: int | None) -> None:
-    """A list may be a prompt of ids, or hold prompts: then it may be as long as MAX_PROMPTS."""
-    prompt = data.get("prompt")
-    if max_seq_len is None or not isinstance(prompt, list):
-        return
-    inner = max((len(item) for item in prompt if isinstance(item, list)), default=0)
-    if len(prompt) > max(max_seq_len, MAX_PROMPTS) or inner > max_seq_len:
-        refuse(
-            "prompt",
-            f"the prompt is too long: found a list of {max(len(prompt), inner)} items, and this "
-            f"model's maximum context length is {max_seq_len} tokens",
-            "context_length_exceeded",
-        )

@@ -30,6 +30,8 @@ from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
     FinishReason,
+    Pooling,
+    PoolingKind,
     Refusal,
     Request,
     SamplingParams,
@@ -438,7 +440,9 @@ def test_messages_come_back_as_they_were_sent() -> None:
     params = SamplingParams(5, 0.5, 0.9, 40, 0.1, 1.0, -1.0, 1.1, 2**63 - 1, (1, 2), True)
     constraint = Constraint(ConstraintKind.CHOICE, '["a"]', "guided_choice")
     rest = SamplingParams(5, logit_bias=((3, -1.5),), num_logprobs=4, constraint=constraint)
-    submit = messages.Submit([Request(7, [1, 2, 3], params), Request(8, [1], rest, -2)])
+    pooled = SamplingParams(0, pooling=Pooling(PoolingKind.MEAN, 7, normalize=False))
+    requests = [Request(7, [1, 2, 3], params), Request(8, [1], rest, -2), Request(9, [1], pooled)]
+    submit = messages.Submit(requests)
     assert messages.decode_to_host(messages.encode(submit)) == submit
     logprobs = [TokenLogprobs(-0.25, ((1, -0.25), (2, -3.0)))]
     refused = TokenOutput(8, finish_reason=FinishReason.ERROR, refusal=Refusal("no", "x", "y"))
@@ -469,6 +473,16 @@ def test_the_scores_of_long_prompts_go_in_several_messages() -> None:
     assert [output.finish_reason for output in mine] == [None, None, None, FinishReason.LENGTH]
     assert (mine[-1].token_ids, found[-1].prompt_logprobs) == ([5], None)
     assert [m.outputs for m in messages.in_messages([told[2]])] == [[told[2]]]
+
+
+def test_many_embeddings_go_in_several_messages() -> None:
+    vector = bytes(4 * 8192)
+    told = [TokenOutput(i, [], FinishReason.STOP, embedding=vector) for i in range(1024)]
+    assert list(messages.in_messages(told[:60])) == [messages.Outputs(told[:60])]
+    sent = [messages.encode(message) for message in messages.in_messages(told)]
+    assert max(map(len, sent)) < messages.MAX_MESSAGE_BYTES // 4
+    found = map(messages.decode_to_worker, sent)
+    assert [output for message in found for output in message.outputs] == told  # type: ignore[union-attr]
 
 
 def test_a_message_beyond_the_bound_is_refused_on_both_sides() -> None:

@@ -1,0 +1,5 @@
+"""Embeddings of texts: vectors of the served decoder's hidden states.
+
+Imports `wire/`, `request/`, `prompt/`, `answer/`, `http/` and `texts/`. Does not know how a vector
+is made: that is the engine's (runtime/batching/pooling.py). Read `routes.py` first.
+"""
