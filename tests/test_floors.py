@@ -169,11 +169,12 @@ server/settings        text tools api_keys
 server/http            tools wire prompt request answer observe api_keys settings
 server/api/chat        wire request prompt tools text answer http
 server/api/texts       wire request prompt tools text answer observe http api/chat
+server/api/embeddings  wire request prompt answer observe http api/texts
 server/api/responses   wire request prompt tools text answer http api/chat
 server/api/messages    wire request prompt tools text answer http api/chat
-server/api/batches     wire http api/responses
-server/openapi         wire api/responses api/messages api/batches
-server/app             wire prompt answer observe settings http openapi api/chat api/texts api/responses api/messages api/batches  runtime/host
+server/api/batches     wire request http api/responses
+server/openapi         wire api/embeddings api/responses api/messages api/batches
+server/app             wire prompt answer observe settings http openapi api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
 server/launch          wire app api/batches  runtime/machine runtime/host
 server/client
 

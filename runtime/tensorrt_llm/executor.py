@@ -166,7 +166,7 @@ class TrtllmExecutor:
     def _fill(self) -> None:
         """Give TensorRT-LLM the next sequences it has places for."""
         while len(self._given) < self.deployment.max_batch_size + _AHEAD:
-            request = self._waiting.pop(sum(is_scored(s.request) for s in self._given))
+            request = self._waiting.pop([sequence.request for sequence in self._given])
             if request is None:
                 return
             if self._active.get(request.request_id) is request:  # else it was cancelled

@@ -6,8 +6,9 @@ It knows no priorities and takes whatever it is given: what it has at once is de
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
-from enginehouse.runtime.request import Request
+from enginehouse.runtime.request import GIVES_WAY, Request
 
 MOST_SCORED = 4  # sequences at once whose prompt's logits are held, all of them, in memory
 
@@ -31,13 +32,18 @@ class Waiting:
         entry = (request.priority, self._num_arrivals, request)
         heapq.heappush(self._heaps[is_scored(request)], entry)
 
-    def pop(self, num_scored: int) -> Request | None:
-        """The next one, None where there is none; num_scored: how many such were given."""
+    def pop(self, given: Sequence[Request]) -> Request | None:
+        """The next one, None where there is none. given: those that run. While one of them does not
+        give way, those that do go on waiting.
+        """
+        someone_comes_first = any(request.priority < GIVES_WAY for request in given)
         heaps = [self._heaps[False]]
-        if num_scored < MOST_SCORED:
+        if sum(map(is_scored, given)) < MOST_SCORED:
             heaps.append(self._heaps[True])
         first = min(filter(None, heaps), key=lambda heap: heap[0][:2], default=None)
-        return None if first is None else heapq.heappop(first)[2]
+        if first is None or (someone_comes_first and first[0][2].priority >= GIVES_WAY):
+            return None
+        return heapq.heappop(first)[2]
 
     def clear(self) -> None:
         for heap in self._heaps.values():

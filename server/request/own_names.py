@@ -16,11 +16,16 @@ Names = Sequence[tuple[str, str]]  # a pattern of the path's beginning, and what
 
 @contextmanager
 def own_names(names: Names) -> Iterator[None]:
-    """Raises what is raised within, with the field's path as the endpoint has it."""
+    """Raises what is raised within, with the field's path as the endpoint has it: as it came, where
+    nobody knows it.
+    """
     try:
         yield
     except RequestError as error:
-        if error.param is None or (own := own_name(error.param, names)) == error.param:
+        if error.param is None or error.code == "unknown_parameter":
+            raise
+        own = own_name(error.param, names)
+        if own == error.param:
             raise
         words = error.message.removeprefix(error.param)
         message = own + words if len(words) < len(error.message) else error.message

@@ -14,6 +14,7 @@ from enginehouse.server.wire.json_body import found_text
 from enginehouse.server.wire.refused_fields import (
     UNSUPPORTED_IN_CHAT,
     UNSUPPORTED_IN_COMPLETIONS,
+    UNSUPPORTED_IN_TEMPLATES,
 )
 from enginehouse.server.wire.shapes import (
     MAX_CALLS,
@@ -247,6 +248,8 @@ class TokenizeBody(_TokenizeFields):
 class TokenizeChatBody(TemplateFields, _TokenizeFields):
     """POST /tokenize, of a conversation."""
 
+    refused = UNSUPPORTED_IN_TEMPLATES
+
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []
     add_special_tokens: bool = False
 
@@ -261,6 +264,8 @@ class DetokenizeBody(Shape):
 
 class TemplateBody(TemplateFields):
     """POST /apply-template"""
+
+    refused = UNSUPPORTED_IN_TEMPLATES
 
     model: str | None = None
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []

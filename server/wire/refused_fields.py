@@ -79,9 +79,15 @@ UNSUPPORTED_IN_COMPLETIONS: Idle = {
     "tools": ([],),
     "top_logprobs": (0,),
 }
-UNSUPPORTED_IN_EMBEDDINGS: Idle = {
+# Of a conversation that is rendered and not answered.
+UNSUPPORTED_IN_TEMPLATES: Idle = {
     "chat_template": (),
-    "chat_template_kwargs": ({},),
+    "documents": ([],),
+    "enable_thinking": (),
+    "mm_processor_kwargs": ({},),
+    "thinking": (),
+}
+UNSUPPORTED_IN_EMBEDDINGS: Idle = {
     "embd_normalize": (2,),
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
@@ -90,7 +96,6 @@ UNSUPPORTED_IN_EMBEDDINGS: Idle = {
     "instruction": ("",),
     "late_chunking": (False,),
     "messages": (),
-    "mm_processor_kwargs": ({},),
     "prompt_name": (),
     "stream": (False,),
     "task": (),
@@ -174,6 +179,14 @@ _BY_WORDS = {
     ),
     ("others", "use `chat_template_kwargs`"): ("enable_thinking", "thinking"),
     ("LC", "use `separate_reasoning`"): ("reasoning_format",),
+    ("vLLM", "use `normalize`"): ("use_activation",),
+    ("LC", "use `normalize`"): ("embd_normalize",),
+    ("vLLM", "use `encoding_format`"): ("embed_dtype", "endianness"),
+    ("NIM, Jina, Cohere", "write what the model wants into the text"): ("input_type", "task"),
+    ("SG, TEI", "write what the model wants into the text"): ("instruction", "prompt_name"),
+    ("NIM, TEI, Cohere", "send a text that the context has room for"): ("truncate",),
+    ("Jina", "embed each part by itself"): ("late_chunking",),
+    ("SG", "leave it out: text is read, and nothing else"): ("image",),
     ("OpenAI", "use `tools` and `tool_choice`"): ("function_call", "functions"),
     ("OpenAI", "leave it out: text is read and written, and nothing else"): ("audio", "modalities"),
     ("OpenAI", "leave it out: hosted tools are not served"): ("web_search_options",),
@@ -183,7 +196,8 @@ _BY_WORDS = {
     # Of another endpoint of this server.
     ("completions", "ask `/v1/completions`"): ("echo",),
     ("completions", "use `messages`, of Responses `input`"): ("prompt",),
-    ("chat", "use `prompt`, of Responses `input`"): ("messages",),
+    ("chat", "use `prompt`, of Responses and embeddings `input`"): ("messages",),
+    ("chat", "leave it out: an embedding is told whole"): ("stream",),
     ("chat", "use `max_tokens`"): ("max_completion_tokens",),
     ("chat", "use `logprobs`, which is a number here"): ("top_logprobs",),
     ("chat", "ask `/v1/chat/completions`"): (

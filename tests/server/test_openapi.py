@@ -199,7 +199,7 @@ def test_a_generated_client_may_send_every_default_and_every_example(http: Flask
         for path, methods in document["paths"].items()
         if "example" in str(methods.get("post", {}).get("requestBody"))
     }
-    assert len(examples) == 8
+    assert len(examples) == 9
     for path, example in examples.items():
         sent = {**example, **({"model": "tiny/chat"} if "model" in example else {})}
         assert http.post(path, json=sent).status_code == 200, path

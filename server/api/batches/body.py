@@ -19,6 +19,8 @@ ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 class BatchBody(Shape):
     """POST /v1/batches"""
 
+    advice = {}
+
     input_file_id: str
     """A file of purpose batch: a request on each line."""
     endpoint: Endpoint

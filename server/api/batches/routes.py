@@ -22,7 +22,8 @@ from enginehouse.server.api.batches.new_batch import ENDED, new_batch
 from enginehouse.server.api.batches.runner import Runner
 from enginehouse.server.api.batches.uploads import read_upload
 from enginehouse.server.http.kept import listed, not_found, owner, query
-from enginehouse.server.http.service import Service
+from enginehouse.server.http.service import Service, tell
+from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.wire.ids import Json
 from enginehouse.server.wire.refusal import parse_body, refuse
 from enginehouse.server.wire.responses import json_response
@@ -106,7 +107,7 @@ def _add_batches(app: Flask, service: Service, journal: Journal) -> None:
         now, model = int(time.time()), service.settings.model_name
         made = new_batch(file.id, body.endpoint, body.completion_window, body.metadata, now, model)
         journal.add(owner(), made)
-        return json_response(made)
+        return tell(json_response(made), ignored_fields(body))
 
     @app.get("/v1/batches")
     def list_batches() -> Response:

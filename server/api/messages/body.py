@@ -167,6 +167,7 @@ class CountBody(Cached):
     """POST /v1/messages/count_tokens"""
 
     advice = {name: idle for name, idle in ADVICE.items() if name != "metadata"}
+    refused = {"mcp_servers": ([],), "container": ()}
 
     model: str
     """The served name, or one of the engine's own names."""
@@ -191,8 +192,6 @@ class CountBody(Cached):
 
 class MessagesBody(CountBody):
     """POST /v1/messages"""
-
-    refused = {"mcp_servers": ([],), "container": ()}
 
     max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)]
     """Also bounded by what the context has left."""

@@ -15,7 +15,8 @@ from enginehouse.server.api.responses.body import Items, Metadata
 from enginehouse.server.api.responses.kept_items import found, kept_item, looked_up
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.kept import list_of, listed, not_found, owner
-from enginehouse.server.http.service import Service
+from enginehouse.server.http.service import Service, tell
+from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.refusal import parse_body
 from enginehouse.server.wire.responses import json_response
@@ -27,12 +28,16 @@ MAX_ITEMS = 20  # at once, as OpenAI has it
 class ConversationBody(Shape):
     """POST /v1/conversations"""
 
+    advice = {}
+
     items: Annotated[Items, Field(max_length=MAX_ITEMS)] = []
     metadata: Metadata = {}
 
 
 class MetadataBody(Shape):
     """POST /v1/conversations/{id}"""
+
+    advice = {}
 
     metadata: Metadata
 
@@ -58,7 +63,7 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
         }
         items = [kept_item(item) for item in looked_up(store, body.items, "items")]
         store.put(owner(), made, items, now)
-        return json_response(made)
+        return tell(json_response(made), ignored_fields(body))
 
     @app.get("/v1/conversations/<conversation_id>")
     def get_conversation(conversation_id: str) -> Response:
@@ -69,7 +74,7 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
         body, kept = read(MetadataBody), found(store, conversation_id, "conversation")
         made = {**kept.data, "metadata": body.metadata}
         store.put(owner(), made, kept.items, time.time())
-        return json_response(made)
+        return tell(json_response(made), ignored_fields(body))
 
     @app.delete("/v1/conversations/<conversation_id>")
     def delete_conversation(conversation_id: str) -> Response:
@@ -84,11 +89,12 @@ def add_conversations(app: Flask, service: Service, store: Store) -> None:
 
     @app.post("/v1/conversations/<conversation_id>/items")
     def add_items(conversation_id: str) -> Response:
-        items = looked_up(store, read(ItemsBody).items, "items")
+        body = read(ItemsBody)
+        items = looked_up(store, body.items, "items")
         added = [kept_item(item) for item in items]
         found(store, conversation_id, "conversation")
         store.append(owner(), conversation_id, added, time.time())
-        return json_response(list_of(added))
+        return tell(json_response(list_of(added)), ignored_fields(body))
 
     @app.get("/v1/conversations/<conversation_id>/items/<item_id>")
     def get_item(conversation_id: str, item_id: str) -> Response:

@@ -18,6 +18,7 @@ from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.runtime.executor import Executor, ExecutorOptions, generate, stream
 from enginehouse.runtime.request import (
+    GIVES_WAY,
     Constraint,
     ConstraintKind,
     FinishReason,
@@ -239,6 +240,17 @@ def test_more_sequences_than_the_batch_run_by_priority(executor: Executor) -> No
     wait_for(lambda: not executor.busy, executor)
     order = [call["inputs"] for call in calls("generate_async")]
     assert order.index([8, 8]) < order.index([9, 9])
+
+
+def test_what_gives_way_is_given_only_while_nothing_else_is(executor: Executor) -> None:
+    executor.submit(Request(500, [7, 7, 7], greedy(40)))
+    executor.submit(Request(501, [6, 6, 6], greedy(2), priority=GIVES_WAY))
+    executor.submit(Request(502, [5, 5, 5], greedy(2), priority=GIVES_WAY + 1))
+    executor.submit(Request(503, [4, 4, 4], greedy(2)))
+    assert executor.stats().num_waiting >= 2
+    wait_for(lambda: not executor.busy, executor)
+    given = [call["inputs"] for call in calls("generate_async")][-4:]
+    assert given == [[7, 7, 7], [4, 4, 4], [6, 6, 6], [5, 5, 5]]
 
 
 def test_a_waiting_sequence_that_is_cancelled_is_never_submitted(executor: Executor) -> None:

@@ -157,15 +157,20 @@ def test_every_line_is_answered_or_told_what_is_wrong_with_it(
 
 @pytest.mark.parametrize(
     ("endpoint", "body"),
-    [("/v1/completions", {"prompt": "hi"}), ("/v1/responses", {"input": "hi"})],
+    [
+        ("/v1/completions", {"prompt": "hi"}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/embeddings", {"input": ["hi", "dog"]}),
+    ],
 )
 def test_other_endpoints_are_asked_too(
-    app: Flask, http: FlaskClient, endpoint: str, body: dict[str, Any]
+    app: Flask, http: FlaskClient, engine: ScriptedClient, endpoint: str, body: dict[str, Any]
 ) -> None:
     asked = {"custom_id": "a", "method": "POST", "url": endpoint, "body": body}
     asked["body"] = {"model": "tiny/chat", **body}
     told = ended(app, http, begin(http, json.dumps(asked), endpoint)["id"])
     assert told["request_counts"]["completed"] == 1 and told["usage"]["input_tokens"] > 0
+    assert set(engine.priorities) == {GIVES_WAY}
 
 
 def test_an_engine_that_is_not_there_is_waited_for(
@@ -274,6 +279,12 @@ def test_a_batch_that_cannot_be_is_refused(
     body = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h", **fields}
     response = http.post("/v1/batches", json=body)
     assert (response.status_code, error_of(response)["param"]) == (status, param)
+
+
+def test_what_nobody_knows_of_a_batch_is_named(http: FlaskClient) -> None:
+    body = {"input_file_id": upload(http, line("a")).json["id"], "endpoint": CHAT, "colour": "red"}
+    response = http.post("/v1/batches", json={**body, "metadata": {"a": "b"}})
+    assert response.headers["X-Ignored-Fields"] == "colour"
 
 
 def test_what_one_key_has_no_other_finds(

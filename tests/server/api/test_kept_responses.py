@@ -155,6 +155,16 @@ def test_a_conversation_grows_by_its_responses(http: FlaskClient, engine: Script
     assert http.post(PATH, json=body).status_code == 404
 
 
+def test_what_nobody_knows_of_a_conversation_is_named(http: FlaskClient) -> None:
+    made = http.post("/v1/conversations", json={"metadata": {"a": "b"}, "colour": "red"})
+    path = f"/v1/conversations/{made.json['id']}"
+    labelled = http.post(path, json={"metadata": {}, "items": []})
+    items = [{**message("user", "one"), "colour": "red"}]
+    added = http.post(f"{path}/items", json={"items": items})
+    named = [response.headers["X-Ignored-Fields"] for response in (made, labelled, added)]
+    assert named == ["colour", "items", "items[].colour"]
+
+
 def ended(http: FlaskClient, response_id: str) -> Any:
     with gevent.Timeout(10):
         while (told := http.get(f"{PATH}/{response_id}").json)["status"] == "in_progress":

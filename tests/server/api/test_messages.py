@@ -353,3 +353,12 @@ def test_anthropics_client_reads_answers_streams_and_runs_tools(
             assert last.content[0].type == "text" and last.content[0].text == "warm in SF"
 
     gevent.get_hub().threadpool.spawn(run).get(timeout=60)
+
+
+@pytest.mark.parametrize("name", ["stop", "colour"])
+def test_a_field_that_nobody_knows_is_refused_by_the_name_that_it_came_by(
+    http: FlaskClient, name: str
+) -> None:
+    response = ask(http, strict_fields=True, **{name: ["a"]})
+    assert response.status_code == 400
+    assert response.json["error"]["message"].startswith(f"{name}: nobody knows this field")

@@ -215,10 +215,10 @@ def test_completions_answer_under_the_page_s_base_url(http: FlaskClient) -> None
 
 
 def test_a_path_that_is_not_served_is_told_what_is(http: FlaskClient) -> None:
-    response = http.post("/v1/openai/embeddings", json={})
+    response = http.post("/v1/openai/moderations", json={})
     message = error_of(response)["message"]
     assert response.status_code == 404
-    assert message.startswith("POST /v1/openai/embeddings is not served; this server answers: ")
+    assert message.startswith("POST /v1/openai/moderations is not served; this server answers: ")
     assert all(path in message for path in ("/v1/chat/completions", "/v1/models/{id}", "/tokenize"))
 
 

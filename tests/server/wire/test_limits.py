@@ -21,6 +21,7 @@ from makers.text_engine import engine_info
 from makers.token_outputs import STOP, bytes_ids, scored
 
 CHAT, TEXT, DETOKENIZE = "/v1/chat/completions", "/v1/completions", "/detokenize"
+EMBEDDINGS = "/v1/embeddings"
 HELLO = {"role": "user", "content": "hello"}
 TEMPLATE = "/apply-template"
 CONTEXT, MAX_BODY_BYTES = 20_000, 4 << 20
@@ -92,6 +93,9 @@ LIMITS: dict[str, Limit] = {
     ),
     "prompts": Limit(
         shapes.MAX_PROMPTS, TEXT, "prompt", lambda n: {"prompt": ["a"] * n}, "`prompt`"
+    ),
+    "inputs": Limit(
+        shapes.MAX_INPUTS, EMBEDDINGS, "input", lambda n: {"input": ["a"] * n}, "`input`"
     ),
     "messages": Limit(
         CONTEXT, TEMPLATE, "messages", lambda n: {"messages": [HELLO] * n}, "`messages`"

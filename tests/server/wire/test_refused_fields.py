@@ -22,8 +22,10 @@ MODEL = {"model": "tiny/chat"}
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {**MODEL, **TURNS},
     "/v1/completions": {**MODEL, "prompt": "hello"},
+    "/v1/embeddings": {**MODEL, "input": "hello"},
     "/v1/responses": {**MODEL, "input": "hello"},
     "/v1/messages": {**MODEL, **TURNS, "max_tokens": 9},
+    "/v1/messages/count_tokens": {**MODEL, **TURNS},
     "/tokenize": TURNS,
     "/apply-template": TURNS,
 }
