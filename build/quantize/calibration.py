@@ -51,6 +51,8 @@ def calibration_sequences(
     body = length - len(head)
     ids: list[int] = []
     for passage in passages():
+        if len(ids) >= num_samples * body:
+            break
         ids += tokenizer.encode(passage + "\n\n", add_special_tokens=False).ids
     pieces = [ids[start : start + body] for start in range(0, len(ids), body)]
     return [torch.tensor(head + piece) for piece in pieces[:num_samples]]
