@@ -146,6 +146,12 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
             gevent.sleep(0.005)
 
 
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle host sees soon that it is to stop."""
+    monkeypatch.setattr(process, "_IDLE_POLL_MS", 10)
+
+
 @pytest.fixture
 def address(tmp_path: Path) -> str:
     assert not monkey.is_module_patched("socket"), "the suite runs without patches"

@@ -70,7 +70,7 @@ def test_a_bug_in_mid_stream_tells_the_request_id_and_nothing_else() -> None:
 
 def test_a_reader_that_stops_reading_cancels() -> None:
     answer, generation = completion(), ScriptedGeneration(tokens("ab"))
-    frames = sse.events(sse.Stream(answer, generation, 15.0), "req-1")
+    frames = sse.events(sse.Stream(answer, generation, 0.01), "req-1")
     next(frames), next(frames)
     frames.close()
     assert generation.cancels == [None]
