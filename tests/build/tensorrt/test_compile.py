@@ -228,11 +228,11 @@ def jobs_of(config: ModelConfig, directory: Path, sms: tuple[int, ...] = (89,)) 
 
 def test_each_plan_is_compiled_in_a_process_of_its_own(tmp_path: Path) -> None:
     """This process's memory is no plan's; each plan reports all of its steps."""
-    ballast = bytearray(3 << 30)
+    ballast = bytearray(2 << 30)
     ballast[:: 1 << 12] = b"x" * (len(ballast) >> 12)
     jobs, steps = jobs_of(tiny_config("none", num_hidden_layers=2), tmp_path), []
     costs = compile_jobs(jobs, 2, steps.append)
-    assert sum(steps) == STEPS * len(jobs) and len(ballast) == 3 << 30
+    assert sum(steps) == STEPS * len(jobs) and len(ballast) == 2 << 30
     assert costs.keys() == jobs.keys()
     for name, cost in costs.items():
         assert (tmp_path / name).stat().st_size == cost["bytes"]
