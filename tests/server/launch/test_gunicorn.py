@@ -189,13 +189,13 @@ def test_more_than_the_queue_holds_is_refused_with_when_to_come_again(
     monkeypatch.setenv("ENGINEHOUSE_MAX_QUEUE_REQUESTS", "4")
     server = Server(engine, tmp_path / "log")
     url = f"{server.url}/v1/chat/completions"
-    body = {"model": "tiny-llama", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 1500}
+    body = {"model": "tiny-llama", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 750}
 
     def ask(_: int) -> tuple[int, str | None]:
-        answer = httpx.post(url, json=body, timeout=120)
+        answer = client.post(url, json=body)
         return answer.status_code, answer.headers.get("retry-after")
 
-    with ThreadPoolExecutor(40) as pool:
+    with httpx.Client(timeout=120) as client, ThreadPoolExecutor(40) as pool:
         found = list(pool.map(ask, range(40)))
     answered = sum(status == 200 for status, _ in found)
     refused = [after for status, after in found if status == 429]
