@@ -15,8 +15,9 @@ FORMAT  ?=
 CONFIG ?=
 OUTPUT ?=
 
-# Test files run in as many processes; a file stays in one, which shares its engines. They keep
-# their order: sorted by their number of tests, the longest would run last, alone.
+# Test files run in as many processes; a file stays in one, which shares its engines. They keep the
+# order that tests/conftest.py gives them: sorted by their number of tests, the longest would run
+# last, alone.
 TEST_PROCESSES ?= 2
 
 # What to judge, by what, and where reports go: make regress ENGINE=engines/new BASELINE=engines/old OUT=report

@@ -49,6 +49,24 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(FailuresAtOnce(config))
 
 
+# Files that take half a minute or more and would come late: begun last, one would run alone.
+LONG = {
+    "test_ci_recipes.py",
+    "test_gunicorn.py",
+    "test_installed.py",
+    "test_json_schemas.py",
+    "test_openapi.py",
+    "test_serve.py",
+    "test_tiny_model.py",
+    "test_tools.py",
+    "test_trtllm_path.py",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 set_hypothesis_home_dir(ROOT / ".cache" / "hypothesis")
 
 
