@@ -193,6 +193,7 @@ _BY_WORDS = {
     ("OpenAI", "leave it out"): ("moderation", "suffix"),
     ("OpenAI", "use `truncation`"): ("context_management",),
     ("Anthropic", "leave it out: server tools are not served"): ("container", "mcp_servers"),
+    ("Anthropic", "send all messages: none are held for a next turn"): ("thread",),
     # Of another endpoint of this server.
     ("completions", "ask `/v1/completions`"): ("echo",),
     ("completions", "use `messages`, of Responses `input`"): ("prompt",),

@@ -167,7 +167,7 @@ class CountBody(Cached):
     """POST /v1/messages/count_tokens"""
 
     advice = {name: idle for name, idle in ADVICE.items() if name != "metadata"}
-    refused = {"mcp_servers": ([],), "container": ()}
+    refused = {"mcp_servers": ([],), "container": (), "thread": ()}
 
     model: str
     """The served name, or one of the engine's own names."""

@@ -295,6 +295,13 @@ def test_a_refusal_has_anthropics_shape(
     assert told["request_id"] == response.headers["X-Request-Id"]
 
 
+def test_a_thread_is_refused_as_tool_runners_understand_it(http: FlaskClient) -> None:
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        told = ask(http, thread=thread).json["error"]
+        assert told["details"] == {"error_code": "thread_unsupported_request"}
+    assert "details" not in ask(http, container="c").json["error"]
+
+
 def test_every_failure_has_anthropics_shape(http: FlaskClient, engine: ScriptedClient) -> None:
     assert http.get(PATH).json["error"]["type"] == "invalid_request_error"
     assert http.post(f"{PATH}/none", json={}).json["error"]["type"] == "not_found_error"
@@ -351,6 +358,8 @@ def test_anthropics_client_reads_answers_streams_and_runs_tools(
                 model=MODEL, max_tokens=99, messages=messages, tools=[get_weather]
             ).until_done()
             assert last.content[0].type == "text" and last.content[0].text == "warm in SF"
+            asked = prompt_of(engine)  # of the last turn: all that was said before
+            assert HELLO["messages"][0]["content"] in asked and "get_weather" in asked
 
     gevent.get_hub().threadpool.spawn(run).get(timeout=60)
 
