@@ -91,7 +91,7 @@ def write_tiny_checkpoint(
     _write_json(path / "config.json", config)
     _write_json(path / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [2, 0]})
     _write_weights(path, _weights(config, getattr(torch, dtype), seed), shards)
-    _write_tokenizer(path, vocab, max_positions)
+    write_tokenizer(path, vocab, max_positions)
     return path
 
 
@@ -150,7 +150,7 @@ def _write_weights(path: Path, weights: dict[str, torch.Tensor], shards: int) ->
     _write_json(path / "model.safetensors.index.json", index)
 
 
-def train_tokenizer(vocab: int) -> Tokenizer:
+def train_tokenizer(vocab: int, text: str = TEXT) -> Tokenizer:
     """Byte-level BPE of at most `vocab` tokens, the special ones first."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -161,12 +161,13 @@ def train_tokenizer(vocab: int) -> Tokenizer:
         special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(TEXT.splitlines(), trainer)
+    tokenizer.train_from_iterator(text.splitlines(), trainer)
     return tokenizer
 
 
-def _write_tokenizer(path: Path, vocab: int, max_positions: int) -> None:
-    train_tokenizer(vocab).save(str(path / "tokenizer.json"))
+def write_tokenizer(path: Path, vocab: int, max_positions: int, text: str = TEXT) -> None:
+    """Both files of it: the second has the chat template."""
+    train_tokenizer(vocab, text).save(str(path / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": "<|im_start|>",
