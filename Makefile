@@ -34,7 +34,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve regress test fuzz faults test-others test-xgrammar resolve audit lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test clients agents fuzz faults test-others test-xgrammar resolve audit lint format build clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -82,6 +82,12 @@ regress: ready ## judge an engine against an older one: make regress ENGINE=engi
 
 test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+clients: install ## other people's clients and judges against a server with a scripted engine
+	$(BIN)/python scripts/client_transcripts.py --scripted --jobs $(TEST_PROCESSES)
+
+agents: install ## Codex and Claude Code against the same server: 0.7 GB of npm's
+	$(BIN)/python scripts/agent_transcripts.py
 
 faults: ready ## break a running server in one way after another: make faults [QUICK=1 | SOAK=minutes]
 	$(BIN)/python scripts/faults.py $(if $(QUICK),--quick) $(if $(SOAK),--soak $(SOAK) --plot .cache/soak.png) \

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 
+from packages import NotHere, npm_install  # noqa: E402
 from scripted.answers import call  # noqa: E402
 from scripted.process import MODEL, scripted_server  # noqa: E402
 
@@ -28,7 +28,6 @@ AGENTS = Path(__file__).resolve().parents[1] / ".cache" / "agents"
 CONFIGURED = Path(__file__).resolve().parent / "agents"
 TASK = "Read a.txt and replace old by new."
 _MOST_S = 120
-_INSTALL_S = 600
 
 
 class Agent(NamedTuple):
@@ -85,20 +84,6 @@ def run(name: str, server: str, folder: Path, home: Path) -> bool:
     return edited and done.returncode == 0
 
 
-def installed(packages: Sequence[str]) -> bool:
-    """Whether npm has them; it says why not."""
-    npm = shutil.which("npm")
-    if npm is None:
-        print("npm is not installed: no agent is tried")
-        return False
-    AGENTS.mkdir(parents=True, exist_ok=True)
-    install = [npm, "install", "--no-fund", "--no-audit", "--silent", *packages]
-    done = subprocess.run(install, cwd=AGENTS, timeout=_INSTALL_S)
-    if done.returncode:
-        print(f"npm cannot install {' and '.join(packages)}: no agent is tried")
-    return done.returncode == 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,7 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder.mkdir()
         home.mkdir()
         chosen = {k: v for k, v in agents(folder).items() if not args.agent or k in args.agent}
-        if not installed([agent.package for agent in chosen.values()]):
+        AGENTS.mkdir(parents=True, exist_ok=True)
+        try:
+            npm_install(AGENTS, *(agent.package for agent in chosen.values()))
+        except NotHere as missing:
+            print(f"no agent is tried: {missing}")
             return 0
         edited = []
         for agent_name, agent in chosen.items():

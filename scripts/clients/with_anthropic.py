@@ -4,6 +4,8 @@
 # ///
 """Anthropic's own package: text, a stream, a tool by hand and by its runner, counted tokens."""
 
+from typing import Literal
+
 import anthropic
 from asked import (
     API_KEY,
@@ -54,20 +56,33 @@ answer = client.messages.create(messages=asked, tools=[tool], tool_choice={"type
 say("  and then", answer.content[0].text)
 
 
+ran = []
+
+
 @anthropic.beta_tool
-def get_weather(city: str) -> str:
+def get_weather(city: str, unit: Literal["C", "F"]) -> str:
     """The weather in a city.
 
     Args:
         city: its name.
+        unit: of its temperature.
     """
+    ran.append(city)
     return RESULT
 
 
-runner = client.beta.messages.tool_runner(
-    messages=turns, tools=[get_weather], max_iterations=2, **short
-)
-say("runner", runner.until_done().stop_reason)
+for stream in (False, True):
+    runner = client.beta.messages.tool_runner(
+        messages=turns,
+        tools=[get_weather],
+        tool_choice={"type": "any"},  # else the model says whether it calls one
+        max_iterations=2,
+        stream=stream,
+        **short,
+    )
+    say("runner streamed" if stream else "runner", runner.until_done().stop_reason)
+say("  ran", f"{len(ran)} calls")
+assert len(ran) >= 2
 try:
     client.messages.create(messages=turns, **{**short, "max_tokens": 0})
     raise SystemExit("max_tokens of 0 was taken")

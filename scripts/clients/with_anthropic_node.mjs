@@ -1,5 +1,6 @@
-// Anthropic's own package for Node: text, its stream helper, a tool in two turns.
+// Anthropic's own package for Node: text, its stream helper, a tool in two turns and by its runner.
 import Anthropic from "@anthropic-ai/sdk";
+import { betaTool } from "@anthropic-ai/sdk/helpers/beta/json-schema";
 
 import { apiKey, baseURL, maxTokens, model, must, question, result, say, sayStream, timeout, weatherQuestion } from "./asked.mjs";
 
@@ -29,3 +30,17 @@ const answer = await client.messages.create({
   tool_choice: { type: "none" },
 });
 say("  and then", answer.content[0].text);
+
+const ran = [];
+const run = ({ city: name }) => {
+  ran.push(name);
+  return result;
+};
+const get_weather = betaTool({ name: "get_weather", description: "The weather in a city.", inputSchema: city, run });
+for (const stream of [false, true]) {
+  const fields = { ...short, messages: asked, tools: [get_weather], max_iterations: 2, stream };
+  const runner = client.beta.messages.toolRunner({ ...fields, tool_choice: { type: "any" } });
+  say(stream ? "runner streamed" : "runner", (await runner.runUntilDone()).stop_reason);
+}
+say("  ran", `${ran.length} calls`);
+must(ran.length >= 2, "the runner ran no tool");

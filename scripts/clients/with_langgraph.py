@@ -4,6 +4,7 @@
 # ///
 """A graph of LangGraph: the model calls a tool, the tool answers, the model answers."""
 
+import json
 from typing import Any
 
 from asked import (
@@ -61,10 +62,11 @@ for call in messages[1].tool_calls:
     say("call", f"{call['name']}({call['args']})")
     assert set(call["args"]) == {"city", "unit"}, call
 say("answer", messages[-1].content)
-streamed = [
-    chunk.content
-    for chunk, _ in agent.stream({"messages": [("user", WEATHER_QUESTION)]}, stream_mode="messages")
-    if chunk.type == "AIMessageChunk" and chunk.content
-]
+told = agent.stream({"messages": [("user", WEATHER_QUESTION)]}, stream_mode="messages")
+chunks = [chunk for chunk, _ in told if chunk.type == "AIMessageChunk"]
+called = [part["args"] or "" for chunk in chunks for part in chunk.tool_call_chunks]
+say("call streamed", "|".join(called))
+assert set(json.loads("".join(called))) == {"city", "unit"}
+streamed = [chunk.content for chunk in chunks if chunk.content]
 say("stream", "|".join(streamed))
 assert "".join(streamed) == messages[-1].content

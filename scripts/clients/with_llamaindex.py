@@ -46,20 +46,22 @@ say("plain", plain)
 say_stream([part.delta or "" for part in llm.stream_chat(question)], plain)
 tool = FunctionTool.from_defaults(get_weather)
 asked = ChatMessage(role="user", content=WEATHER_QUESTION)
-answer = llm.chat_with_tools([tool], chat_history=[asked], tool_required=True)
-calls = llm.get_tool_calls_from_response(answer)
-for call in calls:
-    say("call", f"{call.tool_name}({call.tool_kwargs})")
-assert calls and all(set(call.tool_kwargs) == {"city", "unit"} for call in calls)
-results = [
-    ChatMessage(
-        role="tool",
-        content=get_weather(**call.tool_kwargs),
-        additional_kwargs={"tool_call_id": call.tool_id},
-    )
-    for call in calls
-]
-say("  and then", llm.chat([asked, answer.message, *results]).message.content)
+forced = {"tools": [tool], "chat_history": [asked], "tool_required": True}
+*_, streamed = llm.stream_chat_with_tools(**forced)
+for title, answer in (("call", llm.chat_with_tools(**forced)), ("call streamed", streamed)):
+    calls = llm.get_tool_calls_from_response(answer)
+    for call in calls:
+        say(title, f"{call.tool_name}({call.tool_kwargs})")
+    assert calls and all(set(call.tool_kwargs) == {"city", "unit"} for call in calls)
+    results = [
+        ChatMessage(
+            role="tool",
+            content=get_weather(**call.tool_kwargs),
+            additional_kwargs={"tool_call_id": call.tool_id},
+        )
+        for call in calls
+    ]
+    say("  and then", llm.chat([asked, answer.message, *results]).message.content)
 city = llm.as_structured_llm(City).chat(question).raw
 say("structured", repr(city))
 assert isinstance(city, City)

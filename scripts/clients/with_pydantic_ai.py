@@ -27,6 +27,10 @@ async def main() -> None:
         city = (await structured.run(QUESTION)).output
         say(title, repr(city))
         assert isinstance(city, City)
+        async with structured.run_stream(QUESTION) as stream:
+            parts = [part async for part in stream.stream_output(debounce_by=None)]
+        say("  streamed", f"{len(parts)} parts, the last is {parts[-1]!r}")
+        assert isinstance(parts[-1], City)
 
 
 asyncio.run(main())

@@ -25,16 +25,19 @@ const get_weather = tool({
   inputSchema: z.object({ city: z.string().max(20) }),
   execute: async () => result,
 });
-const asked = await generateText({
-  ...short,
-  prompt: weatherQuestion,
-  tools: { get_weather },
-  stopWhen: stepCountIs(2),
-  prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
-});
-for (const call of asked.steps[0].toolCalls) say("call", `${call.toolName}(${JSON.stringify(call.input)})`);
-must(asked.steps[0].toolResults.length > 0, "no call was made");
-say("  and then", asked.text);
+for (const ask of [generateText, streamText]) {
+  const asked = await ask({
+    ...short,
+    prompt: weatherQuestion,
+    tools: { get_weather },
+    stopWhen: stepCountIs(2),
+    prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
+  });
+  const [first] = await asked.steps;
+  for (const call of first.toolCalls) say(`call, ${ask.name}`, `${call.toolName}(${JSON.stringify(call.input)})`);
+  must(first.toolResults.length > 0, "no call was made");
+  say("  and then", await asked.text);
+}
 
 const City = z.object({ name: z.string().max(16), country: z.string().max(16) });
 const { output } = await generateText({ ...short, prompt: question, output: Output.object({ schema: City }) });

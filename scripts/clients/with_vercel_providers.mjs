@@ -29,16 +29,19 @@ for (const [name, provider] of Object.entries({ openai, anthropic })) {
   const pieces = [];
   for await (const piece of streamText({ ...short, prompt: question }).textStream) pieces.push(piece);
   sayStream(pieces, plain.text);
-  const asked = await generateText({
-    ...short,
-    prompt: weatherQuestion,
-    tools: { get_weather },
-    stopWhen: stepCountIs(2),
-    prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
-  });
-  for (const call of asked.steps[0].toolCalls) say("call", `${call.toolName}(${JSON.stringify(call.input)})`);
-  must(asked.steps[0].toolResults.length > 0, "no call was made");
-  say("  and then", asked.text);
+  for (const ask of [generateText, streamText]) {
+    const asked = await ask({
+      ...short,
+      prompt: weatherQuestion,
+      tools: { get_weather },
+      stopWhen: stepCountIs(2),
+      prepareStep: ({ stepNumber }) => ({ toolChoice: stepNumber === 0 ? "required" : "none" }),
+    });
+    const [first] = await asked.steps;
+    for (const call of first.toolCalls) say(`call, ${ask.name}`, `${call.toolName}(${JSON.stringify(call.input)})`);
+    must(first.toolResults.length > 0, "no call was made");
+    say("  and then", await asked.text);
+  }
 }
 const { output } = await generateText({
   model: openai(model),
