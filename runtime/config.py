@@ -166,6 +166,11 @@ class ModelConfig:
         return int(self.extra.get("moe_intermediate_size") or self.intermediate_size)
 
     @property
+    def gated_mlp(self) -> bool:
+        """Whether what enters mlp.proj is a product of two linears: false where it is mlp.fc's."""
+        return bool(self.extra.get("gated_mlp", True))
+
+    @property
     def gate_in_fc(self) -> bool:
         """Whether mlp.fc holds up and gate, in this order, and there is no mlp.gate."""
         return self.hidden_act == "swiglu"

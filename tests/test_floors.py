@@ -140,11 +140,11 @@ runtime/host           backends
 build/progress
 build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
-build/families         forms source
+build/families         forms source  runtime/checkpoint
 build/sources          forms source families  runtime/checkpoint runtime/template
 build/resolve          progress source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
-build/plan             forms source families quantize  runtime/tensorrt runtime/cpu
+build/plan             forms source families quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
 build/original         source
@@ -198,6 +198,7 @@ verbs/main             base
 verbs/build            base  build/plan build/cli build/command
 verbs/plan             build
 verbs/doctor           base  build/doctor
+verbs/families         base  build/families
 verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch
 verbs/chat             base  server/client

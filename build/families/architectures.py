@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 from enginehouse.build.source import TensorSource
@@ -34,13 +35,14 @@ class Architecture:
     """One family: its rows, in the order of the model.
 
     lm_head reads the embedding when the two are tied; `{expert}` stands for each expert in turn
-    (`stage_rows`).
+    (`stage_rows`). for_trtllm: TensorRT-LLM 1.2.1 has a class whose checkpoint this is.
     """
 
     name: str
     first_rows: tuple[TensorRow, ...]  # on the first pipeline stage
     layer_rows: tuple[TensorRow, ...]
     last_rows: tuple[TensorRow, ...]  # on the last pipeline stage
+    for_trtllm: bool = True
 
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -63,6 +65,13 @@ def _linear(target: str, *sources: str) -> tuple[TensorRow, ...]:
 
 def _norms(recipe: Recipe, **sources: str) -> tuple[TensorRow, ...]:
     return tuple(_row(target, source, recipe=recipe) for target, source in sources.items())
+
+
+def _norm_biases(**sources: str) -> tuple[TensorRow, ...]:
+    return tuple(
+        TensorRow(f"{_TARGET}{target}.bias", (f"{_SOURCE}{source}.bias",))
+        for target, source in sources.items()
+    )
 
 
 _LLAMA_ATTENTION = (
@@ -112,6 +121,11 @@ _QWEN = "mlp.experts.{expert}."
 _QWEN_MOE_MLP = _experts("mlp.gate", f"{_QWEN}up_proj", f"{_QWEN}gate_proj", f"{_QWEN}down_proj")
 
 _LLAMA_NORMS = dict(input_layernorm="input_layernorm", post_layernorm="post_attention_layernorm")
+_ONE_NORM = dict(input_layernorm="input_layernorm")
+_NORMS_BEHIND = dict(
+    post_layernorm="post_attention_layernorm",
+    post_feedforward_layernorm="post_feedforward_layernorm",
+)
 _GEMMA2_NORMS = dict(
     _LLAMA_NORMS,
     pre_feedforward_layernorm="pre_feedforward_layernorm",
@@ -125,16 +139,22 @@ def _family(
     mlp: tuple[TensorRow, ...],
     norms: dict[str, str] = _LLAMA_NORMS,
     norm_recipe: Recipe = "join",
+    for_trtllm: bool = True,
+    norm_biases: bool = False,
 ) -> Architecture:
     first_norm, *other_norms = _norms(norm_recipe, **norms)
+    biases = _norm_biases(**norms) if norm_biases else ()
+    last_bias = TensorRow("transformer.ln_f.bias", ("model.norm.bias",))
     return Architecture(
         name=name,
         first_rows=(TensorRow("transformer.vocab_embedding.weight", (EMBEDDING,)),),
-        layer_rows=(first_norm, *attention, *mlp, *other_norms),
+        layer_rows=(first_norm, *attention, *mlp, *other_norms, *biases),
         last_rows=(
             TensorRow("transformer.ln_f.weight", ("model.norm.weight",), recipe=norm_recipe),
+            *((last_bias,) if norm_biases else ()),
             TensorRow("lm_head.weight", (LM_HEAD,)),
         ),
+        for_trtllm=for_trtllm,
     )
 
 
@@ -153,7 +173,46 @@ _FAMILIES = (
     _family("Gemma2ForCausalLM", _PLAIN_ATTENTION, _PLAIN_MLP, _GEMMA2_NORMS, "plus_one"),
     _family("Gemma3ForCausalLM", _GEMMA3_ATTENTION, _PLAIN_MLP, _GEMMA2_NORMS, "plus_one"),
 )
-ARCHITECTURES: dict[str, Architecture] = {family.name: family for family in _FAMILIES}
+_own = partial(_family, for_trtllm=False)
+_GLM4_NORMS = dict(
+    input_layernorm="input_layernorm",
+    post_layernorm="post_self_attn_layernorm",
+    pre_feedforward_layernorm="post_attention_layernorm",
+    post_feedforward_layernorm="post_mlp_layernorm",
+)
+# act(fc(x)), and no gate
+_UNGATED_MLP = (*_linear("mlp.fc", "mlp.up_proj"), *_linear("mlp.proj", "mlp.down_proj"))
+_STARCODER2_MLP = (*_linear("mlp.fc", "mlp.c_fc"), *_linear("mlp.proj", "mlp.c_proj"))
+_OWN_FAMILIES = (
+    # Nemotron's norms multiply by 1 + weight too.
+    _own(
+        "NemotronForCausalLM",
+        _LLAMA_ATTENTION,
+        _UNGATED_MLP,
+        norm_recipe="plus_one",
+        norm_biases=True,
+    ),
+    _own("ArceeForCausalLM", _LLAMA_ATTENTION, _UNGATED_MLP),
+    _own("Starcoder2ForCausalLM", _LLAMA_ATTENTION, _STARCODER2_MLP, norm_biases=True),
+    _own("StableLmForCausalLM", _QWEN2_ATTENTION, _PLAIN_MLP, norm_biases=True),
+    # One norm for attention and the MLP beside it.
+    _own("CohereForCausalLM", _PLAIN_ATTENTION, _PLAIN_MLP, _ONE_NORM),
+    _own("Cohere2ForCausalLM", _PLAIN_ATTENTION, _PLAIN_MLP, _ONE_NORM),
+    _own("GlmForCausalLM", _QWEN2_ATTENTION, _PHI3_MLP),
+    _own("Glm4ForCausalLM", _QWEN2_ATTENTION, _PHI3_MLP, _GLM4_NORMS),
+    _own("Ernie4_5ForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
+    _own("HeliumForCausalLM", _PLAIN_ATTENTION, _PLAIN_MLP),
+    _own("GraniteForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
+    _own("SmolLM3ForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
+    _own("SeedOssForCausalLM", _QWEN2_ATTENTION, _PLAIN_MLP),
+    # Norms on what attention and MLP give alone.
+    _own("Olmo2ForCausalLM", _QWEN3_ATTENTION, _PLAIN_MLP, _NORMS_BEHIND),
+    _own("Olmo3ForCausalLM", _QWEN3_ATTENTION, _PLAIN_MLP, _NORMS_BEHIND),
+    _own("Exaone4ForCausalLM", _QWEN3_ATTENTION, _PLAIN_MLP, _NORMS_BEHIND),
+)
+ARCHITECTURES: dict[str, Architecture] = {
+    family.name: family for family in (*_FAMILIES, *_OWN_FAMILIES)
+}
 
 
 def architecture_of(name: str) -> Architecture:
@@ -201,9 +260,10 @@ def _layer_sources(row: TensorRow, layer: int, config: ModelConfig) -> tuple[str
 
 def recipe_of(config: ModelConfig, sources: Sequence[str]) -> Recipe:
     """How a tensor is made of `sources`, which are all of its row."""
-    family, word = architecture_of(config.architecture), sources[0].split(".")[-2]
-    rows = (*family.layer_rows, *family.last_rows)
-    return next((row.recipe for row in rows if row.sources[0].split(".")[-2] == word), "join")
+    family, (word, kind) = architecture_of(config.architecture), sources[0].split(".")[-2:]
+    rows = reversed((*family.layer_rows, *family.last_rows))
+    recipes = {tuple(row.sources[0].split(".")[-2:]): row.recipe for row in rows}
+    return recipes.get((word, kind)) or recipes.get((word, "weight"), "join")
 
 
 def _has_bias(config: ModelConfig, name: str) -> bool:
@@ -211,6 +271,20 @@ def _has_bias(config: ModelConfig, name: str) -> bool:
 
 
 Shape = tuple[int, ...]
+
+
+def head_norm_size(config: ModelConfig, module: str) -> int:
+    """Numbers of a norm on queries or keys; 0 of another norm. One over all heads is whole on each
+    rank, as what it divides by is.
+    """
+    heads = {
+        "attention.q_layernorm": config.num_attention_heads,
+        "attention.k_layernorm": config.num_key_value_heads,
+    }.get(module, 0)
+    over_all = config.extra.get("qk_layernorm_all_heads", False)
+    return config.head_size * (heads if over_all else min(heads, 1))
+
+
 # The whole shape of a source, by the last word of its module's name.
 _SHAPES: dict[str, Callable[[ModelConfig], Shape]] = {
     "embed_tokens": lambda c: (c.vocab_size, c.hidden_size),
@@ -220,12 +294,14 @@ _SHAPES: dict[str, Callable[[ModelConfig], Shape]] = {
     "v_proj": lambda c: (c.num_key_value_heads * c.head_size, c.hidden_size),
     "qkv_proj": lambda c: (c.qkv_size, c.hidden_size),
     "o_proj": lambda c: (c.hidden_size, c.num_attention_heads * c.head_size),
-    "q_norm": lambda c: (c.head_size,),
-    "k_norm": lambda c: (c.head_size,),
+    "q_norm": lambda c: (head_norm_size(c, "attention.q_layernorm"),),
+    "k_norm": lambda c: (head_norm_size(c, "attention.k_layernorm"),),
     "gate_proj": lambda c: (c.moe_intermediate_size, c.hidden_size),
     "up_proj": lambda c: (c.moe_intermediate_size, c.hidden_size),
     "gate_up_proj": lambda c: (2 * c.intermediate_size, c.hidden_size),
     "down_proj": lambda c: (c.hidden_size, c.moe_intermediate_size),
+    "c_fc": lambda c: (c.intermediate_size, c.hidden_size),
+    "c_proj": lambda c: (c.hidden_size, c.intermediate_size),
     "w1": lambda c: (c.moe_intermediate_size, c.hidden_size),
     "w3": lambda c: (c.moe_intermediate_size, c.hidden_size),
     "w2": lambda c: (c.hidden_size, c.moe_intermediate_size),

@@ -63,6 +63,15 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
     return int(value)
 
 
+def refuse(hf: Mapping[str, Any], key: str, known: tuple[Any, ...]) -> None:
+    """CheckpointError unless the key is absent or has a value that the engine can run."""
+    if key in hf and hf[key] not in known:
+        wanted = f"{known[0]!r}" if known else "none"
+        raise CheckpointError(
+            f"config.json has {key}={hf[key]!r}; an engine of the family knows only {wanted}"
+        )
+
+
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _POINTER = b"version https://git-lfs.github.com/spec/v1"
 

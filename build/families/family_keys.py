@@ -1,8 +1,9 @@
 """The config.json keys that only one family has, in both vocabularies.
 
 Tables of defaults and activations, and one function a family for what it adds. Rope is
-rope_config.py's.
-Source: TensorRT-LLM 1.2.1's `LLaMAConfig`, `QWenConfig`, `GemmaConfig`, `Phi3Config`.
+rope_config.py's. What TensorRT-LLM has no word for is a word of runtime/checkpoint/traits.py.
+Source: TensorRT-LLM 1.2.1's `LLaMAConfig`, `QWenConfig`, `GemmaConfig`, `Phi3Config`;
+transformers' configs for the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families.config_values import boolean, integer, number
+from enginehouse.build.families import own_keys
+from enginehouse.build.families.activation_words import GELU, SILU, SWIGLU, TANH_WORDS
+from enginehouse.build.families.config_values import boolean, integer, number, refuse
+from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
@@ -33,6 +37,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 8,
         "moe_intermediate_size": 768,
     },
+    **own_keys.DEFAULTS,
     "GemmaForCausalLM": {"num_key_value_heads": 16, "head_dim": 256, "tie_word_embeddings": True},
     "Gemma2ForCausalLM": {
         "num_key_value_heads": 4,
@@ -49,25 +54,21 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
     },
 }
-# transformers has several names for a function: swish is SiLU, gelu_new the tanh form.
-_SILU_WORDS = ("silu", "swish")
-_TANH_WORDS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
-_SILU, _SWIGLU = (_SILU_WORDS, "silu"), (_SILU_WORDS, "swiglu")
-_GELU = (_TANH_WORDS, "gelu_pytorch_tanh")
 # Hugging Face's words for the activation (the first is the usual one), and TensorRT-LLM's.
 # swiglu: mlp.fc holds up and gate together.
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
-    "LlamaForCausalLM": _SILU,
-    "MistralForCausalLM": _SILU,
-    "MixtralForCausalLM": _SWIGLU,
-    "Qwen2ForCausalLM": _SILU,
-    "Qwen3ForCausalLM": _SILU,
-    "Qwen3MoeForCausalLM": _SWIGLU,
-    "Phi3ForCausalLM": _SWIGLU,
+    "LlamaForCausalLM": SILU,
+    "MistralForCausalLM": SILU,
+    "MixtralForCausalLM": SWIGLU,
+    "Qwen2ForCausalLM": SILU,
+    "Qwen3ForCausalLM": SILU,
+    "Qwen3MoeForCausalLM": SWIGLU,
+    "Phi3ForCausalLM": SWIGLU,
+    **own_keys.ACTIVATIONS,
     # Gemma 1 was released with "gelu" and trained with the tanh form
-    "GemmaForCausalLM": ((*_TANH_WORDS, "gelu"), "gelu_pytorch_tanh"),
-    "Gemma2ForCausalLM": _GELU,
-    "Gemma3ForCausalLM": _GELU,
+    "GemmaForCausalLM": ((*TANH_WORDS, "gelu"), "gelu_pytorch_tanh"),
+    "Gemma2ForCausalLM": GELU,
+    "Gemma3ForCausalLM": GELU,
 }
 
 
@@ -139,14 +140,14 @@ def _qwen2(hf: Hf) -> dict[str, Any]:
 
 
 def _qwen3(hf: Hf) -> dict[str, Any]:
-    _refuse(hf, "attention_bias", (False,))
+    refuse(hf, "attention_bias", (False,))
     return _qwen("qwen3", hf)
 
 
 def _qwen3_moe(hf: Hf) -> dict[str, Any]:
-    _refuse(hf, "attention_bias", (False,))
-    _refuse(hf, "mlp_only_layers", ([],))
-    _refuse(hf, "decoder_sparse_step", (1,))
+    refuse(hf, "attention_bias", (False,))
+    refuse(hf, "mlp_only_layers", ([],))
+    refuse(hf, "decoder_sparse_step", (1,))
     return {
         **_qwen("qwen3_moe", hf),
         "moe": _experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
@@ -159,8 +160,8 @@ def _phi3(hf: Hf) -> dict[str, Any]:
 
 
 def _gemma(hf: Hf) -> dict[str, Any]:
-    _refuse(hf, "attention_bias", (False,))
-    _refuse(hf, "use_bidirectional_attention", (False,))
+    refuse(hf, "attention_bias", (False,))
+    refuse(hf, "use_bidirectional_attention", (False,))
     return {"qk_layernorm": False, "inter_layernorms": False}
 
 
@@ -179,7 +180,7 @@ def _gemma2(hf: Hf) -> dict[str, Any]:
 
 
 def _gemma3(hf: Hf) -> dict[str, Any]:
-    _refuse(hf, "attn_logit_softcapping", ())
+    refuse(hf, "attn_logit_softcapping", ())
     return {
         **_gemma(hf),
         "qk_layernorm": True,
@@ -199,94 +200,16 @@ _EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Qwen3ForCausalLM": _qwen3,
     "Qwen3MoeForCausalLM": _qwen3_moe,
     "Phi3ForCausalLM": _phi3,
+    **own_keys.EXTRA,
     "GemmaForCausalLM": _gemma,
     "Gemma2ForCausalLM": _gemma2,
     "Gemma3ForCausalLM": _gemma3,
 }
 
 
-def _refuse(hf: Hf, key: str, known: tuple[Any, ...]) -> None:
-    """CheckpointError unless the key is absent or has a value that the engine can run."""
-    if key in hf and hf[key] not in known:
-        wanted = f"{known[0]!r}" if known else "none"
-        raise CheckpointError(
-            f"config.json has {key}={hf[key]!r}; TensorRT-LLM's class for the family knows only "
-            f"{wanted}"
-        )
-
-
-def attention_windows(hf: Hf, name: str) -> list[int]:
-    """KvCacheConfig.max_attention_window: each layer's window, max_position_embeddings if whole.
-
-    Empty when every layer sees the whole context. A checkpoint has no key for it, so it stands
-    in config.json under KvCacheConfig's own name.
-    """
-    window, context = hf.get("sliding_window"), integer(hf, "max_position_embeddings")
-    switched_off = "use_sliding_window" in hf and not boolean(hf, "use_sliding_window")
-    if window is None or name not in _SLIDING or switched_off:
-        return []
-    window = integer(hf, "sliding_window")
-    sliding = _sliding_layers(hf, name)
-    if window >= context or not any(sliding):
-        return []
-    return [window if slides else context for slides in sliding]
-
-
-def _sliding_layers(hf: Hf, name: str) -> list[bool]:
-    count = integer(hf, "num_hidden_layers")
-    types = hf.get("layer_types")
-    if types is not None:
-        known = ("sliding_attention", "full_attention")
-        wrong = not isinstance(types, list) or any(kind not in known for kind in types)
-        if wrong or len(types) != count:
-            raise CheckpointError(
-                f"config.json has layer_types={types!r}; wanted {count} times {' or '.join(known)}"
-            )
-        return [kind == known[0] for kind in types]
-    return [_SLIDING[name](hf, layer) for layer in range(count)]
-
-
-def _all_layers(hf: Hf, layer: int) -> bool:
-    return True
-
-
-def _upper_layers(hf: Hf, layer: int) -> bool:
-    first = hf.get("max_window_layers", 28)
-    if not isinstance(first, int):
-        raise CheckpointError(f"config.json has max_window_layers={first!r}; wanted a whole number")
-    return boolean(hf, "use_sliding_window") and layer >= first
-
-
-def _every_other(hf: Hf, layer: int) -> bool:
-    return layer % 2 == 0
-
-
-def _but_every_nth(hf: Hf, layer: int) -> bool:
-    found = hf.get("sliding_window_pattern", hf.get("_sliding_window_pattern"))
-    pattern = integer({"sliding_window_pattern": found}, "sliding_window_pattern", 6)
-    return (layer + 1) % pattern != 0
-
-
-def _if_asked(hf: Hf, layer: int) -> bool:
-    return boolean(hf, "use_sliding_window")
-
-
-# Which layers slide when config.json has no layer_types.
-_SLIDING: dict[str, Callable[[Hf, int], bool]] = {
-    "MistralForCausalLM": _all_layers,
-    "MixtralForCausalLM": _all_layers,
-    "Phi3ForCausalLM": _all_layers,
-    "Qwen2ForCausalLM": _upper_layers,
-    "Qwen3ForCausalLM": _upper_layers,
-    "Qwen3MoeForCausalLM": _if_asked,
-    "Gemma2ForCausalLM": _every_other,
-    "Gemma3ForCausalLM": _but_every_nth,
-}
-
-
 def _pattern(hf: Hf) -> int:
     """Gemma 3's n of "all layers but every n-th slide", which is all that its class knows."""
-    sliding = _sliding_layers(hf, "Gemma3ForCausalLM")
+    sliding = sliding_layers(hf, "Gemma3ForCausalLM")
     pattern = sliding.index(False) + 1 if False in sliding else len(sliding) + 1
     if any(slides != ((i + 1) % pattern != 0) for i, slides in enumerate(sliding)):
         raise CheckpointError(

@@ -12,13 +12,10 @@ from typing import Any
 
 from enginehouse.build.families.architectures import architecture_of
 from enginehouse.build.families.config_values import REMEDY, boolean, integer, number
-from enginehouse.build.families.family_keys import (
-    ACTIVATIONS,
-    DEFAULTS,
-    attention_windows,
-    family_extra,
-)
+from enginehouse.build.families.family_keys import ACTIVATIONS, DEFAULTS, family_extra
+from enginehouse.build.families.own_keys import BIAS_KEYS, EPSILON_KEYS
 from enginehouse.build.families.rope_config import read_rope
+from enginehouse.build.families.window_keys import attention_windows
 from enginehouse.runtime.config import DTYPES, ModelConfig
 from enginehouse.runtime.errors import CheckpointError
 
@@ -53,6 +50,7 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
         raise CheckpointError(f"config.json gives a head size of {head_size}; wanted an even one")
     rope = read_rope(hf, name, head_size)
     windows = attention_windows(hf, name)
+    attention_bias, mlp_bias = BIAS_KEYS.get(name, ("attention_bias", "mlp_bias"))
     return ModelConfig(
         architecture=name,
         dtype=_dtype(hf, dtype),
@@ -63,13 +61,13 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
         num_key_value_heads=kv_heads,
         head_size=head_size,
         intermediate_size=integer(hf, "intermediate_size"),
-        norm_epsilon=number(hf, "rms_norm_eps"),
+        norm_epsilon=number(hf, EPSILON_KEYS.get(name, "rms_norm_eps")),
         max_position_embeddings=integer(hf, "max_position_embeddings"),
         hidden_act=_activation(hf, name),
         rotary_base=rope.base,
         rotary_scaling=rope.scaling,
-        attn_bias=boolean(hf, "attention_bias"),
-        mlp_bias=boolean(hf, "mlp_bias"),
+        attn_bias=boolean(hf, attention_bias),
+        mlp_bias=boolean(hf, mlp_bias),
         tie_word_embeddings=boolean(hf, "tie_word_embeddings"),
         extra={
             **family_extra(hf, name),

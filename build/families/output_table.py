@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.architectures import head_norm_size, stage_rows
 from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized, linear_tensors
 from enginehouse.runtime.config import ModelConfig
 
@@ -36,6 +36,8 @@ def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
         return linears
     if config.gate_in_fc:
         linears["mlp.fc"] = LinearShape(2 * inner, hidden, 0)
+    elif not config.gated_mlp:
+        linears["mlp.fc"] = LinearShape(inner, hidden, 0)
     else:
         linears["mlp.fc"] = linears["mlp.gate"] = LinearShape(inner, hidden, 0)
     return {**linears, "mlp.proj": LinearShape(hidden, inner, 1)}
@@ -59,7 +61,7 @@ def output_tensors(
             table.update(_expert_tensors(config, module))
         elif linear is None:
             vocabulary = module in ("transformer.vocab_embedding", "lm_head")
-            width = config.head_size if name.startswith("attention.") else config.hidden_size
+            width = head_norm_size(config, name) or config.hidden_size
             shape = (vocab, width) if vocabulary else (width,)
             table[target] = OutputTensor(config.dtype, shape)
         elif kind == "bias":

@@ -36,8 +36,8 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     """Raises CheckpointError for a type, a key or a layout that no engine can run."""
     parameters, old = json_object(hf, "rope_parameters"), json_object(hf, "rope_scaling")
     extra: dict[str, Any] = {}
-    if architecture == "Gemma3ForCausalLM":
-        parameters, extra = _gemma3(hf, parameters, old)
+    if architecture in _BASES:
+        parameters, extra = _by_layer_type(hf, parameters, old, *_BASES[architecture])
     elif old:  # transformers 5 takes it for the whole, a base in it included
         parameters = old
     nested = [key for key, value in parameters.items() if isinstance(value, dict)]
@@ -50,8 +50,9 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     base = number({"rope_theta": theta}, "rope_theta", 10000.0)
     partial = parameters.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
     rotary_dim = head_size
-    if architecture == "Phi3ForCausalLM":
-        share = number({"partial_rotary_factor": partial}, "partial_rotary_factor", 1)
+    if architecture in _SHARES:
+        usual = _SHARES[architecture]
+        share = number({"partial_rotary_factor": partial}, "partial_rotary_factor", usual)
         extra["rotary_pct"] = share
         rotary_dim = int(head_size * share)
         if rotary_dim % 2 or not 0 < rotary_dim <= head_size:
@@ -106,8 +107,28 @@ def _check_stretches(scaling: dict[str, Any], count: int) -> None:
             )
 
 
-def _gemma3(
-    hf: Mapping[str, Any], parameters: dict[str, Any], old: dict[str, Any]
+# Families that may turn a part of a head, and which share where nothing is said.
+_SHARES = {
+    "Phi3ForCausalLM": 1.0,
+    "GlmForCausalLM": 0.5,
+    "Glm4ForCausalLM": 0.5,
+    "NemotronForCausalLM": 0.5,
+    "StableLmForCausalLM": 0.25,
+}
+# Families whose sliding layers turn by a base of their own: the default of the global layers', and
+# of theirs; None: that of the global layers.
+_BASES: dict[str, tuple[float, float | None]] = {
+    "Gemma3ForCausalLM": (1e6, 1e4),
+    "Olmo3ForCausalLM": (5e5, None),
+}
+
+
+def _by_layer_type(
+    hf: Mapping[str, Any],
+    parameters: dict[str, Any],
+    old: dict[str, Any],
+    global_base: float,
+    local_base: float | None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The global layers' rope, and the local base, which knows no scaling."""
     local = json_object(parameters, "sliding_attention")
@@ -120,7 +141,8 @@ def _gemma3(
         parameters = json_object(parameters, "full_attention")
     parameters |= old
     if not (parameters.get("rope_theta") or hf.get("rope_theta")):
-        parameters["rope_theta"] = 1_000_000.0  # the default of its global layers
+        parameters["rope_theta"] = global_base
+    usual = local_base or number({**hf, **parameters}, "rope_theta")
     base = local.get("rope_theta") or hf.get("rope_local_base_freq")
-    base = number({"rope_local_base_freq": base}, "rope_local_base_freq", 10000.0)
+    base = number({"rope_local_base_freq": base}, "rope_local_base_freq", usual)
     return parameters, {"rope_local_base_freq": base}

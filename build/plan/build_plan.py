@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from enginehouse.build.families.architectures import (
+    architecture_of,
     check_tensors,
     expected_shapes,
     stage_rows,
@@ -127,7 +128,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
             f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
         )
     if settings.format == "hf":
-        check_format(settings, source, form.quantization)
+        check_format(settings, source, config, form.quantization)
     own = source.quantized is not None
     config, group_size = _cut(settings, unpadded, form.quantization, own)
     quantization = form.quantization
@@ -136,6 +137,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     quantization = _quantization(settings, config, quantization, own)
     config = replace(config, quantization=quantization)
     _check_cpu(settings, config)
+    _check_family(settings, config)
     # The scale of a token is its largest number's: no head may be added that has a larger one.
     rowwise = quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN"
     padding = padding_of(unpadded, config, repeat_queries=rowwise)
@@ -259,6 +261,16 @@ def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
         refusal = cpu_refusal(config, settings.kv_block_size, settings.compute_dtype)
         if refusal is not None:
             raise CpuRefusal(refusal)
+
+
+def _check_family(settings: BuildSettings, config: ModelConfig) -> None:
+    """PlanError where TensorRT-LLM has no class of the family."""
+    name = config.architecture
+    if settings.backend == "tensorrt_llm" and not architecture_of(name).for_trtllm:
+        raise PlanError(
+            f"backend=tensorrt_llm: TensorRT-LLM 1.2.1 has no class for {name}, as far as we know; "
+            "choose backend=cpu or torch, or format=hf for the runtimes that load it"
+        )
 
 
 def _check_limits(settings: BuildSettings, config: ModelConfig, max_num_tokens: int) -> int:

@@ -101,7 +101,7 @@ def _padded(
     rule = multiples(quant, tp, group_size, strict)
     if any(config.hidden_size % multiple for multiple in rule.whole) or tp > inner:
         return
-    fixed = for_trtllm and _is_fixed(config)
+    fixed = _norms_all_heads(config) or (for_trtllm and _is_fixed(config))
     heads = _fixed_heads(config, rule) if fixed else least_heads(config, rule)
     if heads is None:
         return
@@ -180,12 +180,20 @@ def _is_fixed(config: ModelConfig) -> bool:
     return config.architecture == "Phi3ForCausalLM"
 
 
+def _norms_all_heads(config: ModelConfig) -> bool:
+    """Whether a norm is over all heads together: an added one, or one more of the same, would
+    change it.
+    """
+    return bool(config.extra.get("qk_layernorm_all_heads", False))
+
+
 def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:
     """The same heads on KV heads of which each is repeated; None where that does not fit."""
     tp, size = config.mapping.tp_size, config.head_size
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     group = heads // kv_heads
-    for copies in (n for n in range(1, group + 1) if group % n == 0):
+    most = 1 if _norms_all_heads(config) else group
+    for copies in (n for n in range(1, most + 1) if group % n == 0):
         count = kv_heads * copies
         per_rank, kv_per_rank = heads // tp, max(1, count // tp)
         divided = heads % tp == 0 and (count % tp == 0 or tp % count == 0)
@@ -230,6 +238,11 @@ def _uncuttable(
         return (
             f"{quant}: padding for tp={tp} would part the groups of {size} that the source has; "
             f"{instead}"
+        )
+    if _norms_all_heads(config):
+        return (
+            f"num_attention_heads={config.num_attention_heads} cannot be cut over tp={tp}, and "
+            f"norms are over all of them together, so none can be added; {instead}: choose one"
         )
     return (
         f"num_attention_heads={config.num_attention_heads} cannot be cut over tp={tp}, and "

@@ -38,7 +38,10 @@ _FED_BY = {
 
 
 def check_format(
-    settings: BuildSettings, source: SourceCheckpoint, quantization: QuantConfig
+    settings: BuildSettings,
+    source: SourceCheckpoint,
+    config: ModelConfig,
+    quantization: QuantConfig,
 ) -> None:
     """PlanError for what format=hf has no place for. quantization: of the form that is settled."""
     if settings.tp > 1 or settings.pp > 1:
@@ -66,11 +69,21 @@ def check_format(
             f"{source.name} has INT4 zero points, for which the layout of format=hf has no place; "
             "choose format=trtllm"
         )
+    if quantization.pre_quant_scale and not _folds_factors(config):
+        raise PlanError(
+            f"quant={settings.quant} has factors that a norm before a linear takes up, and "
+            f"{config.architecture} has no such norms; choose quant=int4, fp8 or none"
+        )
     if settings.kv_cache_dtype not in ("auto", "fp8"):
         raise PlanError(
             f"kv_cache_dtype={settings.kv_cache_dtype} has no scales in a Hugging Face checkpoint "
             "that the runtimes share; choose kv_cache_dtype=auto, or fp8 with quant=fp8"
         )
+
+
+def _folds_factors(config: ModelConfig) -> bool:
+    """Whether norms feed the linears whose input factors they take up."""
+    return bool(config.extra.get("input_layernorms", True))
 
 
 class HfLayout:

@@ -16,6 +16,7 @@ from enginehouse.build.forms.capabilities import (
 )
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.plan.settings import BuildSettings
+from enginehouse.runtime.checkpoint.traits import beyond_tensorrt
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt.package import RTX_SMS
@@ -74,6 +75,11 @@ def _network_refusal(settings: BuildSettings, config: ModelConfig) -> str | None
         return (
             f"{config.architecture} is a mixture of experts, for which TensorRT-RTX has no layer; "
             "choose backend=torch or tensorrt_llm"
+        )
+    if (beyond := beyond_tensorrt(config)) is not None:
+        return (
+            f"its network does not do {beyond}, which {config.architecture} has; choose "
+            "backend=cpu or torch"
         )
     if settings.quant == "w4a8_awq":
         return "its network has no INT4 weights with FP8 activations; choose quant=int4_awq or fp8"

@@ -136,7 +136,8 @@ class LayerwiseWalk(ABC):
                 tensors[f"{module}.weight"] = weight
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
         for i in range(len(self._hidden)):
-            self._hidden[i] = decoder.feed_forward(self._enter_mlp(layer, decoder, i))
+            middle = self._enter_mlp(layer, decoder, i)
+            self._hidden[i] = decoder.feed_forward(self._hidden[i], middle)
         self._attended.clear()
         self._middle.clear()
         return result
@@ -193,7 +194,7 @@ class LayerwiseWalk(ABC):
                 if middle is None:
                     self._attend(layer, decoder, i)
                 else:
-                    decoder.feed_forward(middle)
+                    decoder.feed_forward(self._hidden[i], middle)
             except _Seen:
                 pass
             decoder.observe = None
@@ -204,9 +205,11 @@ class LayerwiseWalk(ABC):
             seen.clear()
         return Inputs(moments, largest)
 
-    def _angles(self, layer: int, states: Tensor) -> Angles:
-        local = self.reference.traits.local_rope[layer]
-        return self._rotary.at(torch.arange(len(states), device=states.device))[local]
+    def _angles(self, layer: int, states: Tensor) -> Angles | None:
+        rope = self.reference.traits.ropes[layer]
+        if rope is None:
+            return None
+        return self._rotary.at(torch.arange(len(states), device=states.device))[rope]
 
     def _attend(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
         """The layer's first half, with the attention of an earlier time if there is one."""

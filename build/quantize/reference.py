@@ -13,7 +13,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.quantize.activations import LayerProgress
@@ -23,7 +22,13 @@ from enginehouse.runtime.checkpoint.rope import Rotary
 from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.torch.attention import soft_cap
-from enginehouse.runtime.torch.decoder import PREFIX, Attention, DecoderLayer, causal_attention
+from enginehouse.runtime.torch.decoder import (
+    PREFIX,
+    Attention,
+    DecoderLayer,
+    causal_attention,
+    normed,
+)
 
 
 def default_device() -> torch.device:
@@ -99,7 +104,8 @@ class ReferenceModel:
             layer = DecoderLayer(self.config, self.tensors(PREFIX.format(index)), torch.float32)
             for i, states in enumerate(hidden):
                 positions = torch.arange(len(states), device=self.device)
-                angles = rotary.at(positions)[self.traits.local_rope[index]]
+                rope = self.traits.ropes[index]
+                angles = None if rope is None else rotary.at(positions)[rope]
                 hidden[i] = layer(index, states, angles, attention)
             advance(1)
             passed(index + 1, hidden)
@@ -108,10 +114,11 @@ class ReferenceModel:
     @torch.inference_mode()
     def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """float32 [tokens, vocab_size], on the CPU, for each of what `hidden_states` gave."""
-        norm = self.tensors("transformer.ln_f.")["weight"]
+        norm = self.tensors("transformer.ln_f.")
+        weight, bias = norm["weight"], norm.get("bias")
         head = self.tensors("lm_head.")["weight"]
-        epsilon, cap = self.config.norm_epsilon, self.traits.logits_soft_cap
+        head, cap = head.T * self.traits.logits_scale, self.traits.logits_soft_cap
         return [
-            soft_cap(functional.rms_norm(states, norm.shape, norm, epsilon) @ head.T, cap).cpu()
+            soft_cap(normed(states, weight, bias, self.config) @ head, cap).cpu()
             for states in hidden
         ]

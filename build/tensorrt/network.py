@@ -243,7 +243,7 @@ class DecoderNetwork:
         return known and self.dtype != "float32"
 
     def _rotary_table(self, layer: int) -> str:
-        return "rotary_local" if self.traits.local_rope[layer] else "rotary"
+        return "rotary_local" if self.traits.ropes[layer] else "rotary"
 
     def _rotate(self, layer: int, x: Value, scale: float) -> Value:
         """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
@@ -292,7 +292,7 @@ class DecoderNetwork:
             up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
         else:
             gate, up = self.linear(f"{name}.mlp.fc", x), self.linear(f"{name}.mlp.gate", x)
-        if self.traits.gelu:
+        if self.traits.activation == "gelu":
             gate = ops.activation("GELU_TANH", gate)
         else:
             gate = ops.elementwise("PROD", gate, ops.activation("SIGMOID", gate))

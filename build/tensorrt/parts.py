@@ -69,4 +69,4 @@ def _layer_kinds(config: ModelConfig) -> list[Hashable]:
         layer = layer_of(name)
         if layer is not None:
             tensors[layer].append((shift_layer(name, -layer), tensor))
-    return list(zip(traits.rules, traits.local_rope, map(tuple, tensors), strict=True))
+    return list(zip(traits.rules, traits.ropes, map(tuple, tensors), strict=True))

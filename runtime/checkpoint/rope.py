@@ -230,14 +230,19 @@ class Rotary:
         return self
 
 
-def rotate(x: Tensor, angles: Angles) -> Tensor:
+def rotate(x: Tensor, angles: Angles, interleaved: bool = False) -> Tensor:
     """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype.
 
-    Elements beyond rotary_dim are left as they are.
+    Elements beyond rotary_dim are left as they are. A pair is of one element of each half, or of
+    two neighbours where they are interleaved (GPT-J's form).
     """
     cos, sin = angles
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
-        return torch.cat([rotate(x[..., :dim], angles), x[..., dim:]], dim=-1)
+        return torch.cat([rotate(x[..., :dim], angles, interleaved), x[..., dim:]], dim=-1)
+    if interleaved:
+        halves = x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        turned: Tensor = rotate(halves, angles).unflatten(-1, (2, -1)).transpose(-1, -2)
+        return turned.flatten(-2)
     swapped = x.roll(dim // 2, dims=-1)
     return torch.addcmul(x * cos, swapped.float(), sin).to(x.dtype)

@@ -1,7 +1,7 @@
 """What a family's decoder does otherwise than a Llama's, read out of config.json's words.
 
 Pure arithmetic on a ModelConfig: no tensor, no weight name, and no family's name beyond Gemma's,
-whose embedding scale stands in no key.
+whose embedding scale stands in no key. docs/families.md has each trait and its key.
 Source: TensorRT-LLM 1.2.1's `GemmaConfig`, `QWenConfig` and `Phi3Config`; transformers' models.
 """
 
@@ -15,7 +15,12 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
 _GELU_WORDS = ("gelu", "gelu_pytorch_tanh")  # TensorRT-LLM's gelu is the tanh form too
-_SILU_WORDS = ("silu", "swiglu")
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swiglu": "silu",
+    **dict.fromkeys(_GELU_WORDS, "gelu"),
+    "squared-relu": "relu2",
+}
 
 
 class AttentionRule(NamedTuple):
@@ -31,16 +36,30 @@ class AttentionRule(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """rules: one for each layer of the whole model. local_rope: whether the layer turns by the
-    second rotary table (`rope_local_base_freq`). norm_sublayers: norms on what attention and MLP
-    give, too, before it is added.
+    """rules: one for each layer of the whole model. ropes: the rotary table that turns each layer,
+    0, or 1 for the local one (`rope_local_base_freq`); None: nothing is turned. rope_interleaved:
+    neighbours are turned as pairs, else an element of each half. activation: silu, gelu (its tanh
+    form) or relu2. parallel: the MLP reads what attention does, by the same norm, and both are
+    added to it. layer_norm: norms take the mean off first, and may have biases. norm_sublayers:
+    norms on what attention and MLP give, before it is added; norm_inputs: on what enters them.
+    norm_all_heads: the norms on q and k are over all heads together, else each head's own.
+    residual_scale: of what attention and MLP give, as it is added. logits_scale: of the logits,
+    before they are capped.
     """
 
     rules: tuple[AttentionRule, ...]
-    local_rope: tuple[bool, ...]
-    gelu: bool
+    ropes: tuple[int | None, ...]
+    rope_interleaved: bool
+    activation: str
+    gated_mlp: bool
+    parallel: bool
+    layer_norm: bool
+    norm_inputs: bool
     norm_sublayers: bool
+    norm_all_heads: bool
     embedding_scale: float
+    residual_scale: float
+    logits_scale: float
     logits_soft_cap: float | None
 
     @property
@@ -50,22 +69,33 @@ class Traits:
 
 def traits_of(config: ModelConfig) -> Traits:
     """Raises EngineError for an activation that this runtime does not know."""
-    if config.hidden_act not in _GELU_WORDS + _SILU_WORDS:
+    if config.hidden_act not in _ACTIVATIONS:
         raise EngineError(
             f"config.json has hidden_act={config.hidden_act!r}; the torch backend knows "
-            + ", ".join(_SILU_WORDS + _GELU_WORDS)
+            + ", ".join(_ACTIVATIONS)
         )
     extra = config.extra
-    scalar = extra.get("query_pre_attn_scalar") or config.head_size
+    scalar = float(extra.get("query_pre_attn_scalar") or config.head_size)
+    scale = float(extra.get("attention_multiplier") or scalar**-0.5)
     windows = layer_windows(config)
     soft_cap = extra.get("attn_logit_softcapping")
     gemma = config.architecture.startswith("Gemma")
     return Traits(
-        rules=tuple(AttentionRule(float(scalar) ** -0.5, w, soft_cap) for w in windows),
-        local_rope=tuple(_is_local(config, layer) for layer in range(config.num_hidden_layers)),
-        gelu=config.hidden_act in _GELU_WORDS,
+        rules=tuple(AttentionRule(scale, window, soft_cap) for window in windows),
+        ropes=tuple(_rope(config, layer) for layer in range(config.num_hidden_layers)),
+        rope_interleaved=bool(extra.get("rope_interleaved", False)),
+        activation=_ACTIVATIONS[config.hidden_act],
+        gated_mlp=config.gated_mlp,
+        parallel=bool(extra.get("parallel_sublayers", False)),
+        layer_norm=bool(extra.get("layer_norm", False)),
+        norm_inputs=bool(extra.get("input_layernorms", True)),
         norm_sublayers=bool(extra.get("inter_layernorms", False)),
-        embedding_scale=math.sqrt(config.hidden_size) if gemma else 1.0,
+        norm_all_heads=bool(extra.get("qk_layernorm_all_heads", False)),
+        embedding_scale=float(
+            extra.get("embedding_multiplier") or (math.sqrt(config.hidden_size) if gemma else 1.0)
+        ),
+        residual_scale=float(extra.get("residual_multiplier") or 1.0),
+        logits_scale=1.0 / float(extra.get("logits_scaling") or 1.0),
         logits_soft_cap=extra.get("final_logit_softcapping"),
     )
 
@@ -82,7 +112,35 @@ def layer_windows(config: ModelConfig) -> list[int | None]:
     return [w if w < config.max_position_embeddings else None for w in windows]
 
 
-def _is_local(config: ModelConfig, layer: int) -> bool:
-    """Gemma 3: all layers but every n-th turn by the local base."""
-    pattern = int(config.extra.get("_sliding_window_pattern") or 0)
-    return pattern > 0 and (layer + 1) % pattern != 0
+def _rope(config: ModelConfig, layer: int) -> int | None:
+    """Gemma 3: all layers but every n-th turn by the local base; others list theirs."""
+    extra = config.extra
+    if layer in extra.get("no_rope_layers", ()):
+        return None
+    pattern = int(extra.get("_sliding_window_pattern") or 0)
+    is_local = pattern > 0 and (layer + 1) % pattern != 0
+    return int(is_local or layer in extra.get("local_rope_layers", ()))
+
+
+# Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
+_ALWAYS: dict[str, tuple[object, str]] = {
+    "rope_interleaved": (False, "interleaved rope"),
+    "gated_mlp": (True, "an MLP without a gate"),
+    "parallel": (False, "attention beside the MLP"),
+    "layer_norm": (False, "LayerNorm"),
+    "norm_inputs": (True, "sublayers without a norm before them"),
+    "norm_all_heads": (False, "norms over all heads"),
+    "residual_scale": (1.0, "sums that are scaled"),
+    "logits_scale": (1.0, "logits that are scaled"),
+}
+
+
+def beyond_tensorrt(config: ModelConfig) -> str | None:
+    """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
+    traits = traits_of(config)
+    if None in traits.ropes:
+        return "layers without rope"
+    for name, (always, words) in _ALWAYS.items():
+        if getattr(traits, name) != always:
+            return words
+    return None

@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
-from enginehouse.runtime.cpu.packed_file import LinearShape
+from enginehouse.runtime.cpu.packed_file import LinearShape, Network
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")
 EXPERTS = ("fc_gate", "proj")  # of LINEARS, those that each expert of a mixture has
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
+_HEAD_NORMS = NORMS[-2:]
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
+ACTIVATIONS = ("silu", "gelu", "relu2")
 TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
 
 _SIZES = (
@@ -37,7 +39,20 @@ _SIZES = (
     "inner",
     "vocab",
 )
-_TRAITS = ("kept", "gelu", "norm_sublayers", "experts", "chosen", "renormalize")
+_TRAITS = (
+    "kept",
+    "activation",
+    "gated",
+    "parallel",
+    "layer_norm",
+    "norm_sublayers",
+    "norm_all_heads",
+    "rope_interleaved",
+    "experts",
+    "chosen",
+    "renormalize",
+)
+SCALES = ("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap")
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)
 FORMS = ("bf16", "int4", "int8", "e4m3")
@@ -50,7 +65,7 @@ class Shape(ctypes.Structure):
 
     _fields_ = [
         *((name, c_int) for name in _INTS),
-        *((name, c_float) for name in ("epsilon", "embedding_scale", "logits_cap")),
+        *((name, c_float) for name in SCALES),
     ]
 
 
@@ -98,17 +113,25 @@ class NativeModel:
         self._functions.eh_rotary(self._model, index, self._keep(cos), self._keep(sin))
 
     def set_rule(
-        self, layer: int, scale: float, cap: float, kept: float, window: int, local_rope: bool
+        self, layer: int, scale: float, cap: float, kept: float, window: int, rope: int
     ) -> None:
-        """cap, window: 0 for none. kept: the multiplier of keys and values in bytes, else 1."""
-        self._functions.eh_rule(self._model, layer, scale, cap, kept, window, int(local_rope))
+        """cap, window: 0 for none. kept: the multiplier of keys and values in bytes, else 1. rope:
+        0 for the table that a step names, 1 for the local one, -1 for none.
+        """
+        self._functions.eh_rule(self._model, layer, scale, cap, kept, window, rope)
 
-    def set_norm(self, layer: int, name: str, weight: np.ndarray) -> None:
-        """name: of NORMS, or FINAL_NORM; weight: float32 [hidden] or [head_size], as bytes."""
+    def set_norm(
+        self, layer: int, name: str, weight: np.ndarray, bias: np.ndarray | None = None
+    ) -> None:
+        """name: of NORMS, or FINAL_NORM; weight and, of a LayerNorm that has one, bias: float32
+        [`norm_size`], as bytes.
+        """
         which = len(NORMS) if name == FINAL_NORM else NORMS.index(name)
-        of_head = name in NORMS[-2:]
-        assert len(weight) >= 4 * (self._shape.head_size if of_head else self._shape.hidden)
-        self._functions.eh_norm(self._model, layer, which, self._keep(weight))
+        num_bytes = 4 * norm_size(self._shape, name)
+        assert len(weight) >= num_bytes
+        assert bias is None or (self._shape.layer_norm and len(bias) >= num_bytes)
+        pointers = (self._keep(weight), None if bias is None else self._keep(bias))
+        self._functions.eh_norm(self._model, layer, which, *pointers)
 
     def set_router(self, layer: int, weight: np.ndarray) -> None:
         """weight: float32 [experts, hidden], as bytes."""
@@ -213,6 +236,14 @@ class NativeModel:
         return c_void_p(array.ctypes.data)
 
 
+def norm_size(shape: Shape | Network, name: str) -> int:
+    """The numbers of a norm of NORMS, or of FINAL_NORM."""
+    if name not in _HEAD_NORMS:
+        return shape.hidden
+    heads = (shape.heads, shape.kv_heads)[_HEAD_NORMS.index(name)]
+    return shape.head_size * (heads if shape.norm_all_heads else 1)
+
+
 def linear_bytes(shape: LinearShape) -> dict[str, int]:
     """The bytes of each of a linear's arrays, where it has them."""
     weights, groups = shape.inputs * shape.out, shape.inputs // shape.group if shape.group else 0
@@ -248,7 +279,7 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number] + [c_float] * 3 + [number] * 2,
-        "eh_norm": [number, number, pointer],
+        "eh_norm": [number, number, pointer, pointer],
         "eh_router": [number, pointer],
         "eh_linear": [number] * 3 + [POINTER(_Linear)],
     }

@@ -6,11 +6,29 @@ or made to lie. Knows no kernel and no value of a weight.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from enginehouse.runtime.checkpoint.traits import Traits, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
-from enginehouse.runtime.cpu.library import EXPERTS, FORMS, INPUTS, LINEARS, NORMS, linear_bytes
+from enginehouse.runtime.cpu.library import (
+    EXPERTS,
+    FINAL_NORM,
+    FORMS,
+    INPUTS,
+    LINEARS,
+    NORMS,
+    linear_bytes,
+    norm_size,
+)
 from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
+
+# Of a Network, what a model's traits are called there too.
+_TRAITS = (
+    *("activation", "gated_mlp", "parallel", "layer_norm", "norm_sublayers", "norm_all_heads"),
+    *("rope_interleaved", "embedding_scale", "residual_scale", "logits_scale"),
+)
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:
@@ -42,21 +60,39 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
     _want(packed, "ropes", len(network.ropes), 3)
     for rope in network.ropes:
         _want(packed, "frequencies", 2 * len(rope.inverse) if rope else None, network.rotary, rope)
+    if any(rule.rope not in (-1, 0, 1) for rule in network.rules):
+        _want(packed, "ropes of layers", [rule.rope for rule in network.rules], "-1, 0 or 1")
     if network.kept not in KEPT or min(rule.window for rule in network.rules) < 0:
         _want(packed, "kept and windows", network.kept, " or ".join(KEPT))
     _has(packed, "embedding", 2 * network.vocab * network.hidden)
-    _has(packed, "final_norm", 4 * network.hidden)
+    traits = traits_of(config)
+    for name in _TRAITS:
+        _want(packed, name, getattr(network, name), getattr(traits, name))
+    _check_norm(packed, "final_norm", FINAL_NORM)
     _check_linear(packed, LINEARS[-1], LINEARS[-1])
     for layer in range(network.layers):
-        for name in NORMS:
-            if f"{layer}.{name}norm" in packed:
-                size = network.head_size if name in NORMS[-2:] else network.hidden
-                _has(packed, f"{layer}.{name}norm", 4 * size)
+        for name in _norms(config, traits):
+            _check_norm(packed, f"{layer}.{name}norm", name)
         if network.mixture:
             _has(packed, f"{layer}.router", 4 * experts * network.hidden)
         for name in LINEARS[:-1]:
             if name != "gate" or f"{layer}.gate" in network.linears:
                 _check_linear(packed, f"{layer}.{name}", name)
+
+
+def _norms(config: ModelConfig, traits: Traits) -> Iterator[str]:
+    """Those of NORMS that the model's layers have."""
+    sub, before = traits.norm_sublayers, traits.norm_inputs
+    of_heads = bool(config.extra.get("qk_layernorm", False))
+    has = (before, sub or not traits.parallel, sub and before, sub, of_heads, of_heads)
+    yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)
+
+
+def _check_norm(packed: PackedFile, full: str, name: str) -> None:
+    size = 4 * norm_size(packed.network, name)
+    _has(packed, full, size)
+    if f"{full}.bias" in packed:
+        _has(packed, f"{full}.bias", size)
 
 
 def _check_linear(packed: PackedFile, full: str, name: str) -> None:
@@ -76,11 +112,11 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
 
 def _sides(network: Network, name: str, gate_apart: bool) -> tuple[int, int]:
     """The inputs and outputs of a linear, as the model's sizes make them."""
-    heads = network.heads * network.head_size
+    heads, is_one = network.heads * network.head_size, gate_apart or not network.gated_mlp
     return {
         "qkv": (network.hidden, heads + 2 * network.kv_heads * network.head_size),
         "dense": (heads, network.hidden),
-        "fc_gate": (network.hidden, network.inner if gate_apart else 2 * network.inner),
+        "fc_gate": (network.hidden, network.inner if is_one else 2 * network.inner),
         "gate": (network.hidden, network.inner),
         "proj": (network.inner, network.hidden),
         "lm_head": (network.hidden, network.vocab),

@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 4  # of the packed tensors: another one is packed anew
+LAYOUT = 5  # of the packed tensors: another one is packed anew
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
@@ -42,14 +42,14 @@ class LinearShape(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """How a layer attends; cap, window: 0 for none. local_rope: turned by the second table. kept:
-    what keys and values in bytes are multiplied by.
+    """How a layer attends; cap, window: 0 for none. rope: 0 where it is turned by the first table,
+    1 by the local one, -1 not at all. kept: what keys and values in bytes are multiplied by.
     """
 
     scale: float
     cap: float
     window: int
-    local_rope: bool
+    rope: int
     kept: float
 
 
@@ -85,10 +85,17 @@ class Network(msgspec.Struct, frozen=True):
     rotary: int
     inner: int
     vocab: int
-    gelu: bool
+    activation: str
+    gated_mlp: bool
+    parallel: bool
+    layer_norm: bool
     norm_sublayers: bool
+    norm_all_heads: bool
+    rope_interleaved: bool
     epsilon: float
     embedding_scale: float
+    residual_scale: float
+    logits_scale: float
     logits_cap: float
     rules: list[Rule]
     ropes: list[RopeFrequencies | None]

@@ -12,11 +12,13 @@ import numpy as np
 
 from enginehouse.runtime.cpu.compiler import cache_folder
 from enginehouse.runtime.cpu.library import (
+    ACTIVATIONS,
     EXPERTS,
     FINAL_NORM,
     LINEARS,
     NORMS,
     PARTS,
+    SCALES,
     NativeModel,
     Shape,
 )
@@ -65,8 +67,13 @@ def native_shape(network: Network, **room: int) -> Shape:
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
         kept=KEPT.index(network.kept),
-        gelu=int(network.gelu),
+        activation=ACTIVATIONS.index(network.activation),
+        gated=int(network.gated_mlp),
+        parallel=int(network.parallel),
+        layer_norm=int(network.layer_norm),
         norm_sublayers=int(network.norm_sublayers),
+        norm_all_heads=int(network.norm_all_heads),
+        rope_interleaved=int(network.rope_interleaved),
         experts=mixture.experts,
         chosen=mixture.chosen,
         renormalize=int(mixture.renormalize),
@@ -83,18 +90,22 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         if frequencies is not None:
             model.set_rotary(index, *_rotary_table(frequencies, positions))
     for layer, rule in enumerate(network.rules):
-        model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.local_rope)
+        model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.rope)
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
-                model.set_norm(layer, name, packed[norm])
+                model.set_norm(layer, name, packed[norm], _bias(packed, norm))
         if network.mixture is not None:
             model.set_router(layer, packed[f"{layer}.router"])
         for name in LINEARS[:-1]:
             if f"{layer}.{name}" in network.linears:
                 _set_linear(model, layer, name, packed, f"{layer}.{name}")
-    model.set_norm(0, FINAL_NORM, packed["final_norm"])
+    model.set_norm(0, FINAL_NORM, packed["final_norm"], _bias(packed, "final_norm"))
     _set_linear(model, 0, LINEARS[-1], packed, LINEARS[-1])
     return model
+
+
+def _bias(packed: PackedFile, norm: str) -> np.ndarray | None:
+    return packed[f"{norm}.bias"] if f"{norm}.bias" in packed else None
 
 
 def _set_linear(model: NativeModel, layer: int, name: str, packed: PackedFile, full: str) -> None:
@@ -132,5 +143,5 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
 
 _SIZES = (
     *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab"),
-    *("epsilon", "embedding_scale", "logits_cap"),
+    *SCALES,
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from enginehouse.runtime.checkpoint.rope import Frequencies, all_frequencies
-from enginehouse.runtime.checkpoint.traits import traits_of
+from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
 from enginehouse.runtime.checkpoint.weights import (
     CheckpointWeights,
     expert_tensors,
@@ -46,7 +46,8 @@ _LAYER = "transformer.layers.{}."
 _NORM = "layernorm.weight"
 _FINE = ("mlp.proj",)  # what rounding costs most, beside lm_head: docs/quality.md
 _KEPT = {None: "bf16", "FP8": "e4m3", "INT8": "int8"}  # of `kv_cache_quant_algo`
-_PER_LAYER = 5 * 6 + len(NORMS)  # tensors
+_NO_ROPE = -1
+_PER_LAYER = 5 * 6 + 2 * len(NORMS)  # tensors
 
 
 def pack_engine(
@@ -87,14 +88,14 @@ class _Packing:
             tensors = weights(_LAYER.format(layer))
             for name in NORMS:
                 if name + _NORM in tensors:
-                    self._add(f"{layer}.{name}norm", "F32", tensors[name + _NORM])
+                    self._norm(f"{layer}.{name}norm", tensors, f"{name}layernorm.")
             if config.num_experts:
                 router = whole_vectors(tensors["mlp.router.weight"])
                 self._add(f"{layer}.router", "F32", router)
             for name, linears in self._linears(tensors).items():
                 self._linear(f"{layer}.{name}", linears)
             advance(1)
-        self._add("final_norm", "F32", weights("transformer.ln_f.")["weight"])
+        self._norm("final_norm", weights("transformer.ln_f."), "")
         head = weights("lm_head.")["weight"][: config.vocab_size]
         whole = LinearWeights("bf16", "bf16", head)
         self._linear("lm_head", [rounded(head) if self.activations == "int8" else whole])
@@ -114,7 +115,9 @@ class _Packing:
                 modules = [expert_tensors(module, i) for i in range(count)]
             return [linear_of(each, self.activations, name in _FINE) for each in modules]
 
-        if self.config.gate_in_fc:
+        if not self.config.gated_mlp:
+            gates = [{"fc_gate": fc} for fc in linears("mlp.fc")]
+        elif self.config.gate_in_fc:
             both = [halves(whole) for whole in linears("mlp.fc")]
             gates = [gated(fc, gate) for gate, fc in both]
         else:
@@ -128,6 +131,11 @@ class _Packing:
             **{name: [each[name] for each in gates] for name in gates[0]},
             "proj": linears("mlp.proj"),
         }
+
+    def _norm(self, name: str, tensors: Tensors, prefix: str) -> None:
+        self._add(name, "F32", tensors[f"{prefix}weight"])
+        if f"{prefix}bias" in tensors:
+            self._add(f"{name}.bias", "F32", tensors[f"{prefix}bias"])
 
     def _add(self, name: str, dtype: str, values: Tensor) -> None:
         self.writer.add(name, dtype, array_of(dtype, values))
@@ -152,14 +160,27 @@ def _network(
         layout=LAYOUT,
         activations=activations,
         **sizes_of(config),
-        gelu=traits.gelu,
+        activation=traits.activation,
+        gated_mlp=traits.gated_mlp,
+        parallel=traits.parallel,
+        layer_norm=traits.layer_norm,
         norm_sublayers=traits.norm_sublayers,
+        norm_all_heads=traits.norm_all_heads,
+        rope_interleaved=traits.rope_interleaved,
         epsilon=config.norm_epsilon,
         embedding_scale=traits.embedding_scale,
+        residual_scale=traits.residual_scale,
+        logits_scale=traits.logits_scale,
         logits_cap=traits.logits_soft_cap or 0.0,
         rules=[
-            Rule(rule.scale, rule.soft_cap or 0.0, rule.window or 0, local, scale)
-            for rule, local, scale in zip(traits.rules, traits.local_rope, kept, strict=True)
+            Rule(
+                rule.scale,
+                rule.soft_cap or 0.0,
+                rule.window or 0,
+                _NO_ROPE if rope is None else rope,
+                scale,
+            )
+            for rule, rope, scale in zip(traits.rules, traits.ropes, kept, strict=True)
         ],
         ropes=[_rope(found) for found in (ropes.everywhere, ropes.local, ropes.short)],
         pretrained=ropes.pretrained,
@@ -171,6 +192,11 @@ def _network(
             else None
         ),
     )
+
+
+def _rule(rule: AttentionRule, rope: int | None, kept: float) -> Rule:
+    turned = _NO_ROPE if rope is None else rope
+    return Rule(rule.scale, rule.soft_cap or 0.0, rule.window or 0, turned, kept)
 
 
 def _rope(found: Frequencies | None) -> RopeFrequencies | None:

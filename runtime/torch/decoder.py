@@ -47,6 +47,13 @@ def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Attentio
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 
 
+def normed(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig) -> Tensor:
+    """By RMS, or by LayerNorm where a model has that; over the last dimensions, as weight has."""
+    if config.extra.get("layer_norm", False):
+        return functional.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon)
+    return functional.rms_norm(x, weight.shape, weight, config.norm_epsilon)
+
+
 class DecoderLayer:
     """One transformer block.
 
@@ -65,7 +72,8 @@ class DecoderLayer:
         if config.num_experts:
             self.experts = ExpertMlp(module_tensors(tensors, "mlp"), config.extra["moe"], dtype)
         else:
-            names = ("mlp.fc",) if config.gate_in_fc else ("mlp.fc", "mlp.gate")
+            is_one = config.gate_in_fc or not config.gated_mlp
+            names = ("mlp.fc",) if is_one else ("mlp.fc", "mlp.gate")
             self.fc_gate = make_linear([module_tensors(tensors, name) for name in names], dtype)
             self.proj = make_linear([module_tensors(tensors, "mlp.proj")], dtype)
         self.norms = {
@@ -73,31 +81,50 @@ class DecoderLayer:
             for name, tensor in tensors.items()
             if name.endswith("layernorm.weight")
         }
+        self.norm_biases = {
+            name.removesuffix("layernorm.bias"): tensor.to(dtype)
+            for name, tensor in tensors.items()
+            if name.endswith("layernorm.bias")
+        }
         self.observe: Observer | None = None
         self.watch: Observer | None = None
 
-    def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
+    def __call__(
+        self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
+    ) -> Tensor:
         """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
-        return self.feed_forward(self.attend(index, hidden, angles, attention))
+        return self.feed_forward(hidden, self.attend(index, hidden, angles, attention))
 
-    def attend(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
+    def attend(
+        self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
+    ) -> Tensor:
         """The layer's first half: hidden with what attention adds to it."""
-        attended = self._attend(index, self._norm(hidden, "input_"), angles, attention)
+        attended = self._attend(index, self._entering(hidden, "input_"), angles, attention)
         attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
-        return self._shown("sum behind attention", hidden + attended)
+        return self._shown("sum behind attention", self._sum(hidden, attended))
 
-    def feed_forward(self, hidden: Tensor) -> Tensor:
-        """The second half: hidden with what the MLP adds to it."""
+    def feed_forward(self, hidden: Tensor, middle: Tensor) -> Tensor:
+        """The second half: what the first gave, middle, with what the MLP adds to it. hidden: what
+        entered the first, and enters a parallel MLP too.
+        """
         if self.traits.norm_sublayers:
-            fed = self._feed_forward(self._norm(hidden, "pre_feedforward_"))
+            fed = self._feed_forward(self._entering(middle, "pre_feedforward_"))
             fed = self._norm(fed, "post_feedforward_")
+        elif self.traits.parallel:
+            fed = self._feed_forward(self._norm(hidden, "input_"))
         else:
-            fed = self._feed_forward(self._norm(hidden, "post_"))
-        return self._shown("sum behind the MLP", hidden + fed)
+            fed = self._feed_forward(self._norm(middle, "post_"))
+        return self._shown("sum behind the MLP", self._sum(middle, fed))
+
+    def _entering(self, hidden: Tensor, name: str) -> Tensor:
+        return self._norm(hidden, name) if self.traits.norm_inputs else hidden
+
+    def _sum(self, hidden: Tensor, given: Tensor) -> Tensor:
+        scale = self.traits.residual_scale
+        return hidden + (given if scale == 1.0 else given * scale)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        weight = self.norms[name]
-        return functional.rms_norm(x, weight.shape, weight, self.config.norm_epsilon)
+        return normed(x, self.norms[name], self.norm_biases.get(name), self.config)
 
     def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
         if self.observe is not None:
@@ -112,34 +139,46 @@ class DecoderLayer:
             self.watch(place, x)
         return x
 
-    def _attend(self, index: int, x: Tensor, angles: Angles, attention: Attention) -> Tensor:
+    def _attend(self, index: int, x: Tensor, angles: Angles | None, attention: Attention) -> Tensor:
         c = self.config
         qkv = self._run("attention.qkv", self.qkv, x)
         heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
         sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
         q, k, v = heads.split(sizes, dim=1)
         if "attention.q_" in self.norms:
-            q, k = self._norm(q, "attention.q_"), self._norm(k, "attention.k_")
+            q, k = self._norm_heads(q, "attention.q_"), self._norm_heads(k, "attention.k_")
             qk = torch.cat([q, k], dim=1)
         else:
             qk = heads[:, : sizes[0] + sizes[1]]
-        q, k = rotate(qk, angles).split(sizes[:2], dim=1)
+        if angles is not None:
+            qk = rotate(qk, angles, self.traits.rope_interleaved)
+        q, k = qk.split(sizes[:2], dim=1)
         self._shown(QUERIES, q)
         self._shown(KEYS, k)
         out = attention(index, q, k, v, self.traits.rules[index])
         return self._run("attention.dense", self.dense, out)
 
+    def _norm_heads(self, x: Tensor, name: str) -> Tensor:
+        """x: [tokens, heads, head_size]"""
+        if not self.traits.norm_all_heads:
+            return self._norm(x, name)
+        return self._norm(x.flatten(1), name).view_as(x)
+
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.experts is not None:
             return self.experts(x, self._run)
-        gate, up = self._run("mlp.fc", self.fc_gate, x).chunk(2, dim=-1)
+        given = self._run("mlp.fc", self.fc_gate, x)
+        if not self.config.gated_mlp:
+            return self._run("mlp.proj", self.proj, self._activated(given))
+        gate, up = given.chunk(2, dim=-1)
         if self.config.gate_in_fc:
             gate, up = up, gate
-        if self.traits.gelu:
-            product = functional.gelu(gate, approximate="tanh") * up
-        else:
-            product = functional.silu(gate) * up
-        return self._run("mlp.proj", self.proj, product)
+        return self._run("mlp.proj", self.proj, self._activated(gate) * up)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.traits.activation == "gelu":
+            return functional.gelu(x, approximate="tanh")
+        return functional.silu(x) if self.traits.activation == "silu" else x.relu().square()
 
 
 class Decoder:
@@ -169,7 +208,9 @@ class Decoder:
             DecoderLayer(config, tensors(PREFIX.format(i)), dtype)
             for i in range(config.num_hidden_layers)
         ]
-        self.final_norm = tensors("transformer.ln_f.")["weight"].to(dtype)
+        self.final_norm = {
+            name: tensor.to(dtype) for name, tensor in tensors("transformer.ln_f.").items()
+        }
         head = tensors("lm_head.")["weight"].to(dtype)
         if config.tie_word_embeddings and torch.equal(head, self.embedding):
             head = self.embedding  # one copy in memory
@@ -192,13 +233,14 @@ class Decoder:
         hidden = self.embedding[token_ids] * self.traits.embedding_scale
         angles = self.rotary.at(positions, contexts)
         for index, layer in enumerate(self.layers):
-            hidden = layer(index, hidden, angles[self.traits.local_rope[index]], attention)
+            rope = self.traits.ropes[index]
+            hidden = layer(index, hidden, None if rope is None else angles[rope], attention)
         return hidden
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Behind the last norm: [rows, hidden_size], as it came."""
-        shape, epsilon = (hidden.shape[-1],), self.config.norm_epsilon
-        return functional.rms_norm(hidden, shape, self.final_norm, epsilon)
+        weight, bias = self.final_norm["weight"], self.final_norm.get("bias")
+        return normed(hidden, weight, bias, self.config)
 
     @torch.inference_mode()
     def logits(self, hidden: Tensor) -> Tensor:
@@ -208,4 +250,5 @@ class Decoder:
         if self.watch is not None:
             self.watch("lm_head's input", normed)
             self.watch("lm_head's output", logits)
-        return soft_cap(logits.float(), self.traits.logits_soft_cap)
+        scaled = logits.float() * self.traits.logits_scale
+        return soft_cap(scaled, self.traits.logits_soft_cap)

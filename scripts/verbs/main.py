@@ -18,6 +18,7 @@ from enginehouse.verbs.base import Verb
 VERBS = {
     "build": "compile a Hugging Face checkpoint into an engine",
     "plan": "what an engine takes on each GPU, and the requests it allows",
+    "families": "which architectures can be built, and which backends run them",
     "doctor": "what works on this machine, and how to mend what does not",
     "compile": "finish a TensorRT-LLM build on the GPU machine",
     "serve": "serve an engine over OpenAI's API",

@@ -74,6 +74,51 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             tie_word_embeddings=True,
         ),
     ),
+    "nemotron": ("NemotronConfig", {}),
+    "arcee": ("ArceeConfig", dict(attention_bias=True, mlp_bias=True)),
+    "starcoder2": ("Starcoder2Config", dict(sliding_window=16)),
+    "stablelm": ("StableLmConfig", dict(use_qkv_bias=True)),
+    "cohere": ("CohereConfig", dict(logit_scale=0.25)),
+    "cohere2": (
+        "Cohere2Config",
+        dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "glm": ("GlmConfig", dict(head_dim=32)),
+    "glm4": ("Glm4Config", dict(head_dim=32)),
+    "ernie4.5": ("Ernie4_5Config", dict(head_dim=64)),
+    "ernie4.5-biased": ("Ernie4_5Config", dict(use_bias=True, tie_word_embeddings=False)),
+    "helium": ("HeliumConfig", dict(head_dim=32)),
+    "granite": (
+        "GraniteConfig",
+        dict(
+            embedding_multiplier=12.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.0625,
+            logits_scaling=8.0,
+        ),
+    ),
+    "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, tie_word_embeddings=True)),
+    "seed-oss": ("SeedOssConfig", dict(head_dim=64)),
+    "olmo2": ("Olmo2Config", {}),
+    "olmo3": (
+        "Olmo3Config",
+        dict(
+            sliding_window=16,
+            layer_types=["sliding_attention", "full_attention"],
+            rope_parameters={
+                "full_attention": {"rope_theta": 5e5, **YARN},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5e5},
+            },
+        ),
+    ),
+    "exaone4": (
+        "Exaone4Config",
+        dict(sliding_window=16, layer_types=["sliding_attention", "full_attention"]),
+    ),
+    "exaone4-whole": (
+        "Exaone4Config",
+        dict(sliding_window=None, layer_types=["full_attention"] * 2),
+    ),
     "gemma": ("GemmaConfig", dict(head_dim=64)),
     "gemma2": (
         "Gemma2Config",
@@ -94,6 +139,23 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=True)),
     "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
 }
+# Of these our TensorRT network does not do all.
+BEYOND_TENSORRT = {
+    *(
+        "nemotron",
+        "arcee",
+        "starcoder2",
+        "stablelm",
+        "cohere",
+        "cohere2",
+        "glm",
+        "glm4",
+        "ernie4.5",
+        "ernie4.5-biased",
+        "helium",
+    ),
+    *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
+}
 MIXTURES = {"mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
 
@@ -106,8 +168,10 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
     model = AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for full_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
+            if kind == "NemotronConfig" and full_name.endswith("norm.weight"):
+                parameter.zero_()  # one is added to it; transformers begins with ones all the same
             if parameter.ndim == 1:
                 parameter += 0.1 * noise
             else:

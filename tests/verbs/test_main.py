@@ -88,7 +88,7 @@ def test_every_setting_is_listed_by_help_all(capsys: pytest.CaptureFixture[str])
     ("words", "message"),
     [
         (["srve"], "enginehouse: there is no verb 'srve'; did you mean serve?"),
-        (["qqq"], "enginehouse: there is no verb 'qqq'; choose among build, plan, doctor"),
+        (["qqq"], "enginehouse: there is no verb 'qqq'; choose among build, plan, families"),
         (["--nope"], "enginehouse: there is no verb '--nope'; choose among"),
         ([], "usage: enginehouse VERB ..."),
     ],

@@ -75,7 +75,7 @@ class Cache {
 struct Rule {
   float scale = 1, cap = 0, kept = 1;
   int window = 0;
-  bool local_rope = false;
+  int rope = 0;  // 0: the table that a step names; 1: the local one; -1: none
   int first(int position) const { return window ? std::max(0, position - window + 1) : 0; }
 };
 

@@ -63,14 +63,18 @@ void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
 void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->cos[index] = cos, m->sin[index] = sin; }
 
 // kept: what a layer's keys and values in bytes are multiplied by, else 1.
-void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window, int local_rope) {
-  m->layers.at(layer).rule = {scale, cap, kept, window, local_rope != 0};
+// rope: 0 for the table that a step names, 1 for the local one, -1 for none.
+void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window, int rope) {
+  assert(rope >= -1 && rope <= 1);
+  m->layers.at(layer).rule = {scale, cap, kept, window, rope};
 }
 
-// which: of Norm, or kNorms for the last norm of all. weight: [hidden] or [head_size], the caller's.
-void eh_norm(Model* m, int layer, int which, const float* weight) {
-  assert(which <= kNorms);
-  (which == kNorms ? m->final_norm : m->layers.at(layer).norms[which]) = weight;
+// which: of Norm, or kNorms for the last norm of all. weight: [hidden], [head_size] or [heads of
+// queries or keys, head_size], the caller's.
+// bias: of a LayerNorm that has one, as long; else null.
+void eh_norm(Model* m, int layer, int which, const float* weight, const float* bias) {
+  assert(which <= kNorms && (!bias || m->s.layer_norm));
+  (which == kNorms ? m->final_norm : m->layers.at(layer).norms[which]) = {weight, bias};
 }
 
 // router: [experts, hidden], the caller's.
@@ -81,7 +85,7 @@ void eh_router(Model* m, int layer, const float* router) { m->layers.at(layer).e
 void eh_linear(Model* m, int layer, int which, int expert, const Linear* linear) {
   const Shape& s = m->s;
   const int inner = s.inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols), heads = s.heads * s.head_size;
-  const int outs[] = {m->width(), s.hidden, linear->out == one ? inner : both, inner, s.hidden, s.vocab};
+  const int outs[] = {m->width(), s.hidden, !s.gated || linear->out == one ? inner : both, inner, s.hidden, s.vocab};
   const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden};
   assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));

@@ -10,6 +10,7 @@
 #include "clock.h"
 #include "experts.h"
 #include "memory.h"
+#include "norms.h"
 #include "pool.h"
 #include "sampling.h"
 #include "tall_attention.h"
@@ -18,14 +19,16 @@
 
 namespace enginehouse {
 
+enum Activation { kSilu, kGelu, kRelu2 };
+
 // As runtime/cpu/library.py has it. hidden, inner: whole vectors of 16, hidden with zeros behind its first
 // `normed`; rotary even.
 struct Shape {
   int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, vocab;
   int num_blocks, block_size, max_tokens, threads;
-  int kept, gelu, norm_sublayers;    // kept: of enum Kept
+  int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, rope_interleaved;  // kept: of enum Kept
   int experts, chosen, renormalize;  // experts: 0 of a dense model
-  float epsilon, embedding_scale, logits_cap;
+  float epsilon, embedding_scale, residual_scale, logits_scale, logits_cap;
 };
 
 // One iteration: `chunks` runs of tokens, each of one sequence from position start[i] on.
@@ -41,11 +44,12 @@ struct Step {
 
 enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
 
-// gate: where it is no part of fc_gate, which is fc then. experts: instead of these three, in a mixture.
+// gate: where it is no part of fc_gate, which is fc then, and there is one. experts: instead of these three,
+// in a mixture.
 struct Layer {
   Linear qkv, dense, fc_gate, gate, proj;
   Experts experts;
-  const float* norms[kNorms] = {};  // null where the model has none
+  NormWeights norms[kNorms];
   Rule rule;
 };
 
@@ -61,9 +65,10 @@ class Model {
         cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, wide_head()),
         mixture_(shape.experts, shape.chosen, shape.renormalize, shape.hidden, shape.inner, shape.max_tokens) {
     assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0 && wide_head() <= kMostHead);
+    assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
-    hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden);
+    hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
     wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(s.experts ? 0 : n * s.inner);
     for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
     scratch_.resize(pool_.size());
@@ -72,7 +77,7 @@ class Model {
 
   const Shape s;
   Array<Layer> layers;
-  const float* final_norm = nullptr;
+  NormWeights final_norm;
   Linear head;
   const u16* embedding = nullptr;                // [vocab, hidden]
   const float *cos[3] = {}, *sin[3] = {};         // [positions, rotary / 2]: global, local, short
@@ -107,7 +112,7 @@ class Model {
     rows_.shape(n, s.hidden);
     by_rows(n, [&](int i) { put_normed(i, rows[i], final_norm, head); });
     product(pool_, head, rows_, n, {out, sampler_.stride, s.vocab});
-    if (s.logits_cap > 0) by_rows(n, [&](int i) { cap(sampler_.row(i)); });
+    if (s.logits_cap > 0 || s.logits_scale != 1.f) by_rows(n, [&](int i) { end_logits(sampler_.row(i)); });
   }
   Sampler& sampler() { return sampler_; }
 
@@ -116,8 +121,9 @@ class Model {
     by_rows(n, [&](int i) {
       const float* x = &hidden_[at(rows[i])];
       float* y = out + size_t(i) * s.normed;
+      if (s.layer_norm) return layer_norm(x, final_norm, s.normed, s.epsilon, y);
       const float by = scale_of(x, s.normed);
-      for (int j = 0; j < s.normed; ++j) y[j] = x[j] * by * final_norm[j];
+      for (int j = 0; j < s.normed; ++j) y[j] = x[j] * by * final_norm.weight[j];
     });
   }
 
@@ -130,6 +136,8 @@ class Model {
     enginehouse::by_rows(pool_, n, f);
   }
 
+  float scale_of(const float* x, int n) const { return rms_scale(x, n, s.epsilon); }
+
   void cut(const Step& step) {
     tiles_.clear();
     for (int c = 0, row = 0; c < step.chunks; ++c)
@@ -140,27 +148,25 @@ class Model {
       }
   }
 
-  // What an RMS norm multiplies by: of n numbers, with zeros behind them up to a whole vector.
-  float scale_of(const float* x, int n) const {
-    V total = all(0);
-    for (int i = 0; i < n; i += kLanes) total = fma(load<V>(x + i), load<V>(x + i), total);
-    return 1.f / std::sqrt(sum(total) / float(n) + s.epsilon);
-  }
-
-  // The norm of hidden's row, as a row of the next product's input.
-  void put_normed(int to, int row, const float* norm, const Linear& next) {
+  // The norm of hidden's row, or the row where there is none, as a row of the next product's input.
+  void put_normed(int to, int row, const NormWeights& norm, const Linear& next) {
     const float* x = &hidden_[at(row)];
-    rows_.put(to, x, norm, next.factor, scale_of(x, s.normed), s.hidden, next.input);
+    if (s.layer_norm) {
+      float* y = &normed_[at(to)];
+      layer_norm(x, norm, s.normed, s.epsilon, y);
+      return rows_.put(to, y, nullptr, next.factor, 1.f, s.hidden, next.input);
+    }
+    rows_.put(to, x, norm.weight, next.factor, norm.weight ? scale_of(x, s.normed) : 1.f, s.hidden, next.input);
   }
 
-  // hidden += what the branch gave, normed first where the family does so.
+  // hidden += what the branch gave, normed first where the family does so, and scaled.
   void add_branch(int row, const float* norm) {
     float* x = &hidden_[at(row)];
     const float* y = &branch_[at(row)];
     const float by = norm ? scale_of(y, s.normed) : 1.f;
     for (int i = 0; i < s.hidden; i += kLanes) {
       const V added = norm ? load<V>(y + i) * by * load<V>(norm + i) : load<V>(y + i);
-      store(x + i, load<V>(x + i) + added);
+      store(x + i, load<V>(x + i) + added * s.residual_scale);
     }
   }
 
@@ -174,11 +180,13 @@ class Model {
     put_all(n, attended_.data(), s.heads * wide_head(), heads, layer.dense);
     product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
     rows_.shape(n, s.hidden);
-    const float* norm = layer.norms[sub ? kPreFeedForward : kPost];
+    const NormWeights& norm = layer.norms[sub ? kPreFeedForward : s.parallel ? kInput : kPost];
     by_rows(n, [&](int row) {
-      add_branch(row, sub ? layer.norms[kPost] : nullptr);
+      if (s.parallel) put_normed(row, row, norm, layer.fc_gate);
+      add_branch(row, sub ? layer.norms[kPost].weight : nullptr);
+      if (s.parallel) return;
       if (s.experts)
-        norm_to_branch(row, norm);
+        norm_to_branch(row, norm.weight);
       else
         put_normed(row, row, norm, layer.fc_gate);
     });
@@ -188,21 +196,32 @@ class Model {
       feed_forward(n, layer, norm);
     rows_.shape(n, s.hidden);
     by_rows(n, [&](int row) {
-      add_branch(row, sub ? layer.norms[kPostFeedForward] : nullptr);
+      add_branch(row, sub ? layer.norms[kPostFeedForward].weight : nullptr);
       if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
     });
   }
 
-  End activation() const { return s.gelu ? End::gelu : End::silu; }
+  End activation() const { return s.activation == kGelu ? End::gelu : End::silu; }
+
+  V activated(const V& x) const {
+    if (s.activation == kRelu2) {
+      const V above = larger(x, all(0));
+      return above * above;
+    }
+    return s.activation == kGelu ? gelu(x) : silu(x);
+  }
 
   void norm_to_branch(int row, const float* norm) {
     const float* x = &hidden_[at(row)];
-    const float by = scale_of(x, s.normed);
-    for (int i = 0; i < s.hidden; i += kLanes) store(&branch_[at(row) + i], load<V>(x + i) * by * load<V>(norm + i));
+    const float by = norm ? scale_of(x, s.normed) : 1.f;
+    for (int i = 0; i < s.hidden; i += kLanes)
+      store(&branch_[at(row) + i], norm ? load<V>(x + i) * by * load<V>(norm + i) : load<V>(x + i));
   }
 
-  void feed_forward(int n, const Layer& layer, const float* norm) {
-    if (layer.gate.weights)
+  void feed_forward(int n, const Layer& layer, const NormWeights& norm) {
+    if (!s.gated)
+      ungated(n, layer);
+    else if (layer.gate.weights)
       apart(n, layer, norm);
     else
       product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, activation()});
@@ -210,8 +229,16 @@ class Model {
     product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
   }
 
+  void ungated(int n, const Layer& layer) {
+    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner});
+    by_rows(n, [&](int row) {
+      float* y = &inner_[size_t(row) * s.inner];
+      for (int i = 0; i < s.inner; i += kLanes) store(y + i, activated(load<V>(y + i)));
+    });
+  }
+
   // fc and gate that differ in form or in what enters them.
-  void apart(int n, const Layer& layer, const float* norm) {
+  void apart(int n, const Layer& layer, const NormWeights& norm) {
     gate_.resize(inner_.size());
     product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner});
     by_rows(n, [&](int row) { put_normed(row, row, norm, layer.gate); });
@@ -221,7 +248,7 @@ class Model {
       const float* by = &gate_[size_t(row) * s.inner];
       for (int i = 0; i < s.inner; i += kLanes) {
         const V x = load<V>(y + i);
-        store(y + i, (s.gelu ? gelu(x) : silu(x)) * load<V>(by + i));
+        store(y + i, activated(x) * load<V>(by + i));
       }
     });
   }
@@ -247,22 +274,33 @@ class Model {
     std::fill(x + end, x + round_up(end, kLanes), 0.f);
   }
 
-  // One head's norm, where there is one, and its rotation: [wide_head].
+  // A row's queries and keys, where a norm is over all heads together.
+  void norm_heads(int row, const Layer& layer) {
+    float* x = &wide_[size_t(row) * width()];
+    rms_norm(x, layer.norms[kQuery].weight, s.heads * s.head_size, s.epsilon);
+    rms_norm(x + s.heads * s.head_size, layer.norms[kKey].weight, s.kv_heads * s.head_size, s.epsilon);
+  }
+
+  // One head's norm, where it has one of its own, and its rotation: [wide_head].
   void turn(const float* x, const float* norm, int rope, int position, float* y) const {
     widen_head(x, y);
+    if (s.norm_all_heads) norm = nullptr;
     const float by = norm ? scale_of(y, s.head_size) : 1.f;
     for (int i = 0; norm && i < s.head_size; ++i) y[i] = y[i] * by * norm[i];
+    if (rope < 0) return;
     const int half = s.rotary / 2;
     const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
+    const int step = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
     for (int i = 0; i < half; ++i) {
-      const float a = y[i], b = y[half + i];
-      y[i] = a * c[i] - b * d[i];
-      y[half + i] = b * c[i] + a * d[i];
+      float &a = y[step * i], &b = y[step * i + other];
+      const float turned = a * c[i] - b * d[i];
+      b = b * c[i] + a * d[i];
+      a = turned;
     }
   }
 
   int rope_of(const Step& step, const Tile& tile, const Rule& rule) const {
-    return rule.local_rope ? 1 : step.rope[tile.chunk];
+    return rule.rope ? rule.rope : step.rope[tile.chunk];
   }
 
   template <class T>
@@ -273,7 +311,7 @@ class Model {
     for (int i = 0; i < tile.count; ++i) {
       const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
       float key[kMostHead], value[kMostHead];
-      turn(x, layer.norms[kKey], rope, tile.position + i, key);
+      turn(x, layer.norms[kKey].weight, rope, tile.position + i, key);
       widen_head(x + size_t(s.kv_heads) * D, value);
       cache_.keep(unit, (tile.position + i) % kUnit, key, value, layer.rule.kept);
     }
@@ -291,7 +329,7 @@ class Model {
     bool tall = kTall && left >= kLeastQueries;
     for (int i = 0; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
-        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery], rope, tile.position + i, y);
+        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery].weight, rope, tile.position + i, y);
         for (int d = 0; d < D; d += kLanes) {
           const H rounded = to_bf16(load<V>(y + d));
           tall ? put_acts(set.words + n * D + d, rounded) : put_acts(set.q + n * D + d, rounded);
@@ -312,6 +350,7 @@ class Model {
   void attention(const Step& step, int index) {
     const Clock::Within own(clock, kAttention);
     const int items = int(tiles_.size()) * s.kv_heads;
+    if (s.norm_all_heads) by_rows(step.tokens, [&](int row) { norm_heads(row, layers[index]); });
     with_kept(cache_.kept, [&]<class T>(T*) {
       pool_.run(items, [&](int item) { keep_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
       pool_.run(items, [&](int item, int thread) {
@@ -320,12 +359,14 @@ class Model {
     });
   }
 
-  void cap(float* y) const {
+  // The logits of a row, scaled and capped.
+  void end_logits(float* y) const {
     for (int i = 0; i < s.vocab; i += kLanes) {
       V v = all(0);
       const size_t bytes = size_t(std::min(kLanes, s.vocab - i)) * sizeof(float);
       memcpy(&v, y + i, bytes);
-      v = soft_cap(v, s.logits_cap);
+      v = v * s.logits_scale;
+      if (s.logits_cap > 0) v = soft_cap(v, s.logits_cap);
       memcpy(y + i, &v, bytes);
     }
   }
@@ -333,7 +374,7 @@ class Model {
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   Cache cache_;
-  Array<float> hidden_, branch_, wide_, attended_, inner_, gate_;
+  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_;
   Rows rows_;
   Mixture mixture_;
   Array<Tile> tiles_;

@@ -31,6 +31,8 @@ from makers.quantized_writers import write_quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+NORMED_TOGETHER = {"olmo2", "olmo3"}  # all heads, so that none can be added
+
 Sources = Callable[..., SourceCheckpoint]
 # Two query heads for each of three KV heads, and columns that few numbers divide.
 ODD: dict[str, Any] = dict(
@@ -78,7 +80,7 @@ def plan_of(source: SourceCheckpoint, **settings: Any) -> BuildPlan:
     return make_plan(load_settings(settings), source)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - NORMED_TOGETHER))
 def test_merged_ranks_equal_transformers_at_every_tp(
     odd_source: Sources, name: str, tmp_path: Path
 ) -> None:
@@ -89,6 +91,19 @@ def test_merged_ranks_equal_transformers_at_every_tp(
         config = read_config(path)
         assert config.num_attention_heads % tp == 0 and config.moe_intermediate_size % tp == 0
         torch.testing.assert_close(engine_logits(path), truth, **CLOSE)
+
+
+@pytest.mark.parametrize("name", sorted(NORMED_TOGETHER))
+def test_heads_that_are_normed_together_are_cut_and_not_padded(
+    odd_source: Sources, name: str, tmp_path: Path
+) -> None:
+    source = odd_source(name, **NINE)
+    path = converted(source, tmp_path / "tp3", tp=3)
+    truth = logits_of(load_family(source.path), IDS)
+    torch.testing.assert_close(engine_logits(path), truth, **CLOSE)
+    for tp in (2, 4):
+        with pytest.raises(PlanError, match="legal tp for none: 1, 3, 9: choose one"):
+            plan_of(source, tp=tp)
 
 
 def test_what_is_added_is_zeros_at_the_end_of_groups(odd_source: Sources, tmp_path: Path) -> None:

@@ -152,13 +152,19 @@ def test_config_json_reads_back_as_it_was_written(
     assert ModelConfig.from_dict(config.to_dict()) == config
 
 
-MODEL_TYPES = {"Qwen3Moe": "qwen3_moe", "Gemma3": "gemma3_text"}
+MODEL_TYPES = {
+    "Qwen3Moe": "qwen3_moe",
+    "Gemma3": "gemma3_text",
+    "SeedOss": "seed_oss",
+    "StableLm": "stablelm",
+}
 
 
 @pytest.mark.parametrize("family", [name.removesuffix("ForCausalLM") for name in ARCHITECTURES])
 def test_a_key_that_is_left_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
     """Enough heads for the default of every family, and a context longer than its windows."""
-    sizes = {**COMMON, "num_attention_heads": 32, "max_position_embeddings": 65536}
+    heads = 20 if family == "Helium" else 32
+    sizes = {**COMMON, "num_attention_heads": heads, "max_position_embeddings": 65536}
     del sizes["num_key_value_heads"]
     keys = {**sizes, "architectures": [f"{family}ForCausalLM"], "torch_dtype": "float16"}
     keys["model_type"] = MODEL_TYPES.get(family, family.lower())
@@ -233,6 +239,21 @@ def test_a_window_counts_only_where_the_model_has_it(
             "layer_types in no regular pattern",
         ),
         ("Gemma3", {"layer_types": ["full_attention"]}, "wanted 6 times sliding_attention or"),
+        ("SmolLM3", {"no_rope_layers": [1, 0]}, r"no_rope_layers=\[1, 0\]; wanted 6 times 1, or 0"),
+        ("SmolLM3", {"no_rope_layers": [1, 2] * 3}, "wanted 6 times 1, or 0 for a layer"),
+        ("SmolLM3", {"use_sliding_window": True}, "use_sliding_window=True; .* only False"),
+        (
+            "Granite",
+            {"residual_multiplier": -1},
+            "residual_multiplier=-1; wanted a positive number",
+        ),
+        ("StableLm", {"use_parallel_residual": True}, "use_parallel_residual=True; .* only False"),
+        ("Cohere", {"use_qk_norm": True}, "use_qk_norm=True; .* only False"),
+        ("Nemotron", {"hidden_act": "silu"}, "hidden_act='silu'; wanted 'relu2'"),
+        ("Nemotron", {"partial_rotary_factor": 0.01}, "partial_rotary_factor=0.01, which rotates"),
+        ("Olmo2", {"attention_bias": True}, "attention_bias=True; .* only False"),
+        ("SeedOss", {"attention_out_bias": True}, "attention_out_bias=True; .* only False"),
+        ("Ernie4_5", {"use_bias": 3}, "use_bias=3; wanted true or false"),
         (
             "Gemma3",
             {"rope_parameters": {"sliding_attention": {"rope_type": "yarn", "factor": 2}}},

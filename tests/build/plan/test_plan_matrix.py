@@ -35,6 +35,13 @@ SIZES: dict[str, Any] = dict(
     rms_norm_eps=1e-5,
 )
 MIXTURES = ("MixtralForCausalLM", "Qwen3MoeForCausalLM")
+NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
+BEYOND_TENSORRT = (
+    *NORMED_BEHIND,
+    *("NemotronForCausalLM", "ArceeForCausalLM", "Starcoder2ForCausalLM", "StableLmForCausalLM"),
+    *("CohereForCausalLM", "Cohere2ForCausalLM"),
+    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM", "HeliumForCausalLM"),
+)
 FAMILY_AND_FORM = [(family, quant) for family in ARCHITECTURES for quant in QUANT_CONFIGS]
 
 
@@ -60,12 +67,14 @@ def has_form(family: str, quant: str) -> bool:
 def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs_natively = family not in MIXTURES and quant != "w4a8_awq"
+    runs_natively = family not in (*MIXTURES, *BEYOND_TENSORRT) and quant != "w4a8_awq"
+    folds = family not in NORMED_BEHIND or "awq" not in quant
     cases = {
         "--backend=torch": has_form(family, quant),
-        "--backend=tensorrt_llm": has_form(family, quant),
+        "--backend=cpu": has_form(family, quant),
+        "--backend=tensorrt_llm": has_form(family, quant) and ARCHITECTURES[family].for_trtllm,
         "--backend=tensorrt": has_form(family, quant) and runs_natively,
-        "--format=hf": has_form(family, quant) and quant != "int8",
+        "--format=hf": has_form(family, quant) and quant != "int8" and folds,
     }
     for flag, legal in cases.items():
         tp = ["--tp=2"] if flag.startswith("--backend") else []

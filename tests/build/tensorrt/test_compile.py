@@ -36,7 +36,7 @@ from enginehouse.runtime.engine import read_config, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError, PlanError
 from enginehouse.runtime.tensorrt.package import PACKAGES, RTX_SMS
 from makers.engines import SourceMaker, build_engine
-from makers.family_models import FAMILIES, MIXTURES
+from makers.family_models import BEYOND_TENSORRT, FAMILIES, MIXTURES
 from makers.tiny_network import TINY, tiny_config
 
 FORMS = sorted(QUANT_CONFIGS.keys() - {"w4a8_awq"})
@@ -80,7 +80,7 @@ def test_turing_takes_what_the_table_says(dtype: str, quant: str) -> None:
     assert_as_the_table_says(quant, dtype, 75, 1)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - MIXTURES))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - MIXTURES - BEYOND_TENSORRT))
 def test_every_dense_family_compiles_for_all_targets_at_once(
     family: str, family_source: SourceMaker
 ) -> None:

@@ -19,11 +19,11 @@ from enginehouse.runtime.tensorrt.inputs import transpose_int4
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from enginehouse.runtime.torch.linear import Fp8RowwiseLinear
 from makers.engines import SourceMaker, build_engine, write_tiny_checkpoint
-from makers.family_models import FAMILIES, LLAMA3, MIXTURES
+from makers.family_models import BEYOND_TENSORRT, FAMILIES, LLAMA3, MIXTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DENSE = [*sorted(FAMILIES.keys() - MIXTURES), "biased"]
+DENSE = [*sorted(FAMILIES.keys() - MIXTURES - BEYOND_TENSORRT), "biased"]
 FORMS = ("none", "int4", "fp8", "fp8_rowwise", "int8")
 CASES = [
     *((family, "none", 1) for family in DENSE),

@@ -51,6 +51,10 @@ LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
     "more layers": (lambda h, n: n.update(layers=n["layers"] + 1), "layers="),
     "fewer rules": (lambda h, n: n["rules"].pop(), "rules=1; wanted 2"),
     "a window below 0": (lambda h, n: n["rules"][0].update(window=-1), "kept and windows"),
+    "another table of rope": (lambda h, n: n["rules"][0].update(rope=7), "ropes of layers"),
+    "another activation": (lambda h, n: n.update(activation="relu2"), "activation='relu2'; wanted"),
+    "another kind of norm": (lambda h, n: n.update(layer_norm=True), "layer_norm=True; wanted"),
+    "a norm less": (lambda h, n: h.pop("1.input_norm"), "holds 0 bytes of 1.input_norm"),
     "fewer frequencies": (lambda h, n: n["ropes"][0]["inverse"].pop(), "frequencies="),
     "experts": (
         lambda h, n: n.update(mixture={"experts": 4, "chosen": 2, "renormalize": True}),

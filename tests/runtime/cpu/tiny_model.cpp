@@ -1,4 +1,4 @@
-// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms. For sanitizers,
+// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits. For sanitizers,
 // and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside another
 // gave the same bits, and tokens were chosen alike together and one by one, however keys are kept; then
 // the last logits with those in bf16.
@@ -78,7 +78,9 @@ static bool alike(int kept, int experts, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37;
   const int head_size = kept == 2 ? 12 : 16;
-  const Shape shape = {kHidden, kHidden - 3, 2, kHeads, kKv, head_size, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, 1, 1, experts, experts / 2, 1, 1e-5f, 2.f, 30.f};
+  const bool other_traits = kept == 2;  // norms over all heads, a layer that turns nothing, scales
+  const Shape shape = {kHidden, kHidden - 3, 2, kHeads, kKv, head_size, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, kGelu, 1, 0, 0, 1,
+                       other_traits, other_traits, experts, experts / 2, 1, 1e-5f, 2.f, other_traits ? 0.5f : 1.f, other_traits ? 0.1f : 1.f, 30.f};
   Model* m = eh_open(&shape);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
@@ -116,8 +118,9 @@ static bool alike(int kept, int experts, Array<float>& whole) {
   eh_embedding(m, embedding.data());
   for (int i = 0; i < 3; ++i) eh_rotary(m, i, cos.data(), sin.data());
   for (int l = 0; l < 2; ++l) {
-    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, l);
-    for (int which = 0; which < kNorms; ++which) eh_norm(m, l, which, floats.data());
+    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, l && other_traits ? -1 : l);
+    for (int which = 0; which < kNorms; ++which)
+      if (!other_traits || l || (which != kInput && which != kPreFeedForward)) eh_norm(m, l, which, floats.data(), nullptr);
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
     eh_router(m, l, floats.data());
     eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
@@ -131,7 +134,7 @@ static bool alike(int kept, int experts, Array<float>& whole) {
     if (l) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
-  eh_norm(m, 0, kNorms, floats.data());
+  eh_norm(m, 0, kNorms, floats.data(), nullptr);
   eh_linear(m, 0, 5, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });

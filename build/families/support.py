@@ -1,0 +1,147 @@
+"""Which models each family is, how it differs from Llama, and which backends run it: one table.
+
+What a backend runs is asked of the code that refuses, for the configuration of the family's
+released models. Printed by `enginehouse families`, written into docs/families.md by
+scripts/family_table.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from enginehouse.build.families.architectures import ARCHITECTURES
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.runtime.checkpoint.traits import beyond_tensorrt
+
+
+class Note(NamedTuple):
+    """models: that are released. differs: from Llama, in names and traits. keys: of config.json,
+    where released models have other values than the class of transformers.
+    """
+
+    models: str
+    differs: str
+    keys: dict[str, Any] = {}
+
+
+class Support(NamedTuple):
+    """A row. tensorrt: None where our network runs it, else what of it that does not do."""
+
+    architecture: str
+    note: Note
+    tensorrt: str | None
+    for_trtllm: bool
+
+
+NOTES: dict[str, Note] = {
+    "LlamaForCausalLM": Note(
+        "Llama 2, 3.x, Nemotron-Llama (8B, 70B), SmolLM2, TinyLlama, Falcon 3", ""
+    ),
+    "MistralForCausalLM": Note("Mistral 7B, Nemo, Small", "explicit `head_dim`; attention window"),
+    "MixtralForCausalLM": Note("Mixtral 8x7B, 8x22B", "experts; `moe`; `hidden_act` swiglu"),
+    "Qwen2ForCausalLM": Note(
+        "Qwen2, Qwen2.5",
+        "bias on q, k, v only; `qwen_type`, `seq_length` and the rest of `QWenConfig`; window on "
+        "upper layers when asked for",
+    ),
+    "Qwen3ForCausalLM": Note(
+        "Qwen3 (dense)", "norms on q and k heads; explicit `head_dim`; no bias"
+    ),
+    "Qwen3MoeForCausalLM": Note(
+        "Qwen3-30B-A3B, 235B-A22B", "Qwen3 with experts; `moe_intermediate_size`"
+    ),
+    "Phi3ForCausalLM": Note(
+        "Phi-3 mini, medium; Phi-3.5 mini; Phi-4, Phi-4 mini",
+        "source has `qkv_proj` and `gate_up_proj` fused; `mlp.fc` holds up, then gate; no "
+        "`mlp.gate`; longrope; `rotary_pct`",
+    ),
+    "GemmaForCausalLM": Note(
+        "Gemma 1",
+        "every norm's weight is written plus one; embeddings scaled by sqrt(hidden); tanh GELU; "
+        "tied",
+    ),
+    "Gemma2ForCausalLM": Note(
+        "Gemma 2",
+        "Gemma with norms before and after both sublayers, soft caps on attention and logits, "
+        "`query_pre_attn_scalar`, every other layer windowed",
+    ),
+    "Gemma3ForCausalLM": Note(
+        "Gemma 3 (270M, 1B), and the text model of `Gemma3ForConditionalGeneration` (4B, 12B, 27B)",
+        "Gemma 2 with q and k norms, no attention cap, a local rope base, five windowed layers in "
+        "six",
+    ),
+    "NemotronForCausalLM": Note(
+        "Nemotron-4, Minitron 4B, 8B",
+        "LayerNorm whose weight is written plus one (`layer_norm`); an MLP of two linears and a "
+        "squared ReLU (`gated_mlp`); half of each head is turned",
+    ),
+    "ArceeForCausalLM": Note("AFM 4.5B", "an MLP of two linears and a squared ReLU"),
+    "Starcoder2ForCausalLM": Note(
+        "StarCoder2 3B, 7B, 15B",
+        "LayerNorm, an MLP of two linears and tanh GELU, biases everywhere; attention window",
+    ),
+    "StableLmForCausalLM": Note(
+        "StableLM 2 1.6B, 3B", "LayerNorm; a quarter of each head is turned; bias on q, k, v"
+    ),
+    "CohereForCausalLM": Note(
+        "Command R, R+, Aya 23",
+        "attention and MLP beside each other, of one LayerNorm without a bias "
+        "(`parallel_sublayers`); `rope_interleaved`; `logit_scale`; tied",
+    ),
+    "Cohere2ForCausalLM": Note(
+        "Command R7B, Command A, Aya Expanse 2",
+        "Cohere with three windowed layers in four, and the fourth without rope",
+    ),
+    "GlmForCausalLM": Note(
+        "GLM-4 9B",
+        "half of each head is turned, in neighbouring pairs (`rope_interleaved`); bias on q, k, v; "
+        "`gate_up_proj` fused as Phi-3's",
+    ),
+    "Glm4ForCausalLM": Note(
+        "GLM-4-0414 9B, 32B; GLM-Z1", "GLM with norms before and after both sublayers"
+    ),
+    "Ernie4_5ForCausalLM": Note("ERNIE 4.5 0.3B", "`rope_interleaved`; `use_bias`; tied"),
+    "HeliumForCausalLM": Note("Helium 1 2B", "`rope_interleaved`"),
+    "GraniteForCausalLM": Note(
+        "Granite 3.x (dense)",
+        "multipliers of embeddings, attention, what sublayers give, and logits",
+        {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
+    ),
+    "SmolLM3ForCausalLM": Note("SmolLM3 3B", "every fourth layer without rope (`no_rope_layers`)"),
+    "SeedOssForCausalLM": Note("Seed-OSS 36B", "bias on q, k, v only; explicit `head_dim`"),
+    "Olmo2ForCausalLM": Note(
+        "OLMo 2 1B to 32B",
+        "norms behind attention and MLP, none before (`input_layernorms`); norms on q and k over "
+        "all heads (`qk_layernorm_all_heads`)",
+    ),
+    "Olmo3ForCausalLM": Note(
+        "Olmo 3 7B, 32B", "OLMo 2 with three windowed layers in four, whose rope has no scaling"
+    ),
+    "Exaone4ForCausalLM": Note(
+        "EXAONE 4.0 1.2B, 32B",
+        "norms behind attention and MLP, none before; norms on q and k heads; in the 32B three "
+        "windowed layers in four, and the fourth without rope",
+    ),
+}
+# Sizes that every family takes.
+_SIZES: dict[str, Any] = dict(
+    vocab_size=512,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=64,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+)
+
+
+def support() -> Iterator[Support]:
+    """A row for each family, in the tables' order."""
+    for name, family in ARCHITECTURES.items():
+        note = NOTES[name]
+        config = model_config({"architectures": [name], **_SIZES, **note.keys}, "bfloat16")
+        beyond = "experts" if config.num_experts else beyond_tensorrt(config)
+        yield Support(name, note, beyond, family.for_trtllm)

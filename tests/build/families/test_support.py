@@ -1,0 +1,40 @@
+"""The table of families: one row each, as the plans of the same models say."""
+
+from __future__ import annotations
+
+import runpy
+
+import pytest
+
+from enginehouse.build.families.architectures import ARCHITECTURES
+from enginehouse.build.families.support import NOTES, support
+from enginehouse.verbs.main import main
+from makers.paths import ROOT
+
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "family_table.py"))
+
+
+def test_every_family_has_a_row_and_no_other() -> None:
+    assert [row.architecture for row in support()] == [*ARCHITECTURES] == [*NOTES]
+
+
+def test_the_page_is_as_the_table_is_now() -> None:
+    text = SCRIPT["PAGE"].read_text(encoding="utf-8")
+    assert SCRIPT["filled"](text) == text, "run scripts/family_table.py"
+
+
+def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
+    beyond = {row.architecture: row.tensorrt for row in support()}
+    assert beyond["LlamaForCausalLM"] is beyond["SeedOssForCausalLM"] is None
+    assert beyond["MixtralForCausalLM"] == "experts"
+    assert beyond["Olmo2ForCausalLM"] == "sublayers without a norm before them"
+    assert beyond["SmolLM3ForCausalLM"] == "layers without rope"
+
+
+def test_the_verb_prints_them_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(["families"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ARCHITECTURES)
