@@ -38,15 +38,20 @@ NOTES: dict[str, Note] = {
     "LlamaForCausalLM": Note(
         "Llama 2, 3.x, Nemotron-Llama (8B, 70B), SmolLM2, TinyLlama, Falcon 3", ""
     ),
-    "MistralForCausalLM": Note("Mistral 7B, Nemo, Small", "explicit `head_dim`; attention window"),
+    "MistralForCausalLM": Note(
+        "Mistral 7B, Nemo, Small, and the text model of `Mistral3ForConditionalGeneration` "
+        "(Small 3.1, 3.2)",
+        "explicit `head_dim`; attention window",
+    ),
     "MixtralForCausalLM": Note("Mixtral 8x7B, 8x22B", "experts; `moe`; `hidden_act` swiglu"),
     "Qwen2ForCausalLM": Note(
-        "Qwen2, Qwen2.5",
+        "Qwen2, Qwen2.5, and the text model of `Qwen2_5_VLForConditionalGeneration`",
         "bias on q, k, v only; `qwen_type`, `seq_length` and the rest of `QWenConfig`; window on "
         "upper layers when asked for",
     ),
     "Qwen3ForCausalLM": Note(
-        "Qwen3 (dense)", "norms on q and k heads; explicit `head_dim`; no bias"
+        "Qwen3 (dense), and the text model of `Qwen3VLForConditionalGeneration`",
+        "norms on q and k heads; explicit `head_dim`; no bias",
     ),
     "Qwen3MoeForCausalLM": Note(
         "Qwen3-30B-A3B, 235B-A22B", "Qwen3 with experts; `moe_intermediate_size`"

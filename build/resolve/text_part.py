@@ -1,39 +1,100 @@
-"""The text model of a checkpoint that holds more: Gemma 3's, with its tower for images.
+"""The text model of a checkpoint that holds more, such as a tower for images.
 
-config.json keeps its keys under `text_config`, of which a released one has only those that
-differ from transformers' defaults, and its tensors have longer names. This file knows both and
-nothing of what is made of them.
-Source: transformers' Gemma3Config and Gemma3TextConfig, 4 and 5.
+config.json keeps its keys under `text_config`, of which a released one has only those that differ
+from transformers' defaults, or among its own (Qwen2.5-VL), and its tensors have longer names. A
+text turns by one position alone, so that a rope of three (mrope) is the usual one. This file knows
+those models and nothing of what is made of them.
+Source: transformers' configurations of these models, 4 and 5.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginehouse.build.families.config_values import json_object
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
 
-_WHOLE, _TEXT = "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"
-# What Gemma3TextConfig takes for a key that text_config leaves out, beyond family_keys.DEFAULTS.
-_DEFAULTS = {
-    "vocab_size": 262_208,
-    "hidden_size": 2304,
-    "intermediate_size": 9216,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-6,
+
+class _Text(NamedTuple):
+    """architecture, model_type: of the text model alone. defaults: what its config takes for a key
+    that is left out, beyond families' DEFAULTS.
+    """
+
+    architecture: str
+    model_type: str
+    defaults: Mapping[str, Any]
+
+
+_TIE = "tie_word_embeddings"  # the whole model's, where it says so
+_TEXTS = {
+    "Gemma3ForConditionalGeneration": _Text(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        {
+            "vocab_size": 262_208,
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
+    "Mistral3ForConditionalGeneration": _Text(
+        "MistralForCausalLM",
+        "mistral",
+        {
+            "vocab_size": 32_000,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+            _TIE: True,  # a head of its own is found beside it
+        },
+    ),
+    "Qwen2_5_VLForConditionalGeneration": _Text(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        {
+            "vocab_size": 152_064,
+            "hidden_size": 8192,
+            "intermediate_size": 29_568,
+            "num_hidden_layers": 80,
+            "num_attention_heads": 64,
+            "num_key_value_heads": 8,
+            "max_position_embeddings": 32_768,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+        },
+    ),
+    "Qwen3VLForConditionalGeneration": _Text(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        {
+            "vocab_size": 151_936,
+            "hidden_size": 4096,
+            "intermediate_size": 22_016,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 128_000,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 5e5,
+        },
+    ),
 }
 _OUTER_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config")
-_TIE = "tie_word_embeddings"  # the whole model's, where it says so
 _PREFIXES = {
     "language_model.model.": "model.",  # on the disk
     "model.language_model.": "model.",  # in transformers' memory, and by those who write it out
     "language_model.lm_head.": "lm_head.",
 }
+_OWN = ("model.embed_tokens.", "model.layers.", "model.norm.", "lm_head.")
 
 
 def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
@@ -41,16 +102,31 @@ def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
 
     Raises CheckpointError when text_config is no object.
     """
-    if source.config.get("architectures") != [_WHOLE]:
+    names = source.config.get("architectures")
+    found = _TEXTS.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
+    if found is None:
         return source
     outer: dict[str, Any] = {
         key: source.config[key] for key in _OUTER_KEYS if source.config.get(key) is not None
     }
     text = json_object(source.config, "text_config")
-    config = {**_DEFAULTS, **outer, **text, "architectures": [_TEXT], "model_type": "gemma3_text"}
+    if not text:  # as Qwen2.5-VL was released
+        outer = {key: value for key, value in source.config.items() if value is not None}
+    config = {**found.defaults, **outer, **text}
+    config |= {"architectures": [found.architecture], "model_type": found.model_type}
     if source.config.get(_TIE) is not None:
         config[_TIE] = source.config[_TIE]
+    for key in ("rope_scaling", "rope_parameters"):
+        if config.get(key) is not None:
+            config[key] = _of_one_position(json_object(config, key))
     return replace(source, config=config, tensors=RenamedTensors(source.tensors, _text_name))
+
+
+def _of_one_position(rope: dict[str, Any]) -> dict[str, Any]:
+    """mrope's sections turn by positions that are equal in a text."""
+    made = {key: value for key, value in rope.items() if not key.startswith("mrope_")}
+    kinds = {key: "default" for key in ("type", "rope_type") if made.get(key) == "mrope"}
+    return {**made, **kinds}
 
 
 def _text_name(name: str) -> str | None:
@@ -58,4 +134,4 @@ def _text_name(name: str) -> str | None:
     for long, short in _PREFIXES.items():
         if name.startswith(long):
             return short + name.removeprefix(long)
-    return None
+    return name if name.startswith(_OWN) else None
