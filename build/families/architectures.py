@@ -203,8 +203,10 @@ _OWN_FAMILIES = (
     _own("Ernie4_5ForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
     _own("HeliumForCausalLM", _PLAIN_ATTENTION, _PLAIN_MLP),
     _own("GraniteForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
+    _own("GraniteMoeForCausalLM", _PLAIN_ATTENTION, _QWEN_MOE_MLP),
     _own("SmolLM3ForCausalLM", _LLAMA_ATTENTION, _LLAMA_MLP),
     _own("SeedOssForCausalLM", _QWEN2_ATTENTION, _PLAIN_MLP),
+    _own("OlmoeForCausalLM", _QWEN3_ATTENTION, _QWEN_MOE_MLP),
     # Norms on what attention and MLP give alone.
     _own("Olmo2ForCausalLM", _QWEN3_ATTENTION, _PLAIN_MLP, _NORMS_BEHIND),
     _own("Olmo3ForCausalLM", _QWEN3_ATTENTION, _PLAIN_MLP, _NORMS_BEHIND),

@@ -4,6 +4,8 @@
     mlp.experts.3.gate_proj.weight [I, H]            Qwen's; llm-compressor's for Mixtral
     mlp.experts.gate_up_proj [E, 2I, H]              transformers 5's: of each expert gate, then up
     mlp.experts.down_proj [E, H, I]
+    block_sparse_moe.input_linear [E, 2I, H]         Granite's, beside router.layer
+    block_sparse_moe.output_linear [E, H, I]
 
 An expert of a stack is a run of the stack's bytes, so that nothing needs be read to part it.
 Source: transformers 5, conversion_mapping.py (what it reads for these families).
@@ -24,6 +26,13 @@ _QWEN = {short: long for long, short in _MIXTRAL.items()}
 _SPELLINGS: dict[str, tuple[str, dict[str, str]]] = {
     "MixtralForCausalLM": ("block_sparse_moe", _MIXTRAL),
     "Qwen3MoeForCausalLM": ("mlp", _QWEN),
+    "OlmoeForCausalLM": ("mlp", _QWEN),
+    "GraniteMoeForCausalLM": ("mlp", _QWEN),
+}
+_GRANITE = {
+    "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
+    "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
+    "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
 }
 _BLOCK = re.compile(rf"((?:.*\.)?layers\.\d+\.)(?:{'|'.join(_BLOCKS)})\.(gate|experts)\.(.+)")
 _ONE = re.compile(r"(\d+)\.(\w+)\.(.+)")
@@ -41,6 +50,9 @@ def table_parts(architecture: str, name: str, shape: Shape) -> list[Part]:
     """What a stored tensor is to the family's table: itself under the table's name, or each
     expert's share of a stack.
     """
+    for granites, stacked_name in _GRANITE.items():
+        if architecture == "GraniteMoeForCausalLM" and name.endswith(granites):
+            name = name.removesuffix(granites) + stacked_name
     found = _BLOCK.fullmatch(name)
     if architecture not in _SPELLINGS or found is None:
         return [Part(name, 0, shape)]

@@ -14,6 +14,7 @@ from typing import Any
 from enginehouse.build.families import own_keys
 from enginehouse.build.families.activation_words import GELU, SILU, SWIGLU, TANH_WORDS
 from enginehouse.build.families.config_values import boolean, integer, number, refuse
+from enginehouse.build.families.mixture_keys import moe_config, read_experts
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -89,34 +90,8 @@ def _llama(hf: Hf) -> dict[str, Any]:
     }
 
 
-def _moe(num_experts: int, top_k: int, renormalize: bool) -> dict[str, Any]:
-    """TensorRT-LLM's MoeConfig, every field written out."""
-    return {
-        "num_experts": num_experts,
-        "shared_expert_intermediate_size": 0,
-        "top_k": top_k,
-        "normalization_mode": int(renormalize),
-        "sparse_mixer_epsilon": 0.01,
-        "tp_mode": 0,
-        "device_limited_n_group": 0,
-        "device_limited_topk_group": 0,
-        "device_limited_routed_scaling_factor": 1.0,
-    }
-
-
-def _experts(hf: Hf, renormalize: bool) -> dict[str, Any]:
-    key = "num_local_experts" if "num_local_experts" in hf else "num_experts"
-    count, top_k = integer(hf, key), integer(hf, "num_experts_per_tok")
-    if not 1 < count or top_k > count:
-        raise CheckpointError(
-            f"config.json has {key}={count}, num_experts_per_tok={top_k}; wanted two experts or "
-            "more, and no more chosen than there are"
-        )
-    return _moe(count, top_k, renormalize)
-
-
 def _mixtral(hf: Hf) -> dict[str, Any]:
-    return {**_llama(hf), "moe": _experts(hf, renormalize=True)}
+    return {**_llama(hf), "moe": read_experts(hf, renormalize=True)}
 
 
 def _qwen(qwen_type: str, hf: Hf) -> dict[str, Any]:
@@ -124,7 +99,7 @@ def _qwen(qwen_type: str, hf: Hf) -> dict[str, Any]:
         "qwen_type": qwen_type,
         "seq_length": integer(hf, "seq_length", 8192),  # TensorRT-LLM wants the key
         "qk_layernorm": qwen_type != "qwen2",
-        "moe": _moe(0, 0, renormalize=False),
+        "moe": moe_config(0, 0, renormalize=False),
         "moe_intermediate_size": 0,
         "moe_shared_expert_intermediate_size": 0,
         "use_logn_attn": False,
@@ -150,7 +125,7 @@ def _qwen3_moe(hf: Hf) -> dict[str, Any]:
     refuse(hf, "decoder_sparse_step", (1,))
     return {
         **_qwen("qwen3_moe", hf),
-        "moe": _experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
+        "moe": read_experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
         "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
     }
 

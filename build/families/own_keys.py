@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from enginehouse.build.families.activation_words import GELU, RELU2, SILU, SWIGLU
-from enginehouse.build.families.config_values import integer, number, refuse
+from enginehouse.build.families.config_values import boolean, integer, number, refuse
+from enginehouse.build.families.mixture_keys import read_experts
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -53,12 +54,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "HeliumForCausalLM": {"num_key_value_heads": 20, "head_dim": 128, "rope_theta": 1e5},
     "GraniteForCausalLM": {},
+    "GraniteMoeForCausalLM": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "SmolLM3ForCausalLM": {
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
         "rope_theta": 2e6,
     },
     "SeedOssForCausalLM": {"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True},
+    "OlmoeForCausalLM": {"num_experts": 64, "num_experts_per_tok": 8},
     "Olmo2ForCausalLM": {},
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
@@ -75,8 +78,10 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Ernie4_5ForCausalLM": SILU,
     "HeliumForCausalLM": SILU,
     "GraniteForCausalLM": SILU,
+    "GraniteMoeForCausalLM": SWIGLU,
     "SmolLM3ForCausalLM": SILU,
     "SeedOssForCausalLM": SILU,
+    "OlmoeForCausalLM": SWIGLU,
     "Olmo2ForCausalLM": SILU,
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
@@ -147,6 +152,12 @@ def _granite(hf: Hf) -> dict[str, Any]:
     return {name: number(hf, name, 1.0) for name in (*names, "logits_scaling")}
 
 
+def _granite_moe(hf: Hf) -> dict[str, Any]:
+    """Shares are a softmax over the chosen experts alone."""
+    refuse(hf, "attention_bias", (False,))
+    return {**_granite(hf), "moe": read_experts(hf, renormalize=True)}
+
+
 def _smollm3(hf: Hf) -> dict[str, Any]:
     refuse(hf, "use_sliding_window", (False,))
     count = integer(hf, "num_hidden_layers")
@@ -164,6 +175,13 @@ def _seed_oss(hf: Hf) -> dict[str, Any]:
     for name in ("attention_out_bias", "mlp_bias"):
         refuse(hf, name, (False,))
     return {}
+
+
+def _olmoe(hf: Hf) -> dict[str, Any]:
+    for name, usual in (("attention_bias", False), ("clip_qkv", None)):
+        refuse(hf, name, (usual,))
+    over_all = {"qk_layernorm": True, "qk_layernorm_all_heads": True}
+    return {**over_all, "moe": read_experts(hf, renormalize=boolean(hf, "norm_topk_prob"))}
 
 
 def _olmo2(hf: Hf) -> dict[str, Any]:
@@ -202,8 +220,10 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Ernie4_5ForCausalLM": _glm,
     "HeliumForCausalLM": _helium,
     "GraniteForCausalLM": _granite,
+    "GraniteMoeForCausalLM": _granite_moe,
     "SmolLM3ForCausalLM": _smollm3,
     "SeedOssForCausalLM": _seed_oss,
+    "OlmoeForCausalLM": _olmoe,
     "Olmo2ForCausalLM": _olmo2,
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,

@@ -113,8 +113,14 @@ NOTES: dict[str, Note] = {
         "multipliers of embeddings, attention, what sublayers give, and logits",
         {"embedding_multiplier": 12.0, "residual_multiplier": 0.22, "logits_scaling": 8.0},
     ),
+    "GraniteMoeForCausalLM": Note(
+        "Granite 3.x MoE 1B, 3B", "Granite with experts", {"residual_multiplier": 0.22}
+    ),
     "SmolLM3ForCausalLM": Note("SmolLM3 3B", "every fourth layer without rope (`no_rope_layers`)"),
     "SeedOssForCausalLM": Note("Seed-OSS 36B", "bias on q, k, v only; explicit `head_dim`"),
+    "OlmoeForCausalLM": Note(
+        "OLMoE 1B-7B", "experts; norms on q and k over all heads (`qk_layernorm_all_heads`)"
+    ),
     "Olmo2ForCausalLM": Note(
         "OLMo 2 1B to 32B",
         "norms behind attention and MLP, none before (`input_layernorms`); norms on q and k over "

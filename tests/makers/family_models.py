@@ -137,6 +137,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mixtral": ("MixtralConfig", EXPERTS),
     "qwen3-moe": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=True)),
+    "granite-moe": (
+        "GraniteMoeConfig",
+        dict(EXPERTS, residual_multiplier=0.5, attention_multiplier=0.125, logits_scaling=2.0),
+    ),
+    "olmoe": ("OlmoeConfig", dict(num_experts=4, num_experts_per_tok=2, intermediate_size=64)),
     "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
 }
 # Of these our TensorRT network does not do all.
@@ -156,7 +161,7 @@ BEYOND_TENSORRT = {
     ),
     *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
 }
-MIXTURES = {"mixtral", "qwen3-moe", "qwen3-moe-raw"}
+MIXTURES = {"granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
 
 def save_family(name: str, path: Path, **sizes: Any) -> Path:

@@ -34,7 +34,10 @@ SIZES: dict[str, Any] = dict(
     max_position_embeddings=4096,
     rms_norm_eps=1e-5,
 )
-MIXTURES = ("MixtralForCausalLM", "Qwen3MoeForCausalLM")
+MIXTURES = (
+    *("MixtralForCausalLM", "Qwen3MoeForCausalLM"),
+    *("GraniteMoeForCausalLM", "OlmoeForCausalLM"),
+)
 NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
 BEYOND_TENSORRT = (
     *NORMED_BEHIND,
