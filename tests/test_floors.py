@@ -143,6 +143,7 @@ build/source           forms
 build/families         forms source  runtime/checkpoint
 build/sources          forms source families  runtime/checkpoint runtime/template
 build/resolve          progress source sources families
+build/check            source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
@@ -199,13 +200,13 @@ verbs/build            base  build/plan build/cli build/command
 verbs/plan             build
 verbs/doctor           base  build/doctor
 verbs/families         base  build/families
+verbs/check            base  build/check
 verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch
 verbs/chat             base  server/client
 verbs/bench            base  server/client
 verbs/run_batch        base  server/api/batches server/client
-verbs/scrapes
-verbs/top              base scrapes  server/client
+verbs/top              base  server/observe server/client
 verbs/regress          base  regress/explain regress/limits regress/suite regress/recording regress/report regress/run
 """  # noqa: E501  a room's arrows stand on its line
 MOST_FILES, MOST_LOOSE = 14, 9

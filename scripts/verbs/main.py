@@ -19,6 +19,7 @@ VERBS = {
     "build": "compile a Hugging Face checkpoint into an engine",
     "plan": "what an engine takes on each GPU, and the requests it allows",
     "families": "which architectures can be built, and which backends run them",
+    "check": "will a quantised checkpoint load in another runtime, and be right",
     "doctor": "what works on this machine, and how to mend what does not",
     "compile": "finish a TensorRT-LLM build on the GPU machine",
     "serve": "serve an engine over OpenAI's API",

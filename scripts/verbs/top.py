@@ -29,7 +29,7 @@ from enginehouse.verbs.base import VerbParser
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from enginehouse.verbs.scrapes import Figures, Latency, Scrape
+    from enginehouse.server.observe.scrapes import Figures, Latency, Scrape
 
 _ANSWER_S = 10.0
 _HISTORY = 60  # moments
@@ -171,7 +171,7 @@ class Watched:
 
     def read(self) -> Reading:
         """Raises EnginehouseError: it does not answer, refuses, or is no enginehouse server."""
-        from enginehouse.verbs.scrapes import NoMetrics, parse_scrape
+        from enginehouse.server.observe.scrapes import NoMetrics, parse_scrape
 
         where = f"{self._root.address}{self._root.address.base}/metrics"
         try:
@@ -209,7 +209,7 @@ class View:
         self._scrapes: deque[Scrape] = deque(maxlen=_HISTORY + 1)
 
     def take(self, reading: Reading) -> None:
-        from enginehouse.verbs.scrapes import Interval, figures_of
+        from enginehouse.server.observe.scrapes import Interval, figures_of
 
         if self._lost is not None:  # what happened meanwhile is of no interval
             self._scrapes.clear()
@@ -305,7 +305,7 @@ class View:
             yield "" if place else "errors", text, () if place else history
 
     def _cost(self) -> str:
-        from enginehouse.verbs.scrapes import Interval
+        from enginehouse.server.observe.scrapes import Interval
 
         name, now = "estimated_cost_dollars_total", self._scrapes[-1]
         recent = [each for each in self._scrapes if now.at_s - each.at_s <= _COST_S]

@@ -19,8 +19,8 @@ from doubles.scripted_http import Page, ScriptedServer, serving
 from enginehouse.runtime.request import ExecutorStats
 from enginehouse.server.client.connection import Connection, parse_address
 from enginehouse.server.http.metrics import Metrics
+from enginehouse.server.observe.scrapes import Interval, parse_scrape
 from enginehouse.verbs.main import main
-from enginehouse.verbs.scrapes import Interval, parse_scrape
 from enginehouse.verbs.top import View, Watched, duration, sparkline
 from makers.text_engine import engine_info
 
