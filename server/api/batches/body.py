@@ -29,6 +29,8 @@ class BatchBody(Shape):
     """What is not answered by then has expired."""
     metadata: Metadata = {}
     """Kept with the batch."""
+    strict_fields: bool = False
+    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 class BatchLine(Shape):

@@ -19,11 +19,11 @@ from enginehouse.server.wire.ids import Json
 
 
 class Batch(NamedTuple):
-    """data: the batch object as it is told."""
+    """data: the batch object as it is told. cancel_asked_at: in seconds since 1970; 0: never."""
 
     owner: str
     data: Json
-    wants_cancel: bool
+    cancel_asked_at: int
 
     @property
     def id(self) -> str:
@@ -42,26 +42,37 @@ class Journal:
     def get(self, owner: str, batch_id: str) -> Batch | None:
         query = "select owner, data, wants_cancel from batches where id = ? and owner = ?"
         row = self._db.execute(query, (batch_id, owner)).fetchone()
-        return None if row is None else Batch(row[0], decode(row[1]), bool(row[2]))
+        return None if row is None else Batch(row[0], decode(row[1]), row[2])
 
     def all(self, owner: str) -> list[Json]:
         """The oldest first."""
         query = "select data from batches where owner = ? order by created, rowid"
         return [decode(data) for (data,) in self._db.execute(query, (owner,))]
 
-    def claim(self) -> Batch | None:
+    def reads(self, file_id: str) -> str | None:
+        """The batch that is open and has the file as its input."""
+        for (data,) in self._db.execute("select data from batches where is_open = 1"):
+            batch: Json = decode(data)
+            if batch["input_file_id"] == file_id:
+                return str(batch["id"])
+        return None
+
+    def claim(self, over_at: int | None = None) -> Batch | None:
         """The oldest batch that is open and that no other process works on: this one does from now
-        on, or again.
+        on, or again. over_at: one that nobody works on and that is to end now, as that was asked or
+        its time is over by then.
         """
         query = "select id, owner, data, worker, wants_cancel from batches where is_open = 1"
         mine = own_mark()
         with transaction(self._db):
             found = self._db.execute(f"{query} order by created").fetchall()
             for batch_id, owner, data, worker, wants in found:
-                if worker in (None, mine) or not runs(worker):
+                waits = worker is None or (worker != mine and not runs(worker))
+                ends = over_at is not None and (wants or decode(data)["expires_at"] <= over_at)
+                if (waits and ends) if over_at is not None else (waits or worker == mine):
                     query = "update batches set worker = ? where id = ?"
                     self._db.execute(query, (mine, batch_id))
-                    return Batch(owner, decode(data), bool(wants))
+                    return Batch(owner, decode(data), wants)
         return None
 
     def leave(self, batch: Batch) -> None:
@@ -78,13 +89,15 @@ class Journal:
             self._db.execute("delete from answers where batch = ?", (batch.id,))
             self._db.execute(query, (encode(batch.data), batch.id))
 
-    def ask_to_cancel(self, batch: Batch) -> None:
-        self._db.execute("update batches set wants_cancel = 1 where id = ?", (batch.id,))
+    def ask_to_cancel(self, batch: Batch, now: int) -> None:
+        query = "update batches set wants_cancel = ? where id = ? and wants_cancel = 0"
+        self._db.execute(query, (now, batch.id))
 
-    def wants_cancel(self, batch: Batch) -> bool:
+    def cancel_asked_at(self, batch: Batch) -> int:
+        """Seconds since 1970; 0 where nobody has asked."""
         query = "select wants_cancel from batches where id = ?"
-        row = self._db.execute(query, (batch.id,)).fetchone()
-        return row is None or bool(row[0])
+        [found] = self._db.execute(query, (batch.id,)).fetchone()
+        return int(found)
 
     def answered(self, batch: Batch) -> set[int]:
         """The numbers of the lines that have an answer or an error."""

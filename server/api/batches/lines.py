@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import GIVES_WAY
 from enginehouse.server.api.batches.body import BatchLine
@@ -17,6 +19,8 @@ from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.refusal import parse_body, refuse
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
+_MOST_ID = 512
+_USUAL = GIVES_WAY // 2  # the rank of a line without a priority, among those that give way
 
 
 class Line(NamedTuple):
@@ -45,6 +49,7 @@ def _line(number: int, text: bytes, endpoint: str, seen: dict[str, int]) -> Line
     try:
         if len(text) > MAX_LINE_BYTES:
             refuse("line", f"it has {len(text)} bytes; wanted at most {MAX_LINE_BYTES}")
+        custom_id = _custom_id(text)
         shape = parse_body(BatchLine, text, lambda data: None)
         custom_id = shape.custom_id
         if custom_id in seen:
@@ -53,18 +58,34 @@ def _line(number: int, text: bytes, endpoint: str, seen: dict[str, int]) -> Line
         seen[custom_id] = number
         if shape.url.rstrip("/") != endpoint:
             refuse("url", f'found "{shape.url[:60]}"; wanted the batch\'s endpoint, "{endpoint}"')
-        if shape.body.get("stream"):
-            refuse("body.stream", "found true; wanted no stream")
+        for name in ("stream", "background"):
+            if shape.body.get(name):
+                refuse(
+                    f"body.{name}", "found true; wanted the answer whole, in the batch's own file"
+                )
         return Line(number, custom_id, _giving_way(shape.body), None)
     except RequestError as error:
         return Line(number, custom_id, {}, error)
 
 
+def _custom_id(text: bytes) -> str | None:
+    """Of a line that may be none: whoever sent it knows it again by that."""
+    try:
+        found = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    own = found.get("custom_id") if isinstance(found, dict) else None
+    return own[:_MOST_ID] if isinstance(own, str) else None
+
+
 def _giving_way(body: Json) -> Json:
-    """Lines with a priority of their own keep their order among themselves."""
+    """Lines with a priority of their own keep their order among themselves. One that is none is
+    their endpoint's to refuse.
+    """
     own = body.get("priority")
-    rank = own if type(own) is int else 0
-    return {**body, "priority": GIVES_WAY + max(0, min(rank, GIVES_WAY - 1))}
+    if own is not None and (type(own) is not int or not -(2**31) <= own < 2**31):
+        return body
+    return {**body, "priority": GIVES_WAY + _USUAL + max(-_USUAL, min(own or 0, _USUAL - 1))}
 
 
 def output_line(line: Line, status: int, request_id: str, body: Json) -> Json:

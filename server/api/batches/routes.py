@@ -43,8 +43,9 @@ def add_batches(app: Flask, service: Service) -> None:
         return info.max_batch_size if info else 1
 
     app.extensions[_RUNNER] = Runner(app, folder, num_at_once, lambda: service.draining)
-    _add_files(app, service, folder)
-    _add_batches(app, service, Journal(folder))
+    journal = Journal(folder)
+    _add_files(app, service, journal)
+    _add_batches(app, service, journal)
 
 
 def run_batches(app: Flask) -> None:
@@ -60,7 +61,9 @@ def _passing_folder() -> Path:
     return Path(folder)
 
 
-def _add_files(app: Flask, service: Service, folder: Folder) -> None:
+def _add_files(app: Flask, service: Service, journal: Journal) -> None:
+    folder = journal.folder
+
     @app.post("/v1/files")
     def upload_file() -> Response:
         settings = service.settings
@@ -80,7 +83,11 @@ def _add_files(app: Flask, service: Service, folder: Folder) -> None:
 
     @app.delete("/v1/files/<file_id>")
     def delete_file(file_id: str) -> Response:
-        folder.remove(_file(folder, file_id))
+        file = _file(folder, file_id)
+        if (batch_id := journal.reads(file.id)) is not None:
+            words = f'"{batch_id}" has not ended and reads it; wait for it, or cancel it first'
+            refuse("id", words, "file_in_use")
+        folder.remove(file)
         return json_response({"id": file_id, "object": "file", "deleted": True})
 
     @app.get("/v1/files/<file_id>/content")
@@ -121,7 +128,7 @@ def _add_batches(app: Flask, service: Service, journal: Journal) -> None:
     def cancel_batch(batch_id: str) -> Response:
         batch = found(batch_id)
         if batch.data["status"] not in ENDED:
-            journal.ask_to_cancel(batch)
+            journal.ask_to_cancel(batch, int(time.time()))
         return json_response(_told(journal, found(batch_id)))
 
 
@@ -132,8 +139,9 @@ def _told(journal: Journal, batch: Batch) -> Json:
         return told
     completed, failed = journal.counts(batch)
     counts = {**told["request_counts"], "completed": completed, "failed": failed}
-    status = "cancelling" if batch.wants_cancel else told["status"]
-    return {**told, "request_counts": counts, "status": status}
+    asked_at = batch.cancel_asked_at
+    status = "cancelling" if asked_at else told["status"]
+    return {**told, "request_counts": counts, "status": status, "cancelling_at": asked_at or None}
 
 
 def _file(folder: Folder, file_id: str, param: str = "id") -> StoredFile:

@@ -51,14 +51,27 @@ class Runner:
 
     def run(self) -> None:
         """Never ends by itself; a full disk is waited for."""
+        gevent.spawn(self._end_those_that_wait)
         while True:
-            try:
-                batch = None if self._draining() else self._journal.claim()
-                if batch is not None:
-                    self.work(batch)
-            except (OSError, sqlite3.Error) as error:
-                LOG.warning("batches wait: %s", error)
+            if not self._work_on(None):
+                gevent.sleep(_POLL_S)
+
+    def _end_those_that_wait(self) -> None:
+        """A batch behind another one is cancelled, and expires, all the same."""
+        while True:
             gevent.sleep(_POLL_S)
+            self._work_on(_now())
+
+    def _work_on(self, over_at: int | None) -> bool:
+        """On the next batch (`Journal.claim`); whether there was one."""
+        try:
+            batch = None if self._draining() else self._journal.claim(over_at)
+            if batch is not None:
+                self.work(batch)
+            return batch is not None
+        except (OSError, sqlite3.Error) as error:
+            LOG.warning("batches wait: %s", error)
+            return False
 
     def work(self, batch: Batch) -> None:
         """To its end, or until the worker drains; then somebody else may go on."""
@@ -113,7 +126,7 @@ class Runner:
         return reason
 
     def _reason_to_end(self, batch: Batch) -> str:
-        if self._journal.wants_cancel(batch):
+        if self._journal.cancel_asked_at(batch):
             return "cancelled"
         if _now() >= batch.data["expires_at"]:
             return "expired"
@@ -187,6 +200,7 @@ class Runner:
             if (file_id := batch.data[name]) is not None:
                 self._write(batch, file_id, are_errors, usage)
         ending = batch.data.pop("ending", "") or "completed"
+        batch.data["cancelling_at"] = self._journal.cancel_asked_at(batch) or None
         batch.data.update(
             status=ending, request_counts=counts, usage=usage.told(), **{f"{ending}_at": _now()}
         )
@@ -203,10 +217,10 @@ class Runner:
         self._folder.add(partial, batch.owner, name, "batch_output", _now(), file_id)
 
     def _fail(self, batch: Batch, message: str) -> None:
+        """With what is answered of it."""
         error = {"code": "invalid_input_file", "message": message, "param": "input_file_id"}
-        told = {"object": "list", "data": [{**error, "line": None}]}
-        batch.data.update(status="failed", failed_at=_now(), errors=told)
-        self._journal.end(batch)
+        batch.data["errors"] = {"object": "list", "data": [{**error, "line": None}]}
+        self._finalize(batch, "failed")
 
     def _told(self, batch: Batch, **changes: Any) -> None:
         batch.data.update(changes)

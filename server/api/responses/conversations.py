@@ -32,6 +32,8 @@ class ConversationBody(Shape):
 
     items: Annotated[Items, Field(max_length=MAX_ITEMS)] = []
     metadata: Metadata = {}
+    strict_fields: bool = False
+    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 class MetadataBody(Shape):
@@ -40,12 +42,16 @@ class MetadataBody(Shape):
     advice = {}
 
     metadata: Metadata
+    strict_fields: bool = False
+    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 class ItemsBody(Shape):
     """POST /v1/conversations/{id}/items"""
 
     items: Annotated[Items, Field(min_length=1, max_length=MAX_ITEMS)]
+    strict_fields: bool = False
+    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 def add_conversations(app: Flask, service: Service, store: Store) -> None:

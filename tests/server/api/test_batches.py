@@ -134,24 +134,31 @@ def test_every_line_is_answered_or_told_what_is_wrong_with_it(
         line("e", method="GET"),
         line("f", model="other"),
         line("g", priority=5),
+        line("h", priority=-7),
+        line("i", priority="x"),
+        line("j", background=True),
+        '{"custom_id": "k"}',
     ]
     made = begin(http, "\n".join(lines), metadata={"x": "y"})
     assert made["status"] == "validating" and made["metadata"] == {"x": "y"}
     told = ended(app, http, made["id"])
     assert told["status"] == "completed"
-    assert told["request_counts"] == {"total": 9, "completed": 2, "failed": 7}
+    assert told["request_counts"] == {"total": 13, "completed": 3, "failed": 10}
     answers = content(http, told["output_file_id"])
-    assert [answer["custom_id"] for answer in answers] == ["a", "g"]
+    assert [answer["custom_id"] for answer in answers] == ["a", "g", "h"]
     bodies = [answer["response"]["body"] for answer in answers]
-    assert [b["choices"][0]["message"]["content"] for b in bodies] == ["the lazy dog"] * 2
-    assert sorted(engine.priorities) == [GIVES_WAY, GIVES_WAY + 5]
+    assert [b["choices"][0]["message"]["content"] for b in bodies] == ["the lazy dog"] * 3
+    usual = GIVES_WAY + GIVES_WAY // 2
+    assert sorted(engine.priorities) == [usual - 7, usual, usual + 5]
     assert told["usage"]["output_tokens"] == sum(b["usage"]["completion_tokens"] for b in bodies)
     assert told["usage"]["estimated_cost"] > 0
     errors = content(http, told["error_file_id"])
     numbers = [error["error"] and error["error"]["line"] for error in errors]
-    assert numbers == [2, None, 5, 6, 7, 8, None]
+    assert numbers == [2, None, 5, 6, 7, 8, None, None, 13, 14]
+    names = [None, "b", "c", "a", "d", "e", "f", "i", "j", "k"]
+    assert [error["custom_id"] for error in errors] == names
     statuses = [error["response"] and error["response"]["status_code"] for error in errors]
-    assert statuses == [None, 400, None, None, None, None, 404]
+    assert statuses == [None, 400, None, None, None, None, 404, 400, None, None]
     assert "line 1" in errors[3]["error"]["message"]
 
 
@@ -170,7 +177,7 @@ def test_other_endpoints_are_asked_too(
     asked["body"] = {"model": "tiny/chat", **body}
     told = ended(app, http, begin(http, json.dumps(asked), endpoint)["id"])
     assert told["request_counts"]["completed"] == 1 and told["usage"]["input_tokens"] > 0
-    assert set(engine.priorities) == {GIVES_WAY}
+    assert set(engine.priorities) == {GIVES_WAY + GIVES_WAY // 2}
 
 
 def test_an_engine_that_is_not_there_is_waited_for(
@@ -240,6 +247,49 @@ def test_a_batch_is_cancelled_with_what_it_has(
     assert http.post(f"/v1/batches/{made['id']}/cancel").json == told
 
 
+def test_a_file_that_a_batch_reads_is_not_deleted(app: Flask, http: FlaskClient) -> None:
+    made = begin(http, line("a"))
+    path = f"/v1/files/{made['input_file_id']}"
+    refused = http.delete(path)
+    assert refused.status_code == 400 and refused.json["error"]["code"] == "file_in_use"
+    assert made["id"] in refused.json["error"]["message"]
+    assert ended(app, http, made["id"])["status"] == "completed"
+    assert http.delete(path).status_code == 200
+
+
+def test_a_batch_whose_file_is_gone_tells_what_was_answered(
+    app: Flask, http: FlaskClient, settings: ServerSettings, tmp_path: Path
+) -> None:
+    made = begin(http, line("a") + "\n" + line("b"))
+    runner = app.extensions["enginehouse.batches"]
+    batch = runner._journal.claim()
+    told = {"id": "x", "custom_id": "a", "response": None, "error": None}
+    runner._journal.put_answer(batch, 1, told, False)
+    (tmp_path / "files" / made["input_file_id"]).unlink()
+    failed = ended(app, http, made["id"])
+    assert failed["status"] == "failed" and failed["request_counts"]["completed"] == 1
+    assert content(http, failed["output_file_id"]) == [told]
+    assert failed["errors"]["data"][0]["message"] == "the input file was deleted"
+
+
+def test_a_batch_behind_another_is_cancelled_and_expires(
+    app: Flask, http: FlaskClient, engine: ScriptedClient
+) -> None:
+    engine.script = []  # the first is never answered
+    first, second = begin(http, line("a")), begin(http, line("b"))
+    running = gevent.spawn(run_batches, app)
+    with gevent.Timeout(20):
+        while not engine.submitted:
+            gevent.sleep(0.02)
+        asked = http.post(f"/v1/batches/{second['id']}/cancel").json
+        assert asked["status"] == "cancelling" and asked["cancelling_at"] is not None
+        while (told := http.get(f"/v1/batches/{second['id']}").json)["status"] != "cancelled":
+            gevent.sleep(0.02)
+    assert told["cancelling_at"] == asked["cancelling_at"] <= told["cancelled_at"]
+    assert http.get(f"/v1/batches/{first['id']}").json["status"] == "in_progress"
+    running.kill()
+
+
 def test_what_is_not_answered_in_time_has_expired(
     app: Flask, http: FlaskClient, tmp_path: Path
 ) -> None:
@@ -255,9 +305,11 @@ def test_what_is_not_answered_in_time_has_expired(
     assert [error["error"]["code"] for error in errors] == ["batch_expired"] * 2
 
 
-def test_a_batch_without_its_file_or_a_line_fails(app: Flask, http: FlaskClient) -> None:
+def test_a_batch_without_its_file_or_a_line_fails(
+    app: Flask, http: FlaskClient, tmp_path: Path
+) -> None:
     empty, gone = begin(http, "\n\n"), begin(http, line("a"))
-    http.delete(f"/v1/files/{gone['input_file_id']}")
+    (tmp_path / "files" / gone["input_file_id"]).unlink()
     for made, words in ((empty, "no line"), (gone, "deleted")):
         told = ended(app, http, made["id"])
         assert told["status"] == "failed" and words in told["errors"]["data"][0]["message"]
