@@ -269,8 +269,11 @@ def _add_error_handlers(app: Flask, metrics: Metrics) -> None:
 
 def _in_shape(answer: ErrorAnswer) -> ErrorAnswer:
     """OpenAI's, or Anthropic's where that is asked for."""
-    is_anthropics = f"{request.path}/".startswith(f"{messages.PREFIX}/")
-    return as_anthropics(answer, g.request_id) if is_anthropics else answer
+    return as_anthropics(answer, g.request_id) if _is_anthropics() else answer
+
+
+def _is_anthropics() -> bool:
+    return f"{request.path}/".startswith(f"{messages.PREFIX}/")
 
 
 def _add_request_ids(app: Flask, metrics: Metrics) -> None:
@@ -284,6 +287,8 @@ def _add_request_ids(app: Flask, metrics: Metrics) -> None:
     @app.after_request
     def give_request_id(response: Response) -> Response:
         response.headers["X-Request-Id"] = g.request_id
+        if _is_anthropics():
+            response.headers["request-id"] = g.request_id
         if request.method == "OPTIONS" and response.status_code == 200:
             # Flask's own has no body and says that it is HTML.
             allowed = sorted(response.headers.get("Allow", "").split(", "))

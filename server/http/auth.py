@@ -38,7 +38,8 @@ class KeyRing:
         if scheme.lower() != "bearer" or not known:
             found = "an unknown key" if authorization else "none"
             raise RequestError(
-                f"the API key: found {found}; wanted the header Authorization: Bearer KEY",
+                f"the API key: found {found}; wanted the header Authorization: Bearer KEY, "
+                "or X-Api-Key: KEY",
                 code="invalid_api_key",
                 status=401,
             )

@@ -33,7 +33,15 @@ def latest_that_fits(
             fitting = chat.prompt(kept, max_tokens, options)
             most = middle
         except RequestError as error:
-            if error.code != "context_length_exceeded" or middle == len(starts) - 1:
+            if error.code != "context_length_exceeded":
                 raise
+            if middle == len(starts) - 1:
+                raise RequestError(
+                    "messages: those that stay, the system messages at the head and the last, are "
+                    f"too long for what the answer leaves: wanted fewer than {max_tokens} tokens; "
+                    "shorten them, or ask for fewer tokens",
+                    param="messages",
+                    code=error.code,
+                ) from None
             fewest = middle + 1
     return fitting

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.wire.json_body import decode_json, found_text, join
-from enginehouse.server.wire.shapes import MAX_STOPS, Shape
+from enginehouse.server.wire.shapes import MAX_STOPS, NO_TEXT, Shape
 
 S = TypeVar("S", bound=Shape)
 
@@ -69,12 +69,12 @@ def _refuse_first(model: type[Shape], errors: list[ErrorDetails]) -> NoReturn:
     kind, found, context = error["type"], found_text(error["input"]), error.get("ctx", {})
     param = (_path(location) + str(context.get("at", "")))[:_MAX_PARAM_CHARS]
     field = next((str(part) for part in reversed(location) if isinstance(part, str)), "")
-    code = "invalid_value"
+    code, words = "invalid_value", {**WANTED_FIELD, **model.wanted}
     if kind == "missing":
-        wanted = WANTED_FIELD.get(field, "a string")
+        wanted = words.get(field, "a string")
         refuse(param, f"missing; wanted {wanted}", "missing_required_parameter")
     if kind in _WANTED_TYPE:
-        wanted = WANTED_FIELD.get(field, "") if location[-1] == field else ""
+        wanted = words.get(field, "") if location[-1] == field else ""
         refuse(param, f"found {found}; wanted {wanted or _WANTED_TYPE[kind]}", "invalid_type")
     if kind == "literal_error":
         message = f"{found} is not supported; wanted {context['expected']}".replace("'", '"')
@@ -90,7 +90,8 @@ def _refuse_first(model: type[Shape], errors: list[ErrorDetails]) -> NoReturn:
         message = f"{found} is not of the form {context['pattern']}"
     else:
         message = error["msg"]
-        code = "invalid_type" if kind in ("prompt", "schema") else code
+        code = {"prompt": "invalid_type", "schema": "invalid_type"}.get(kind, code)
+        code = "missing_required_parameter" if kind == NO_TEXT else code
     refuse(param, message, code)
 
 

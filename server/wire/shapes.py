@@ -41,6 +41,8 @@ MAX_DIMENSIONS = 65_536
 MAX_TOOLS = 128
 MAX_CALLS = 128
 
+NO_TEXT = "no_text"  # the kind of this error, whose code is that of a missing field
+
 T = TypeVar("T")
 
 
@@ -49,11 +51,13 @@ class Shape(BaseModel):
 
     refused: known ones among these that ask for what is not done; advice: fields of which nothing
     is made; each with the values that ask for nothing. foreign: fields that are inherited and have
-    no place here, which are refused where they are not their default.
+    no place here, which are refused where they are not their default. wanted: what fields are, in
+    words, where the endpoint has them of its own form.
     """
 
     refused: ClassVar[Idle] = {}
     foreign: ClassVar[tuple[str, ...]] = ()
+    wanted: ClassVar[dict[str, str]] = {}
     advice: ClassVar[Idle] = ADVICE
 
     model_config = ConfigDict(
@@ -95,6 +99,12 @@ def bounded(value: T) -> T:
             "too_deep", f"is nested too deeply; wanted at most {MAX_FREE_DEPTH} levels"
         )
     return value
+
+
+def check_text(part: object, index: int, name: str) -> None:
+    """A part of a text, in this place of a list, has its text; null is none."""
+    if isinstance(part, dict) and part.get(name) is None:
+        raise PydanticCustomError(NO_TEXT, "missing; wanted a string", {"at": f"[{index}].{name}"})
 
 
 def _text_as_stops(value: object) -> object:

@@ -52,6 +52,7 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
         {"model": "tiny/chat", "prompt": TEXT},
         "TextCompletion",
     ),
+    ("post_v1_embeddings", "EmbeddingsBody", {"model": "tiny/chat", "input": TEXT}, "EmbeddingList"),
     ("post_v1_responses", "ResponsesBody", {"model": "tiny/chat", "input": TEXT}, "ResponseObject"),
     ("post_v1_conversations", "ConversationBody", {"metadata": {"a": "b"}}, "Conversation"),
     (

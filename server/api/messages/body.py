@@ -22,6 +22,7 @@ from enginehouse.server.wire.shapes import (
     FreeObject,
     Number,
     Shape,
+    check_text,
 )
 
 _BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
@@ -50,6 +51,8 @@ def _as_blocks(value: object) -> object:
                     "wanted": ", ".join(_BLOCKS),
                 },
             )
+        if kind == "text":
+            check_text(block, index, "text")
     return value
 
 
@@ -167,6 +170,13 @@ class CountBody(Cached):
     """POST /v1/messages/count_tokens"""
 
     advice = {name: idle for name, idle in ADVICE.items() if name != "metadata"}
+    wanted = {
+        "content": "a string or a list of blocks",
+        "input_schema": "a JSON schema",
+        "max_tokens": "an integer",
+        "system": "a string or a list of text blocks",
+        "tools": "a list of tools",
+    }
     refused = {"mcp_servers": ([],), "container": (), "thread": ()}
 
     model: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from functools import partial
 
-from flask import Flask, Response, g
+from flask import Flask, Response
 
 from enginehouse.server.api.messages.answer import MessageAnswer
 from enginehouse.server.api.messages.request import (
@@ -29,9 +29,7 @@ def add_messages(app: Flask, service: Service) -> None:
         with own_names(OWN_NAMES):
             asked = service.read(lambda body: parse_messages_request(body, max_messages))
             form = partial(MessageAnswer, max_tokens=asked.max_tokens)
-            response = converse(service, asked, form, started_s)
-        response.headers["request-id"] = g.request_id
-        return response
+            return converse(service, asked, form, started_s)
 
     @app.post(f"{PREFIX}/count_tokens")
     def count_tokens() -> Response:
@@ -41,6 +39,4 @@ def add_messages(app: Flask, service: Service) -> None:
             service.check_model(asked.fields.model, param="model")
             service.check_ready()
             prompt = service.chat.prompt(asked.messages, _ANY_LENGTH, asked.options)
-        response = tell_of(service, asked, json_response({"input_tokens": len(prompt.ids)}))
-        response.headers["request-id"] = g.request_id
-        return response
+        return tell_of(service, asked, json_response({"input_tokens": len(prompt.ids)}))

@@ -127,7 +127,7 @@ class ResponseAnswer(AssembledCompletion):
         assert self._open is not None
         part = text_part() if kind == "message" else reasoning_part()
         self._open["content"].append(part)
-        self._say("response.content_part.added", part=dict(part))
+        self._say("response.content_part.added", part=_copy(part))
 
     def _close(self, status: str) -> None:
         """The item that grows is whole, or is cut."""

@@ -21,6 +21,7 @@ from enginehouse.server.wire.shapes import (
     FreeObject,
     SamplingFields,
     Shape,
+    check_text,
 )
 
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_CHARS = 16, 64, 512
@@ -53,6 +54,8 @@ def _read_parts(value: object) -> object:
                 "found {found}; this engine reads text only: leave images, audio and files out",
                 {"at": f"[{index}].type", "found": found_text(kind)},
             )
+        if isinstance(kind, str):
+            check_text(part, index, "refusal" if kind == "refusal" else "text")
     return value
 
 
@@ -103,14 +106,14 @@ def _read_items(value: object) -> object:
         )
     items: list[object] = []
     for index, item in enumerate(value):
-        if isinstance(item, dict) and item.get("type") is None:
+        if isinstance(item, dict) and item.get("type") is None and {"role", "id"} & item.keys():
             kind = "message" if "role" in item else "item_reference"
             item = {**item, "type": kind}
         given = item.get("type") if isinstance(item, dict) else None
         if isinstance(given, str) and given not in _ITEMS:
             raise PydanticCustomError(
                 "item",
-                "found {found}; wanted one of {wanted}: hosted tools are not served",
+                "found {found}; wanted one of {wanted}: none of hosted or custom tools",
                 {
                     "at": f"[{index}].type",
                     "found": found_text(given),
@@ -171,7 +174,7 @@ def _only_functions(value: object) -> object:
         if isinstance(kind, str) and kind != "function":
             raise PydanticCustomError(
                 "hosted_tool",
-                'found {found}; wanted "function": hosted tools are not served',
+                'found {found}; wanted "function": hosted and custom tools are not served',
                 {"at": f"[{index}].type", "found": found_text(kind)},
             )
     return tools
@@ -205,6 +208,11 @@ def _read_tool_choice(value: object) -> object:
         if mode in get_args(Mode) and names and all(isinstance(name, str) for name in names):
             allowed = [FunctionChoice.model_construct(type="function", name=n) for n in names]
             return AllowedTools.model_construct(type="allowed_tools", mode=mode, tools=allowed)
+        raise PydanticCustomError(
+            "tool_choice",
+            'found allowed_tools of another form; wanted a mode ("auto" or "required") and tools, '
+            "each an object with the name of a function",
+        )
     raise PydanticCustomError(
         "tool_choice",
         'found {found}; wanted "none", "auto", "required", or an object that names a function or '
@@ -219,7 +227,7 @@ ToolChoice = Mode | FunctionChoice | AllowedTools
 class TextFormat(Shape):
     """name to strict: with json_schema."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema"]
     name: Annotated[str | None, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] = None
     description: str = ""
     schema_: Annotated[FreeObject | None, Field(alias="schema")] = None
@@ -228,7 +236,7 @@ class TextFormat(Shape):
 
 
 class TextOptions(Shape):
-    format: TextFormat = TextFormat()
+    format: TextFormat = TextFormat(type="text")
     verbosity: Literal["low", "medium", "high"] | None = None
     """Is checked; X-Ignored-Fields names it."""
 
@@ -291,11 +299,21 @@ def _few_texts(value: object) -> object:
 Metadata = Annotated[dict[str, Any], BeforeValidator(_few_texts)]
 
 
+WANTED = {
+    "input": "a string or a list of items",
+    "items": "a list of items",
+    "metadata": "an object",
+    "output": "a string or a list of text parts",
+    "tools": "a list of tools",
+}
+
+
 class ResponsesBody(SamplingFields):
     """POST /v1/responses"""
 
     refused = REFUSED
     foreign = ("best_of", "max_tokens", "n", "prompt_logprobs", "response_format")
+    wanted = WANTED
     advice = {name: idle for name, idle in ADVICE.items() if name not in ("metadata", "store")}
 
     input: Items

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from flask import Flask, Response
 from pydantic import Field
 
-from enginehouse.server.api.responses.body import Items, Metadata
+from enginehouse.server.api.responses.body import WANTED, Items, Metadata
 from enginehouse.server.api.responses.kept_items import found, kept_item, looked_up
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.kept import list_of, listed, not_found, owner
@@ -29,6 +29,7 @@ class ConversationBody(Shape):
     """POST /v1/conversations"""
 
     advice = {}
+    wanted = WANTED
 
     items: Annotated[Items, Field(max_length=MAX_ITEMS)] = []
     metadata: Metadata = {}
@@ -40,6 +41,7 @@ class MetadataBody(Shape):
     """POST /v1/conversations/{id}"""
 
     advice = {}
+    wanted = WANTED
 
     metadata: Metadata
     strict_fields: bool = False
@@ -48,6 +50,8 @@ class MetadataBody(Shape):
 
 class ItemsBody(Shape):
     """POST /v1/conversations/{id}/items"""
+
+    wanted = WANTED
 
     items: Annotated[Items, Field(min_length=1, max_length=MAX_ITEMS)]
     strict_fields: bool = False

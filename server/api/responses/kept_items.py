@@ -12,6 +12,7 @@ from enginehouse.server.api.responses.body import Item
 from enginehouse.server.api.responses.store import Kept, Store
 from enginehouse.server.http.kept import not_found, owner
 from enginehouse.server.wire.ids import Json, new_id
+from enginehouse.server.wire.refusal import refuse
 
 _PREFIXES = {
     "message": "msg",
@@ -53,9 +54,13 @@ def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
     found = []
     for index, item in enumerate(items):
         if item.type == "item_reference":
-            kept = store.find_item(owner(), item.id or "", time.time())
+            place = f"{param}[{index}].id"
+            if not item.id:
+                words = "missing; wanted the id of an item that is kept"
+                refuse(place, words, "missing_required_parameter")
+            kept = store.find_item(owner(), item.id, time.time())
             if kept is None:
-                not_found(f"{param}[{index}].id", "item", item.id or "")
+                not_found(place, "item", item.id)
             [item] = read_kept([kept])
         found.append(item)
     return found

@@ -68,6 +68,8 @@ def parse_responses_body(body: bytes, max_items: int | None = None) -> Responses
         refuse("background", "found with store false; wanted store true, to be asked for it later")
     if shape.background and shape.stream:
         refuse("background", "found with stream; wanted one of the two")
+    if shape.conversation is not None and not shape.store:
+        refuse("conversation", "contradicts store false, as the conversation keeps the response")
     if shape.conversation is not None and shape.previous_response_id is not None:
         refuse("conversation", "contradicts previous_response_id; wanted one of the two")
     return shape

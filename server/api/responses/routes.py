@@ -110,7 +110,7 @@ def _in_background(
     begun = begin(service, asked, form, started_s)
     answer = cast(ResponseAnswer, begun.completion)
     mine, response_id = owner(), answer.completion_id
-    store.put(mine, answer.response, items, answer.created, own_mark())
+    store.put(mine, answer.response, items, time.time(), own_mark())
     response = json_response({**answer.response, "status": "queued"})
     wants_cancel = partial(store.wants_cancel, mine, response_id)
     ticket = g.pop("ticket", None)  # what it takes of a key's limits, it takes until its end
@@ -133,23 +133,30 @@ def _keep(store: Store, mine: str, body: ResponsesBody, items: list[Json], respo
 
 
 def _past_of(store: Store, body: ResponsesBody) -> list[Json]:
-    """The items of the conversation that the body goes on with."""
+    """The items of the conversation that the body goes on with. What is used is not yet old."""
     if body.conversation is not None:
-        return found(store, body.conversation.id, "conversation", "conversation").items
+        items = found(store, body.conversation.id, "conversation", "conversation").items
+        store.renew(owner(), [body.conversation.id], time.time())
+        return items
     turns: list[list[Json]] = []
+    chain: list[str] = []
     wanted = body.previous_response_id
     while wanted is not None:
         kept = store.get(owner(), wanted, time.time())
         if kept is None or kept.data["object"] != "response":
+            after = f', which "{chain[-1][:100]}" goes on with' if chain else ""
             refuse(
                 "previous_response_id",
-                f'no response "{wanted[:100]}" is kept; send the whole conversation as input',
+                f'no response "{wanted[:100]}" is kept{after}; send the whole conversation',
                 "previous_response_not_found",
             )
         if kept.data["status"] in _RUNNING:
-            refuse("previous_response_id", f'"{wanted[:100]}" is still {kept.data["status"]}')
+            words = f'"{wanted[:100]}" is still {kept.data["status"]}; wanted one that has ended'
+            refuse("previous_response_id", words)
+        chain.append(wanted)
         turns.append([*kept.items, *kept.data["output"]])
         wanted = kept.data["previous_response_id"]
+    store.renew(owner(), chain, time.time())
     return [item for turn in reversed(turns) for item in turn]
 
 
@@ -160,7 +167,7 @@ def _found(store: Store, response_id: str) -> Kept:
         words = "the worker that made it has ended; send the request again"
         error = {"code": "server_error", "message": words}
         failed = {**kept.data, "status": "failed", "error": error}
-        store.put(owner(), failed, kept.items, failed["created_at"])
+        store.put(owner(), failed, kept.items, time.time())
         kept = kept._replace(data=failed)
     return kept
 

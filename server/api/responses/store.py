@@ -1,7 +1,8 @@
 """Responses and conversations that are kept: one SQLite file, which all workers of a server share.
 
-Each belongs to the API key that it was asked with, and nobody else finds it. The oldest go when
-there are too many bytes of them, and each after its time. Knows no HTTP, and not what an item is.
+Each belongs to the API key that it was asked with, and nobody else finds it. Those longest unused
+go when there are too many bytes of them, and each after its time. Knows no HTTP, and not what an
+item is.
 """
 
 from __future__ import annotations
@@ -72,8 +73,8 @@ class Store:
         self._db.execute(
             "insert into kept (id, owner, created, size, data, items, worker) "
             "values (?, ?, ?, ?, ?, ?, ?) on conflict (id) do update set "
-            "size = excluded.size, data = excluded.data, items = excluded.items, "
-            "worker = excluded.worker where owner = excluded.owner",
+            "created = excluded.created, size = excluded.size, data = excluded.data, "
+            "items = excluded.items, worker = excluded.worker where owner = excluded.owner",
             (data["id"], owner, now, size, *blobs, worker),
         )
         self._db.executemany(
@@ -113,6 +114,12 @@ class Store:
         data: Any = msgspec.json.decode(row[0])
         items: Any = msgspec.json.decode(row[1])
         return Kept(data, items, row[2])
+
+    def renew(self, owner: str, kept_ids: Sequence[str], now: float) -> None:
+        """They were used: their time begins again."""
+        query = "update kept set created = ? where id = ? and owner = ?"
+        with transaction(self._db):
+            self._db.executemany(query, [(now, kept_id, owner) for kept_id in kept_ids])
 
     def drop(self, owner: str, kept_id: str) -> bool:
         """Whether it was there."""

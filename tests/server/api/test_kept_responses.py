@@ -333,8 +333,20 @@ REFUSALS: dict[str, tuple[dict[str, Any], str | None]] = {
     "background": ({"background": True, "store": False}, "background"),
     "background in a stream": ({"background": True, "stream": True}, "background"),
     "two pasts": ({"conversation": "c", "previous_response_id": "r"}, "conversation"),
+    "a conversation, and nothing kept": ({"conversation": "c", "store": False}, "conversation"),
+    "a text without its text": (
+        {"input": [{"role": "user", "content": [{"type": "input_text"}]}]},
+        "input[0].content[0].text",
+    ),
+    "a reference to nothing": ({"input": [{"type": "item_reference"}]}, "input[0].id"),
+    "an item of no kind": ({"input": [{"content": "x"}]}, "input[0].type"),
+    "a format of no kind": ({"text": {"format": {}}}, "text.format.type"),
     "metadata": ({"metadata": {"a": 5}}, "metadata.a"),
     "too long": ({"input": "word " * 5000}, "input"),
+    "too long even so": (
+        {"input": "word " * 900, "truncation": "auto", "max_output_tokens": 400},
+        "input",
+    ),
     "too many": ({"input": [message("user", "x")] * (CONTEXT + 1)}, "input"),
 }
 
@@ -347,6 +359,47 @@ def test_a_refusal_names_the_field_as_this_endpoint_has_it(
     error = error_of(response)
     assert (response.status_code, error["param"]) == (400, param)
     assert error["message"].startswith(f"{param}: ")
+
+
+def test_what_is_missing_is_told_as_this_endpoint_wants_it(http: FlaskClient) -> None:
+    wanted = {
+        PATH: "input: missing; wanted a string or a list of items",
+        "/v1/conversations/c": "metadata: missing; wanted an object",
+        "/v1/conversations/c/items": "items: missing; wanted a list of items",
+    }
+    for path, words in wanted.items():
+        assert error_of(http.post(path, json={"model": "tiny/chat"}))["message"] == words
+
+
+def test_a_chain_that_has_lost_a_link_names_both_ends_of_it(http: FlaskClient) -> None:
+    first = ask(http, "one")
+    second = ask(http, "two", previous_response_id=first["id"])
+    http.delete(f"{PATH}/{first['id']}")
+    body = {"model": "tiny/chat", "input": "three", "previous_response_id": second["id"]}
+    message = error_of(http.post(PATH, json=body))["message"]
+    assert first["id"] in message and second["id"] in message
+
+
+def test_what_is_gone_on_with_is_not_old(tmp_path: Path) -> None:
+    store = Store(tmp_path / "kept.sqlite", max_bytes=10**6, ttl_s=60)
+    for name in ("used", "unused"):
+        store.put("", {"id": name}, [], now=0)
+    store.renew("", ["used"], now=50)
+    assert store.get("", "used", now=100) is not None and store.get("", "unused", now=100) is None
+    store.append("", "used", [{"id": "i"}], now=105)
+    assert store.get("", "used", now=150) is not None
+
+
+def test_what_is_used_is_renewed(http: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed: list[str] = []
+    monkeypatch.setattr(Store, "renew", lambda self, owner, ids, now: renewed.extend(ids))
+    first = ask(http, "one")
+    second = ask(http, "two", previous_response_id=first["id"])
+    ask(http, "three", previous_response_id=second["id"])
+    assert renewed == [first["id"], second["id"], first["id"]]
+    made = http.post("/v1/conversations", json={}).json
+    ask(http, "four", conversation=made["id"])
+    assert renewed[-1] == made["id"]
 
 
 def test_what_has_no_effect_is_named(http: FlaskClient) -> None:

@@ -228,7 +228,6 @@ def test_tokens_are_counted_as_they_are_when_it_is_asked(
 
 
 REFUSALS: dict[str, tuple[dict[str, Any], int, str, str]] = {
-    "no max_tokens": ({"max_tokens": None}, 400, "invalid_request_error", "max_tokens: missing"),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
         400,
@@ -268,6 +267,24 @@ REFUSALS: dict[str, tuple[dict[str, Any], int, str, str]] = {
         "invalid_request_error",
         "messages[0].content[0].type: ",
     ),
+    "a text without its text": (
+        {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+        400,
+        "invalid_request_error",
+        "messages[0].content[0].text: missing",
+    ),
+    "no max_tokens": (
+        {"max_tokens": None},
+        400,
+        "invalid_request_error",
+        "max_tokens: missing; wanted an integer",
+    ),
+    "a system that is none": (
+        {"system": 5},
+        400,
+        "invalid_request_error",
+        "system: found 5; wanted a string or a list of text blocks",
+    ),
     "a call of the user": (
         {"messages": [{"role": "user", "content": [{"type": "tool_use", "id": "x", "name": "f"}]}]},
         400,
@@ -292,7 +309,7 @@ def test_a_refusal_has_anthropics_shape(
     told = response.json
     assert (response.status_code, told["type"], told["error"]["type"]) == (status, "error", kind)
     assert told["error"]["message"].startswith(beginning)
-    assert told["request_id"] == response.headers["X-Request-Id"]
+    assert told["request_id"] == response.headers["X-Request-Id"] == response.headers["request-id"]
 
 
 def test_a_thread_is_refused_as_tool_runners_understand_it(http: FlaskClient) -> None:

@@ -175,6 +175,8 @@ def test_log_probabilities_are_told_with_their_text(
     events = events_of(ask(http, **fields, stream=True).data)
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     assert [entry for event in deltas for entry in event["logprobs"]] == told
+    [added] = [event for event in events if event["type"] == "response.content_part.added"]
+    assert added["part"]["logprobs"] == []
 
 
 def test_a_thoughts_tokens_are_counted(http: FlaskClient, engine: ScriptedClient) -> None:
