@@ -8,12 +8,15 @@ Exit status: 0, 1 when a line has an error instead of an answer, 2 when it could
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,12 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.api.batches.body import ENDPOINTS
 from enginehouse.server.api.batches.folder import Folder
 from enginehouse.server.api.batches.journal import Batch, Journal
-from enginehouse.server.api.batches.new_batch import ENDED, new_batch
+from enginehouse.server.api.batches.new_batch import ENDED, new_batch, seconds_of
 from enginehouse.server.client.own_server import OwnServer, free_port, serve_command
 from enginehouse.verbs.base import VerbParser
 
 _START_S, _POLL_S = 600.0, 0.2
+_WINDOW = "365d"
 _ANY_SIZE, _PIECE_BYTES = 1 << 62, 1 << 20
 
 
@@ -46,7 +50,7 @@ def make_parser() -> VerbParser:
     parser.add_argument("-o", "--output", type=Path, metavar="OUTPUT", help="their answers")
     parser.add_argument("--engine", metavar="DIR", help="the engine directory")
     parser.add_argument(
-        "--window", default="365d", help="how long it may take in all (default 365d)"
+        "--window", help=f"how long it may take in all, such as 24h (default {_WINDOW})"
     )
     return parser
 
@@ -63,11 +67,32 @@ def main(argv: list[str]) -> int:
     for path in (args.output, errors):
         if path.exists() and not asked.exists():  # else they are of a run that was cut
             raise EnginehouseError(f"{path} is there already; remove it, or name another output")
+    digest, endpoint = _read_input(args.input)
+    if args.window is not None:
+        seconds_of(args.window)  # refused before anything is made
     folder = Folder(state, _ANY_SIZE)
-    journal = Journal(folder)
-    batch = _batch_of(args, folder, journal, asked)
-    if batch.data["status"] not in ENDED:
-        batch = _run(args.engine, journal, batch, state)
+    with _alone(state):
+        journal = Journal(folder)
+        batch = _batch_of(args, folder, journal, asked, digest, endpoint)
+        if batch.data["status"] not in ENDED:
+            batch = _run(args.engine, journal, batch, state)
+        return _end(args, folder, batch, state, errors)
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Nobody else works on it meanwhile."""
+    with (state / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EnginehouseError(
+                f"another run-batch works in {state}; wait for it, or name another output"
+            ) from None
+        yield
+
+
+def _end(args: argparse.Namespace, folder: Folder, batch: Batch, state: Path, errors: Path) -> int:
     if batch.data["status"] == "failed":
         [error] = batch.data["errors"]["data"]
         shutil.rmtree(state)
@@ -80,17 +105,33 @@ def main(argv: list[str]) -> int:
     return _report(batch.data, args.output, errors)
 
 
-def _batch_of(args: argparse.Namespace, folder: Folder, journal: Journal, asked: Path) -> Batch:
-    """The one that is in the folder already, or a new one of the input."""
+def _read_input(path: Path) -> tuple[str, str]:
+    """The digest of its bytes, and its endpoint."""
     try:
-        digest = _digest_of(args.input)
+        return _digest_of(path), _endpoint(path)
     except OSError as error:
-        raise EnginehouseError(f"{args.input} cannot be read: {error.strerror}") from None
+        raise EnginehouseError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _batch_of(
+    args: argparse.Namespace,
+    folder: Folder,
+    journal: Journal,
+    asked: Path,
+    digest: str,
+    endpoint: str,
+) -> Batch:
+    """The one that is in the folder already, or a new one of the input."""
     if asked.exists():
         kept = json.loads(asked.read_text())
         if kept["digest"] != digest:
             raise EnginehouseError(
                 f"{asked.parent} is of another input; remove it, or name another output"
+            )
+        if args.window not in (None, kept["window"]):
+            raise EnginehouseError(
+                f"--window: found {args.window}, but {asked.parent} was begun with "
+                f"{kept['window']}; leave it out, or remove the folder to begin again"
             )
         batch = journal.get("", kept["batch"])
         assert batch is not None, "it is there before its name is written"
@@ -99,10 +140,11 @@ def _batch_of(args: argparse.Namespace, folder: Folder, journal: Journal, asked:
     shutil.copyfile(args.input, copy)
     now = int(time.time())
     file = folder.add(copy, "", args.input.name, "batch", now)
-    made = new_batch(file.id, _endpoint(args.input), args.window, {}, now, str(args.engine))
+    window = args.window or _WINDOW
+    made = new_batch(file.id, endpoint, window, {}, now, str(args.engine))
     journal.add("", made)
     partial = asked.with_suffix(".part")
-    partial.write_text(json.dumps({"digest": digest, "batch": made["id"]}))
+    partial.write_text(json.dumps({"digest": digest, "batch": made["id"], "window": window}))
     partial.rename(asked)
     return Batch("", made, False)
 

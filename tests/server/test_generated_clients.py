@@ -52,7 +52,12 @@ ASKED: list[tuple[str, str, dict[str, Any], str]] = [
         {"model": "tiny/chat", "prompt": TEXT},
         "TextCompletion",
     ),
-    ("post_v1_embeddings", "EmbeddingsBody", {"model": "tiny/chat", "input": TEXT}, "EmbeddingList"),
+    (
+        "post_v1_embeddings",
+        "EmbeddingsBody",
+        {"model": "tiny/chat", "input": TEXT},
+        "EmbeddingList",
+    ),
     ("post_v1_responses", "ResponsesBody", {"model": "tiny/chat", "input": TEXT}, "ResponseObject"),
     ("post_v1_conversations", "ConversationBody", {"metadata": {"a": "b"}}, "Conversation"),
     (

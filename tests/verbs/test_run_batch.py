@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -70,6 +71,7 @@ def test_a_file_that_is_no_batch_is_refused(
     asked = ["run-batch", str(source), "-o", str(tmp_path / "out.jsonl"), "--engine", "none"]
     assert main(asked) == 2 and words in capsys.readouterr().err
     assert main(["run-batch", str(tmp_path / "none"), *asked[2:]]) == 2
+    assert not (tmp_path / "out.jsonl.batch").exists()
 
 
 def test_another_input_does_not_go_on_with_what_was_begun(
@@ -79,6 +81,11 @@ def test_another_input_does_not_go_on_with_what_was_begun(
     source.write_text(lines(1, "m"))
     asked = ["run-batch", str(source), "-o", str(tmp_path / "out.jsonl"), "--engine", engine]
     assert main(asked) == 2  # there is no such engine
+    capsys.readouterr()
+    assert main([*asked, "--window", "1h"]) == 2 and "with 365d" in capsys.readouterr().err
+    with (tmp_path / "out.jsonl.batch" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(asked) == 2 and "another run-batch" in capsys.readouterr().err
     source.write_text(lines(2, "m"))
     capsys.readouterr()
     assert main(asked) == 2 and "of another input" in capsys.readouterr().err
@@ -90,4 +97,5 @@ def test_the_window_is_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     asked = ["run-batch", str(source), "-o", str(tmp_path / "out.jsonl"), "--engine", "x"]
     assert main([*asked, "--window", "soon"]) == 2
     assert "90m" in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl.batch").exists()
     assert make_parser().parse_args([*asked[1:], "--window", "7d"]).window == "7d"

@@ -17,6 +17,13 @@ _MOMENTS = (
 )
 
 
+def seconds_of(window: str) -> int:
+    parts = re.fullmatch(r"([1-9][0-9]{0,3})([mhd])", window)
+    if parts is None:
+        raise EnginehouseError(f"{window!r} is no time; wanted one such as 90m, 24h or 7d")
+    return int(parts[1]) * _SECONDS[parts[2]]
+
+
 def new_batch(
     input_file_id: str,
     endpoint: str,
@@ -26,9 +33,6 @@ def new_batch(
     model: str,
 ) -> Json:
     """window: such as 90m, 24h or 7d. now: seconds since 1970."""
-    parts = re.fullmatch(r"([1-9][0-9]{0,3})([mhd])", window)
-    if parts is None:
-        raise EnginehouseError(f"{window!r} is no time; wanted one such as 90m, 24h or 7d")
     return {
         "id": new_id("batch"),
         "object": "batch",
@@ -41,7 +45,7 @@ def new_batch(
         "output_file_id": None,
         "error_file_id": None,
         "created_at": now,
-        "expires_at": now + int(parts[1]) * _SECONDS[parts[2]],
+        "expires_at": now + seconds_of(window),
         **dict.fromkeys(_MOMENTS),
         "request_counts": {"total": 0, "completed": 0, "failed": 0},
         "usage": None,

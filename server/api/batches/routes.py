@@ -69,7 +69,7 @@ def _add_files(app: Flask, service: Service, journal: Journal) -> None:
         settings = service.settings
         given = read_upload(folder, settings.max_file_bytes, settings.body_timeout_s)
         made = folder.add(given.path, owner(), given.name, given.purpose, int(time.time()))
-        return json_response(made.told())
+        return tell(json_response(made.told()), given.ignored)
 
     @app.get("/v1/files")
     def list_files() -> Response:

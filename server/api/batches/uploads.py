@@ -25,11 +25,12 @@ _PIECE_BYTES = 1 << 20
 
 
 class Upload(NamedTuple):
-    """path: of the bytes, under a name of its own."""
+    """path: of the bytes, under a name of its own. ignored: fields that nobody knows."""
 
     path: Path
     name: str
     purpose: str
+    ignored: list[str]
 
 
 def read_upload(folder: Folder, max_bytes: int, timeout_s: float) -> Upload:
@@ -51,7 +52,9 @@ def read_upload(folder: Folder, max_bytes: int, timeout_s: float) -> Upload:
             code="request_timeout",
             status=408,
         ) from None
-    purpose = form.get("purpose", "")
+    purpose = form.get("purpose")
+    if purpose is None:
+        refuse("purpose", 'missing; wanted "batch"', "missing_required_parameter")
     if purpose not in PURPOSES:
         refuse("purpose", f'found "{purpose[:60]}"; wanted one of {", ".join(PURPOSES)}')
     given = files.get("file")
@@ -59,7 +62,8 @@ def read_upload(folder: Folder, max_bytes: int, timeout_s: float) -> Upload:
         refuse("file", "missing; wanted a file", "missing_required_parameter")
     path = _saved(folder, given, max_bytes)
     name = os.path.basename((given.filename or "upload.jsonl").replace("\\", "/"))[:255]
-    return Upload(path, name, purpose)
+    unknown = sorted({*form, *files} - {"purpose", "file"})
+    return Upload(path, name, purpose, [each[:60] for each in unknown])
 
 
 def _saved(folder: Folder, given: FileStorage, max_bytes: int) -> Path:

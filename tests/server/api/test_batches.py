@@ -100,6 +100,14 @@ def test_a_file_is_kept_listed_read_and_deleted(http: FlaskClient) -> None:
         )
 
 
+def test_what_nobody_knows_of_an_upload_is_named(http: FlaskClient) -> None:
+    form = {"purpose": "batch", "colour": "red", "file": (io.BytesIO(b"x"), "in.jsonl")}
+    told = http.post("/v1/files", data=form, content_type="multipart/form-data")
+    assert (told.status_code, told.headers["X-Ignored-Fields"]) == (200, "colour")
+    nothing = http.post("/v1/files", data={}, content_type="multipart/form-data; boundary=x")
+    assert error_of(nothing)["message"] == 'purpose: missing; wanted "batch"'
+
+
 def test_a_file_that_cannot_be_taken_leaves_nothing(
     app: Flask, http: FlaskClient, tmp_path: Path
 ) -> None:
