@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from enginehouse.build.families.hf_config import family_name
+from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.resolve.hub import INSTEAD, HubFolder, Progress, open_hub
 from enginehouse.build.resolve.open_quantized import open_quantized
 from enginehouse.build.resolve.sample import open_sample
@@ -19,7 +20,6 @@ from enginehouse.build.resolve.text_part import text_part
 from enginehouse.build.resolve.zero_biases import with_zero_biases
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.folder import DiskFolder, Folder
-from enginehouse.build.sources.gguf_checkpoint import open_gguf
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint, with_differing_copies
 from enginehouse.build.sources.trtllm_checkpoint import is_trtllm_checkpoint, open_trtllm
 from enginehouse.runtime.errors import CheckpointError

@@ -11,9 +11,9 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.resolve.hub import INSTEAD, Progress
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.gguf_checkpoint import open_gguf
 from enginehouse.runtime.engine import file_sha256
 from enginehouse.runtime.errors import CheckpointError
 

@@ -1,4 +1,4 @@
-"""A folder or a file -> a source checkpoint: directories, .gguf files, quantised ones.
+"""A folder -> a source checkpoint: directories, quantised ones, TensorRT-LLM's.
 
 Imports `forms/` and `families/`. Does not know where a model was found, nor what a build makes of
 a source; the contract that every source keeps is `build/source.py`. Read `hf_checkpoint.py` first.

@@ -25,7 +25,10 @@ NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
 }
+PERMUTED = ("llama", "granite")  # those that the converter's LlamaModel is the base of
 Edit = Callable[[gguf.GGUFWriter], None]
 
 
@@ -53,8 +56,19 @@ def write_gguf(
     writer.add_feed_forward_length(config["intermediate_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_dimension_count(config["head_dim"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    head_dim = config.get("head_dim")
+    if family in PERMUTED:
+        heads = config["num_attention_heads"]
+        writer.add_rope_dimension_count(head_dim or config["hidden_size"] // heads)
+    elif head_dim:
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
+    if family == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_license("apache-2.0")
 
@@ -79,9 +93,9 @@ def write_gguf(
         if module.startswith("model.layers."):
             number, _, short = module.removeprefix("model.layers.").partition(".")
             block = f"blk.{number}."
-        if short.endswith(("q_proj", "k_proj")):
-            heads = "num_attention_heads" if short.endswith("q_proj") else "num_key_value_heads"
-            data = permute(data, config[heads])
+        if family in PERMUTED and short.endswith(("q_proj", "k_proj")):
+            count = "num_attention_heads" if short.endswith("q_proj") else "num_key_value_heads"
+            data = permute(data, config[count])
         as_f32 = data.ndim == 1
         stored = gguf.GGMLQuantizationType.F32 if as_f32 else kind
         packed = gguf.quantize(np.ascontiguousarray(data), stored)

@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from enginehouse.build import cli
+from enginehouse.build.gguf.file import read_gguf
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
-from enginehouse.build.sources.gguf_file import read_gguf
 from enginehouse.runtime.errors import EnginehouseError
 from makers.source_folders import write_sources
 

@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from enginehouse.build.families.architectures import check_tensors
 from enginehouse.build.families.hf_config import model_config
-from enginehouse.build.sources.gguf_checkpoint import open_gguf
-from enginehouse.build.sources.gguf_families import FAMILIES, NAMES
+from enginehouse.build.gguf.checkpoint import open_gguf
+from enginehouse.build.gguf.families import FAMILIES, NAMES
 from makers.engines import SourceMaker
 from makers.gguf_writer import write_gguf
 

@@ -18,14 +18,14 @@ from tokenizers import Tokenizer
 
 from enginehouse.build.families.architectures import check_tensors
 from enginehouse.build.families.hf_config import model_config
-from enginehouse.build.source import SourceCheckpoint
-from enginehouse.build.sources.gguf_checkpoint import llama3_frequency_factors, open_gguf
-from enginehouse.build.sources.gguf_file import read_gguf
-from enginehouse.build.sources.gguf_tokenizer import (
+from enginehouse.build.gguf.checkpoint import llama3_frequency_factors, open_gguf
+from enginehouse.build.gguf.file import read_gguf
+from enginehouse.build.gguf.tokenizer import (
     PRE_TOKENIZERS,
     build_tokenizer,
     check_vocabulary,
 )
+from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.errors import CheckpointError
 from makers.engines import write_tiny_checkpoint
@@ -281,7 +281,10 @@ def test_llama3_factors_equal_llama_cpps_loop() -> None:
         (add_tensor("rope_freqs.weight", np.arange(1, 17)), "that no Llama 3.1 scaling gives"),
         (edits(attn_factor=1.2), "attn_factor=1.2 without yarn"),
         (edits(type="linear", factor=2.0, attn_factor=1.2), "attn_factor=1.2 without yarn"),
-        (add("llama.attention.scale", 0.25), "llama.attention.scale=0.25, which no Llama's"),
+        (
+            add("llama.attention.scale", 0.25),
+            "llama.attention.scale=0.25, which no config.json of a llama can say",
+        ),
         (add("llama.expert_weights_scale", 2.5), "llama.expert_weights_scale=2.5"),
         (add("llama.logit_scale", 8.0), "llama.logit_scale=8.0.*; wanted 1 or none"),
         (add("llama.embedding_scale", 12.0), "llama.embedding_scale=12.0"),
@@ -323,8 +326,8 @@ def test_a_key_of_another_kind_is_refused_by_name(
 
 
 def test_another_family_is_refused(original: SourceCheckpoint, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="general.architecture 'qwen2'.*only 'llama'"):
-        open_gguf(write_gguf(tmp_path / "x.gguf", original, family="qwen2"))
+    with pytest.raises(CheckpointError, match="general.architecture 'gpt2'.*only llama, granite"):
+        open_gguf(write_gguf(tmp_path / "x.gguf", original, family="gpt2"))
 
 
 def test_the_tokenizer_gives_the_originals_ids(

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, proc
 from tokenizers import pre_tokenizers as pre
 from tokenizers.models import BPE
 
-from enginehouse.build.sources.gguf_file import GgufFile
+from enginehouse.build.gguf.file import GgufFile
 from enginehouse.build.sources.tokenizer_files import end_of_turn_tokens
 from enginehouse.runtime.errors import CheckpointError
 
@@ -46,11 +46,16 @@ def _gpt2() -> pre.PreTokenizer:
     return pre.ByteLevel(add_prefix_space=False)
 
 
+def _digits_apart() -> pre.PreTokenizer:
+    return pre.Sequence([pre.Digits(individual_digits=True), _gpt2()])
+
+
 # tokenizer.ggml.pre -> how text is cut before byte pairs are merged.
 PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
     "gpt-2": _gpt2,
     "default": _gpt2,
-    "smollm": lambda: pre.Sequence([pre.Digits(individual_digits=True), _gpt2()]),
+    "refact": _digits_apart,
+    "smollm": _digits_apart,
     "llama-bpe": lambda: _split(_LLAMA3_PATTERN),
     "qwen2": lambda: _split(_LLAMA3_PATTERN.replace(_NUMBERS_OF_3, r"\p{N}")),
     "tekken": lambda: _split(_TEKKEN_PATTERN),
@@ -199,7 +204,7 @@ def write_tokenizer(file: GgufFile, dest: Path) -> list[str]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{key: word for key, word in words.items() if word is not None},
         "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata.get("llama.context_length"),
+        "model_max_length": file.of_model("context_length"),
         **({"chat_template": template} if template else {}),
     }
     generation = {

@@ -1,8 +1,8 @@
-"""A .gguf file of the Llama family as a source: Hugging Face's names, row order and config.
+"""A .gguf file as a source: Hugging Face's names, row order and config.
 
-llama.cpp interleaves the rows of q and k for its rope: they are put back in Hugging Face's
-order. How the file is laid out is gguf_file.py's; this file does not know what is made of the
-tensors.
+Of some families llama.cpp interleaves the rows of q and k for its rope: they are put back in
+Hugging Face's order. How the file is laid out is file.py's, what each family has of its own
+families.py's; this file does not know what is made of the tensors.
 Source: llama.cpp's convert_hf_to_gguf.py.
 """
 
@@ -19,90 +19,52 @@ import gguf
 import numpy as np
 import torch
 
-from enginehouse.build.source import SourceCheckpoint, TensorInfo
-from enginehouse.build.sources.gguf_file import (
+from enginehouse.build.gguf.families import FAMILIES, NAMES, NEUTRAL, GgufFamily
+from enginehouse.build.gguf.file import (
     FloatArray,
     GgufFile,
     GgufTensor,
     read_gguf,
     read_rows,
 )
-from enginehouse.build.sources.gguf_tokenizer import (
+from enginehouse.build.gguf.tokenizer import (
     check_vocabulary,
     eos_token_ids,
     write_tokenizer,
 )
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.runtime.errors import CheckpointError
 
-# Keys that change what a model computes and that no Llama's config.json can say, with the values
-# that change nothing. llama.cpp reads them for the families that have them (Granite, Gemma, ...).
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "activation_sparsity_scale": (0,),
-    "attention.causal": (True,),
-    "attention.clamp_kqv": (0,),
-    "attention.max_alibi_bias": (0,),
-    "attention.output_scale": (0, 1),
-    "attention.shared_kv_layers": (0,),
-    "attention.temperature_length": (0,),
-    "attention.temperature_scale": (0, 1),
-    "attn_logit_softcapping": (0,),
-    "embedding_scale": (0, 1),
-    "expert_count": (0,),
-    "expert_group_scale": (0, 1),
-    "expert_weights_scale": (0, 1),
-    "final_logit_softcapping": (0,),
-    "logit_scale": (0, 1),
-    "nextn_predict_layers": (0,),
-    "rescale_every_n_layers": (0,),
-    "residual_scale": (0, 1),
-    "rope.scaling.alpha": (0, 1),
-    "rope.scaling.yarn_ext_factor": (-1, 1),
-    "rope.scaling.yarn_log_multiplier": (0,),
-    "swin_norm": (False,),
-    "use_parallel_residual": (False,),
-}
-_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
 
-
-def _hf_name(name: str) -> str | None:
+def _hf_name(name: str, family: GgufFamily) -> str | None:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; None if unknown."""
+    names = {**NAMES, **family.names}
     found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
-    if found is None or found.group(2) not in _NAMES:
+    if found is None or found.group(2) not in names:
         return None
     layer = f"model.layers.{found.group(1)}." if found.group(1) else ""
-    return f"{layer}{_NAMES[found.group(2)]}.{found.group(3)}"
+    return f"{layer}{names[found.group(2)]}.{found.group(3)}"
 
 
 class GgufSource:
     """The file's tensors under Hugging Face names, dequantised to float32."""
 
-    def __init__(self, file: GgufFile, head_dim: int) -> None:
+    def __init__(self, file: GgufFile, family: GgufFamily, head_dim: int) -> None:
         self._path = file.path
+        self._interleaves = family.interleaves
         self._head_dim = head_dim
         self._tensors: dict[str, GgufTensor] = {}
         self._infos: dict[str, TensorInfo] = {}
         for name, tensor in file.tensors.items():
-            target = _hf_name(name)
+            target = _hf_name(name, family)
             if target is not None:
                 self._tensors[target] = tensor
                 self._infos[target] = TensorInfo(torch.float32, tensor.shape)
             elif name != "rope_freqs.weight":  # it is in the config's rope_scaling
                 raise CheckpointError(
-                    f"{file.path} holds tensor {name!r}, which no plain Llama model has "
-                    "(a mixture of experts?); give its Hugging Face directory"
+                    f"{file.path} holds tensor {name!r}, which no plain "
+                    f"{family.model_type} model has (a mixture of experts?); give its Hugging Face "
+                    "directory"
                 )
 
     @property
@@ -116,21 +78,20 @@ class GgufSource:
         num_rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
         if len(tensor.shape) == 1:  # one row of the file, whose elements are the rows asked for
             vector = read_rows(self._path, name, tensor, 0, num_rows).reshape(tensor.shape)
-            permuted = _unpermute(vector, self._head_dim) if _is_permuted(name) else vector
+            permuted = _unpermute(vector, self._head_dim) if self._is_permuted(name) else vector
             return torch.from_numpy(permuted[rows] if rows is not None else permuted)
         start, stop, step = (rows or slice(None)).indices(num_rows)
         assert step == 1, "rows are read in one piece"
         stop = max(start, stop)
-        if not _is_permuted(name):
+        if not self._is_permuted(name):
             return torch.from_numpy(read_rows(self._path, name, tensor, start, stop))
         head = self._head_dim  # rows move within a head only: read the heads they lie in
         first = start // head * head
         heads = read_rows(self._path, name, tensor, first, -(-stop // head) * head)
         return torch.from_numpy(_unpermute(heads, head)[start - first : stop - first])
 
-
-def _is_permuted(name: str) -> bool:
-    return ".q_proj." in name or ".k_proj." in name
+    def _is_permuted(self, name: str) -> bool:
+        return self._interleaves and (".q_proj." in name or ".k_proj." in name)
 
 
 def _unpermute(heads: FloatArray, head_dim: int) -> FloatArray:
@@ -140,20 +101,21 @@ def _unpermute(heads: FloatArray, head_dim: int) -> FloatArray:
 
 
 def open_gguf(path: Path) -> SourceCheckpoint:
-    """Open a .gguf file of the Llama family; no weight is read.
+    """Open a .gguf file of one of FAMILIES; no weight is read.
 
     Raises CheckpointError for damage, another family, and what config.json cannot express.
     """
     file = read_gguf(path)
     check_vocabulary(file)
-    config = _hf_config(file)
+    family = _family_of(file)
+    config = _hf_config(file, family)
     metadata = file.metadata
     return SourceCheckpoint(
         name=path.stem,
         kind="gguf",
         path=path,
         config=config,
-        tensors=GgufSource(file, config["head_dim"]),
+        tensors=GgufSource(file, family, config["head_dim"]),
         files=(path,),
         eos_token_ids=eos_token_ids(metadata),
         bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
@@ -162,32 +124,41 @@ def open_gguf(path: Path) -> SourceCheckpoint:
     )
 
 
-def _hf_config(file: GgufFile) -> dict[str, Any]:
+def _family_of(file: GgufFile) -> GgufFamily:
+    name = file.metadata.get("general.architecture")
+    if name not in FAMILIES:
+        raise CheckpointError(
+            f"{file.path} has general.architecture {name!r}; from .gguf files only "
+            f"{', '.join(FAMILIES)} are read (llama: Mistral and SmolLM2 too): give the model's "
+            "Hugging Face directory"
+        )
+    return FAMILIES[name]
+
+
+def _hf_config(file: GgufFile, family: GgufFamily) -> dict[str, Any]:
     """Hugging Face's config.json for the file, every key written out."""
     metadata, tensors = file.metadata, file.tensors
-    family = metadata.get("general.architecture")
-    if family != "llama":
-        raise CheckpointError(
-            f"{file.path} has general.architecture {family!r}; from .gguf files only 'llama' is "
-            "read (Llama, Mistral, SmolLM2): give the model's Hugging Face directory"
-        )
 
     def number(key: str, default: float | None = None) -> Any:
-        value = metadata.get(f"llama.{key}", default)
+        value = file.of_model(key, default)
         if not isinstance(value, (int, float)) or value <= 0:
             found = "no" if value is None else f"{value!r} as"
-            raise CheckpointError(f"{file.path} has {found} llama.{key}; wanted one number above 0")
+            raise CheckpointError(
+                f"{file.path} has {found} {file.key(key)}; wanted one number above 0"
+            )
         return value
 
     heads, hidden = number("attention.head_count"), number("embedding_length")
-    rope_dim = number("rope.dimension_count", hidden // heads)
-    head_dim = number("attention.key_length", rope_dim)
+    head_dim = number(
+        "attention.key_length", file.of_model("rope.dimension_count", hidden // heads)
+    )
+    rope_dim = number("rope.dimension_count", head_dim)
     if rope_dim != head_dim or number("attention.value_length", head_dim) != head_dim:
         raise CheckpointError(
             f"{file.path} has rope.dimension_count={rope_dim}, attention.key_length={head_dim}; "
             "wanted them and value_length equal"
         )
-    _check_neutral(file, head_dim, number("context_length"))
+    _check_neutral(file, family, head_dim, number("context_length"))
     if "token_embd.weight" not in tensors:
         raise CheckpointError(
             f"{file.path} has no tensor 'token_embd.weight'; download the file again"
@@ -200,8 +171,8 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
         )
     epsilon = number("attention.layer_norm_rms_epsilon")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": hidden,
         "intermediate_size": number("feed_forward_length"),
@@ -211,7 +182,7 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
         "head_dim": head_dim,
         "hidden_act": "silu",
         "max_position_embeddings": number("context_length"),
-        "rms_norm_eps": float(str(np.float32(epsilon))),  # 9.99999975e-06 was 1e-05
+        "rms_norm_eps": _plain(epsilon),
         "rope_theta": number("rope.freq_base", 10000.0),
         "rope_scaling": _rope_scaling(file, head_dim),
         "attention_bias": "blk.0.attn_q.bias" in tensors,
@@ -220,24 +191,32 @@ def _hf_config(file: GgufFile) -> dict[str, Any]:
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": metadata.get("tokenizer.ggml.eos_token_id"),
         "torch_dtype": "bfloat16",
+        **{word: _plain(number(key)) for key, word in family.keys.items()},
+        **family.config,
     }
 
 
-def _check_neutral(file: GgufFile, head_dim: int, context: int) -> None:
+def _plain(number: float) -> float:
+    """As it was before it was a float32: 9.99999975e-06 was 1e-05."""
+    return float(str(np.float32(number)))
+
+
+def _check_neutral(file: GgufFile, family: GgufFamily, head_dim: int, context: int) -> None:
     """CheckpointError naming the first key whose value would make another model of it."""
-    known = _NEUTRAL | {"attention.scale": (0, head_dim**-0.5)}
+    known = NEUTRAL | {"attention.scale": (0, head_dim**-0.5)}
     for key, values in known.items():
-        found = file.metadata.get(f"llama.{key}")
+        found = None if key in family.keys else file.of_model(key)
         if found is not None and not any(_close(found, value) for value in values):
             raise CheckpointError(
-                f"{file.path} has llama.{key}={found!r}, which no Llama's config.json can say; "
-                f"wanted {values[-1]!r} or none: give the model's Hugging Face directory"
+                f"{file.path} has {file.key(key)}={found!r}, which no config.json of a "
+                f"{family.model_type} can say; wanted {values[-1]!r} or none: give the model's "
+                "Hugging Face directory"
             )
-    window = file.metadata.get("llama.attention.sliding_window")
+    window = file.of_model("attention.sliding_window")
     if window and window < context:
         raise CheckpointError(
-            f"{file.path} has llama.attention.sliding_window={window!r}, which no Llama has; give "
-            "the model's Hugging Face directory"
+            f"{file.path} has {file.key('attention.sliding_window')}={window!r}, which no "
+            f"{family.model_type} has; give the model's Hugging Face directory"
         )
 
 
@@ -252,29 +231,30 @@ def _rope_scaling(file: GgufFile, head_dim: int) -> dict[str, Any] | None:
     llama.cpp stretches by `factor` unless the type says none, and multiplies cos and sin by
     `attn_factor`, under yarn times 1 + ln(factor) / 10.
     """
+    prefix = file.key("rope.scaling.")
     found = {
-        key.removeprefix("llama.rope.scaling."): value
+        key.removeprefix(prefix): value
         for key, value in file.metadata.items()
-        if key.startswith("llama.rope.scaling.")
+        if key.startswith(prefix)
     }
     kind = found.get("type", "linear")
     if kind not in ("none", "linear", "yarn"):
         raise CheckpointError(
-            f"{file.path} has llama.rope.scaling.type {kind!r}; wanted none, linear or yarn: "
+            f"{file.path} has {prefix}type {kind!r}; wanted none, linear or yarn: "
             "give the model's Hugging Face directory"
         )
-    factor = found.get("factor", file.metadata.get("llama.rope.scale_linear")) or 1.0
+    factor = found.get("factor", file.of_model("rope.scale_linear")) or 1.0
     magnitude = found.get("attn_factor", found.get("yarn_attn_factor")) or 1.0
     stretched = kind != "none" and factor != 1.0
     if magnitude != 1.0 and not (stretched and kind == "yarn"):
         raise CheckpointError(
-            f"{file.path} has llama.rope.scaling.attn_factor={magnitude:g} without yarn, for which "
+            f"{file.path} has {prefix}attn_factor={magnitude:g} without yarn, for which "
             "config.json has no word; give the model's Hugging Face directory"
         )
     llama3 = _llama3_scaling(file, head_dim) if "rope_freqs.weight" in file.tensors else None
     if llama3 is not None and stretched:
         raise CheckpointError(
-            f"{file.path} has rope_freqs.weight and a llama.rope.scaling.factor of {factor:g}; "
+            f"{file.path} has rope_freqs.weight and a {prefix}factor of {factor:g}; "
             "wanted one of the two: give the model's Hugging Face directory"
         )
     if not stretched:
@@ -310,7 +290,7 @@ def _llama3_scaling(file: GgufFile, head_dim: int) -> dict[str, Any] | None:
     if tensor.kind == gguf.GGMLQuantizationType.F32 and found.shape == (head_dim // 2,):
         if (found == 1.0).all():
             return None
-        theta, factor = file.metadata.get("llama.rope.freq_base", 10000.0), float(found.max())
+        theta, factor = file.of_model("rope.freq_base", 10000.0), float(found.max())
         for original in (8192, 4096, 16384, 32768):
             wanted = llama3_frequency_factors(head_dim, theta, factor, original)
             if np.allclose(found, wanted, rtol=1e-4):

@@ -45,6 +45,13 @@ class GgufFile(NamedTuple):
     metadata: dict[str, Any]
     tensors: dict[str, GgufTensor]
 
+    def key(self, name: str) -> str:
+        """Of the model: under its architecture's name."""
+        return f"{self.metadata.get('general.architecture')}.{name}"
+
+    def of_model(self, name: str, default: Any = None) -> Any:
+        return self.metadata.get(self.key(name), default)
+
 
 def read_gguf(path: Path) -> GgufFile:
     """Parse the header. CheckpointError when it is no GGUF 2 or 3, or shorter than it says."""
