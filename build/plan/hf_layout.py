@@ -30,6 +30,7 @@ _SCALES = {
     "weights_scaling_factor_2": "weight_scale_2",
     "prequant_scaling_factor": "pre_quant_scale",
 }
+_STACKED = ("GraniteMoeForCausalLM",)  # whose own tensors hold all experts of a layer
 # Which norms feed which linears alone; of two for one linear, the second where a model has it.
 _FED_BY = {
     "attention.qkv": ("input_layernorm",),
@@ -58,6 +59,11 @@ def check_format(
         raise PlanError(
             f"{source.name} is a TensorRT-LLM checkpoint, which lacks the config.json of a "
             "Hugging Face one; give the Hugging Face directory it was made of, or format=trtllm"
+        )
+    if config.architecture in _STACKED:
+        raise PlanError(
+            f"{source.name} is a {config.architecture}, whose Hugging Face tensors hold all "
+            "experts of a layer, which format=hf does not write; choose format=trtllm"
         )
     if settings.quant not in HF_QUANTS:
         raise PlanError(

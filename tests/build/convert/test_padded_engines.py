@@ -31,7 +31,7 @@ from makers.quantized_writers import write_quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-NORMED_TOGETHER = {"olmo2", "olmo3"}  # all heads, so that none can be added
+NORMED_TOGETHER = {"olmo2", "olmo3", "olmoe"}  # all heads, so that none can be added
 
 Sources = Callable[..., SourceCheckpoint]
 # Two query heads for each of three KV heads, and columns that few numbers divide.
