@@ -171,6 +171,11 @@ class ModelConfig:
         return bool(self.extra.get("gated_mlp", True))
 
     @property
+    def layer_norm(self) -> bool:
+        """Whether norms take the mean off first, and may have biases."""
+        return bool(self.extra.get("layer_norm", False))
+
+    @property
     def gate_in_fc(self) -> bool:
         """Whether mlp.fc holds up and gate, in this order, and there is no mlp.gate."""
         return self.hidden_act == "swiglu"

@@ -114,11 +114,10 @@ def _fused_names(stored: Stored) -> Iterator[Fault]:
 
 
 def _foreign_names(stored: Stored) -> Iterator[Fault]:
-    fused = {name for name, _ in stored.groups()}
+    known = {*stored.modules, *(name for name, _ in stored.groups())}
     for entry in stored.listed:
         if any(mark in entry for mark in "*?[") or entry.startswith("re:") or "." not in entry:
             continue
-        known = {*stored.modules, *fused}
         if any(name == entry or name.startswith(f"{entry}.") for name in known):
             continue
         others = [new + entry.removeprefix(old) for old, new in _SPELLINGS if entry.startswith(old)]
@@ -194,15 +193,8 @@ def _tied(stored: Stored) -> Iterator[Fault]:
 def _kv_scales(stored: Stored) -> Iterator[Fault]:
     scheme = stored.quantization.get("kv_cache_scheme") or {}
     algo = stored.quantization.get("kv_cache_quant_algo")
-    if (
-        isinstance(scheme, dict)
-        and scheme
-        and (scheme.get("type"), scheme.get("num_bits"))
-        != (
-            "float",
-            8,
-        )
-    ):
+    kind = (scheme.get("type"), scheme.get("num_bits")) if isinstance(scheme, dict) else None
+    if scheme and kind is not None and kind != ("float", 8):
         yield Fault(
             "kv_cache_scheme",
             f"is of {scheme.get('num_bits')} bits and type {scheme.get('type')}; wanted float of 8",

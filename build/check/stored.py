@@ -80,12 +80,12 @@ class Stored:
         narrow = info is not None and info.dtype in _NARROW
         return narrow or bool(words & {*PACKED, *SCALES})
 
-    @property
+    @cached_property
     def list_name(self) -> str | None:
         """The name of the list that says what is not quantised; None where there is none."""
         return next((name for name in LISTS if name in self.quantization), None)
 
-    @property
+    @cached_property
     def listed(self) -> tuple[str, ...]:
         """Its entries."""
         found = self.quantization.get(self.list_name or "") or ()

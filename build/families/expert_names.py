@@ -29,10 +29,13 @@ _SPELLINGS: dict[str, tuple[str, dict[str, str]]] = {
     "OlmoeForCausalLM": ("mlp", _QWEN),
     "GraniteMoeForCausalLM": ("mlp", _QWEN),
 }
-_GRANITE = {
-    "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
-    "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
-    "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
+# Of families that have others' tensors under names of their own.
+RENAMED: dict[str, dict[str, str]] = {
+    "GraniteMoeForCausalLM": {
+        "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
+        "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
+        "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
+    }
 }
 _BLOCK = re.compile(rf"((?:.*\.)?layers\.\d+\.)(?:{'|'.join(_BLOCKS)})\.(gate|experts)\.(.+)")
 _ONE = re.compile(r"(\d+)\.(\w+)\.(.+)")
@@ -50,9 +53,9 @@ def table_parts(architecture: str, name: str, shape: Shape) -> list[Part]:
     """What a stored tensor is to the family's table: itself under the table's name, or each
     expert's share of a stack.
     """
-    for granites, stacked_name in _GRANITE.items():
-        if architecture == "GraniteMoeForCausalLM" and name.endswith(granites):
-            name = name.removesuffix(granites) + stacked_name
+    for theirs, usual in RENAMED.get(architecture, {}).items():
+        if name.endswith(theirs):
+            name = name.removesuffix(theirs) + usual
     found = _BLOCK.fullmatch(name)
     if architecture not in _SPELLINGS or found is None:
         return [Part(name, 0, shape)]

@@ -36,9 +36,8 @@ from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.runtime.errors import CheckpointError
 
 
-def _hf_name(name: str, family: GgufFamily) -> str | None:
+def _hf_name(name: str, names: Mapping[str, str]) -> str | None:
     """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`; None if unknown."""
-    names = {**NAMES, **family.names}
     found = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if found is None or found.group(2) not in names:
         return None
@@ -55,8 +54,9 @@ class GgufSource:
         self._head_dim = head_dim
         self._tensors: dict[str, GgufTensor] = {}
         self._infos: dict[str, TensorInfo] = {}
+        names = {**NAMES, **family.names}
         for name, tensor in file.tensors.items():
-            target = _hf_name(name, family)
+            target = _hf_name(name, names)
             if target is not None:
                 self._tensors[target] = tensor
                 self._infos[target] = TensorInfo(torch.float32, tensor.shape)

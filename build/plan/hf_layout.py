@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import EMBEDDING, TensorRow, source_shape, stage_rows
+from enginehouse.build.families.expert_names import RENAMED
 from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.source import SourceCheckpoint
@@ -30,7 +31,6 @@ _SCALES = {
     "weights_scaling_factor_2": "weight_scale_2",
     "prequant_scaling_factor": "pre_quant_scale",
 }
-_STACKED = ("GraniteMoeForCausalLM",)  # whose own tensors hold all experts of a layer
 # Which norms feed which linears alone; of two for one linear, the second where a model has it.
 _FED_BY = {
     "attention.qkv": ("input_layernorm",),
@@ -60,7 +60,7 @@ def check_format(
             f"{source.name} is a TensorRT-LLM checkpoint, which lacks the config.json of a "
             "Hugging Face one; give the Hugging Face directory it was made of, or format=trtllm"
         )
-    if config.architecture in _STACKED:
+    if config.architecture in RENAMED:
         raise PlanError(
             f"{source.name} is a {config.architecture}, whose Hugging Face tensors hold all "
             "experts of a layer, which format=hf does not write; choose format=trtllm"

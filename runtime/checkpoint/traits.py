@@ -87,7 +87,7 @@ def traits_of(config: ModelConfig) -> Traits:
         activation=_ACTIVATIONS[config.hidden_act],
         gated_mlp=config.gated_mlp,
         parallel=bool(extra.get("parallel_sublayers", False)),
-        layer_norm=bool(extra.get("layer_norm", False)),
+        layer_norm=config.layer_norm,
         norm_inputs=bool(extra.get("input_layernorms", True)),
         norm_sublayers=bool(extra.get("inter_layernorms", False)),
         norm_all_heads=bool(extra.get("qk_layernorm_all_heads", False)),

@@ -49,7 +49,7 @@ def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Attentio
 
 def normed(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig) -> Tensor:
     """By RMS, or by LayerNorm where a model has that; over the last dimensions, as weight has."""
-    if config.extra.get("layer_norm", False):
+    if config.layer_norm:
         return functional.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon)
     return functional.rms_norm(x, weight.shape, weight, config.norm_epsilon)
 

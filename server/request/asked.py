@@ -16,7 +16,7 @@ from enginehouse.server.request.constraints import read_constraint
 from enginehouse.server.tools.unenforced import Unenforced
 from enginehouse.server.wire.refusal import refuse
 from enginehouse.server.wire.refused_fields import instead_of
-from enginehouse.server.wire.shapes import SamplingFields, Shape
+from enginehouse.server.wire.shapes import Body, SamplingFields, Shape
 
 
 class Unknown(NamedTuple):
@@ -162,14 +162,14 @@ def check_min_tokens(min_tokens: int, max_tokens: int | None) -> None:
         refuse("min_tokens", f"{min_tokens} is more than max_tokens: {max_tokens}")
 
 
-def ignored_fields(body: Shape) -> tuple[str, ...]:
+def ignored_fields(body: Body) -> tuple[str, ...]:
     """The fields nobody knows and those whose advice has no effect, each once.
 
     RequestError for a known one that asks for what we cannot do, and for all of them under
     strict_fields.
     """
     unknown = list(_unknown_fields(body, "", ""))
-    if unknown and getattr(body, "strict_fields", False):
+    if unknown and body.strict_fields:
         path = unknown[0].path[:200]
         refuse(path, "nobody knows this field, and strict_fields is true", "unknown_parameter")
     advice = type(body).advice.items()

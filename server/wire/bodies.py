@@ -22,6 +22,7 @@ from enginehouse.server.wire.shapes import (
     MAX_PROMPTS,
     MAX_TOKENS,
     MAX_TOOLS,
+    Body,
     FreeObject,
     SamplingFields,
     Shape,
@@ -231,11 +232,10 @@ class CompletionBody(SamplingFields):
     """Begin a prompt that is text as the tokenizer begins texts, with BOS if it does."""
 
 
-class _TokenizeFields(Shape):
+class _TokenizeFields(Body):
     model: str | None = None
     return_token_strs: bool = False
     """Name each token too."""
-    strict_fields: bool = False
 
 
 class TokenizeBody(_TokenizeFields):
@@ -254,19 +254,17 @@ class TokenizeChatBody(TemplateFields, _TokenizeFields):
     add_special_tokens: bool = False
 
 
-class DetokenizeBody(Shape):
+class DetokenizeBody(Body):
     """POST /detokenize"""
 
     model: str | None = None
     tokens: TokenList
-    strict_fields: bool = False
 
 
-class TemplateBody(TemplateFields):
+class TemplateBody(TemplateFields, Body):
     """POST /apply-template"""
 
     refused = UNSUPPORTED_IN_TEMPLATES
 
     model: str | None = None
     tools: Annotated[list[Tool], FailFast(), Field(max_length=MAX_TOOLS)] = []
-    strict_fields: bool = False

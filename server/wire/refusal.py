@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.server.wire.json_body import decode_json, found_text, join
-from enginehouse.server.wire.shapes import MAX_STOPS, NO_TEXT, Shape
+from enginehouse.server.wire.shapes import MAX_STOPS, Shape
 
 S = TypeVar("S", bound=Shape)
 
@@ -67,11 +67,12 @@ def _refuse_first(model: type[Shape], errors: list[ErrorDetails]) -> NoReturn:
     error = errors[0]
     location = tuple(part for part in error["loc"] if part != "[key]")
     kind, found, context = error["type"], found_text(error["input"]), error.get("ctx", {})
-    param = (_path(location) + str(context.get("at", "")))[:_MAX_PARAM_CHARS]
+    at = str(context.get("at", ""))  # beyond the location
+    param = (_path(location) + at)[:_MAX_PARAM_CHARS]
     field = next((str(part) for part in reversed(location) if isinstance(part, str)), "")
     code, words = "invalid_value", {**WANTED_FIELD, **model.wanted}
     if kind == "missing":
-        wanted = words.get(field, "a string")
+        wanted = words.get(at.rpartition(".")[2] or field, "a string")
         refuse(param, f"missing; wanted {wanted}", "missing_required_parameter")
     if kind in _WANTED_TYPE:
         wanted = words.get(field, "") if location[-1] == field else ""
@@ -90,8 +91,7 @@ def _refuse_first(model: type[Shape], errors: list[ErrorDetails]) -> NoReturn:
         message = f"{found} is not of the form {context['pattern']}"
     else:
         message = error["msg"]
-        code = {"prompt": "invalid_type", "schema": "invalid_type"}.get(kind, code)
-        code = "missing_required_parameter" if kind == NO_TEXT else code
+        code = "invalid_type" if kind in ("prompt", "schema") else code
     refuse(param, message, code)
 
 

@@ -41,8 +41,6 @@ MAX_DIMENSIONS = 65_536
 MAX_TOOLS = 128
 MAX_CALLS = 128
 
-NO_TEXT = "no_text"  # the kind of this error, whose code is that of a missing field
-
 T = TypeVar("T")
 
 
@@ -93,6 +91,13 @@ class Shape(BaseModel):
         return made
 
 
+class Body(Shape):
+    """What the whole body of a request is."""
+
+    strict_fields: bool = False
+    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
+
+
 def bounded(value: T) -> T:
     if is_too_deep(value):
         raise PydanticCustomError(
@@ -104,7 +109,7 @@ def bounded(value: T) -> T:
 def check_text(part: object, index: int, name: str) -> None:
     """A part of a text, in this place of a list, has its text; null is none."""
     if isinstance(part, dict) and part.get(name) is None:
-        raise PydanticCustomError(NO_TEXT, "missing; wanted a string", {"at": f"[{index}].{name}"})
+        raise PydanticCustomError("missing", "missing", {"at": f"[{index}].{name}"})
 
 
 def _text_as_stops(value: object) -> object:
@@ -222,7 +227,7 @@ class StreamOptions(Shape):
     """Padding against traffic analysis: no text depends on it, none is sent."""
 
 
-class SamplingFields(Shape):
+class SamplingFields(Body):
     """What chat and text completions have in common."""
 
     model: str
@@ -280,8 +285,6 @@ class SamplingFields(Shape):
     """SGLang's name for guided_regex."""
     ebnf: GrammarText | None = None
     """SGLang's name for guided_grammar."""
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
     user: str | None = None
     """Is checked; no answer depends on it."""
     metadata: FreeObject = {}

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 
 from enginehouse.server.api.responses.body import Metadata
-from enginehouse.server.wire.shapes import Shape
+from enginehouse.server.wire.shapes import Body, Shape
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 
 
-class BatchBody(Shape):
+class BatchBody(Body):
     """POST /v1/batches"""
 
     advice = {}
@@ -29,8 +29,6 @@ class BatchBody(Shape):
     """What is not answered by then has expired."""
     metadata: Metadata = {}
     """Kept with the batch."""
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 class BatchLine(Shape):

@@ -7,7 +7,7 @@ when a process is killed, and no line is answered twice. Knows no HTTP and no re
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import NamedTuple
 
 from msgspec.json import decode, encode
@@ -57,22 +57,23 @@ class Journal:
                 return str(batch["id"])
         return None
 
-    def claim(self, over_at: int | None = None) -> Batch | None:
-        """The oldest batch that is open and that no other process works on: this one does from now
-        on, or again. over_at: one that nobody works on and that is to end now, as that was asked or
-        its time is over by then.
+    def claim(self, at_work: Container[str], over_at: int | None = None) -> Batch | None:
+        """The oldest open batch that nobody works on: this process does from now on. at_work: the
+        ids of those that it works on already. over_at: only one that is to end, as that was asked
+        or its time is over by then.
         """
         query = "select id, owner, data, worker, wants_cancel from batches where is_open = 1"
         mine = own_mark()
         with transaction(self._db):
             found = self._db.execute(f"{query} order by created").fetchall()
             for batch_id, owner, data, worker, wants in found:
-                waits = worker is None or (worker != mine and not runs(worker))
-                ends = over_at is not None and (wants or decode(data)["expires_at"] <= over_at)
-                if (waits and ends) if over_at is not None else (waits or worker == mine):
+                taken = batch_id in at_work if worker == mine else worker and runs(worker)
+                batch = Batch(owner, decode(data), wants)
+                ends = over_at is None or wants or batch.data["expires_at"] <= over_at
+                if ends and not taken:
                     query = "update batches set worker = ? where id = ?"
                     self._db.execute(query, (mine, batch_id))
-                    return Batch(owner, decode(data), wants)
+                    return batch
         return None
 
     def leave(self, batch: Batch) -> None:

@@ -49,7 +49,6 @@ def _line(number: int, text: bytes, endpoint: str, seen: dict[str, int]) -> Line
     try:
         if len(text) > MAX_LINE_BYTES:
             refuse("line", f"it has {len(text)} bytes; wanted at most {MAX_LINE_BYTES}")
-        custom_id = _custom_id(text)
         shape = parse_body(BatchLine, text, lambda data: None)
         custom_id = shape.custom_id
         if custom_id in seen:
@@ -65,7 +64,7 @@ def _line(number: int, text: bytes, endpoint: str, seen: dict[str, int]) -> Line
                 )
         return Line(number, custom_id, _giving_way(shape.body), None)
     except RequestError as error:
-        return Line(number, custom_id, {}, error)
+        return Line(number, _custom_id(text), {}, error)
 
 
 def _custom_id(text: bytes) -> str | None:

@@ -46,6 +46,7 @@ class Runner:
         self._app = app
         self._folder = folder
         self._journal = Journal(folder)
+        self._at_work: set[str] = set()  # the ids of batches, which two greenlets share
         self._num_at_once = num_at_once
         self._draining = draining
 
@@ -65,10 +66,15 @@ class Runner:
     def _work_on(self, over_at: int | None) -> bool:
         """On the next batch (`Journal.claim`); whether there was one."""
         try:
-            batch = None if self._draining() else self._journal.claim(over_at)
-            if batch is not None:
+            batch = None if self._draining() else self._journal.claim(self._at_work, over_at)
+            if batch is None:
+                return False
+            self._at_work.add(batch.id)
+            try:
                 self.work(batch)
-            return batch is not None
+            finally:
+                self._at_work.discard(batch.id)
+            return True
         except (OSError, sqlite3.Error) as error:
             LOG.warning("batches wait: %s", error)
             return False

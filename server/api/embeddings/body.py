@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from enginehouse.server.wire.refused_fields import UNSUPPORTED_IN_EMBEDDINGS
-from enginehouse.server.wire.shapes import MAX_DIMENSIONS, MAX_INPUTS, FreeObject, Shape
+from enginehouse.server.wire.shapes import MAX_DIMENSIONS, MAX_INPUTS, Body, FreeObject
 from enginehouse.server.wire.texts_or_ids import texts_or_ids
 
 PoolingName = Literal["last", "mean"]
 
 
-class EmbeddingsBody(Shape):
+class EmbeddingsBody(Body):
     """POST /v1/embeddings"""
 
     refused = UNSUPPORTED_IN_EMBEDDINGS
@@ -37,8 +37,6 @@ class EmbeddingsBody(Shape):
     """Read a text as the tokenizer begins and ends texts, with BOS or EOS if it does."""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """A lower one runs first."""
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
     user: str | None = None
     """Is checked; no answer depends on it."""
     metadata: FreeObject = {}

@@ -19,6 +19,7 @@ from enginehouse.server.wire.shapes import (
     MAX_STOPS,
     MAX_TOKENS,
     MAX_TOOLS,
+    Body,
     FreeObject,
     Number,
     Shape,
@@ -166,7 +167,7 @@ class UserMetadata(Shape):
     """Is checked; no answer depends on it."""
 
 
-class CountBody(Cached):
+class CountBody(Cached, Body):
     """POST /v1/messages/count_tokens"""
 
     advice = {name: idle for name, idle in ADVICE.items() if name != "metadata"}
@@ -196,8 +197,6 @@ class CountBody(Cached):
     output_config: OutputConfig = OutputConfig()
     output_format: JsonFormat | None = None
     """The older place of output_config.format."""
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 class MessagesBody(CountBody):

@@ -20,12 +20,12 @@ from enginehouse.server.request.asked import ignored_fields
 from enginehouse.server.wire.ids import Json, new_id
 from enginehouse.server.wire.refusal import parse_body
 from enginehouse.server.wire.responses import json_response
-from enginehouse.server.wire.shapes import Shape
+from enginehouse.server.wire.shapes import Body
 
 MAX_ITEMS = 20  # at once, as OpenAI has it
 
 
-class ConversationBody(Shape):
+class ConversationBody(Body):
     """POST /v1/conversations"""
 
     advice = {}
@@ -33,33 +33,27 @@ class ConversationBody(Shape):
 
     items: Annotated[Items, Field(max_length=MAX_ITEMS)] = []
     metadata: Metadata = {}
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
-class MetadataBody(Shape):
+class MetadataBody(Body):
     """POST /v1/conversations/{id}"""
 
     advice = {}
     wanted = WANTED
 
     metadata: Metadata
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
-class ItemsBody(Shape):
+class ItemsBody(Body):
     """POST /v1/conversations/{id}/items"""
 
     wanted = WANTED
 
     items: Annotated[Items, Field(min_length=1, max_length=MAX_ITEMS)]
-    strict_fields: bool = False
-    """Refuse fields that nobody knows, instead of naming them in X-Ignored-Fields."""
 
 
 def add_conversations(app: Flask, service: Service, store: Store) -> None:
-    def read(model: type[Shape]) -> Any:
+    def read(model: type[Body]) -> Any:
         return service.read(lambda body: parse_body(model, body, lambda data: None))
 
     @app.post("/v1/conversations")

@@ -51,7 +51,7 @@ def found(store: Store, kept_id: str, kind: str, param: str = "id") -> Kept:
 
 def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
     """The items, each that is a reference as what it names. param: of the body."""
-    found = []
+    whole = []
     for index, item in enumerate(items):
         if item.type == "item_reference":
             place = f"{param}[{index}].id"
@@ -62,5 +62,5 @@ def looked_up(store: Store, items: Sequence[Item], param: str) -> list[Item]:
             if kept is None:
                 not_found(place, "item", item.id)
             [item] = read_kept([kept])
-        found.append(item)
-    return found
+        whole.append(item)
+    return whole

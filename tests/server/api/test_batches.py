@@ -270,7 +270,7 @@ def test_a_batch_whose_file_is_gone_tells_what_was_answered(
 ) -> None:
     made = begin(http, line("a") + "\n" + line("b"))
     runner = app.extensions["enginehouse.batches"]
-    batch = runner._journal.claim()
+    batch = runner._journal.claim(())
     told = {"id": "x", "custom_id": "a", "response": None, "error": None}
     runner._journal.put_answer(batch, 1, told, False)
     (tmp_path / "files" / made["input_file_id"]).unlink()
@@ -278,6 +278,18 @@ def test_a_batch_whose_file_is_gone_tells_what_was_answered(
     assert failed["status"] == "failed" and failed["request_counts"]["completed"] == 1
     assert content(http, failed["output_file_id"]) == [told]
     assert failed["errors"]["data"][0]["message"] == "the input file was deleted"
+
+
+def test_a_batch_is_worked_on_once_at_a_time(http: FlaskClient, tmp_path: Path) -> None:
+    journal, made = Journal(Folder(tmp_path / "files", 10**9)), begin(http, line("a"))
+    batch = journal.claim(())
+    assert batch is not None and batch.id == made["id"]
+    for over_at in (None, made["expires_at"]):
+        assert journal.claim({batch.id}, over_at) is None
+    assert journal.claim((), made["expires_at"] - 1) is None
+    assert journal.claim((), made["expires_at"]) is not None  # which failed, and is begun again
+    journal.ask_to_cancel(batch, 5)
+    assert journal.claim((), 0) is not None
 
 
 def test_a_batch_behind_another_is_cancelled_and_expires(

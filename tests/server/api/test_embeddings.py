@@ -195,8 +195,12 @@ def test_a_long_list_is_computed_a_few_at_a_time_and_in_order(
     engine.pools, engine.script = False, []  # what is submitted waits now
     engine.submitted.clear()
     asking = gevent.spawn(ask, http, input=given)
+    most = 2 * engine.info.max_batch_size
+    with gevent.Timeout(20):
+        while len(engine.submitted) < most:
+            gevent.sleep(0.02)
     gevent.sleep(0.2)
-    assert len(engine.submitted) == 2 * engine.info.max_batch_size
+    assert len(engine.submitted) == most
     asking.kill()
     assert all(generation.finished for generation in engine.generations)
 
