@@ -166,6 +166,38 @@ class ModelConfig:
         return int(self.extra.get("moe_intermediate_size") or self.intermediate_size)
 
     @property
+    def shared_expert_size(self) -> int:
+        """Rows of the gate of the expert that every token sees; 0 where there is none."""
+        return int((self.extra.get("moe") or {}).get("shared_expert_intermediate_size", 0))
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer's MLP is the mixture; `dense_layers` of a mixture have a plain one."""
+        return self.num_experts > 0 and layer not in self.extra.get("dense_layers", ())
+
+    def has_attention(self, layer: int) -> bool:
+        """False for `no_attention_layers`, whose first half gives nothing."""
+        return layer not in self.extra.get("no_attention_layers", ())
+
+    def has_mlp(self, layer: int) -> bool:
+        return self.has_experts(layer) or self.inner_size(layer) > 0
+
+    def inner_size(self, layer: int) -> int:
+        """Rows of the gate of a layer's plain MLP, whole; 0 where it has no MLP."""
+        own = self.extra.get("layer_intermediate_sizes")
+        return int(own[layer]) if own else self.intermediate_size
+
+    @property
+    def inner_sizes(self) -> tuple[int, ...]:
+        """All that TP cuts of MLPs: the rows of their gates, each size once, that of experts or of
+        most layers first.
+        """
+        layers = range(self.num_hidden_layers)
+        plain = [self.inner_size(i) for i in layers if not self.has_experts(i)]
+        sizes = (self.moe_intermediate_size, *plain, self.shared_expert_size)
+        own = self.extra.get("layer_intermediate_sizes")
+        return tuple(size for size in dict.fromkeys(sizes[1:] if own else sizes) if size)
+
+    @property
     def gated_mlp(self) -> bool:
         """Whether what enters mlp.proj is a product of two linears: false where it is mlp.fc's."""
         return bool(self.extra.get("gated_mlp", True))

@@ -13,6 +13,14 @@ from enginehouse.runtime.errors import CheckpointError
 
 REMEDY = "is it the config.json of a complete checkpoint?"
 
+# Names of activations: Hugging Face's (the first is the usual one), and TensorRT-LLM's.
+# transformers has several names for a function: swish is SiLU, gelu_new the tanh form.
+SILU_WORDS = ("silu", "swish")
+TANH_WORDS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
+SILU, SWIGLU = (SILU_WORDS, "silu"), (SILU_WORDS, "swiglu")
+GELU = (TANH_WORDS, "gelu_pytorch_tanh")
+RELU2 = (("relu2",), "squared-relu")
+
 # What no model reaches, and a damaged file must not make us count to.
 _MANY = 10_000
 LARGEST = {
@@ -20,6 +28,8 @@ LARGEST = {
     "num_attention_heads": _MANY,
     "num_experts": _MANY,
     "num_local_experts": _MANY,
+    "n_routed_experts": _MANY,
+    "moe_num_experts": _MANY,
 }
 
 
@@ -61,6 +71,15 @@ def integer(hf: Mapping[str, Any], key: str, default: int | None = None) -> int:
             f"config.json has {key}={value:g}; wanted a whole number from 1 to {largest}"
         )
     return int(value)
+
+
+def whole_numbers(hf: Mapping[str, Any], key: str) -> list[int]:
+    """A list of whole numbers, one alone as one; [] when absent; CheckpointError names the key."""
+    value = hf.get(key)
+    found = [] if value is None else value if isinstance(value, list) else [value]
+    if any(isinstance(each, bool) or not isinstance(each, int) for each in found):
+        raise CheckpointError(f"config.json has {key}={value!r}; wanted whole numbers")
+    return list(found)
 
 
 def refuse(hf: Mapping[str, Any], key: str, known: tuple[Any, ...]) -> None:

@@ -17,7 +17,7 @@ import re
 from math import prod
 from typing import NamedTuple
 
-from enginehouse.build.families.architectures import Shape
+from enginehouse.build.families.shapes import Shape
 
 _BLOCKS = ("block_sparse_moe", "mlp")
 _MIXTRAL = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
@@ -28,15 +28,29 @@ _SPELLINGS: dict[str, tuple[str, dict[str, str]]] = {
     "Qwen3MoeForCausalLM": ("mlp", _QWEN),
     "OlmoeForCausalLM": ("mlp", _QWEN),
     "GraniteMoeForCausalLM": ("mlp", _QWEN),
+    "GraniteMoeSharedForCausalLM": ("mlp", _QWEN),
+    "MiniMaxM2ForCausalLM": ("block_sparse_moe", _MIXTRAL),
+    **dict.fromkeys(
+        (
+            "Qwen2MoeForCausalLM",
+            "Glm4MoeForCausalLM",
+            "Dots1ForCausalLM",
+            "Ernie4_5_MoeForCausalLM",
+            "HunYuanMoEV1ForCausalLM",
+            "FlexOlmoForCausalLM",
+        ),
+        ("mlp", _QWEN),
+    ),
 }
 # Of families that have others' tensors under names of their own.
-RENAMED: dict[str, dict[str, str]] = {
-    "GraniteMoeForCausalLM": {
-        "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
-        "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
-        "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
-    }
+_GRANITE = {
+    "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
+    "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
+    "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
 }
+RENAMED: dict[str, dict[str, str]] = dict.fromkeys(
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), _GRANITE
+)
 _BLOCK = re.compile(rf"((?:.*\.)?layers\.\d+\.)(?:{'|'.join(_BLOCKS)})\.(gate|experts)\.(.+)")
 _ONE = re.compile(r"(\d+)\.(\w+)\.(.+)")
 

@@ -12,9 +12,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from enginehouse.build.families import own_keys
-from enginehouse.build.families.activation_words import GELU, SILU, SWIGLU, TANH_WORDS
-from enginehouse.build.families.config_values import boolean, integer, number, refuse
-from enginehouse.build.families.mixture_keys import moe_config, read_experts
+from enginehouse.build.families.config_values import (
+    GELU,
+    SILU,
+    SWIGLU,
+    TANH_WORDS,
+    boolean,
+    integer,
+    number,
+    refuse,
+)
+from enginehouse.build.families.mixture_keys import dense_layers, moe_config, read_experts
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -121,10 +129,9 @@ def _qwen3(hf: Hf) -> dict[str, Any]:
 
 def _qwen3_moe(hf: Hf) -> dict[str, Any]:
     refuse(hf, "attention_bias", (False,))
-    refuse(hf, "mlp_only_layers", ([],))
-    refuse(hf, "decoder_sparse_step", (1,))
     return {
         **_qwen("qwen3_moe", hf),
+        **dense_layers(hf),
         "moe": read_experts(hf, renormalize=boolean(hf, "norm_topk_prob")),
         "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
     }

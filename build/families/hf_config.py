@@ -13,7 +13,7 @@ from typing import Any
 from enginehouse.build.families.architectures import architecture_of
 from enginehouse.build.families.config_values import REMEDY, boolean, integer, number
 from enginehouse.build.families.family_keys import ACTIVATIONS, DEFAULTS, family_extra
-from enginehouse.build.families.own_keys import BIAS_KEYS, EPSILON_KEYS
+from enginehouse.build.families.own_keys import BIAS_KEYS, EPSILON_KEYS, SIZES
 from enginehouse.build.families.rope_config import read_rope
 from enginehouse.build.families.window_keys import attention_windows
 from enginehouse.runtime.config import DTYPES, ModelConfig
@@ -38,6 +38,8 @@ def model_config(hf: Mapping[str, Any], dtype: str) -> ModelConfig:
             f"{quantised.get('quant_method')!r}: the checkpoint is quantised already; "
             "give the unquantised one"
         )
+    if name in SIZES:
+        hf = {**hf, **SIZES[name](hf)}
     heads, hidden = integer(hf, "num_attention_heads"), integer(hf, "hidden_size")
     kv_heads = integer(hf, "num_key_value_heads", heads)
     if heads % kv_heads:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from enginehouse.build.families.architectures import head_norm_size, stage_rows
+from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.shapes import head_norm_size
 from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized, linear_tensors
 from enginehouse.runtime.config import ModelConfig
 
@@ -22,17 +23,24 @@ class LinearShape(NamedTuple):
     cut_axis: int
 
 
-def linear_shapes(config: ModelConfig) -> dict[str, LinearShape]:
-    """The linears of one decoder layer, per rank; experts are no linears (`_expert_tensors`)."""
+def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
+    """The linears of a decoder layer, per rank, in the order in which they run; layers count
+    through the model. Experts are no linears (`_expert_tensors`), but the shared one's are.
+    """
     tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
     query = config.num_attention_heads // tp * head
     key = max(1, config.num_key_value_heads // tp) * head
-    inner = config.intermediate_size // tp
-    linears = {
-        "attention.qkv": LinearShape(query + 2 * key, hidden, 0),
-        "attention.dense": LinearShape(hidden, query, 1),
-    }
-    if config.num_experts:
+    linears: dict[str, LinearShape] = {}
+    if config.has_attention(layer):
+        linears["attention.qkv"] = LinearShape(query + 2 * key, hidden, 0)
+        linears["attention.dense"] = LinearShape(hidden, query, 1)
+    if config.has_experts(layer):
+        if shared := config.shared_expert_size // tp:
+            linears["mlp.shared_expert.fc"] = LinearShape(2 * shared, hidden, 0)
+            linears["mlp.shared_expert.proj"] = LinearShape(hidden, shared, 1)
+        return linears
+    inner = config.inner_size(layer) // tp
+    if not inner:
         return linears
     if config.gate_in_fc:
         linears["mlp.fc"] = LinearShape(2 * inner, hidden, 0)
@@ -50,19 +58,25 @@ def output_tensors(
 
     scale_dtype: of INT4 scales that the source has already; None for the model's.
     """
-    linears = linear_shapes(config)
+    layers = config.mapping.layers(pp_rank, config.num_hidden_layers)
+    linears_of = [linear_shapes(config, layer) for layer in layers]
     vocab = config.padded_vocab_size() // config.mapping.tp_size
     table: dict[str, OutputTensor] = {}
     for target in (row.target for row in stage_rows(config, pp_rank)):
         module, _, kind = target.rpartition(".")
-        name = ".".join(module.split(".")[-2:])
-        linear = linears.get(name)
-        if linear is None and name.startswith("mlp."):
-            table.update(_expert_tensors(config, module))
+        name, linear = "", None
+        if ".layers." in module:
+            _, _, number, name = module.split(".", 3)
+            linear = linears_of[int(number)].get(name)
+        if target.endswith(".sinks"):
+            heads = config.num_attention_heads // config.mapping.tp_size
+            table[target] = OutputTensor(config.dtype, (heads,))
+        elif linear is None and name.startswith("mlp."):
+            table.update(_mixture_tensors(config, target))
         elif linear is None:
             vocabulary = module in ("transformer.vocab_embedding", "lm_head")
             width = head_norm_size(config, name) or config.hidden_size
-            shape = (vocab, width) if vocabulary else (width,)
+            shape = (vocab, width)[: 2 if kind == "weight" else 1] if vocabulary else (width,)
             table[target] = OutputTensor(config.dtype, shape)
         elif kind == "bias":
             table[target] = OutputTensor(config.dtype, (linear.out_features,))
@@ -70,27 +84,40 @@ def output_tensors(
             quantization, dtype = config.quantization, config.dtype
             table.update(linear_tensors(quantization, dtype, module, *linear[:2], scale_dtype))
     if config.quantization.kv_cache_quant_algo is not None:
-        for local in range(len(config.mapping.layers(pp_rank, config.num_hidden_layers))):
-            table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
+        for local, layer in enumerate(layers):
+            if config.has_attention(layer):
+                table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
     return table
 
 
-def _expert_tensors(config: ModelConfig, module: str) -> dict[str, OutputTensor]:
-    """A mixture's router, float32 in every form, or all its experts in one tensor."""
+def distinct_linears(config: ModelConfig) -> dict[tuple[str, LinearShape], None]:
+    """Every linear of the model's layers by its name and shape, each once, in their order."""
+    layers = range(config.num_hidden_layers)
+    return dict.fromkeys(one for layer in layers for one in linear_shapes(config, layer).items())
+
+
+def _mixture_tensors(config: ModelConfig, target: str) -> dict[str, OutputTensor]:
+    """What tells a token's experts and shares, float32 in every form but the shared expert's gate;
+    or all experts in one tensor.
+    """
     experts, hidden = config.num_experts, config.hidden_size
+    module, _, kind = target.rpartition(".")
+    word = module.rpartition(".")[2]
+    if word == "router":
+        shape = (experts, hidden) if kind == "weight" else (experts,)
+        return {target: OutputTensor("float32", shape)}
+    if word == "shared_expert_gate":
+        return {target: OutputTensor(config.dtype, (1, hidden))}
     inner = config.moe_intermediate_size // config.mapping.tp_size
-    shape = {
-        "router": (experts, hidden),
-        "fc": (experts, 2 * inner, hidden),
-        "proj": (experts, hidden, inner),
-    }[module.rpartition(".")[2]]
-    if len(shape) == 2:
-        return {f"{module}.weight": OutputTensor("float32", shape)}
-    if not is_quantized(config.quantization, f"{module}.weight"):
-        return {f"{module}.weight": OutputTensor(config.dtype, shape)}
+    out_features, in_features = {"fc": (2 * inner, hidden), "proj": (hidden, inner)}[word]
+    if kind == "bias":
+        return {target: OutputTensor(config.dtype, (experts, out_features))}
+    whole = (experts, out_features, in_features)
+    if not is_quantized(config.quantization, target):
+        return {target: OutputTensor(config.dtype, whole)}
     assert config.quantization.quant_algo == "FP8", config.quantization
     return {
-        f"{module}.weight": OutputTensor("float8_e4m3fn", shape),
+        target: OutputTensor("float8_e4m3fn", whole),
         f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),
         f"{module}.weights_scaling_factor": OutputTensor("float32", (experts, 1)),
     }

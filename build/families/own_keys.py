@@ -9,9 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families.activation_words import GELU, RELU2, SILU, SWIGLU
-from enginehouse.build.families.config_values import boolean, integer, number, refuse
-from enginehouse.build.families.mixture_keys import read_experts
+from enginehouse.build.families import mixture_keys
+from enginehouse.build.families.config_values import (
+    GELU,
+    RELU2,
+    SILU,
+    SWIGLU,
+    integer,
+    json_object,
+    number,
+    refuse,
+)
+from enginehouse.build.families.mixture_keys import granite_multipliers
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -54,17 +63,25 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "HeliumForCausalLM": {"num_key_value_heads": 20, "head_dim": 128, "rope_theta": 1e5},
     "GraniteForCausalLM": {},
-    "GraniteMoeForCausalLM": {"num_local_experts": 8, "num_experts_per_tok": 2},
     "SmolLM3ForCausalLM": {
         "num_key_value_heads": 4,
         "tie_word_embeddings": True,
         "rope_theta": 2e6,
     },
     "SeedOssForCausalLM": {"num_key_value_heads": 8, "head_dim": 128, "attention_bias": True},
-    "OlmoeForCausalLM": {"num_experts": 64, "num_experts_per_tok": 8},
     "Olmo2ForCausalLM": {},
+    "OlmoForCausalLM": {"rms_norm_eps": 1e-5},
+    "InternLM3ForCausalLM": {"num_key_value_heads": 2, "head_dim": 128},
+    "CwmForCausalLM": {"num_key_value_heads": 8, "head_dim": 128, "sliding_window": 8192},
+    "MinistralForCausalLM": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "Ministral3ForCausalLM": {"num_key_value_heads": 8, "head_dim": 128, "rope_theta": 1e6},
+    "HunYuanDenseV1ForCausalLM": {},
+    "PhiForCausalLM": {"attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5},
+    "DeciLMForCausalLM": {},
+    "GraniteMoeHybridForCausalLM": {},
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
+    **mixture_keys.DEFAULTS,
 }
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "NemotronForCausalLM": RELU2,
@@ -78,13 +95,21 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Ernie4_5ForCausalLM": SILU,
     "HeliumForCausalLM": SILU,
     "GraniteForCausalLM": SILU,
-    "GraniteMoeForCausalLM": SWIGLU,
     "SmolLM3ForCausalLM": SILU,
     "SeedOssForCausalLM": SILU,
-    "OlmoeForCausalLM": SWIGLU,
     "Olmo2ForCausalLM": SILU,
+    "OlmoForCausalLM": SILU,
+    "InternLM3ForCausalLM": SILU,
+    "CwmForCausalLM": SILU,
+    "MinistralForCausalLM": SILU,
+    "Ministral3ForCausalLM": SILU,
+    "HunYuanDenseV1ForCausalLM": SILU,
+    "PhiForCausalLM": GELU,
+    "DeciLMForCausalLM": SILU,
+    "GraniteMoeHybridForCausalLM": SWIGLU,
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
+    **mixture_keys.ACTIVATIONS,
 }
 # The keys of the biases of attention and of MLP, where they have other names.
 BIAS_KEYS = {
@@ -98,6 +123,7 @@ EPSILON_KEYS = {
     "StableLmForCausalLM": "layer_norm_eps",
     "CohereForCausalLM": "layer_norm_eps",
     "Cohere2ForCausalLM": "layer_norm_eps",
+    "PhiForCausalLM": "layer_norm_eps",
 }
 
 
@@ -146,18 +172,6 @@ def _helium(hf: Hf) -> dict[str, Any]:
     return _glm(hf)
 
 
-def _granite(hf: Hf) -> dict[str, Any]:
-    """Each is 1 where it is left out, the attention's too."""
-    names = ("embedding_multiplier", "residual_multiplier", "attention_multiplier")
-    return {name: number(hf, name, 1.0) for name in (*names, "logits_scaling")}
-
-
-def _granite_moe(hf: Hf) -> dict[str, Any]:
-    """Shares are a softmax over the chosen experts alone."""
-    refuse(hf, "attention_bias", (False,))
-    return {**_granite(hf), "moe": read_experts(hf, renormalize=True)}
-
-
 def _smollm3(hf: Hf) -> dict[str, Any]:
     refuse(hf, "use_sliding_window", (False,))
     count = integer(hf, "num_hidden_layers")
@@ -177,13 +191,6 @@ def _seed_oss(hf: Hf) -> dict[str, Any]:
     return {}
 
 
-def _olmoe(hf: Hf) -> dict[str, Any]:
-    for name, usual in (("attention_bias", False), ("clip_qkv", None)):
-        refuse(hf, name, (usual,))
-    over_all = {"qk_layernorm": True, "qk_layernorm_all_heads": True}
-    return {**over_all, "moe": read_experts(hf, renormalize=boolean(hf, "norm_topk_prob"))}
-
-
 def _olmo2(hf: Hf) -> dict[str, Any]:
     refuse(hf, "attention_bias", (False,))
     over_all = {"qk_layernorm": True, "qk_layernorm_all_heads": True}
@@ -194,6 +201,120 @@ def _olmo3(hf: Hf) -> dict[str, Any]:
     """Rope's scaling is of the layers that see everything."""
     sliding = sliding_layers(hf, "Olmo3ForCausalLM")
     return {**_olmo2(hf), "local_rope_layers": [i for i, slides in enumerate(sliding) if slides]}
+
+
+def _olmo(hf: Hf) -> dict[str, Any]:
+    """LayerNorm without weights."""
+    refuse(hf, "attention_bias", (False,))
+    clip = {"clip_qkv": number(hf, "clip_qkv")} if "clip_qkv" in hf else {}
+    return {**clip, "layer_norm": True, "norm_weights": False}
+
+
+def _plain(hf: Hf) -> dict[str, Any]:
+    for name in ("attention_bias", "mlp_bias"):
+        refuse(hf, name, (False,))
+    return {}
+
+
+def _internlm3(hf: Hf) -> dict[str, Any]:
+    for name in ("qkv_bias", "bias"):
+        refuse(hf, name, (False,))
+    return {}
+
+
+def _hunyuan(hf: Hf) -> dict[str, Any]:
+    refuse(hf, "use_qk_norm", (True,))
+    return {"qk_layernorm": True, "qk_layernorm_after_rope": True}
+
+
+def _phi(hf: Hf) -> dict[str, Any]:
+    refuse(hf, "qk_layernorm", (False,))
+    return {**_nemotron(hf), "parallel_sublayers": True, "lm_head_bias": True}
+
+
+def _granite_hybrid(hf: Hf) -> dict[str, Any]:
+    """Granite 4's dense models: attention everywhere, and no expert but the shared one."""
+    types = hf.get("layer_types") or hf.get("layers_block_type") or []
+    for name, usual in (("attention_bias", False), ("num_local_experts", 0)):
+        refuse(hf, name, (usual,))
+    if set(types) - {"attention", "full_attention"} or not types:
+        raise CheckpointError(
+            f"config.json has layer_types={types!r}; an engine of the family knows only attention, "
+            "no Mamba layers"
+        )
+    count, is_turned = integer(hf, "num_hidden_layers"), hf.get("position_embedding_type") == "rope"
+    no_rope = {} if is_turned else {"no_rope_layers": list(range(count))}
+    return {**granite_multipliers(hf), **no_rope}
+
+
+_FFN_MULTIPLE = 256
+
+
+def _deci(hf: Hf) -> dict[str, Any]:
+    """Source: `block_configs` of nvidia/Llama-3_3-Nemotron-Super-49B-v1 and its modeling_decilm.py.
+
+    A layer may lack attention, or the MLP, and has an MLP of its own size.
+    """
+    blocks = deci_blocks(hf)
+    no_attention = [i for i, (attention, _) in enumerate(blocks) if attention.get("no_op")]
+    sizes = [_deci_inner(hf, ffn) for _, ffn in blocks]
+    gaps = {"no_attention_layers": no_attention} if no_attention else {}
+    if set(sizes) != {integer(hf, "intermediate_size")}:
+        gaps["layer_intermediate_sizes"] = sizes
+    return gaps
+
+
+def deci_blocks(hf: Hf) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """What config.json says of each layer's attention and of its MLP. CheckpointError for what is
+    neither there nor left out.
+    """
+    blocks = hf.get("block_configs")
+    if not isinstance(blocks, list) or len(blocks) != integer(hf, "num_hidden_layers"):
+        raise CheckpointError(
+            f"config.json has {len(blocks) if isinstance(blocks, list) else 'no'} block_configs; "
+            "wanted one for each of its num_hidden_layers"
+        )
+    if not all(isinstance(block, dict) for block in blocks):
+        raise CheckpointError("config.json has block_configs that are no JSON objects; wanted one")
+    found = [(json_object(block, "attention"), json_object(block, "ffn")) for block in blocks]
+    for layer, (attention, ffn) in enumerate(found):
+        for part, values in (("attention", attention), ("ffn", ffn)):
+            for key in ("replace_with_linear", "sparsify", "window_length", "num_sink_tokens"):
+                if values.get(key):
+                    raise CheckpointError(
+                        f"config.json has {part}.{key}={values[key]!r} in layer {layer}; an engine "
+                        "of the family knows only attention and an MLP, whole or left out"
+                    )
+    return found
+
+
+def _deci_inner(hf: Hf, ffn: Mapping[str, Any]) -> int:
+    if ffn.get("no_op"):
+        return 0
+    if ffn.get("intermediate_size") is not None:
+        return integer(ffn, "intermediate_size")
+    rows = int(2 * number(ffn, "ffn_mult") * integer(hf, "hidden_size") / 3)
+    return -(-rows // _FFN_MULTIPLE) * _FFN_MULTIPLE
+
+
+def deci_sizes(hf: Hf) -> dict[str, Any]:
+    """What config.json says layer by layer and its readers want of the whole model."""
+    blocks = deci_blocks(hf)
+    groups = {
+        integer(attention, "n_heads_in_group")
+        for attention, _ in blocks
+        if not attention.get("no_op")
+    }
+    if len(groups) != 1:
+        raise CheckpointError(
+            f"config.json has layers with n_heads_in_group={sorted(groups)}; an engine has as many "
+            "KV heads in each layer: wanted one number"
+        )
+    heads = integer(hf, "num_attention_heads")
+    return {
+        "num_key_value_heads": max(1, heads // groups.pop()),
+        "intermediate_size": max(_deci_inner(hf, ffn) for _, ffn in blocks),
+    }
 
 
 def _exaone4(hf: Hf) -> dict[str, Any]:
@@ -219,12 +340,27 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Glm4ForCausalLM": _glm4,
     "Ernie4_5ForCausalLM": _glm,
     "HeliumForCausalLM": _helium,
-    "GraniteForCausalLM": _granite,
-    "GraniteMoeForCausalLM": _granite_moe,
+    "GraniteForCausalLM": granite_multipliers,
+    "GraniteMoeHybridForCausalLM": _granite_hybrid,
     "SmolLM3ForCausalLM": _smollm3,
     "SeedOssForCausalLM": _seed_oss,
-    "OlmoeForCausalLM": _olmoe,
+    "OlmoForCausalLM": _olmo,
     "Olmo2ForCausalLM": _olmo2,
+    "InternLM3ForCausalLM": _internlm3,
+    "CwmForCausalLM": _plain,
+    "MinistralForCausalLM": _plain,
+    "Ministral3ForCausalLM": _plain,
+    "HunYuanDenseV1ForCausalLM": _hunyuan,
+    "PhiForCausalLM": _phi,
+    "DeciLMForCausalLM": _deci,
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,
+    **mixture_keys.EXTRA,
+}
+# Of families that say layer by layer what others say once.
+SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {
+    "DeciLMForCausalLM": deci_sizes,
+    "GraniteMoeHybridForCausalLM": lambda hf: {
+        "intermediate_size": integer(hf, "shared_intermediate_size", 1024)
+    },
 }

@@ -17,7 +17,7 @@ ROPE_TYPES = ("linear", "dynamic", "llama3", "longrope", "yarn")
 _PRETRAINED = "original_max_position_embeddings"
 _NEEDED = {
     "linear": ("factor",),
-    "dynamic": ("factor",),
+    "dynamic": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor",),
     "longrope": (),
@@ -50,6 +50,8 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     base = number({"rope_theta": theta}, "rope_theta", 10000.0)
     partial = parameters.pop("partial_rotary_factor", hf.get("partial_rotary_factor"))
     rotary_dim = head_size
+    if partial is None and "rotary_dim" in hf:  # MiniMax's
+        partial = number(hf, "rotary_dim") / head_size
     if architecture in _SHARES:
         usual = _SHARES[architecture]
         share = number({"partial_rotary_factor": partial}, "partial_rotary_factor", usual)
@@ -88,6 +90,8 @@ def _scaling(hf: Mapping[str, Any], scaling: dict[str, Any]) -> dict[str, Any] |
         )
     for key in _NEEDED[kind]:
         number(scaling, key)
+    if kind == "dynamic":  # Hunyuan has an alpha, with a factor of one or none
+        number(scaling, "alpha" if scaling.get("alpha") else "factor")
     if kind in ("llama3", "yarn", "longrope"):
         outside = hf.get(_PRETRAINED)  # Phi-3 keeps it beside rope_scaling
         context = hf.get("max_position_embeddings")
@@ -114,6 +118,9 @@ _SHARES = {
     "Glm4ForCausalLM": 0.5,
     "NemotronForCausalLM": 0.5,
     "StableLmForCausalLM": 0.25,
+    "PhiForCausalLM": 0.5,
+    "Glm4MoeForCausalLM": 0.5,
+    "MiniMaxM2ForCausalLM": 1.0,
 }
 # Families whose sliding layers turn by a base of their own: the default of the global layers', and
 # of theirs; None: that of the global layers.

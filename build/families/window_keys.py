@@ -68,6 +68,14 @@ def _but_every_nth(hf: Hf, layer: int, usual: int = 6) -> bool:
     return (layer + 1) % pattern != 0
 
 
+def _but_each_fourth(hf: Hf, layer: int) -> bool:
+    return layer % 4 != 0
+
+
+def _from_window_layers(hf: Hf, layer: int) -> bool:
+    return layer >= integer(hf, "max_window_layers", 62)
+
+
 def _if_asked(hf: Hf, layer: int) -> bool:
     return boolean(hf, "use_sliding_window")
 
@@ -84,6 +92,11 @@ _SLIDING: dict[str, Callable[[Hf, int], bool]] = {
     "Cohere2ForCausalLM": partial(_but_every_nth, usual=4),
     "Olmo3ForCausalLM": partial(_but_every_nth, usual=4),
     "Exaone4ForCausalLM": partial(_but_every_nth, usual=4),
+    "MinistralForCausalLM": _all_layers,
+    "Ministral3ForCausalLM": _all_layers,
+    "CwmForCausalLM": _but_each_fourth,
+    "GptOssForCausalLM": _every_other,
+    "Dots1ForCausalLM": _from_window_layers,
     "Gemma2ForCausalLM": _every_other,
     "Gemma3ForCausalLM": _but_every_nth,
 }

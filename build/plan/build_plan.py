@@ -10,17 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from math import prod
 
-from enginehouse.build.families.architectures import (
-    architecture_of,
-    check_tensors,
-    expected_shapes,
-    stage_rows,
-)
+from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
-from enginehouse.build.families.padding import Padding, padding_of
+from enginehouse.build.families.shapes import check_tensors, expected_shapes
 from enginehouse.build.forms.capabilities import check_gpu, kv_refusal, tensorrt_package
 from enginehouse.build.forms.exclude import with_excluded
+from enginehouse.build.forms.padding import Padding, padding_of
 from enginehouse.build.forms.quantized_linear import QuantizedForm
 from enginehouse.build.forms.weight_forms import (
     GROUP_SIZES,

@@ -2,7 +2,7 @@
 
 What heads, columns and hidden size must be multiples of: TP's, and the form's kernels'. The first
 two are filled up at the least cost; the hidden size cannot be, as its norms would change. Knows no
-tensor: what padding does to one is families/padding.py's business.
+tensor: what padding does to one is forms/padding.py's business.
 Source: TensorRT-LLM 1.2.1 checkpoint format, tensor tables per tp and pp.
 """
 
@@ -13,9 +13,9 @@ from dataclasses import replace
 from math import gcd, lcm, prod
 from typing import NamedTuple
 
-from enginehouse.build.families.architectures import expected_shapes
-from enginehouse.build.families.output_table import linear_shapes
-from enginehouse.build.families.padding import padding_of
+from enginehouse.build.families.output_table import distinct_linears
+from enginehouse.build.families.shapes import expected_shapes
+from enginehouse.build.forms.padding import padding_of
 from enginehouse.build.forms.weight_forms import FP8_FORMS, GROUP_SIZES
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import PlanError
@@ -105,7 +105,10 @@ def _padded(
     heads = _fixed_heads(config, rule) if fixed else least_heads(config, rule)
     if heads is None:
         return
-    if inner % tp or inner // tp % max(rule.cut):
+    if _are_several(config):
+        if any(size % tp or size // tp % max(rule.cut) for size in config.inner_sizes):
+            return
+    elif inner % tp or inner // tp % max(rule.cut):
         inner = -(-inner // (tp * rule.columns)) * tp * rule.columns
     yield with_numbers(config, *heads, inner)
 
@@ -187,6 +190,11 @@ def _norms_all_heads(config: ModelConfig) -> bool:
     return bool(config.extra.get("qk_layernorm_all_heads", False))
 
 
+def _are_several(config: ModelConfig) -> bool:
+    """Whether MLPs have several sizes, so that no column is added to any."""
+    return len(config.inner_sizes) > 1 or "layer_intermediate_sizes" in config.extra
+
+
 def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:
     """The same heads on KV heads of which each is repeated; None where that does not fit."""
     tp, size = config.mapping.tp_size, config.head_size
@@ -234,6 +242,11 @@ def _uncuttable(
                 f"{quant}: {what}, is no multiple of {multiple}, which its kernel wants{groups} "
                 f"and no padding gives; {instead}: choose one of them, or another quant"
             )
+    if _are_several(config) and tp not in legal:
+        return (
+            f"the MLPs have {_listed(config.inner_sizes)} columns, to which none can be added as "
+            f"they differ, and tp={tp} does not cut all of them; {instead}: choose one"
+        )
     if own:
         return (
             f"{quant}: padding for tp={tp} would part the groups of {size} that the source has; "
@@ -264,7 +277,7 @@ def check_int8(config: ModelConfig) -> None:
 
 def _untiled(config: ModelConfig) -> str | None:
     """A linear that the weight-only kernel's tiles (64 inputs, 16 outputs) do not fit, or None."""
-    for name, linear in linear_shapes(config).items():
+    for name, linear in distinct_linears(config):
         if linear.in_features % 64 or linear.out_features % 16:
             return f"{name} is {linear.out_features} x {linear.in_features}"
     return None
@@ -312,7 +325,7 @@ def _uncut(config: ModelConfig, tp: int) -> str | None:
         return "num_attention_heads"
     inner = config.moe_intermediate_size
     key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
-    return key if inner % tp else None
+    return key if any(inner % tp for inner in config.inner_sizes) else None
 
 
 def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
@@ -323,7 +336,7 @@ def _ungrouped(config: ModelConfig, group_size: int) -> str | None:
     refused too (seen in its own tables: SmolLM2 at group_size 128 has 640 for 576).
     """
     tp = config.mapping.tp_size
-    for name, linear in linear_shapes(config).items():
+    for name, linear in distinct_linears(config):
         for axis, features in ((1, linear.in_features), (0, linear.out_features)):
             word = ("out_features", "in_features")[axis]
             if axis == linear.cut_axis:

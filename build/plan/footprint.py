@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from enginehouse.build.families.output_table import linear_shapes
+from enginehouse.build.families.output_table import distinct_linears
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.cuts import legal_tp, padding_price
@@ -97,7 +97,8 @@ def windowed_bytes(plan: BuildPlan) -> int:
 def kv_bytes_per_token(config: ModelConfig) -> int:
     """Keys and values of one token on one GPU of the fullest pipeline stage."""
     mapping = config.mapping
-    layers = len(mapping.layers(0, config.num_hidden_layers))
+    stages = (mapping.layers(i, config.num_hidden_layers) for i in range(mapping.pp_size))
+    layers = max(sum(map(config.has_attention, stage)) for stage in stages)
     heads = max(1, config.num_key_value_heads // mapping.tp_size)
     width = 2 if config.quantization.kv_cache_quant_algo is None else 1
     if config.dtype == "float32" and width == 2:
@@ -111,9 +112,8 @@ def _activation_bytes(plan: BuildPlan) -> int:
     """
     config, settings = plan.config, plan.settings
     width = 4 if config.dtype == "float32" else 2
-    shapes = linear_shapes(config)
-    attention = shapes["attention.qkv"].out_features + shapes["attention.dense"].in_features
-    widest = max(attention, _mlp_width(config))
+    widths = [_between(config, *pair) for pair in _PAIRS]
+    widest = max([*widths, _experts_width(config)])
     tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
     flags = plan.builder_flags
     gathers = "enable" in map(flags.get, ("gather_context_logits", "gather_all_token_logits"))
@@ -121,15 +121,30 @@ def _activation_bytes(plan: BuildPlan) -> int:
     return tokens + rows * config.padded_vocab_size() * 4
 
 
-def _mlp_width(config: ModelConfig) -> int:
-    """Elements of one token between the MLP's linears. In a mixture every chosen expert has a copy
-    of the token, what fc gives of it, and what enters proj.
+# What gives a layer's widest activations, and what reads them.
+_PAIRS = (
+    ("attention.qkv", "attention.dense"),
+    ("mlp.fc", "mlp.proj"),
+    ("mlp.shared_expert.fc", "mlp.shared_expert.proj"),
+)
+
+
+def _between(config: ModelConfig, first: str, second: str) -> int:
+    """Elements of one token between two linears, at most; 0 where no layer has them."""
+    linears = distinct_linears(config)
+    given = [linear.out_features for name, linear in linears if name == first]
+    read = [linear.in_features for name, linear in linears if name == second]
+    return max(given, default=0) + max(read, default=0)
+
+
+def _experts_width(config: ModelConfig) -> int:
+    """In a mixture every chosen expert has a copy of the token, what fc gives of it, and what
+    enters proj.
     """
-    if config.num_experts:
-        inner = config.moe_intermediate_size // config.mapping.tp_size
-        return int(config.extra["moe"]["top_k"]) * (config.hidden_size + 3 * inner)
-    shapes = linear_shapes(config)
-    return shapes["mlp.fc"].out_features + shapes["mlp.proj"].in_features
+    if not config.num_experts:
+        return 0
+    inner = config.moe_intermediate_size // config.mapping.tp_size
+    return int(config.extra["moe"]["top_k"]) * (config.hidden_size + 3 * inner)
 
 
 def kv_budget(needs: Footprint, memory_gib: float) -> int:

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import EMBEDDING, TensorRow, source_shape, stage_rows
+from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.expert_names import RENAMED
+from enginehouse.build.families.rows import EMBEDDING, TensorRow
+from enginehouse.build.families.shapes import source_shape
 from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.source import SourceCheckpoint

@@ -6,9 +6,10 @@ from math import prod
 
 import torch
 
-from enginehouse.build.families.architectures import expected_shapes, stage_rows
+from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.output_table import linear_shapes
-from enginehouse.build.families.padding import Padding
+from enginehouse.build.families.shapes import expected_shapes
+from enginehouse.build.forms.padding import Padding
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.quantize.layerwise import SHARED_INPUTS
 from enginehouse.build.quantize.units import by_layer, is_whole
@@ -64,8 +65,12 @@ def _layer_bytes(config: ModelConfig, settings: BuildSettings) -> int:
     copies of it, and the activations, twice, with those that enter one layer.
     """
     whole = config.with_mapping(Mapping(1))
-    layer = sum(prod(s) for name, s in expected_shapes(whole).items() if ".layers.0." in name)
-    linears = linear_shapes(whole)
+    sizes = [0] * config.num_hidden_layers
+    for name, shape in expected_shapes(whole).items():
+        if ".layers." in name:
+            sizes[int(name.split(".layers.")[1].split(".")[0])] += prod(shape)
+    layer = max(sizes)
+    linears = linear_shapes(whole, sizes.index(layer))
     awq = config.quantization.pre_quant_scale
     matrices, search = (_AWQ_MATRICES, _SEARCH_BYTES) if awq else (_FP8_MATRICES, 0)
     largest = 0

@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-from enginehouse.build.families.architectures import LM_HEAD, expected_shapes
+from enginehouse.build.families.rows import LM_HEAD
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.source import TensorSource
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.padding import NO_PADDING, Padding
+from enginehouse.build.forms.padding import NO_PADDING, Padding
 from enginehouse.build.quantize.activations import SavedActivations
 from enginehouse.build.quantize.compensation import InputMoments
 from enginehouse.build.quantize.reference import ReferenceModel, fast_products
@@ -33,6 +33,8 @@ SHARED_INPUTS = (
     ("attention.dense",),
     ("mlp.fc", "mlp.gate"),
     ("mlp.proj",),
+    ("mlp.shared_expert.fc",),
+    ("mlp.shared_expert.proj",),
 )
 
 
@@ -126,7 +128,7 @@ class LayerwiseWalk(ABC):
         result: dict[str, Tensor] = {}
         for shared in SHARED_INPUTS:
             modules = [name for name in shared if f"{name}.weight" in tensors]
-            if is_excluded(self.config, layer, modules[0]):
+            if not modules or is_excluded(self.config, layer, modules[0]):
                 continue
             inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0], []))
             weights = [tensors[f"{module}.weight"] for module in modules]

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import TensorRow
+from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import SourceCheckpoint
 

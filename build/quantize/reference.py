@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.quantize.activations import LayerProgress
@@ -114,11 +115,12 @@ class ReferenceModel:
     @torch.inference_mode()
     def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
         """float32 [tokens, vocab_size], on the CPU, for each of what `hidden_states` gave."""
-        norm = self.tensors("transformer.ln_f.")
-        weight, bias = norm["weight"], norm.get("bias")
-        head = self.tensors("lm_head.")["weight"]
-        head, cap = head.T * self.traits.logits_scale, self.traits.logits_soft_cap
-        return [
-            soft_cap(normed(states, weight, bias, self.config) @ head, cap).cpu()
-            for states in hidden
-        ]
+        norm, last = self.tensors("transformer.ln_f."), self.tensors("lm_head.")
+        weight, bias = norm.get("weight"), norm.get("bias")
+        scale, cap = self.traits.logits_scale, self.traits.logits_soft_cap
+
+        def given(states: Tensor) -> Tensor:
+            states = normed(states, weight, bias, self.config)
+            return functional.linear(states, last["weight"], last.get("bias"))
+
+        return [soft_cap(given(states) * scale, cap).cpu() for states in hidden]

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import TensorRow, stage_rows
-from enginehouse.build.families.padding import NO_PADDING, Padding
+from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.rows import TensorRow
+from enginehouse.build.forms.padding import NO_PADDING, Padding
 from enginehouse.build.forms.quantization import (
     check_finite,
     in_dtype,
@@ -72,6 +73,14 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
         return whole.view(config.num_experts, -1, whole.shape[1])
     if row.recipe == "swap_halves":
         return whole.roll(len(whole) // 2, dims=0)
+    if row.recipe == "flat":
+        return whole.flatten()
+    if row.recipe in ("turned_experts", "turned_pairs"):
+        whole = whole.mT.contiguous()
+    if row.recipe in ("turned_pairs", "pairs"):  # gate, up, gate, up: of outputs, the last but one
+        dim = whole.ndim - (2 if row.recipe == "turned_pairs" else 1)
+        gate, up = whole.unflatten(dim, (-1, 2)).unbind(dim + 1)
+        return torch.cat([up, gate], dim=dim)
     return whole.float() + 1 if row.recipe == "plus_one" else whole
 
 
@@ -172,7 +181,7 @@ def convert_unit(
     if algo == "W8A16" or not is_quantized(quantization, rows[0].target):
         for row in rows:
             dtype: torch.dtype = getattr(torch, config.dtype)
-            if row.target.endswith("router.weight"):
+            if ".mlp.router." in row.target:
                 dtype = torch.float32
             shape, parts = _pieces(row, source, config, padding)
             yield row.target, Pieces(shape, (in_dtype(row.target, part, dtype) for part in parts))

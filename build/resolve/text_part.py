@@ -88,6 +88,22 @@ _TEXTS = {
         },
     ),
 }
+# By the text model's own model_type, where a tower has several.
+_OTHERS = {
+    ("Mistral3ForConditionalGeneration", "ministral3"): _Text(
+        "Ministral3ForCausalLM",
+        "ministral3",
+        {
+            "vocab_size": 131_072,
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 34,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 262_144,
+            "rms_norm_eps": 1e-5,
+        },
+    )
+}
 _OUTER_KEYS = ("dtype", "torch_dtype", "bos_token_id", "eos_token_id", "quantization_config")
 _PREFIXES = {
     "language_model.model.": "model.",  # on the disk
@@ -102,7 +118,7 @@ def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
 
     Raises CheckpointError when text_config is no object.
     """
-    names = source.config.get("architectures")
+    names = source.config.get("architectures") or []
     found = _TEXTS.get(str(names[0])) if isinstance(names, list) and len(names) == 1 else None
     if found is None:
         return source
@@ -110,6 +126,7 @@ def text_part(source: SourceCheckpoint) -> SourceCheckpoint:
         key: source.config[key] for key in _OUTER_KEYS if source.config.get(key) is not None
     }
     text = json_object(source.config, "text_config")
+    found = _OTHERS.get((str(names[0]), str(text.get("model_type"))), found)
     if not text:  # as Qwen2.5-VL was released
         outer = {key: value for key, value in source.config.items() if value is not None}
     config = {**found.defaults, **outer, **text}

@@ -14,7 +14,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import Recipe, expected_shapes, recipe_of, stage_rows
+from enginehouse.build.families.architectures import recipe_of, stage_rows
+from enginehouse.build.families.rows import Recipe
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.exclude import excluded_patterns
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.forms.quantized_linear import (

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import expected_shapes, recipe_of, stage_rows
+from enginehouse.build.families.architectures import recipe_of, stage_rows
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.exclude import excluded_patterns
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.forms.quantized_linear import QuantizedForm

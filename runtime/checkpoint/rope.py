@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
@@ -91,8 +92,13 @@ def _linear(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int)
 
 
 def _dynamic(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
-    """The base grows beyond max_position_embeddings, which no engine's context exceeds."""
-    return Frequencies(plain)
+    """The base grows beyond max_position_embeddings, which no engine's context exceeds; by an alpha
+    (Hunyuan's) it grows at once.
+    """
+    if not (alpha := scaling.get("alpha")):
+        return Frequencies(plain)
+    dim = config.rotary_dim
+    return Frequencies(_plain(config, config.rotary_base * float(alpha) ** (dim / (dim - 2))))
 
 
 def _llama3(config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int) -> Frequencies:
@@ -165,10 +171,13 @@ _SCALINGS: dict[str, Callable[[ModelConfig, dict[str, Any], Tensor, int], Freque
 
 
 class Angles(NamedTuple):
-    """cos and signed sin of some positions: float32 [tokens, 1, rotary_dim]."""
+    """cos and signed sin of some positions: float32 [tokens, 1, rotary_dim]. query_scale: what
+    turned queries are multiplied by, float32 [tokens, 1, 1]; None for 1.
+    """
 
     cos: Tensor
     sin: Tensor
+    query_scale: Tensor | None = None
 
 
 class RotaryTable:
@@ -203,6 +212,7 @@ class Rotary:
             *([RotaryTable(found.local, max_positions)] if found.local is not None else []),
         ]
         self.pretrained = found.pretrained
+        self.query_growth = traits_of(config).query_growth
         self.short: RotaryTable | None = None
         if found.short is not None and found.pretrained is not None:
             self.short = RotaryTable(found.short, found.pretrained)
@@ -219,8 +229,11 @@ class Rotary:
                 contexts = (positions.max() + 1).expand(len(positions))
             short = (contexts <= self.pretrained).view(-1, 1, 1)
             turned = self.short.at(positions.clamp(max=self.pretrained - 1))
-            pairs = zip(turned, angles[0], strict=True)
+            pairs = zip(turned[:2], angles[0][:2], strict=True)
             angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
+        if self.query_growth is not None:
+            scale = growth(positions, *self.query_growth).view(-1, 1, 1)
+            angles = [each._replace(query_scale=scale) for each in angles]
         return angles
 
     def to(self, device: torch.device | None) -> Rotary:
@@ -230,13 +243,21 @@ class Rotary:
         return self
 
 
+def growth(positions: Tensor, beta: float, length: int) -> Tensor:
+    """What queries at these positions are multiplied by: float32, of positions' shape.
+
+    Source: transformers' Ministral 3, after Llama 4's scaling of its attention's temperature.
+    """
+    return 1 + beta * torch.log1p(torch.div(positions, length, rounding_mode="floor").float())
+
+
 def rotate(x: Tensor, angles: Angles, interleaved: bool = False) -> Tensor:
     """Rotate heads by their positions; x: [tokens, heads, head_size], any floating dtype.
 
     Elements beyond rotary_dim are left as they are. A pair is of one element of each half, or of
     two neighbours where they are interleaved (GPT-J's form).
     """
-    cos, sin = angles
+    cos, sin = angles.cos, angles.sin
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
         return torch.cat([rotate(x[..., :dim], angles, interleaved), x[..., dim:]], dim=-1)

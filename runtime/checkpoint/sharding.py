@@ -29,6 +29,7 @@ class Cut(enum.Enum):
     FIRST_RANK = "first rank"  # all of it on tp_rank 0, zeros elsewhere: an all-reduce adds it up
 
 
+_FUSED = (".mlp.fc.", ".mlp.shared_expert.fc.")  # of a model with gate_in_fc: up, then gate
 _MODULE_CUTS = {
     "vocab_embedding": Cut.VOCABULARY,
     "lm_head": Cut.VOCABULARY,
@@ -44,6 +45,8 @@ def tensor_cut(name: str, ndim: int) -> Cut:
     """The cut of a checkpoint tensor: `transformer.layers.3.attention.qkv.weight` -> Cut.QKV."""
     *_, module, parameter = ["", *name.split(".")]
     cut = _MODULE_CUTS.get(module, Cut.COPY)
+    if parameter == "sinks":  # a number for each head
+        return Cut.ROWS
     if parameter in ("activation_scaling_factor", "weights_scaling_factor_2"):
         return Cut.COPY
     if parameter == "weights_scaling_factor" and ndim == 1:
@@ -68,7 +71,7 @@ def config_cut(name: str, ndim: int, config: ModelConfig) -> Cut:
     if config.num_experts and ".mlp." in name:
         if name.endswith("weights_scaling_factor"):
             return Cut.COPY
-    if config.gate_in_fc and ".mlp.fc." in name and cut is Cut.ROWS:
+    if config.gate_in_fc and cut is Cut.ROWS and any(module in name for module in _FUSED):
         return Cut.HALVES
     return cut
 
@@ -96,9 +99,9 @@ def _unit(rows: int, size: int, name: str) -> int:
     return unit
 
 
-def _rows_dim(tensor: Tensor) -> int:
-    """The dim of output rows: the one before the last, or the only one."""
-    return max(0, tensor.ndim - 2)
+def _rows_dim(name: str, tensor: Tensor) -> int:
+    """The dim of output rows: a bias's last, else the one before the last."""
+    return tensor.ndim - 1 if name.endswith(".bias") else max(0, tensor.ndim - 2)
 
 
 def _check_divisible(name: str, what: str, size: int, tp: int) -> None:
@@ -123,7 +126,7 @@ def shard_tensor(name: str, tensor: Tensor, config: ModelConfig, tp_rank: int) -
     if cut is Cut.COLUMNS:
         _check_divisible(name, "columns", tensor.shape[-1], tp)
         return tensor.chunk(tp, dim=-1)[tp_rank]
-    dim = _rows_dim(tensor) if cut is Cut.HALVES else 0
+    dim = _rows_dim(name, tensor) if cut is Cut.HALVES else 0
     runs = _row_runs(name, cut, tensor.shape[dim], config, tp_rank)
     parts = [tensor.narrow(dim, run.start, len(run)) for run in runs]
     padding = _padding(cut, tensor.shape[0], runs, tp)
@@ -149,7 +152,7 @@ def shard_piece(
         return shard_tensor(name, piece, config, tp_rank)
     cut = config_cut(name, len(shape), config)
     assert len(shape) == 2 and not name.endswith(".zero"), (name, shape)
-    if tp == 1 or cut in (Cut.COPY, Cut.COLUMNS):
+    if tp == 1 or cut in (Cut.COPY, Cut.COLUMNS, Cut.FIRST_RANK):
         return shard_tensor(name, piece, config, tp_rank)
     runs = _row_runs(name, cut, shape[0], config, tp_rank)
     end = first_row + len(piece)
@@ -216,7 +219,7 @@ def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Te
     if cut is Cut.COLUMNS:
         return torch.cat(list(parts), dim=-1)
     if cut is Cut.HALVES:
-        dim = _rows_dim(first)
+        dim = _rows_dim(name, first)
         halves = [part.chunk(2, dim=dim) for part in parts]
         return torch.cat([half[i] for i in (0, 1) for half in halves], dim=dim)
     if cut is Cut.VOCABULARY:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
@@ -27,33 +27,47 @@ class AttentionRule(NamedTuple):
     """How one layer attends: softmax(cap(q @ k * scale)) over the last `window` positions.
 
     window None: all of them. soft_cap None: no cap, else cap(x) = soft_cap * tanh(x / soft_cap).
+    sinks: whoever holds a layer's weights sets them, a score for each head that the softmax sees
+    and nothing is read at, [heads]; None for none.
     """
 
     scale: float
     window: int | None = None
     soft_cap: float | None = None
+    sinks: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
     """rules: one for each layer of the whole model. ropes: the rotary table that turns each layer,
     0, or 1 for the local one (`rope_local_base_freq`); None: nothing is turned. rope_interleaved:
-    neighbours are turned as pairs, else an element of each half. activation: silu, gelu (its tanh
-    form) or relu2. parallel: the MLP reads what attention does, by the same norm, and both are
-    added to it. layer_norm: norms take the mean off first, and may have biases. norm_sublayers:
+    neighbours are turned as pairs, else an element of each half. norm_turned_heads: the norms on q
+    and k come after rope, else before. query_growth: beta and a length: queries are multiplied by
+    1 + beta * ln(1 + position // length). clip_qkv: what q, k and v are bounded to, on either side.
+    activation: silu, gelu (its tanh form) or relu2; with swiglu_limit gate * sigmoid(alpha * gate)
+    * (up + 1), of gates up to the limit and ups within it. parallel: the MLP reads what attention
+    does, by the same norm, and both are added to it. layer_norm: norms take the mean off first, and
+    may have biases. norm_weights: norms multiply by weights. norm_sublayers:
     norms on what attention and MLP give, before it is added; norm_inputs: on what enters them.
     norm_all_heads: the norms on q and k are over all heads together, else each head's own.
     residual_scale: of what attention and MLP give, as it is added. logits_scale: of the logits,
-    before they are capped.
+    before they are capped. head_bias: lm_head has one. gaps: layers lack attention or the MLP, or
+    have MLPs of several sizes.
     """
 
     rules: tuple[AttentionRule, ...]
     ropes: tuple[int | None, ...]
     rope_interleaved: bool
+    norm_turned_heads: bool
+    query_growth: tuple[float, int] | None
+    clip_qkv: float | None
     activation: str
+    swiglu_limit: float | None
+    swiglu_alpha: float
     gated_mlp: bool
     parallel: bool
     layer_norm: bool
+    norm_weights: bool
     norm_inputs: bool
     norm_sublayers: bool
     norm_all_heads: bool
@@ -61,6 +75,8 @@ class Traits:
     residual_scale: float
     logits_scale: float
     logits_soft_cap: float | None
+    head_bias: bool
+    gaps: bool
 
     @property
     def windows(self) -> frozenset[int | None]:
@@ -84,10 +100,16 @@ def traits_of(config: ModelConfig) -> Traits:
         rules=tuple(AttentionRule(scale, window, soft_cap) for window in windows),
         ropes=tuple(_rope(config, layer) for layer in range(config.num_hidden_layers)),
         rope_interleaved=bool(extra.get("rope_interleaved", False)),
+        norm_turned_heads=bool(extra.get("qk_layernorm_after_rope", False)),
+        query_growth=_query_growth(config),
+        clip_qkv=extra.get("clip_qkv"),
         activation=_ACTIVATIONS[config.hidden_act],
+        swiglu_limit=extra.get("swiglu_limit"),
+        swiglu_alpha=float(extra.get("swiglu_alpha", 1.0)),
         gated_mlp=config.gated_mlp,
         parallel=bool(extra.get("parallel_sublayers", False)),
         layer_norm=config.layer_norm,
+        norm_weights=bool(extra.get("norm_weights", True)),
         norm_inputs=bool(extra.get("input_layernorms", True)),
         norm_sublayers=bool(extra.get("inter_layernorms", False)),
         norm_all_heads=bool(extra.get("qk_layernorm_all_heads", False)),
@@ -97,6 +119,8 @@ def traits_of(config: ModelConfig) -> Traits:
         residual_scale=float(extra.get("residual_multiplier") or 1.0),
         logits_scale=1.0 / float(extra.get("logits_scaling") or 1.0),
         logits_soft_cap=extra.get("final_logit_softcapping"),
+        head_bias=bool(extra.get("lm_head_bias", False)),
+        gaps="layer_intermediate_sizes" in extra or "no_attention_layers" in extra,
     )
 
 
@@ -110,6 +134,13 @@ def layer_windows(config: ModelConfig) -> list[int | None]:
         return [None] * config.num_hidden_layers
     windows = [int(listed[i % len(listed)]) for i in range(config.num_hidden_layers)]
     return [w if w < config.max_position_embeddings else None for w in windows]
+
+
+def _query_growth(config: ModelConfig) -> tuple[float, int] | None:
+    """Ministral 3 keeps it with its rope's scaling."""
+    scaling = config.rotary_scaling or {}
+    beta = scaling.get("llama_4_scaling_beta")
+    return (float(beta), int(scaling["original_max_position_embeddings"])) if beta else None
 
 
 def _rope(config: ModelConfig, layer: int) -> int | None:
@@ -132,6 +163,12 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "norm_all_heads": (False, "norms over all heads"),
     "residual_scale": (1.0, "sums that are scaled"),
     "logits_scale": (1.0, "logits that are scaled"),
+    "norm_turned_heads": (False, "norms behind rope"),
+    "query_growth": (None, "queries that grow with their position"),
+    "clip_qkv": (None, "bounds of q, k and v"),
+    "norm_weights": (True, "norms without weights"),
+    "head_bias": (False, "a bias of lm_head"),
+    "gaps": (False, "layers without attention or MLP, or of several sizes"),
 }
 
 

@@ -20,7 +20,7 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
 _LAYERS = "transformer.layers."
-_PER_EXPERT = ("weight", "weights_scaling_factor")
+_PER_EXPERT = ("weight", "weights_scaling_factor", "bias")
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -75,8 +75,12 @@ class CheckpointWeights:
         layers = range(self.config.num_hidden_layers)
         if self.config.quantization.kv_cache_quant_algo is None:
             return [1.0 for _ in layers]
-        names = (f"{_LAYERS}{layer}.attention.kv_cache_scaling_factor" for layer in layers)
-        return [float(self(name)[""]) for name in names]
+        return [
+            self._kv_scale(layer) if self.config.has_attention(layer) else 1.0 for layer in layers
+        ]
+
+    def _kv_scale(self, layer: int) -> float:
+        return float(self(f"{_LAYERS}{layer}.attention.kv_cache_scaling_factor")[""])
 
     def _parts(self, name: str, ranks: list[int]) -> list[Tensor]:
         try:

@@ -47,15 +47,27 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor, rule: Attentio
 
     mask: bool [tokens, positions], true where a token may look.
     """
-    if rule.soft_cap is None:
+    if rule.soft_cap is None and rule.sinks is None:
         out = functional.scaled_dot_product_attention(
             q[None], keys[None], values[None], attn_mask=mask, scale=rule.scale, enable_gqa=True
         )
         return out.squeeze(0)
     grouped = q.unflatten(0, (keys.shape[0], -1))  # [kv_heads, heads / kv_heads, tokens, D]
     scores = soft_cap(grouped @ keys.unsqueeze(1).mT * rule.scale, rule.soft_cap)
-    weights = torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1, dtype=torch.float32)
+    scores = scores.masked_fill(~mask, float("-inf"))
+    sinks = None if rule.sinks is None else rule.sinks.view(len(keys), -1, 1, 1)
+    weights = shares(scores, sinks)
     return (weights.to(q.dtype) @ values.unsqueeze(1)).flatten(0, 1)
+
+
+def shares(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """softmax over the last dimension, float32; sinks: a score more for each row, of one element
+    there, that nothing is read at.
+    """
+    if sinks is None:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32)
+    sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32)[..., :-1]
 
 
 class PagedKVCache:
@@ -93,7 +105,8 @@ class PagedKVCache:
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
         """dtype: of arithmetic."""
-        heads = 2 * config.num_key_value_heads * config.num_hidden_layers
+        layers = sum(map(config.has_attention, range(config.num_hidden_layers)))
+        heads = 2 * config.num_key_value_heads * layers
         return heads * config.head_size * kv_storage_dtype(config, dtype).itemsize
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
@@ -197,7 +210,10 @@ class StepAttention:
             scores = torch.baddbmm(mask, grouped, keys.mT, alpha=rule.scale)
         else:
             scores = soft_cap(torch.bmm(grouped, keys.mT) * rule.scale, rule.soft_cap) + mask
-        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+        sinks = None
+        if rule.sinks is not None:
+            sinks = rule.sinks.view(kv_heads, 1, -1, 1).expand(-1, n, -1, 1).flatten(0, 1)
+        weights = shares(scores, sinks).to(q.dtype)
         out = torch.bmm(weights, values)  # [kv_heads * n, heads / kv_heads, D]
         return out.view(kv_heads, n, -1, size).transpose(0, 1).reshape(n, heads, size)
 

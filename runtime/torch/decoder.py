@@ -19,6 +19,7 @@ from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.torch.attention import attend, soft_cap, visible
 from enginehouse.runtime.torch.linear import DenseLinear, Linear, make_linear
+from enginehouse.runtime.torch.mlp import PlainMlp
 from enginehouse.runtime.torch.moe import ExpertMlp
 
 Tensors = Mapping[str, Tensor]
@@ -47,11 +48,11 @@ def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: Attentio
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
 
 
-def normed(x: Tensor, weight: Tensor, bias: Tensor | None, config: ModelConfig) -> Tensor:
-    """By RMS, or by LayerNorm where a model has that; over the last dimensions, as weight has."""
+def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, config: ModelConfig) -> Tensor:
+    """By RMS, or by LayerNorm where a model has that, over the last dimension; None: not scaled."""
     if config.layer_norm:
-        return functional.layer_norm(x, weight.shape, weight, bias, config.norm_epsilon)
-    return functional.rms_norm(x, weight.shape, weight, config.norm_epsilon)
+        return functional.layer_norm(x, x.shape[-1:], weight, bias, config.norm_epsilon)
+    return functional.rms_norm(x, x.shape[-1:], weight, config.norm_epsilon)
 
 
 class DecoderLayer:
@@ -66,16 +67,16 @@ class DecoderLayer:
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
         self.config = config
         self.traits = traits_of(config)
-        self.qkv = make_linear([module_tensors(tensors, "attention.qkv")], dtype)
-        self.dense = make_linear([module_tensors(tensors, "attention.dense")], dtype)
-        self.experts: ExpertMlp | None = None
-        if config.num_experts:
-            self.experts = ExpertMlp(module_tensors(tensors, "mlp"), config.extra["moe"], dtype)
-        else:
-            is_one = config.gate_in_fc or not config.gated_mlp
-            names = ("mlp.fc",) if is_one else ("mlp.fc", "mlp.gate")
-            self.fc_gate = make_linear([module_tensors(tensors, name) for name in names], dtype)
-            self.proj = make_linear([module_tensors(tensors, "mlp.proj")], dtype)
+        self.linears: dict[str, Linear] = {}  # attention's; none where the layer has none
+        if "attention.qkv.weight" in tensors:
+            names = ("attention.qkv", "attention.dense")
+            self.linears = {n: make_linear([module_tensors(tensors, n)], dtype) for n in names}
+        sinks = tensors.get("attention.sinks")
+        self.sinks = None if sinks is None else sinks.to(dtype)
+        self.mlp: PlainMlp | ExpertMlp | None = None
+        if mlp := module_tensors(tensors, "mlp"):
+            kind = ExpertMlp if "router.weight" in mlp else PlainMlp
+            self.mlp = kind(config, mlp, dtype)
         self.norms = {
             name.removesuffix("layernorm.weight"): tensor.to(dtype)
             for name, tensor in tensors.items()
@@ -99,6 +100,8 @@ class DecoderLayer:
         self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
     ) -> Tensor:
         """The layer's first half: hidden with what attention adds to it."""
+        if not self.linears:
+            return self._shown("sum behind attention", hidden)
         attended = self._attend(index, self._entering(hidden, "input_"), angles, attention)
         attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
         return self._shown("sum behind attention", self._sum(hidden, attended))
@@ -107,13 +110,15 @@ class DecoderLayer:
         """The second half: what the first gave, middle, with what the MLP adds to it. hidden: what
         entered the first, and enters a parallel MLP too.
         """
+        if self.mlp is None:
+            return self._shown("sum behind the MLP", middle)
         if self.traits.norm_sublayers:
-            fed = self._feed_forward(self._entering(middle, "pre_feedforward_"))
+            fed = self.mlp(self._entering(middle, "pre_feedforward_"), self._run)
             fed = self._norm(fed, "post_feedforward_")
         elif self.traits.parallel:
-            fed = self._feed_forward(self._norm(hidden, "input_"))
+            fed = self.mlp(self._norm(hidden, "input_"), self._run)
         else:
-            fed = self._feed_forward(self._norm(middle, "post_"))
+            fed = self.mlp(self._norm(middle, "post_"), self._run)
         return self._shown("sum behind the MLP", self._sum(middle, fed))
 
     def _entering(self, hidden: Tensor, name: str) -> Tensor:
@@ -124,7 +129,7 @@ class DecoderLayer:
         return hidden + (given if scale == 1.0 else given * scale)
 
     def _norm(self, x: Tensor, name: str) -> Tensor:
-        return normed(x, self.norms[name], self.norm_biases.get(name), self.config)
+        return normed(x, self.norms.get(name), self.norm_biases.get(name), self.config)
 
     def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
         if self.observe is not None:
@@ -140,45 +145,35 @@ class DecoderLayer:
         return x
 
     def _attend(self, index: int, x: Tensor, angles: Angles | None, attention: Attention) -> Tensor:
-        c = self.config
-        qkv = self._run("attention.qkv", self.qkv, x)
+        c, traits = self.config, self.traits
+        qkv = self._run("attention.qkv", self.linears["attention.qkv"], x)
+        if traits.clip_qkv is not None:
+            qkv = qkv.clamp(-traits.clip_qkv, traits.clip_qkv)
         heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
         sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
-        q, k, v = heads.split(sizes, dim=1)
-        if "attention.q_" in self.norms:
-            q, k = self._norm_heads(q, "attention.q_"), self._norm_heads(k, "attention.k_")
-            qk = torch.cat([q, k], dim=1)
-        else:
-            qk = heads[:, : sizes[0] + sizes[1]]
+        qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
+        has_norms = "attention.q_" in self.norms
+        if has_norms and not traits.norm_turned_heads:
+            qk = self._norm_heads(qk, sizes[:2])
         if angles is not None:
-            qk = rotate(qk, angles, self.traits.rope_interleaved)
+            qk = rotate(qk, angles, traits.rope_interleaved)
+        if has_norms and traits.norm_turned_heads:
+            qk = self._norm_heads(qk, sizes[:2])
         q, k = qk.split(sizes[:2], dim=1)
+        if angles is not None and angles.query_scale is not None:
+            q = q * angles.query_scale.to(q.dtype)
         self._shown(QUERIES, q)
         self._shown(KEYS, k)
-        out = attention(index, q, k, v, self.traits.rules[index])
-        return self._run("attention.dense", self.dense, out)
+        out = attention(index, q, k, v, traits.rules[index]._replace(sinks=self.sinks))
+        return self._run("attention.dense", self.linears["attention.dense"], out)
 
-    def _norm_heads(self, x: Tensor, name: str) -> Tensor:
-        """x: [tokens, heads, head_size]"""
+    def _norm_heads(self, qk: Tensor, sizes: list[int]) -> Tensor:
+        """qk: [tokens, heads + kv_heads, head_size]"""
+        names = ("attention.q_", "attention.k_")
+        pairs = zip(qk.split(sizes, dim=1), names, strict=True)
         if not self.traits.norm_all_heads:
-            return self._norm(x, name)
-        return self._norm(x.flatten(1), name).view_as(x)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        if self.experts is not None:
-            return self.experts(x, self._run)
-        given = self._run("mlp.fc", self.fc_gate, x)
-        if not self.config.gated_mlp:
-            return self._run("mlp.proj", self.proj, self._activated(given))
-        gate, up = given.chunk(2, dim=-1)
-        if self.config.gate_in_fc:
-            gate, up = up, gate
-        return self._run("mlp.proj", self.proj, self._activated(gate) * up)
-
-    def _activated(self, x: Tensor) -> Tensor:
-        if self.traits.activation == "gelu":
-            return functional.gelu(x, approximate="tanh")
-        return functional.silu(x) if self.traits.activation == "silu" else x.relu().square()
+            return torch.cat([self._norm(x, name) for x, name in pairs], dim=1)
+        return torch.cat([self._norm(x.flatten(1), name).view_as(x) for x, name in pairs], dim=1)
 
 
 class Decoder:
@@ -208,13 +203,13 @@ class Decoder:
             DecoderLayer(config, tensors(PREFIX.format(i)), dtype)
             for i in range(config.num_hidden_layers)
         ]
-        self.final_norm = {
-            name: tensor.to(dtype) for name, tensor in tensors("transformer.ln_f.").items()
-        }
-        head = tensors("lm_head.")["weight"].to(dtype)
+        last_norm = tensors("transformer.ln_f.") if self.traits.norm_weights else {}
+        self.final_norm = {name: tensor.to(dtype) for name, tensor in last_norm.items()}
+        last = tensors("lm_head.")
+        head, bias = last["weight"].to(dtype), last.get("bias")
         if config.tie_word_embeddings and torch.equal(head, self.embedding):
             head = self.embedding  # one copy in memory
-        self.lm_head = DenseLinear(head, None, dtype)
+        self.lm_head = DenseLinear(head, None if bias is None else bias.to(dtype), dtype)
         self.rotary = Rotary(config, max_positions or config.max_position_embeddings).to(device)
         self.watch: Observer | None = None  # is shown what the head reads and gives
 
@@ -239,7 +234,7 @@ class Decoder:
 
     def normed(self, hidden: Tensor) -> Tensor:
         """Behind the last norm: [rows, hidden_size], as it came."""
-        weight, bias = self.final_norm["weight"], self.final_norm.get("bias")
+        weight, bias = self.final_norm.get("weight"), self.final_norm.get("bias")
         return normed(hidden, weight, bias, self.config)
 
     @torch.inference_mode()

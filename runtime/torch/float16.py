@@ -18,6 +18,7 @@ from torch import Tensor
 
 from enginehouse.runtime.torch.decoder import KEYS, QUERIES, Decoder, DecoderLayer
 from enginehouse.runtime.torch.linear import JoinedLinear, Linear, PrequantLinear
+from enginehouse.runtime.torch.mlp import PlainMlp
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 _NEAR = FLOAT16_MAX / 4  # other texts than one of some hundred tokens reach further
@@ -113,9 +114,9 @@ class Float16Watch:
 
 def _linears(layer: DecoderLayer) -> dict[str, Linear]:
     """Those that AWQ may have given factors: experts have none."""
-    found = {"attention.qkv": layer.qkv, "attention.dense": layer.dense}
-    if layer.experts is None:
-        found |= {"mlp.fc": layer.fc_gate, "mlp.proj": layer.proj}
+    found, mlp = dict(layer.linears), layer.mlp
+    if isinstance(mlp, PlainMlp):
+        found |= {"mlp.fc": mlp.fc_gate, "mlp.proj": mlp.proj}
     return found
 
 

@@ -1,61 +1,91 @@
-"""A mixture of experts on a CPU: the router's choice, and each expert's rows run together.
+"""A mixture of experts: the router's choice, and each expert's rows run together.
 
-Knows one layer's MLP. Source: Mixtral of Experts (Jiang et al., 2024), section 2.1.
+Knows one layer's MLP. Source: Mixtral of Experts (Jiang et al., 2024), section 2.1; DeepSeek-V3
+Technical Report (2024), section 2.1.2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from enginehouse.runtime.checkpoint.routing import Routing, routing_of
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.checkpoint.weights import expert_tensors, module_tensors
-from enginehouse.runtime.torch.linear import Linear, make_linear
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.torch.linear import make_linear
+from enginehouse.runtime.torch.mlp import PlainMlp, Run, gated
 
-_RENORMALIZE = 1  # TensorRT-LLM's MoeConfig.ExpertScaleNormalizationMode
+_LEAST_SUM = 1e-20
 
 
-def route(router: Tensor, x: Tensor, moe: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Each token's experts and their shares: int64 and float32, both [tokens, top_k].
+def route(router: Mapping[str, Tensor], x: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """Each token's experts and their shares: int64 and float32, both [tokens, chosen].
 
-    router: float32 [experts, hidden_size]. Shares are the softmax over all experts; under
-    normalization_mode 1 those of the chosen are scaled to sum to 1.
+    router: weight [experts, hidden_size], and where a model has them bias and
+    e_score_correction_bias, [experts]; float32.
     """
-    probabilities = functional.linear(x.float(), router).softmax(dim=-1)
-    shares, experts = probabilities.topk(int(moe["top_k"]), dim=-1)
-    if moe.get("normalization_mode") == _RENORMALIZE:
-        shares = shares / shares.sum(dim=-1, keepdim=True)
-    return experts, shares
+    logits = functional.linear(x.float(), router["weight"], router.get("bias"))
+    scores = logits.sigmoid() if routing.sigmoid else logits.softmax(dim=-1)
+    correction = router.get("e_score_correction_bias")
+    judged = scores if correction is None else scores + correction
+    if routing.chosen_groups < routing.groups:
+        judged = judged.masked_fill(~_in_best_groups(judged, routing), float("-inf"))
+    experts = judged.topk(routing.chosen, dim=-1).indices
+    shares = scores.gather(-1, experts)
+    if routing.renormalize:
+        shares = shares / (shares.sum(dim=-1, keepdim=True) + _LEAST_SUM)
+    return experts, shares * routing.scale
+
+
+def _in_best_groups(judged: Tensor, routing: Routing) -> Tensor:
+    """bool [tokens, experts]"""
+    groups = judged.unflatten(-1, (routing.groups, -1))
+    best = groups.topk(routing.group_best, dim=-1).values.sum(dim=-1)
+    mask = torch.zeros_like(best, dtype=torch.bool)
+    mask.scatter_(-1, best.topk(routing.chosen_groups, dim=-1).indices, True)
+    return mask.repeat_interleave(groups.shape[-1], dim=-1)
 
 
 class ExpertMlp:
     """tensors: the layer's `mlp.*` tensors, whole, without the prefix.
 
-    fc.weight: [experts, 2 * moe_intermediate_size, hidden_size], up first, then gate.
-    `run(name, linear, x)` computes a linear and lets calibration see its input.
+    fc.weight: [experts, 2 * moe_intermediate_size, hidden_size], up first, then gate. A shared
+    expert, which every token sees, stands beside them, and a gate of its own where it has one.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], moe: Mapping[str, Any], dtype: torch.dtype
+        self, config: ModelConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype
     ) -> None:
-        self.moe = moe
-        self.router = tensors["router.weight"].float()
-        count = len(self.router)
+        self.traits = traits_of(config)
+        self.routing = routing_of(config)
+        self.router = {k: t.float() for k, t in module_tensors(tensors, "router").items()}
         self.fc, self.proj = (
-            [make_linear([expert_tensors(module, i)], dtype) for i in range(count)]
+            [make_linear([expert_tensors(module, i)], dtype) for i in range(self.routing.experts)]
             for module in (module_tensors(tensors, name) for name in ("fc", "proj"))
         )
+        self.shared: PlainMlp | None = None
+        if shared := module_tensors(tensors, "shared_expert"):
+            self.shared = PlainMlp(config, shared, dtype, "mlp.shared_expert")
+        gate = tensors.get("shared_expert_gate.weight")
+        self.shared_gate = None if gate is None else gate.to(dtype)
 
-    def __call__(self, x: Tensor, run: Callable[[str, Linear, Tensor], Tensor]) -> Tensor:
+    def __call__(self, x: Tensor, run: Run) -> Tensor:
         """x: [tokens, hidden_size] -> the same shape."""
-        experts, shares = route(self.router, x, self.moe)
+        experts, shares = route(self.router, x, self.routing)
         out = torch.zeros_like(x)
         for expert in experts.unique().tolist():
             tokens, slots = torch.where(experts == expert)
             up, gate = run("mlp.fc", self.fc[expert], x[tokens]).chunk(2, dim=-1)
-            y = run("mlp.proj", self.proj[expert], functional.silu(gate) * up)
+            y = run("mlp.proj", self.proj[expert], gated(gate, up, self.traits))
             out.index_add_(0, tokens, y * shares[tokens, slots, None].to(y.dtype))
-        return out
+        return out if self.shared is None else out + self._shared(self.shared, x, run)
+
+    def _shared(self, shared: PlainMlp, x: Tensor, run: Run) -> Tensor:
+        given = shared(x, run)
+        if self.shared_gate is None:
+            return given
+        return torch.sigmoid(functional.linear(x, self.shared_gate)) * given

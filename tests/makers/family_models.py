@@ -44,6 +44,26 @@ QWEN_EXPERTS: dict[str, Any] = dict(
 )
 GEMMA2: dict[str, Any] = dict(head_dim=32, query_pre_attn_scalar=4, sliding_window=16)
 
+GRANITE: dict[str, Any] = dict(
+    embedding_multiplier=12.0,
+    residual_multiplier=0.22,
+    attention_multiplier=0.0625,
+    logits_scaling=8.0,
+)
+# Sigmoid scores, groups, shared experts, one dense layer.
+DEEPSEEK: dict[str, Any] = dict(
+    head_dim=32,
+    n_routed_experts=8,
+    n_group=4,
+    topk_group=2,
+    num_experts_per_tok=2,
+    moe_intermediate_size=64,
+    n_shared_experts=2,
+    first_k_dense_replace=1,
+    routed_scaling_factor=2.5,
+    norm_topk_prob=True,
+)
+
 # name: transformers' config class and what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", dict(rope_parameters={"rope_theta": 5e5, **LLAMA3})),
@@ -91,10 +111,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": (
         "GraniteConfig",
         dict(
-            embedding_multiplier=12.0,
-            residual_multiplier=0.22,
-            attention_multiplier=0.0625,
-            logits_scaling=8.0,
+            GRANITE,
         ),
     ),
     "smollm3": ("SmolLM3Config", dict(no_rope_layer_interval=2, tie_word_embeddings=True)),
@@ -119,6 +136,57 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Exaone4Config",
         dict(sliding_window=None, layer_types=["full_attention"] * 2),
     ),
+    "granite-hybrid": (
+        "GraniteMoeHybridConfig",
+        dict(
+            GRANITE,
+            layer_types=["attention"] * 2,
+            num_local_experts=0,
+            shared_intermediate_size=256,
+            position_embedding_type="rope",
+        ),
+    ),
+    "granite-hybrid-nope": (
+        "GraniteMoeHybridConfig",
+        dict(
+            GRANITE,
+            layer_types=["attention"] * 2,
+            num_local_experts=0,
+            shared_intermediate_size=256,
+        ),
+    ),
+    "olmo": ("OlmoConfig", dict(clip_qkv=0.5)),
+    "internlm3": ("InternLM3Config", dict(head_dim=64)),
+    "cwm": ("CwmConfig", dict(head_dim=32, sliding_window=16)),
+    "ministral": ("MinistralConfig", dict(head_dim=32, sliding_window=16)),
+    "ministral3": (
+        "Ministral3Config",
+        dict(
+            head_dim=32,
+            rope_parameters={
+                "rope_type": "yarn",
+                "rope_theta": 1e4,
+                "factor": 16.0,
+                "original_max_position_embeddings": 16,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+                "llama_4_scaling_beta": 0.5,
+            },
+        ),
+    ),
+    "hunyuan": (
+        "HunYuanDenseV1Config",
+        dict(
+            head_dim=32,
+            rope_parameters={
+                "rope_type": "dynamic",
+                "rope_theta": 1e4,
+                "factor": 1.0,
+                "alpha": 100.0,
+            },
+        ),
+    ),
+    "phi": ("PhiConfig", {}),
     "gemma": ("GemmaConfig", dict(head_dim=64)),
     "gemma2": (
         "Gemma2Config",
@@ -143,6 +211,44 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmoe": ("OlmoeConfig", dict(num_experts=4, num_experts_per_tok=2, intermediate_size=64)),
     "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
+    "qwen3-moe-dense": (
+        "Qwen3MoeConfig",
+        dict(QWEN_EXPERTS, norm_topk_prob=True, mlp_only_layers=[0], intermediate_size=128),
+    ),
+    "qwen2-moe": (
+        "Qwen2MoeConfig",
+        dict(QWEN_EXPERTS, head_dim=32, shared_expert_intermediate_size=128),
+    ),
+    "glm4-moe": ("Glm4MoeConfig", dict(DEEPSEEK, use_qk_norm=True, attention_bias=True)),
+    "glm4-moe-air": ("Glm4MoeConfig", dict(DEEPSEEK, n_group=1, topk_group=1)),
+    "dots1": ("Dots1Config", dict(DEEPSEEK, sliding_window=None)),
+    "ernie4.5-moe": (
+        "Ernie4_5_MoeConfig",
+        dict(moe_num_experts=4, moe_k=2, moe_intermediate_size=64, moe_num_shared_experts=2),
+    ),
+    "granite-moe-shared": (
+        "GraniteMoeSharedConfig",
+        dict(EXPERTS, shared_intermediate_size=64, residual_multiplier=0.5, logits_scaling=2.0),
+    ),
+    "minimax-m2": (
+        "MiniMaxM2Config",
+        dict(EXPERTS, intermediate_size=64, head_dim=32, rotary_dim=16),
+    ),
+    "hunyuan-moe": (
+        "HunYuanMoEV1Config",
+        dict(num_experts=4, moe_topk=2, head_dim=32, intermediate_size=64),
+    ),
+    "flex-olmo": ("FlexOlmoConfig", dict(num_experts=4, num_experts_per_tok=2)),
+    "gpt-oss": (
+        "GptOssConfig",
+        dict(
+            EXPERTS,
+            head_dim=32,
+            sliding_window=16,
+            swiglu_limit=1.0,
+            rope_parameters={"rope_theta": 1.5e5, "truncate": False, **YARN},
+        ),
+    ),
 }
 # Of these our TensorRT network does not do all.
 BEYOND_TENSORRT = {
@@ -160,8 +266,13 @@ BEYOND_TENSORRT = {
         "helium",
     ),
     *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
+    *("granite-hybrid", "granite-hybrid-nope", "olmo", "ministral3", "hunyuan", "phi"),
 }
-MIXTURES = {"granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw"}
+MIXTURES = {
+    *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
+    *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
+    *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
+}
 
 
 def save_family(name: str, path: Path, **sizes: Any) -> Path:
@@ -177,10 +288,15 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
             noise = torch.randn(parameter.shape, generator=generator)
             if kind == "NemotronConfig" and full_name.endswith("norm.weight"):
                 parameter.zero_()  # one is added to it; transformers begins with ones all the same
-            if parameter.ndim == 1:
+            if full_name.endswith("sinks"):
+                parameter.copy_(noise)
+            elif parameter.ndim == 1:
                 parameter += 0.1 * noise
             else:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
+        for full_name, buffer in model.named_buffers():
+            if full_name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(path)
     train_tokenizer(VOCAB).save(str(path / "tokenizer.json"))
     return path

@@ -18,9 +18,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enginehouse.build.families.architectures import expected_shapes
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS, OutputTensor
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings

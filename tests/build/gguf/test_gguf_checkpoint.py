@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from enginehouse.build.families.architectures import check_tensors
 from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.shapes import check_tensors
 from enginehouse.build.gguf.checkpoint import llama3_frequency_factors, open_gguf
 from enginehouse.build.gguf.file import read_gguf
 from enginehouse.build.gguf.tokenizer import (

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from enginehouse.build.families.architectures import check_tensors
 from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.shapes import check_tensors
 from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.gguf.families import FAMILIES, NAMES
 from makers.engines import SourceMaker

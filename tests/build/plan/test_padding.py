@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from enginehouse.build.families.output_table import linear_shapes
-from enginehouse.build.families.padding import NO_PADDING, NOTHING, Order, padding_of
+from enginehouse.build.forms.padding import NO_PADDING, NOTHING, Order, padding_of
 from enginehouse.build.plan.cuts import (
     Multiples,
     cut_model,

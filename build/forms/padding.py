@@ -24,7 +24,7 @@ from enginehouse.runtime.config import ModelConfig
 NOTHING = -1  # in an order: a place that was added
 
 _MATRICES = ("weight", "weights_scaling_factor")
-_OF_ROWS = ("bias", "per_channel_scale")
+_OF_ROWS = ("bias", "per_channel_scale", "sinks")
 _OF_COLUMNS = ("prequant_scaling_factor",)
 # Of a tensor that is multiplied with the others, what is added is one: a legal scale.
 _FACTORS = ("weights_scaling_factor", "per_channel_scale", "prequant_scaling_factor")
@@ -147,6 +147,7 @@ def padding_of(before: ModelConfig, after: ModelConfig, repeat_queries: bool = F
         places = [asked, _moved(keys, heads[0]), _moved(keys, heads[0] + heads[1])]
         rows["qkv"] = _elements(sum(places, []), heads[0] + 2 * heads[1], size)
         columns["dense"] = _elements(query, heads[0], size)
+        rows["attention"] = _elements(query, heads[0])  # a number for each
     inner, wanted = before.moe_intermediate_size, after.moe_intermediate_size
     if wanted != inner:
         one = [*range(inner), *[NOTHING] * (wanted - inner)]

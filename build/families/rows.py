@@ -1,0 +1,151 @@
+"""The rows of families' tables: which Hugging Face tensors make one TensorRT-LLM tensor, and the
+groups of rows (an attention, an MLP, norms) that families share.
+
+Knows names alone; which family has which is architectures.py's.
+Source: TensorRT-LLM 1.2.1 checkpoint format (tensor names); transformers' models, 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from enginehouse.runtime.config import ModelConfig
+
+# What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
+# as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
+# [E, in, out] turned, gate and up, which take turns there, parted, up first.
+Recipe = Literal[
+    "join",
+    "experts",
+    "swap_halves",
+    "plus_one",
+    "flat",
+    "turned_experts",
+    "turned_pairs",
+    "pairs",
+]
+When = Callable[[ModelConfig, int], bool]
+
+
+def always(config: ModelConfig, layer: int) -> bool:
+    return True
+
+
+class TensorRow(NamedTuple):
+    """One TensorRT-LLM tensor: `sources` concatenated along dim 0. `{}` is the global layer."""
+
+    target: str
+    sources: tuple[str, ...]
+    optional: bool = False  # left out when none of its sources exists
+    recipe: Recipe = "join"
+    when: When = always  # of which layers
+
+
+def only(when: When, rows: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
+    """The rows in those layers alone, of which `when` is true."""
+    return tuple(row._replace(when=when) for row in rows)
+
+
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
+_TARGET, _SOURCE = "transformer.layers.{}.", "model.layers.{}."
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+
+
+def row(target: str, *sources: str, recipe: Recipe = "join") -> TensorRow:
+    """A layer's weight."""
+    names = tuple(f"{_SOURCE}{source}.weight" for source in sources)
+    return TensorRow(f"{_TARGET}{target}.weight", names, recipe=recipe)
+
+
+def exact(target: str, source: str, recipe: Recipe = "join") -> TensorRow:
+    """A layer's tensor, both names in full."""
+    return TensorRow(f"{_TARGET}{target}", (f"{_SOURCE}{source}",), recipe=recipe)
+
+
+def linear(target: str, *sources: str) -> tuple[TensorRow, ...]:
+    """A linear's weight, and its bias where the model has one."""
+    names = tuple(f"{_SOURCE}{source}.bias" for source in sources)
+    return row(target, *sources), TensorRow(f"{_TARGET}{target}.bias", names, optional=True)
+
+
+def norms(recipe: Recipe, **sources: str) -> tuple[TensorRow, ...]:
+    return tuple(row(target, source, recipe=recipe) for target, source in sources.items())
+
+
+def norm_biases(**sources: str) -> tuple[TensorRow, ...]:
+    return tuple(
+        TensorRow(f"{_TARGET}{target}.bias", (f"{_SOURCE}{source}.bias",))
+        for target, source in sources.items()
+    )
+
+
+LLAMA_ATTENTION = (
+    *linear("attention.qkv", *_QKV),
+    *linear("attention.dense", "self_attn.o_proj"),
+)
+# Qwen2 has a bias on q, k, v and none on o; the families below have none.
+QWEN2_ATTENTION = (*linear("attention.qkv", *_QKV), row("attention.dense", "self_attn.o_proj"))
+PLAIN_ATTENTION = (row("attention.qkv", *_QKV), row("attention.dense", "self_attn.o_proj"))
+PHI3_ATTENTION = (
+    row("attention.qkv", "self_attn.qkv_proj"),  # q, k, v rows in this order already
+    row("attention.dense", "self_attn.o_proj"),
+)
+PHI_ATTENTION = (*linear("attention.qkv", *_QKV), *linear("attention.dense", "self_attn.dense"))
+
+
+def qk_norms(
+    recipe: Recipe = "join", q: str = "self_attn.q_norm", k: str = "self_attn.k_norm"
+) -> tuple[TensorRow, ...]:
+    return (
+        row("attention.q_layernorm", q, recipe=recipe),
+        row("attention.k_layernorm", k, recipe=recipe),
+    )
+
+
+QWEN3_ATTENTION = (*PLAIN_ATTENTION, *qk_norms())
+GEMMA3_ATTENTION = (*PLAIN_ATTENTION, *qk_norms("plus_one"))
+HUNYUAN_ATTENTION = (
+    *LLAMA_ATTENTION,
+    *qk_norms(q="self_attn.query_layernorm", k="self_attn.key_layernorm"),
+)
+GPT_OSS_ATTENTION = (*LLAMA_ATTENTION, exact("attention.sinks", "self_attn.sinks"))
+
+
+LLAMA_MLP = (
+    *linear("mlp.fc", "mlp.gate_proj"),  # act(fc(x)) * gate(x): fc is Hugging Face's gate
+    *linear("mlp.proj", "mlp.down_proj"),
+    *linear("mlp.gate", "mlp.up_proj"),
+)
+PLAIN_MLP = tuple(row for row in LLAMA_MLP if not row.optional)
+PHI3_MLP = (
+    row("mlp.fc", "mlp.gate_up_proj", recipe="swap_halves"),  # up first, then gate
+    row("mlp.proj", "mlp.down_proj"),
+)
+GRANITE_HYBRID_MLP = (
+    row("mlp.fc", "shared_mlp.input_linear", recipe="swap_halves"),
+    row("mlp.proj", "shared_mlp.output_linear"),
+)
+# act(fc(x)), and no gate
+UNGATED_MLP = (*linear("mlp.fc", "mlp.up_proj"), *linear("mlp.proj", "mlp.down_proj"))
+STARCODER2_MLP = (*linear("mlp.fc", "mlp.c_fc"), *linear("mlp.proj", "mlp.c_proj"))
+PHI_MLP = (*linear("mlp.fc", "mlp.fc1"), *linear("mlp.proj", "mlp.fc2"))
+
+LLAMA_NORMS = dict(input_layernorm="input_layernorm", post_layernorm="post_attention_layernorm")
+ONE_NORM = dict(input_layernorm="input_layernorm")
+NORMS_BEHIND = dict(
+    post_layernorm="post_attention_layernorm",
+    post_feedforward_layernorm="post_feedforward_layernorm",
+)
+GEMMA2_NORMS = dict(
+    LLAMA_NORMS,
+    pre_feedforward_layernorm="pre_feedforward_layernorm",
+    post_feedforward_layernorm="post_feedforward_layernorm",
+)
+GLM4_NORMS = dict(
+    input_layernorm="input_layernorm",
+    post_layernorm="post_self_attn_layernorm",
+    pre_feedforward_layernorm="post_attention_layernorm",
+    post_feedforward_layernorm="post_mlp_layernorm",
+)

@@ -1,0 +1,156 @@
+"""The whole shape of every Hugging Face tensor that a conversion reads, and whether it is there.
+
+Source: transformers' models, 4 and 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.rows import LM_HEAD
+from enginehouse.build.source import TensorSource
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import CheckpointError
+
+Shape = tuple[int, ...]
+
+
+def head_norm_size(config: ModelConfig, module: str) -> int:
+    """Numbers of a norm on queries or keys; 0 of another norm. One over all heads is whole on each
+    rank, as what it divides by is.
+    """
+    heads = {
+        "attention.q_layernorm": config.num_attention_heads,
+        "attention.k_layernorm": config.num_key_value_heads,
+    }.get(module, 0)
+    over_all = config.extra.get("qk_layernorm_all_heads", False)
+    return config.head_size * (heads if over_all else min(heads, 1))
+
+
+def _inner(config: ModelConfig, name: str) -> int:
+    """Rows of the gate that a tensor of an MLP, of an expert or of a shared one belongs to."""
+    if ".experts." in name:
+        return config.moe_intermediate_size
+    if ".shared_" in name and config.num_experts:
+        return config.shared_expert_size
+    layer = int(name.split(".layers.")[1].split(".")[0])
+    return config.inner_size(layer)
+
+
+def _vocabulary(config: ModelConfig, name: str) -> Shape:
+    return config.vocab_size, config.hidden_size
+
+
+def _queries(config: ModelConfig, name: str) -> Shape:
+    return config.num_attention_heads * config.head_size, config.hidden_size
+
+
+def _keys(config: ModelConfig, name: str) -> Shape:
+    return config.num_key_value_heads * config.head_size, config.hidden_size
+
+
+def _attended(config: ModelConfig, name: str) -> Shape:
+    return config.hidden_size, config.num_attention_heads * config.head_size
+
+
+def _up(config: ModelConfig, name: str) -> Shape:
+    return _inner(config, name), config.hidden_size
+
+
+def _both(config: ModelConfig, name: str) -> Shape:
+    return 2 * _inner(config, name), config.hidden_size
+
+
+def _down(config: ModelConfig, name: str) -> Shape:
+    return config.hidden_size, _inner(config, name)
+
+
+def _query_norm(config: ModelConfig, name: str) -> Shape:
+    return (head_norm_size(config, "attention.q_layernorm"),)
+
+
+def _key_norm(config: ModelConfig, name: str) -> Shape:
+    return (head_norm_size(config, "attention.k_layernorm"),)
+
+
+def _router(config: ModelConfig, name: str) -> Shape:
+    return config.num_experts, config.hidden_size
+
+
+_Of = Callable[[ModelConfig, str], Shape]
+# By the last word of a module's name: the shape of its weight, whose rows are its bias's.
+_SHAPES: dict[str, _Of] = {
+    **dict.fromkeys(("embed_tokens", "lm_head"), _vocabulary),
+    "q_proj": _queries,
+    **dict.fromkeys(("k_proj", "v_proj"), _keys),
+    "qkv_proj": lambda config, name: (config.qkv_size, config.hidden_size),
+    **dict.fromkeys(("o_proj", "dense"), _attended),
+    **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1", "w1", "w3"), _up),
+    **dict.fromkeys(("gate_up_proj", "input_linear"), _both),
+    **dict.fromkeys(("down_proj", "c_proj", "fc2", "w2", "output_linear"), _down),
+    **dict.fromkeys(("gate", "wg", "router"), _router),
+    "shared_expert_gate": lambda config, name: (1, config.hidden_size),
+    **dict.fromkeys(("q_norm", "query_layernorm"), _query_norm),
+    **dict.fromkeys(("k_norm", "key_layernorm"), _key_norm),
+}
+# By the last word of a tensor's name, where it is no module's weight or bias.
+_TENSORS: dict[str, _Of] = {
+    "sinks": lambda config, name: (config.num_attention_heads,),
+    "e_score_correction_bias": lambda config, name: (
+        (1, config.num_experts) if "moe_statics" in name else (config.num_experts,)
+    ),
+    "gate_up_proj": lambda c, name: (c.num_experts, c.hidden_size, 2 * c.moe_intermediate_size),
+    "gate_up_proj_bias": lambda c, name: (c.num_experts, 2 * c.moe_intermediate_size),
+    "down_proj": lambda c, name: (c.num_experts, c.moe_intermediate_size, c.hidden_size),
+    "down_proj_bias": lambda config, name: (config.num_experts, config.hidden_size),
+}
+
+
+def source_shape(config: ModelConfig, name: str) -> Shape:
+    """The whole shape of a Hugging Face tensor; what is in no table is a norm."""
+    *_, module, kind = name.split(".")
+    if kind in _TENSORS:
+        return _TENSORS[kind](config, name)
+    shape = _SHAPES[module](config, name) if module in _SHAPES else (config.hidden_size,)
+    return shape[:1] if kind == "bias" else shape
+
+
+def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Every Hugging Face tensor that a conversion reads, with its whole shape.
+
+    lm_head.weight is absent when the embeddings are tied.
+    """
+    names = dict.fromkeys(
+        source
+        for pp_rank in range(config.mapping.pp_size)
+        for row in stage_rows(config, pp_rank)
+        for source in row.sources
+    )
+    return {name: source_shape(config, name) for name in names}
+
+
+def check_tensors(source: TensorSource, config: ModelConfig) -> None:
+    """Every needed tensor is there, floating, and of its shape, before a byte is read.
+
+    Raises CheckpointError naming the first tensor at fault.
+    """
+    infos, wanted = source.infos, expected_shapes(config)
+    for name, shape in wanted.items():
+        if name not in infos:
+            hint = " (tie_word_embeddings is false in config.json)" if name == LM_HEAD else ""
+            raise CheckpointError(
+                f"tensor {name} is missing from the checkpoint{hint}; wanted {list(shape)}: "
+                "do config.json and the weights belong together?"
+            )
+        info = infos[name]
+        if info.shape != shape:
+            raise CheckpointError(
+                f"tensor {name} has shape {list(info.shape)}; config.json implies {list(shape)}: "
+                "do config.json and the weights belong together?"
+            )
+        if not info.dtype.is_floating_point or info.dtype.itemsize < 2:
+            raise CheckpointError(
+                f"tensor {name} has dtype {str(info.dtype).removeprefix('torch.')}: the checkpoint "
+                "is quantised already; give the unquantised one"
+            )

@@ -1,0 +1,48 @@
+"""How a mixture's router chooses experts, read out of config.json's `moe`. No tensor.
+
+Source: TensorRT-LLM 1.2.1's `MoeConfig`; DeepSeek-V3 Technical Report (2024), section 2.1.2, for
+scores by sigmoid, their corrections and groups.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from enginehouse.runtime.config import ModelConfig
+
+_RENORMALIZE = 1  # MoeConfig.ExpertScaleNormalizationMode
+
+
+class Routing(NamedTuple):
+    """experts are chosen by the largest scores, corrected where the router has corrections.
+
+    sigmoid: scores are sigmoids of the logits, else their softmax. renormalize: the shares of the
+    chosen, which are their scores, are scaled to sum to 1. groups: of the experts, which lie one
+    after the other; chosen are of the chosen_groups best, which are judged by the sum of their
+    group_best largest scores. scale: of all shares in the end.
+    """
+
+    experts: int
+    chosen: int
+    renormalize: bool
+    sigmoid: bool = False
+    groups: int = 1
+    chosen_groups: int = 1
+    group_best: int = 1
+    scale: float = 1.0
+
+
+def routing_of(config: ModelConfig) -> Routing:
+    """Of a model that has experts."""
+    moe = config.extra["moe"]
+    sigmoid = moe.get("scoring") == "sigmoid"
+    return Routing(
+        config.num_experts,
+        int(moe["top_k"]),
+        renormalize=moe.get("normalization_mode") == _RENORMALIZE,
+        sigmoid=sigmoid,
+        groups=int(moe.get("device_limited_n_group") or 1),
+        chosen_groups=int(moe.get("device_limited_topk_group") or 1),
+        group_best=2 if sigmoid else 1,
+        scale=float(moe.get("device_limited_routed_scaling_factor", 1.0)),
+    )
