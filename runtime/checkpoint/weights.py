@@ -57,7 +57,7 @@ class CheckpointWeights:
         mapping = self.config.mapping
         ranks = [mapping.rank(pp_rank, tp_rank) for tp_rank in range(mapping.tp_size)]
         names = [name for name in self._names[ranks[0]] if name.startswith(local)]
-        if not names:
+        if not names and not self._has_nothing(prefix):
             raise EngineError(
                 f"rank{ranks[0]}.safetensors holds no tensor {prefix}*; build it again"
             )
@@ -69,6 +69,13 @@ class CheckpointWeights:
             else:
                 tensors[name] = merge_tensors(name, parts, self.config)
         return {name[len(local) :]: tensor for name, tensor in tensors.items()}
+
+    def _has_nothing(self, prefix: str) -> bool:
+        """Whether a prefix is of a layer without attention and without MLP."""
+        if not prefix.startswith(_LAYERS):
+            return False
+        layer = int(prefix[len(_LAYERS) :].partition(".")[0])
+        return not (self.config.has_attention(layer) or self.config.has_mlp(layer))
 
     def kv_scales(self) -> list[float]:
         """The multiplier of each layer's keys and values; 1 where they are not quantised."""

@@ -19,8 +19,11 @@ from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
 from enginehouse.runtime.cpu.packed_file import LinearShape, Network
 from enginehouse.runtime.errors import EngineError
 
-LINEARS = ("qkv", "dense", "fc_gate", "gate", "proj", "lm_head")
-EXPERTS = ("fc_gate", "proj")  # of LINEARS, those that each expert of a mixture has
+LINEARS = (
+    *("qkv", "dense", "fc_gate", "gate", "proj", "lm_head"),
+    *("expert_fc_gate", "expert_proj"),
+)
+HEAD, EXPERTS = LINEARS[5], LINEARS[6:]  # those that each expert of a mixture has
 NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
 _HEAD_NORMS = NORMS[-2:]
 FINAL_NORM = "ln_f"
@@ -37,6 +40,7 @@ _SIZES = (
     "head_size",
     "rotary",
     "inner",
+    "expert_inner",
     "vocab",
 )
 _TRAITS = (
@@ -47,12 +51,21 @@ _TRAITS = (
     "layer_norm",
     "norm_sublayers",
     "norm_all_heads",
+    "norm_turned_heads",
     "rope_interleaved",
     "experts",
     "chosen",
     "renormalize",
+    "sigmoid",
+    "groups",
+    "chosen_groups",
+    "group_best",
+    "growth_length",
 )
-SCALES = ("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap")
+SCALES = (
+    *("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap"),
+    *("share_scale", "growth_beta", "clip", "swiglu_limit", "swiglu_alpha"),
+)
 _ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)
 FORMS = ("bf16", "int4", "int8", "e4m3")
@@ -133,10 +146,37 @@ class NativeModel:
         pointers = (self._keep(weight), None if bias is None else self._keep(bias))
         self._functions.eh_norm(self._model, layer, which, *pointers)
 
-    def set_router(self, layer: int, weight: np.ndarray) -> None:
-        """weight: float32 [experts, hidden], as bytes."""
-        assert len(weight) >= 4 * self._shape.experts * self._shape.hidden
-        self._functions.eh_router(self._model, layer, self._keep(weight))
+    def set_router(
+        self,
+        layer: int,
+        weight: np.ndarray,
+        bias: np.ndarray | None = None,
+        correction: np.ndarray | None = None,
+    ) -> None:
+        """weight: float32 [experts, hidden], as bytes; bias of its logits and correction of its
+        scores, float32 [experts], where there are any.
+        """
+        experts = self._shape.experts
+        assert len(weight) >= 4 * experts * self._shape.hidden
+        assert all(each is None or len(each) >= 4 * experts for each in (bias, correction))
+        arrays = (self._keep(weight), self._kept_or_null(bias), self._kept_or_null(correction))
+        self._functions.eh_router(self._model, layer, *arrays)
+
+    def set_layer(
+        self,
+        layer: int,
+        inner: int,
+        sinks: np.ndarray | None = None,
+        shared_gate: np.ndarray | None = None,
+    ) -> None:
+        """inner: of the layer's plain MLP, or of its shared expert; 0 for none. sinks: float32
+        [heads]; shared_gate: float32 [hidden]; as bytes.
+        """
+        assert 0 <= inner <= self._shape.inner
+        assert sinks is None or len(sinks) >= 4 * self._shape.heads
+        assert shared_gate is None or len(shared_gate) >= 4 * self._shape.hidden
+        arrays = (self._kept_or_null(sinks), self._kept_or_null(shared_gate))
+        self._functions.eh_layer(self._model, layer, inner, *arrays)
 
     def set_linear(
         self,
@@ -231,6 +271,9 @@ class NativeModel:
         self._free()
         self._kept.clear()
 
+    def _kept_or_null(self, array: np.ndarray | None) -> c_void_p | None:
+        return None if array is None else self._keep(array)
+
     def _keep(self, array: np.ndarray) -> c_void_p:
         self._kept.append(array)
         return c_void_p(array.ctypes.data)
@@ -280,7 +323,8 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_rotary": [number, pointer, pointer],
         "eh_rule": [number] + [c_float] * 3 + [number] * 2,
         "eh_norm": [number, number, pointer, pointer],
-        "eh_router": [number, pointer],
+        "eh_router": [number] + [pointer] * 3,
+        "eh_layer": [number] * 2 + [pointer] * 2,
         "eh_linear": [number] * 3 + [POINTER(_Linear)],
     }
     for name, arguments in signatures.items():

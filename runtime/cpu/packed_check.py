@@ -7,7 +7,9 @@ or made to lie. Knows no kernel and no value of a weight.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from enginehouse.runtime.checkpoint.routing import routing_of
 from enginehouse.runtime.checkpoint.traits import Traits, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
@@ -15,25 +17,29 @@ from enginehouse.runtime.cpu.library import (
     EXPERTS,
     FINAL_NORM,
     FORMS,
+    HEAD,
     INPUTS,
-    LINEARS,
     NORMS,
     linear_bytes,
     norm_size,
 )
-from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Network, PackedFile
+from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Mixture, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
 
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (
     *("activation", "gated_mlp", "parallel", "layer_norm", "norm_sublayers", "norm_all_heads"),
-    *("rope_interleaved", "embedding_scale", "residual_scale", "logits_scale"),
+    *("norm_turned_heads", "rope_interleaved", "swiglu_alpha"),
+    *("embedding_scale", "residual_scale", "logits_scale"),
 )
 
 
-def sizes_of(config: ModelConfig) -> dict[str, int]:
+def sizes_of(config: ModelConfig) -> dict[str, Any]:
     """`Network`'s sizes of a model."""
-    inner = config.moe_intermediate_size if config.num_experts else config.intermediate_size
+    sizes = [
+        config.shared_expert_size if config.has_experts(i) else config.inner_size(i)
+        for i in range(config.num_hidden_layers)
+    ]
     return {
         "hidden": _up(config.hidden_size, LANES),
         "normed": config.hidden_size,
@@ -42,9 +48,16 @@ def sizes_of(config: ModelConfig) -> dict[str, int]:
         "kv_heads": config.num_key_value_heads,
         "head_size": config.head_size,
         "rotary": config.rotary_dim,
-        "inner": _up(inner, LANES),
+        "inners": [_up(size, LANES) for size in sizes],
         "vocab": config.vocab_size,
     }
+
+
+def mixture_of(config: ModelConfig) -> Mixture | None:
+    """`Network`'s word on a model's experts, if it has any."""
+    if not config.num_experts:
+        return None
+    return Mixture(_up(config.moe_intermediate_size, LANES), *routing_of(config))
 
 
 def check_packed(packed: PackedFile, config: ModelConfig) -> None:
@@ -52,10 +65,7 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
     network = packed.network
     for name, size in sizes_of(config).items():
         _want(packed, name, getattr(network, name), size)
-    experts = network.mixture.experts if network.mixture else 0
-    _want(packed, "experts", experts, config.num_experts)
-    if network.mixture and not 0 < network.mixture.chosen <= experts:
-        _want(packed, "chosen experts", network.mixture.chosen, f"1 to {experts}")
+    _want(packed, "mixture", network.mixture, mixture_of(config))
     _want(packed, "rules", len(network.rules), network.layers)
     _want(packed, "ropes", len(network.ropes), 3)
     for rope in network.ropes:
@@ -68,24 +78,53 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
     traits = traits_of(config)
     for name in _TRAITS:
         _want(packed, name, getattr(network, name), getattr(traits, name))
+    for name, found in (("clip", traits.clip_qkv), ("swiglu_limit", traits.swiglu_limit)):
+        _want(packed, name, getattr(network, name), found or 0.0)
+    grown = (network.growth_beta, network.growth_length)
+    _want(packed, "growth", grown, traits.query_growth or (0.0, 0))
     _check_norm(packed, "final_norm", FINAL_NORM)
-    _check_linear(packed, LINEARS[-1], LINEARS[-1])
+    _check_linear(packed, HEAD, HEAD)
     for layer in range(network.layers):
-        for name in _norms(config, traits):
+        for name in _norms(config, traits, layer):
             _check_norm(packed, f"{layer}.{name}norm", name)
-        if network.mixture:
-            _has(packed, f"{layer}.router", 4 * experts * network.hidden)
-        for name in LINEARS[:-1]:
-            if name != "gate" or f"{layer}.gate" in network.linears:
-                _check_linear(packed, f"{layer}.{name}", name)
+        for name, size in _vectors(config, network).items():
+            if f"{layer}.{name}" in packed or (name == "router" and config.has_experts(layer)):
+                _has(packed, f"{layer}.{name}", 4 * size)
+        for name in _linears(config, layer):
+            _check_linear(packed, f"{layer}.{name}", name)
+        if f"{layer}.gate" in network.linears:
+            _check_linear(packed, f"{layer}.gate", "gate")
 
 
-def _norms(config: ModelConfig, traits: Traits) -> Iterator[str]:
-    """Those of NORMS that the model's layers have."""
+def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
+    """Those of NORMS that a layer has."""
     sub, before = traits.norm_sublayers, traits.norm_inputs
     of_heads = bool(config.extra.get("qk_layernorm", False))
-    has = (before, sub or not traits.parallel, sub and before, sub, of_heads, of_heads)
+    attends, feeds = config.has_attention(layer), config.has_mlp(layer)
+    has = (
+        *(before and attends, (sub or not traits.parallel) and feeds, sub and before, sub),
+        *(of_heads, of_heads),
+    )
     yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)
+
+
+def _linears(config: ModelConfig, layer: int) -> Iterator[str]:
+    """Those of LINEARS that a layer has, but for a gate that stands apart."""
+    has_plain = config.shared_expert_size if config.has_experts(layer) else config.has_mlp(layer)
+    yield from ("qkv", "dense") if config.has_attention(layer) else ()
+    yield from ("fc_gate", "proj") if has_plain else ()
+    yield from EXPERTS if config.has_experts(layer) else ()
+
+
+def _vectors(config: ModelConfig, network: Network) -> dict[str, int]:
+    """What a layer may have of float32, and how many of them."""
+    of_experts = dict.fromkeys(("router_bias", "router_correction"), config.num_experts)
+    return {
+        **of_experts,
+        "router": config.num_experts * network.hidden,
+        "shared_gate": network.hidden,
+        "sinks": network.heads,
+    }
 
 
 def _check_norm(packed: PackedFile, full: str, name: str) -> None:
@@ -100,7 +139,7 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
     shape = network.linears.get(full)
     if shape is None:
         raise EngineError(f"{packed.path} holds no linear {full}; build it again")
-    inputs, outputs = _sides(network, name, full.removesuffix(name) + "gate" in network.linears)
+    inputs, outputs = _sides(network, full, name)
     _want(packed, f"{full}'s inputs", shape.inputs, _up(inputs, STEP))
     _want(packed, f"{full}'s outputs", shape.out, _up(outputs, COLS))
     _check_form(packed, full, shape)
@@ -110,16 +149,23 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
             _has(packed, f"{full}.{part}", size * count)
 
 
-def _sides(network: Network, name: str, gate_apart: bool) -> tuple[int, int]:
+def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     """The inputs and outputs of a linear, as the model's sizes make them."""
-    heads, is_one = network.heads * network.head_size, gate_apart or not network.gated_mlp
+    heads = network.heads * network.head_size
+    if name == HEAD:
+        return network.hidden, network.vocab
+    layer = full.removesuffix(f".{name}")
+    inner = network.inners[int(layer)]
+    expert = network.mixture.inner if network.mixture else 0
+    is_one = f"{layer}.gate" in network.linears or not network.gated_mlp
     return {
         "qkv": (network.hidden, heads + 2 * network.kv_heads * network.head_size),
         "dense": (heads, network.hidden),
-        "fc_gate": (network.hidden, network.inner if is_one else 2 * network.inner),
-        "gate": (network.hidden, network.inner),
-        "proj": (network.inner, network.hidden),
-        "lm_head": (network.hidden, network.vocab),
+        "fc_gate": (network.hidden, inner if is_one else 2 * inner),
+        "gate": (network.hidden, inner),
+        "proj": (inner, network.hidden),
+        "expert_fc_gate": (network.hidden, 2 * expert),
+        "expert_proj": (expert, network.hidden),
     }[name]
 
 

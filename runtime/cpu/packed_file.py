@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 5  # of the packed tensors: another one is packed anew
+LAYOUT = 6  # of the packed tensors: another one is packed anew
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
@@ -61,17 +61,26 @@ class RopeFrequencies(msgspec.Struct, frozen=True):
 
 
 class Mixture(msgspec.Struct, frozen=True):
-    """Of how many experts, how many are chosen, and whether their shares are scaled to sum to 1."""
+    """How experts are chosen, as checkpoint/routing.py's Routing has it; inner: of each, a multiple
+    of 16.
+    """
 
+    inner: int
     experts: int
     chosen: int
     renormalize: bool
+    sigmoid: bool
+    groups: int
+    chosen_groups: int
+    group_best: int
+    scale: float
 
 
 class Network(msgspec.Struct, frozen=True):
     """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
-    pretrained: the longest context that the short one serves. hidden, inner: multiples of 16,
-    inner in a mixture of each expert, hidden with zeros behind the model's own, `normed`.
+    pretrained: the longest context that the short one serves. hidden, inners: multiples of 16,
+    hidden with zeros behind the model's own, `normed`; inners: of each layer's plain MLP, or of its
+    shared expert, 0 for none. growth, clip, swiglu_limit: 0 for none.
     """
 
     layout: int
@@ -83,7 +92,7 @@ class Network(msgspec.Struct, frozen=True):
     kv_heads: int
     head_size: int
     rotary: int
-    inner: int
+    inners: list[int]
     vocab: int
     activation: str
     gated_mlp: bool
@@ -91,12 +100,18 @@ class Network(msgspec.Struct, frozen=True):
     layer_norm: bool
     norm_sublayers: bool
     norm_all_heads: bool
+    norm_turned_heads: bool
     rope_interleaved: bool
     epsilon: float
     embedding_scale: float
     residual_scale: float
     logits_scale: float
     logits_cap: float
+    growth_beta: float
+    growth_length: int
+    clip: float
+    swiglu_limit: float
+    swiglu_alpha: float
     rules: list[Rule]
     ropes: list[RopeFrequencies | None]
     pretrained: int | None
@@ -151,6 +166,9 @@ class PackedFile:
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
+
+    def get(self, name: str) -> np.ndarray | None:
+        return self[name] if name in self else None
 
     def __getitem__(self, name: str) -> np.ndarray:
         """uint8 [bytes] of a tensor, as they lie in the mapped file."""

@@ -65,8 +65,8 @@ def packed_linears(linears: list[LinearWeights]) -> tuple[LinearShape, Arrays]:
 
 
 def whole_vectors(rows: Tensor) -> Tensor:
-    """[n, width], zeros behind each row up to a multiple of 16."""
-    return functional.pad(rows, [0, -rows.shape[1] % LANES])
+    """[n, width] or [width], zeros behind each row up to a multiple of 16."""
+    return functional.pad(rows, [0, -rows.shape[-1] % LANES])
 
 
 def array_of(dtype: str, values: Tensor) -> np.ndarray:

@@ -15,6 +15,7 @@ from enginehouse.runtime.cpu.library import (
     ACTIVATIONS,
     EXPERTS,
     FINAL_NORM,
+    HEAD,
     LINEARS,
     NORMS,
     PARTS,
@@ -63,9 +64,11 @@ def _checked(path: Path, engine: Engine) -> PackedFile:
 
 def native_shape(network: Network, **room: int) -> Shape:
     """room: num_blocks, block_size, max_tokens and threads."""
-    mixture = network.mixture or Mixture(0, 0, False)
+    mixture = network.mixture or _NO_MIXTURE
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
+        inner=max(network.inners),
+        expert_inner=mixture.inner,
         kept=KEPT.index(network.kept),
         activation=ACTIVATIONS.index(network.activation),
         gated=int(network.gated_mlp),
@@ -73,10 +76,10 @@ def native_shape(network: Network, **room: int) -> Shape:
         layer_norm=int(network.layer_norm),
         norm_sublayers=int(network.norm_sublayers),
         norm_all_heads=int(network.norm_all_heads),
+        norm_turned_heads=int(network.norm_turned_heads),
         rope_interleaved=int(network.rope_interleaved),
-        experts=mixture.experts,
-        chosen=mixture.chosen,
-        renormalize=int(mixture.renormalize),
+        **{name: int(getattr(mixture, name)) for name in _ROUTING},
+        share_scale=mixture.scale,
         **room,
     )
 
@@ -93,19 +96,18 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.rope)
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
-                model.set_norm(layer, name, packed[norm], _bias(packed, norm))
-        if network.mixture is not None:
-            model.set_router(layer, packed[f"{layer}.router"])
-        for name in LINEARS[:-1]:
+                model.set_norm(layer, name, packed[norm], packed.get(f"{norm}.bias"))
+        more = {name: packed.get(f"{layer}.{name}") for name in ("sinks", "shared_gate")}
+        model.set_layer(layer, network.inners[layer], **more)
+        if f"{layer}.router" in packed:
+            more = {name: packed.get(f"{layer}.router_{name}") for name in ("bias", "correction")}
+            model.set_router(layer, packed[f"{layer}.router"], **more)
+        for name in LINEARS:
             if f"{layer}.{name}" in network.linears:
                 _set_linear(model, layer, name, packed, f"{layer}.{name}")
-    model.set_norm(0, FINAL_NORM, packed["final_norm"], _bias(packed, "final_norm"))
-    _set_linear(model, 0, LINEARS[-1], packed, LINEARS[-1])
+    model.set_norm(0, FINAL_NORM, packed["final_norm"], packed.get("final_norm.bias"))
+    _set_linear(model, 0, HEAD, packed, HEAD)
     return model
-
-
-def _bias(packed: PackedFile, norm: str) -> np.ndarray | None:
-    return packed[f"{norm}.bias"] if f"{norm}.bias" in packed else None
 
 
 def _set_linear(model: NativeModel, layer: int, name: str, packed: PackedFile, full: str) -> None:
@@ -142,6 +144,8 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
 
 
 _SIZES = (
-    *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "inner", "vocab"),
-    *SCALES,
+    *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
+    *("growth_length", *(name for name in SCALES if name != "share_scale")),
 )
+_ROUTING = ("experts", "chosen", "renormalize", "sigmoid", "groups", "chosen_groups", "group_best")
+_NO_MIXTURE = Mixture(0, 0, 0, False, False, 1, 1, 1, 1.0)

@@ -10,10 +10,11 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from enginehouse.runtime.checkpoint.rope import Frequencies, all_frequencies
-from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.checkpoint.weights import (
     CheckpointWeights,
     expert_tensors,
@@ -28,11 +29,10 @@ from enginehouse.runtime.cpu.linear_forms import (
     linear_of,
     rounded,
 )
-from enginehouse.runtime.cpu.packed_check import sizes_of
+from enginehouse.runtime.cpu.packed_check import mixture_of, sizes_of
 from enginehouse.runtime.cpu.packed_file import (
     LAYOUT,
     LinearShape,
-    Mixture,
     Network,
     PackedWriter,
     RopeFrequencies,
@@ -44,10 +44,19 @@ Tensors = Mapping[str, Tensor]
 
 _LAYER = "transformer.layers.{}."
 _NORM = "layernorm.weight"
-_FINE = ("mlp.proj",)  # what rounding costs most, beside lm_head: docs/quality.md
+_FINE = ".proj"  # what rounding costs most, beside lm_head: docs/quality.md
 _KEPT = {None: "bf16", "FP8": "e4m3", "INT8": "int8"}  # of `kv_cache_quant_algo`
 _NO_ROPE = -1
-_PER_LAYER = 5 * 6 + 2 * len(NORMS)  # tensors
+_OF_LAYERS = ("input_", "post_")  # of NORMS, those that have no weights where none has
+# What a layer has besides, by its name in the file.
+_VECTORS = {
+    "router": "mlp.router.weight",
+    "router_bias": "mlp.router.bias",
+    "router_correction": "mlp.router.e_score_correction_bias",
+    "shared_gate": "mlp.shared_expert_gate.weight",
+    "sinks": "attention.sinks",
+}
+_PER_LAYER = 7 * 6 + 2 * len(NORMS) + len(_VECTORS)  # tensors
 
 
 def pack_engine(
@@ -81,59 +90,74 @@ class _Packing:
         self.writer = writer
         self.activations = activations
         self.linears: dict[str, LinearShape] = {}
+        self.has_weights = traits_of(config).norm_weights
 
     def all(self, directory: Path, max_seq_len: int, advance: Callable[[int], None]) -> None:
         config, weights = self.config, CheckpointWeights(directory, self.config)
         for layer in range(config.num_hidden_layers):
             tensors = weights(_LAYER.format(layer))
             for name in NORMS:
-                if name + _NORM in tensors:
+                if name + _NORM in tensors or (not self.has_weights and name in _OF_LAYERS):
                     self._norm(f"{layer}.{name}norm", tensors, f"{name}layernorm.")
-            if config.num_experts:
-                router = whole_vectors(tensors["mlp.router.weight"])
-                self._add(f"{layer}.router", "F32", router)
-            for name, linears in self._linears(tensors).items():
+            for name, key in _VECTORS.items():
+                if key in tensors:
+                    self._add(f"{layer}.{name}", "F32", whole_vectors(tensors[key].float()))
+            for name, linears in self._linears(tensors, layer).items():
                 self._linear(f"{layer}.{name}", linears)
             advance(1)
-        self._norm("final_norm", weights("transformer.ln_f."), "")
-        head = weights("lm_head.")["weight"][: config.vocab_size]
-        whole = LinearWeights("bf16", "bf16", head)
-        self._linear("lm_head", [rounded(head) if self.activations == "int8" else whole])
+        last_norm = weights("transformer.ln_f.") if self.has_weights else {}
+        self._norm("final_norm", last_norm, "")
+        last = weights("lm_head.")
+        head, bias = last["weight"][: config.vocab_size], last.get("bias")
+        bias = None if bias is None else bias[: config.vocab_size]
+        whole = LinearWeights("bf16", "bf16", head, bias=bias)
+        self._linear(
+            "lm_head", [rounded(head)._replace(bias=bias) if self.activations == "int8" else whole]
+        )
         embedding = weights("transformer.vocab_embedding.")["weight"][: config.vocab_size]
         self._add("embedding", "BF16", whole_vectors(embedding))
         kept = weights.kv_scales()
         self.writer.finish(_network(config, max_seq_len, self.activations, self.linears, kept))
 
-    def _linears(self, tensors: Tensors) -> dict[str, list[LinearWeights]]:
+    def _linears(self, tensors: Tensors, layer: int) -> dict[str, list[LinearWeights]]:
         """A layer's, by their names of `library.LINEARS`; of a mixture those of all experts."""
-        count = self.config.num_experts
+        config, found = self.config, {}
+        if config.has_attention(layer):
+            found["qkv"] = self._modules(tensors, "attention.qkv")
+            found["dense"] = self._modules(tensors, "attention.dense")
+        if config.has_experts(layer):
+            experts = self._mlp(tensors, "mlp.", config.num_experts)
+            found |= {f"expert_{name}": linears for name, linears in experts.items()}
+            if config.shared_expert_size:
+                found |= self._mlp(tensors, "mlp.shared_expert.")
+        elif config.has_mlp(layer):
+            found |= self._mlp(tensors, "mlp.")
+        return found
 
-        def linears(name: str) -> list[LinearWeights]:
-            module = module_tensors(tensors, name)
-            modules = [module]
-            if count and name.startswith("mlp."):
-                modules = [expert_tensors(module, i) for i in range(count)]
-            return [linear_of(each, self.activations, name in _FINE) for each in modules]
-
+    def _mlp(
+        self, tensors: Tensors, prefix: str, experts: int = 0
+    ) -> dict[str, list[LinearWeights]]:
+        """fc_gate, gate where it stands apart, and proj; of so many experts."""
+        fc = self._modules(tensors, f"{prefix}fc", experts)
         if not self.config.gated_mlp:
-            gates = [{"fc_gate": fc} for fc in linears("mlp.fc")]
+            gates = [{"fc_gate": each} for each in fc]
         elif self.config.gate_in_fc:
-            both = [halves(whole) for whole in linears("mlp.fc")]
-            gates = [gated(fc, gate) for gate, fc in both]
+            both = [halves(whole) for whole in fc]
+            gates = [gated(gate, up) for up, gate in both]
         else:
-            gates = [
-                gated(fc, gate)
-                for fc, gate in zip(linears("mlp.fc"), linears("mlp.gate"), strict=True)
-            ]
-        return {
-            "qkv": linears("attention.qkv"),
-            "dense": linears("attention.dense"),
-            **{name: [each[name] for each in gates] for name in gates[0]},
-            "proj": linears("mlp.proj"),
-        }
+            pairs = zip(fc, self._modules(tensors, f"{prefix}gate", experts), strict=True)
+            gates = [gated(gate, up) for gate, up in pairs]
+        found = {name: [each[name] for each in gates] for name in gates[0]}
+        return {**found, "proj": self._modules(tensors, f"{prefix}proj", experts)}
+
+    def _modules(self, tensors: Tensors, name: str, experts: int = 0) -> list[LinearWeights]:
+        module = module_tensors(tensors, name)
+        modules = [expert_tensors(module, i) for i in range(experts)] or [module]
+        return [linear_of(each, self.activations, name.endswith(_FINE)) for each in modules]
 
     def _norm(self, name: str, tensors: Tensors, prefix: str) -> None:
-        self._add(name, "F32", tensors[f"{prefix}weight"])
+        ones = torch.ones(self.config.hidden_size)
+        self._add(name, "F32", tensors[f"{prefix}weight"] if self.has_weights else ones)
         if f"{prefix}bias" in tensors:
             self._add(f"{name}.bias", "F32", tensors[f"{prefix}bias"])
 
@@ -155,7 +179,7 @@ def _network(
     kept: list[float],
 ) -> Network:
     traits, ropes = traits_of(config), all_frequencies(config, max_seq_len)
-    moe = config.extra.get("moe") or {}
+    growth = traits.query_growth or (0.0, 0)
     return Network(
         layout=LAYOUT,
         activations=activations,
@@ -166,12 +190,18 @@ def _network(
         layer_norm=traits.layer_norm,
         norm_sublayers=traits.norm_sublayers,
         norm_all_heads=traits.norm_all_heads,
+        norm_turned_heads=traits.norm_turned_heads,
         rope_interleaved=traits.rope_interleaved,
         epsilon=config.norm_epsilon,
         embedding_scale=traits.embedding_scale,
         residual_scale=traits.residual_scale,
         logits_scale=traits.logits_scale,
         logits_cap=traits.logits_soft_cap or 0.0,
+        growth_beta=growth[0],
+        growth_length=growth[1],
+        clip=traits.clip_qkv or 0.0,
+        swiglu_limit=traits.swiglu_limit or 0.0,
+        swiglu_alpha=traits.swiglu_alpha,
         rules=[
             Rule(
                 rule.scale,
@@ -186,17 +216,8 @@ def _network(
         pretrained=ropes.pretrained,
         linears=linears,
         kept=_KEPT[config.quantization.kv_cache_quant_algo],
-        mixture=(
-            Mixture(config.num_experts, int(moe["top_k"]), moe["normalization_mode"] == 1)
-            if config.num_experts
-            else None
-        ),
+        mixture=mixture_of(config),
     )
-
-
-def _rule(rule: AttentionRule, rope: int | None, kept: float) -> Rule:
-    turned = _NO_ROPE if rope is None else rope
-    return Rule(rule.scale, rule.soft_cap or 0.0, rule.window or 0, turned, kept)
 
 
 def _rope(found: Frequencies | None) -> RopeFrequencies | None:

@@ -6,13 +6,16 @@ that logits are far apart, and norms and biases are drawn too, so that a wrong o
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from makers.deci_model import deci_keys, deci_model
 from makers.engines import train_tokenizer
 
 VOCAB = 512
@@ -187,6 +190,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "phi": ("PhiConfig", {}),
+    "nemotron-nas": ("LlamaConfig", dict(num_hidden_layers=4)),
     "gemma": ("GemmaConfig", dict(head_dim=64)),
     "gemma2": (
         "Gemma2Config",
@@ -267,6 +271,7 @@ BEYOND_TENSORRT = {
     ),
     *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
     *("granite-hybrid", "granite-hybrid-nope", "olmo", "ministral3", "hunyuan", "phi"),
+    "nemotron-nas",
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
@@ -281,7 +286,8 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
     """
     kind, changes = FAMILIES[name]
     config = getattr(transformers, kind)(**{**SIZES, **changes, **sizes}, dtype="float32")
-    model = AutoModelForCausalLM.from_config(config)
+    is_deci = name == "nemotron-nas"
+    model = deci_model(config) if is_deci else AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for full_name, parameter in model.named_parameters():
@@ -298,12 +304,20 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
             if full_name.endswith("e_score_correction_bias"):
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(path)
+    if is_deci:
+        written = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**written, **deci_keys()}))
     train_tokenizer(VOCAB).save(str(path / "tokenizer.json"))
     return path
 
 
 def load_family(path: Path) -> PreTrainedModel:
     """transformers' model, its attention in plain products, as soft caps need them."""
+    if "block_configs" in json.loads((path / "config.json").read_text()):
+        changes = FAMILIES["nemotron-nas"][1]
+        deci = deci_model(transformers.LlamaConfig(**{**SIZES, **changes}))
+        deci.load_state_dict(load_file(path / "model.safetensors"))
+        return deci.eval()
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, attn_implementation="eager"
     )

@@ -89,6 +89,7 @@ struct Queries {
   alignas(64) u16 words[kTall ? kTallRows * kMostHead : 1];  // [kTallRows, D], for tall ones
   Act q[kRows * kMostHead];                                  // [R, D], for others
   int position[kMostQueries];
+  float sink[kMostQueries];
   float* out[kMostQueries];  // [D] each
 };
 
@@ -101,9 +102,10 @@ struct Scratch {
   }
 };
 
-// scores of a row -> its shares in bf16, not yet divided by their sum, which is returned.
+// scores of a row -> its shares in bf16, not yet divided by their sum, which is returned. sink: a score more,
+// that nothing is read at; -INFINITY for none.
 template <class T>
-float softmax(float* scores, T* shares, int begin, int length, int first, int last, const Rule& rule) {
+float softmax(float* scores, T* shares, int begin, int length, int first, int last, float sink, const Rule& rule) {
   const float scale = rule.scale * rule.kept;
   V most = all(-INFINITY);
   for (int i = 0; i < length; i += kLanes) {
@@ -112,7 +114,7 @@ float softmax(float* scores, T* shares, int begin, int length, int first, int la
     store(scores + i, x);
     most = larger(select((at >= first) & (at <= last), x, all(-INFINITY)), most);
   }
-  const float top = largest(most);
+  const float top = std::fmax(largest(most), sink);
   V sums = all(0);
   for (int i = 0; i < length; i += kLanes) {
     const I at = lanes() + (begin + i);
@@ -120,7 +122,7 @@ float softmax(float* scores, T* shares, int begin, int length, int first, int la
     sums = sums + e;
     put_acts(shares + i, to_bf16(e));
   }
-  return sum(sums);
+  return sum(sums) + std::exp(sink - top);
 }
 
 // shares @ values for C vectors of the head from column c0 on.
@@ -190,7 +192,7 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
   for (int r = 0; r < R; ++r) {
     const size_t row = size_t(r) * length;
     const int position = set.position[r];
-    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule) / rule.kept;
+    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, set.sink[r], rule) / rule.kept;
   }
   const int end = last + 1 - begin;
   for (int c = 0, left = head_size / kLanes; left > 0; c += kColumns, left -= kColumns)

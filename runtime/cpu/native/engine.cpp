@@ -60,7 +60,7 @@ void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds, kPhases, 
 void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
 
 // cos, sin: [positions, rotary / 2], which stay the caller's. index: 0 global, 1 local, 2 short.
-void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->cos[index] = cos, m->sin[index] = sin; }
+void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->heads.cos[index] = cos, m->heads.sin[index] = sin; }
 
 // kept: what a layer's keys and values in bytes are multiplied by, else 1.
 // rope: 0 for the table that a step names, 1 for the local one, -1 for none.
@@ -77,16 +77,27 @@ void eh_norm(Model* m, int layer, int which, const float* weight, const float* b
   (which == kNorms ? m->final_norm : m->layers.at(layer).norms[which]) = {weight, bias};
 }
 
-// router: [experts, hidden], the caller's.
-void eh_router(Model* m, int layer, const float* router) { m->layers.at(layer).experts.router = router; }
+// router: [experts, hidden], the caller's, as bias and correction, [experts] or null.
+void eh_router(Model* m, int layer, const float* router, const float* bias, const float* correction) {
+  Experts& e = m->layers.at(layer).experts;
+  e.router = router, e.bias = bias, e.correction = correction;
+}
+
+// inner: of the layer's plain MLP, or its shared expert. sinks: [heads], shared_gate: [hidden], or null.
+void eh_layer(Model* m, int layer, int inner, const float* sinks, const float* shared_gate) {
+  assert(inner >= 0 && inner <= m->s.inner && inner % kLanes == 0);
+  Layer& l = m->layers.at(layer);
+  l.inner = inner, l.sinks = sinks, l.shared_gate = shared_gate;
+}
 
 // which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
-// 4 proj, 5 the head. expert: whose, in a mixture.
-void eh_linear(Model* m, int layer, int which, int expert, const Linear* linear) {
+// 4 proj, 5 the head; 6 and 7: fc and gate, and proj, of an expert. After eh_layer.
+void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) {
   const Shape& s = m->s;
-  const int inner = s.inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols), heads = s.heads * s.head_size;
-  const int outs[] = {m->width(), s.hidden, !s.gated || linear->out == one ? inner : both, inner, s.hidden, s.vocab};
-  const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden};
+  const int inner = m->layers.at(layer).inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols);
+  const int heads = s.heads * s.head_size, expert = s.expert_inner;
+  const int outs[] = {m->width(), s.hidden, !s.gated || linear->out == one ? inner : both, inner, s.hidden, s.vocab, 2 * expert, s.hidden};
+  const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden, s.hidden, expert};
   assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
   assert(!part_of(linear->input) || (linear->counts && linear->form != Form::bf16));
@@ -95,8 +106,11 @@ void eh_linear(Model* m, int layer, int which, int expert, const Linear* linear)
     return;
   }
   Layer& l = m->layers.at(layer);
+  if (which > 5) {
+    (which == 6 ? l.experts.fc_gate : l.experts.proj).at(whose) = *linear;
+    return;
+  }
   Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj};
-  if (s.experts) all[2] = &l.experts.fc_gate.at(expert), all[4] = &l.experts.proj.at(expert);
   *all[which] = *linear;
 }
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 
 #include "linear.h"
 #include "memory.h"
@@ -11,27 +12,36 @@
 
 namespace enginehouse {
 
-// One layer's. router: float32 [experts, hidden], the caller's. fc_gate in turns of 16 outputs.
+// One layer's. router: float32 [experts, hidden], the caller's, as bias, which is added to its logits, and
+// correction, to scores where experts are chosen: [experts], or null. fc_gate in turns of 16 outputs.
 struct Experts {
-  const float* router = nullptr;
+  const float *router = nullptr, *bias = nullptr, *correction = nullptr;
   Array<Linear> fc_gate, proj;
+};
+
+// How experts are chosen: checkpoint/routing.py's Routing.
+struct Routing {
+  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best;
+  float scale;
 };
 
 class Mixture {
  public:
-  // renormalize: whether the shares of the `chosen` are scaled to sum to 1. rows: at once, at most.
-  Mixture(int experts, int chosen, bool renormalize, int hidden, int inner, int rows)
-      : experts_(experts), chosen_(chosen), renormalize_(renormalize), hidden_(hidden), inner_(inner),
-        rows_at_once_(std::max(1, rows / std::max(1, chosen))) {
-    assert(chosen <= experts && experts <= kMost);
-    const size_t entries = size_t(rows_at_once_) * chosen;
+  // rows: at once, at most.
+  Mixture(const Routing& routing, int hidden, int inner, int rows)
+      : r_(routing), experts_(r_.experts), chosen_(r_.chosen), hidden_(hidden), inner_(inner),
+        rows_at_once_(std::max(1, rows / std::max(1, chosen_))) {
+    assert(chosen_ <= experts_ && experts_ <= kMost);
+    assert(!experts_ || (experts_ % r_.groups == 0 && r_.group_best <= experts_ / r_.groups));
+    assert(!experts_ || (r_.chosen_groups <= r_.groups && chosen_ <= experts_ / r_.groups * r_.chosen_groups));
+    const size_t entries = size_t(rows_at_once_) * chosen_;
     choices_.resize(entries), places_.resize(entries);
     activated_.resize(entries * inner), given_.resize(entries * hidden);
     if (entries) rows_.grow(int(entries), std::max(hidden, inner));
   }
 
-  // x: [n, hidden], normed; becomes what the experts give.
-  void run(Pool& pool, const Experts& experts, int n, float* x, End end) {
+  // x: [n, hidden], normed; becomes what the experts give. end: how their gates end, of its y no word.
+  void run(Pool& pool, const Experts& experts, int n, float* x, const Target& end) {
     for (int first = 0; first < n; first += rows_at_once_)
       some(pool, experts, std::min(rows_at_once_, n - first), x + size_t(first) * hidden_, end);
   }
@@ -43,16 +53,16 @@ class Mixture {
     float share;
   };
 
-  void some(Pool& pool, const Experts& experts, int n, float* x, End end) {
+  void some(Pool& pool, const Experts& experts, int n, float* x, const Target& end) {
     const int entries = n * chosen_;
-    by_rows(pool, n, [&](int row) { choose(experts.router, x + size_t(row) * hidden_, &choices_[size_t(row) * chosen_]); });
+    by_rows(pool, n, [&](int row) { choose(experts, x + size_t(row) * hidden_, &choices_[size_t(row) * chosen_]); });
     sort(entries);
     rows_.shape(entries, hidden_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.fc_gate[choices_[i].expert];
       rows_.put(places_[i], x + size_t(i / chosen_) * hidden_, nullptr, l.factor, 1, hidden_, l.input);
     });
-    multiply(pool, experts.fc_gate, {activated_.data(), inner_, inner_, end});
+    multiply(pool, experts.fc_gate, {activated_.data(), inner_, inner_, end.end, end.limit, end.alpha});
     rows_.shape(entries, inner_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.proj[choices_[i].expert];
@@ -69,15 +79,44 @@ class Mixture {
     });
   }
 
-  // The largest of softmax(router @ x), of equals the first, in the order of their numbers.
-  void choose(const float* router, const float* x, Choice* to) const {
-    float p[kMost];
+  // The largest scores of router @ x, of equals the first, in the order of their numbers.
+  void choose(const Experts& experts, const float* x, Choice* to) const {
+    float p[kMost], judged[kMost];
+    scores(experts, x, p);
+    for (int e = 0; e < experts_; ++e) judged[e] = experts.correction ? p[e] + experts.correction[e] : p[e];
+    if (r_.chosen_groups < r_.groups) leave_out_groups(judged);
+    float kept = 0;
+    for (int i = 0; i < chosen_; ++i) {
+      const int best = take_best(judged, experts_);
+      to[i] = {best, p[best]};
+      kept += p[best];
+    }
+    for (int i = 0; i < chosen_; ++i) {
+      if (r_.renormalize) to[i].share /= kept;
+      to[i].share *= r_.scale;
+    }
+    std::sort(to, to + chosen_, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+  }
+
+  // The place of the largest, which is not found again.
+  static int take_best(float* values, int n) {
+    const int best = int(std::max_element(values, values + n) - values);
+    values[best] = -INFINITY;
+    return best;
+  }
+
+  // p: [experts, in whole vectors], the softmax of router @ x + bias, or each one's sigmoid.
+  void scores(const Experts& experts, const float* x, float* p) const {
     const int wide = (experts_ + kLanes - 1) / kLanes * kLanes;
     for (int e = 0; e < wide; ++e) {
       V total = all(0);
       for (int d = 0; e < experts_ && d < hidden_; d += kLanes)
-        total = fma(load<V>(x + d), load<V>(router + size_t(e) * hidden_ + d), total);
-      p[e] = e < experts_ ? sum(total) : -INFINITY;
+        total = fma(load<V>(x + d), load<V>(experts.router + size_t(e) * hidden_ + d), total);
+      p[e] = e < experts_ ? sum(total) + (experts.bias ? experts.bias[e] : 0.f) : -INFINITY;
+    }
+    if (r_.sigmoid) {
+      for (int e = 0; e < experts_; ++e) p[e] = 1.f / (1.f + std::exp(-p[e]));
+      return;
     }
     V most = all(-INFINITY), total = all(0);
     for (int e = 0; e < wide; e += kLanes) most = larger(load<V>(p + e), most);
@@ -87,18 +126,23 @@ class Mixture {
       store(p + e, share), total = total + share;
     }
     const float by = sum(total);
-    bool taken[kMost] = {};
-    float kept = 0;
-    for (int i = 0; i < chosen_; ++i) {
-      int best = -1;
-      for (int e = 0; e < experts_; ++e)
-        if (!taken[e] && (best < 0 || p[e] > p[best])) best = e;
-      taken[best] = true;
-      to[i] = {best, p[best] / by};
-      kept += to[i].share;
+    for (int e = 0; e < wide; e += kLanes) store(p + e, load<V>(p + e) / by);
+  }
+
+  // Of the groups that are not among the best no expert is chosen.
+  void leave_out_groups(float* judged) const {
+    const int size = experts_ / r_.groups;
+    float of_group[kMost];
+    for (int g = 0; g < r_.groups; ++g) {
+      float copy[kMost];
+      std::copy_n(judged + g * size, size, copy);
+      of_group[g] = 0;
+      for (int i = 0; i < r_.group_best; ++i) of_group[g] += judged[g * size + take_best(copy, size)];
     }
-    for (int i = 0; renormalize_ && i < chosen_; ++i) to[i].share /= kept;
-    std::sort(to, to + chosen_, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+    bool taken[kMost] = {};
+    for (int i = 0; i < r_.chosen_groups; ++i) taken[take_best(of_group, r_.groups)] = true;
+    for (int g = 0; g < r_.groups; ++g)
+      if (!taken[g]) std::fill_n(judged + g * size, size, -INFINITY);
   }
 
   // places_: where each entry's row stands when those of one expert follow each other; jobs_: these runs.
@@ -122,8 +166,8 @@ class Mixture {
   struct Job {
     int expert, row, count;
   };
+  const Routing r_;
   const int experts_, chosen_;
-  const bool renormalize_;
   const int hidden_, inner_, rows_at_once_;
   Array<Choice> choices_;  // [rows, chosen]
   Array<int> places_;

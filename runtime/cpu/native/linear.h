@@ -54,13 +54,22 @@ struct Linear {
   }
 };
 
-enum class End { store, silu, gelu };
+// clamped: GPT-OSS's, gate * sigmoid(alpha * gate) * (up + 1) of gates up to a limit and ups within it.
+enum class End { store, silu, gelu, clamped };
 
 struct Target {
   float* y;    // [rows, stride]
   int stride;
   int width;   // outputs that are stored; what a block holds beyond them is padding
   End end = End::store;
+  float limit = 0, alpha = 1;  // of clamped
+
+  V gated(const V& gate, const V& up) const {
+    if (end == End::silu) return silu(gate) * up;
+    if (end == End::gelu) return gelu(gate) * up;
+    const V bounded = smaller(gate, all(limit)), raised = larger(smaller(up, all(limit)), all(-limit)) + 1.f;
+    return silu(bounded * alpha) / alpha * raised;
+  }
 };
 
 // What is written at the end is fetched while it is computed.
@@ -76,7 +85,7 @@ inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b)
   if (l.bias) a = a + load<V>(l.bias + col), b = b + load<V>(l.bias + col + kLanes);
   float* y = t.y + size_t(row) * t.stride;
   if (t.end != End::store) {  // gate and up take turns of 16 outputs
-    store(y + col / 2, (t.end == End::silu ? silu(a) : gelu(a)) * b);
+    store(y + col / 2, t.gated(a, b));
     return;
   }
   if (col + kCols <= t.width) {

@@ -9,67 +9,32 @@
 #include "attention.h"
 #include "clock.h"
 #include "experts.h"
+#include "heads.h"
 #include "memory.h"
 #include "norms.h"
 #include "pool.h"
 #include "sampling.h"
+#include "shape.h"
 #include "tall_attention.h"
 #include "tiles.h"
 #include "vectors.h"
 
 namespace enginehouse {
 
-enum Activation { kSilu, kGelu, kRelu2 };
-
-// As runtime/cpu/library.py has it. hidden, inner: whole vectors of 16, hidden with zeros behind its first
-// `normed`; rotary even.
-struct Shape {
-  int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, vocab;
-  int num_blocks, block_size, max_tokens, threads;
-  int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, rope_interleaved;  // kept: of enum Kept
-  int experts, chosen, renormalize;  // experts: 0 of a dense model
-  float epsilon, embedding_scale, residual_scale, logits_scale, logits_cap;
-};
-
-// One iteration: `chunks` runs of tokens, each of one sequence from position start[i] on.
-struct Step {
-  int chunks, tokens;
-  const int* token_ids;     // [tokens]
-  const int* count;         // [chunks]: tokens of each
-  const int* start;         // [chunks]: the position of its first
-  const int* rope;          // [chunks]: its global rotary table, 0, or 2 for longrope's short one
-  const int* table_offset;  // [chunks]: where its blocks begin in tables
-  const int* tables;
-};
-
-enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
-
-// gate: where it is no part of fc_gate, which is fc then, and there is one. experts: instead of these three,
-// in a mixture.
-struct Layer {
-  Linear qkv, dense, fc_gate, gate, proj;
-  Experts experts;
-  NormWeights norms[kNorms];
-  Rule rule;
-};
-
-// Rows of one chunk that lie in one unit of the cache: no other tile writes there.
-struct Tile {
-  int chunk, row, count, position;
-};
-
 class Model {
  public:
   explicit Model(const Shape& shape)
       : s(shape), layers(shape.layers), pool_(shape.threads),
         cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, wide_head()),
-        mixture_(shape.experts, shape.chosen, shape.renormalize, shape.hidden, shape.inner, shape.max_tokens) {
+        mixture_(shape.routing(), shape.hidden, shape.expert_inner, shape.max_tokens) {
     assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0 && wide_head() <= kMostHead);
+    assert(s.expert_inner % kLanes == 0);
     assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
-    wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(s.experts ? 0 : n * s.inner);
+    wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(n * s.inner);
+    shared_.resize(s.experts && s.inner ? n * s.hidden : 0);
     for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
     scratch_.resize(pool_.size());
     rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
@@ -80,10 +45,10 @@ class Model {
   NormWeights final_norm;
   Linear head;
   const u16* embedding = nullptr;                // [vocab, hidden]
-  const float *cos[3] = {}, *sin[3] = {};         // [positions, rotary / 2]: global, local, short
+  Heads heads{s};
 
   int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
-  int wide_head() const { return round_up(s.head_size, kLanes); }  // with zeros behind
+  int wide_head() const { return s.wide_head(); }
 
   Clock clock;
 
@@ -99,7 +64,7 @@ class Model {
     by_rows(n, [&](int row) {
       const u16* from = embedding + size_t(step.token_ids[row]) * s.hidden;
       for (int i = 0; i < s.hidden; i += kLanes) store(&hidden_[at(row) + i], widened(load<H>(from + i)) * s.embedding_scale);
-      if (s.layers) put_normed(row, row, layers[0].norms[kInput], layers[0].qkv);
+      enter(row, 0);
     });
     for (int l = 0; l < s.layers; ++l) layer(step, l);
   }
@@ -172,36 +137,78 @@ class Model {
 
   void layer(const Step& step, int index) {
     Layer& layer = layers[index];
-    const int n = step.tokens, heads = s.heads * s.head_size;
+    const int n = step.tokens;
     const bool sub = s.norm_sublayers;
-    product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
-    attention(step, index);
-    if (wide_head() != s.head_size) by_rows(n, [&](int row) { close_gaps(row); });
-    put_all(n, attended_.data(), s.heads * wide_head(), heads, layer.dense);
-    product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
-    rows_.shape(n, s.hidden);
-    const NormWeights& norm = layer.norms[sub ? kPreFeedForward : s.parallel ? kInput : kPost];
-    by_rows(n, [&](int row) {
-      if (s.parallel) put_normed(row, row, norm, layer.fc_gate);
-      add_branch(row, sub ? layer.norms[kPost].weight : nullptr);
-      if (s.parallel) return;
-      if (s.experts)
-        norm_to_branch(row, norm.weight);
-      else
-        put_normed(row, row, norm, layer.fc_gate);
-    });
-    if (s.experts)
-      mixture_.run(pool_, layer.experts, n, branch_.data(), activation());
-    else
-      feed_forward(n, layer, norm);
+    if (layer.attends()) {
+      product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
+      attention(step, index);
+      if (wide_head() != s.head_size) by_rows(n, [&](int row) { close_gaps(row); });
+      put_all(n, attended_.data(), s.heads * wide_head(), s.heads * s.head_size, layer.dense);
+      product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
+      rows_.shape(n, s.hidden);
+      by_rows(n, [&](int row) {
+        if (s.parallel) put_normed(row, row, layer.norms[kInput], layer.fc_gate);
+        add_branch(row, sub ? layer.norms[kPost].weight : nullptr);
+        if (!s.parallel) layer.has_mlp() ? enter_mlp(row, layer) : enter(row, index + 1);
+      });
+    }
+    if (!layer.has_mlp()) return;
+    layer.is_mixture() ? mixture(n, layer) : feed_forward(n, layer, branch_.data());
     rows_.shape(n, s.hidden);
     by_rows(n, [&](int row) {
       add_branch(row, sub ? layer.norms[kPostFeedForward].weight : nullptr);
-      if (index + 1 < s.layers) put_normed(row, row, layers[index + 1].norms[kInput], layers[index + 1].qkv);
+      enter(row, index + 1);
     });
   }
 
-  End activation() const { return s.activation == kGelu ? End::gelu : End::silu; }
+  // A row as what the first product from a layer on reads.
+  void enter(int row, int index) {
+    for (; index < s.layers; ++index) {
+      const Layer& layer = layers[index];
+      if (layer.attends()) return put_normed(row, row, layer.norms[kInput], layer.qkv);
+      if (layer.has_mlp()) return enter_mlp(row, layer);
+    }
+  }
+
+  const NormWeights& norm_of_mlp(const Layer& layer) const {
+    return layer.norms[s.norm_sublayers ? kPreFeedForward : s.parallel ? kInput : kPost];
+  }
+
+  // Experts read rows of branch_.
+  void enter_mlp(int row, const Layer& layer) {
+    if (layer.is_mixture()) return norm_to_branch(row, norm_of_mlp(layer).weight);
+    put_normed(row, row, norm_of_mlp(layer), layer.fc_gate);
+  }
+
+  Target ends() const {
+    const End end = s.swiglu_limit > 0 ? End::clamped : s.activation == kGelu ? End::gelu : End::silu;
+    return {nullptr, 0, 0, end, s.swiglu_limit, s.swiglu_alpha};
+  }
+
+  // branch_: what enters the experts, and what they and the shared one give.
+  void mixture(int n, const Layer& layer) {
+    const bool shares = layer.fc_gate.weights;
+    if (shares) {
+      put_all(n, branch_.data(), s.hidden, s.hidden, layer.fc_gate);
+      feed_forward(n, layer, shared_.data());
+      if (layer.shared_gate) by_rows(n, [&](int row) { gate_shared(row, layer.shared_gate); });
+    }
+    mixture_.run(pool_, layer.experts, n, branch_.data(), ends());
+    if (shares) by_rows(n, [&](int row) { add_shared(row); });
+  }
+
+  void gate_shared(int row, const float* gate) {
+    float *x = &branch_[at(row)], *y = &shared_[at(row)];
+    V total = all(0);
+    for (int i = 0; i < s.hidden; i += kLanes) total = fma(load<V>(x + i), load<V>(gate + i), total);
+    const float by = 1.f / (1.f + std::exp(-sum(total)));
+    for (int i = 0; i < s.hidden; i += kLanes) store(y + i, load<V>(y + i) * by);
+  }
+
+  void add_shared(int row) {
+    float *x = &branch_[at(row)], *y = &shared_[at(row)];
+    for (int i = 0; i < s.hidden; i += kLanes) store(x + i, load<V>(x + i) + load<V>(y + i));
+  }
 
   V activated(const V& x) const {
     if (s.activation == kRelu2) {
@@ -218,38 +225,43 @@ class Model {
       store(&branch_[at(row) + i], norm ? load<V>(x + i) * by * load<V>(norm + i) : load<V>(x + i));
   }
 
-  void feed_forward(int n, const Layer& layer, const NormWeights& norm) {
+  // to: [n, hidden], what the MLP gives.
+  void feed_forward(int n, const Layer& layer, float* to) {
     if (!s.gated)
       ungated(n, layer);
     else if (layer.gate.weights)
-      apart(n, layer, norm);
+      apart(n, layer);
     else
-      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner, activation()});
-    put_all(n, inner_.data(), s.inner, s.inner, layer.proj);
-    product(pool_, layer.proj, rows_, n, {branch_.data(), s.hidden, s.hidden});
+      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), layer.inner, layer.inner, ends().end, s.swiglu_limit, s.swiglu_alpha});
+    put_all(n, inner_.data(), layer.inner, layer.inner, layer.proj);
+    product(pool_, layer.proj, rows_, n, {to, s.hidden, s.hidden});
   }
 
   void ungated(int n, const Layer& layer) {
-    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner});
+    const int inner = layer.inner;
+    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), inner, inner});
     by_rows(n, [&](int row) {
-      float* y = &inner_[size_t(row) * s.inner];
-      for (int i = 0; i < s.inner; i += kLanes) store(y + i, activated(load<V>(y + i)));
+      float* y = &inner_[size_t(row) * inner];
+      for (int i = 0; i < inner; i += kLanes) store(y + i, activated(load<V>(y + i)));
     });
   }
 
   // fc and gate that differ in form or in what enters them.
-  void apart(int n, const Layer& layer, const NormWeights& norm) {
+  void apart(int n, const Layer& layer) {
+    const int inner = layer.inner;
     gate_.resize(inner_.size());
-    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), s.inner, s.inner});
-    by_rows(n, [&](int row) { put_normed(row, row, norm, layer.gate); });
-    product(pool_, layer.gate, rows_, n, {gate_.data(), s.inner, s.inner});
+    product(pool_, layer.fc_gate, rows_, n, {inner_.data(), inner, inner});
     by_rows(n, [&](int row) {
-      float* y = &inner_[size_t(row) * s.inner];
-      const float* by = &gate_[size_t(row) * s.inner];
-      for (int i = 0; i < s.inner; i += kLanes) {
-        const V x = load<V>(y + i);
-        store(y + i, activated(x) * load<V>(by + i));
-      }
+      if (layer.is_mixture())
+        rows_.put(row, &branch_[at(row)], nullptr, layer.gate.factor, 1.f, s.hidden, layer.gate.input);
+      else
+        put_normed(row, row, norm_of_mlp(layer), layer.gate);
+    });
+    product(pool_, layer.gate, rows_, n, {gate_.data(), inner, inner});
+    by_rows(n, [&](int row) {
+      float* y = &inner_[size_t(row) * inner];
+      const float* by = &gate_[size_t(row) * inner];
+      for (int i = 0; i < inner; i += kLanes) store(y + i, activated(load<V>(y + i)) * load<V>(by + i));
     });
   }
 
@@ -259,12 +271,6 @@ class Model {
   }
 
   // ---- attention ----
-
-  // One head of x, as [wide_head].
-  void widen_head(const float* x, float* y) const {
-    memcpy(y, x, size_t(s.head_size) * sizeof(float));
-    std::fill(y + s.head_size, y + wide_head(), 0.f);
-  }
 
   // Takes out what stands behind each of a row's heads, and puts zeros up to a whole vector.
   void close_gaps(int row) {
@@ -281,22 +287,10 @@ class Model {
     rms_norm(x + s.heads * s.head_size, layer.norms[kKey].weight, s.kv_heads * s.head_size, s.epsilon);
   }
 
-  // One head's norm, where it has one of its own, and its rotation: [wide_head].
-  void turn(const float* x, const float* norm, int rope, int position, float* y) const {
-    widen_head(x, y);
-    if (s.norm_all_heads) norm = nullptr;
-    const float by = norm ? scale_of(y, s.head_size) : 1.f;
-    for (int i = 0; norm && i < s.head_size; ++i) y[i] = y[i] * by * norm[i];
-    if (rope < 0) return;
-    const int half = s.rotary / 2;
-    const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
-    const int step = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
-    for (int i = 0; i < half; ++i) {
-      float &a = y[step * i], &b = y[step * i + other];
-      const float turned = a * c[i] - b * d[i];
-      b = b * c[i] + a * d[i];
-      a = turned;
-    }
+  // A row's queries, keys and values, bounded.
+  void clip(int row) {
+    float* x = &wide_[size_t(row) * width()];
+    for (int i = 0; i < width(); ++i) x[i] = std::fmax(std::fmin(x[i], s.clip), -s.clip);
   }
 
   int rope_of(const Step& step, const Tile& tile, const Rule& rule) const {
@@ -311,8 +305,8 @@ class Model {
     for (int i = 0; i < tile.count; ++i) {
       const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
       float key[kMostHead], value[kMostHead];
-      turn(x, layer.norms[kKey].weight, rope, tile.position + i, key);
-      widen_head(x + size_t(s.kv_heads) * D, value);
+      heads.turn(x, layer.norms[kKey].weight, rope, tile.position + i, key);
+      heads.widen(x + size_t(s.kv_heads) * D, value);
       cache_.keep(unit, (tile.position + i) % kUnit, key, value, layer.rule.kept);
     }
   }
@@ -329,12 +323,14 @@ class Model {
     bool tall = kTall && left >= kLeastQueries;
     for (int i = 0; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
-        turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery].weight, rope, tile.position + i, y);
+        heads.turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery].weight, rope, tile.position + i, y);
+        const float grown = heads.growth(tile.position + i);
         for (int d = 0; d < D; d += kLanes) {
-          const H rounded = to_bf16(load<V>(y + d));
+          const H rounded = to_bf16(load<V>(y + d) * grown);
           tall ? put_acts(set.words + n * D + d, rounded) : put_acts(set.q + n * D + d, rounded);
         }
         set.position[n] = tile.position + i;
+        set.sink[n] = layer.sinks ? layer.sinks[h] : -INFINITY;
         set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];
         --left;
         if (++n < (tall ? kTallRows : kRows) && left) continue;
@@ -350,6 +346,7 @@ class Model {
   void attention(const Step& step, int index) {
     const Clock::Within own(clock, kAttention);
     const int items = int(tiles_.size()) * s.kv_heads;
+    if (s.clip > 0) by_rows(step.tokens, [&](int row) { clip(row); });
     if (s.norm_all_heads) by_rows(step.tokens, [&](int row) { norm_heads(row, layers[index]); });
     with_kept(cache_.kept, [&]<class T>(T*) {
       pool_.run(items, [&](int item) { keep_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
@@ -374,7 +371,7 @@ class Model {
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   Cache cache_;
-  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_;
+  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_;
   Rows rows_;
   Mixture mixture_;
   Array<Tile> tiles_;

@@ -43,7 +43,7 @@ void attend_tall(const Queries& set, int n, Unit&& unit, int head_size, const Ru
   for (int r = 0; r < n; ++r) {
     const size_t row = size_t(r) * length;
     const int position = set.position[r];
-    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, rule) / rule.kept;
+    sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, set.sink[r], rule) / rule.kept;
   }
   for (int c = 0; c < head_size; c += 4 * kLanes) {
     const int wide = std::min(4, (head_size - c) / kLanes);

@@ -1,8 +1,9 @@
 // One linear's product, or a mixture of experts. From the standard input, all numbers of 32 bits: the
-// number of rows and of their inputs; the experts, how many are chosen, whether shares are scaled to 1,
-// and an expert's columns, all 0 for one linear; the linears. To the standard output: float32 rows.
+// number of rows and of their inputs; the experts, how many are chosen, and the rest of Routing with its
+// scale in percent, then an expert's columns and the limit of clamped gates in percent, all 0 for one linear;
+// the linears. To the standard output: float32 rows.
 // A linear: form, in, out, group, input, narrow_scales; of each of its arrays the bytes' number and the
-// bytes. A mixture: its router, an array; then of each expert fc_gate and proj.
+// bytes. A mixture: its router, its bias and correction, arrays; then of each expert fc_gate and proj.
 #include <cstdio>
 #include <cstdlib>
 
@@ -42,17 +43,19 @@ static Linear read_linear() {
 }
 
 int main() {
-  const auto sizes = read<int>(6);
-  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[5];
+  const auto sizes = read<int>(12);
+  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[10];
   Pool pool(2);
   Array<float> x, y;
   if (experts) {
     Experts all;
-    read_array(all.router);
+    read_array(all.router), read_array(all.bias), read_array(all.correction);
     for (int i = 0; i < experts; ++i) all.fc_gate.push_back(read_linear()), all.proj.push_back(read_linear());
     y = read<float>(size_t(n) * in);
-    Mixture mixture(experts, chosen, sizes[4], in, inner, 7 * chosen);  // 7 rows at once
-    mixture.run(pool, all, n, y.data(), End::silu);
+    const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], float(sizes[9]) / 100};
+    Mixture mixture(routing, in, inner, 7 * chosen);  // 7 rows at once
+    const float limit = float(sizes[11]) / 100;
+    mixture.run(pool, all, n, y.data(), {nullptr, 0, 0, limit > 0 ? End::clamped : End::silu, limit, 1.702f});
   } else {
     const Linear l = read_linear();
     x = read<float>(size_t(n) * in);

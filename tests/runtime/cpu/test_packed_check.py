@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from enginehouse.runtime.cpu.packed_check import check_packed
-from enginehouse.runtime.cpu.packed_file import PACKED, PackedFile
+from enginehouse.runtime.cpu.packed_file import PACKED, Mixture, PackedFile
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import EngineError
 from makers.engines import EngineMaker
@@ -46,6 +46,7 @@ def offsets(header: Header, name: str, begin: int, end: int) -> None:
     header[name]["data_offsets"] = [begin, end]
 
 
+MIXTURE = (64, 4, 2, True, False, 1, 1, 1, 1.0)
 LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
     "a larger vocabulary": (lambda h, n: n.update(vocab=n["vocab"] * 2), "vocab="),
     "more layers": (lambda h, n: n.update(layers=n["layers"] + 1), "layers="),
@@ -57,8 +58,8 @@ LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
     "a norm less": (lambda h, n: h.pop("1.input_norm"), "holds 0 bytes of 1.input_norm"),
     "fewer frequencies": (lambda h, n: n["ropes"][0]["inverse"].pop(), "frequencies="),
     "experts": (
-        lambda h, n: n.update(mixture={"experts": 4, "chosen": 2, "renormalize": True}),
-        "experts=4; wanted 0",
+        lambda h, n: n.update(mixture=dict(zip(Mixture.__struct_fields__, MIXTURE, strict=True))),
+        "mixture=Mixture.*; wanted None",
     ),
     "no linear": (lambda h, n: n["linears"].pop("1.dense"), "holds no linear 1.dense"),
     "more outputs": (lambda h, n: n["linears"]["0.qkv"].update(out=4096), "0.qkv's outputs=4096"),

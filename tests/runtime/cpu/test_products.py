@@ -16,6 +16,9 @@ from torch import Tensor
 
 from enginehouse.build.forms.quantization import quantize_fp8_rowwise, quantize_int4
 from enginehouse.runtime.checkpoint.packing import pack_int4, quantize_int8, to_fp8
+from enginehouse.runtime.checkpoint.routing import Routing
+from enginehouse.runtime.checkpoint.weights import expert_tensors, module_tensors
+from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.library import FORMS, INPUTS, PARTS
@@ -112,7 +115,7 @@ def run(program: str, head: bytes, x: Tensor) -> Tensor:
 
 
 def product(program: str, module: dict[str, Tensor], x: Tensor) -> Tensor:
-    return run(program, words(0, 0, 0, 0) + told(linear_of(module, "bf16")), x)[:, :OUT]
+    return run(program, words(*[0] * 10) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
 def in_bytes(x: Tensor, part: int) -> Tensor:
@@ -149,7 +152,7 @@ def test_a_product_of_bytes_is_that_of_what_is_rounded(
     if linear.zero is not None:
         weight = weight + linear.zero.double().unsqueeze(-1)
     wanted = rounded @ weight.flatten(1).T
-    found = run(program, words(0, 0, 0, 0) + told(linear), x)[:, :OUT].double()
+    found = run(program, words(*[0] * 10) + told(linear), x)[:, :OUT].double()
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
 
 
@@ -167,24 +170,68 @@ def test_a_product_of_each_form_is_torchs(
     assert torch.equal(product(program, tensors, x[:1]), found[:1])
 
 
-@pytest.mark.parametrize(("chosen", "renormalize"), [(1, 0), (2, 1), (3, 0), (20, 0)])
+EXPERTS, HIDDEN, INNER = 20, 80, 48
+
+
+def config_of(routing: Routing, limit: float) -> ModelConfig:
+    """A model with such a mixture, and clamped gates where there is a limit."""
+    moe = {
+        "num_experts": routing.experts,
+        "top_k": routing.chosen,
+        "normalization_mode": int(routing.renormalize),
+        "scoring": "sigmoid" if routing.sigmoid else "softmax",
+        "device_limited_n_group": routing.groups,
+        "device_limited_topk_group": routing.chosen_groups,
+        "device_limited_routed_scaling_factor": routing.scale,
+    }
+    clamped = {"swiglu_limit": limit, "swiglu_alpha": 1.702} if limit else {}
+    return ModelConfig(
+        *("MixtralForCausalLM", "float32", 64, HIDDEN, 1, 4, 4, 20, INNER, 1e-5, 64),
+        hidden_act="swiglu",
+        extra={"moe": moe, **clamped},
+    )
+
+
+@pytest.mark.parametrize("has_more", [False, True], ids=["plain", "biases, corrections, clamped"])
+@pytest.mark.parametrize(
+    "routing",
+    [
+        Routing(EXPERTS, 1, renormalize=False),
+        Routing(EXPERTS, 2, renormalize=True),
+        Routing(EXPERTS, 20, renormalize=False),
+        Routing(EXPERTS, 3, renormalize=False, groups=5, chosen_groups=2),
+        Routing(EXPERTS, 3, True, sigmoid=True, groups=4, chosen_groups=2, group_best=2, scale=2.5),
+    ],
+)
 def test_a_mixture_chooses_and_adds_as_torch_does(
-    program: str, chosen: int, renormalize: int
+    program: str, routing: Routing, has_more: bool
 ) -> None:
     """What enters the second product is rounded to bfloat16, and in torch is not."""
-    experts, hidden, inner = 20, 80, 48
-    router = numbers(experts, hidden, seed=6)
-    fc, proj = numbers(experts, 2 * inner, hidden, seed=7), numbers(experts, hidden, inner, seed=8)
-    tensors = {"fc.weight": fc / 8, "proj.weight": proj / 8, "router.weight": router}
-    x = numbers(17, hidden, seed=9) / 4
-    moe = {"top_k": chosen, "normalization_mode": renormalize}
-    truth = ExpertMlp(tensors, moe, torch.float32)(x, lambda name, linear, rows: linear(rows))
+    tensors = {
+        "fc.weight": numbers(EXPERTS, 2 * INNER, HIDDEN, seed=7) / 8,
+        "proj.weight": numbers(EXPERTS, HIDDEN, INNER, seed=8) / 8,
+        "router.weight": numbers(EXPERTS, HIDDEN, seed=6),
+    }
+    if has_more:
+        tensors["fc.bias"] = numbers(EXPERTS, 2 * INNER, seed=10)
+        tensors["proj.bias"] = numbers(EXPERTS, HIDDEN, seed=11)
+        tensors["router.bias"] = numbers(EXPERTS, seed=12)
+        tensors["router.e_score_correction_bias"] = numbers(EXPERTS, seed=13) / 8
+    limit = 50 if has_more else 0  # percent
+    x = numbers(17, HIDDEN, seed=9) / 4
+    truth = ExpertMlp(config_of(routing, limit / 100), tensors, torch.float32)(
+        x, lambda name, linear, rows: linear(rows)
+    )
 
-    head = words(experts, chosen, renormalize, inner) + with_size(router.numpy().tobytes())
-    for i in range(experts):
-        gate, fc = halves(linear_of({"weight": tensors["fc.weight"][i]}, "bf16"))
-        head += told(gated(fc, gate)["fc_gate"])
-        head += told(linear_of({"weight": tensors["proj.weight"][i]}, "bf16"))
+    head = words(*(round(100 * n) if i == 7 else int(n) for i, n in enumerate(routing)))
+    head += words(INNER, limit)
+    for name in ("weight", "bias", "e_score_correction_bias"):
+        found = tensors.get(f"router.{name}")
+        head += with_size(b"" if found is None else found.numpy().tobytes())
+    for i in range(EXPERTS):
+        fc, proj = (expert_tensors(module_tensors(tensors, name), i) for name in ("fc", "proj"))
+        up, gate = halves(linear_of(fc, "bf16"))
+        head += told(gated(gate, up)["fc_gate"]) + told(linear_of(proj, "bf16"))
     found = run(program, head, x)
     assert (found - truth).abs().max() < 0.01 * truth.abs().max()
     assert torch.equal(run(program, head, x[4:5]), found[4:5])

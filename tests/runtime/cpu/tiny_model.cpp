@@ -78,9 +78,21 @@ static bool alike(int kept, int experts, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37;
   const int head_size = kept == 2 ? 12 : 16;
-  const bool other_traits = kept == 2;  // norms over all heads, a layer that turns nothing, scales
-  const Shape shape = {kHidden, kHidden - 3, 2, kHeads, kKv, head_size, 8, kInner, kVocab, kBlocks, 16, 40, 2, kept, kGelu, 1, 0, 0, 1,
-                       other_traits, other_traits, experts, experts / 2, 1, 1e-5f, 2.f, other_traits ? 0.5f : 1.f, other_traits ? 0.1f : 1.f, 30.f};
+  // Norms over all heads, a layer that turns nothing, scales, queries that grow, bounds. With experts: scores by
+  // sigmoid, corrected, groups, a shared expert with a gate, clamped gates.
+  const bool other_traits = kept == 2, mixed = experts > 0;
+  Shape shape = {};
+  shape.hidden = kHidden, shape.normed = kHidden - 3, shape.layers = 2, shape.heads = kHeads, shape.kv_heads = kKv;
+  shape.head_size = head_size, shape.rotary = 8, shape.inner = kInner, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
+  shape.num_blocks = kBlocks, shape.block_size = 16, shape.max_tokens = 40, shape.threads = 2;
+  shape.kept = kept, shape.activation = kGelu, shape.gated = 1, shape.norm_sublayers = 1;
+  shape.norm_all_heads = shape.rope_interleaved = other_traits, shape.norm_turned_heads = mixed;
+  shape.experts = experts, shape.chosen = experts / 3, shape.renormalize = shape.sigmoid = mixed;
+  shape.groups = mixed ? 3 : 1, shape.chosen_groups = mixed ? 2 : 1, shape.group_best = mixed ? 2 : 1;
+  shape.epsilon = 1e-5f, shape.embedding_scale = 2.f, shape.residual_scale = other_traits ? 0.5f : 1.f;
+  shape.logits_scale = other_traits ? 0.1f : 1.f, shape.logits_cap = 30.f, shape.share_scale = mixed ? 2.5f : 1.f;
+  shape.growth_length = other_traits ? 4 : 0, shape.growth_beta = 0.1f, shape.clip = other_traits ? 0.5f : 0.f;
+  shape.swiglu_limit = mixed ? 0.5f : 0.f, shape.swiglu_alpha = 1.7f;
   Model* m = eh_open(&shape);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
@@ -122,16 +134,16 @@ static bool alike(int kept, int experts, Array<float>& whole) {
     for (int which = 0; which < kNorms; ++which)
       if (!other_traits || l || (which != kInput && which != kPreFeedForward)) eh_norm(m, l, which, floats.data(), nullptr);
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
-    eh_router(m, l, floats.data());
+    eh_layer(m, l, kInner, mixed ? floats.data() + 9 : nullptr, mixed ? floats.data() + 33 : nullptr);
+    if (mixed) eh_router(m, l, floats.data(), l ? floats.data() + 5 : nullptr, floats.data() + 50);
     eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
     eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * head_size, other));
     for (int e = 0; e < experts; ++e) {
-      eh_linear(m, l, 2, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
-      eh_linear(m, l, 4, e, made(Form::bf16, kHidden, kInner, Input::bf16));
+      eh_linear(m, l, 6, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
+      eh_linear(m, l, 7, e, made(Form::bf16, kHidden, kInner, Input::bf16));
     }
-    if (experts) continue;
-    eh_linear(m, l, 2, 0, made(Form::int4, l ? kInner : 2 * kInner, kHidden, one));
-    if (l) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    eh_linear(m, l, 2, 0, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
+    if (l && !mixed) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
   eh_norm(m, 0, kNorms, floats.data(), nullptr);
@@ -174,6 +186,6 @@ static bool alike(int kept, int experts, Array<float>& whole) {
 
 int main() {
   Array<float> logits, other;
-  std::puts(alike(0, 0, logits) && alike(1, 5, other) && alike(2, 0, other) ? "alike" : "different");
+  std::puts(alike(0, 0, logits) && alike(1, 6, other) && alike(2, 0, other) ? "alike" : "different");
   for (float x : logits) std::printf("%.9g\n", x);
 }

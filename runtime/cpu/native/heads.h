@@ -1,0 +1,55 @@
+// One head of queries or keys on its way from a product into attention: its norm, and its rotation.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "norms.h"
+#include "shape.h"
+
+namespace enginehouse {
+
+struct Heads {
+  const Shape& s;
+  const float *cos[3] = {}, *sin[3] = {};  // [positions, rotary / 2]: global, local, short
+
+  // One head of x, as [wide_head].
+  void widen(const float* x, float* y) const {
+    memcpy(y, x, size_t(s.head_size) * sizeof(float));
+    std::fill(y + s.head_size, y + s.wide_head(), 0.f);
+  }
+
+  // One head's norm, where it has one of its own, and its rotation, the one before the other: [wide_head].
+  void turn(const float* x, const float* norm, int rope, int position, float* y) const {
+    widen(x, y);
+    if (s.norm_all_heads) norm = nullptr;
+    if (!s.norm_turned_heads) norm_head(norm, y);
+    if (rope >= 0) rotate(rope, position, y);
+    if (s.norm_turned_heads) norm_head(norm, y);
+  }
+
+  void norm_head(const float* norm, float* y) const {
+    const float by = norm ? rms_scale(y, s.head_size, s.epsilon) : 1.f;
+    for (int i = 0; norm && i < s.head_size; ++i) y[i] = y[i] * by * norm[i];
+  }
+
+  void rotate(int rope, int position, float* y) const {
+    const int half = s.rotary / 2;
+    const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
+    const int step = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
+    for (int i = 0; i < half; ++i) {
+      float &a = y[step * i], &b = y[step * i + other];
+      const float turned = a * c[i] - b * d[i];
+      b = b * c[i] + a * d[i];
+      a = turned;
+    }
+  }
+
+  // What a query at a position is multiplied by.
+  float growth(int position) const {
+    return s.growth_length ? 1.f + s.growth_beta * std::log1p(float(position / s.growth_length)) : 1.f;
+  }
+};
+
+}  // namespace enginehouse

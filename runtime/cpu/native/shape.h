@@ -1,0 +1,60 @@
+// What a decoder is made of: its sizes, its layers, and the tokens of one step of it.
+#pragma once
+
+#include "attention.h"
+#include "experts.h"
+#include "norms.h"
+
+namespace enginehouse {
+
+enum Activation { kSilu, kGelu, kRelu2 };
+
+// As runtime/cpu/library.py has it. hidden, inner, expert_inner: whole vectors of 16, hidden with zeros behind
+// its first `normed`; inner: of the largest plain MLP; rotary even. kept: of enum Kept. experts: 0 of a dense
+// model. growth_length, clip, swiglu_limit: 0 for none.
+struct Shape {
+  int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, expert_inner, vocab;
+  int num_blocks, block_size, max_tokens, threads;
+  int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, norm_turned_heads, rope_interleaved;
+  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, growth_length;
+  float epsilon, embedding_scale, residual_scale, logits_scale, logits_cap;
+  float share_scale, growth_beta, clip, swiglu_limit, swiglu_alpha;
+
+  int wide_head() const { return round_up(head_size, kLanes); }  // with zeros behind
+  Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, share_scale}; }
+};
+
+// One iteration: `chunks` runs of tokens, each of one sequence from position start[i] on.
+struct Step {
+  int chunks, tokens;
+  const int* token_ids;     // [tokens]
+  const int* count;         // [chunks]: tokens of each
+  const int* start;         // [chunks]: the position of its first
+  const int* rope;          // [chunks]: its global rotary table, 0, or 2 for longrope's short one
+  const int* table_offset;  // [chunks]: where its blocks begin in tables
+  const int* tables;
+};
+
+enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
+
+// gate: where it is no part of fc_gate, which is fc then, and there is one. inner: of the MLP that these make;
+// in a mixture they are the shared expert's, whose gate, [hidden], is shared_gate, or null. sinks: [heads] or null.
+struct Layer {
+  Linear qkv, dense, fc_gate, gate, proj;
+  Experts experts;
+  NormWeights norms[kNorms];
+  Rule rule;
+  int inner = 0;
+  const float *sinks = nullptr, *shared_gate = nullptr;
+
+  bool attends() const { return qkv.weights; }
+  bool is_mixture() const { return experts.router; }
+  bool has_mlp() const { return is_mixture() || fc_gate.weights; }
+};
+
+// Rows of one chunk that lie in one unit of the cache: no other tile writes there.
+struct Tile {
+  int chunk, row, count, position;
+};
+
+}  // namespace enginehouse
