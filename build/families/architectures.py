@@ -129,6 +129,11 @@ _OWN_FAMILIES = (
     _own("GraniteMoeForCausalLM", rows.PLAIN_ATTENTION, mixtures.QWEN_MOE_MLP),
     _own("SmolLM3ForCausalLM", rows.LLAMA_ATTENTION, rows.LLAMA_MLP),
     _own("SeedOssForCausalLM", rows.QWEN2_ATTENTION, rows.PLAIN_MLP),
+    _own("OlmoeForCausalLM", rows.QWEN3_ATTENTION, mixtures.QWEN_MOE_MLP),
+    # Norms on what attention and MLP give alone.
+    _own("Olmo2ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
+    _own("Olmo3ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
+    _own("Exaone4ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
     _own("GraniteMoeHybridForCausalLM", rows.PLAIN_ATTENTION, rows.GRANITE_HYBRID_MLP),
     _own("InternLM3ForCausalLM", rows.LLAMA_ATTENTION, rows.LLAMA_MLP),
     _own("CwmForCausalLM", rows.PLAIN_ATTENTION, rows.PLAIN_MLP),
@@ -156,11 +161,6 @@ _OWN_FAMILIES = (
     _own("MiniMaxM2ForCausalLM", rows.QWEN3_ATTENTION, mixtures.MINIMAX_MLP),
     _own("GptOssForCausalLM", rows.GPT_OSS_ATTENTION, mixtures.GPT_OSS_MLP),
     _own("FlexOlmoForCausalLM", rows.QWEN3_ATTENTION, mixtures.QWEN_MOE_MLP, rows.NORMS_BEHIND),
-    _own("OlmoeForCausalLM", rows.QWEN3_ATTENTION, mixtures.QWEN_MOE_MLP),
-    # Norms on what attention and MLP give alone.
-    _own("Olmo2ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
-    _own("Olmo3ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
-    _own("Exaone4ForCausalLM", rows.QWEN3_ATTENTION, rows.PLAIN_MLP, rows.NORMS_BEHIND),
 )
 ARCHITECTURES: dict[str, Architecture] = {
     family.name: family for family in (*_FAMILIES, *_OWN_FAMILIES)

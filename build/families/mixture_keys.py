@@ -196,6 +196,7 @@ _FEW = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 # What Hugging Face's config class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {
     "Qwen2MoeForCausalLM": {
+        "num_key_value_heads": 16,
         "attention_bias": True,  # of q, k and v, for which the class has no such key
         "num_experts": 60,
         "num_experts_per_tok": 4,
@@ -248,6 +249,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "attention_bias": True,
         "sliding_window": 128,
         "rope_theta": 150_000.0,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 32.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 4096,
+        },
         "swiglu_alpha": 1.702,
         "swiglu_limit": 7.0,
     },

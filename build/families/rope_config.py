@@ -97,6 +97,7 @@ def _scaling(hf: Mapping[str, Any], scaling: dict[str, Any]) -> dict[str, Any] |
         context = hf.get("max_position_embeddings")
         scaling[_PRETRAINED] = outside or scaling.get(_PRETRAINED) or context
         number(scaling, _PRETRAINED)
+    scaling.pop("max_position_embeddings", None)  # Ministral 3 says it here too
     return {**scaling, "type": kind, "rope_type": kind}
 
 

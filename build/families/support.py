@@ -135,6 +135,91 @@ NOTES: dict[str, Note] = {
         "windowed layers in four, and the fourth without rope",
     ),
 }
+NOTES |= {
+    "GraniteMoeHybridForCausalLM": Note(
+        "Granite 4.0 (dense: 350M, 1B)",
+        "Granite whose MLP is `shared_mlp`, gate and up fused; with `position_embedding_type` nope "
+        "no layer turns anything; Mamba layers are refused",
+        {"layer_types": ["attention"] * 8, "num_local_experts": 0, "residual_multiplier": 0.22},
+    ),
+    "InternLM3ForCausalLM": Note("InternLM3 8B", ""),
+    "CwmForCausalLM": Note("CWM 32B", "three windowed layers in four"),
+    "MinistralForCausalLM": Note("Ministral 8B", "attention window"),
+    "Ministral3ForCausalLM": Note(
+        "the text model of `Mistral3ForConditionalGeneration` (Ministral 3 3B, 8B, 14B)",
+        "yarn; queries that grow with their position (`llama_4_scaling_beta`)",
+        {
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 1e6,
+                "factor": 16.0,
+                "original_max_position_embeddings": 512,
+                "llama_4_scaling_beta": 0.1,
+            }
+        },
+    ),
+    "HunYuanDenseV1ForCausalLM": Note(
+        "Hunyuan 0.5B to 7B",
+        "norms on q and k heads behind rope (`qk_layernorm_after_rope`); a rope whose base an "
+        "`alpha` stretches",
+    ),
+    "PhiForCausalLM": Note(
+        "Phi-1, Phi-1.5, Phi-2",
+        "attention and MLP beside each other, of one LayerNorm; an MLP of two linears and tanh "
+        "GELU; biases everywhere, of lm_head too (`lm_head_bias`); half of each head is turned",
+    ),
+    "OlmoForCausalLM": Note(
+        "OLMo 1B, 7B", "LayerNorm without weights (`norm_weights`); `clip_qkv`"
+    ),
+    "DeciLMForCausalLM": Note(
+        "Llama-Nemotron Super 49B, Ultra 253B",
+        "layers without attention (`no_attention_layers`) or MLP, and MLPs of several sizes "
+        "(`layer_intermediate_sizes`)",
+        {
+            "block_configs": [
+                {"attention": {"n_heads_in_group": 2}, "ffn": {"ffn_mult": 3.0}},
+                {"attention": {"no_op": True}, "ffn": {"ffn_mult": 1.5}},
+            ]
+            * 4
+        },
+    ),
+    "Qwen2MoeForCausalLM": Note(
+        "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+        "Qwen2 with experts, and one that every token sees, with a gate of its own "
+        "(`mlp.shared_expert`)",
+    ),
+    "Glm4MoeForCausalLM": Note(
+        "GLM-4.5, GLM-4.6, GLM-4.5-Air",
+        "experts chosen by sigmoids with corrections (`moe.scoring`), in groups; a shared expert; "
+        "dense layers first (`dense_layers`); half of each head is turned; norms on q and k heads "
+        "where config.json says so",
+    ),
+    "Dots1ForCausalLM": Note("dots.llm1 142B-A14B", "experts as GLM-4.5's; norms on q and k heads"),
+    "Ernie4_5_MoeForCausalLM": Note(
+        "ERNIE 4.5 21B-A3B, 300B-A47B",
+        "ERNIE 4.5 with experts whose scores are corrected, a shared one, and a dense layer first",
+    ),
+    "HunYuanMoEV1ForCausalLM": Note(
+        "Hunyuan-A13B", "Hunyuan with experts and a shared one", {"num_experts": 8, "moe_topk": 2}
+    ),
+    "GraniteMoeSharedForCausalLM": Note(
+        "Granite 3.x MoE with a shared expert",
+        "Granite MoE with a shared expert",
+        {"residual_multiplier": 0.22, "shared_intermediate_size": 512},
+    ),
+    "MiniMaxM2ForCausalLM": Note(
+        "MiniMax-M2",
+        "experts chosen by sigmoids with corrections; norms on q and k over all heads; half of "
+        "each head is turned (`rotary_dim`)",
+    ),
+    "GptOssForCausalLM": Note(
+        "gpt-oss 20b, 120b",
+        "experts with biases and clamped gates (`swiglu_limit`, `swiglu_alpha`); a score for each "
+        "head that nothing is read at (`attention.sinks`); biases of attention; every other layer "
+        "windowed; yarn",
+    ),
+    "FlexOlmoForCausalLM": Note("FlexOlmo 7x7B", "OLMo 2 with experts"),
+}
 # Sizes that every family takes.
 _SIZES: dict[str, Any] = dict(
     vocab_size=512,
@@ -147,12 +232,15 @@ _SIZES: dict[str, Any] = dict(
     max_position_embeddings=8192,
     rms_norm_eps=1e-5,
 )
+# Of families whose classes have no number of experts of their own.
+_COUNTS = {"Dots1ForCausalLM": {"n_routed_experts": 8, "num_experts_per_tok": 2}}
 
 
 def support() -> Iterator[Support]:
     """A row for each family, in the tables' order."""
     for name, family in ARCHITECTURES.items():
         note = NOTES[name]
-        config = model_config({"architectures": [name], **_SIZES, **note.keys}, "bfloat16")
+        keys = {"architectures": [name], **_SIZES, **_COUNTS.get(name, {}), **note.keys}
+        config = model_config(keys, "bfloat16")
         beyond = "experts" if config.num_experts else beyond_tensorrt(config)
         yield Support(name, note, beyond, family.for_trtllm)

@@ -11,6 +11,7 @@ import torch
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.families.shapes import check_tensors, expected_shapes
 from enginehouse.build.source import TensorInfo
 from enginehouse.runtime.config import Mapping as GpuMapping
@@ -188,12 +189,8 @@ def test_each_target_reads_its_own_source() -> None:
 
 
 def test_a_tied_head_reads_the_embedding() -> None:
-    assert stage_rows(config_with(tie_word_embeddings=True), 0)[-1] == (
-        "lm_head.weight",
-        ("model.embed_tokens.weight",),
-        False,
-        "join",
-    )
+    head = stage_rows(config_with(tie_word_embeddings=True), 0)[-1]
+    assert head == TensorRow("lm_head.weight", ("model.embed_tokens.weight",))
 
 
 def test_complete_headers_pass() -> None:

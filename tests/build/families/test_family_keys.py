@@ -158,10 +158,20 @@ MODEL_TYPES = {
     "Gemma3": "gemma3_text",
     "SeedOss": "seed_oss",
     "StableLm": "stablelm",
+    "GraniteMoeHybrid": "granitemoehybrid",
+    "HunYuanDenseV1": "hunyuan_v1_dense",
+    "Qwen2Moe": "qwen2_moe",
+    "Glm4Moe": "glm4_moe",
+    "MiniMaxM2": "minimax_m2",
+    "GptOss": "gpt_oss",
+    "FlexOlmo": "flex_olmo",
 }
+# Their classes have no defaults that make a model, or transformers has none.
+WITHOUT_DEFAULTS = {"DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1"}
+DEFAULTED = [name.removesuffix("ForCausalLM") for name in ARCHITECTURES]
 
 
-@pytest.mark.parametrize("family", [name.removesuffix("ForCausalLM") for name in ARCHITECTURES])
+@pytest.mark.parametrize("family", [name for name in DEFAULTED if name not in WITHOUT_DEFAULTS])
 def test_a_key_that_is_left_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
     """Enough heads for the default of every family, and a context longer than its windows."""
     heads = 20 if family == "Helium" else 32
@@ -223,12 +233,19 @@ def test_a_window_counts_only_where_the_model_has_it(
     assert traits_of(config).windows == frozenset(seen)
 
 
+def deci(*groups: int, **keys: Any) -> list[dict[str, Any]]:
+    """block_configs of six layers."""
+    attentions = [{"n_heads_in_group": group, **keys} for group in groups]
+    return [{"attention": each, "ffn": {"ffn_mult": 3.0}} for each in attentions] * (
+        6 // len(groups)
+    )
+
+
 @pytest.mark.parametrize(
     ("family", "keys", "wanted"),
     [
         ("Qwen3", {"attention_bias": True}, "attention_bias=True; .* knows only False"),
-        ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": [0]}, r"mlp_only_layers=\[0\]; .* only \[\]"),
-        ("Qwen3Moe", {**EXPERTS, "decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+        ("Qwen3Moe", {**EXPERTS, "mlp_only_layers": ["0"]}, "mlp_only_layers=.*; wanted whole num"),
         ("Qwen3Moe", {**EXPERTS, "num_experts_per_tok": 9}, "num_experts=8, num_experts_per_tok=9"),
         ("Qwen3Moe", {"num_experts": 4}, "num_experts=4, num_experts_per_tok=8"),
         ("Gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
@@ -276,6 +293,23 @@ def test_a_window_counts_only_where_the_model_has_it(
         ("Qwen2", {"sliding_window": 9, "use_sliding_window": "no"}, "window='no'; wanted true or"),
         ("Llama", {"rope_theta": float("inf")}, "rope_theta=inf; wanted a positive number"),
         ("Llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5; wanted 1.0"),
+        ("Glm4Moe", {"n_group": 3}, "n_group=3, which does not divide its 128 experts"),
+        ("HunYuanMoEV1", {"num_experts": [8, 4] * 3}, "num_experts=.*; wanted one number for all"),
+        ("MiniMaxM2", {"attn_type_list": [1, 0] * 3}, "attn_type_list=.*; wanted 1, attention"),
+        ("GraniteMoeHybrid", {"layer_types": ["mamba"] * 6}, "knows only attention, no Mamba"),
+        ("GraniteMoeHybrid", {}, r"layer_types=\[\]; .* only attention"),
+        ("DeciLM", {}, "has no block_configs; wanted one for each"),
+        ("DeciLM", {"block_configs": [{}] * 5}, "has 5 block_configs; wanted one for each"),
+        ("DeciLM", {"block_configs": [7] * 6}, "block_configs that are no JSON objects"),
+        ("DeciLM", {"block_configs": deci(8, 4)}, r"n_heads_in_group=\[4, 8\]; .* one number"),
+        (
+            "DeciLM",
+            {"block_configs": deci(8, 8, replace_with_linear=True)},
+            "attention.replace_with_linear=True in layer 0; .* whole or left out",
+        ),
+        ("Phi", {"qk_layernorm": True}, "qk_layernorm=True; .* only False"),
+        ("InternLM3", {"qkv_bias": True}, "qkv_bias=True; .* only False"),
+        ("HunYuanDenseV1", {"rope_scaling": {"type": "dynamic"}}, "has no factor"),
         ("Llama", {"rope_scaling": {"type": "llama3", "factor": 8}}, "has no low_freq_factor"),
         ("Falcon", {}, "FalconForCausalLM is not supported; .*Qwen3Moe.*Phi3.*Gemma3"),
     ],
@@ -326,6 +360,12 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         sizes(200064, 3072, 8192, 32, 24, 8, tie_word_embeddings=True),
         3_836_021_760,
     ),
+    "gpt-oss-20b": (
+        "GptOss",
+        sizes(201088, 2880, 2880, 24, 64, 8, head_dim=64, num_local_experts=32),
+        20_914_757_184,
+    ),
+    "Qwen1.5-MoE-A2.7B": ("Qwen2Moe", sizes(151936, 2048, 5632, 24, 16, 16), 14_315_784_192),
     "gemma-2b": ("Gemma", sizes(256000, 2048, 16384, 18, 8, 1), 2_506_172_416),
     "gemma-2-9b": ("Gemma2", sizes(256000, 3584, 14336, 42, 16, 8), 9_241_705_984),
     "gemma-3-1b": ("Gemma3", sizes(262144, 1152, 6912, 26, 4, 1), 999_885_952),
