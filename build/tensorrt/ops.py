@@ -238,3 +238,15 @@ class NetworkOps:
     def _refused(self, what: str) -> EngineError:
         words = self._explain() or "it gave no reason"
         return EngineError(f"TensorRT refuses a layer of the network, {what}: {words}")
+
+
+class StepInputs:
+    """The inputs that every step feeds, as the network's parts ask for them: `names`."""
+
+    def __init__(self, ops: NetworkOps) -> None:
+        self.ops = ops
+        self.names: list[str] = []
+
+    def __call__(self, name: str, shape: Sequence[int], dtype: str = "int32") -> Value:
+        self.names.append(name)
+        return self.ops.input(name, dtype, shape)
