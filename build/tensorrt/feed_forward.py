@@ -20,6 +20,9 @@ class FeedForward:
     def __call__(self, name: str, x: Value) -> Value:
         """[B, T, hidden_size] -> the same shape; the ranks' add up to the MLP's."""
         ops = self.ops
+        if not self.config.gated_mlp:
+            product = self._activated(self.linear(f"{name}.mlp.fc", x))
+            return self.linear(f"{name}.mlp.proj", product)
         if self.config.gate_in_fc:
             inner = self.linear.table[f"{name}.mlp.proj.weight"].shape[-1]
             both = ops.reshape(self.linear(f"{name}.mlp.fc", x), (0, 0, 2, inner))
@@ -30,7 +33,11 @@ class FeedForward:
         return self.linear(f"{name}.mlp.proj", product)
 
     def _activated(self, x: Value) -> Value:
+        """SiLU, the tanh form of GELU, or the square of ReLU."""
         ops = self.ops
         if self.traits.activation == "gelu":
             return ops.activation("GELU_TANH", x)
+        if self.traits.activation == "relu2":
+            x = ops.activation("RELU", x)
+            return ops.elementwise("PROD", x, x)
         return ops.elementwise("PROD", x, ops.activation("SIGMOID", x))

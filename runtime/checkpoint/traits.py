@@ -125,7 +125,6 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
 _ALWAYS: dict[str, tuple[object, str]] = {
     "rope_interleaved": (False, "interleaved rope"),
-    "gated_mlp": (True, "an MLP without a gate"),
     "parallel": (False, "attention beside the MLP"),
     "layer_norm": (False, "LayerNorm"),
     "norm_inputs": (True, "sublayers without a norm before them"),

@@ -42,6 +42,7 @@ UNARY = {"SQRT": torch.sqrt, "ABS": torch.abs, "NOT": torch.logical_not}
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "SIGMOID": torch.sigmoid,
     "TANH": torch.tanh,
+    "RELU": torch.relu,
     "GELU_TANH": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 FLOATS = ("FLOAT", "HALF", "BF16")

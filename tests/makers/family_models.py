@@ -148,7 +148,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 BEYOND_TENSORRT = {
     *(
         "nemotron",
-        "arcee",
         "starcoder2",
         "stablelm",
         "cohere",
