@@ -8,7 +8,11 @@ from enginehouse.runtime.config import ModelConfig
 
 
 class Norms:
-    """norms(module, x): x divided by its RMS over the last axis, times the module's weight."""
+    """norms(module, x): x divided by its RMS over the last axis, times the module's weight.
+
+    Of a model with LayerNorm its mean is taken off first, and where the module has a bias, that is
+    added.
+    """
 
     def __init__(self, ops: NetworkOps, linear: Linears, config: ModelConfig) -> None:
         self.ops = ops
@@ -20,8 +24,14 @@ class Norms:
         ops = self.ops
         with ops.part(module.rpartition(".")[2]):
             wide = ops.cast(x, "float32")
+            if self.config.layer_norm:
+                wide = ops.elementwise("SUB", wide, ops.reduce("AVG", wide, rank - 1))
             mean = ops.reduce("AVG", ops.elementwise("PROD", wide, wide), rank - 1)
             mean = ops.elementwise("SUM", mean, ops.number(self.config.norm_epsilon, rank))
             wide = ops.elementwise("DIV", wide, ops.unary("SQRT", mean))
             weight = self.linear.vector(f"{module}.weight", rank, "float32")
-            return ops.cast(ops.elementwise("PROD", wide, weight), self.config.dtype)
+            wide = ops.elementwise("PROD", wide, weight)
+            if f"{module}.bias" in self.linear.table:
+                bias = self.linear.vector(f"{module}.bias", rank, "float32")
+                wide = ops.elementwise("SUM", wide, bias)
+            return ops.cast(wide, self.config.dtype)

@@ -126,7 +126,6 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 _ALWAYS: dict[str, tuple[object, str]] = {
     "rope_interleaved": (False, "interleaved rope"),
     "parallel": (False, "attention beside the MLP"),
-    "layer_norm": (False, "LayerNorm"),
     "norm_inputs": (True, "sublayers without a norm before them"),
     "norm_all_heads": (False, "norms over all heads"),
     "residual_scale": (1.0, "sums that are scaled"),

@@ -147,9 +147,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 # Of these our TensorRT network does not do all.
 BEYOND_TENSORRT = {
     *(
-        "nemotron",
-        "starcoder2",
-        "stablelm",
         "cohere",
         "cohere2",
         "glm",

@@ -41,7 +41,6 @@ MIXTURES = (
 NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
 BEYOND_TENSORRT = (
     *NORMED_BEHIND,
-    *("NemotronForCausalLM", "Starcoder2ForCausalLM", "StableLmForCausalLM"),
     *("CohereForCausalLM", "Cohere2ForCausalLM"),
     *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM", "HeliumForCausalLM"),
 )
