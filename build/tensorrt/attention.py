@@ -131,7 +131,8 @@ class Attention:
         table = self._rotary_table(layer)
         cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
         wide = ops.cast(x, "float32")
-        wide = ops.rotary(wide, cos, sin, self.rotary_ids, self.config.rotary_dim)
+        how = self.config.rotary_dim, self.traits.rope_interleaved
+        wide = ops.rotary(wide, cos, sin, self.rotary_ids, *how)
         if scale != 1.0:
             wide = ops.elementwise("PROD", wide, ops.number(scale, 4))
         return ops.cast(wide, self.config.dtype)

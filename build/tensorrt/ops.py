@@ -181,12 +181,21 @@ class NetworkOps:
             layer.axis = axis
         return self._out(layer, "dequantize")
 
-    def rotary(self, x: Value, cos: Value, sin: Value, positions: Value, rotary_dim: int) -> Value:
-        """Rotate pairs (i, i + rotary_dim / 2) of x [B, heads, T, D] by the tables' rows.
+    def rotary(
+        self,
+        x: Value,
+        cos: Value,
+        sin: Value,
+        positions: Value,
+        rotary_dim: int,
+        interleaved: bool = False,
+    ) -> Value:
+        """Rotate pairs (i, i + rotary_dim / 2) of x [B, heads, T, D] by the tables' rows, or pairs
+        of neighbours (2 i, 2 i + 1).
 
         cos, sin: [rows, rotary_dim / 2] in x's dtype; positions: int32 [B, T].
         """
-        layer = self.network.add_rotary_embedding(x, cos, sin, False, rotary_dim)
+        layer = self.network.add_rotary_embedding(x, cos, sin, interleaved, rotary_dim)
         if layer is not None:
             layer.set_input(3, positions)
         return self._out(layer, "rotary")

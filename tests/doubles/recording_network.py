@@ -305,12 +305,17 @@ class RecordingNetwork:
     def add_rotary_embedding(
         self, x: Recorded, cos: Recorded, sin: Recorded, interleaved: bool, dim: int
     ) -> Layer:
-        assert x.dtype == cos.dtype == sin.dtype and x.rank == 4 and not interleaved
+        assert x.dtype == cos.dtype == sin.dtype and x.rank == 4
 
         def compute(_: Layer, v: Tensor, c: Tensor, s: Tensor, positions: Tensor) -> Tensor:
             assert positions.dtype == torch.int32 and c.shape[-1] == dim // 2
             c, s = (table[positions.long()].unsqueeze(1) for table in (c, s))  # [B, 1, T, dim / 2]
-            one, two, rest = v.split([dim // 2, dim // 2, v.shape[-1] - dim], dim=-1)
+            turned, rest = v.split([dim, v.shape[-1] - dim], dim=-1)
+            if interleaved:
+                one, two = turned[..., 0::2], turned[..., 1::2]
+                pairs = torch.stack([one * c - two * s, two * c + one * s], dim=-1)
+                return torch.cat([pairs.flatten(-2), rest], dim=-1)
+            one, two = turned.chunk(2, dim=-1)
             return torch.cat([one * c - two * s, two * c + one * s, rest], dim=-1)
 
         return self._layer(x.dtype, 4, compute, x, cos, sin)

@@ -149,11 +149,6 @@ BEYOND_TENSORRT = {
     *(
         "cohere",
         "cohere2",
-        "glm",
-        "glm4",
-        "ernie4.5",
-        "ernie4.5-biased",
-        "helium",
     ),
     *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
 }

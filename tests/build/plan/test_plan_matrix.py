@@ -42,7 +42,6 @@ NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
 BEYOND_TENSORRT = (
     *NORMED_BEHIND,
     *("CohereForCausalLM", "Cohere2ForCausalLM"),
-    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM", "HeliumForCausalLM"),
 )
 FAMILY_AND_FORM = [(family, quant) for family in ARCHITECTURES for quant in QUANT_CONFIGS]
 
