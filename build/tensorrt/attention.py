@@ -56,12 +56,12 @@ class Attention:
     def _add_inputs(self, max_positions: int, layers: Sequence[int]) -> None:
         """What layers need, and the masks and sizes that they share."""
         ops = self.ops
-        self.positions, self.rotary_ids = (
-            self.step_input(name, (-1, -1)) for name in ("position_ids", "rotary_ids")
-        )
+        self.positions = self.step_input("position_ids", (-1, -1))
+        used = {self._rotary_table(layer) for layer in layers} - {None}
+        if used:
+            self.rotary_ids = self.step_input("rotary_ids", (-1, -1))
         self.write_indices = self.step_input("write_indices", (-1,))
         self.kv_positions = self.step_input("kv_positions", (-1,))
-        used = {self._rotary_table(layer) for layer in layers}
         self.rotary = {
             name: self.linear.input(name, "float32", tuple(table.shape))
             for name, table in RotaryInputs(self.config, max_positions).tables.items()
@@ -122,17 +122,19 @@ class Attention:
         known = self.config.head_size in _FUSED_HEAD_SIZES and self.heads >= _FUSED_HEADS
         return known and self.config.dtype != "float32"
 
-    def _rotary_table(self, layer: int) -> str:
-        return "rotary_local" if self.traits.ropes[layer] else "rotary"
+    def _rotary_table(self, layer: int) -> str | None:
+        rope = self.traits.ropes[layer]
+        return None if rope is None else ("rotary", "rotary_local")[rope]
 
     def _rotate(self, layer: int, x: Value, scale: float) -> Value:
         """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
         ops = self.ops
         table = self._rotary_table(layer)
-        cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
         wide = ops.cast(x, "float32")
-        how = self.config.rotary_dim, self.traits.rope_interleaved
-        wide = ops.rotary(wide, cos, sin, self.rotary_ids, *how)
+        if table is not None:
+            cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
+            how = self.config.rotary_dim, self.traits.rope_interleaved
+            wide = ops.rotary(wide, cos, sin, self.rotary_ids, *how)
         if scale != 1.0:
             wide = ops.elementwise("PROD", wide, ops.number(scale, 4))
         return ops.cast(wide, self.config.dtype)

@@ -4,7 +4,8 @@ The whole decoder, or a part of it: the embedding, some layers, the head. Inputs
 tokens each, L positions looked at; a part has those that it needs:
 
     input_ids, position_ids   int32 [B, T]   right-padded; pads get positions of the engine too
-    rotary_ids                int32 [B, T]   rows of the rotary tables (`RotaryInputs.rows`)
+    rotary_ids                int32 [B, T]   rows of the rotary tables (`RotaryInputs.rows`), where
+                                             a layer has rope
     write_indices             int32 [B]      the cache row of each sequence's first token
     last_token_ids            int32 [B, 1]   the token of each sequence that gives logits
     kv_positions              int32 [L]      0, 1, ..., L - 1

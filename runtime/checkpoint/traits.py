@@ -135,8 +135,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
     traits = traits_of(config)
-    if None in traits.ropes:
-        return "layers without rope"
     for name, (always, words) in _ALWAYS.items():
         if getattr(traits, name) != always:
             return words
