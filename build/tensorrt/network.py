@@ -155,12 +155,19 @@ class DecoderNetwork:
         name = f"transformer.layers.{layer}"
         attended = self._attend(layer, self.norm(f"{name}.input_layernorm", x))
         if not self.traits.norm_sublayers:
-            x = self.ops.elementwise("SUM", x, attended)
-            fed = self._feed(name, self.norm(f"{name}.post_layernorm", x))
-            return self.ops.elementwise("SUM", x, fed)
-        x = self.ops.elementwise("SUM", x, self.norm(f"{name}.post_layernorm", attended))
+            x = self._add(x, attended)
+            return self._add(x, self._feed(name, self.norm(f"{name}.post_layernorm", x)))
+        x = self._add(x, self.norm(f"{name}.post_layernorm", attended))
         fed = self._feed(name, self.norm(f"{name}.pre_feedforward_layernorm", x))
-        return self.ops.elementwise("SUM", x, self.norm(f"{name}.post_feedforward_layernorm", fed))
+        return self._add(x, self.norm(f"{name}.post_feedforward_layernorm", fed))
+
+    def _add(self, x: Value, given: Value) -> Value:
+        """x with what a sublayer gives, which is scaled in float32 where a model does that."""
+        ops, scale = self.ops, self.traits.residual_scale
+        if scale != 1.0:
+            given = ops.elementwise("PROD", ops.cast(given, "float32"), ops.number(scale, 3))
+            given = ops.cast(given, self.dtype)
+        return ops.elementwise("SUM", x, given)
 
     def _attend(self, layer: int, x: Value) -> Value:
         return self._summed(self.attention(layer, x))
@@ -187,7 +194,9 @@ class DecoderNetwork:
             if rows * self.tp != vocab:  # rows of zeros, which make the cuts equal
                 sizes = ops.elementwise("PROD", ops.shape(last), ops.constant([1, vocab], "int64"))
                 logits = ops.slice(logits, (0, 0), sizes)
-            cap = self.traits.logits_soft_cap
+            scale, cap = self.traits.logits_scale, self.traits.logits_soft_cap
+            if scale != 1.0:
+                logits = ops.elementwise("PROD", logits, ops.number(scale, 2))
             if cap is not None:
                 logits = ops.elementwise("DIV", logits, ops.number(cap, 2))
                 logits = ops.activation("TANH", logits)

@@ -127,8 +127,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "parallel": (False, "attention beside the MLP"),
     "norm_inputs": (True, "sublayers without a norm before them"),
     "norm_all_heads": (False, "norms over all heads"),
-    "residual_scale": (1.0, "sums that are scaled"),
-    "logits_scale": (1.0, "logits that are scaled"),
 }
 
 

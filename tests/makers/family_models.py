@@ -150,7 +150,7 @@ BEYOND_TENSORRT = {
         "cohere",
         "cohere2",
     ),
-    *("granite", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
+    *("olmo2", "olmo3", "exaone4", "exaone4-whole"),
 }
 MIXTURES = {"granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
