@@ -152,14 +152,25 @@ class DecoderNetwork:
         return x
 
     def _layer(self, layer: int, x: Value) -> Value:
-        name = f"transformer.layers.{layer}"
-        attended = self._attend(layer, self.norm(f"{name}.input_layernorm", x))
-        if not self.traits.norm_sublayers:
+        name, traits = f"transformer.layers.{layer}", self.traits
+        entering = self._entering(f"{name}.input_layernorm", x)
+        attended = self.attention(layer, entering)
+        if traits.parallel:  # the ranks' parts of both are exchanged as one
+            fed = self.feed_forward(name, entering)
+            return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
+        attended = self._summed(attended)
+        if not traits.norm_sublayers:
             x = self._add(x, attended)
             return self._add(x, self._feed(name, self.norm(f"{name}.post_layernorm", x)))
         x = self._add(x, self.norm(f"{name}.post_layernorm", attended))
-        fed = self._feed(name, self.norm(f"{name}.pre_feedforward_layernorm", x))
+        fed = self._feed(name, self._entering(f"{name}.pre_feedforward_layernorm", x))
         return self._add(x, self.norm(f"{name}.post_feedforward_layernorm", fed))
+
+    def _entering(self, module: str, x: Value) -> Value:
+        return self.norm(module, x) if self.traits.norm_inputs else x
+
+    def _feed(self, name: str, x: Value) -> Value:
+        return self._summed(self.feed_forward(name, x))
 
     def _add(self, x: Value, given: Value) -> Value:
         """x with what a sublayer gives, which is scaled in float32 where a model does that."""
@@ -168,12 +179,6 @@ class DecoderNetwork:
             given = ops.elementwise("PROD", ops.cast(given, "float32"), ops.number(scale, 3))
             given = ops.cast(given, self.dtype)
         return ops.elementwise("SUM", x, given)
-
-    def _attend(self, layer: int, x: Value) -> Value:
-        return self._summed(self.attention(layer, x))
-
-    def _feed(self, name: str, x: Value) -> Value:
-        return self._summed(self.feed_forward(name, x))
 
     def _summed(self, x: Value) -> Value:
         """A product over inputs that are cut: the ranks' parts added up."""

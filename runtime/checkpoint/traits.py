@@ -124,8 +124,6 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
 _ALWAYS: dict[str, tuple[object, str]] = {
-    "parallel": (False, "attention beside the MLP"),
-    "norm_inputs": (True, "sublayers without a norm before them"),
     "norm_all_heads": (False, "norms over all heads"),
 }
 

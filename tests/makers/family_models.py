@@ -145,13 +145,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
 }
 # Of these our TensorRT network does not do all.
-BEYOND_TENSORRT = {
-    *(
-        "cohere",
-        "cohere2",
-    ),
-    *("olmo2", "olmo3", "exaone4", "exaone4-whole"),
-}
+BEYOND_TENSORRT = {"olmo2", "olmo3"}
 MIXTURES = {"granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
 

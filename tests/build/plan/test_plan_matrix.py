@@ -39,10 +39,7 @@ MIXTURES = (
     *("GraniteMoeForCausalLM", "OlmoeForCausalLM"),
 )
 NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
-BEYOND_TENSORRT = (
-    *NORMED_BEHIND,
-    *("CohereForCausalLM", "Cohere2ForCausalLM"),
-)
+BEYOND_TENSORRT = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 FAMILY_AND_FORM = [(family, quant) for family in ARCHITECTURES for quant in QUANT_CONFIGS]
 
 
