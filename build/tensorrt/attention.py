@@ -104,8 +104,7 @@ class Attention:
         k = ops.slice(qkv, (0, self.heads, 0, 0), self.key_sizes)
         v = ops.slice(qkv, (0, self.heads + self.kv_heads, 0, 0), self.key_sizes)
         if f"{name}.q_layernorm.weight" in self.linear.table:
-            q = self.norms(f"{name}.q_layernorm", q, 4)
-            k = self.norms(f"{name}.k_layernorm", k, 4)
+            q, k = self._normed(name, q, k)
         scale = 1.0 if rule.soft_cap is not None else rule.scale
         q, k = self._rotate(layer, q, scale), self._rotate(layer, k, 1.0)
         k, v = self._cached("key", layer, k), self._cached("value", layer, v)
@@ -116,6 +115,12 @@ class Attention:
             out = self._capped(q, k, v, mask, rule)
         out = ops.reshape(out, (0, 0, self.heads * size), before=(0, 2, 1, 3))
         return self.linear(f"{name}.dense", out)
+
+    def _normed(self, name: str, q: Value, k: Value) -> tuple[Value, Value]:
+        if self.traits.norm_all_heads:
+            return self.norms.over_all_heads(name, q, k)
+        q = self.norms(f"{name}.q_layernorm", q, 4)
+        return q, self.norms(f"{name}.k_layernorm", k, 4)
 
     def _fused(self) -> bool:
         """Whether attention must become one kernel, or may be single products."""

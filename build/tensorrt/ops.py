@@ -107,10 +107,16 @@ class NetworkOps:
         op = getattr(self.trt.ActivationType, operation)
         return self._out(self.network.add_activation(x, op), operation.lower())
 
-    def reduce(self, operation: str, x: Value, axis: int) -> Value:
-        """AVG or MAX over one axis, which stays with size 1."""
-        op = getattr(self.trt.ReduceOperation, operation)
-        return self._out(self.network.add_reduce(x, op, 1 << axis, True), operation.lower())
+    def reduce(self, operation: str, x: Value, *axes: int) -> Value:
+        """AVG, SUM or MAX over axes, which stay with size 1."""
+        op, mask = getattr(self.trt.ReduceOperation, operation), sum(1 << axis for axis in axes)
+        return self._out(self.network.add_reduce(x, op, mask, True), operation.lower())
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        layer = self.network.add_concatenation(list(parts))
+        if layer is not None:
+            layer.axis = axis
+        return self._out(layer, "concat")
 
     def softmax(self, x: Value, axis: int) -> Value:
         layer = self.network.add_softmax(x)

@@ -123,9 +123,7 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 
 
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
-_ALWAYS: dict[str, tuple[object, str]] = {
-    "norm_all_heads": (False, "norms over all heads"),
-}
+_ALWAYS: dict[str, tuple[object, str]] = {}
 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:

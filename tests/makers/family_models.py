@@ -145,7 +145,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe-raw": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=False)),
 }
 # Of these our TensorRT network does not do all.
-BEYOND_TENSORRT = {"olmo2", "olmo3"}
+BEYOND_TENSORRT: set[str] = set()
 MIXTURES = {"granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw"}
 
 

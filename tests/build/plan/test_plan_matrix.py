@@ -39,7 +39,6 @@ MIXTURES = (
     *("GraniteMoeForCausalLM", "OlmoeForCausalLM"),
 )
 NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
-BEYOND_TENSORRT = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 FAMILY_AND_FORM = [(family, quant) for family in ARCHITECTURES for quant in QUANT_CONFIGS]
 
 
@@ -65,7 +64,7 @@ def has_form(family: str, quant: str) -> bool:
 def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs_natively = family not in (*MIXTURES, *BEYOND_TENSORRT) and quant != "w4a8_awq"
+    runs_natively = family not in MIXTURES and quant != "w4a8_awq"
     folds = family not in NORMED_BEHIND or "awq" not in quant
     parted = family != "GraniteMoeForCausalLM"  # its own tensors hold all experts of a layer
     cases = {
