@@ -194,7 +194,11 @@ NOTES |= {
         "dense layers first (`dense_layers`); half of each head is turned; norms on q and k heads "
         "where config.json says so",
     ),
-    "Dots1ForCausalLM": Note("dots.llm1 142B-A14B", "experts as GLM-4.5's; norms on q and k heads"),
+    "Dots1ForCausalLM": Note(
+        "dots.llm1 142B-A14B",
+        "experts as GLM-4.5's; norms on q and k heads",
+        {"n_routed_experts": 8, "num_experts_per_tok": 2},
+    ),
     "Ernie4_5_MoeForCausalLM": Note(
         "ERNIE 4.5 21B-A3B, 300B-A47B",
         "ERNIE 4.5 with experts whose scores are corrected, a shared one, and a dense layer first",
@@ -232,15 +236,13 @@ _SIZES: dict[str, Any] = dict(
     max_position_embeddings=8192,
     rms_norm_eps=1e-5,
 )
-# Of families whose classes have no number of experts of their own.
-_COUNTS = {"Dots1ForCausalLM": {"n_routed_experts": 8, "num_experts_per_tok": 2}}
 
 
 def support() -> Iterator[Support]:
     """A row for each family, in the tables' order."""
     for name, family in ARCHITECTURES.items():
         note = NOTES[name]
-        keys = {"architectures": [name], **_SIZES, **_COUNTS.get(name, {}), **note.keys}
+        keys = {"architectures": [name], **_SIZES, **note.keys}
         config = model_config(keys, "bfloat16")
         beyond = "experts" if config.num_experts else beyond_tensorrt(config)
         yield Support(name, note, beyond, family.for_trtllm)

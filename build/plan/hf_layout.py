@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.expert_names import RENAMED
 from enginehouse.build.families.rows import EMBEDDING, TensorRow
 from enginehouse.build.families.shapes import source_shape
@@ -62,7 +62,7 @@ def check_format(
             f"{source.name} is a TensorRT-LLM checkpoint, which lacks the config.json of a "
             "Hugging Face one; give the Hugging Face directory it was made of, or format=trtllm"
         )
-    if config.architecture in RENAMED:
+    if config.architecture in RENAMED or _is_stacked(config):
         raise PlanError(
             f"{source.name} is a {config.architecture}, whose Hugging Face tensors hold all "
             "experts of a layer, which format=hf does not write; choose format=trtllm"
@@ -91,7 +91,14 @@ def check_format(
 
 def _folds_factors(config: ModelConfig) -> bool:
     """Whether norms feed the linears whose input factors they take up."""
-    return bool(config.extra.get("input_layernorms", True))
+    extra = config.extra
+    return bool(extra.get("input_layernorms", True) and extra.get("norm_weights", True))
+
+
+def _is_stacked(config: ModelConfig) -> bool:
+    """Whether one tensor of the family holds all experts of a layer."""
+    rows = architecture_of(config.architecture).layer_rows
+    return any(row.recipe.startswith("turned") for row in rows)
 
 
 class HfLayout:
@@ -179,6 +186,8 @@ class HfLayout:
 
     def _split(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
         """Each source's rows. An INT4 byte holds two rows; no source has an odd number."""
+        if row.recipe == "flat":
+            tensor = tensor.view(source_shape(self.config, row.sources[0]))
         if tensor.dtype == torch.int8:
             tensor = tensor.view(torch.uint8)
         if row.recipe == "experts":

@@ -156,7 +156,8 @@ def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill:
     config, context = decoder.config, limits.context
     most = 2 if tokens == 1 and context > _ONE_TOKEN_ROWS else tokens
     sizes: Shapes = ((1, 1), (usual, tokens), (batch, most))
-    rows = (decoder.kv_heads, context, config.head_size)
+    kv_heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
+    rows = (kv_heads, context, config.head_size)
     shapes: dict[str, Shapes] = {
         "write_indices": ((1,), (usual,), (batch,)),
         "last_token_ids": ((1, 1), (usual, 1), (batch, 1)),

@@ -4,7 +4,8 @@ The whole decoder, or a part of it: the embedding, some layers, the head. Inputs
 tokens each, L positions looked at; a part has those that it needs:
 
     input_ids, position_ids   int32 [B, T]   right-padded; pads get positions of the engine too
-    rotary_ids                int32 [B, T]   rows of the rotary tables (`RotaryInputs.rows`)
+    rotary_ids                int32 [B, T]   rows of the rotary tables (`RotaryInputs.rows`), where
+                                             a layer has rope
     write_indices             int32 [B]      the cache row of each sequence's first token
     last_token_ids            int32 [B, 1]   the token of each sequence that gives logits
     kv_positions              int32 [L]      0, 1, ..., L - 1
@@ -34,16 +35,14 @@ from typing import NamedTuple
 from torch import Tensor
 
 from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.tensorrt.attention import Attention
+from enginehouse.build.tensorrt.feed_forward import FeedForward
 from enginehouse.build.tensorrt.linear import InputSpec, Linears
-from enginehouse.build.tensorrt.ops import NetworkOps, Value
-from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
+from enginehouse.build.tensorrt.norms import Norms
+from enginehouse.build.tensorrt.ops import NetworkOps, StepInputs, Value
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.tensorrt.inputs import RotaryInputs, layer_of
-
-# What the compiler has a fused attention for, in 16 bit: these head sizes, and as many query
-# heads on a rank (seen with TensorRT-RTX 1.7.1; with fewer it refuses unless it may decompose).
-_FUSED_HEAD_SIZES = (32, 48, 64, 80, 96, 112, 128, 160, 192, 256)
-_FUSED_HEADS = 4
+from enginehouse.runtime.tensorrt.inputs import layer_of
 
 
 class NetworkPart(NamedTuple):
@@ -89,22 +88,23 @@ class DecoderNetwork:
     ) -> None:
         self.ops = ops
         self.config = config
-        self.context = context
         self.traits = traits_of(config)
         self.dtype = config.dtype
         self.table = output_tensors(config, 0)
-        tp = config.mapping.tp_size
-        self.tp = tp
-        self.heads = config.num_attention_heads // tp
-        self.kv_heads = max(1, config.num_key_value_heads // tp)
+        self.tp = config.mapping.tp_size
         self.part = part = part or whole_decoder(config)
         algo = config.quantization.quant_algo
         self.linear = Linears(ops, self.table, self.dtype, algo, part.first_layer, constants)
-        self.fed: list[str] = []
-        self.caches: list[tuple[str, Value]] = []
+        self.norm = Norms(ops, self.linear, config)
+        self.step_input = StepInputs(ops)
+        caches: list[tuple[str, Value]] = []
         if part.num_layers:
-            with ops.part("inputs"):
-                self._add_inputs(max_positions)
+            sizes = context, max_positions
+            self.attention = Attention(
+                ops, self.linear, self.norm, self.step_input, config, *sizes, part.layers
+            )
+            self.feed_forward = FeedForward(ops, self.linear, config)
+            caches = self.attention.caches
         x = self._embed() if part.embeds else self._hidden_states()
         for layer in part.layers:
             with ops.part(f"layers.{layer}"):
@@ -113,60 +113,20 @@ class DecoderNetwork:
             self._add_logits(x)
         else:
             ops.output(x, "next_hidden_states")
-        for name, present in self.caches:
+        for name, present in caches:
             ops.output(present, name)
 
     @property
     def weights(self) -> dict[str, InputSpec]:
         return self.linear.weights
 
-    def _step_input(self, name: str, shape: tuple[int, ...], dtype: str = "int32") -> Value:
-        self.fed.append(name)
-        return self.ops.input(name, dtype, shape)
+    @property
+    def fed(self) -> list[str]:
+        return self.step_input.names
 
     def _hidden_states(self) -> Value:
         shape = (-1, -1, self.config.hidden_size)
-        return self._step_input("hidden_states", shape, self.dtype)
-
-    def _add_inputs(self, max_positions: int) -> None:
-        """What layers need, and the masks and sizes that they share."""
-        ops, layers = self.ops, self.part.layers
-        self.positions, self.rotary_ids = (
-            self._step_input(name, (-1, -1)) for name in ("position_ids", "rotary_ids")
-        )
-        self.write_indices = self._step_input("write_indices", (-1,))
-        self.kv_positions = self._step_input("kv_positions", (-1,))
-        used = {self._rotary_table(layer) for layer in layers}
-        self.rotary = {
-            name: self.linear.input(name, "float32", tuple(table.shape))
-            for name, table in RotaryInputs(self.config, max_positions).tables.items()
-            if name.partition(".")[0] in used
-        }
-        windows = dict.fromkeys(self.traits.rules[layer].window for layer in layers)
-        self.masks = {window: self._mask(window) for window in windows}
-        size = self.config.head_size
-        tokens = ops.shape(ops.reshape(self.positions, (0, 1, -1, 1)))
-        rows = ops.shape(ops.reshape(self.kv_positions, (1, 1, -1, 1)))
-        batch = ops.shape(ops.reshape(self.write_indices, (0, 1, 1, 1)))
-        self.query_sizes, self.key_sizes, self.cache_sizes = (
-            ops.elementwise("PROD", known, ops.constant([1, heads, 1, size], "int64"))
-            for known, heads in (
-                (tokens, self.heads),
-                (tokens, self.kv_heads),
-                (ops.elementwise("PROD", batch, rows), self.kv_heads),
-            )
-        )
-
-    def _mask(self, window: int | None) -> Value:
-        """bool [B, 1, T, L]: up to the token's own position, and the last `window` of those."""
-        ops = self.ops
-        query = ops.reshape(self.positions, (0, 1, -1, 1))
-        key = ops.reshape(self.kv_positions, (1, 1, 1, -1))
-        mask = ops.unary("NOT", ops.elementwise("GREATER", key, query))
-        if window is None:
-            return mask
-        first = ops.elementwise("SUB", query, ops.number(window, 4, "int32"))
-        return ops.elementwise("AND", mask, ops.elementwise("GREATER", key, first))
+        return self.step_input("hidden_states", shape, self.dtype)
 
     def _embed(self) -> Value:
         """The tokens' embeddings [B, T, hidden_size]; the ranks that lack a token add zeros."""
@@ -174,7 +134,7 @@ class DecoderNetwork:
         with ops.part("vocab_embedding"):
             shape = self.table[name].shape
             table = self.linear.input(name, self.dtype, shape)
-            ids = self._step_input("input_ids", (-1, -1))
+            ids = self.step_input("input_ids", (-1, -1))
             if self.tp == 1:
                 x = ops.gather(table, ids, 0)
             else:
@@ -191,113 +151,34 @@ class DecoderNetwork:
                 x = ops.elementwise("PROD", x, scale)
         return x
 
-    def _norm(self, module: str, x: Value, rank: int = 3) -> Value:
-        """RMS norm over the last axis, in float32."""
-        ops = self.ops
-        with ops.part(module.rpartition(".")[2]):
-            wide = ops.cast(x, "float32")
-            mean = ops.reduce("AVG", ops.elementwise("PROD", wide, wide), rank - 1)
-            mean = ops.elementwise("SUM", mean, ops.number(self.config.norm_epsilon, rank))
-            wide = ops.elementwise("DIV", wide, ops.unary("SQRT", mean))
-            weight = self.linear.vector(f"{module}.weight", rank, "float32")
-            return ops.cast(ops.elementwise("PROD", wide, weight), self.dtype)
-
     def _layer(self, layer: int, x: Value) -> Value:
-        name = f"transformer.layers.{layer}"
-        attended = self._attend(layer, self._norm(f"{name}.input_layernorm", x))
-        if not self.traits.norm_sublayers:
-            x = self.ops.elementwise("SUM", x, attended)
-            fed = self._feed_forward(name, self._norm(f"{name}.post_layernorm", x))
-            return self.ops.elementwise("SUM", x, fed)
-        x = self.ops.elementwise("SUM", x, self._norm(f"{name}.post_layernorm", attended))
-        fed = self._feed_forward(name, self._norm(f"{name}.pre_feedforward_layernorm", x))
-        return self.ops.elementwise("SUM", x, self._norm(f"{name}.post_feedforward_layernorm", fed))
+        name, traits = f"transformer.layers.{layer}", self.traits
+        entering = self._entering(f"{name}.input_layernorm", x)
+        attended = self.attention(layer, entering)
+        if traits.parallel:  # the ranks' parts of both are exchanged as one
+            fed = self.feed_forward(name, entering)
+            return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
+        attended = self._summed(attended)
+        if not traits.norm_sublayers:
+            x = self._add(x, attended)
+            return self._add(x, self._feed(name, self.norm(f"{name}.post_layernorm", x)))
+        x = self._add(x, self.norm(f"{name}.post_layernorm", attended))
+        fed = self._feed(name, self._entering(f"{name}.pre_feedforward_layernorm", x))
+        return self._add(x, self.norm(f"{name}.post_feedforward_layernorm", fed))
 
-    def _attend(self, layer: int, x: Value) -> Value:
-        """[B, T, hidden_size] -> the same shape, summed over the ranks."""
-        ops, size = self.ops, self.config.head_size
-        name = f"transformer.layers.{layer}.attention"
-        rule = self.traits.rules[layer]
-        count = self.heads + 2 * self.kv_heads
-        qkv = ops.reshape(self.linear(f"{name}.qkv", x), (0, 0, count, size), after=(0, 2, 1, 3))
-        q = ops.slice(qkv, (0, 0, 0, 0), self.query_sizes)  # [B, heads, T, D]
-        k = ops.slice(qkv, (0, self.heads, 0, 0), self.key_sizes)
-        v = ops.slice(qkv, (0, self.heads + self.kv_heads, 0, 0), self.key_sizes)
-        if f"{name}.q_layernorm.weight" in self.table:
-            q = self._norm(f"{name}.q_layernorm", q, 4)
-            k = self._norm(f"{name}.k_layernorm", k, 4)
-        scale = 1.0 if rule.soft_cap is not None else rule.scale
-        q, k = self._rotate(layer, q, scale), self._rotate(layer, k, 1.0)
-        k, v = self._cached("key", layer, k), self._cached("value", layer, v)
-        mask = self.masks[rule.window]
-        if rule.soft_cap is None:
-            out = ops.attention(q, k, v, mask, self._fused())
-        else:
-            out = self._capped(q, k, v, mask, rule)
-        out = ops.reshape(out, (0, 0, self.heads * size), before=(0, 2, 1, 3))
-        return self._summed(self.linear(f"{name}.dense", out))
+    def _entering(self, module: str, x: Value) -> Value:
+        return self.norm(module, x) if self.traits.norm_inputs else x
 
-    def _fused(self) -> bool:
-        """Whether attention must become one kernel, or may be single products."""
-        known = self.config.head_size in _FUSED_HEAD_SIZES and self.heads >= _FUSED_HEADS
-        return known and self.dtype != "float32"
+    def _feed(self, name: str, x: Value) -> Value:
+        return self._summed(self.feed_forward(name, x))
 
-    def _rotary_table(self, layer: int) -> str:
-        return "rotary_local" if self.traits.ropes[layer] else "rotary"
-
-    def _rotate(self, layer: int, x: Value, scale: float) -> Value:
-        """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
-        ops = self.ops
-        table = self._rotary_table(layer)
-        cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
-        wide = ops.cast(x, "float32")
-        wide = ops.rotary(wide, cos, sin, self.rotary_ids, self.config.rotary_dim)
+    def _add(self, x: Value, given: Value) -> Value:
+        """x with what a sublayer gives, which is scaled in float32 where a model does that."""
+        ops, scale = self.ops, self.traits.residual_scale
         if scale != 1.0:
-            wide = ops.elementwise("PROD", wide, ops.number(scale, 4))
-        return ops.cast(wide, self.dtype)
-
-    def _cached(self, side: str, layer: int, update: Value) -> Value:
-        """This step's keys or values behind the earlier ones: the cache's first L rows."""
-        shape = (-1, self.kv_heads, self.context, self.config.head_size)
-        local = layer - self.part.first_layer
-        cache = self._step_input(f"past_{side}_{local}", shape, self.dtype)
-        present = self.ops.update_cache(cache, update, self.write_indices)
-        self.caches.append((f"present_{side}_{local}", present))
-        return self.ops.slice(present, (0, 0, 0, 0), self.cache_sizes)
-
-    def _capped(self, q: Value, k: Value, v: Value, mask: Value, rule: AttentionRule) -> Value:
-        """Attention in single products, as no fused one bounds its scores.
-
-        Heads are grouped by the key head that they share: [B, kv_heads, heads / kv_heads, T, D].
-        """
-        ops, size = self.ops, self.config.head_size
-        assert rule.soft_cap is not None
-        groups = (0, self.kv_heads, self.heads // self.kv_heads, -1, size)
-        q = ops.reshape(q, groups)
-        k, v = (ops.reshape(x, (0, self.kv_heads, 1, -1, size)) for x in (k, v))
-        scores = ops.cast(ops.matmul(q, k, transpose=True), "float32")
-        scores = ops.elementwise("PROD", scores, ops.number(rule.scale / rule.soft_cap, 5))
-        scores = ops.activation("TANH", scores)
-        scores = ops.elementwise("PROD", scores, ops.number(rule.soft_cap, 5))
-        mask = ops.reshape(mask, (0, 1, 0, 1, -1), after=(0, 1, 3, 2, 4))
-        scores = ops.select(mask, scores, ops.number(float("-inf"), 5))
-        weights = ops.cast(ops.softmax(scores, 4), self.dtype)
-        return ops.reshape(ops.matmul(weights, v), (0, self.heads, -1, size))
-
-    def _feed_forward(self, name: str, x: Value) -> Value:
-        ops = self.ops
-        if self.config.gate_in_fc:
-            inner = self.table[f"{name}.mlp.proj.weight"].shape[-1]
-            both = ops.reshape(self.linear(f"{name}.mlp.fc", x), (0, 0, 2, inner))
-            up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
-        else:
-            gate, up = self.linear(f"{name}.mlp.fc", x), self.linear(f"{name}.mlp.gate", x)
-        if self.traits.activation == "gelu":
-            gate = ops.activation("GELU_TANH", gate)
-        else:
-            gate = ops.elementwise("PROD", gate, ops.activation("SIGMOID", gate))
-        product = ops.elementwise("PROD", gate, up)
-        return self._summed(self.linear(f"{name}.mlp.proj", product))
+            given = ops.elementwise("PROD", ops.cast(given, "float32"), ops.number(scale, 3))
+            given = ops.cast(given, self.dtype)
+        return ops.elementwise("SUM", x, given)
 
     def _summed(self, x: Value) -> Value:
         """A product over inputs that are cut: the ranks' parts added up."""
@@ -307,9 +188,9 @@ class DecoderNetwork:
         """float32 logits of one token of each sequence, gathered over the ranks' vocabularies."""
         ops, vocab = self.ops, self.config.vocab_size
         with ops.part("lm_head"):
-            last = self._step_input("last_token_ids", (-1, 1))
+            last = self.step_input("last_token_ids", (-1, 1))
             x = ops.gather(x, last, 1, batch_axes=1)  # [B, 1, hidden_size]
-            x = self.linear("lm_head", self._norm("transformer.ln_f", x))
+            x = self.linear("lm_head", self.norm("transformer.ln_f", x))
             rows = self.table["lm_head.weight"].shape[0]
             logits = ops.reshape(ops.cast(x, "float32"), (0, rows))
             if self.tp > 1:
@@ -318,7 +199,9 @@ class DecoderNetwork:
             if rows * self.tp != vocab:  # rows of zeros, which make the cuts equal
                 sizes = ops.elementwise("PROD", ops.shape(last), ops.constant([1, vocab], "int64"))
                 logits = ops.slice(logits, (0, 0), sizes)
-            cap = self.traits.logits_soft_cap
+            scale, cap = self.traits.logits_scale, self.traits.logits_soft_cap
+            if scale != 1.0:
+                logits = ops.elementwise("PROD", logits, ops.number(scale, 2))
             if cap is not None:
                 logits = ops.elementwise("DIV", logits, ops.number(cap, 2))
                 logits = ops.activation("TANH", logits)

@@ -103,14 +103,20 @@ class NetworkOps:
         return self._out(self.network.add_unary(x, op), operation.lower())
 
     def activation(self, operation: str, x: Value) -> Value:
-        """SIGMOID, TANH, GELU_TANH."""
+        """SIGMOID, TANH, GELU_TANH, RELU."""
         op = getattr(self.trt.ActivationType, operation)
         return self._out(self.network.add_activation(x, op), operation.lower())
 
-    def reduce(self, operation: str, x: Value, axis: int) -> Value:
-        """AVG or MAX over one axis, which stays with size 1."""
-        op = getattr(self.trt.ReduceOperation, operation)
-        return self._out(self.network.add_reduce(x, op, 1 << axis, True), operation.lower())
+    def reduce(self, operation: str, x: Value, *axes: int) -> Value:
+        """AVG, SUM or MAX over axes, which stay with size 1."""
+        op, mask = getattr(self.trt.ReduceOperation, operation), sum(1 << axis for axis in axes)
+        return self._out(self.network.add_reduce(x, op, mask, True), operation.lower())
+
+    def concat(self, parts: Sequence[Value], axis: int) -> Value:
+        layer = self.network.add_concatenation(list(parts))
+        if layer is not None:
+            layer.axis = axis
+        return self._out(layer, "concat")
 
     def softmax(self, x: Value, axis: int) -> Value:
         layer = self.network.add_softmax(x)
@@ -181,12 +187,21 @@ class NetworkOps:
             layer.axis = axis
         return self._out(layer, "dequantize")
 
-    def rotary(self, x: Value, cos: Value, sin: Value, positions: Value, rotary_dim: int) -> Value:
-        """Rotate pairs (i, i + rotary_dim / 2) of x [B, heads, T, D] by the tables' rows.
+    def rotary(
+        self,
+        x: Value,
+        cos: Value,
+        sin: Value,
+        positions: Value,
+        rotary_dim: int,
+        interleaved: bool = False,
+    ) -> Value:
+        """Rotate pairs (i, i + rotary_dim / 2) of x [B, heads, T, D] by the tables' rows, or pairs
+        of neighbours (2 i, 2 i + 1).
 
         cos, sin: [rows, rotary_dim / 2] in x's dtype; positions: int32 [B, T].
         """
-        layer = self.network.add_rotary_embedding(x, cos, sin, False, rotary_dim)
+        layer = self.network.add_rotary_embedding(x, cos, sin, interleaved, rotary_dim)
         if layer is not None:
             layer.set_input(3, positions)
         return self._out(layer, "rotary")
@@ -238,3 +253,15 @@ class NetworkOps:
     def _refused(self, what: str) -> EngineError:
         words = self._explain() or "it gave no reason"
         return EngineError(f"TensorRT refuses a layer of the network, {what}: {words}")
+
+
+class StepInputs:
+    """The inputs that every step feeds, as the network's parts ask for them: `names`."""
+
+    def __init__(self, ops: NetworkOps) -> None:
+        self.ops = ops
+        self.names: list[str] = []
+
+    def __call__(self, name: str, shape: Sequence[int], dtype: str = "int32") -> Value:
+        self.names.append(name)
+        return self.ops.input(name, dtype, shape)

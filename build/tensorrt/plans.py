@@ -101,9 +101,8 @@ def plan_jobs(
         for part in cut_decoder(config, plan_layers, shared=not baked):
             files = [plan_file(limits, part, rank) for rank in ranks]
             for rank, file in zip(ranks, files, strict=True):
-                source = None if rank is None else str(directory / f"rank{rank}.safetensors")
                 output = str(directory / file)
-                job = Job(package, config.to_dict(), sms, limits, part.like, output, source)
+                job = Job(package, config.to_dict(), sms, limits, part.like, output, rank)
                 jobs.setdefault(file, job)
             first, count = part.part[:2]
             parts.append({"first_layer": first, "num_layers": count, "files": files})
@@ -148,7 +147,7 @@ def jobs_at_once(jobs: Sequence[Job], free_bytes: int) -> int:
 
 def _needed_bytes(job: Job) -> int:
     needed = _BASE_BYTES + job.part.num_layers * _LAYER_BYTES
-    if job.rank_file is not None:
+    if job.rank is not None:
         needed += _BAKED * _part_bytes(job)
     return needed
 

@@ -29,8 +29,8 @@ STEPS = sum(_PHASES.values())
 
 
 class Job(NamedTuple):
-    """What becomes the file `output`. config: `ModelConfig.to_dict()`; rank_file: whose weights
-    the plan holds, None for none.
+    """What becomes the file `output`. config: `ModelConfig.to_dict()`; rank: whose weights the
+    plan holds, from its file beside `output`; None for none.
     """
 
     package: str
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     limits: PlanLimits
     part: NetworkPart
     output: str
-    rank_file: str | None = None
+    rank: int | None = None
 
     @classmethod
     def from_json(cls, line: bytes) -> Job:
@@ -62,8 +62,9 @@ def run_job(job: Job, advance: Any) -> dict[str, Any]:
             advance(1)
 
     constants = None
-    if job.rank_file is not None:
-        constants = rank_constants(config, Path(job.rank_file), job.part, job.limits.max_positions)
+    if job.rank is not None:
+        folder, positions = Path(job.output).parent, job.limits.max_positions
+        constants = rank_constants(config, folder, job.rank, job.part, positions)
     compiled = compile_plan(trt, config, job.sms, job.limits, step, job.part, constants)
     try:
         Path(job.output).write_bytes(compiled.plan)
@@ -82,13 +83,13 @@ def run_job(job: Job, advance: Any) -> dict[str, Any]:
 
 
 def rank_constants(
-    config: ModelConfig, rank_file: Path, part: NetworkPart, max_positions: int
+    config: ModelConfig, folder: Path, rank: int, part: NetworkPart, max_positions: int
 ) -> dict[str, Tensor]:
     """The weights of a part of the decoder, by the rank file's names, and the rotary tables."""
-    with safe_open(rank_file, framework="pt") as file:
+    with safe_open(folder / f"rank{rank}.safetensors", framework="pt") as file:
         names = [name for name in file.keys() if part.holds(name)]
         tensors = {name: file.get_tensor(name) for name in names}
-    return bound_weights(config, tensors) | RotaryInputs(config, max_positions).tables
+    return bound_weights(config, tensors, rank) | RotaryInputs(config, max_positions).tables
 
 
 def main() -> int:

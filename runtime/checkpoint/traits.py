@@ -155,14 +155,6 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
 _ALWAYS: dict[str, tuple[object, str]] = {
-    "rope_interleaved": (False, "interleaved rope"),
-    "gated_mlp": (True, "an MLP without a gate"),
-    "parallel": (False, "attention beside the MLP"),
-    "layer_norm": (False, "LayerNorm"),
-    "norm_inputs": (True, "sublayers without a norm before them"),
-    "norm_all_heads": (False, "norms over all heads"),
-    "residual_scale": (1.0, "sums that are scaled"),
-    "logits_scale": (1.0, "logits that are scaled"),
     "norm_turned_heads": (False, "norms behind rope"),
     "query_growth": (None, "queries that grow with their position"),
     "clip_qkv": (None, "bounds of q, k and v"),
@@ -175,8 +167,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
     traits = traits_of(config)
-    if None in traits.ropes:
-        return "layers without rope"
     for name, (always, words) in _ALWAYS.items():
         if getattr(traits, name) != always:
             return words

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from enginehouse.runtime.checkpoint.packing import quantize_int8
 from enginehouse.runtime.checkpoint.rope import Rotary, RotaryTable
+from enginehouse.runtime.checkpoint.sharding import kv_heads_of_rank
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
 
 _LAYER = re.compile(r"(transformer\.layers\.|(?:past|present)_(?:key|value)_)(\d+)")
@@ -57,10 +59,13 @@ def transpose_int4(packed: Tensor) -> Tensor:
     return packed.view(torch.uint8).T.contiguous()
 
 
-def bound_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def bound_weights(
+    config: ModelConfig, tensors: Mapping[str, Tensor], rank: int
+) -> dict[str, Tensor]:
     """A rank's tensors as network inputs, by name; INT4 as uint8 with two values in a byte.
 
-    Each is of the model's dtype but for float8, INT4, INT8 and the float32 scales of float8.
+    Each is of the model's dtype but for float8, INT4, INT8 and the float32 scales of float8. Of a
+    norm over all heads, which a rank file has whole, it is the rank's own heads'.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     parameters: dict[str, list[str]] = {}
@@ -82,11 +87,24 @@ def bound_weights(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[st
         elif form == "fp8":  # one number each
             for name in ("activation_scaling_factor", "weights_scaling_factor"):
                 mine[name] = mine[name].view(())
+        elif (heads := _heads_normed(config, module, rank)) is not None:
+            mine["weight"] = weight.view(-1, config.head_size)[heads.start : heads.stop].flatten()
         for name, tensor in mine.items():
             kept = form.startswith("fp8") and name != "bias"
             kept = kept or (form in ("int4", "int8") and name == "weight")
             bound[f"{module}.{name}"] = (tensor if kept else tensor.to(dtype)).contiguous()
     return bound
+
+
+def _heads_normed(config: ModelConfig, module: str, rank: int) -> range | None:
+    """The rank's heads of a norm over all of the model's, None of another module."""
+    kind = module.rpartition(".")[2]
+    if kind not in ("q_layernorm", "k_layernorm") or not traits_of(config).norm_all_heads:
+        return None
+    if kind == "k_layernorm":
+        return kv_heads_of_rank(config, rank)
+    count = config.num_attention_heads // config.mapping.tp_size
+    return range(rank * count, (rank + 1) * count)
 
 
 class RotaryInputs:

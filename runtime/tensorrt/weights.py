@@ -45,7 +45,7 @@ def _read_weights(engine: Engine, rank: int, device: torch.device) -> dict[str, 
         with safe_open(path, framework="pt") as file:
             for names in _modules(list(file.keys())):
                 tensors = {name: file.get_tensor(name).to(device) for name in names}
-                bound |= bound_weights(config, tensors)
+                bound |= bound_weights(config, tensors, rank)
     except (OSError, SafetensorError) as error:
         raise EngineError(f"{path} cannot be read: {error}; build it again") from None
     head, embedding = "lm_head.weight", "transformer.vocab_embedding.weight"

@@ -45,8 +45,9 @@ class NetworkRunner:
             load_file(checkpoint / f"rank{rank}.safetensors")
             for rank in range(self.config.mapping.tp_size)
         ]
-        for each in tensors:
-            self.weights.append({**bound_weights(self.config, each), **self.rotary.tables})
+        for rank, each in enumerate(tensors):
+            bound = bound_weights(self.config, each, rank)
+            self.weights.append({**bound, **self.rotary.tables})
         assert len(tensors) == 1 or not baked
         kv_heads = max(1, self.config.num_key_value_heads // len(tensors))
         asked: set[str] = set()
@@ -56,8 +57,7 @@ class NetworkRunner:
                 network = self.networks[like] = RecordingNetwork()
                 constants = None
                 if baked:
-                    rank_file = checkpoint / "rank0.safetensors"
-                    constants = rank_constants(self.config, rank_file, like, context)
+                    constants = rank_constants(self.config, checkpoint, 0, like, context)
                 trt = SimpleNamespace(**vars(load_tensorrt()) | {"Weights": RecordedWeights})
                 decoder = DecoderNetwork(
                     NetworkOps(trt, network), self.config, context, context, like, constants

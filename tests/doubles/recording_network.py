@@ -17,83 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DTYPES = {
-    "FLOAT": torch.float32,
-    "HALF": torch.float16,
-    "BF16": torch.bfloat16,
-    "FP8": torch.float8_e4m3fn,
-    "INT8": torch.int8,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "BOOL": torch.bool,
-}
-ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "SUM": torch.add,
-    "SUB": torch.sub,
-    "PROD": torch.mul,
-    "DIV": torch.div,
-    "MAX": torch.maximum,
-    "MIN": torch.minimum,
-    "AND": torch.logical_and,
-    "GREATER": torch.gt,
-    "EQUAL": torch.eq,
-}
-UNARY = {"SQRT": torch.sqrt, "ABS": torch.abs, "NOT": torch.logical_not}
-ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
-    "SIGMOID": torch.sigmoid,
-    "TANH": torch.tanh,
-    "GELU_TANH": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
-}
-FLOATS = ("FLOAT", "HALF", "BF16")
-
-
-class Recorded:
-    """An ITensor: a dtype by TensorRT's name, a rank, and a place among the values."""
-
-    def __init__(self, index: int, dtype: str, rank: int) -> None:
-        self.index = index
-        self.dtype = dtype
-        self.rank = rank
-        self.name = ""
-
-
-def to_e4m3(values: Tensor) -> Tensor:
-    """Rounded to the nearest, and saturated."""
-    return values.clamp(-448, 448).to(torch.float8_e4m3fn)
-
-
-class Layer:
-    """An ILayer: compute(values of its inputs) -> value; attributes are read when it runs."""
-
-    def __init__(self, compute: Callable[..., Tensor], inputs: list[Recorded]) -> None:
-        self.compute = compute
-        self.inputs = inputs
-        self.collective: Callable[[list[Tensor]], list[Tensor]] | None = None
-        self.output: Recorded
-        self.name = ""
-        self.mask: Recorded | None = None
-        self.axis = self.axes = None
-        self.num_elementwise_dims = 0
-        self.first_transpose = self.second_transpose = self._reshape_dims = None
-        self.decomposable = False
-        self.num_ranks = 1
-
-    def get_output(self, index: int) -> Recorded:
-        assert index == 0
-        return self.output
-
-    def set_input(self, index: int, value: Recorded) -> None:
-        assert index >= len(self.inputs), "each layer here has one optional input, the last"
-        self.inputs.append(value)
-
-    @property
-    def reshape_dims(self) -> tuple[int, ...] | None:
-        return self._reshape_dims
-
-    @reshape_dims.setter
-    def reshape_dims(self, dims: tuple[int, ...]) -> None:
-        self._reshape_dims = dims
-        self.output.rank = len(dims)
+from doubles.recorded_layers import (
+    ACTIVATION,
+    DTYPES,
+    ELEMENTWISE,
+    FLOATS,
+    UNARY,
+    Layer,
+    Recorded,
+    elementwise_changes_rank,
+    fed,
+    to_e4m3,
+)
 
 
 class RecordedWeights:
@@ -138,7 +73,7 @@ class RecordingNetwork:
         for feeds, known in zip(ranks, values, strict=True):
             assert feeds.keys() == self.inputs.keys(), feeds.keys() ^ self.inputs.keys()
             for name, (dtype, shape, tensor) in self.inputs.items():
-                known[tensor.index] = _fed(name, feeds[name], dtype, shape)
+                known[tensor.index] = fed(name, feeds[name], dtype, shape)
         for layer in self.layers:
             index = layer.output.index
             found = [
@@ -186,7 +121,7 @@ class RecordingNetwork:
         raw = bytearray(ctypes.string_at(weights.address, size))
         kept = torch.frombuffer(raw, dtype=stored)
         kept = kept.view((*shape[:-1], shape[-1] // 2) if packed else shape)
-        value = _fed("a constant", kept, dtype, shape)
+        value = fed("a constant", kept, dtype, shape)
         return self._layer(dtype, len(shape), lambda _: value)
 
     def add_cast(self, x: Recorded, dtype: Any) -> Layer:
@@ -210,9 +145,19 @@ class RecordingNetwork:
 
     def add_reduce(self, x: Recorded, op: Any, axes: int, keep_dims: bool) -> Layer:
         kept = [i for i in range(x.rank) if axes >> i & 1]
-        reduce = {"AVG": torch.mean, "MAX": torch.amax}[op.name]
+        reduce = {"AVG": torch.mean, "SUM": torch.sum, "MAX": torch.amax}[op.name]
         assert keep_dims and x.dtype in FLOATS
         return self._layer(x.dtype, x.rank, lambda _, v: reduce(v, dim=kept, keepdim=True), x)
+
+    def add_concatenation(self, parts: Sequence[Recorded]) -> Layer:
+        first = parts[0]
+        assert all((part.dtype, part.rank) == (first.dtype, first.rank) for part in parts)
+
+        def compute(layer: Layer, *values: Tensor) -> Tensor:
+            assert isinstance(layer.axis, int)
+            return torch.cat(values, dim=layer.axis)
+
+        return self._layer(first.dtype, first.rank, compute, *parts)
 
     def add_softmax(self, x: Recorded) -> Layer:
         def compute(layer: Layer, v: Tensor) -> Tensor:
@@ -273,7 +218,7 @@ class RecordingNetwork:
             return torch.stack([row[index.long()] for row, index in zip(v, at, strict=True)])
 
         layer = self._layer(x.dtype, x.rank + indices.rank - 1, compute, x, indices)
-        _elementwise_changes_rank(layer)
+        elementwise_changes_rank(layer)
         return layer
 
     def add_quantize(self, x: Recorded, scale: Recorded, dtype: Any) -> Layer:
@@ -304,12 +249,17 @@ class RecordingNetwork:
     def add_rotary_embedding(
         self, x: Recorded, cos: Recorded, sin: Recorded, interleaved: bool, dim: int
     ) -> Layer:
-        assert x.dtype == cos.dtype == sin.dtype and x.rank == 4 and not interleaved
+        assert x.dtype == cos.dtype == sin.dtype and x.rank == 4
 
         def compute(_: Layer, v: Tensor, c: Tensor, s: Tensor, positions: Tensor) -> Tensor:
             assert positions.dtype == torch.int32 and c.shape[-1] == dim // 2
             c, s = (table[positions.long()].unsqueeze(1) for table in (c, s))  # [B, 1, T, dim / 2]
-            one, two, rest = v.split([dim // 2, dim // 2, v.shape[-1] - dim], dim=-1)
+            turned, rest = v.split([dim, v.shape[-1] - dim], dim=-1)
+            if interleaved:
+                one, two = turned[..., 0::2], turned[..., 1::2]
+                pairs = torch.stack([one * c - two * s, two * c + one * s], dim=-1)
+                return torch.cat([pairs.flatten(-2), rest], dim=-1)
+            one, two = turned.chunk(2, dim=-1)
             return torch.cat([one * c - two * s, two * c + one * s, rest], dim=-1)
 
         return self._layer(x.dtype, 4, compute, x, cos, sin)
@@ -358,30 +308,3 @@ class RecordingNetwork:
             assert (op.name, reduction.name) == ("ALL_REDUCE", "SUM")
             layer.collective = lambda parts: [torch.stack(parts).sum(0)] * len(parts)
         return layer
-
-
-def _elementwise_changes_rank(layer: Layer) -> None:
-    """A gather whose leading axes run along has one axis less for each of them."""
-    whole = layer.output.rank
-
-    class Gather(Layer):
-        def __setattr__(self, name: str, value: Any) -> None:
-            object.__setattr__(self, name, value)
-            if name == "num_elementwise_dims":
-                self.output.rank = whole - value
-
-    layer.__class__ = Gather
-
-
-def _fed(name: str, value: Tensor, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """An input as the layers see it; INT4 is unpacked, the low nibble first."""
-    if dtype == "INT4":
-        assert value.dtype == torch.uint8, name
-        nibbles = np.stack([value.numpy() & 15, value.numpy() >> 4], axis=-1)
-        signed = np.where(nibbles > 7, nibbles.astype(np.int8) - 16, nibbles).astype(np.int8)
-        value = torch.from_numpy(signed.reshape(*value.shape[:-1], -1))
-    else:
-        assert value.dtype == DTYPES[dtype], f"{name}: {value.dtype} for {dtype}"
-    fits = all(size in (-1, found) for size, found in zip(shape, value.shape, strict=True))
-    assert fits, f"{name}: {tuple(value.shape)} for {shape}"
-    return value

@@ -255,24 +255,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # Of these our TensorRT network does not do all.
-BEYOND_TENSORRT = {
-    *(
-        "nemotron",
-        "arcee",
-        "starcoder2",
-        "stablelm",
-        "cohere",
-        "cohere2",
-        "glm",
-        "glm4",
-        "ernie4.5",
-        "ernie4.5-biased",
-        "helium",
-    ),
-    *("granite", "smollm3", "olmo2", "olmo3", "exaone4", "exaone4-whole"),
-    *("granite-hybrid", "granite-hybrid-nope", "olmo", "ministral3", "hunyuan", "phi"),
-    "nemotron-nas",
-}
+BEYOND_TENSORRT = {"olmo", "ministral3", "hunyuan", "phi", "nemotron-nas"}
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),

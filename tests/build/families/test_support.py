@@ -27,8 +27,8 @@ def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     beyond = {row.architecture: row.tensorrt for row in support()}
     assert beyond["LlamaForCausalLM"] is beyond["SeedOssForCausalLM"] is None
     assert beyond["MixtralForCausalLM"] == "experts"
-    assert beyond["Olmo2ForCausalLM"] == "sublayers without a norm before them"
-    assert beyond["SmolLM3ForCausalLM"] == "layers without rope"
+    assert beyond["HunYuanDenseV1ForCausalLM"] == "norms behind rope"
+    assert beyond["OlmoForCausalLM"] == "norms without weights"
 
 
 def test_the_verb_prints_them_all(

@@ -82,7 +82,7 @@ def cheapest(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:
         if kv_heads % tp and tp % kv_heads:
             continue
         for each in range(group, group + 150):
-            shapes = linear_shapes(with_numbers(config, kv_heads * each, kv_heads, 1536))
+            shapes = linear_shapes(with_numbers(config, kv_heads * each, kv_heads, 1536), 0)
             outputs = shapes["attention.qkv"].out_features
             inputs = shapes["attention.dense"].in_features
             if kv_heads * each % tp == inputs % rule.cut[1] == outputs % rule.cut[0] == 0:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from enginehouse.build import cli
 from enginehouse.build.families.architectures import ARCHITECTURES
+from enginehouse.build.families.support import NOTES
 from enginehouse.build.forms.capabilities import GPU_SM, refusal
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.plan.build_plan import make_plan
@@ -27,23 +28,27 @@ SIZES: dict[str, Any] = dict(
     vocab_size=512,
     hidden_size=512,
     intermediate_size=1024,
-    num_hidden_layers=2,
+    num_hidden_layers=8,
     num_attention_heads=8,
     num_key_value_heads=4,
     head_dim=64,
     max_position_embeddings=4096,
     rms_norm_eps=1e-5,
 )
-MIXTURES = (
-    *("MixtralForCausalLM", "Qwen3MoeForCausalLM"),
-    *("GraniteMoeForCausalLM", "OlmoeForCausalLM"),
+NORMED_BEHIND = (
+    *("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM", "FlexOlmoForCausalLM"),
+    "OlmoForCausalLM",  # whose norms do not multiply
 )
-NORMED_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM", "Exaone4ForCausalLM")
+# Their own tensors hold all experts of a layer.
+STACKED = ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "GptOssForCausalLM")
 BEYOND_TENSORRT = (
-    *NORMED_BEHIND,
-    *("NemotronForCausalLM", "ArceeForCausalLM", "Starcoder2ForCausalLM", "StableLmForCausalLM"),
-    *("CohereForCausalLM", "Cohere2ForCausalLM"),
-    *("GlmForCausalLM", "Glm4ForCausalLM", "Ernie4_5ForCausalLM", "HeliumForCausalLM"),
+    *("Ministral3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM", "OlmoForCausalLM"),
+    "DeciLMForCausalLM",
+)
+# Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
+OF_ALL_KINDS = (
+    *("LlamaForCausalLM", "Gemma3ForCausalLM", "DeciLMForCausalLM", "MixtralForCausalLM"),
+    "Glm4MoeForCausalLM",
 )
 FAMILY_AND_FORM = [(family, quant) for family in ARCHITECTURES for quant in QUANT_CONFIGS]
 
@@ -55,24 +60,31 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Configs:
     def make(family: str) -> Path:
         path = tmp_path_factory.getbasetemp() / "configs" / family
         path.mkdir(parents=True, exist_ok=True)
-        (path / "config.json").write_text(json.dumps({"architectures": [family], **SIZES}))
+        (path / "config.json").write_text(
+            json.dumps({"architectures": [family], **SIZES, **NOTES[family].keys})
+        )
         return path
 
     return make
 
 
+def has_experts(family: str) -> bool:
+    return any(row.target.endswith("mlp.router.weight") for row in ARCHITECTURES[family].layer_rows)
+
+
 def has_form(family: str, quant: str) -> bool:
     """Whether TensorRT-LLM's tables know the form for the family (docs/families.md)."""
-    return family not in MIXTURES or quant in ("none", "fp8")
+    return not has_experts(family) or quant in ("none", "fp8")
 
 
 @pytest.mark.parametrize(("family", "quant"), FAMILY_AND_FORM)
 def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs_natively = family not in (*MIXTURES, *BEYOND_TENSORRT) and quant != "w4a8_awq"
+    runs_natively = not has_experts(family) and family not in BEYOND_TENSORRT
+    runs_natively = runs_natively and quant != "w4a8_awq"
     folds = family not in NORMED_BEHIND or "awq" not in quant
-    parted = family != "GraniteMoeForCausalLM"  # its own tensors hold all experts of a layer
+    parted = family not in STACKED
     cases = {
         "--backend=torch": has_form(family, quant),
         "--backend=cpu": has_form(family, quant),
@@ -88,7 +100,8 @@ def test_a_plan_is_a_page_or_one_sentence(
         assert legal or (sentence.count("\n") == 1 and "choose" in sentence), sentence
 
 
-@pytest.mark.parametrize(("family", "quant"), FAMILY_AND_FORM)
+@pytest.mark.parametrize("quant", QUANT_CONFIGS)
+@pytest.mark.parametrize("family", OF_ALL_KINDS)
 def test_a_plan_for_each_gpu_is_a_page_or_names_what_it_runs(
     config: Configs, family: str, quant: str
 ) -> None:

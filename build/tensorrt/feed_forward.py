@@ -1,0 +1,43 @@
+"""A layer's MLP in TensorRT's layers. Knows no norm, and sums nothing over ranks."""
+
+from __future__ import annotations
+
+from enginehouse.build.tensorrt.linear import Linears
+from enginehouse.build.tensorrt.ops import NetworkOps, Value
+from enginehouse.runtime.checkpoint.traits import traits_of
+from enginehouse.runtime.config import ModelConfig
+
+
+class FeedForward:
+    """feed_forward(name, x): the MLP of the layer of that name, as far as this rank has it."""
+
+    def __init__(self, ops: NetworkOps, linear: Linears, config: ModelConfig) -> None:
+        self.ops = ops
+        self.linear = linear
+        self.config = config
+        self.traits = traits_of(config)
+
+    def __call__(self, name: str, x: Value) -> Value:
+        """[B, T, hidden_size] -> the same shape; the ranks' add up to the MLP's."""
+        ops = self.ops
+        if not self.config.gated_mlp:
+            product = self._activated(self.linear(f"{name}.mlp.fc", x))
+            return self.linear(f"{name}.mlp.proj", product)
+        if self.config.gate_in_fc:
+            inner = self.linear.table[f"{name}.mlp.proj.weight"].shape[-1]
+            both = ops.reshape(self.linear(f"{name}.mlp.fc", x), (0, 0, 2, inner))
+            up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
+        else:
+            gate, up = self.linear(f"{name}.mlp.fc", x), self.linear(f"{name}.mlp.gate", x)
+        product = ops.elementwise("PROD", self._activated(gate), up)
+        return self.linear(f"{name}.mlp.proj", product)
+
+    def _activated(self, x: Value) -> Value:
+        """SiLU, the tanh form of GELU, or the square of ReLU."""
+        ops = self.ops
+        if self.traits.activation == "gelu":
+            return ops.activation("GELU_TANH", x)
+        if self.traits.activation == "relu2":
+            x = ops.activation("RELU", x)
+            return ops.elementwise("PROD", x, x)
+        return ops.elementwise("PROD", x, ops.activation("SIGMOID", x))
