@@ -80,7 +80,8 @@ def _check_group_index(source: TensorSource, name: str, group_size: int) -> None
     if not torch.equal(index, torch.arange(len(index)) // group_size):
         raise CheckpointError(
             f"{name} puts inputs into groups out of order (act-order, desc_act), for which "
-            "TensorRT-LLM's int4 kernels have no form; quantise again with desc_act=false"
+            "TensorRT-LLM's int4 kernels have no form; pass --dequantize, or quantise again with "
+            "desc_act=false"
         )
 
 
@@ -265,7 +266,8 @@ class Fp8Format:
         if shape not in ((), (1,), (info.shape[0],), (info.shape[0], 1)):
             raise CheckpointError(
                 f"{module}.weight_scale has shape {list(shape)}; wanted one scale, or one for "
-                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8"
+                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8; pass "
+                "--dequantize where they are blocks"
             )
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:

@@ -7,7 +7,7 @@ that quantiser would, and beside it the float32 checkpoint that it means.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -313,13 +313,14 @@ def write_quantized(
     dtype: str = "float16",
     family: str | None = None,
     quantises: Callable[[str], bool] = lambda module: module.endswith(LINEARS),
+    kinds: Mapping[str, Kind] = KINDS,
     **config_changes: Any,
 ) -> Pair:
     """Both checkpoints under `path`; `edit` changes the stored tensors, the rest the config.
 
     family: of family_models.FAMILIES, instead of the tiny Llama. quantises: by a module's name.
     """
-    chosen = KINDS[kind]
+    chosen = kinds[kind]
     plain, quantized = path / "plain", path / kind.replace(" ", "-")
     for directory in (plain, quantized):
         if family is None:
