@@ -20,9 +20,9 @@ Shape = tuple[int, ...]
 
 
 class StoredForm(Protocol):
-    """name: what users call it. marker: the ending of a tensor that only such a module has.
+    """name: what users call it. marker: the ending of a tensor's name that only such a module has.
 
-    words: the endings of all tensors that a module can have.
+    endings: of all tensors that a module can have. weight: of what they mean together.
     """
 
     @property
@@ -32,15 +32,18 @@ class StoredForm(Protocol):
     def marker(self) -> str: ...
 
     @property
-    def words(self) -> tuple[str, ...]: ...
+    def endings(self) -> tuple[str, ...]: ...
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
-        """[out_features, in_features]. CheckpointError for tensors that are missing or do not fit
-        each other; none is read.
+    @property
+    def weight(self) -> str: ...
+
+    def shape(self, infos: Infos, module: str) -> Shape:
+        """Usually [out_features, in_features]. CheckpointError for tensors that are missing or do
+        not fit each other; none is read.
         """
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        """float32 [out_features, in_features], what the form defines; its scales are finite."""
+        """float32, what the form defines; its scales are finite."""
 
 
 class Layout(NamedTuple):
@@ -92,10 +95,3 @@ def read_scale(source: TensorSource, name: str) -> Tensor:
     scale = source.read(name).float()
     check_finite(name, scale)
     return scale
-
-
-def spread(values: Tensor, shape: tuple[int, int], block: tuple[int, int]) -> Tensor:
-    """[out, in] of [ceil(out / rows), ceil(in / columns)]: each for its block of a weight."""
-    rows, columns = block
-    tall = values.repeat_interleave(rows, dim=0)[: shape[0]]
-    return tall.repeat_interleave(columns, dim=1)[:, : shape[1]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from enginehouse.build.dequantize.base import Layout, StoredForm, one_form
@@ -20,6 +21,7 @@ from enginehouse.build.dequantize.integers import (
     ModelOptInt4Form,
     PackedForm,
 )
+from enginehouse.build.dequantize.small_floats import SmallFloatForm, StackedMxfp4Form
 from enginehouse.build.sources.quantized_config import (
     AUTOROUND_GPTQ,
     FP8_SPELLINGS,
@@ -32,12 +34,27 @@ from enginehouse.runtime.errors import CheckpointError
 
 READABLE = (
     "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound packed as either, "
-    "compressed-tensors (FP8, packed integers, INT8), ModelOpt (FP8, INT4 AWQ), fp8 (a scale for "
-    "each tensor or block) and fbgemm_fp8"
+    "compressed-tensors (FP8, NVFP4, MXFP4, MXFP8, packed integers, INT8), ModelOpt (FP8, NVFP4, "
+    "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, mxfp4"
 )
 _BITS = (2, 3, 4, 8)
 _NO_ROTATIONS = "none: rotations are no part of the weights"
 Config = Mapping[str, Any]
+
+_NVFP4 = SmallFloatForm("NVFP4", 16, whole=".weight_scale_2")
+_MODELOPT_FLOATS = {
+    **dict.fromkeys(("NVFP4", "W4A16_NVFP4", "NVFP4_AWQ", "W4A8_NVFP4_FP8"), _NVFP4),
+    "MXFP8": SmallFloatForm("MXFP8", 32, in_bytes=True),
+    "W4A8_MXFP4_FP8": SmallFloatForm("MXFP4", 32),
+}
+_PACKED: dict[str, Any] = {"stored": ".weight_packed", "marker": ".weight_packed"}
+_COMPRESSED_FLOATS = {
+    "nvfp4-pack-quantized": SmallFloatForm(
+        "NVFP4", 16, whole=".weight_global_scale", divides=True, **_PACKED
+    ),
+    "mxfp4-pack-quantized": SmallFloatForm("MXFP4", 32, **_PACKED),
+    "mxfp8-quantized": SmallFloatForm("MXFP8", 32, in_bytes=True),
+}
 
 
 def read_stored_layout(config: Config) -> Layout:
@@ -56,6 +73,7 @@ def read_stored_layout(config: Config) -> Layout:
         "modelopt": _modelopt,
         "fp8": _fp8,
         "fbgemm_fp8": lambda config: one_form(Fp8Form()),
+        "mxfp4": lambda config: one_form(StackedMxfp4Form()),
     }
     if method not in readers:
         raise CheckpointError(
@@ -219,6 +237,8 @@ def _compressed_form(what: str, weights: Config, stored: str) -> StoredForm:
         return Fp8Form()
     if kind == "float" and bits == 8 and strategy == "block":
         return _fp8_form(what, "block_structure", weights.get("block_structure"))
+    if stored in _COMPRESSED_FLOATS:
+        return _COMPRESSED_FLOATS[stored]
     if kind == "int" and strategy in ("tensor", "channel", "group"):
         size = weights.get("group_size") if strategy == "group" else -1
         group_size = _group_size(what, size)
@@ -233,10 +253,42 @@ def _compressed_form(what: str, weights: Config, stored: str) -> StoredForm:
 
 
 def _modelopt(config: Config) -> Layout:
+    """One algorithm for all, or one for each of `quantized_layers`."""
+    what, key = "a ModelOpt checkpoint", "quantized_layers"
+    if config.get("quant_algo") != "MIXED_PRECISION":
+        return one_form(_modelopt_form(config))
+    layers = json_object(what, key, config.get(key))
+    own = {
+        str(name): _modelopt_form(json_object(what, f"{key}[{name!r}]", settings))
+        for name, settings in layers.items()
+    }
+    if not own:
+        raise refused(what, key, layers, "an algorithm for each module")
+    forms = tuple(set(own.values()))
+
+    def form_of(module: str) -> StoredForm:
+        form = own.get(module) or next(
+            (own[name] for name in own if module.startswith(f"{name}.")), None
+        )
+        if form is None:
+            raise CheckpointError(
+                f"{module} is quantised, but {key} has no algorithm for it: do config.json and the "
+                "weights belong together?"
+            )
+        return form
+
+    return Layout(" and ".join(sorted({form.name for form in forms})), forms, form_of)
+
+
+def _modelopt_form(config: Config) -> StoredForm:
     what, algo = "a ModelOpt checkpoint", config.get("quant_algo")
     if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
-        return one_form(Fp8Form())
+        return Fp8Form()
     if algo == "W4A16_AWQ" and not config.get("has_zero_point"):
-        return one_form(ModelOptInt4Form(_group_size(what, modelopt_group_size(config))))
-    wanted = "FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ without zero points"
-    raise refused(what, "quant_algo", algo, wanted)
+        return ModelOptInt4Form(_group_size(what, modelopt_group_size(config)))
+    if algo in _MODELOPT_FLOATS:
+        form = _MODELOPT_FLOATS[algo]
+        size = config.get("group_size") or form.group_size
+        return replace(form, group_size=_group_size(what, size))
+    wanted = ", ".join(("FP8, FP8_PER_CHANNEL_PER_TOKEN", *_MODELOPT_FLOATS))
+    raise refused(what, "quant_algo", algo, f"{wanted} or W4A16_AWQ without zero points")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Infos, Shape, check_shape, found, read_scale, spread
+from enginehouse.build.dequantize.base import Infos, Shape, check_shape, found, read_scale
+from enginehouse.build.forms.block_floats import num_blocks, spread_scale
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import TensorSource
 
@@ -25,8 +26,9 @@ class Fp8Form:
 
     block: tuple[int, int] | None = None
     name: str = "FP8"
-    marker: str = "weight_scale"
-    words: tuple[str, ...] = ("weight", "weight_scale", "input_scale", "input_scale_ub")
+    marker: str = ".weight_scale"
+    endings: tuple[str, ...] = (".weight", ".weight_scale", ".input_scale", ".input_scale_ub")
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         out_features, in_features = found(infos, f"{module}.weight", self.name, torch.float8_e4m3fn)
@@ -34,8 +36,7 @@ class Fp8Form:
         found(infos, name, self.name)
         shapes: tuple[Shape, ...] = ((), (1,), (1, 1), (out_features,), (out_features, 1))
         if self.block is not None:
-            rows, columns = self.block
-            shapes = ((-(-out_features // rows), -(-in_features // columns)),)
+            shapes = (num_blocks((out_features, in_features), self.block),)
         check_shape(infos, name, *shapes)
         return out_features, in_features
 
@@ -45,5 +46,5 @@ class Fp8Form:
         check_finite(f"{module}.weight", q)
         scale = read_scale(source, f"{module}.weight_scale")
         if self.block is not None:
-            return q.float().mul_(spread(scale, shape, self.block))
+            return q.float().mul_(spread_scale(scale, shape, self.block))
         return q.float().mul_(scale.view(-1, 1))

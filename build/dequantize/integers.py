@@ -97,8 +97,9 @@ class AwqForm:
     symmetric: bool
     gemv: bool = False
     name: str = "AutoAWQ"
-    marker: str = "qweight"
-    words: tuple[str, ...] = ("qweight", "qzeros", "scales")
+    marker: str = ".qweight"
+    endings: tuple[str, ...] = (".qweight", ".qzeros", ".scales")
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         first, packed = found(infos, f"{module}.qweight", self.name, torch.int32)
@@ -148,8 +149,9 @@ class GptqForm:
     symmetric: bool
     stored_zero: int
     name: str = "GPTQ"
-    marker: str = "qweight"
-    words: tuple[str, ...] = ("qweight", "qzeros", "scales", "g_idx")
+    marker: str = ".qweight"
+    endings: tuple[str, ...] = (".qweight", ".qzeros", ".scales", ".g_idx")
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         words, out_features = found(infos, f"{module}.qweight", self.name, torch.int32)
@@ -184,14 +186,15 @@ class PackedForm:
     group_size: int
     symmetric: bool
     name: str = "compressed-tensors packed integers"
-    marker: str = "weight_packed"
-    words: tuple[str, ...] = (
-        "weight_packed",
-        "weight_scale",
-        "weight_zero_point",
-        "weight_shape",
-        "weight_g_idx",
+    marker: str = ".weight_packed"
+    endings: tuple[str, ...] = (
+        ".weight_packed",
+        ".weight_scale",
+        ".weight_zero_point",
+        ".weight_shape",
+        ".weight_g_idx",
     )
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         out_features, words = found(infos, f"{module}.weight_packed", self.name, torch.int32)
@@ -229,14 +232,15 @@ class Int8Form:
     group_size: int
     symmetric: bool
     name: str = "compressed-tensors INT8"
-    marker: str = "weight_scale"
-    words: tuple[str, ...] = (
-        "weight",
-        "weight_scale",
-        "weight_zero_point",
-        "input_scale",
-        "input_zero_point",
+    marker: str = ".weight_scale"
+    endings: tuple[str, ...] = (
+        ".weight",
+        ".weight_scale",
+        ".weight_zero_point",
+        ".input_scale",
+        ".input_zero_point",
     )
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         out_features, in_features = found(infos, f"{module}.weight", self.name, torch.int8)
@@ -269,8 +273,9 @@ class ModelOptInt4Form:
 
     group_size: int
     name: str = "ModelOpt INT4 AWQ"
-    marker: str = "weight_scale"
-    words: tuple[str, ...] = ("weight", "weight_scale", "pre_quant_scale", "input_scale")
+    marker: str = ".weight_scale"
+    endings: tuple[str, ...] = (".weight", ".weight_scale", ".pre_quant_scale", ".input_scale")
+    weight: str = ".weight"
 
     def shape(self, infos: Infos, module: str) -> tuple[int, int]:
         half, in_features = found(infos, f"{module}.weight", self.name, torch.uint8, torch.int8)

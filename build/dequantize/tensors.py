@@ -34,7 +34,7 @@ class DequantizedTensors:
     @cached_property
     def modules(self) -> frozenset[str]:
         """The modules that are quantised: `model.layers.0.mlp.up_proj`."""
-        endings = {f".{form.marker}" for form in self._layout.forms}
+        endings = {form.marker for form in self._layout.forms}
         return frozenset(
             name.removesuffix(ending)
             for name in self._stored.infos
@@ -48,6 +48,11 @@ class DequantizedTensors:
         return tuple(sorted({_NUMBER.sub("*", module) for module in self.modules}))
 
     @cached_property
+    def _weights(self) -> dict[str, str]:
+        """The name of each weight here, and its module."""
+        return {module + self._form(module).weight: module for module in self.modules}
+
+    @cached_property
     def infos(self) -> Mapping[str, TensorInfo]:
         """CheckpointError for a module that lacks a tensor, or whose tensors do not fit."""
         if not self.modules:
@@ -56,15 +61,15 @@ class DequantizedTensors:
                 "is: do config.json and the weights belong together?"
             )
         stored = self._stored.infos
-        words = {word for form in self._layout.forms for word in form.words}
-        own = {f"{module}.{word}" for module in self.modules for word in words}
+        endings = {ending for form in self._layout.forms for ending in form.endings}
+        own = {module + ending for module in self.modules for ending in endings}
         infos = {name: info for name, info in stored.items() if name not in own}
         for name, info in infos.items():
-            if name.endswith(".weight") and info.dtype.itemsize == 1:
-                self._form(name.removesuffix(".weight")).shape(stored, name.removesuffix(".weight"))
-        for module in self.modules:
-            shape = self._form(module).shape(stored, module)
-            infos[f"{module}.weight"] = TensorInfo(torch.float32, shape)
+            if name.endswith(".weight") and info.dtype.itemsize == 1:  # its scale is missing
+                module = name.removesuffix(".weight")
+                self._form(module).shape(stored, module)
+        for name, module in self._weights.items():
+            infos[name] = TensorInfo(torch.float32, self._form(module).shape(stored, module))
             bias = f"{module}.bias"  # AutoGPTQ writes zeros for the biases that a model lacks
             if self._form(module).name.startswith("GPTQ") and bias in infos:
                 if not self._stored.read(bias).any():
@@ -75,8 +80,8 @@ class DequantizedTensors:
         return self._layout.form_of(module)
 
     def read(self, name: str, rows: slice | None = None) -> Tensor:
-        module = name.removesuffix(".weight")
-        if name == module or module not in self.modules:
+        module = self._weights.get(name)
+        if module is None:
             return self._stored.read(name, rows)
         if rows is None:
             return self._form(module).read(self._stored, module)

@@ -20,6 +20,7 @@ from makers.quantized_writers import (
     Writer,
     Written,
     ct_config,
+    fp8,
     pack_last,
 )
 
@@ -144,10 +145,85 @@ def block_fp8(word: str, dtype: torch.dtype, rows: int = 128, columns: int = 128
     return write
 
 
+# What a nibble of e2m1 means, from OCP's MX 1.0, table 5; its highest bit is the sign.
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+WHOLE = 0.0078125 * 1.3
+
+
+def nibbles(rng: np.random.Generator, *shape: int) -> tuple[Tensor, Tensor]:
+    """uint8 [..., n / 2], the even element in the low nibble, and what is meant [..., n]."""
+    codes = rng.integers(0, 16, shape)
+    stored = (codes[..., 0::2] | codes[..., 1::2] << 4).astype(np.uint8)
+    return torch.from_numpy(stored), torch.tensor(E2M1)[torch.from_numpy(codes)]
+
+
+def nvfp4(compressed: bool, with_factor: tuple[str, ...] = ()) -> Writer:
+    """compressed: as compressed-tensors names it, its whole number a divisor; else ModelOpt's."""
+    rng = np.random.default_rng(12)
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        q, values = nibbles(rng, out, inn)
+        scale = torch.from_numpy(rng.uniform(1, 8, (out, inn // 16))).to(torch.float8_e4m3fn)
+        whole = torch.tensor(1 / WHOLE if compressed else WHOLE)
+        number = 1 / float(whole) if compressed else float(whole)
+        weight = values.double() * scale.double()[:, torch.arange(inn) // 16] * number
+        if compressed:
+            stored = {"weight_packed": q, "weight_global_scale": whole.view(1)}
+            stored |= {"weight_scale": scale, "input_global_scale": torch.tensor([3.0])}
+            return stored, weight.float()
+        stored = {"weight": q, "weight_scale": scale, "weight_scale_2": whole}
+        if module.endswith(with_factor):
+            factor = torch.from_numpy(rng.uniform(0.5, 2, inn)).to(BRAIN)
+            stored["pre_quant_scale"] = factor
+            weight = weight * factor.double()
+        return stored, weight.float()
+
+    return write
+
+
+def mx(in_bytes: bool, word: str) -> Writer:
+    """Powers of two for 32 inputs each. in_bytes: elements of e4m3, else of e2m1."""
+    rng, draw = np.random.default_rng(13), Draw(0, True, FLOAT, seed=14)
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        exponents = torch.from_numpy(rng.integers(116, 122, (out, inn // 32)))
+        q, values = nibbles(rng, out, inn)
+        if in_bytes:
+            q = draw.fp8(out, inn)
+            values, exponents = q.float(), exponents - 4
+        scale = 2.0 ** (exponents.double() - 127)
+        weight = values.double() * scale[:, torch.arange(inn) // 32]
+        return {word: q, "weight_scale": exponents.to(torch.uint8)}, weight.float()
+
+    return write
+
+
+def either(first: Writer, second: Writer, second_has: tuple[str, ...]) -> Writer:
+    """Modules of some names by another writer."""
+    return lambda module, out, inn: (second if module.endswith(second_has) else first)(
+        module, out, inn
+    )
+
+
+def mixed_layers(second_has: tuple[str, ...], second: str) -> dict[str, Any]:
+    """ModelOpt's `quantized_layers` of a tiny Llama: NVFP4, and another algorithm for some."""
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+    names = [*attention, *(f"mlp.{name}_proj" for name in ("gate", "up", "down"))]
+    modules = [f"model.layers.{layer}.{name}" for layer in range(2) for name in names]
+    nvfp4 = {"quant_algo": "NVFP4", "group_size": 16}
+    return {
+        module: {"quant_algo": second} if module.endswith(second_has) else nvfp4
+        for module in modules
+    }
+
+
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": True, "sym": True}
 _INT = {"type": "int", "symmetric": True}
 _BLOCK = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [128, 128]}
 _DYNAMIC = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 128, "dynamic": True}
+_FP4 = {"num_bits": 4, "type": "float"}
+_NVFP4 = "nvfp4-pack-quantized"
+_MODELOPT = {"quant_method": "modelopt"}
 _W8A8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 # What the plan calls each.
 NAMES: dict[str, str] = {
@@ -163,6 +239,13 @@ NAMES: dict[str, str] = {
     "deepseek fp8": "FP8 in blocks of 128 x 128",
     "block fp8 e8m0": "FP8 in blocks of 96 x 40",
     "compressed-tensors block fp8": "FP8 in blocks of 128 x 128",
+    "nvfp4": "NVFP4",
+    "nvfp4 awq": "NVFP4",
+    "mxfp8": "MXFP8",
+    "mixed precision": "FP8 and NVFP4",
+    "compressed-tensors nvfp4": "NVFP4",
+    "compressed-tensors mxfp4": "MXFP4",
+    "compressed-tensors mixed": "FP8 and compressed-tensors' packed integers of 4 bits",
 }
 STORED: dict[str, Kind] = {
     "gptq act-order": Kind(lambda: gptq(Integers(4, 128, True, act_order=True), 1), _GPTQ, ""),
@@ -235,6 +318,57 @@ STORED: dict[str, Kind] = {
     "compressed-tensors block fp8": Kind(
         lambda: block_fp8("weight_scale", BRAIN),
         ct_config(_BLOCK, _DYNAMIC, "float-quantized"),
+        "",
+    ),
+    "nvfp4": Kind(lambda: nvfp4(False), {**_MODELOPT, "quant_algo": "NVFP4", "group_size": 16}, ""),
+    "nvfp4 awq": Kind(
+        lambda: nvfp4(False, ("o_proj", "down_proj")),
+        {**_MODELOPT, "quant_algo": "NVFP4_AWQ", "group_size": 16, "pre_quant_scale": True},
+        "",
+    ),
+    "mxfp8": Kind(
+        lambda: mx(True, "weight"), {**_MODELOPT, "quant_algo": "MXFP8", "group_size": 32}, ""
+    ),
+    "mixed precision": Kind(
+        lambda: either(nvfp4(False), fp8(Draw(0, True, FLOAT), "tensor", True), ("v_proj",)),
+        {
+            **_MODELOPT,
+            "quant_algo": "MIXED_PRECISION",
+            "quantized_layers": mixed_layers(("v_proj",), "FP8"),
+        },
+        "",
+    ),
+    "compressed-tensors nvfp4": Kind(
+        lambda: nvfp4(True),
+        ct_config({**_FP4, "strategy": "tensor_group", "group_size": 16}, None, _NVFP4),
+        "",
+    ),
+    "compressed-tensors mxfp4": Kind(
+        lambda: mx(False, "weight_packed"),
+        ct_config({**_FP4, "strategy": "group", "group_size": 32}, None, "mxfp4-pack-quantized"),
+        "",
+    ),
+    "compressed-tensors mixed": Kind(
+        lambda: either(
+            packed(Integers(4, 32, True)),
+            fp8(Draw(0, True, FLOAT), "channel", False),
+            ("down_proj",),
+        ),
+        {
+            **ct_config({}, None, "mixed-precision"),
+            "config_groups": {
+                "group_0": {
+                    "targets": ["Linear"],
+                    "format": "pack-quantized",
+                    "weights": {**_INT, "num_bits": 4, "strategy": "group", "group_size": 32},
+                },
+                "group_1": {
+                    "targets": ["re:.*down_proj$"],
+                    "format": "float-quantized",
+                    "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
+                },
+            },
+        },
         "",
     ),
 }
