@@ -37,9 +37,9 @@ class StoredForm(Protocol):
     @property
     def weight(self) -> str: ...
 
-    def shape(self, infos: Infos, module: str) -> Shape:
+    def shape(self, source: TensorSource, module: str) -> Shape:
         """Usually [out_features, in_features]. CheckpointError for tensors that are missing or do
-        not fit each other; none is read.
+        not fit each other; none is read but those that say a shape.
         """
 
     def read(self, source: TensorSource, module: str) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from enginehouse.build.dequantize.base import Layout, StoredForm, one_form
+from enginehouse.build.dequantize.bitsandbytes import RowInt8Form, TableForm
 from enginehouse.build.dequantize.fp8 import Fp8Form
 from enginehouse.build.dequantize.integers import (
     AwqForm,
@@ -35,7 +36,8 @@ from enginehouse.runtime.errors import CheckpointError
 READABLE = (
     "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound packed as either, "
     "compressed-tensors (FP8, NVFP4, MXFP4, MXFP8, packed integers, INT8), ModelOpt (FP8, NVFP4, "
-    "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, mxfp4"
+    "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, "
+    "mxfp4 and bitsandbytes"
 )
 _BITS = (2, 3, 4, 8)
 _NO_ROTATIONS = "none: rotations are no part of the weights"
@@ -73,6 +75,7 @@ def read_stored_layout(config: Config) -> Layout:
         "modelopt": _modelopt,
         "fp8": _fp8,
         "fbgemm_fp8": lambda config: one_form(Fp8Form()),
+        "bitsandbytes": _bitsandbytes,
         "mxfp4": lambda config: one_form(StackedMxfp4Form()),
     }
     if method not in readers:
@@ -194,6 +197,17 @@ def _fp8_form(what: str, key: str, block: Any) -> Fp8Form:
 
 def _is_size(found: Any) -> bool:
     return isinstance(found, int) and not isinstance(found, bool) and found > 0
+
+
+def _bitsandbytes(config: Config) -> Layout:
+    what, kind = "a bitsandbytes checkpoint", config.get("bnb_4bit_quant_type", "fp4")
+    if config.get("load_in_8bit"):
+        return one_form(RowInt8Form())
+    if not config.get("load_in_4bit"):
+        raise refused(what, "load_in_4bit", config.get("load_in_4bit"), "it or load_in_8bit true")
+    if kind not in ("nf4", "fp4"):
+        raise refused(what, "bnb_4bit_quant_type", kind, "'nf4' or 'fp4'")
+    return one_form(TableForm(kind, f"bitsandbytes {kind.upper()}"))
 
 
 def _compressed_tensors(config: Config) -> Layout:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Infos, Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
 from enginehouse.build.forms.block_floats import num_blocks, spread_scale
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import TensorSource
@@ -30,7 +30,8 @@ class Fp8Form:
     endings: tuple[str, ...] = (".weight", ".weight_scale", ".input_scale", ".input_scale_ub")
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         out_features, in_features = found(infos, f"{module}.weight", self.name, torch.float8_e4m3fn)
         name = f"{module}.weight_scale"
         found(infos, name, self.name)
@@ -41,7 +42,7 @@ class Fp8Form:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        shape = self.shape(source.infos, module)
+        shape = self.shape(source, module)
         q = source.read(f"{module}.weight")
         check_finite(f"{module}.weight", q)
         scale = read_scale(source, f"{module}.weight_scale")

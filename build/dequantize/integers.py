@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Infos, Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
 from enginehouse.build.source import TensorSource
 from enginehouse.runtime.checkpoint.packing import unpack_int4
 from enginehouse.runtime.errors import CheckpointError
@@ -101,7 +101,8 @@ class AwqForm:
     endings: tuple[str, ...] = (".qweight", ".qzeros", ".scales")
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         first, packed = found(infos, f"{module}.qweight", self.name, torch.int32)
         out_features, in_features = (first, packed * 8) if self.gemv else (packed * 8, first)
         groups = _num_groups(module, in_features, self.group_size)
@@ -117,7 +118,7 @@ class AwqForm:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        _, in_features = self.shape(source.infos, module)
+        _, in_features = self.shape(source, module)
         groups = _num_groups(module, in_features, self.group_size)
         q = self._values(source.read(f"{module}.qweight"))
         zero = self._values(source.read(f"{module}.qzeros"))[:, :groups]
@@ -153,7 +154,8 @@ class GptqForm:
     endings: tuple[str, ...] = (".qweight", ".qzeros", ".scales", ".g_idx")
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         words, out_features = found(infos, f"{module}.qweight", self.name, torch.int32)
         in_features = words * _WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
@@ -165,7 +167,7 @@ class GptqForm:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        out_features, _ = self.shape(source.infos, module)
+        out_features, _ = self.shape(source, module)
         q = unpack(source.read(f"{module}.qweight").T, self.bits)
         scale = read_scale(source, f"{module}.scales").T.contiguous()
         zero = unpack(source.read(f"{module}.qzeros"), self.bits).T[:out_features]
@@ -196,7 +198,8 @@ class PackedForm:
     )
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         out_features, words = found(infos, f"{module}.weight_packed", self.name, torch.int32)
         in_features = words * _WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
@@ -210,7 +213,7 @@ class PackedForm:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        shape = self.shape(source.infos, module)
+        shape = self.shape(source, module)
         _check_said_shape(source, f"{module}.weight_shape", shape)
         q = unpack(source.read(f"{module}.weight_packed"), self.bits)
         groups = _num_groups(module, shape[1], self.group_size)
@@ -242,7 +245,8 @@ class Int8Form:
     )
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         out_features, in_features = found(infos, f"{module}.weight", self.name, torch.int8)
         groups = _num_groups(module, in_features, self.group_size)
         shapes = _scale_shapes(out_features, groups)
@@ -254,7 +258,7 @@ class Int8Form:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        out_features, in_features = self.shape(source.infos, module)
+        out_features, in_features = self.shape(source, module)
         groups = _num_groups(module, in_features, self.group_size)
         scale = read_scale(source, f"{module}.weight_scale").view(-1, groups)
         zero: Tensor | int = 0
@@ -277,7 +281,8 @@ class ModelOptInt4Form:
     endings: tuple[str, ...] = (".weight", ".weight_scale", ".pre_quant_scale", ".input_scale")
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         half, in_features = found(infos, f"{module}.weight", self.name, torch.uint8, torch.int8)
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.weight_scale", self.name)
@@ -286,7 +291,7 @@ class ModelOptInt4Form:
         return 2 * half, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        self.shape(source.infos, module)
+        self.shape(source, module)
         q = unpack_int4(source.read(f"{module}.weight").view(torch.int8))
         weight = _grouped(q, 0, read_scale(source, f"{module}.weight_scale"), None)
         factor = f"{module}.pre_quant_scale"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Infos, Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
 from enginehouse.build.forms.block_floats import dequantize_blocks, from_e8m0, unpack_e2m1
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import TensorSource
@@ -49,7 +49,8 @@ class SmallFloatForm:
     )
     weight: str = ".weight"
 
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+    def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
+        infos = source.infos
         dtype = torch.float8_e4m3fn if self.in_bytes else torch.uint8
         out_features, width = found(infos, module + self.stored, self.name, dtype)
         in_features = width if self.in_bytes else 2 * width
@@ -64,7 +65,7 @@ class SmallFloatForm:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        self.shape(source.infos, module)
+        self.shape(source, module)
         q = source.read(module + self.stored)
         check_finite(module + self.stored, q)
         stored = source.read(f"{module}.weight_scale")
@@ -89,7 +90,8 @@ class StackedMxfp4Form:
     endings: tuple[str, ...] = ("_blocks", "_scales")
     weight: str = ""
 
-    def shape(self, infos: Infos, module: str) -> Shape:
+    def shape(self, source: TensorSource, module: str) -> Shape:
+        infos = source.infos
         shape = found(infos, f"{module}_blocks", self.name, torch.uint8)
         found(infos, f"{module}_scales", self.name, *_E8M0)
         check_shape(infos, f"{module}_blocks", (*shape[:3], 16))
@@ -98,7 +100,7 @@ class StackedMxfp4Form:
         return experts, groups * 32, out_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        shape = self.shape(source.infos, module)
+        shape = self.shape(source, module)
         scale = from_e8m0(source.read(f"{module}_scales"))
         check_finite(f"{module}_scales", scale)
         weight = torch.empty(shape)

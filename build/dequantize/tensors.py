@@ -67,9 +67,9 @@ class DequantizedTensors:
         for name, info in infos.items():
             if name.endswith(".weight") and info.dtype.itemsize == 1:  # its scale is missing
                 module = name.removesuffix(".weight")
-                self._form(module).shape(stored, module)
+                self._form(module).shape(self._stored, module)
         for name, module in self._weights.items():
-            infos[name] = TensorInfo(torch.float32, self._form(module).shape(stored, module))
+            infos[name] = TensorInfo(torch.float32, self._form(module).shape(self._stored, module))
             bias = f"{module}.bias"  # AutoGPTQ writes zeros for the biases that a model lacks
             if self._form(module).name.startswith("GPTQ") and bias in infos:
                 if not self._stored.read(bias).any():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +14,31 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from enginehouse.build.dequantize.config import read_stored_layout
+from enginehouse.build.dequantize.tensors import DequantizedTensors
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.sources.folder import DiskFolder
+from enginehouse.build.sources.hf_checkpoint import SafetensorsSource
 from enginehouse.runtime.errors import EnginehouseError
+from makers.bitsandbytes_writer import BITSANDBYTES
 from makers.engines import build_engine
 from makers.family_models import save_family
+from makers.paths import ROOT
 from makers.quantized_writers import Kind, Pair, Written, edit_config, write_quantized
 from makers.stored_forms import NAMES, STORED, Integers, either, gptq
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+ALL = {**STORED, **BITSANDBYTES}
+NAMES_OF_ALL = {
+    **NAMES,
+    **dict.fromkeys(BITSANDBYTES, "bitsandbytes NF4"),
+    "llm.int8": "bitsandbytes INT8",
+}
 
 
 def opened(path: Path, dequantize: bool = True) -> SourceCheckpoint:
@@ -32,7 +48,7 @@ def opened(path: Path, dequantize: bool = True) -> SourceCheckpoint:
 def written(
     kind: str, path: Path, edit: Callable[[Written], None] = lambda tensors: None, **changes: Any
 ) -> Pair:
-    return write_quantized(kind, path, edit, kinds=STORED, **changes)
+    return write_quantized(kind, path, edit, kinds=ALL, **changes)
 
 
 def assert_means(pair: Pair) -> SourceCheckpoint:
@@ -45,13 +61,13 @@ def assert_means(pair: Pair) -> SourceCheckpoint:
     return source
 
 
-@pytest.mark.parametrize("kind", STORED)
+@pytest.mark.parametrize("kind", ALL)
 def test_a_form_is_read_as_its_document_means_it(kind: str, tmp_path: Path) -> None:
     pair = written(kind, tmp_path)
     source = assert_means(pair)
     plan = make_plan(load_settings({"quant": "fp8"}), source)
     assert plan.rounded_twice is not None
-    assert f"rounded twice, to {NAMES[kind]} and then to fp8" in plan.rounded_twice
+    assert f"rounded twice, to {NAMES_OF_ALL[kind]} and then to fp8" in plan.rounded_twice
     with pytest.raises(EnginehouseError, match="pass --dequantize") as caught:
         make_plan(load_settings({}), opened(pair.quantized, dequantize=False))
     assert "\n" not in str(caught.value)
@@ -186,12 +202,18 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kind", "changes", "wanted"), CONFIGS)
 def test_what_is_not_read_is_refused_by_its_config(
-    kind: str, changes: dict[str, Any], wanted: str, tmp_path: Path
+    kind: str, changes: dict[str, Any], wanted: str
 ) -> None:
-    path = written(kind, tmp_path, **changes).quantized
     with pytest.raises(EnginehouseError, match=wanted) as caught:
-        opened(path)
-    assert str(caught.value).endswith("give the unquantised checkpoint and choose --quant")
+        read_stored_layout({**ALL[kind].config, **changes})
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_read_in_no_way_names_the_unquantised_checkpoint(tmp_path: Path) -> None:
+    path = written("w8a8", tmp_path, quant_method="higgs").quantized
+    for dequantize in (False, True):
+        with pytest.raises(EnginehouseError, match="quant_method='higgs'.*: give the unquantised"):
+            opened(path, dequantize=dequantize)
 
 
 @pytest.mark.parametrize(
@@ -218,3 +240,54 @@ def test_modules_with_bits_of_their_own_are_read_with_them(
     source = assert_means(pair)
     assert source.dequantized is not None
     assert source.dequantized.name == "GPTQ of 4 bits and GPTQ of 8 bits"
+
+
+def broken_state(text: str) -> Callable[[Written], None]:
+    def edit(tensors: Written) -> None:
+        name = next(name for name in sorted(tensors) if "quant_state" in name)
+        tensors[name] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit", "wanted"),
+    [
+        ("nf4", broken_state("{"), "bitsandbytes__nf4 is not what bitsandbytes writes"),
+        ("nf4", broken_state('{"shape": [1, 2, 3], "blocksize": 64}'), "is not what bitsandbytes"),
+        ("nf4", broken_state('{"shape": [64, 64], "blocksize": 64}'), r"state says \[64, 64\]"),
+        ("nf4 nested", broken_state('{"shape": [256, 512], "blocksize": 64}'), "and nested_offset"),
+        ("nf4 nested", lose("nested_absmax"), "nested_absmax is missing from the bitsandbytes NF4"),
+        ("nf4", spoil("absmax", float("nan")), "weight.absmax holds NaN"),
+        ("llm.int8", spoil("weight_format", 1), "weight_format is 1; wanted 0, rows in order"),
+        ("llm.int8", lose("SCB"), "SCB is missing from the bitsandbytes INT8 checkpoint"),
+    ],
+)
+def test_a_damaged_bitsandbytes_checkpoint_is_refused(
+    kind: str, edit: Callable[[Written], None], wanted: str, tmp_path: Path
+) -> None:
+    path = written(kind, tmp_path / "in", edit).quantized
+    with pytest.raises(EnginehouseError, match=wanted) as caught:
+        build_engine(opened(path), tmp_path / "out" / "e", until="convert")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+CONTRACT = json.loads((ROOT / "tests/contract/hf/bitsandbytes-0.50.json").read_text())["cases"]
+
+
+def decoded(stored: dict[str, Any]) -> torch.Tensor:
+    raw = torch.frombuffer(bytearray(base64.b64decode(stored["base64"])), dtype=torch.uint8)
+    return raw.view(getattr(torch, stored["dtype"])).view(stored["shape"])
+
+
+@pytest.mark.parametrize("case", CONTRACT)
+def test_what_bitsandbytes_packed_is_read_as_it_dequantises_it(case: str, tmp_path: Path) -> None:
+    tensors = {f"m.{name}": decoded(each) for name, each in CONTRACT[case]["tensors"].items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    kind = {"load_in_4bit": True, "bnb_4bit_quant_type": case}
+    said = {"load_in_8bit": True} if case == "int8" else kind
+    layout = read_stored_layout({"quant_method": "bitsandbytes", **said})
+    source = DequantizedTensors(SafetensorsSource(DiskFolder(tmp_path)), layout)
+    wanted = decoded(CONTRACT[case]["dequantized"])
+    assert source.infos["m.weight"].shape == wanted.shape
+    torch.testing.assert_close(source.read("m.weight"), wanted, rtol=1e-6, atol=1e-9)
