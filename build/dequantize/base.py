@@ -80,6 +80,17 @@ def found(infos: Infos, name: str, kind: str, *dtypes: torch.dtype) -> Shape:
     return info.shape
 
 
+def matrix(infos: Infos, name: str, kind: str, *dtypes: torch.dtype) -> tuple[int, int]:
+    """As `found`, of a tensor with rows and columns."""
+    shape = found(infos, name, kind, *dtypes)
+    if len(shape) != 2 or 0 in shape:
+        raise CheckpointError(
+            f"{name} has shape {list(shape)}; wanted rows and columns, as {kind} stores them: "
+            "download the checkpoint again"
+        )
+    return shape[0], shape[1]
+
+
 def check_shape(infos: Infos, name: str, *wanted: Shape) -> None:
     """CheckpointError when the tensor is there and has none of these shapes."""
     if name in infos and infos[name].shape not in wanted:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import check_shape, found, read_scale
+from enginehouse.build.dequantize.base import check_shape, found, matrix, read_scale
 from enginehouse.build.source import TensorSource
 from enginehouse.runtime.errors import CheckpointError
 
@@ -76,7 +76,8 @@ class TableForm:
         table = read_scale(source, f"{module}.weight.quant_map")
         packed = source.read(f"{module}.weight").view(-1).view(torch.uint8)
         codes = torch.stack([packed >> 4, packed & 0xF], dim=-1).view(-1)
-        scale = self._scales(source, module, state).repeat_interleave(state["blocksize"])
+        size = min(state["blocksize"], len(codes))
+        scale = self._scales(source, module, state).repeat_interleave(size)
         return table[codes.int()].mul_(scale[: len(codes)]).view(shape)
 
     def _scales(self, source: TensorSource, module: str, state: dict[str, Any]) -> Tensor:
@@ -86,7 +87,8 @@ class TableForm:
             return read_scale(source, name)
         codes = source.read(name).int()
         nested = read_scale(source, f"{module}.weight.nested_absmax")
-        each = nested.repeat_interleave(state["nested_blocksize"])[: len(codes)]
+        size = min(state["nested_blocksize"], len(codes))
+        each = nested.repeat_interleave(size)[: len(codes)]
         table = read_scale(source, f"{module}.weight.nested_quant_map")
         return (table[codes] * each).add_(state["nested_offset"])
 
@@ -126,7 +128,7 @@ class RowInt8Form:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        out_features, in_features = found(infos, f"{module}.weight", self.name, torch.int8)
+        out_features, in_features = matrix(infos, f"{module}.weight", self.name, torch.int8)
         found(infos, f"{module}.SCB", self.name)
         check_shape(infos, f"{module}.SCB", (out_features,))
         check_shape(infos, f"{module}.weight_format", (), (1,))

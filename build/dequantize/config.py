@@ -120,7 +120,7 @@ def _gptq(config: Config) -> Layout:
 
 def _gptq_form(what: str, settings: Config, stored_zero: int) -> GptqForm:
     bits = settings.get("bits")
-    if bits not in _BITS:
+    if not _is_size(bits) or bits not in _BITS:
         raise refused(what, "bits", bits, "2, 3, 4 or 8")
     group_size = _group_size(what, settings.get("group_size"))
     symmetric = bool(settings.get("sym", True))
@@ -159,7 +159,7 @@ def _by_module(form: Callable[[Config], StoredForm], config: Config, key: str) -
         for name, settings in json_object("a checkpoint", key, config.get(key)).items()
         if isinstance(settings, dict) and not str(name).startswith("-:")
     }
-    quantised = {name: s for name, s in own.items() if (s.get("bits") or 0) < 16}
+    quantised = {name: s for name, s in own.items() if not _is_whole(s.get("bits"))}
     usual = form(config)
     others = {name: form({**config, **settings}) for name, settings in quantised.items()}
 
@@ -171,6 +171,11 @@ def _by_module(form: Callable[[Config], StoredForm], config: Config, key: str) -
     forms = tuple({usual, *others.values()})
     names = sorted({each.name for each in forms})
     return Layout(" and ".join(names), forms, form_of)
+
+
+def _is_whole(bits: Any) -> bool:
+    """Whether a module's own bits say that it is not quantised."""
+    return isinstance(bits, int) and bits >= 16
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -220,7 +225,8 @@ def _compressed_tensors(config: Config) -> Layout:
         scheme = json_object(what, f"config_groups[{name!r}]", group)
         stored = str(scheme.get("format") or config.get("format"))
         weights = json_object(what, "weights", scheme.get("weights"))
-        targets = [str(target) for target in scheme.get("targets") or ()]
+        listed = scheme.get("targets")
+        targets = [str(target) for target in listed] if isinstance(listed, list) else []
         forms.append((targets, _compressed_form(what, weights, stored)))
     if not forms:
         raise refused(what, "config_groups", groups, "a scheme")
@@ -256,7 +262,7 @@ def _compressed_form(what: str, weights: Config, stored: str) -> StoredForm:
     if kind == "int" and strategy in ("tensor", "channel", "group"):
         size = weights.get("group_size") if strategy == "group" else -1
         group_size = _group_size(what, size)
-        if stored == "pack-quantized" and bits in (2, 4, 8):
+        if stored == "pack-quantized" and _is_size(bits) and bits in (2, 4, 8):
             name = f"compressed-tensors' packed integers of {bits} bits"
             return PackedForm(bits, group_size, symmetric, name)
         if stored in ("int-quantized", "naive-quantized") and bits == 8:
@@ -300,7 +306,7 @@ def _modelopt_form(config: Config) -> StoredForm:
         return Fp8Form()
     if algo == "W4A16_AWQ" and not config.get("has_zero_point"):
         return ModelOptInt4Form(_group_size(what, modelopt_group_size(config)))
-    if algo in _MODELOPT_FLOATS:
+    if isinstance(algo, str) and algo in _MODELOPT_FLOATS:
         form = _MODELOPT_FLOATS[algo]
         size = config.get("group_size") or form.group_size
         return replace(form, group_size=_group_size(what, size))

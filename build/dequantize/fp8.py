@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, matrix, read_scale
 from enginehouse.build.forms.block_floats import num_blocks, spread_scale
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import TensorSource
@@ -32,7 +32,9 @@ class Fp8Form:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        out_features, in_features = found(infos, f"{module}.weight", self.name, torch.float8_e4m3fn)
+        out_features, in_features = matrix(
+            infos, f"{module}.weight", self.name, torch.float8_e4m3fn
+        )
         name = f"{module}.weight_scale"
         found(infos, name, self.name)
         shapes: tuple[Shape, ...] = ((), (1,), (1, 1), (out_features,), (out_features, 1))
@@ -47,5 +49,6 @@ class Fp8Form:
         check_finite(f"{module}.weight", q)
         scale = read_scale(source, f"{module}.weight_scale")
         if self.block is not None:
-            return q.float().mul_(spread_scale(scale, shape, self.block))
+            rows, columns = map(min, self.block, shape)
+            return q.float().mul_(spread_scale(scale, shape, (rows, columns)))
         return q.float().mul_(scale.view(-1, 1))

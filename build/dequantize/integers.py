@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, matrix, read_scale
 from enginehouse.build.source import TensorSource
 from enginehouse.runtime.checkpoint.packing import unpack_int4
 from enginehouse.runtime.errors import CheckpointError
@@ -103,11 +103,11 @@ class AwqForm:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        first, packed = found(infos, f"{module}.qweight", self.name, torch.int32)
+        first, packed = matrix(infos, f"{module}.qweight", self.name, torch.int32)
         out_features, in_features = (first, packed * 8) if self.gemv else (packed * 8, first)
         groups = _num_groups(module, in_features, self.group_size)
-        scales = found(infos, f"{module}.scales", self.name)
-        zeros = found(infos, f"{module}.qzeros", self.name, torch.int32)
+        scales = matrix(infos, f"{module}.scales", self.name)
+        zeros = matrix(infos, f"{module}.qzeros", self.name, torch.int32)
         if not self.gemv:
             check_shape(infos, f"{module}.scales", (groups, out_features))
             check_shape(infos, f"{module}.qzeros", (groups, out_features // 8))
@@ -156,7 +156,7 @@ class GptqForm:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        words, out_features = found(infos, f"{module}.qweight", self.name, torch.int32)
+        words, out_features = matrix(infos, f"{module}.qweight", self.name, torch.int32)
         in_features = words * _WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.scales", self.name)
@@ -200,7 +200,7 @@ class PackedForm:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        out_features, words = found(infos, f"{module}.weight_packed", self.name, torch.int32)
+        out_features, words = matrix(infos, f"{module}.weight_packed", self.name, torch.int32)
         in_features = words * _WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.weight_scale", self.name)
@@ -247,7 +247,7 @@ class Int8Form:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        out_features, in_features = found(infos, f"{module}.weight", self.name, torch.int8)
+        out_features, in_features = matrix(infos, f"{module}.weight", self.name, torch.int8)
         groups = _num_groups(module, in_features, self.group_size)
         shapes = _scale_shapes(out_features, groups)
         found(infos, f"{module}.weight_scale", self.name)
@@ -283,7 +283,7 @@ class ModelOptInt4Form:
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
-        half, in_features = found(infos, f"{module}.weight", self.name, torch.uint8, torch.int8)
+        half, in_features = matrix(infos, f"{module}.weight", self.name, torch.uint8, torch.int8)
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.weight_scale", self.name)
         check_shape(infos, f"{module}.weight_scale", (2 * half, groups))

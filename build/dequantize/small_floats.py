@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from enginehouse.build.dequantize.base import Shape, check_shape, found, read_scale
+from enginehouse.build.dequantize.base import Shape, check_shape, found, matrix, read_scale
 from enginehouse.build.forms.block_floats import dequantize_blocks, from_e8m0, unpack_e2m1
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.source import TensorSource
@@ -52,7 +52,7 @@ class SmallFloatForm:
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
         dtype = torch.float8_e4m3fn if self.in_bytes else torch.uint8
-        out_features, width = found(infos, module + self.stored, self.name, dtype)
+        out_features, width = matrix(infos, module + self.stored, self.name, dtype)
         in_features = width if self.in_bytes else 2 * width
         scales = (torch.float8_e4m3fn,) if self.whole else _E8M0
         found(infos, f"{module}.weight_scale", self.name, *scales)
@@ -65,7 +65,7 @@ class SmallFloatForm:
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
-        self.shape(source, module)
+        _, in_features = self.shape(source, module)
         q = source.read(module + self.stored)
         check_finite(module + self.stored, q)
         stored = source.read(f"{module}.weight_scale")
@@ -74,7 +74,7 @@ class SmallFloatForm:
             number = read_scale(source, module + self.whole)
             scale = scale / number if self.divides else scale * number
         check_finite(f"{module}.weight_scale", scale)
-        weight = dequantize_blocks(q, scale, (1, self.group_size))
+        weight = dequantize_blocks(q, scale, (1, min(self.group_size, in_features)))
         factor = f"{module}.pre_quant_scale"
         return weight.mul_(read_scale(source, factor)) if factor in source.infos else weight
 
