@@ -107,7 +107,10 @@ class AwqForm:
         out_features, in_features = (first, packed * 8) if self.gemv else (packed * 8, first)
         groups = _num_groups(module, in_features, self.group_size)
         scales = matrix(infos, f"{module}.scales", self.name)
-        zeros = matrix(infos, f"{module}.qzeros", self.name, torch.int32)
+        if self.symmetric and f"{module}.qzeros" not in infos:
+            zeros = (0, 0)
+        else:
+            zeros = matrix(infos, f"{module}.qzeros", self.name, torch.int32)
         if not self.gemv:
             check_shape(infos, f"{module}.scales", (groups, out_features))
             check_shape(infos, f"{module}.qzeros", (groups, out_features // 8))
@@ -121,12 +124,14 @@ class AwqForm:
         _, in_features = self.shape(source, module)
         groups = _num_groups(module, in_features, self.group_size)
         q = self._values(source.read(f"{module}.qweight"))
-        zero = self._values(source.read(f"{module}.qzeros"))[:, :groups]
         scale = read_scale(source, f"{module}.scales")
-        scale = scale[:, :groups] if self.gemv else scale.T
+        scale = (scale[:, :groups] if self.gemv else scale.T).contiguous()
+        if f"{module}.qzeros" not in source.infos:
+            return _grouped(q, 8, scale, None)
+        zero = self._values(source.read(f"{module}.qzeros"))[:, :groups]
         if self.symmetric:
             _check_symmetric(module, zero, 8)
-        return _grouped(q, zero, scale.contiguous(), None)
+        return _grouped(q, zero, scale, None)
 
     def _values(self, words: Tensor) -> Tensor:
         """uint8 [out, n], of q or of zeros."""

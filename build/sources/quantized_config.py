@@ -19,6 +19,7 @@ import torch
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
+    AwqGemvFormat,
     Fp8Format,
     GptqFormat,
     LinearFormat,
@@ -30,7 +31,7 @@ from enginehouse.runtime.errors import CheckpointError
 
 GROUP_SIZES = (128, 64)
 READABLE = (
-    "AutoAWQ (gemm), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
+    "AutoAWQ (gemm, gemv), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
     "compressed-tensors (FP8, W4A16), ModelOpt (FP8, INT4 AWQ), fp8 (a scale for each tensor) and "
     "fbgemm_fp8"
 )
@@ -209,10 +210,12 @@ def _awq(config: Mapping[str, Any]) -> QuantizedLayout:
     bits, version = config.get("bits", config.get("w_bit")), config.get("version", "gemm")
     if bits != 4:
         raise refused(what, "bits", bits, "4")
-    if str(version).lower() != "gemm":
-        raise refused(what, "version", version, "'gemm', the layout that AutoAWQ stores")
+    if str(version).lower() not in ("gemm", "gemv"):
+        raise refused(what, "version", version, "'gemm' or 'gemv', layouts that AutoAWQ stores")
     group_size = _group_size(what, config.get("group_size", config.get("q_group_size")))
     zero_point = bool(config.get("zero_point", True))
+    if str(version).lower() == "gemv":
+        return QuantizedLayout(AwqGemvFormat(group_size, zero_point), group_size, zero_point)
     return QuantizedLayout(AwqFormat(zero_point), group_size, zero_point)
 
 

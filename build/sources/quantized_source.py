@@ -28,7 +28,7 @@ from enginehouse.build.forms.quantized_linear import (
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.build.sources.quantized_config import QuantizedLayout
-from enginehouse.build.sources.quantized_formats import Fp8Format
+from enginehouse.build.sources.quantized_formats import AwqGemvFormat, Fp8Format
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
@@ -210,7 +210,7 @@ class QuantizedTensors:
 
     def _check_groups(self, module: str) -> None:
         size = self._layout.group_size
-        if not size:
+        if not size or isinstance(self._layout.format, AwqGemvFormat):  # which checks its own
             return
         infos, form = self._stored.infos, self._layout.format
         out_features, in_features = form.shape(infos, module)

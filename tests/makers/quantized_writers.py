@@ -83,6 +83,28 @@ def awq(draw: Draw) -> Writer:
     return write
 
 
+def awq_gemv(draw: Draw) -> Writer:
+    """The widths of zeros and scales are rounded up as calculate_zeros_width does for groups."""
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        u, z, s, weight = draw.int4(out, inn)
+        multiple = {32: 4, 64: 2}.get(draw.group, 1)
+        width = -(-(inn // draw.group) // 8)
+        width = -(-width // multiple) * multiple * 8
+        zeros = np.zeros((out, width), z.dtype)
+        zeros[:, : z.shape[1]] = z
+        scales = torch.zeros(out, width, dtype=s.dtype)
+        scales[:, : s.shape[1]] = s
+        stored = {
+            "qweight": pack_last(u, NATURAL),
+            "qzeros": pack_last(zeros, NATURAL),
+            "scales": scales,
+        }
+        return stored, weight
+
+    return write
+
+
 def gptq(draw: Draw, stored_less: int, with_bias: bool = True) -> Writer:
     """with_bias: zeros, as AutoGPTQ adds them; AutoRound does not, and leaves g_idx out too."""
 
@@ -200,6 +222,12 @@ KINDS: dict[str, Kind] = {
     "awq g128": Kind(
         lambda: awq(Draw(128, False, HALF)),
         {**_AWQ, "zero_point": True, "group_size": 128},
+        "int4",
+        True,
+    ),
+    "awq gemv g64": Kind(
+        lambda: awq_gemv(Draw(64, False, HALF)),
+        {**_AWQ, "version": "gemv", "zero_point": True},
         "int4",
         True,
     ),

@@ -14,14 +14,13 @@ from makers.quantized_writers import (
     BRAIN,
     FLOAT,
     HALF,
-    NATURAL,
     Draw,
     Kind,
     Writer,
     Written,
+    awq_gemv,
     ct_config,
     fp8,
-    pack_last,
 )
 
 
@@ -73,28 +72,6 @@ def gptq(draw: Integers, stored_less: int) -> Writer:
             "qzeros": bit_stream(z.T - stored_less, draw.bits),
             "scales": s.T.contiguous(),
             "g_idx": torch.from_numpy(index).to(torch.int32),
-        }
-        return stored, weight
-
-    return write
-
-
-def awq_gemv(draw: Integers) -> Writer:
-    """The widths of zeros and scales are rounded up as calculate_zeros_width does for groups."""
-
-    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
-        u, z, s, _, weight = draw.linear(out, inn)
-        multiple = {32: 4, 64: 2}.get(draw.group, 1)
-        width = -(-(inn // draw.group) // 8)
-        width = -(-width // multiple) * multiple * 8
-        zeros = np.zeros((out, width), z.dtype)
-        zeros[:, : z.shape[1]] = z
-        scales = torch.zeros(out, width, dtype=s.dtype)
-        scales[:, : s.shape[1]] = s
-        stored = {
-            "qweight": pack_last(u, NATURAL),
-            "qzeros": pack_last(zeros, NATURAL),
-            "scales": scales,
         }
         return stored, weight
 
@@ -263,7 +240,7 @@ STORED: dict[str, Kind] = {
         lambda: gptq(Integers(2, 64, True), 1), {**_GPTQ, "bits": 2, "group_size": 64}, ""
     ),
     "awq gemv": Kind(
-        lambda: awq_gemv(Integers(4, 32, False)),
+        lambda: awq_gemv(Draw(32, False, HALF)),
         {"quant_method": "awq", "bits": 4, "version": "gemv", "group_size": 32, "zero_point": True},
         "",
     ),

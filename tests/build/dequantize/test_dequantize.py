@@ -190,6 +190,17 @@ def test_where_there_is_nothing_to_dequantise_the_flag_is_refused(
         opened(make(tmp_path))
 
 
+def test_a_symmetric_checkpoint_may_leave_its_zero_points_out(tmp_path: Path) -> None:
+    def edit(tensors: Written) -> None:
+        for name in [name for name in tensors if name.endswith("qzeros")]:
+            del tensors[name]
+
+    path, plain = write_quantized("awq symmetric", tmp_path, edit)
+    wanted = load_file(plain / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    found = opened(path).tensors.read("model.layers.0.mlp.up_proj.weight")
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
 def drop_scale(tensors: Written) -> None:
     del tensors["model.layers.0.mlp.up_proj.weight_scale"]
 
