@@ -141,7 +141,7 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         args["trtllm_build"] = _pairs(args["trtllm_build"])
     progress = BuildProgress(quiet=quiet)
     settings = load_settings(args, config_file)
-    source = resolve_source(settings.model, cache_dir, progress.note)
+    source = resolve_source(settings.model, cache_dir, progress.note, settings.dequantize)
     if page:
         console = Console(highlight=False, soft_wrap=True)
         source = with_settled_tokenizer(settings, source)

@@ -65,6 +65,15 @@ class RowSource(Protocol):
     def read_row(self, sources: Sequence[str]) -> torch.Tensor: ...
 
 
+class Dequantized(NamedTuple):
+    """name: of the form that the linears are stored in. modules: those it is of, with `*` for the
+    numbers of layers and experts; empty where only config.json is here.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class SourceCheckpoint:
     """A checkpoint to build from, whatever kind of file it came in.
@@ -77,7 +86,8 @@ class SourceCheckpoint:
     still be there, and are `fetch`ed before one is read; headers are read without that.
 
     quantized: of a checkpoint whose linears are quantised already; `tensors` then gives them
-    dequantised. rows: of one whose tensors are fused already; its config is engine_config.
+    dequantised. dequantized: of one that is used as if it were not. rows: of one whose tensors are
+    fused already; its config is engine_config.
     remarks: what was found in it that its user should hear of, a sentence each.
     """
 
@@ -93,6 +103,7 @@ class SourceCheckpoint:
     tokenizer_writer: Callable[[Path], list[str]]
     has_weights: bool = True
     quantized: QuantizedSource | None = None
+    dequantized: Dequantized | None = None
     rows: RowSource | None = None
     engine_config: ModelConfig | None = None
     remarks: tuple[str, ...] = ()

@@ -81,6 +81,8 @@ def settle(
     made = make_plan(settings, source)
     for remark in source.remarks:
         progress.note(remark)
+    if made.rounded_twice is not None:
+        progress.note(made.rounded_twice)
     vocab_size = made.config.vocab_size
     check_token_ids(source, vocab_size, progress.note)
     download = describe_download(source)

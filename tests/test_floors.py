@@ -142,8 +142,9 @@ build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
 build/families         forms source  runtime/checkpoint
 build/sources          forms source families  runtime/checkpoint runtime/template
+build/dequantize       forms source sources  runtime/checkpoint
 build/gguf             source sources families
-build/resolve          progress source sources families gguf
+build/resolve          progress source sources families dequantize gguf
 build/check            source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/checkpoint runtime/tensorrt runtime/cpu

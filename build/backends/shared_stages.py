@@ -100,6 +100,7 @@ def digest(work: Build) -> None:
         "kind": source.kind,
         "license": source.license,
         **({"origin": source.origin} if source.origin else {}),
+        **({"dequantized": source.dequantized.name} if source.dequantized else {}),
         "digest": found.digest,
         "files": found.files,
     }

@@ -34,6 +34,7 @@ from enginehouse.build.plan.cuts import (
 from enginehouse.build.plan.hf_layout import HF_QUANTS, HfLayout, check_format
 from enginehouse.build.plan.host_memory import peak_memory_bytes
 from enginehouse.build.plan.kv_scales import carries_kv_scales
+from enginehouse.build.plan.rounded_twice import rounded_twice
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.plan.tensorrt_targets import check_tensorrt
 from enginehouse.build.plan.trtllm_flags import check_flags, facts_of
@@ -58,6 +59,7 @@ class BuildPlan:
 
     unpadded: the source's model, of which padding makes config's.
     scale_dtype: of INT4 scales that the source has already; None for the model's.
+    rounded_twice: what of a dequantised source is, in a sentence.
     targets: the SMs that backend=tensorrt compiles for.
     builder_flags: what trtllm_build asks of trtllm-build beyond what the limits settle.
     rank_bytes: tensor bytes of each rank file, exact (a header of some KiB comes on top).
@@ -77,6 +79,7 @@ class BuildPlan:
     num_parameters: int
     builder_flags: dict[str, str]
     scale_dtype: str | None = None
+    rounded_twice: str | None = None
     targets: tuple[int, ...] = ()
 
     @property
@@ -157,6 +160,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         num_parameters=sum(prod(shape) for shape in expected_shapes(unpadded).values()),
         builder_flags=flags,
         scale_dtype=form.scale_dtype,
+        rounded_twice=_rounded_twice(source, settings.quant, config),
         targets=check_tensorrt(settings, config),
     )
 
@@ -172,7 +176,7 @@ def _source_form(
     if settings.quant not in ("auto", form.quant):
         raise PlanError(
             f"quant={settings.quant} would quantise {source.name} a second time: it is quantised "
-            f"already, and stays in the form {form.quant}; leave quant out"
+            f"already, and stays in the form {form.quant}; leave quant out{_or_dequantize(source)}"
         )
     if settings.group_size not in (None, form.quantization.group_size):
         raise PlanError(
@@ -180,6 +184,16 @@ def _source_form(
             f"{form.quantization.group_size}; leave group_size out"
         )
     return form
+
+
+def _rounded_twice(source: SourceCheckpoint, quant: str, config: ModelConfig) -> str | None:
+    if source.dequantized is None:
+        return None
+    return rounded_twice(source.dequantized, quant, config)
+
+
+def _or_dequantize(source: SourceCheckpoint) -> str:
+    return ", or pass --dequantize" if source.kind == "safetensors" else ""
 
 
 def _cut(

@@ -10,7 +10,7 @@ from enginehouse.build.plan.build_plan import BuildPlan
 # Where an engine is put or how far a build goes says nothing of the engine itself.
 _NOT_CHOICES = ("output", "until", "model", "workers", "ignore_tensors")
 
-_TENSORRT_ONLY = ("plan_layers", "bake_weights")
+_ONLY_WHERE_SET = ("plan_layers", "bake_weights", "dequantize")
 
 
 def choices(plan: BuildPlan) -> dict[str, Any]:
@@ -24,7 +24,7 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         "group_size": plan.group_size,
         "dtype": plan.config.dtype,
     }
-    unset = {key for key in _TENSORRT_ONLY if not settled[key]}
+    unset = {key for key in _ONLY_WHERE_SET if not settled[key]}
     if settled["verify_with"] == "reference":  # as engines were verified before there was a choice
         unset.add("verify_with")
     if not plan.padding.rows and not plan.padding.columns:  # nothing to choose

@@ -177,6 +177,7 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     rows = [
         ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),
         ("form", f"{quant}; the rest {config.dtype}"),
+        *([("source", "quantised, and dequantised first")] if plan.rounded_twice else []),
         ("cut", f"TP {settings.tp} x PP {settings.pp} = {config.mapping.world_size} GPUs"),
         ("legal TP", ", ".join(map(str, legal)) or "none"),
         *([("padding", price)] if price else []),

@@ -49,6 +49,10 @@ class BuildSettings:
         "form of the weights; auto is the source's own, none for an unquantised one",
         choices=("auto", *QUANT_CONFIGS),
     )
+    dequantize: bool = _choice(
+        False,
+        "a quantised checkpoint is a source of every quant; the plan says what is rounded twice",
+    )
     group_size: int | None = _choice(
         None, "int4 forms: inputs per scale, 128 or 64; without it, the largest legal"
     )
@@ -154,7 +158,7 @@ class BuildSettings:
 GROUPS: dict[str, tuple[str, ...]] = {
     "first": ("model", "output", "quant", "tp", "backend"),
     "form of the weights and of the KV cache": (
-        *("group_size", "exclude", "dtype", "kv_cache_dtype", "format"),
+        *("dequantize", "group_size", "exclude", "dtype", "kv_cache_dtype", "format"),
         *("calib_samples", "calib_length"),
     ),
     "GPUs": ("gpu", "pp", "pad"),

@@ -1,4 +1,5 @@
-"""A checkpoint that says it is quantised: its linears as they are stored, or planned from words.
+"""A checkpoint that says it is quantised: its linears as they are stored, planned from words, or
+dequantised.
 
 The model is judged before its quantisation: of one that is refused in any form, no other form need
 be given. Knows no format and no tensor.
@@ -10,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from enginehouse.build.dequantize.config import read_stored_layout
+from enginehouse.build.dequantize.tensors import DequantizedTensors
 from enginehouse.build.families.hf_config import model_config
-from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.source import Dequantized, SourceCheckpoint
 from enginehouse.build.sources.planned_quantization import PlannedQuantization
 from enginehouse.build.sources.quantized_config import (
     CONFIG_FILES,
     CONFIG_KEYS,
+    QuantizedLayout,
     quantization_config,
     read_layout,
     says_fp8_kv,
@@ -23,16 +27,23 @@ from enginehouse.build.sources.quantized_config import (
 )
 from enginehouse.build.sources.quantized_source import QuantizedTensors
 from enginehouse.runtime.config import DTYPES
+from enginehouse.runtime.errors import CheckpointError
+
+_UNQUANTISED = "give the unquantised checkpoint and choose --quant"
+_DEQUANTIZE = "pass --dequantize, which makes it a source of every --quant"
 
 
-def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
-    """`source` itself when it is unquantised; else with its linears as they are stored.
+def open_quantized(source: SourceCheckpoint, dequantize: bool = False) -> SourceCheckpoint:
+    """`source` itself when it is unquantised; else with its linears as they are stored, or with
+    the weights that they mean.
 
-    Raises CheckpointError for a model that is not supported, and for a quantisation that no engine
-    can hold.
+    Raises CheckpointError for a model that is not supported, for a quantisation that no engine can
+    hold, or that cannot be read, and where there is nothing to dequantise.
     """
     found = quantization_config(source.path, source.config)
     config = {key: value for key, value in source.config.items() if key not in CONFIG_KEYS}
+    if dequantize and (found is None or says_unquantised(found)):
+        raise CheckpointError(f"{source.name} is not quantised: leave dequantize out")
     if found is None:
         said = source.config.get("quantization_config")
         return source if said else replace(source, config=config)
@@ -42,13 +53,42 @@ def open_quantized(source: SourceCheckpoint) -> SourceCheckpoint:
     source = replace(source, config=config, files=files)
     if says_unquantised(found):
         return _without_kv_scales(source, found)
-    layout = read_layout(found)
+    if dequantize:
+        return _dequantized(source, found)
+    layout = _layout(found)
     if source.has_weights:
         tensors = QuantizedTensors(source.tensors, layout)
         return replace(source, tensors=tensors, quantized=tensors)
     planned = PlannedQuantization(source.tensors, layout, model, found)
     remark = f"config.json alone does not tell, and the plan takes for granted: {planned.assumed}"
     return replace(source, quantized=planned, remarks=(*source.remarks, remark))
+
+
+def _layout(found: Mapping[str, Any]) -> QuantizedLayout:
+    """As an engine can hold it; CheckpointError with what else can be done."""
+    try:
+        return read_layout(found)
+    except CheckpointError as refusal:
+        try:
+            read_stored_layout(found)
+        except CheckpointError:
+            raise CheckpointError(f"{refusal}: {_UNQUANTISED}") from None
+        raise CheckpointError(f"{refusal}: {_DEQUANTIZE}") from None
+
+
+def _dequantized(source: SourceCheckpoint, found: Mapping[str, Any]) -> SourceCheckpoint:
+    """With the weights that its linears mean, in float32; of a config alone, only saying so."""
+    try:
+        layout = read_stored_layout(found)
+    except CheckpointError as refusal:
+        raise CheckpointError(f"{refusal}: {_UNQUANTISED}") from None
+    if says_fp8_kv(found):
+        remark = "the scales of the checkpoint's FP8 KV cache are left out with --dequantize"
+        source = replace(source, remarks=(*source.remarks, remark))
+    if not source.has_weights:
+        return replace(source, dequantized=Dequantized(layout.name, ()))
+    tensors = DequantizedTensors(source.tensors, layout)
+    return replace(source, tensors=tensors, dequantized=Dequantized(layout.name, tensors.patterns))
 
 
 def _without_kv_scales(source: SourceCheckpoint, found: Mapping[str, Any]) -> SourceCheckpoint:

@@ -30,18 +30,22 @@ def _silent(line: str) -> None:
 
 
 def resolve_source(
-    model: str | None, cache_dir: Path, progress: Progress = _silent
+    model: str | None, cache_dir: Path, progress: Progress = _silent, dequantize: bool = False
 ) -> SourceCheckpoint:
     """Open the checkpoint that `model` names; None is the sample model, kept in cache_dir.
 
-    Of a hub's, `owner/name` or `owner/name@revision`, the weight files may still be there.
+    dequantize: the weights that a quantised Hugging Face checkpoint means, instead of those that
+    it holds. Of a hub's, `owner/name` or `owner/name@revision`, the weight files may still be
+    there.
     Raises CheckpointError when there is no such thing, or it cannot be fetched.
     """
+    if model is None or model.lower().endswith(".gguf"):
+        _refuse_dequantize(dequantize, model or "the sample model", "is always dequantised")
     if model is None:
         return open_sample(cache_dir / "sample", progress)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _open_folder(DiskFolder(path))
+        return _open_folder(DiskFolder(path), dequantize)
     if path.is_file():
         if path.suffix.lower() == ".gguf":
             return open_gguf(path)
@@ -52,35 +56,42 @@ def resolve_source(
     if looks_local or not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", model):
         raise CheckpointError(f"{model} does not exist, and is no hub id (owner/name); {INSTEAD}")
     folder = open_hub(model, progress)
-    source = _open_folder(folder)
+    source = _open_folder(folder, dequantize)
     if isinstance(folder, HubFolder):
-        return replace(source, remote=_Remote(folder, source))
+        return replace(source, remote=_Remote(folder, source, dequantize))
     return source
 
 
 class _Remote:
     """The weights of a source on the hub. What is found in them whole is what was found before."""
 
-    def __init__(self, folder: HubFolder, source: SourceCheckpoint) -> None:
-        self._folder, self._source = folder, source
+    def __init__(self, folder: HubFolder, source: SourceCheckpoint, dequantize: bool) -> None:
+        self._folder, self._source, self._dequantize = folder, source, dequantize
 
     def size(self, path: Path) -> int:
         return self._folder.size(path)
 
     def fetch(self, paths: Sequence[Path], advance: Callable[[int], None]) -> None:
         self._folder.fetch(paths, advance)
-        if _open_folder(self._folder).config != self._source.config:
+        if _open_folder(self._folder, self._dequantize).config != self._source.config:
             raise CheckpointError(
                 f"{self._source.origin} holds other weights than a few of their rows said: start "
                 "the build again, which has them here now"
             )
 
 
-def _open_folder(folder: Folder) -> SourceCheckpoint:
+def _refuse_dequantize(dequantize: bool, name: str, why: str) -> None:
+    if dequantize:
+        raise CheckpointError(f"{name} {why}: leave dequantize out")
+
+
+def _open_folder(folder: Folder, dequantize: bool) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(folder.path):
+        why = "is a TensorRT-LLM checkpoint, which is read in its own form only"
+        _refuse_dequantize(dequantize, folder.label, why)
         return open_trtllm(folder)
     source = open_checkpoint(folder)
     family_name(text_part(source).config)  # an unknown one is refused before a header is read
     source = text_part(with_differing_copies(source))
-    return open_quantized(with_stored_head(with_zero_biases(source)))
+    return open_quantized(with_stored_head(with_zero_biases(source)), dequantize)

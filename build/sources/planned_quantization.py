@@ -16,6 +16,7 @@ from enginehouse.build.source import TensorSource
 from enginehouse.build.sources.quantized_config import QuantizedLayout, left_out, says_fp8_kv
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
+    AwqGemvFormat,
     Fp8Format,
     GptqFormat,
     ModelOptInt4Format,
@@ -70,7 +71,7 @@ class PlannedQuantization(QuantizedTensors):
 
     @cached_property
     def _scale_dtype(self) -> torch.dtype:
-        halves = isinstance(self._layout.format, (AwqFormat, GptqFormat))
+        halves = isinstance(self._layout.format, (AwqFormat, AwqGemvFormat, GptqFormat))
         return self._layout.scale_dtype or (torch.float16 if halves else torch.bfloat16)
 
     def kv_scales(self, config: ModelConfig) -> dict[int, float]:

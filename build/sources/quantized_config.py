@@ -9,7 +9,7 @@ ModelOpt's hf_quant_config.json; AutoGPTQ's quantize_config.json.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import torch
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
+    AwqGemvFormat,
     Fp8Format,
     GptqFormat,
     LinearFormat,
@@ -30,11 +31,10 @@ from enginehouse.runtime.errors import CheckpointError
 
 GROUP_SIZES = (128, 64)
 READABLE = (
-    "AutoAWQ (gemm), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
+    "AutoAWQ (gemm, gemv), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
     "compressed-tensors (FP8, W4A16), ModelOpt (FP8, INT4 AWQ), fp8 (a scale for each tensor) and "
     "fbgemm_fp8"
 )
-_UNQUANTISED = "give the unquantised checkpoint and choose --quant"
 
 # Where config.json says how the weights are quantised; the second is compressed-tensors' of old.
 CONFIG_KEYS = ("quantization_config", "compression_config")
@@ -43,7 +43,7 @@ CONFIG_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gpt
 _LEFT_OUT_KEYS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
 # The spellings of FP8's scales, all of them multipliers: transformers' for one of a tensor,
 # AutoFP8's before 0.5, Mistral's own.
-_FP8_SPELLINGS = {
+FP8_SPELLINGS = {
     "weight_scale_inv": "weight_scale",
     "qscale_weight": "weight_scale",
     "activation_scale": "input_scale",
@@ -52,7 +52,7 @@ _FP8_SPELLINGS = {
 }
 # What AutoRound packs as GPTQ does, by the word of packing_format after `auto_round:`, and what it
 # takes from a stored zero point (GptqFormat).
-_AUTOROUND_GPTQ = {"auto_gptq": 1, "gptq": 1, "": 0, "gptqmodel": 0, "exllamav2": 0, "tritonv2": 0}
+AUTOROUND_GPTQ = {"auto_gptq": 1, "gptq": 1, "": 0, "gptqmodel": 0, "exllamav2": 0, "tritonv2": 0}
 
 
 class QuantizedLayout(NamedTuple):
@@ -76,8 +76,7 @@ class QuantizedLayout(NamedTuple):
 
     def spelt(self, name: str) -> str:
         """A tensor's name as the format has it."""
-        module, _, word = name.rpartition(".")
-        return f"{module}.{self.spellings[word]}" if word in self.spellings else name
+        return respelt(self.spellings)(name)
 
 
 def quantization_config(path: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -122,7 +121,8 @@ def says_unquantised(config: Mapping[str, Any]) -> bool:
 def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
     """The layout that a quantization_config describes.
 
-    Raises CheckpointError, with the reason, for a method or a variant that no engine can hold.
+    Raises CheckpointError, with the reason and without a remedy, for a method or a variant that no
+    engine can hold.
     """
     method = str(config.get("quant_method", "")).lower()
     if method == "awq":
@@ -138,7 +138,7 @@ def read_layout(config: Mapping[str, Any]) -> QuantizedLayout:
         return readers[method](config)._replace(fp8_kv_cache=says_fp8_kv(config) is not False)
     raise CheckpointError(
         f"config.json has quantization_config with quant_method={config.get('quant_method')!r}; "
-        f"quantised checkpoints are read from {READABLE}: {_UNQUANTISED}"
+        f"quantised checkpoints are read from {READABLE}"
     )
 
 
@@ -160,7 +160,7 @@ def left_out(config: Mapping[str, Any], module: str) -> bool:
     """
     patterns = [str(word) for key in _LEFT_OUT_KEYS for word in config.get(key) or ()]
     for key in ("extra_config", "dynamic"):
-        for name, own in _object("a checkpoint", key, config.get(key)).items():
+        for name, own in json_object("a checkpoint", key, config.get(key)).items():
             if str(name).startswith("-:"):
                 patterns.append("re:" + str(name)[2:])
             elif isinstance(own, dict) and (own.get("bits") or 0) >= 16:
@@ -177,20 +177,31 @@ def _names(pattern: str, module: str) -> bool:
     return f".{pattern}." in f".{module}." or fnmatchcase(module, pattern)
 
 
-def _refused(what: str, key: str, found: object, wanted: str) -> CheckpointError:
-    return CheckpointError(f"{what} with {key}={found!r}; wanted {wanted}: {_UNQUANTISED}")
+def refused(what: str, key: str, found: object, wanted: str) -> CheckpointError:
+    """A variant that is not read; who raises it to the user says what to do."""
+    return CheckpointError(f"{what} with {key}={found!r}; wanted {wanted}")
 
 
-def _object(what: str, key: str, found: Any) -> dict[str, Any]:
+def respelt(spellings: Mapping[str, str]) -> Callable[[str], str]:
+    """A tensor's name with its last word as the format has it."""
+
+    def spelt(name: str) -> str:
+        module, _, word = name.rpartition(".")
+        return f"{module}.{spellings[word]}" if word in spellings else name
+
+    return spelt
+
+
+def json_object(what: str, key: str, found: Any) -> dict[str, Any]:
     """An object, empty when it is absent."""
     if not isinstance(found or {}, dict):
-        raise _refused(what, key, found, "a JSON object")
+        raise refused(what, key, found, "a JSON object")
     return found or {}
 
 
 def _group_size(what: str, found: Any) -> int:
     if found not in GROUP_SIZES:
-        raise _refused(what, "group_size", found, "64 or 128, for which there are kernels")
+        raise refused(what, "group_size", found, "64 or 128, for which there are kernels")
     return int(found)
 
 
@@ -198,11 +209,13 @@ def _awq(config: Mapping[str, Any]) -> QuantizedLayout:
     what = "an AutoAWQ checkpoint"
     bits, version = config.get("bits", config.get("w_bit")), config.get("version", "gemm")
     if bits != 4:
-        raise _refused(what, "bits", bits, "4")
-    if str(version).lower() != "gemm":
-        raise _refused(what, "version", version, "'gemm', the layout that AutoAWQ stores")
+        raise refused(what, "bits", bits, "4")
+    if str(version).lower() not in ("gemm", "gemv"):
+        raise refused(what, "version", version, "'gemm' or 'gemv', layouts that AutoAWQ stores")
     group_size = _group_size(what, config.get("group_size", config.get("q_group_size")))
     zero_point = bool(config.get("zero_point", True))
+    if str(version).lower() == "gemv":
+        return QuantizedLayout(AwqGemvFormat(group_size, zero_point), group_size, zero_point)
     return QuantizedLayout(AwqFormat(zero_point), group_size, zero_point)
 
 
@@ -211,9 +224,9 @@ def _gptq(config: Mapping[str, Any]) -> QuantizedLayout:
     key = "checkpoint_format" if "checkpoint_format" in config else "format"
     stored = config.get(key, "gptq")
     if bits != 4:
-        raise _refused(what, "bits", bits, "4")
+        raise refused(what, "bits", bits, "4")
     if config.get("is_marlin_format"):
-        raise _refused(
+        raise refused(
             what,
             "is_marlin_format",
             config["is_marlin_format"],
@@ -221,7 +234,7 @@ def _gptq(config: Mapping[str, Any]) -> QuantizedLayout:
             "itself stores",
         )
     if stored not in ("gptq", "gptq_v2"):
-        raise _refused(what, key, stored, "'gptq' or 'gptq_v2'")
+        raise refused(what, key, stored, "'gptq' or 'gptq_v2'")
     _check_layers(what, "dynamic", config)
     group_size = _group_size(what, config.get("group_size"))
     symmetric = bool(config.get("sym", True))
@@ -237,32 +250,32 @@ def _autoround(config: Mapping[str, Any]) -> QuantizedLayout:
     _, _, packed = packing.partition(":")
     first = packed.partition(":")[0]
     if bits != 4:
-        raise _refused(what, "bits", bits, "4")
+        raise refused(what, "bits", bits, "4")
     if config.get("data_type") not in (None, "int"):
-        raise _refused(what, "data_type", config["data_type"], "'int'")
+        raise refused(what, "data_type", config["data_type"], "'int'")
     if (config.get("act_bits") or 16) < 16:
-        raise _refused(what, "act_bits", config["act_bits"], "16: INT4 weights alone")
+        raise refused(what, "act_bits", config["act_bits"], "16: INT4 weights alone")
     if config.get("rotation_config"):
         found = config["rotation_config"]
-        raise _refused(what, "rotation_config", found, "none: rotations are no part of an engine")
+        raise refused(what, "rotation_config", found, "none: rotations are no part of an engine")
     _check_layers(what, "extra_config", config)
     group_size = _group_size(what, config.get("group_size"))
     symmetric = bool(config.get("sym", True))
     if first in ("auto_awq", "awq"):
         return QuantizedLayout(AwqFormat(not symmetric), group_size, not symmetric)
-    if not packing.startswith("auto") or first not in _AUTOROUND_GPTQ:
+    if not packing.startswith("auto") or first not in AUTOROUND_GPTQ:
         wanted = "'auto_round:auto_gptq' or 'auto_round:auto_awq'"
-        raise _refused(what, "packing_format", packing, wanted)
-    form = GptqFormat(group_size, symmetric, _AUTOROUND_GPTQ[first])
+        raise refused(what, "packing_format", packing, wanted)
+    form = GptqFormat(group_size, symmetric, AUTOROUND_GPTQ[first])
     return QuantizedLayout(form, group_size, not symmetric)
 
 
 def _check_layers(what: str, key: str, config: Mapping[str, Any]) -> None:
     """Modules with settings of their own have the same as all others, or are left out (16 bits)."""
-    for module, own in _object(what, key, config.get(key)).items():
+    for module, own in json_object(what, key, config.get(key)).items():
         if str(module).startswith("-:"):  # GPTQModel's word for a module that is left out
             continue
-        settings = _object(what, f"{key}[{module!r}]", own)
+        settings = json_object(what, f"{key}[{module!r}]", own)
         bits = settings.get("bits")
         if isinstance(bits, int) and bits >= 16:
             continue
@@ -270,7 +283,7 @@ def _check_layers(what: str, key: str, config: Mapping[str, Any]) -> None:
             wanted = config.get(name)
             if settings.get(name) is not None and wanted is not None and settings[name] != wanted:
                 found = f"{key}[{module!r}][{name!r}]"
-                raise _refused(what, found, settings[name], f"{wanted!r}, as all others have")
+                raise refused(what, found, settings[name], f"{wanted!r}, as all others have")
 
 
 def _fp8(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -281,11 +294,11 @@ def _fp8(config: Mapping[str, Any]) -> QuantizedLayout:
     if config.get("weight_block_size"):
         size = config["weight_block_size"]
         wanted = "none: TensorRT-LLM has no kernel for blocks of FP8"
-        raise _refused(what, "weight_block_size", size, wanted)
+        raise refused(what, "weight_block_size", size, wanted)
     if scheme not in ("static", "dynamic"):
-        raise _refused(what, "activation_scheme", scheme, "'static' or 'dynamic'")
+        raise refused(what, "activation_scheme", scheme, "'static' or 'dynamic'")
     static = scheme == "static"
-    return QuantizedLayout(Fp8Format(), static_activations=static, spellings=_FP8_SPELLINGS)
+    return QuantizedLayout(Fp8Format(), static_activations=static, spellings=FP8_SPELLINGS)
 
 
 def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -293,30 +306,30 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
     groups = config.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:
         found = len(groups) if isinstance(groups, dict) else None
-        raise _refused(what, "config_groups", found, "one scheme for all linears")
+        raise refused(what, "config_groups", found, "one scheme for all linears")
     if config.get("transform_config"):
         found = config["transform_config"]
-        raise _refused(what, "transform_config", found, "none: rotations are no part of an engine")
-    group = _object(what, "config_groups", next(iter(groups.values())))
-    weights = _object(what, "weights", group.get("weights"))
-    inputs = _object(what, "input_activations", group.get("input_activations"))
+        raise refused(what, "transform_config", found, "none: rotations are no part of an engine")
+    group = json_object(what, "config_groups", next(iter(groups.values())))
+    weights = json_object(what, "weights", group.get("weights"))
+    inputs = json_object(what, "input_activations", group.get("input_activations"))
     kind, bits = weights.get("type"), weights.get("num_bits")
     strategy = weights.get("strategy")
     if kind == "float" and bits == 8:
         if strategy not in ("tensor", "channel"):
-            raise _refused(what, "strategy", strategy, "'tensor' or 'channel' for FP8 weights")
+            raise refused(what, "strategy", strategy, "'tensor' or 'channel' for FP8 weights")
         if not inputs or inputs.get("type") != "float" or inputs.get("num_bits") != 8:
-            raise _refused(what, "input_activations", inputs, "FP8 too, as FP8 kernels have it")
+            raise refused(what, "input_activations", inputs, "FP8 too, as FP8 kernels have it")
         return QuantizedLayout(Fp8Format(), static_activations=not inputs.get("dynamic"))
     if kind == "int" and bits == 4 and not inputs:
         if strategy != "group" or config.get("format") != "pack-quantized":
             both = f"{strategy}, {config.get('format')}"
-            raise _refused(what, "strategy, format", both, "'group' and 'pack-quantized'")
+            raise refused(what, "strategy, format", both, "'group' and 'pack-quantized'")
         group_size = _group_size(what, weights.get("group_size"))
         symmetric = bool(weights.get("symmetric", True))
         return QuantizedLayout(PackedFormat(group_size, symmetric), group_size, not symmetric)
     scheme = f"{kind} {bits} bit, activations {'quantised' if inputs else 'not quantised'}"
-    raise _refused(what, "weights", scheme, "FP8 with FP8 activations, or 4 bit integers alone")
+    raise refused(what, "weights", scheme, "FP8 with FP8 activations, or 4 bit integers alone")
 
 
 def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -327,19 +340,24 @@ def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
         return QuantizedLayout(Fp8Format())
     if algo == "W4A16_AWQ":
         if config.get("has_zero_point"):
-            raise _refused(what, "has_zero_point", True, "false, as ModelOpt's INT4 AWQ has it")
-        group_size = config.get("group_size")
-        if group_size is None:  # in config.json it stands in the scheme of the weights
-            schemes = list(_object(what, "config_groups", config.get("config_groups")).values())
-            scheme = _object(what, "config_groups", schemes[0] if schemes else None)
-            group_size = _object(what, "weights", scheme.get("weights")).get("group_size", 128)
-        word = _object(what, "producer", config.get("producer")).get("weight_scale_dtype")
+            raise refused(what, "has_zero_point", True, "false, as ModelOpt's INT4 AWQ has it")
+        word = json_object(what, "producer", config.get("producer")).get("weight_scale_dtype")
         if word not in (None, *DTYPES):
-            raise _refused(what, "weight_scale_dtype", word, f"one of {', '.join(DTYPES)}")
+            raise refused(what, "weight_scale_dtype", word, f"one of {', '.join(DTYPES)}")
         return QuantizedLayout(
             ModelOptInt4Format(),
-            _group_size(what, group_size),
+            _group_size(what, modelopt_group_size(config)),
             pre_quant_scale=bool(config.get("pre_quant_scale", True)),
             scale_dtype=getattr(torch, word) if word else None,
         )
-    raise _refused(what, "quant_algo", algo, "FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ")
+    raise refused(what, "quant_algo", algo, "FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ")
+
+
+def modelopt_group_size(config: Mapping[str, Any]) -> Any:
+    """ModelOpt's group size; in config.json it stands in the scheme of the weights."""
+    if config.get("group_size") is not None:
+        return config["group_size"]
+    what = "a ModelOpt checkpoint"
+    schemes = list(json_object(what, "config_groups", config.get("config_groups")).values())
+    scheme = json_object(what, "config_groups", schemes[0] if schemes else None)
+    return json_object(what, "weights", scheme.get("weights")).get("group_size", 128)

@@ -2,9 +2,9 @@
 
 A format reads the tensors of one module and knows their bits; it knows no model, no file and
 nothing of what is made of them.
-Source: AutoAWQ (`awq/utils/packing_utils.py`, version "gemm"); AutoGPTQ and GPTQModel (formats
-"gptq" and "gptq_v2"); compressed-tensors (`pack_to_int32`, "float-quantized"); ModelOpt
-(`modelopt/torch/export`, unified Hugging Face export).
+Source: AutoAWQ (`awq/utils/packing_utils.py`, version "gemm"; `WQLinear_GEMV`); AutoGPTQ and
+GPTQModel (formats "gptq" and "gptq_v2"); compressed-tensors (`pack_to_int32`, "float-quantized");
+ModelOpt (`modelopt/torch/export`, unified Hugging Face export).
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def _check_group_index(source: TensorSource, name: str, group_size: int) -> None
     if not torch.equal(index, torch.arange(len(index)) // group_size):
         raise CheckpointError(
             f"{name} puts inputs into groups out of order (act-order, desc_act), for which "
-            "TensorRT-LLM's int4 kernels have no form; quantise again with desc_act=false"
+            "TensorRT-LLM's int4 kernels have no form; pass --dequantize, or quantise again with "
+            "desc_act=false"
         )
 
 
@@ -118,6 +119,54 @@ class AwqFormat:
         """int8 [out, rows] from int32 [rows, out/8]."""
         nibbles = unpack_words(words).view(len(words), -1, 8)[..., list(_AWQ_COLUMNS)]
         return _signed(nibbles.flatten(1)).T.contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class AwqGemvFormat:
+    """AutoAWQ's "gemv": qweight int32 [out, in/8], qzeros int32 [out, z], scales [out, 8z], both as
+    wide as its kernel wants them, of which the first in/g count.
+    """
+
+    group_size: int
+    zero_point: bool
+    name: str = "AutoAWQ gemv"
+    marker: str = "qweight"
+    tensors: tuple[str, ...] = ("qweight", "qzeros", "scales")
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        out_features, words = infos[f"{module}.qweight"].shape
+        return out_features, words * 8
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.scales"
+
+    def check(self, source: TensorSource, module: str) -> None:
+        infos = source.infos
+        out_features, in_features = self.shape(infos, module)
+        groups, left = divmod(in_features, self.group_size)
+        names = [f"{module}.{word}" for word in ("scales", "qzeros", "qweight")]
+        scales, zeros, _ = (infos[name].shape if name in infos else () for name in names)
+        width = scales[1] if len(scales) == 2 else 0
+        right = scales[:1] == (out_features,) and zeros == (out_features, width // 8)
+        if not right or width < groups or left:
+            raise CheckpointError(
+                f"{module}.scales has shape {list(scales)} and qzeros {list(zeros)}; groups of "
+                f"{self.group_size} of {in_features} inputs and {out_features} outputs give at "
+                f"least {[out_features, groups]} and an eighth as wide: do config.json and weights "
+                "belong together?"
+            )
+        for name in names[1:]:
+            if infos[name].dtype != torch.int32:
+                raise CheckpointError(f"{name} has dtype {infos[name].dtype}; wanted int32")
+
+    def read(self, source: TensorSource, module: str) -> QuantizedLinear:
+        q = _signed(unpack_words(source.read(f"{module}.qweight")))
+        groups = q.shape[1] // self.group_size
+        scale = source.read(f"{module}.scales")[:, :groups].contiguous()
+        zero = _signed(unpack_words(source.read(f"{module}.qzeros"))[:, :groups]).contiguous()
+        if not self.zero_point:
+            _refuse_zero_points(module, zero)
+        return QuantizedLinear(q, scale, zero if self.zero_point else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +314,8 @@ class Fp8Format:
         if shape not in ((), (1,), (info.shape[0],), (info.shape[0], 1)):
             raise CheckpointError(
                 f"{module}.weight_scale has shape {list(shape)}; wanted one scale, or one for "
-                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8"
+                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8; pass "
+                "--dequantize where they are blocks"
             )
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:

@@ -28,7 +28,7 @@ from enginehouse.build.forms.quantized_linear import (
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.build.sources.quantized_config import QuantizedLayout
-from enginehouse.build.sources.quantized_formats import Fp8Format
+from enginehouse.build.sources.quantized_formats import AwqGemvFormat, Fp8Format
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
@@ -148,7 +148,7 @@ class QuantizedTensors:
             raise CheckpointError(
                 f"{linears[experts][0]} is an expert in {layout.format.name}; experts are "
                 "read in FP8 only, the one quantised form that is known for a mixture: give the "
-                "unquantised checkpoint"
+                "unquantised checkpoint, or pass --dequantize"
             )
         wanted = {module for modules in linears.values() for module in modules}
         prequant = layout.pre_quant_scale and self._has_factors(wanted)
@@ -181,7 +181,8 @@ class QuantizedTensors:
                     what = f"{' and '.join(unshared)} do not share one scale"
             raise CheckpointError(
                 f"{what}; a mixture of experts is held in FP8 with static activations and one "
-                "scale for q, k, v and for an expert's gate and up: give the unquantised checkpoint"
+                "scale for q, k, v and for an expert's gate and up: give the unquantised "
+                "checkpoint, or pass --dequantize"
             )
         return QuantizedForm("fp8_rowwise", QUANT_CONFIGS["fp8_rowwise"])
 
@@ -192,7 +193,7 @@ class QuantizedTensors:
             there = next(module for module in modules if module in self.modules)
             raise CheckpointError(
                 f"{missing[0]} is not quantised while {there} is; the engine holds the two as one "
-                "or runs them as one product: give the unquantised checkpoint"
+                "or runs them as one product: give the unquantised checkpoint, or pass --dequantize"
             )
         return bool(missing)
 
@@ -209,7 +210,7 @@ class QuantizedTensors:
 
     def _check_groups(self, module: str) -> None:
         size = self._layout.group_size
-        if not size:
+        if not size or isinstance(self._layout.format, AwqGemvFormat):  # which checks its own
             return
         infos, form = self._stored.infos, self._layout.format
         out_features, in_features = form.shape(infos, module)

@@ -25,7 +25,7 @@ _LONGEST = 80  # characters of a value
 # Choices that change which numbers the weights, the keys or the activations are rounded to.
 ROUNDING_CHOICES = {
     *("quant", "group_size", "kv_cache_dtype", "exclude", "dtype", "cpu_activations"),
-    *("calib_samples", "calib_length"),
+    *("calib_samples", "calib_length", "dequantize"),
 }
 # Choices that change in which order, or by what, the same numbers are added.
 ORDER_CHOICES = {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from enginehouse.verbs.base import VerbParser
 
 SHOWN = (
-    *("name", "pp", "format", "gpu", "kv_cache_dtype", "exclude", "max_seq_len"),
+    *("name", "pp", "format", "gpu", "kv_cache_dtype", "exclude", "dequantize", "max_seq_len"),
     *("max_batch_size", "until"),
 )
 _OTHERS = (

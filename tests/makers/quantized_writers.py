@@ -7,7 +7,7 @@ that quantiser would, and beside it the float32 checkpoint that it means.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,6 +77,28 @@ def awq(draw: Draw) -> Writer:
             "qweight": pack_last(u.T, AWQ_ORDER),
             "qzeros": pack_last(z.T, AWQ_ORDER),
             "scales": s.T.contiguous(),
+        }
+        return stored, weight
+
+    return write
+
+
+def awq_gemv(draw: Draw) -> Writer:
+    """The widths of zeros and scales are rounded up as calculate_zeros_width does for groups."""
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        u, z, s, weight = draw.int4(out, inn)
+        multiple = {32: 4, 64: 2}.get(draw.group, 1)
+        width = -(-(inn // draw.group) // 8)
+        width = -(-width // multiple) * multiple * 8
+        zeros = np.zeros((out, width), z.dtype)
+        zeros[:, : z.shape[1]] = z
+        scales = torch.zeros(out, width, dtype=s.dtype)
+        scales[:, : s.shape[1]] = s
+        stored = {
+            "qweight": pack_last(u, NATURAL),
+            "qzeros": pack_last(zeros, NATURAL),
+            "scales": scales,
         }
         return stored, weight
 
@@ -203,6 +225,12 @@ KINDS: dict[str, Kind] = {
         "int4",
         True,
     ),
+    "awq gemv g64": Kind(
+        lambda: awq_gemv(Draw(64, False, HALF)),
+        {**_AWQ, "version": "gemv", "zero_point": True},
+        "int4",
+        True,
+    ),
     "gptq v1": Kind(lambda: gptq(Draw(64, True, HALF), 1), {**_GPTQ, "sym": True}, "int4"),
     "gptq v1 asymmetric": Kind(
         lambda: gptq(Draw(64, False, HALF), 1),
@@ -313,13 +341,14 @@ def write_quantized(
     dtype: str = "float16",
     family: str | None = None,
     quantises: Callable[[str], bool] = lambda module: module.endswith(LINEARS),
+    kinds: Mapping[str, Kind] = KINDS,
     **config_changes: Any,
 ) -> Pair:
     """Both checkpoints under `path`; `edit` changes the stored tensors, the rest the config.
 
     family: of family_models.FAMILIES, instead of the tiny Llama. quantises: by a module's name.
     """
-    chosen = KINDS[kind]
+    chosen = kinds[kind]
     plain, quantized = path / "plain", path / kind.replace(" ", "-")
     for directory in (plain, quantized):
         if family is None:

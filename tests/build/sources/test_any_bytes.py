@@ -61,6 +61,13 @@ def read_source(folder: Path) -> None:
     source.tokenizer_writer(written)
 
 
+def read_dequantized(folder: Path) -> None:
+    source = resolve_source(str(folder), folder, dequantize=True)
+    make_plan(load_settings({}), source)
+    for name in source.tensors.infos:
+        source.tensors.read(name)
+
+
 def read_built(folder: Path) -> None:
     verify_files(read_engine(folder))
 
@@ -88,6 +95,7 @@ CASES: list[tuple[str, Reader, tuple[str, ...]]] = [
     ("sharded", read_source, ("model-00002-of-00003.safetensors", "model.safetensors.index.json")),
     ("gguf", read_source, ("x.gguf",)),
     ("gptq", read_source, ("config.json", "model.safetensors")),
+    ("nf4", read_dequantized, ("model.safetensors",)),
     ("fp8", read_source, ("hf_quant_config.json",)),
     ("awq", read_source, ("hf_quant_config.json",)),
     ("trtllm", read_source, ("config.json", "rank1.safetensors")),

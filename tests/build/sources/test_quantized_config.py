@@ -30,7 +30,7 @@ def opened(path: Path) -> SourceCheckpoint:
 
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("awq", {"bits": 8}, "AutoAWQ checkpoint with bits=8; wanted 4"),
-    ("awq", {"version": "gemv"}, "version='gemv'; wanted 'gemm'"),
+    ("awq", {"version": "gemv_fast"}, "version='gemv_fast'; wanted 'gemm'"),
     ("awq", {"group_size": 32}, "group_size=32; wanted 64 or 128"),
     ("gptq v1", {"bits": 3}, "GPTQ checkpoint with bits=3; wanted 4"),
     ("gptq v1", {"checkpoint_format": "marlin"}, "checkpoint_format='marlin'"),

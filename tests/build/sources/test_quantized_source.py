@@ -264,6 +264,11 @@ STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
         r"zero_point has shape \[4, 64\]; .* give \[64, 4\]",
     ),
     "words": ("gptq v2", wide_words, "up_proj.qweight has dtype torch.int64; wanted int32"),
+    "gemv": (
+        "awq gemv g64",
+        wrong_groups,
+        r"shape \[2, 16\] and qzeros \[512, 2\]",
+    ),
     "groups": ("awq", wrong_groups, r"has shape \[2, 512\]; groups of 64 of 256 inputs"),
 }
 
