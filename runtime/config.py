@@ -86,9 +86,17 @@ class QuantConfig:
     has_zero_point: bool = False
     pre_quant_scale: bool = False
     exclude_modules: tuple[str, ...] | None = EXCLUDE_MODULES
+    # Of MIXED_PRECISION, which no engine has: a module, and its form. All others are excluded.
+    quantized_layers: tuple[tuple[str, QuantConfig], ...] = ()
+
+    def of(self, module: str) -> QuantConfig:
+        """The form of one module: of MIXED_PRECISION its own."""
+        return dict(self.quantized_layers).get(module, self)
 
     def excludes(self, module: str) -> bool:
         """Whether a module (`transformer.layers.3.mlp.proj`, layers local) stays unquantised."""
+        if self.quant_algo == "MIXED_PRECISION" and module not in dict(self.quantized_layers):
+            return True
         patterns = EXCLUDE_MODULES if self.exclude_modules is None else self.exclude_modules
         return any(fnmatchcase(module, pattern) for pattern in patterns)
 

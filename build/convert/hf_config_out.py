@@ -1,8 +1,9 @@
 """config.json and hf_quant_config.json of a quantised Hugging Face checkpoint.
 
-The words are ModelOpt's; those that it has no word for stand under `producer`, where no loader
-looks. Knows no tensor.
-Source: nvidia-modelopt 0.47, torch/export/quant_utils.py and convert_hf_config.py.
+The words are those of the layout's own quantisers; what they have no word for stands under
+`producer`, where no loader looks. Knows no tensor.
+Source: nvidia-modelopt 0.47, torch/export/quant_utils.py and convert_hf_config.py;
+compressed-tensors 0.20, quantization/quant_scheme.py; transformers' FineGrainedFP8Config.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
+from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.hf_layout import HfLayout
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.config import QuantConfig
 
 _FP8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+_FP4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+# ModelOpt's schemes for all linears, which it writes for these forms alone.
+_MODELOPT_SCHEMES: dict[str | None, dict[str, Any]] = {
+    "FP8": {"input_activations": _FP8, "weights": _FP8},
+    "NVFP4": {"input_activations": _FP4, "weights": _FP4},
+    "W4A16_NVFP4": {"weights": _FP4},
+}
 _INT4_ALGOS = ("W4A16_AWQ", "W4A8_AWQ")
 
 
 class QuantizationFiles(NamedTuple):
-    """file: the whole of hf_quant_config.json. inline: config.json's quantization_config."""
+    """file: the whole of hf_quant_config.json, where the layout has one. inline: config.json's
+    quantization_config.
+    """
 
-    file: dict[str, Any]
+    file: dict[str, Any] | None
     inline: dict[str, Any]
 
 
@@ -33,16 +45,29 @@ def hf_config(plan: BuildPlan, source: SourceCheckpoint) -> dict[str, Any]:
 
 
 def quantization_files(plan: BuildPlan) -> QuantizationFiles | None:
-    """How the weights are quantised, or None when they are not.
+    """How the weights are quantised, or None when they are not."""
+    algo = plan.config.quantization.quant_algo
+    if algo is None:
+        return None
+    excluded = HfLayout(plan.config).unquantized_modules()
+    if plan.settings.layout == "compressed_tensors":
+        return QuantizationFiles(None, _compressed_tensors(plan.config.quantization, excluded))
+    if algo == "FP8_PB_WO":
+        return QuantizationFiles(None, _fine_grained_fp8(excluded))
+    return _modelopt(plan, excluded)
 
-    Beside ModelOpt's keys, `inline` repeats the group size, and `producer` says of which dtype
+
+def _producer() -> dict[str, Any]:
+    return {"name": "enginehouse", "version": version("enginehouse")}
+
+
+def _modelopt(plan: BuildPlan, excluded: list[str]) -> QuantizationFiles:
+    """Beside ModelOpt's keys, `inline` repeats the group size, and `producer` says of which dtype
     every INT4 scale is a value (they are stored as float32).
     """
     quantization = plan.config.quantization
     algo, kv_algo = quantization.quant_algo, quantization.kv_cache_quant_algo
-    if algo is None:
-        return None
-    producer = {"name": "enginehouse", "version": version("enginehouse")}
+    producer = _producer()
     groups: dict[str, Any] = {}
     if algo in _INT4_ALGOS:
         producer["weight_scale_dtype"] = plan.scale_dtype or plan.config.dtype
@@ -51,13 +76,76 @@ def quantization_files(plan: BuildPlan) -> QuantizationFiles | None:
             "has_zero_point": False,
             "pre_quant_scale": quantization.pre_quant_scale,
         }
-    excluded = HfLayout(plan.config).unquantized_modules()
+    elif algo in ("NVFP4", "W4A16_NVFP4", "MXFP8"):
+        groups = {"group_size": quantization.group_size}
     words = {"quant_algo": algo, "kv_cache_quant_algo": kv_algo, **groups}
     file = {"producer": producer, "quantization": {**words, "exclude_modules": excluded}}
     inline: dict[str, Any] = {"ignore": excluded, "quant_algo": algo, **groups}
-    if algo == "FP8":
-        scheme = {"input_activations": _FP8, "weights": _FP8, "targets": ["Linear"]}
-        inline["config_groups"] = {"group_0": scheme}
+    if algo in _MODELOPT_SCHEMES:
+        scheme = _MODELOPT_SCHEMES[algo]
+        inline["config_groups"] = {"group_0": {**scheme, "targets": ["Linear"]}}
     if kv_algo == "FP8":
         inline["kv_cache_scheme"] = _FP8
     return QuantizationFiles(file, {**inline, "producer": producer, "quant_method": "modelopt"})
+
+
+def _fine_grained_fp8(excluded: list[str]) -> dict[str, Any]:
+    """transformers' words for blocks of FP8, which DeepSeek's and Qwen's checkpoints have too."""
+    return {
+        "activation_scheme": "dynamic",
+        "fmt": "e4m3",
+        "modules_to_not_convert": excluded,
+        "producer": _producer(),
+        "quant_method": "fp8",
+        "weight_block_size": list(FP8_BLOCK),
+    }
+
+
+def _compressed_tensors(quantization: QuantConfig, excluded: list[str]) -> dict[str, Any]:
+    kv_scheme = None
+    if quantization.kv_cache_quant_algo == "FP8":
+        kv_scheme = {**_args(8, "tensor"), "dynamic": False}
+    scheme = _compressed_scheme(quantization)
+    return {
+        "config_groups": {"group_0": {"targets": ["Linear"], **scheme}},
+        "format": scheme["format"],
+        "ignore": excluded,
+        "kv_cache_scheme": kv_scheme,
+        "producer": _producer(),
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
+def _args(num_bits: int, strategy: str, **more: Any) -> dict[str, Any]:
+    kind = {"num_bits": num_bits, "type": "float", "symmetric": True, "strategy": strategy}
+    return {**kind, "dynamic": False, **more}
+
+
+def _compressed_scheme(quantization: QuantConfig) -> dict[str, Any]:
+    """What one form's linears have: `weights`, `input_activations`, `format`."""
+    algo, inputs = quantization.quant_algo, None
+    if algo in ("NVFP4", "W4A16_NVFP4"):
+        name = "nvfp4-pack-quantized"
+        block = {"group_size": 16, "scale_dtype": "torch.float8_e4m3fn"}
+        weights = _args(4, "tensor_group", **block)
+        if algo == "NVFP4":
+            inputs = {**weights, "dynamic": "local"}
+    elif algo == "MXFP8":
+        name = "mxfp8-quantized"
+        weights = _args(8, "group", group_size=32, scale_dtype="torch.uint8")
+        inputs = {**weights, "dynamic": True}
+    elif algo == "W4A16_AWQ":
+        name = "pack-quantized"
+        weights = _args(4, "group", type="int", group_size=quantization.group_size)
+    else:
+        name = "float-quantized"
+        weights, inputs = {
+            "FP8": (_args(8, "tensor"), _args(8, "tensor")),
+            "FP8_PER_CHANNEL_PER_TOKEN": (_args(8, "channel"), _args(8, "token", dynamic=True)),
+            "FP8_PB_WO": (
+                _args(8, "block", block_structure=list(FP8_BLOCK)),
+                _args(8, "group", group_size=FP8_BLOCK[1], dynamic=True),
+            ),
+        }[str(algo)]
+    return {"weights": weights, "input_activations": inputs, "format": name}

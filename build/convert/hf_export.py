@@ -1,8 +1,8 @@
 """A quantised Hugging Face checkpoint, as conversion fills it: shards, their index, config.json.
 
-ModelOpt's unified layout, which TensorRT-LLM's PyTorch backend, vLLM and SGLang read. A sink beside
-rank_files.py's: the same pass, the same numbers, other names. What each tensor becomes is
-plan/hf_layout.py's business.
+ModelOpt's unified layout, which TensorRT-LLM's PyTorch backend, vLLM and SGLang read, or that of
+compressed-tensors. A sink beside rank_files.py's: the same pass, the same numbers, other names.
+What each tensor becomes is plan/hf_layout.py's business.
 Source: nvidia-modelopt 0.47, torch/export; the `model.safetensors.index.json` of transformers.
 """
 
@@ -43,7 +43,7 @@ class HfCheckpoint:
         self._plan = plan
         self._source = source
         self._directory = directory
-        self._layout = HfLayout(plan.config)
+        self._layout = HfLayout(plan.config, plan.settings.layout, plan.scale_dtype)
         table = self._layout.table(output_tensors(plan.config, 0, plan.scale_dtype))
         self._shards = plan_shards(table, max_shard_bytes)
         self._file_of: dict[str, RankFile] = {}
@@ -100,7 +100,8 @@ class HfCheckpoint:
         config = hf_config(self._plan, self._source)
         quantization = quantization_files(self._plan)
         if quantization is not None:
-            self._write_json("hf_quant_config.json", quantization.file)
+            if quantization.file is not None:
+                self._write_json("hf_quant_config.json", quantization.file)
             config["quantization_config"] = quantization.inline
         self._write_json("config.json", config)
 

@@ -27,6 +27,8 @@ _DTYPE_WORDS = {
     "float32": "F32",
     "float8_e4m3fn": "F8_E4M3",
     "int8": "I8",
+    "int32": "I32",
+    "int64": "I64",
     "uint8": "U8",
 }
 _READ_BYTES = 8 << 20

@@ -17,11 +17,14 @@ from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.kv_scales import carries_kv_scales
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.quantize.calibration import calibration_sequences, kv_maxima, kv_scales
+from enginehouse.build.quantize.layerwise import LayerwiseWalk
 from enginehouse.build.quantize.layerwise_awq import LayerwiseAwq
 from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8
+from enginehouse.build.quantize.layerwise_nvfp4 import LayerwiseNvfp4
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.quantize.units import Calibration, by_layer, layer_of_unit, units
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.config import QuantConfig
 
 
 def run_convert(
@@ -124,11 +127,17 @@ def _calibrate(
     left = [layer for key, layer in layers.items() if layer is not None and key not in finished]
     if not left:
         return Calibration(scales)
-    kind = LayerwiseAwq if plan.config.quantization.pre_quant_scale else LayerwiseFp8
+    kind = _walk_kind(plan.config.quantization)
     saved = journal.activations("layers")
     walk = kind(plan.config, reference, sequences, saved, min(left), plan.padding)
     finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
     return Calibration(scales, walk)
+
+
+def _walk_kind(quantization: QuantConfig) -> type[LayerwiseWalk]:
+    if quantization.pre_quant_scale:
+        return LayerwiseAwq
+    return LayerwiseFp8 if quantization.quant_algo == "FP8" else LayerwiseNvfp4
 
 
 def _calibration_sequences(

@@ -101,6 +101,16 @@ def quantize_nvfp4(weight: Tensor, second: float | None = None) -> BlockWeight:
     return BlockWeight(packed, scale, torch.tensor([second]))
 
 
+def nvfp4_round_trip(values: Tensor, second: float) -> Tensor:
+    """float32 values [..., in] as they enter an NVFP4 product: blocks of 16 with scales of their
+    own, largest magnitude / 6, under one for them all.
+    """
+    blocks = values.float().div(second).unflatten(-1, (-1, NVFP4_BLOCK[1]))
+    scale = blocks.abs().amax(dim=-1, keepdim=True) / E2M1_MAX
+    scale = scale.clamp(_LEAST_E4M3, FP8_MAX).to(torch.float8_e4m3fn).float()
+    return round_e2m1(blocks / scale).mul_(scale).mul_(second).flatten(-2)
+
+
 def quantize_mxfp8(weight: Tensor) -> BlockWeight:
     """weight: floating [out, in], in divisible by 32. The scale is the least power of two by which
     no element is beyond 448; 2 ** -127 for zeros.

@@ -12,7 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from enginehouse.build.forms.weight_forms import FP8_FORMS, KV_CACHE_ALGOS, QUANT_CONFIGS
+from enginehouse.build.forms.weight_forms import (
+    EXPORT_CONFIGS,
+    FP8_FORMS,
+    KV_CACHE_ALGOS,
+    QUANT_CONFIGS,
+)
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.tensorrt.package import RTX_SMS
 
@@ -38,6 +43,10 @@ _RANGES = {
     "int4_awq": (80, 90, "its kernel needs SM80", _MIXED_LAYOUT),
     "w4a8_awq": (89, 90, "FP8 activations need SM89", "its kernel is for SM89 and SM90"),
     "int8": (80, 90, "its kernel needs SM80", _MIXED_LAYOUT),
+    "nvfp4": (100, _ANY, "NVFP4 products need SM100", ""),
+    "w4a16_nvfp4": (80, _ANY, "its kernel needs SM80", ""),
+    "mxfp8": (80, _ANY, "its kernel needs SM80", ""),
+    "fp8_block": (89, _ANY, "FP8 products need SM89", ""),
 }
 
 
@@ -60,6 +69,10 @@ def lays_out_wrongly(quant: str, sm: int) -> bool:
 def kv_refusal(quant: str, kv_cache_dtype: str) -> str | None:
     """Why no GPU runs this KV cache dtype with these weights, or None."""
     if kv_cache_dtype == "fp8" and quant not in FP8_FORMS:
+        if quant == "fp8_block":
+            return "what runtimes read of blocks of FP8 has no word for an FP8 KV cache"
+        if quant in EXPORT_CONFIGS:
+            return None
         return "an FP8 KV cache needs FP8 weights (paged context FMHA has no other kernel)"
     return None
 

@@ -23,9 +23,17 @@ QUANT_CONFIGS: dict[str, QuantConfig] = {
     "w4a8_awq": QuantConfig(quant_algo="W4A8_AWQ", pre_quant_scale=True),
     "int8": QuantConfig(quant_algo="W8A16"),
 }
+# Forms of a quantised Hugging Face checkpoint alone, in ModelOpt's words: no engine here has them.
+EXPORT_CONFIGS: dict[str, QuantConfig] = {
+    "nvfp4": QuantConfig(quant_algo="NVFP4", group_size=16),
+    "w4a16_nvfp4": QuantConfig(quant_algo="W4A16_NVFP4", group_size=16),
+    "mxfp8": QuantConfig(quant_algo="MXFP8", group_size=32),
+    "fp8_block": QuantConfig(quant_algo="FP8_PB_WO", group_size=128),
+}
 # Those that TensorRT-LLM has kernels for, largest first.
 GROUP_SIZES = {"int4": (128, 64), "int4_awq": (128, 64), "w4a8_awq": (128,)}
 FP8_FORMS = ("fp8", "fp8_rowwise")
+EXPORT_ALGOS = {config.quant_algo: quant for quant, config in EXPORT_CONFIGS.items()}
 KV_CACHE_ALGOS = {"auto": None, "fp8": "FP8", "int8": "INT8"}
 
 
@@ -80,6 +88,8 @@ def linear_tensors(
         else:
             table[f"{module}.per_channel_scale"] = OutputTensor("float32", (out_features,))
         return table
+    if algo in EXPORT_ALGOS:
+        return _block_tensors(quantization, module, out_features, in_features)
     assert algo in ("W4A16_AWQ", "W4A8_AWQ"), algo
     table = {
         weight: OutputTensor("int8", (out_features // 2, in_features)),
@@ -95,3 +105,27 @@ def linear_tensors(
         table[f"{module}.weights_scaling_factor_2"] = one
         table[f"{module}.activation_scaling_factor"] = one
     return table
+
+
+def _block_tensors(
+    quantization: QuantConfig, module: str, out_features: int, in_features: int
+) -> dict[str, OutputTensor]:
+    """Of a form that only a Hugging Face checkpoint has, under the names of the others. Block FP8
+    has its scale once for each output, as a fused linear's blocks are those of its parts.
+    """
+    one, algo = OutputTensor("float32", (1,)), quantization.quant_algo
+    weight, scale = f"{module}.weight", f"{module}.weights_scaling_factor"
+    blocks = (out_features, -(-in_features // quantization.group_size))
+    if algo in ("NVFP4", "W4A16_NVFP4"):
+        table = {
+            weight: OutputTensor("uint8", (out_features, in_features // 2)),
+            scale: OutputTensor("float8_e4m3fn", blocks),
+            f"{module}.weights_scaling_factor_2": one,
+        }
+        if algo == "NVFP4":
+            table[f"{module}.activation_scaling_factor"] = one
+        return table
+    return {
+        weight: OutputTensor("float8_e4m3fn", (out_features, in_features)),
+        scale: OutputTensor("uint8" if algo == "MXFP8" else "float32", blocks),
+    }

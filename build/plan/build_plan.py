@@ -19,6 +19,7 @@ from enginehouse.build.forms.exclude import with_excluded
 from enginehouse.build.forms.padding import Padding, padding_of
 from enginehouse.build.forms.quantized_linear import QuantizedForm
 from enginehouse.build.forms.weight_forms import (
+    EXPORT_CONFIGS,
     GROUP_SIZES,
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
@@ -128,6 +129,10 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         )
     if settings.format == "hf":
         check_format(settings, source, config, form.quantization)
+    elif settings.layout != "modelopt":
+        raise PlanError(
+            f"layout is of no use with format={settings.format}; leave it out, or choose format=hf"
+        )
     own = source.quantized is not None
     config, group_size = _cut(settings, unpadded, form.quantization, own)
     quantization = form.quantization
@@ -144,7 +149,8 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     tables = [output_tensors(config, rank, form.scale_dtype) for rank in range(settings.pp)]
     if settings.format == "hf":
-        tables = [HfLayout(config).table(table) for table in tables]
+        layout = HfLayout(config, settings.layout, form.scale_dtype)
+        tables = [layout.table(table) for table in tables]
     stage_bytes = [sum(item.num_bytes for item in table.values()) for table in tables]
     return BuildPlan(
         settings=settings,
@@ -171,7 +177,13 @@ def _source_form(
     """The form asked for, or the only one of a source that is quantised already."""
     if source.quantized is None:
         quant = "none" if settings.quant == "auto" else settings.quant
-        return QuantizedForm(quant, QUANT_CONFIGS[quant])
+        if quant in EXPORT_CONFIGS and settings.format != "hf":
+            raise PlanError(
+                f"quant={quant} is a form of Hugging Face checkpoints, which no engine of "
+                f"backend={settings.backend} holds; choose format=hf, or quant among "
+                + ", ".join(QUANT_CONFIGS)
+            )
+        return QuantizedForm(quant, {**QUANT_CONFIGS, **EXPORT_CONFIGS}[quant])
     form = source.quantized.form(config)
     if settings.quant not in ("auto", form.quant):
         raise PlanError(

@@ -1,9 +1,10 @@
 """TensorRT-LLM's fused tensors taken apart again into those of a Hugging Face checkpoint.
 
 families/architectures.py's tables, read backwards: names, row order, and the shapes and dtypes of
-scales as ModelOpt's unified export has them. Every value stays what it is but a norm that takes up
-AWQ's factors, which is rounded once. Knows no file.
-Source: nvidia-modelopt 0.47, torch/export; TensorRT-LLM, _torch/modules/linear.py (what it reads).
+scales as ModelOpt's unified export has them, or compressed-tensors (compressed_layout.py). Every
+value stays what it is but a norm that takes up AWQ's factors, which is rounded once. Knows no file.
+Source: nvidia-modelopt 0.47, torch/export; TensorRT-LLM, _torch/modules/linear.py (what it reads);
+transformers' FineGrainedFP8Config (block FP8).
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from torch import Tensor
 
 from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.expert_names import RENAMED
+from enginehouse.build.families.output_table import linear_shapes
 from enginehouse.build.families.rows import EMBEDDING, TensorRow
 from enginehouse.build.families.shapes import source_shape
-from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized
+from enginehouse.build.forms.block_floats import FP8_BLOCK
+from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS, OutputTensor, is_quantized
+from enginehouse.build.plan.compressed_layout import COMPRESSED_QUANTS, compressed
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
-HF_QUANTS = ("none", "fp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_awq")
+HF_QUANTS = ("none", "fp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_awq", *EXPORT_CONFIGS)
 
 # The last word of a name: TensorRT-LLM's, and Hugging Face's.
 _SCALES = {
@@ -72,6 +76,12 @@ def check_format(
             f"quant={settings.quant} has no layout in a Hugging Face checkpoint that the runtimes "
             f"share; choose {', '.join(HF_QUANTS)}, or format=trtllm"
         )
+    if settings.layout == "compressed_tensors" and settings.quant not in COMPRESSED_QUANTS:
+        raise PlanError(
+            f"quant={settings.quant} has no place in compressed-tensors' layout; choose "
+            f"layout=modelopt, or quant among {', '.join(COMPRESSED_QUANTS)}"
+        )
+    _check_blocks(settings.quant, config)
     if quantization.has_zero_point:
         raise PlanError(
             f"{source.name} has INT4 zero points, for which the layout of format=hf has no place; "
@@ -89,6 +99,20 @@ def check_format(
         )
 
 
+def _check_blocks(quant: str, config: ModelConfig) -> None:
+    """PlanError for inputs that the form's blocks do not divide; block FP8's may end early."""
+    if quant not in EXPORT_CONFIGS or quant == "fp8_block":
+        return
+    size = EXPORT_CONFIGS[quant].group_size
+    layers = (linear_shapes(config, layer) for layer in range(config.num_hidden_layers))
+    for name, linear in (item for layer in layers for item in layer.items()):
+        if linear.in_features % size:
+            raise PlanError(
+                f"quant={quant} has blocks of {size} inputs, which do not divide the "
+                f"{linear.in_features} of {name}; choose quant=fp8, fp8_rowwise or fp8_block"
+            )
+
+
 def _folds_factors(config: ModelConfig) -> bool:
     """Whether norms feed the linears whose input factors they take up."""
     extra = config.extra
@@ -104,9 +128,14 @@ def _is_stacked(config: ModelConfig) -> bool:
 class HfLayout:
     """The way back for one model, uncut: config.mapping is of one GPU."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(
+        self, config: ModelConfig, layout: str = "modelopt", scale_dtype: str | None = None
+    ) -> None:
+        """layout: one of settings.LAYOUTS. scale_dtype: of INT4 scales, where not the model's."""
         assert config.mapping.world_size == 1, config.mapping
         self.config = config
+        self.layout = layout
+        self._scale_dtype: torch.dtype = getattr(torch, scale_dtype or config.dtype)
         self._rows = {row.target: row for row in stage_rows(config, 0)}
         # Linears whose input factors a norm takes up, and that norm.
         self._norms: dict[str, str] = {}
@@ -140,6 +169,29 @@ class HfLayout:
 
         Views of it where dtype and order allow. Norms that one was added to are not undone.
         """
+        parts = self._parts(name, tensor)
+        algo, block = self._algo(name), "FP8_PB_WO"
+        named: dict[str, Tensor] = {}
+        for part, value in parts.items():
+            module, _, kind = part.rpartition(".")
+            if self.layout == "compressed_tensors":
+                named |= compressed(algo, module, kind, value, self._scale_dtype)
+            elif algo == block and kind == "weight_scale":
+                named[f"{module}.weight_scale_inv"] = value
+            else:
+                named[part] = value
+        return named
+
+    def _algo(self, name: str) -> str | None:
+        """The form of the linear that a tensor is of, if it is one's that is quantised."""
+        module = name.rpartition(".")[0]
+        quantization = self.config.quantization
+        target = f"{module}.weight"
+        known = target in self._rows and is_quantized(quantization, target)
+        return quantization.of(module).quant_algo if known else None
+
+    def _parts(self, name: str, tensor: Tensor) -> dict[str, Tensor]:
+        """`tensors`, in ModelOpt's names."""
         module, _, kind = name.rpartition(".")
         if kind == "kv_cache_scaling_factor":
             attention = f"model.layers.{module.split('.')[2]}.self_attn"
@@ -168,21 +220,23 @@ class HfLayout:
         return int4 and quantised and _is_single(row)
 
     def _scales(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
-        fp8 = self.config.quantization.quant_algo == "FP8"
-        last = _SCALES[kind]
+        algo, last = self._algo(row.target), _SCALES[kind]
+        if algo == "FP8_PB_WO":
+            rows = self._split(row, last, tensor)
+            return {name: part[:: FP8_BLOCK[0]].contiguous() for name, part in rows.items()}
         if kind == "prequant_scaling_factor":
             if not _is_single(row):
                 return {}
             (source,) = row.sources
             own = row.target.removesuffix(".weight") not in self._norms
             return {_of_module(source, last): tensor if own else torch.ones_like(tensor)}
-        if tensor.numel() == 1 or fp8:  # one number for all sources, or for each expert's
+        if tensor.numel() == 1 or algo == "FP8":  # one number for all sources, or for each expert's
             numbers, count = tensor.flatten(), len(row.sources)
             return {
                 _of_module(source, last): numbers[i * len(numbers) // count].clone()
                 for i, source in enumerate(row.sources)
             }
-        return self._split(row, last, tensor.float())
+        return self._split(row, last, tensor if tensor.dtype.itemsize == 1 else tensor.float())
 
     def _split(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
         """Each source's rows. An INT4 byte holds two rows; no source has an odd number."""

@@ -14,12 +14,13 @@ from typing import Any
 import yaml
 
 from enginehouse.build.forms.capabilities import GPU_SM
-from enginehouse.build.forms.weight_forms import KV_CACHE_ALGOS, QUANT_CONFIGS
+from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS, KV_CACHE_ALGOS, QUANT_CONFIGS
 from enginehouse.runtime.config import DTYPES
 from enginehouse.runtime.cpu.support import ACTIVATIONS
 from enginehouse.runtime.errors import PlanError
 
 FORMATS = ("trtllm", "hf")
+LAYOUTS = ("modelopt", "compressed_tensors")
 STAGES = ("plan", "convert", "compile", "verify")
 
 
@@ -46,8 +47,9 @@ class BuildSettings:
     )
     quant: str = _choice(
         "auto",
-        "form of the weights; auto is the source's own, none for an unquantised one",
-        choices=("auto", *QUANT_CONFIGS),
+        "form of the weights; auto is the source's own, none for an unquantised one; the last "
+        "ones with format=hf only",
+        choices=("auto", *QUANT_CONFIGS, *EXPORT_CONFIGS),
     )
     dequantize: bool = _choice(
         False,
@@ -60,6 +62,11 @@ class BuildSettings:
         "trtllm",
         "what is written: a TensorRT-LLM checkpoint, or a quantised Hugging Face one",
         choices=FORMATS,
+    )
+    layout: str = _choice(
+        "modelopt",
+        "format=hf: whose names the scales have",
+        choices=LAYOUTS,
     )
     kv_cache_dtype: str = _choice(
         "auto",
@@ -158,7 +165,7 @@ class BuildSettings:
 GROUPS: dict[str, tuple[str, ...]] = {
     "first": ("model", "output", "quant", "tp", "backend"),
     "form of the weights and of the KV cache": (
-        *("dequantize", "group_size", "exclude", "dtype", "kv_cache_dtype", "format"),
+        *("dequantize", "group_size", "exclude", "dtype", "kv_cache_dtype", "format", "layout"),
         *("calib_samples", "calib_length"),
     ),
     "GPUs": ("gpu", "pp", "pad"),

@@ -111,6 +111,25 @@ def aim_at_truth(weight: Tensor, moments: InputMoments, share: float) -> Tensor:
     return missing.T.mul_(share).add_(weight)
 
 
+def rounding_order(moments: InputMoments, damping: float) -> tuple[Tensor, Tensor]:
+    """The order [in] in which columns are rounded, what matters most first, and of the second
+    moment in that order the inverse's Cholesky factor [in, in]. Takes the moments' second; to its
+    diagonal a share `damping` of each channel's own is added. Memory: two matrices [in, in].
+    """
+    second = moments.take_second()
+    mean = float(second.diagonal().mean())
+    second.diagonal().mul_(1 + damping).add_(1e-3 * mean + 1e-8)
+    order = torch.argsort(second.diagonal(), descending=True)
+    # The last come first here, so that the factor's inverse is that of the inverse, turned round.
+    turned = order.flip(0)
+    second = second[turned[:, None], turned]
+    lower = torch.linalg.cholesky(second)
+    del second
+    upper = torch.eye(len(lower), device=lower.device)
+    torch.linalg.solve_triangular(lower, upper, upper=False, out=upper)
+    return order, upper.flip(0, 1)
+
+
 def round_compensated(
     weight: Tensor, steps: Tensor, order: Tensor, upper: Tensor, nearest: Rounding
 ) -> Tensor:

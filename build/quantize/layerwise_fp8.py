@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.forms.quantization import fp8_scale, quantize_fp8
-from enginehouse.build.quantize.compensation import InputMoments, aim_at_truth, round_compensated
+from enginehouse.build.quantize.compensation import (
+    InputMoments,
+    aim_at_truth,
+    round_compensated,
+    rounding_order,
+)
 from enginehouse.build.quantize.layerwise import Inputs, LayerwiseWalk, stacked
 from enginehouse.runtime.checkpoint.packing import to_fp8
 
@@ -69,18 +74,6 @@ def quantize_fp8_compensated(weight: Tensor, scale: Tensor, moments: InputMoment
     weight: float32 [out, in]; scale: float32 [1]; moments: of the linear's inputs, whose second is
     taken. Memory: two matrices [in, in] at most, and three copies of weight.
     """
-    second = moments.take_second()
-    mean = float(second.diagonal().mean())
-    second.diagonal().mul_(1 + DAMPING).add_(1e-3 * mean + 1e-8)
-    order = torch.argsort(second.diagonal(), descending=True)  # what matters most comes first
-    # The last come first here, so that the factor's inverse is that of the inverse, turned round.
-    turned = order.flip(0)
-    second = second[turned[:, None], turned]
-    lower = torch.linalg.cholesky(second)
-    del second
-    upper = torch.eye(len(lower), device=lower.device)
-    torch.linalg.solve_triangular(lower, upper, upper=False, out=upper)
-    del lower
-    upper = upper.flip(0, 1)
+    order, upper = rounding_order(moments, DAMPING)
     steps = scale.to(weight.device).expand(1, weight.shape[1])
     return to_fp8(round_compensated(weight, steps, order, upper, lambda x: x.copy_(to_fp8(x))))

@@ -6,7 +6,7 @@ and writes them is the business of convert/conversion.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import NamedTuple
 
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.rows import TensorRow
+from enginehouse.build.forms.block_floats import FP8_BLOCK
+from enginehouse.build.forms.block_quantization import quantize_fp8_blocks, quantize_mxfp8
 from enginehouse.build.forms.padding import NO_PADDING, Padding
 from enginehouse.build.forms.quantization import (
     check_finite,
@@ -28,6 +30,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 
+_BY_LAYER = ("FP8", "NVFP4", "W4A16_NVFP4")
 # The tensors of one layer's linears, by the layer's number in the whole model: asked for once
 # each, in order. {"attention.qkv.weight": ..., "attention.qkv.weights_scaling_factor": ...}
 LayerLinears = Callable[[int], Mapping[str, Tensor]]
@@ -65,14 +68,25 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
         whole = source.rows.read_row(row.sources)
         check_finite(row.target, whole)
         return whole
+    whole = joined(row, read_parts(row, source), config)
+    return whole.float() + 1 if row.recipe == "plus_one" else whole
+
+
+def read_parts(row: TensorRow, source: SourceCheckpoint) -> list[Tensor]:
+    """A row's own tensors, as the source has them."""
     parts = [source.tensors.read(name) for name in row.sources]
     for name, part in zip(row.sources, parts, strict=True):
         check_finite(name, part)
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts
+
+
+def joined(row: TensorRow, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
+    """One tensor of a row's parts, their rows in TensorRT-LLM's order."""
+    whole = parts[0] if len(parts) == 1 else torch.cat([as_bytes(part) for part in parts])
     if row.recipe == "experts":
-        return whole.view(config.num_experts, -1, whole.shape[1])
+        whole = whole.view(config.num_experts, -1, whole.shape[1])
     if row.recipe == "swap_halves":
-        return whole.roll(len(whole) // 2, dims=0)
+        whole = as_bytes(whole).roll(len(whole) // 2, dims=0)
     if row.recipe == "flat":
         return whole.flatten()
     if row.recipe in ("turned_experts", "turned_pairs"):
@@ -81,12 +95,17 @@ def read_row(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> T
         dim = whole.ndim - (2 if row.recipe == "turned_pairs" else 1)
         gate, up = whole.unflatten(dim, (-1, 2)).unbind(dim + 1)
         return torch.cat([up, gate], dim=dim)
-    return whole.float() + 1 if row.recipe == "plus_one" else whole
+    return whole.view(parts[0].dtype)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Also of float8, which torch neither joins nor rolls on every device."""
+    return tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
 
 
 def by_layer(quantization: QuantConfig) -> bool:
     """Whether the form needs its linears quantised layer after layer, as the text meets them."""
-    return quantization.pre_quant_scale or quantization.quant_algo == "FP8"
+    return quantization.pre_quant_scale or quantization.quant_algo in _BY_LAYER
 
 
 def units(config: ModelConfig, source: SourceCheckpoint) -> Iterator[Unit]:
@@ -205,9 +224,23 @@ def _convert_linear(
     row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
 ) -> Iterator[tuple[str, Pieces]]:
     """A weight whose rows can each be quantised alone, then its scales."""
+    module = row.target.removesuffix("weight")
+    if config.quantization.quant_algo == "FP8_PB_WO":
+        yield from _convert_blocks(row, source, config)
+        return
     (height, width), parts = _pieces(row, source, config, padding)
     scales: list[Tensor] = []
-    module = row.target.removesuffix("weight")
+    if config.quantization.quant_algo == "MXFP8":
+
+        def scaled() -> Iterator[Tensor]:
+            for part in parts:
+                q, scale, _ = quantize_mxfp8(part)
+                scales.append(scale)
+                yield q
+
+        yield row.target, Pieces((height, width), scaled())
+        yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
+        return
     if config.quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
 
         def rowwise() -> Iterator[Tensor]:
@@ -229,6 +262,17 @@ def _convert_linear(
 
     yield row.target, Pieces((height // 2, width), grouped())
     yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
+
+
+def _convert_blocks(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig
+) -> Iterator[tuple[str, Pieces]]:
+    """Block FP8: blocks lie in the source's own tensors. The scale stands once for each output."""
+    made = [quantize_fp8_blocks(part) for part in read_parts(row, source)]
+    scales = [scale.repeat_interleave(FP8_BLOCK[0], dim=0)[: len(q)] for q, scale, _ in made]
+    yield row.target, Pieces.of(joined(row, [q for q, _, _ in made], config))
+    name = row.target.removesuffix("weight") + "weights_scaling_factor"
+    yield name, Pieces.of(joined(row, scales, config))
 
 
 def _pieces(

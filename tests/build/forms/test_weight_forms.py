@@ -288,7 +288,7 @@ def test_excluded_linears_stay_as_they_are(
         ),
         (
             {"quant": "fp8", "gpu": "a100", "format": "hf"},
-            "choose quant among none, int4, int4_awq$",
+            "choose quant among none, int4, int4_awq, w4a16_nvfp4, mxfp8$",
         ),
         ({"quant": "int8", "gpu": "b200", "format": "hf"}, "quant=int8 has no layout"),
         ({"quant": "w4a8_awq", "group_size": 64}, "group_size=64 has no kernel for w4a8_awq"),

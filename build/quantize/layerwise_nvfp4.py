@@ -1,0 +1,60 @@
+"""NVFP4 as the calibration text goes through the model: weights that make up for what was rounded.
+
+Of W4A4 what enters a linear is rounded as its kernel will; of W4A16 nothing is. Block scales are
+chosen first and stand fixed while the columns make up for each other.
+Source: GPTQ (Frantar et al., 2023), section 3, on the e2m1 grid; GPTAQ (Li et al., 2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from enginehouse.build.forms.block_floats import NVFP4_BLOCK, pack_e2m1, round_e2m1, spread_scale
+from enginehouse.build.forms.block_quantization import (
+    nvfp4_round_trip,
+    nvfp4_scales,
+    nvfp4_second_scale,
+)
+from enginehouse.build.quantize.compensation import aim_at_truth, round_compensated, rounding_order
+from enginehouse.build.quantize.layerwise import Inputs, LayerwiseWalk, stacked
+
+# As FP8's (layerwise_fp8.py): of each channel's own second moment, and of what earlier layers lost.
+DAMPING = 0.1
+_MADE_UP = 0.5
+
+
+class LayerwiseNvfp4(LayerwiseWalk):
+    """The walk for NVFP4 and W4A16_NVFP4, neither of which experts have."""
+
+    @property
+    def _rounds_inputs(self) -> bool:
+        return self.config.quantization.quant_algo == "NVFP4"
+
+    def _entering(self, x: Tensor, largest: float) -> Tensor:
+        return nvfp4_round_trip(x, nvfp4_second_scale(largest)) if self._rounds_inputs else x
+
+    def _settle(
+        self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        assert inputs.moments is not None
+        weight = aim_at_truth(stacked(weights), inputs.moments, _MADE_UP)
+        second = nvfp4_second_scale(float(weight.abs().amax()))
+        scale = nvfp4_scales(weight, second)
+        steps = spread_scale(scale.float().mul_(second), (*weight.shape,), NVFP4_BLOCK)
+        steps = steps.to(weight.device)
+        order, upper = rounding_order(inputs.moments, DAMPING)
+        values = round_compensated(weight, steps, order, upper, round_e2m1)
+        rows = [len(weight) for weight in weights]
+        entering = torch.tensor([nvfp4_second_scale(float(inputs.largest.amax()))])
+        stored: dict[str, Tensor] = {}
+        parts = zip(modules, values.split(rows), scale.split(rows), strict=True)
+        for module, part, its_scale in parts:
+            stored[f"{module}.weight"] = pack_e2m1(part)
+            stored[f"{module}.weights_scaling_factor"] = its_scale
+            stored[f"{module}.weights_scaling_factor_2"] = torch.tensor([second])
+            if self._rounds_inputs:
+                stored[f"{module}.activation_scaling_factor"] = entering
+        return stored, values.mul_(steps).split(rows)

@@ -1,0 +1,228 @@
+"""`--format hf` in blocks of small floats, and in compressed-tensors' layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS
+from enginehouse.build.plan.build_plan import make_plan
+from enginehouse.build.plan.compressed_layout import COMPRESSED_QUANTS
+from enginehouse.build.plan.settings import load_settings
+from enginehouse.runtime.errors import PlanError
+from makers.engines import SourceMaker
+from makers.hf_checkpoints import Tensors, exported, meant
+from makers.paths import CONTRACT
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SCHEMES = json.loads((CONTRACT / "hf" / "compressed-tensors-0.20.json").read_text())["schemes"]
+Exporter = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def export(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> Exporter:
+    """export("phi3", "nvfp4", layout=...): its folder, made once."""
+    made: dict[str, Path] = {}
+
+    def make(family: str, quant: str, **settings: Any) -> Path:
+        key = f"{family} {quant} {sorted(settings.items())}"
+        if key not in made:
+            folder = tmp_path_factory.mktemp("blocks") / "hf"
+            settings = {"dtype": "bfloat16", **settings}
+            made[key] = exported(family_source(family), folder, quant=quant, **settings)
+        return made[key]
+
+    return make
+
+
+def linears(tensors: Tensors) -> list[str]:
+    return [name for name in tensors if name.endswith("_proj.weight")]
+
+
+def largest_error(found: Tensor, wanted: Tensor) -> float:
+    """Of the norms of a weight's error and of the weight."""
+    return float((found - wanted.float()).norm() / wanted.float().norm())
+
+
+# What rounding to the nearest loses of a normal distribution, and a little more; NVFP4's columns
+# make up for each other's errors on the few tokens that tiny models are calibrated with.
+LOSSES = {"nvfp4": 0.3, "w4a16_nvfp4": 0.3, "mxfp8": 0.03, "fp8_block": 0.03}
+
+
+@pytest.mark.parametrize("family", ["biased", "phi3", "gemma2"])
+@pytest.mark.parametrize("quant", LOSSES)
+def test_each_linear_means_the_sources_within_its_form(
+    family: str, quant: str, export: Exporter, family_source: SourceMaker
+) -> None:
+    """In the source's own order of rows too: fused, parted and exchanged."""
+    stored = load_file(export(family, quant) / "model.safetensors")
+    found, source = meant(stored, EXPORT_CONFIGS[quant].quant_algo), family_source(family)
+    for name in linears(found):
+        wanted = source.tensors.read(name)
+        assert found[name].shape == wanted.shape
+        assert stored[name].dtype in (torch.uint8, torch.float8_e4m3fn)
+        assert largest_error(found[name], wanted) < LOSSES[quant], name
+
+
+def test_mxfp8_and_block_fp8_are_rounded_to_the_nearest(
+    export: Exporter, family_source: SourceMaker
+) -> None:
+    source = family_source("phi3")
+    for quant, kind in (("mxfp8", "weight_scale"), ("fp8_block", "weight_scale_inv")):
+        stored = load_file(export("phi3", quant) / "model.safetensors")
+        for name in linears(stored):
+            weight = source.tensors.read(name).float()
+            scale = stored[f"{name.removesuffix('weight')}{kind}"]
+            high, wide = (1, 32) if quant == "mxfp8" else (128, 128)
+            for i in range(0, len(weight), high * 5):
+                for j in range(0, weight.shape[1], wide):
+                    part = weight[i : i + high, j : j + wide]
+                    step = part.abs().max() / 448
+                    if quant == "mxfp8":
+                        exponent = int(np.ceil(np.log2(float(step))))
+                        assert scale[i, j // wide] == exponent + 127
+                        step = torch.tensor(2.0**exponent)
+                    else:
+                        assert scale[i // high, j // wide] == step
+                    rounded = (part / step).to(torch.float8_e4m3fn).float()
+                    found = stored[name][i : i + high, j : j + wide].float()
+                    assert torch.equal(found, rounded), (name, i, j)
+
+
+def test_transformers_reads_block_fp8(export: Exporter, tmp_path: Path) -> None:
+    path = export("biased", "fp8_block")
+    said = json.loads((path / "config.json").read_text())["quantization_config"]
+    assert not (path / "hf_quant_config.json").exists()
+    assert (said["quant_method"], said["weight_block_size"]) == ("fp8", [128, 128])
+    keys = ("activation_scheme", "weight_block_size", "modules_to_not_convert")
+    config = FineGrainedFP8Config(dequantize=True, **{key: said[key] for key in keys})
+    model = AutoModelForCausalLM.from_pretrained(path, quantization_config=config, dtype="bfloat16")
+    found = model.state_dict()
+    wanted = meant(load_file(path / "model.safetensors"), "FP8_PB_WO")
+    assert linears(wanted)
+    for name in linears(wanted):
+        assert torch.equal(found[name], wanted[name].bfloat16()), name
+
+
+@pytest.mark.parametrize("quant", ["nvfp4", "w4a16_nvfp4"])
+def test_linears_on_one_input_share_the_scales_of_whole_tensors(
+    quant: str, export: Exporter
+) -> None:
+    stored = load_file(export("biased", quant) / "model.safetensors")
+    for group in (("self_attn.q", "self_attn.k", "self_attn.v"), ("mlp.gate", "mlp.up")):
+        for kind in ("weight_scale_2", "input_scale"):
+            names = [f"model.layers.1.{name}_proj.{kind}" for name in group]
+            if kind == "input_scale" and quant == "w4a16_nvfp4":
+                assert not any(name in stored for name in names)
+                continue
+            assert len({float(stored[name]) for name in names}) == 1
+
+
+def unpack(words: Tensor) -> Tensor:
+    """int32 [out, in / 8], the first of eight lowest, each 8 more than it means."""
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+    return ((words.unsqueeze(-1) >> shifts) & 15).flatten(1) - 8
+
+
+@pytest.mark.parametrize("quant", [quant for quant in COMPRESSED_QUANTS if quant != "none"])
+def test_both_layouts_hold_the_same_numbers(quant: str, export: Exporter, tmp_path: Path) -> None:
+    """compressed-tensors' names and shapes, and its own words for the scheme."""
+    ours = load_file(export("biased", quant) / "model.safetensors")
+    path = export("biased", quant, layout="compressed_tensors")
+    theirs = load_file(path / "model.safetensors")
+    scales = {"fp8": (1,), "fp8_rowwise": (-1, 1)}
+    seen = set()
+    for name, tensor in ours.items():
+        module, _, kind = name.rpartition(".")
+        if f"{module}.weight_scale" not in ours and f"{module}.weight_scale_inv" not in ours:
+            found, wanted = theirs[name], tensor
+        elif quant == "int4" and kind == "weight":
+            assert theirs[f"{module}.weight_shape"].tolist() == [2 * len(tensor), tensor.shape[1]]
+            low, high = (tensor.view(torch.int8) << 4) >> 4, tensor.view(torch.int8) >> 4
+            wanted = torch.stack([low, high], dim=1).flatten(0, 1).int()
+            found = unpack(theirs[f"{module}.weight_packed"])
+        elif kind in ("weight_scale_2", "input_scale") and "nvfp4" in quant:
+            word = {"weight_scale_2": "weight_global_scale", "input_scale": "input_global_scale"}
+            found, wanted = theirs[f"{module}.{word[kind]}"], (1 / tensor).view(1)
+        elif kind == "pre_quant_scale":
+            assert bool((tensor == 1).all()) and name not in theirs
+            continue
+        elif "scale" in kind:
+            found = theirs[f"{module}.{kind.removesuffix('_inv')}"]
+            wanted = tensor.view(scales[quant]) if quant in scales else tensor
+            assert found.dtype == (torch.bfloat16 if quant == "int4" else tensor.dtype)
+            found = found.to(wanted.dtype)
+        else:
+            packed = "nvfp4" in quant and kind == "weight"
+            found, wanted = theirs[f"{module}.{'weight_packed' if packed else kind}"], tensor
+        assert torch.equal(found, wanted), name
+        seen.add(module)
+    assert {name.rpartition(".")[0] for name in theirs} == seen
+    said = json.loads((path / "config.json").read_text())["quantization_config"]
+    group = said["config_groups"]["group_0"]
+    assert group.pop("format") == said["format"]
+    wanted_scheme = {"weights": SCHEMES[quant]["weights"], "targets": ["Linear"]}
+    wanted_scheme["input_activations"] = SCHEMES[quant]["input_activations"]
+    for args in (wanted_scheme["weights"], wanted_scheme["input_activations"] or {}):
+        args.pop("observer", None)  # how it was calibrated
+        if args.get("group_size", 0) is None:
+            del args["group_size"]
+    assert group == wanted_scheme
+    assert {"lm_head", "model.embed_tokens"} == set(said["ignore"])
+
+
+def test_an_fp8_cache_has_its_scales_and_words_in_both_layouts(export: Exporter) -> None:
+    for layout, scheme in (("modelopt", 3), ("compressed_tensors", 5)):
+        path = export("biased", "nvfp4", layout=layout, kv_cache_dtype="fp8")
+        stored = load_file(path / "model.safetensors")
+        said = json.loads((path / "config.json").read_text())["quantization_config"]
+        kind = said["kv_cache_scheme"]
+        assert (kind["type"], kind["num_bits"], kind["dynamic"]) == ("float", 8, False)
+        assert len(kind) == scheme
+        middle = {"modelopt": ".k_proj", "compressed_tensors": ""}[layout]
+        assert f"model.layers.1.self_attn{middle}.k_scale" in stored
+
+
+REFUSED = [
+    ({"quant": "nvfp4", "backend": "cpu"}, "no engine of backend=cpu holds; choose format=hf"),
+    ({"quant": "mxfp8", "backend": "torch"}, "no engine of backend=torch holds"),
+    ({"quant": "fp8_block", "backend": "tensorrt"}, "no engine of backend=tensorrt holds"),
+    ({"quant": "w4a16_nvfp4", "backend": "tensorrt_llm"}, "no engine of backend=tensorrt_llm"),
+    (
+        {"quant": "int4_awq", "format": "hf", "layout": "compressed_tensors"},
+        "no place in compressed-tensors' layout; choose layout=modelopt",
+    ),
+    ({"quant": "fp8", "layout": "compressed_tensors"}, "layout is of no use with format=trtllm"),
+    (
+        {"quant": "fp8_block", "format": "hf", "kv_cache_dtype": "fp8"},
+        "kv_cache_dtype=fp8 with quant=fp8_block.*choose",
+    ),
+    ({"quant": "nvfp4", "format": "hf", "gpu": "h100"}, "does not run on h100.*choose quant among"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), REFUSED)
+def test_what_holds_no_such_form_refuses_it_by_name(
+    values: dict[str, Any], sentence: str, family_source: SourceMaker
+) -> None:
+    with pytest.raises(PlanError, match=sentence):
+        make_plan(load_settings({"dtype": "bfloat16", **values}), family_source("biased"))
+
+
+def test_inputs_that_blocks_do_not_divide_are_refused(family_source: SourceMaker) -> None:
+    source = family_source("biased")
+    config = {**source.config, "intermediate_size": 264}
+    source = replace(source, config=config, has_weights=False)
+    values = {"quant": "mxfp8", "format": "hf", "dtype": "bfloat16", "until": "plan"}
+    with pytest.raises(PlanError, match="mxfp8 has blocks of 32 inputs.*264 of mlp.proj; choose"):
+        make_plan(load_settings(values), source)
