@@ -8,6 +8,7 @@ compressed-tensors 0.20, quantization/quant_scheme.py; transformers' FineGrained
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -49,12 +50,15 @@ def quantization_files(plan: BuildPlan) -> QuantizationFiles | None:
     algo = plan.config.quantization.quant_algo
     if algo is None:
         return None
-    excluded = HfLayout(plan.config).unquantized_modules()
+    layout = HfLayout(plan.config)
+    excluded, mixed = layout.unquantized_modules(), layout.quantized_modules()
     if plan.settings.layout == "compressed_tensors":
-        return QuantizationFiles(None, _compressed_tensors(plan.config.quantization, excluded))
+        inline = _compressed_tensors(plan.config.quantization, excluded, _by_form(mixed))
+        return QuantizationFiles(None, inline)
     if algo == "FP8_PB_WO":
         return QuantizationFiles(None, _fine_grained_fp8(excluded))
-    return _modelopt(plan, excluded)
+    files = _modelopt(plan, excluded)
+    return _with_layers(files, mixed) if mixed else files
 
 
 def _producer() -> dict[str, Any]:
@@ -89,6 +93,33 @@ def _modelopt(plan: BuildPlan, excluded: list[str]) -> QuantizationFiles:
     return QuantizationFiles(file, {**inline, "producer": producer, "quant_method": "modelopt"})
 
 
+def _by_form(mixed: Mapping[str, QuantConfig]) -> dict[QuantConfig, list[str]]:
+    """The modules of each form, both in the order in which they first come."""
+    found: dict[QuantConfig, list[str]] = {}
+    for module, form in mixed.items():
+        found.setdefault(form, []).append(module)
+    return {form: sorted(modules) for form, modules in found.items()}
+
+
+def _with_layers(files: QuantizationFiles, mixed: Mapping[str, QuantConfig]) -> QuantizationFiles:
+    """MIXED_PRECISION's own: a form for each module, and schemes that name their modules."""
+    layers: dict[str, dict[str, Any]] = {
+        module: {"quant_algo": form.quant_algo}
+        | ({} if form.quant_algo == "FP8" else {"group_size": form.group_size})
+        for module, form in mixed.items()
+    }
+    groups = {
+        f"group_{i}": {**_MODELOPT_SCHEMES[form.quant_algo], "targets": modules}
+        for i, (form, modules) in enumerate(_by_form(mixed).items())
+    }
+    assert files.file is not None
+    quantization = {**files.file["quantization"], "quantized_layers": layers}
+    file = {**files.file, "quantization": quantization}
+    return QuantizationFiles(
+        file, {**files.inline, "config_groups": groups, "quantized_layers": layers}
+    )
+
+
 def _fine_grained_fp8(excluded: list[str]) -> dict[str, Any]:
     """transformers' words for blocks of FP8, which DeepSeek's and Qwen's checkpoints have too."""
     return {
@@ -101,14 +132,20 @@ def _fine_grained_fp8(excluded: list[str]) -> dict[str, Any]:
     }
 
 
-def _compressed_tensors(quantization: QuantConfig, excluded: list[str]) -> dict[str, Any]:
+def _compressed_tensors(
+    quantization: QuantConfig, excluded: list[str], mixed: Mapping[QuantConfig, list[str]]
+) -> dict[str, Any]:
     kv_scheme = None
     if quantization.kv_cache_quant_algo == "FP8":
         kv_scheme = {**_args(8, "tensor"), "dynamic": False}
-    scheme = _compressed_scheme(quantization)
+    groups = [
+        {"targets": modules, **_compressed_scheme(form)}
+        for form, modules in (mixed or {quantization: ["Linear"]}).items()
+    ]
+    formats = {str(group["format"]) for group in groups}
     return {
-        "config_groups": {"group_0": {"targets": ["Linear"], **scheme}},
-        "format": scheme["format"],
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
         "ignore": excluded,
         "kv_cache_scheme": kv_scheme,
         "producer": _producer(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,14 +14,15 @@ from enginehouse.build.convert.conversion import convert
 from enginehouse.build.convert.hf_export import HfCheckpoint
 from enginehouse.build.convert.journal import Journal
 from enginehouse.build.convert.rank_files import RankFiles
-from enginehouse.build.plan.build_plan import BuildPlan
+from enginehouse.build.plan.build_plan import BuildPlan, with_forms
 from enginehouse.build.plan.kv_scales import carries_kv_scales
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.quantize.calibration import calibration_sequences, kv_maxima, kv_scales
 from enginehouse.build.quantize.layerwise import LayerwiseWalk
 from enginehouse.build.quantize.layerwise_awq import LayerwiseAwq
 from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8
-from enginehouse.build.quantize.layerwise_nvfp4 import LayerwiseNvfp4
+from enginehouse.build.quantize.layerwise_nvfp4 import LayerwiseMixed, LayerwiseNvfp4
+from enginehouse.build.quantize.mixed_precision import MAX_TOKENS, choose_forms, measure_groups
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.quantize.units import Calibration, by_layer, layer_of_unit, units
 from enginehouse.build.source import SourceCheckpoint
@@ -137,7 +139,30 @@ def _calibrate(
 def _walk_kind(quantization: QuantConfig) -> type[LayerwiseWalk]:
     if quantization.pre_quant_scale:
         return LayerwiseAwq
-    return LayerwiseFp8 if quantization.quant_algo == "FP8" else LayerwiseNvfp4
+    kinds = {"FP8": LayerwiseFp8, "MIXED_PRECISION": LayerwiseMixed}
+    return kinds.get(str(quantization.quant_algo), LayerwiseNvfp4)
+
+
+def choose_mixture(
+    plan: BuildPlan, source: SourceCheckpoint, reference: ReferenceModel, progress: BuildProgress
+) -> BuildPlan:
+    """The plan of MIXED_PRECISION with a form for each linear, chosen by what each costs on the
+    calibration text.
+    """
+    settings, config = plan.settings, plan.config
+    forms = settings.mixed_forms.split(",")
+    with TemporaryDirectory() as folder:
+        ids = _calibration_sequences(plan, source, Path(folder))[0][:MAX_TOKENS]
+    left_out = replace(config.quantization, quant_algo=None).excludes
+    with progress.stage("choose", config.num_hidden_layers, "layers") as stage:
+        groups = measure_groups(reference, ids, forms, left_out, stage.advance)
+        choice = choose_forms(groups, settings.effective_bits, settings.max_kl)
+        counts = {form: list(choice.forms.values()).count(form) for form in forms}
+        shown = ", ".join(f"{count} in {form}" for form, count in counts.items())
+        stage.finish(
+            f"{choice.bits:.2f} bits a weight, KL {choice.kl:.4f} as the sum of each alone: {shown}"
+        )
+    return with_forms(plan, choice.forms)
 
 
 def _calibration_sequences(

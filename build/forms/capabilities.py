@@ -47,6 +47,7 @@ _RANGES = {
     "w4a16_nvfp4": (80, _ANY, "its kernel needs SM80", ""),
     "mxfp8": (80, _ANY, "its kernel needs SM80", ""),
     "fp8_block": (89, _ANY, "FP8 products need SM89", ""),
+    "mixed": (89, _ANY, "FP8 products need SM89", ""),
 }
 
 

@@ -29,6 +29,7 @@ EXPORT_CONFIGS: dict[str, QuantConfig] = {
     "w4a16_nvfp4": QuantConfig(quant_algo="W4A16_NVFP4", group_size=16),
     "mxfp8": QuantConfig(quant_algo="MXFP8", group_size=32),
     "fp8_block": QuantConfig(quant_algo="FP8_PB_WO", group_size=128),
+    "mixed": QuantConfig(quant_algo="MIXED_PRECISION"),
 }
 # Those that TensorRT-LLM has kernels for, largest first.
 GROUP_SIZES = {"int4": (128, 64), "int4_awq": (128, 64), "w4a8_awq": (128,)}
@@ -77,8 +78,10 @@ def linear_tensors(
     is the form that fits every GPU: the weight as it is, which the loader of each rank quantises.
     """
     weight, one = f"{module}.weight", OutputTensor("float32", (1,))
+    quantised = is_quantized(quantization, weight)
+    quantization = quantization.of(module)
     algo, group_size = quantization.quant_algo, quantization.group_size
-    if algo in (None, "W8A16") or not is_quantized(quantization, weight):
+    if algo in (None, "W8A16") or not quantised:
         return {weight: OutputTensor(dtype, (out_features, in_features))}
     if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         table = {weight: OutputTensor("float8_e4m3fn", (out_features, in_features))}

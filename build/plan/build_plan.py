@@ -7,6 +7,7 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, tensor tables per tp and pp.
 
 from __future__ import annotations
 
+from collections.abc import Mapping as AnyMapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -45,6 +46,7 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.errors import PlanError
 
+_QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
@@ -171,6 +173,17 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
     )
 
 
+def with_forms(plan: BuildPlan, forms: AnyMapping[str, str]) -> BuildPlan:
+    """A plan of MIXED_PRECISION with the form of each module that is quantised."""
+    layers = tuple((module, _QUANTS[form]) for module, form in sorted(forms.items()))
+    quantization = replace(plan.config.quantization, quantized_layers=layers)
+    config = replace(plan.config, quantization=quantization)
+    layout = HfLayout(config, plan.settings.layout, plan.scale_dtype)
+    table = layout.table(output_tensors(config, 0, plan.scale_dtype))
+    size = sum(item.num_bytes for item in table.values())
+    return replace(plan, config=config, rank_bytes=(size,))
+
+
 def _source_form(
     settings: BuildSettings, source: SourceCheckpoint, config: ModelConfig
 ) -> QuantizedForm:
@@ -183,7 +196,7 @@ def _source_form(
                 f"backend={settings.backend} holds; choose format=hf, or quant among "
                 + ", ".join(QUANT_CONFIGS)
             )
-        return QuantizedForm(quant, {**QUANT_CONFIGS, **EXPORT_CONFIGS}[quant])
+        return QuantizedForm(quant, _QUANTS[quant])
     form = source.quantized.form(config)
     if settings.quant not in ("auto", form.quant):
         raise PlanError(
@@ -251,10 +264,12 @@ def _quantization(
         )
     if settings.gpu is not None and settings.backend != "tensorrt":
         kinds = [kind for kind in KV_CACHE_ALGOS if not (on_gpu and kind == "int8")]
-        quants = HF_QUANTS if settings.format == "hf" else tuple(QUANT_CONFIGS)
-        check_gpu(
-            settings.gpu, quant, kv_cache_dtype, own=own, quants=quants, kv_cache_dtypes=kinds
-        )
+        # the last one, mixed, takes a limit too
+        quants = HF_QUANTS[:-1] if settings.format == "hf" else tuple(QUANT_CONFIGS)
+        for form in settings.mixed_forms.split(",") if quant == "mixed" else (quant,):
+            check_gpu(
+                settings.gpu, form, kv_cache_dtype, own=own, quants=quants, kv_cache_dtypes=kinds
+            )
     reason = kv_refusal(quant, kv_cache_dtype)
     if reason is not None:
         raise PlanError(

@@ -10,7 +10,7 @@ from enginehouse.build.plan.build_plan import BuildPlan
 # Where an engine is put or how far a build goes says nothing of the engine itself.
 _NOT_CHOICES = ("output", "until", "model", "workers", "ignore_tensors")
 
-_ONLY_WHERE_SET = ("plan_layers", "bake_weights", "dequantize")
+_ONLY_WHERE_SET = ("plan_layers", "bake_weights", "dequantize", "effective_bits", "max_kl")
 
 
 def choices(plan: BuildPlan) -> dict[str, Any]:
@@ -24,6 +24,8 @@ def choices(plan: BuildPlan) -> dict[str, Any]:
         "group_size": plan.group_size,
         "dtype": plan.config.dtype,
     }
+    if layers := plan.config.quantization.quantized_layers:
+        settled["quantized_layers"] = {module: own.quant_algo for module, own in layers}
     unset = {key for key in _ONLY_WHERE_SET if not settled[key]}
     if settled["verify_with"] == "reference":  # as engines were verified before there was a choice
         unset.add("verify_with")

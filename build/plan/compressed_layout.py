@@ -15,7 +15,7 @@ from enginehouse.runtime.checkpoint.packing import unpack_int4
 # Forms that the layout has; it has no place for factors on the inputs.
 COMPRESSED_QUANTS = (
     *("none", "fp8", "fp8_rowwise", "int4"),
-    *("nvfp4", "w4a16_nvfp4", "mxfp8", "fp8_block"),
+    *("nvfp4", "w4a16_nvfp4", "mxfp8", "fp8_block", "mixed"),
 )
 
 

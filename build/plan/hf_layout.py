@@ -27,6 +27,8 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 from enginehouse.runtime.errors import PlanError
 
+# The last one, mixed, is of these.
+MIXED_FORMS = ("nvfp4", "w4a16_nvfp4", "fp8")
 HF_QUANTS = ("none", "fp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_awq", *EXPORT_CONFIGS)
 
 # The last word of a name: TensorRT-LLM's, and Hugging Face's.
@@ -81,7 +83,10 @@ def check_format(
             f"quant={settings.quant} has no place in compressed-tensors' layout; choose "
             f"layout=modelopt, or quant among {', '.join(COMPRESSED_QUANTS)}"
         )
-    _check_blocks(settings.quant, config)
+    _check_mixed(settings)
+    mixed = settings.quant == "mixed"
+    for quant in settings.mixed_forms.split(",") if mixed else (settings.quant,):
+        _check_blocks(quant, config)
     if quantization.has_zero_point:
         raise PlanError(
             f"{source.name} has INT4 zero points, for which the layout of format=hf has no place; "
@@ -99,9 +104,28 @@ def check_format(
         )
 
 
+def _check_mixed(settings: BuildSettings) -> None:
+    """PlanError unless mixed has one limit and forms to choose among, and no other quant has."""
+    limits = [settings.effective_bits, settings.max_kl]
+    if settings.quant != "mixed":
+        if limits != [None, None]:
+            raise PlanError("effective_bits and max_kl are of no use without quant=mixed")
+        return
+    forms = settings.mixed_forms.split(",")
+    if limits.count(None) != 1:
+        raise PlanError(
+            "quant=mixed is chosen by one limit; wanted effective_bits, say 6, or max_kl, say 0.05"
+        )
+    if not set(forms) <= set(MIXED_FORMS) or len(set(forms)) != len(forms):
+        raise PlanError(
+            f"mixed_forms={settings.mixed_forms!r}; choose among {', '.join(MIXED_FORMS)}, each "
+            "once, separated by commas"
+        )
+
+
 def _check_blocks(quant: str, config: ModelConfig) -> None:
     """PlanError for inputs that the form's blocks do not divide; block FP8's may end early."""
-    if quant not in EXPORT_CONFIGS or quant == "fp8_block":
+    if quant not in EXPORT_CONFIGS or quant in ("fp8_block", "mixed"):
         return
     size = EXPORT_CONFIGS[quant].group_size
     layers = (linear_shapes(config, layer) for layer in range(config.num_hidden_layers))
@@ -263,6 +287,15 @@ class HfLayout:
                 word = str(part.dtype).removeprefix("torch.")
                 table[source] = OutputTensor(word, tuple(part.shape))
         return table
+
+    def quantized_modules(self) -> dict[str, QuantConfig]:
+        """Of MIXED_PRECISION, each module's own form, by its Hugging Face name."""
+        quantization = self.config.quantization
+        return {
+            source.removesuffix(".weight"): own
+            for target, own in quantization.quantized_layers
+            for source in self._rows[f"{target}.weight"].sources
+        }
 
     def unquantized_modules(self) -> list[str]:
         """Modules with a matrix that stays in the model's dtype, by their Hugging Face names."""

@@ -68,6 +68,15 @@ class BuildSettings:
         "format=hf: whose names the scales have",
         choices=LAYOUTS,
     )
+    effective_bits: float | None = _choice(
+        None, "mixed: bits a weight, scales included, that the linears may take in the mean"
+    )
+    max_kl: float | None = _choice(
+        None, "mixed: nats a token that they may lose, each alone and added up", minimum=0
+    )
+    mixed_forms: str = _choice(
+        "nvfp4,fp8", "mixed: what a linear may be, beside unquantised: nvfp4, w4a16_nvfp4, fp8"
+    )
     kv_cache_dtype: str = _choice(
         "auto",
         "dtype of the KV cache; auto is the model's, or fp8 with the scales that an FP8 source has",
@@ -166,7 +175,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "first": ("model", "output", "quant", "tp", "backend"),
     "form of the weights and of the KV cache": (
         *("dequantize", "group_size", "exclude", "dtype", "kv_cache_dtype", "format", "layout"),
-        *("calib_samples", "calib_length"),
+        *("effective_bits", "max_kl", "mixed_forms", "calib_samples", "calib_length"),
     ),
     "GPUs": ("gpu", "pp", "pad"),
     "what the engine takes at once": (

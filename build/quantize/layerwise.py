@@ -72,6 +72,8 @@ class LayerwiseWalk(ABC):
     """Satisfies `units.LayerLinears`. Layers must be asked for in order, each once; those that are
     not asked for are quantised too, and not given out.
 
+    form: of the linears that are being settled.
+
     layer: the one it stands before. An earlier run's activations are gone on with when they stand
     at `first`, the first layer that is still wanted, or before it.
 
@@ -89,6 +91,7 @@ class LayerwiseWalk(ABC):
         padding: Padding = NO_PADDING,
     ) -> None:
         self.config = config
+        self.form = config.quantization
         self.padding = padding
         self.reference = reference
         self.saved = saved
@@ -130,6 +133,7 @@ class LayerwiseWalk(ABC):
             modules = [name for name in shared if f"{name}.weight" in tensors]
             if not modules or is_excluded(self.config, layer, modules[0]):
                 continue
+            self.form = self.config.quantization.of(PREFIX.format(layer) + modules[0])
             inputs = self._inputs(layer, tensors, modules[0], truths.pop(modules[0], []))
             weights = [tensors[f"{module}.weight"] for module in modules]
             stored, meant = self._settle(modules, weights, inputs)

@@ -20,6 +20,7 @@ from enginehouse.build.forms.block_quantization import (
 )
 from enginehouse.build.quantize.compensation import aim_at_truth, round_compensated, rounding_order
 from enginehouse.build.quantize.layerwise import Inputs, LayerwiseWalk, stacked
+from enginehouse.build.quantize.layerwise_fp8 import LayerwiseFp8
 
 # As FP8's (layerwise_fp8.py): of each channel's own second moment, and of what earlier layers lost.
 DAMPING = 0.1
@@ -31,7 +32,7 @@ class LayerwiseNvfp4(LayerwiseWalk):
 
     @property
     def _rounds_inputs(self) -> bool:
-        return self.config.quantization.quant_algo == "NVFP4"
+        return self.form.quant_algo == "NVFP4"
 
     def _entering(self, x: Tensor, largest: float) -> Tensor:
         return nvfp4_round_trip(x, nvfp4_second_scale(largest)) if self._rounds_inputs else x
@@ -58,3 +59,19 @@ class LayerwiseNvfp4(LayerwiseWalk):
             if self._rounds_inputs:
                 stored[f"{module}.activation_scaling_factor"] = entering
         return stored, values.mul_(steps).split(rows)
+
+
+class LayerwiseMixed(LayerwiseNvfp4, LayerwiseFp8):
+    """The walk for MIXED_PRECISION of these: each group of linears in its own form."""
+
+    @property
+    def _kind(self) -> type[LayerwiseNvfp4] | type[LayerwiseFp8]:
+        return LayerwiseFp8 if self.form.quant_algo == "FP8" else LayerwiseNvfp4
+
+    def _entering(self, x: Tensor, largest: float) -> Tensor:
+        return self._kind._entering(self, x, largest)
+
+    def _settle(
+        self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        return self._kind._settle(self, modules, weights, inputs)

@@ -30,7 +30,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import pack_int4
 from enginehouse.runtime.config import ModelConfig, QuantConfig
 
-_BY_LAYER = ("FP8", "NVFP4", "W4A16_NVFP4")
+_BY_LAYER = ("FP8", "NVFP4", "W4A16_NVFP4", "MIXED_PRECISION")
 # The tensors of one layer's linears, by the layer's number in the whole model: asked for once
 # each, in order. {"attention.qkv.weight": ..., "attention.qkv.weights_scaling_factor": ...}
 LayerLinears = Callable[[int], Mapping[str, Tensor]]
