@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import PoolingKind
 from enginehouse.server.api_keys import ApiKey, read_keys
+from enginehouse.server.formats.choose import TOOL_FORMATS
 from enginehouse.server.text.reasoning import REASONING_FORMATS
-from enginehouse.server.tools.tool_choice import TOOL_FORMATS
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
 _OWN_PORT = re.compile(r"(?<=^http)(://.*):80$|(?<=^https)(://.*):443$")

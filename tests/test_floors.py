@@ -162,13 +162,14 @@ build/command          cli
 
 server/text            runtime/grammar
 server/tools           text  runtime/grammar runtime/schemas
+server/formats         text tools
 server/wire
-server/prompt          text tools wire  runtime/template
+server/prompt          text tools formats wire  runtime/template
 server/request         text tools wire prompt  runtime/grammar runtime/schemas
 server/answer          text tools prompt
 server/observe         wire answer
 server/api_keys
-server/settings        text tools api_keys
+server/settings        text formats api_keys
 server/http            tools wire prompt request answer observe api_keys settings
 server/api/chat        wire request prompt tools text answer http
 server/api/texts       wire request prompt tools text answer observe http api/chat

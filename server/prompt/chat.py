@@ -17,6 +17,8 @@ from gevent import get_hub, monkey
 from tokenizers import Tokenizer
 
 from enginehouse.runtime.errors import EngineError, RequestError
+from enginehouse.server.formats.choose import choose_format
+from enginehouse.server.formats.llama import GenericJson
 from enginehouse.server.prompt.options import PLAIN_PROMPT, PromptOptions
 from enginehouse.server.prompt.template import ChatTemplate
 from enginehouse.server.prompt.tool_messages import as_text
@@ -24,8 +26,7 @@ from enginehouse.server.text.detokenizer import TokenPieces
 from enginehouse.server.text.message import ChatMessage
 from enginehouse.server.text.reasoning import reasons
 from enginehouse.server.tools.format import Format
-from enginehouse.server.tools.llama import GenericJson
-from enginehouse.server.tools.tool_choice import ToolUse, choose_format
+from enginehouse.server.tools.tool_choice import ToolUse
 
 MAX_INLINE_CHARS = 2_000  # longer prompts are rendered and tokenised beside the event loop
 _CHARS_AROUND = 32  # what a template writes around each message, about

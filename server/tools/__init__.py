@@ -1,5 +1,5 @@
-"""Calls of tools in a model's text: how each format looks, is read, and is enforced by a grammar.
+"""Calls of tools in a model's text: what a format of them is, how they are read and enforced.
 
-Imports `text/`. Does not know HTTP or the engine; a format is one file and its name
-in `tool_choice.py`. Read `format.py` first.
+Imports `text/`. Does not know HTTP, the engine or any one format: those stand in `formats/`. Read
+`format.py` first.
 """

@@ -6,6 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from enginehouse.server.formats.hermes import Hermes, Nemotron
+from enginehouse.server.formats.llama import GenericJson, LlamaJson
+from enginehouse.server.formats.mistral import Mistral, MistralNamed, MistralSpaced
+from enginehouse.server.formats.pythonic import Pythonic
 from enginehouse.server.text.answer import (
     AnswerParser,
     Content,
@@ -16,10 +20,6 @@ from enginehouse.server.text.answer import (
 )
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
-from enginehouse.server.tools.hermes import Hermes, Nemotron
-from enginehouse.server.tools.llama import GenericJson, LlamaJson
-from enginehouse.server.tools.mistral import Mistral, MistralNamed, MistralSpaced
-from enginehouse.server.tools.pythonic import Pythonic
 
 FORMATS: dict[str, Format] = {
     "llama3_json": LlamaJson(),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from enginehouse.build.plan.settings import BuildSettings
+from enginehouse.server.formats.choose import TOOL_FORMATS, choose_format
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.text.reasoning import REASONING_FORMATS
-from enginehouse.server.tools.tool_choice import TOOL_FORMATS, choose_format
 from makers.templates import TEMPLATES
 from makers.text_engine import CHATML
 

@@ -15,11 +15,11 @@ import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from enginehouse.server.formats.llama import PYTHON_TAG, BareJsonParser, LlamaJson
 from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.json_reader import MAX_DEPTH, to_json
-from enginehouse.server.tools.llama import PYTHON_TAG, BareJsonParser, LlamaJson
 from enginehouse.server.tools.parser import NotACall, Reader, read_literal, skip_space
 
 _START, _END = "<|python_start|>", "<|python_end|>"  # Llama 4
