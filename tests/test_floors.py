@@ -162,11 +162,11 @@ build/command          cli
 
 server/text            runtime/grammar
 server/tools           text  runtime/grammar runtime/schemas
-server/formats         text tools
+server/formats         text tools  runtime/grammar
 server/wire
 server/prompt          text tools formats wire  runtime/template
 server/request         text tools wire prompt  runtime/grammar runtime/schemas
-server/answer          text tools prompt
+server/answer          text tools formats prompt
 server/observe         wire answer
 server/api_keys
 server/settings        text formats api_keys

@@ -155,13 +155,14 @@ class BuildSettings:
         "how the model writes calls of tools; auto is what its chat template shows",
         choices=(
             *("auto", "none", "llama3_json", "llama_pythonic", "hermes", "nemotron", "mistral"),
-            "json",
+            *("json", "qwen3_coder", "harmony", "deepseek_v3", "deepseek_v31", "glm45", "kimi_k2"),
+            *("granite", "command", "minimax_m2", "seed_oss", "phi4_mini"),
         ),
     )
     reasoning_format: str = _choice(
         "auto",
-        "whether answers begin with <think>; auto is what the chat template shows",
-        choices=("auto", "none", "think"),
+        "the marks of reasoning at the head of answers; auto is what the chat template shows",
+        choices=("auto", "none", "think", "magistral", "seed_oss", "command", "harmony"),
     )
     workers: int = _choice(1, "tensorrt_llm: ranks compiled at once, each on a GPU of its own")
     trtllm_build: dict[str, Any] | None = _choice(

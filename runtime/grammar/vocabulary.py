@@ -25,7 +25,19 @@ SHOWN_TOKENS = (
     "<|python_end|>",
     "<think>",
     "</think>",
+    *("[THINK]", "[/THINK]", "<seed:think>", "</seed:think>"),
+    *("<|START_THINKING|>", "<|END_THINKING|>", "<|START_ACTION|>", "<|END_ACTION|>"),
+    *("<TOOLCALL>", "</TOOLCALL>", "<seed:tool_call>", "</seed:tool_call>"),
+    *("<minimax:tool_call>", "</minimax:tool_call>", "<|tool_call|>", "<|/tool_call|>"),
+    *("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    *("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁sep｜>"),
+    *("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"),
+    *("<|tool_calls_section_begin|>", "<|tool_calls_section_end|>", "<|tool_call_begin|>"),
+    *("<|tool_call_argument_begin|>", "<|tool_call_end|>"),
 )
+# Of GPT-OSS, whose answers are messages; elsewhere they end a turn.
+_CHANNEL = "<|channel|>"
+HARMONY_TOKENS = (_CHANNEL, "<|start|>", "<|message|>", "<|constrain|>", "<|end|>")
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -40,8 +52,9 @@ def read_vocabulary(engine_dir: Path, vocab_size: int) -> list[bytes] | None:
     added = tokenizer.get_added_tokens_decoder()
     words = tokenizer.get_vocab(with_added_tokens=True)
     pieces = [b""] * vocab_size
+    shown = {*SHOWN_TOKENS, *(HARMONY_TOKENS if _CHANNEL in words else ())}
     for token, token_id in words.items():
-        hidden = token_id in added and added[token_id].special and token not in SHOWN_TOKENS
+        hidden = token_id in added and added[token_id].special and token not in shown
         if token_id >= vocab_size or hidden:
             continue
         if token_id in added:

@@ -11,17 +11,18 @@ from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.request import Constraint
+from enginehouse.server.formats.harmony import Harmony
 from enginehouse.server.prompt.chat import Chat
 from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.reasoning import (
-    CLOSE,
-    OPEN,
+    MARKS,
+    THINK,
     ReasoningParser,
     after_reasoning,
     goes_on_thinking,
     opens_reasoning,
 )
-from enginehouse.server.tools.format import once
+from enginehouse.server.tools.format import Format, once
 from enginehouse.server.tools.tool_choice import ToolUse, as_constraint, as_tag
 from enginehouse.server.tools.unenforced import Unenforced
 
@@ -72,34 +73,49 @@ def plan_answer(
                 param=param,
                 code="invalid_value",
             )
-    reasons = chat.reasons if reasoning is None else reasoning
-    within = opens_reasoning(prompt, continued)
-    begun, midway = reasons and within, reasons and goes_on_thinking(continued)
     form = chat.tool_format
+    marks = chat.marks or THINK
+    reasons = chat.marks is not None if reasoning is None else reasoning
+    may_reason = reasons or chat.marks is not None
+    kept: tuple[str, ...] = ()
+    if isinstance(form, Harmony) or marks is MARKS["harmony"]:
+        marks, form = MARKS["harmony"], Harmony(prompt, reasons, include_reasoning)
+        within = opens_reasoning(prompt, continued, marks)
+        kept, may_reason = form.kept, within or not form.in_message
+        if constraint is not None and may_reason:
+            constraint = _behind(marks.answer, constraint)
+    within = opens_reasoning(prompt, continued, marks)
+    begun, midway = reasons and within, reasons and goes_on_thinking(continued, marks)
 
     def new_parser() -> AnswerParser:
         parser = tools.parser(form)
-        if not reasons:
+        if not reasons or isinstance(form, Harmony):
             return parser
-        return ReasoningParser(parser, begun, include_reasoning, midway=midway)
+        return ReasoningParser(parser, begun, include_reasoning, midway=midway, marks=marks)
 
-    kept: tuple[str, ...] = (OPEN, CLOSE) if reasons or chat.reasons else ()
+    if may_reason:
+        kept += (marks.open, marks.close)
     if form is not None and tools.shown:
         kept += form.kept
-    joined = _joined(chat, tools, constraint)
+    joined = _joined(form, tools, constraint)
     if form is not None and tools.shown and (tools.forced or constraint is not None):
         unenforced = (*(() if tools.forced else unenforced), *tools.unenforced())
     constraint = joined
-    may_reason = (reasons or chat.reasons) and not prompt.rstrip().endswith(CLOSE)
-    if constraint is not None and may_reason:
-        tag = after_reasoning(as_tag(constraint), within)
+    if constraint is not None and may_reason and not prompt.rstrip().endswith(marks.close):
+        tag = after_reasoning(as_tag(constraint), within, marks)
         constraint = as_constraint(tag, constraint.param)
     return AnswerPlan(new_parser, chat.pieces.ids_of(kept), constraint, unenforced)
 
 
-def _joined(chat: Chat, tools: ToolUse, constraint: Constraint | None) -> Constraint | None:
+def _behind(text: str, constraint: Constraint) -> Constraint:
+    elements = [{"type": "const_string", "value": text}, as_tag(constraint)]
+    return as_constraint({"type": "sequence", "elements": elements}, constraint.param)
+
+
+def _joined(
+    form: Format | None, tools: ToolUse, constraint: Constraint | None
+) -> Constraint | None:
     """What tools ask, and what response_format asks where no tool is called."""
-    form = chat.tool_format
     if form is None or not tools.shown:
         return constraint
     tag: dict[str, Any] | None

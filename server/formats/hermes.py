@@ -1,15 +1,18 @@
-"""Calls between two tags: of Hermes and Qwen since 2.5 each call, of Nemotron a list of calls.
+"""Calls between two tags: of Hermes and Qwen since 2.5 each call, of others a list of calls.
 
     <tool_call>
     {"name": "get_weather", "arguments": {"city": "Paris"}}
     </tool_call>
 
     <TOOLCALL>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {...}]</TOOLCALL>
+    <|tool_call|>[{"name": "get_weather", "arguments": {"city": "Paris"}}, {...}]
+
+The second is Nemotron's, the third Granite's 3; Phi-4-mini closes it by `<|/tool_call|>`.
 
 Hermes' tags are added tokens of Qwen's vocabularies. What models do otherwise is read too: several
 calls in one pair of tags, as a list or not, a brace too many, a closing tag that is forgotten.
 Source: NousResearch, Hermes-Function-Calling; the chat templates of Qwen2.5, Llama 3.1 Nemotron
-Nano and Llama 3.3 Nemotron Super.
+Nano, Llama 3.3 Nemotron Super and Granite 3.0 to 3.3; the model card of Phi-4-mini.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Collection
 
 from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.tools.format import Format
-from enginehouse.server.tools.parser import CallParser, NotACall, Reader, skip_space
+from enginehouse.server.tools.parser import CallParser, NotACall, Reader, read_literal, skip_space
 
 
 class TaggedParser(CallParser):
@@ -28,7 +31,8 @@ class TaggedParser(CallParser):
 
     def _read(self, opening: str) -> Reader:
         char = yield from skip_space()
-        if char == "[":
+        is_list = char == "["
+        if is_list:
             char = yield from skip_space()
         if char != "{":
             raise NotACall
@@ -37,6 +41,8 @@ class TaggedParser(CallParser):
             space = ""
             while (char := (yield)).isspace() or char in ",]}":
                 space += char if char.isspace() else ""
+                if char == "]" and is_list:
+                    return (yield from read_literal(self.close))
             if char != "{":
                 break
         taken = char
@@ -53,6 +59,11 @@ class HermesParser(TaggedParser):
 class NemotronParser(TaggedParser):
     openings = ("<TOOLCALL>",)
     close = "</TOOLCALL>"
+
+
+class BarredParser(TaggedParser):
+    openings = ("<|tool_call|>", "<tool_call>")  # Granite 3.1 may write it without bars
+    close = "<|/tool_call|>"
 
 
 class Hermes(Format):
@@ -76,3 +87,21 @@ class Nemotron(Format):
 
     def parser(self, names: Collection[str], max_calls: int | None = None) -> AnswerParser:
         return NemotronParser(names, max_calls)
+
+
+class Granite(Format):
+    name = "granite"
+    kept: tuple[str, ...] = ("<|tool_call|>",)
+    trigger = "<|tool_call|>"
+    opening = "<|tool_call|>["
+    between = ", "
+    closing = "]"
+
+    def parser(self, names: Collection[str], max_calls: int | None = None) -> AnswerParser:
+        return BarredParser(names, max_calls)
+
+
+class Phi4Mini(Granite):
+    name = "phi4_mini"
+    kept = ("<|tool_call|>", "<|/tool_call|>")
+    closing = "]<|/tool_call|>"

@@ -21,10 +21,10 @@ from enginehouse.server.formats.choose import choose_format
 from enginehouse.server.formats.llama import GenericJson
 from enginehouse.server.prompt.options import PLAIN_PROMPT, PromptOptions
 from enginehouse.server.prompt.template import ChatTemplate
-from enginehouse.server.prompt.tool_messages import as_text
+from enginehouse.server.prompt.tool_messages import as_text, calls_as_text
 from enginehouse.server.text.detokenizer import TokenPieces
 from enginehouse.server.text.message import ChatMessage
-from enginehouse.server.text.reasoning import reasons
+from enginehouse.server.text.reasoning import Marks, marks_of
 from enginehouse.server.tools.format import Format
 from enginehouse.server.tools.tool_choice import ToolUse
 
@@ -42,8 +42,8 @@ class Prompt(NamedTuple):
 class Chat:
     """The text side of an engine directory: template, tokenizer, token texts, stop tokens.
 
-    tool_format: how the model writes calls; None: it is not to call tools. reasons: its answers
-    may begin with reasoning. tokenizer_config: the file's, as it is.
+    tool_format: how the model writes calls; None: it is not to call tools. marks: of reasoning at
+    the head of its answers; None: there is none. tokenizer_config: the file's, as it is.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Chat:
         shown = tool_template or template
         source = None if shown is None else shown.source
         self.tool_format: Format | None = choose_format(source, tool_format)
-        self.reasons = reasons(source, reasoning_format)
+        self.marks: Marks | None = marks_of(source, reasoning_format)
         self.stop_token_ids = stop_token_ids
         self.pieces = TokenPieces(tokenizer)
         self._longest_token = _longest_token(tokenizer)
@@ -106,8 +106,10 @@ class Chat:
                 param="tools",
                 code="unsupported_parameter",
             )
+        form = self.tool_format or GenericJson()
+        if template.knows_tools and not template.keeps_calls and form.in_template:  # Granite's 3
+            messages = calls_as_text(messages, form)
         if not self._takes(template, messages, bool(tools)):
-            form = self.tool_format or GenericJson()
             messages = as_text(messages, form, tools, template.keeps_system)
             options = replace(options, tools=ToolUse())
         return template.render(template.arrange(messages), options)

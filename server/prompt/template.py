@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -25,6 +25,7 @@ from enginehouse.server.tools.tool_choice import ToolUse
 
 _PROBE = "enginehouseprobe"
 _CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
+_NUMBERED = "<|tool_call_argument_begin|>"  # Kimi K2's: before it stands a call's id
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (
@@ -65,7 +66,8 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT) -> str:
         """The prompt's text. RequestError when the template refuses the conversation."""
-        shown = [self._to_template(message) for message in messages]
+        ids = self._ids(messages)
+        shown = [self._to_template(message, ids) for message in messages]
         if options.continue_final_message:
             shown[-1]["content"] += _CUT
         try:
@@ -102,18 +104,29 @@ class ChatTemplate:
             names.append("reasoning_effort")
         return names
 
-    def _to_template(self, message: ChatMessage) -> dict[str, Any]:
-        """The message as this template was found to take it."""
+    def _to_template(self, message: ChatMessage, ids: Mapping[str, str]) -> dict[str, Any]:
+        """The message as this template was found to take it. ids: of calls, as they are shown."""
         fields = message.to_template()
         for call, made in zip(fields.get("tool_calls", ()), message.tool_calls, strict=False):
             if self._arguments_as_text:
                 text = json.dumps(call["function"]["arguments"], ensure_ascii=False)
                 call["function"]["arguments"] = text if made.unread is None else made.unread
-            if self._short_ids:
-                call["id"] = _short_id(call["id"])
-        if self._short_ids and "tool_call_id" in fields:
-            fields["tool_call_id"] = _short_id(fields["tool_call_id"])
+            call["id"] = ids.get(call["id"], call["id"])
+        if "tool_call_id" in fields:
+            fields["tool_call_id"] = ids.get(fields["tool_call_id"], fields["tool_call_id"])
+        if message.reasoning_content is not None and "message.thinking" in self.source:
+            fields["thinking"] = message.reasoning_content  # GPT-OSS calls it so
         return fields
+
+    def _ids(self, messages: Sequence[ChatMessage]) -> dict[str, str]:
+        """The ids of calls as the template wants them, where it wants them otherwise."""
+        calls = [call for message in messages for call in message.tool_calls]
+        if _NUMBERED in self.source:  # the id is what the model calls a function by
+            return {call.id: f"functions.{call.name}:{i}" for i, call in enumerate(calls)}
+        if not self._short_ids:
+            return {}
+        results = [item.tool_call_id for item in messages if item.tool_call_id is not None]
+        return {each: _short_id(each) for each in (*(call.id for call in calls), *results)}
 
     def _num_probes(
         self, messages: Sequence[ChatMessage], options: PromptOptions = PLAIN_PROMPT

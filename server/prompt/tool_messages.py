@@ -12,6 +12,20 @@ from enginehouse.server.text.message import ChatMessage
 from enginehouse.server.tools.format import Format, ToolFunction
 
 
+def calls_as_text(messages: Sequence[ChatMessage], form: Format) -> list[ChatMessage]:
+    """The conversation with calls as the model would have written them; results stay."""
+    return [
+        replace(
+            message,
+            content=_joined("\n", message.content, form.call_text(message.tool_calls)),
+            tool_calls=(),
+        )
+        if message.tool_calls
+        else message
+        for message in messages
+    ]
+
+
 def as_text(
     messages: Sequence[ChatMessage],
     form: Format,
@@ -28,10 +42,8 @@ def as_text(
     names: dict[str, str] = {}
     after_result = False
     for message in messages:
-        if message.tool_calls:
-            names |= {call.id: call.name for call in message.tool_calls}
-            content = _joined("\n", message.content, form.call_text(message.tool_calls))
-            message = replace(message, content=content, tool_calls=())
+        names |= {call.id: call.name for call in message.tool_calls}
+        [message] = calls_as_text([message], form)
         is_result = message.role == "tool"
         if is_result:
             name = names.get(message.tool_call_id or "", message.name or "the call")

@@ -1,37 +1,73 @@
-"""`<think>...</think>` at the head of an answer: reasoning, and then the answer itself.
+"""Reasoning at the head of an answer, between two marks, and then the answer itself.
 
-Some templates open the tag in the prompt, so that the answer begins within it. White space around
-the tags belongs to neither side. This file does not know calls, formats or the request.
-Source: the output of DeepSeek-R1, QwQ and Qwen3, and their chat templates.
+    <think>Two twos.</think>Four.
+
+Some templates open the mark in the prompt, so that the answer begins within it. White space around
+the marks belongs to neither side. This file does not know calls, formats or the request.
+Source: the output and the chat templates of DeepSeek-R1, QwQ and Qwen3, Magistral, Seed-OSS and
+Command R7B.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginehouse.server.text.answer import AnswerParser, Part, Reasoning
 
-OPEN, CLOSE = "<think>", "</think>"
-REASONING_FORMATS = ("auto", "none", "think")
+
+class Marks(NamedTuple):
+    """What reasoning stands between. then: a regular expression of what may follow it, where an
+    answer is held to a grammar. answer: what the answer itself begins with.
+    """
+
+    open: str
+    close: str
+    then: str = r"\n{0,2}"
+    answer: str = ""
 
 
-def reasons(template: str | None, wanted: str = "auto") -> bool:
-    """Whether the model's answers may hold reasoning: as `wanted` says, or the chat template."""
-    return wanted == "think" or (wanted == "auto" and CLOSE in (template or ""))
+THINK = Marks("<think>", "</think>")
+MARKS = {
+    "think": THINK,
+    "magistral": Marks("[THINK]", "[/THINK]"),
+    "seed_oss": Marks("<seed:think>", "</seed:think>"),
+    "command": Marks("<|START_THINKING|>", "<|END_THINKING|>"),
+    "harmony": Marks(
+        "<|channel|>analysis<|message|>",
+        "<|end|>",
+        r"<\|start\|>assistant",
+        "<|channel|>final<|message|>",
+    ),
+}
+REASONING_FORMATS = ("auto", "none", *MARKS)
+# Texts of a chat template by which its models' marks are known.
+_SHOWN = {name: marks.close for name, marks in MARKS.items()} | {"harmony": "<|channel|>"}
 
 
-def opens_reasoning(prompt: str, continued: str = "") -> bool:
+def marks_of(template: str | None, wanted: str = "auto") -> Marks | None:
+    """What the model's reasoning may stand between, as `wanted` says or the chat template; None:
+    its answers hold none.
+    """
+    if wanted == "auto":
+        shown = [name for name, text in _SHOWN.items() if text in (template or "")]
+        wanted = shown[0] if shown else "none"
+    return MARKS.get(wanted)
+
+
+def opens_reasoning(prompt: str, continued: str = "", marks: Marks = THINK) -> bool:
     """The prompt ends within reasoning, so the answer begins there.
 
     continued: the text of the assistant's message that the answer goes on with.
     """
-    return prompt.rstrip().endswith(OPEN) or continued.rfind(OPEN) > continued.rfind(CLOSE)
+    if prompt.rstrip().endswith(marks.open):
+        return True
+    return continued.rfind(marks.open) > continued.rfind(marks.close)
 
 
-def goes_on_thinking(continued: str) -> bool:
+def goes_on_thinking(continued: str, marks: Marks = THINK) -> bool:
     """The assistant's message that the answer goes on with ends in the words of a thought."""
-    _, opened, thought = continued.rpartition(OPEN)
-    return bool(opened and thought.strip()) and CLOSE not in thought
+    _, opened, thought = continued.rpartition(marks.open)
+    return bool(opened and thought.strip()) and marks.close not in thought
 
 
 class ReasoningParser:
@@ -43,10 +79,17 @@ class ReasoningParser:
     """
 
     def __init__(
-        self, inner: AnswerParser, begun: bool = False, shown: bool = True, *, midway: bool = False
+        self,
+        inner: AnswerParser,
+        begun: bool = False,
+        shown: bool = True,
+        *,
+        midway: bool = False,
+        marks: Marks = THINK,
     ) -> None:
         self.num_failed = 0
         self._inner = inner
+        self._open, self._close = marks.open, marks.close
         self._shown = shown
         self._begun = begun
         self._state = "thinking" if midway else "before"  # before, thinking, after, answering
@@ -89,9 +132,9 @@ class ReasoningParser:
 
     def _find_opening(self) -> list[Part]:
         body = self._held.lstrip()
-        if body.startswith(OPEN):
-            self._state, self._held = "thinking", body.removeprefix(OPEN)
-        elif OPEN.startswith(body):
+        if body.startswith(self._open):
+            self._state, self._held = "thinking", body.removeprefix(self._open)
+        elif self._open.startswith(body):
             return []
         elif self._begun:
             self._state = "thinking"
@@ -101,13 +144,13 @@ class ReasoningParser:
         return []
 
     def _think(self) -> list[Part]:
-        text, closed, rest = self._held.partition(CLOSE)
+        text, closed, rest = self._held.partition(self._close)
         if closed:
             self._state, self._held = "after", rest
             return self._give(text.rstrip())
         if self._is_empty:
             self._held = self._held.lstrip()
-        certain = self._held[: len(self._held) - _overlap(self._held, CLOSE)].rstrip()
+        certain = self._held[: len(self._held) - overlap(self._held, self._close)].rstrip()
         self._held = self._held[len(certain) :]
         return self._give(certain)
 
@@ -118,23 +161,23 @@ class ReasoningParser:
         return [Reasoning(text)] if text and self._shown else []
 
 
-def after_reasoning(tag: dict[str, Any], begun: bool) -> dict[str, Any]:
+def after_reasoning(tag: dict[str, Any], begun: bool, marks: Marks = THINK) -> dict[str, Any]:
     """A structural tag's format that lets the model think first and holds what follows to `tag`.
 
     begun: the prompt has opened the reasoning; if not, the model may do so.
     """
-    space = {"type": "regex", "pattern": r"\n{0,2}"}
+    space = {"type": "regex", "pattern": marks.then}
     thought = {
         "type": "tag",
-        "begin": "" if begun else OPEN,
+        "begin": "" if begun else marks.open,
         "content": {"type": "any_text"},
-        "end": CLOSE,
+        "end": marks.close,
     }
     thinking = {"type": "sequence", "elements": [thought, space, tag]}
     return thinking if begun else {"type": "or", "elements": [thinking, tag]}
 
 
-def _overlap(text: str, tag: str) -> int:
+def overlap(text: str, tag: str) -> int:
     """How many characters at the end of text may be the beginning of tag."""
     for num in range(min(len(text), len(tag) - 1), 0, -1):
         if text.endswith(tag[:num]):

@@ -14,7 +14,7 @@ from typing import Any
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.support import SchemaError
-from enginehouse.server.text.answer import AnswerParser
+from enginehouse.server.text.answer import AnswerParser, PlainParser
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.json_reader import to_json
 from enginehouse.server.tools.unenforced import Unenforced, plain_of, unenforced
@@ -95,6 +95,16 @@ class Format:
     def parser(self, names: Collection[str], max_calls: int | None = None) -> AnswerParser:
         """Reads an answer's calls of the functions named; at most max_calls are given."""
         raise NotImplementedError
+
+    def reader(
+        self, functions: Sequence[ToolFunction], max_calls: int | None = None
+    ) -> AnswerParser:
+        """The same, where the functions' schemas say of what type an argument is."""
+        return self.parser([item.name for item in functions], max_calls)
+
+    def plain(self) -> AnswerParser:
+        """Reads an answer where there is no function to call."""
+        return PlainParser()
 
     def call_text(self, calls: Sequence[ToolCall]) -> str:
         """Calls as the model writes them."""

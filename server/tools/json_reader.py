@@ -151,14 +151,27 @@ def to_json(value: Any) -> str:
 
 def object_text(text: str) -> str | None:
     """The JSON text of the object that a text holds, by the same rules; None when it holds none."""
+    found = value_text(text)
+    return found if found is not None and found[0] == "{" else None
+
+
+def value_text(text: str) -> str | None:
+    """The same of any value."""
+    stripped = text.strip(_SPACE)
     value = JsonValue()
     pieces = []
     try:
-        for char in text.strip(_SPACE):
+        if stripped[:1] in tuple("-0123456789"):  # nothing else tells a number's end
+            return (
+                stripped
+                if _NUMBER.fullmatch(stripped) and len(stripped) <= _MAX_NUMBER_CHARS
+                else None
+            )
+        for char in stripped:
             if value.done:
                 return None
             pieces.append(value.take(char))
         text.encode()  # half a surrogate pair
     except ValueError:
         return None
-    return "".join(pieces) if value.done and pieces[0] == "{" else None
+    return "".join(pieces) if value.done else None

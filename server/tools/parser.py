@@ -18,7 +18,7 @@ from enginehouse.server.tools.json_reader import JsonValue, NotJson, object_text
 
 Reader = Generator[None, str, str]  # sent a character at a time
 _ARGUMENTS = ("arguments", "parameters")
-_KNOWN_KEYS = {"name", "type", "id", *_ARGUMENTS}
+_OTHER_KEYS = frozenset({"type", "id"})
 
 
 class NotACall(Exception):
@@ -36,12 +36,15 @@ class CallParser:
     """An AnswerParser; a subclass sets the openings and has _read.
 
     openings: texts that open a call wherever they stand. bare_openings: characters that may do so
-    as the first of a line or after a call. names: the functions there are; a call of any other is
-    content. max_calls: a call beyond these is read and not given.
+    as the first of a line or after a call. name_key, other_keys: of a call's object, beside its
+    arguments; what the others say is passed over. names: the functions there are; a call of any
+    other is content. max_calls: a call beyond these is read and not given.
     """
 
     openings: tuple[str, ...] = ()
     bare_openings: str = ""
+    name_key = "name"
+    other_keys = _OTHER_KEYS
 
     thinks = False
 
@@ -194,13 +197,14 @@ class CallParser:
         char = yield from skip_space()
         while char != "}" or keys:
             key = yield from read_string(char)
-            if key not in _KNOWN_KEYS or key in keys:
+            known = (self.name_key, *_ARGUMENTS, *self.other_keys)
+            if key not in known or key in keys:
                 raise NotACall(counted=name is not None)
             keys |= set(_ARGUMENTS) if key in _ARGUMENTS else {key}
             if (yield from skip_space()) != ":":
                 raise NotACall(counted=name is not None)
             char = yield from skip_space()
-            if key == "name":
+            if key == self.name_key:
                 name = yield from read_string(char)
                 if name not in self._names:
                     raise NotACall

@@ -46,9 +46,9 @@ class ToolUse:
         """Of one choice. form None: of a model that calls no tools."""
         functions = self._callable()
         if form is None or not functions:
-            return PlainParser()
+            return PlainParser() if form is None else form.plain()
         single = self.named is not None or not self.parallel
-        parser = form.parser([item.name for item in functions], 1 if single else None)
+        parser = form.reader(functions, 1 if single else None)
         return OnlyCalls(parser) if self.forced else parser
 
     def tag(self, form: Format) -> dict[str, Any] | None:

@@ -6,10 +6,13 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from enginehouse.server.formats.hermes import Hermes, Nemotron
+from enginehouse.server.formats.command import Command
+from enginehouse.server.formats.hermes import Granite, Hermes, Nemotron, Phi4Mini
 from enginehouse.server.formats.llama import GenericJson, LlamaJson
 from enginehouse.server.formats.mistral import Mistral, MistralNamed, MistralSpaced
 from enginehouse.server.formats.pythonic import Pythonic
+from enginehouse.server.formats.token_marked import DeepSeekV3, DeepSeekV31, KimiK2
+from enginehouse.server.formats.xml import Glm45, MiniMaxM2, Qwen3Coder, SeedOss
 from enginehouse.server.text.answer import (
     AnswerParser,
     Content,
@@ -30,6 +33,18 @@ FORMATS: dict[str, Format] = {
     "mistral_spaced": MistralSpaced(),
     "mistral_named": MistralNamed(),
     "json": GenericJson(),
+    "deepseek_v3": DeepSeekV3(),
+    "deepseek_v31": DeepSeekV31(),
+    "kimi_k2": KimiK2(),
+    "granite": Granite(),
+    "phi4_mini": Phi4Mini(),
+    "command": Command(),
+}
+XML_FORMATS: dict[str, Format] = {
+    "qwen3_coder": Qwen3Coder(),
+    "seed_oss": SeedOss(),
+    "minimax_m2": MiniMaxM2(),
+    "glm45": Glm45(),
 }
 NAMES = ("f", "g", "get_weather", "a.b-c")
 CLOCK = ToolFunction("get_time")

@@ -28,6 +28,21 @@ def test_the_format_is_chosen_from_the_template() -> None:
     assert chosen["mistral_named"].call_text(call) == "[TOOL_CALLS]f[ARGS]{}"
 
 
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{{ '<｜tool▁calls▁begin｜>' + '```json' }}", "deepseek_v3"),
+        ("{{ '<｜tool▁calls▁begin｜>' }}", "deepseek_v31"),
+        ("{{ '<|tool|>' + x + '<|/tool|>' }}", "phi4_mini"),
+        ("{{ '<tool_call><function=' }}", "qwen3_coder"),
+        ("{{ '<tool_call>' }}", "hermes"),  # as Granite 4's
+    ],
+)
+def test_alike_formats_are_told_apart(template: str, name: str) -> None:
+    form = choose_format(template)
+    assert form is not None and form.name == name
+
+
 def test_the_format_can_be_named() -> None:
     for wanted in TOOL_FORMATS:
         for template in (None, CHATML, *TEMPLATES.values()):

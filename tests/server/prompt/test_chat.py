@@ -12,6 +12,7 @@ from enginehouse.runtime.errors import EngineError, RequestError
 from enginehouse.server.prompt.chat import Chat, ChatTemplate, load_chat
 from enginehouse.server.prompt.options import PromptOptions
 from enginehouse.server.text.message import ChatMessage
+from enginehouse.server.text.reasoning import THINK
 from enginehouse.server.tools.format import ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse
 from makers.templates import TEMPLATES
@@ -200,7 +201,7 @@ def test_an_engine_is_opened_with_its_formats(tmp_path: Path) -> None:
     assert form is not None and form.name == "hermes"
     chat = load_chat(tmp_path, "mistral", "think")
     assert chat.tool_format is not None and chat.tool_format.name == "mistral"
-    assert chat.reasons
+    assert chat.marks == THINK
 
 
 def test_the_template_named_tool_use_is_for_requests_with_tools(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from enginehouse.server.prompt.template import ChatTemplate
 from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.tools.format import ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse
-from makers.templates import TEMPLATES
+from makers.templates import TEMPLATES, theirs
 from makers.text_engine import CHATML, byte_level_tokenizer
 
 SPECIAL: dict[str, str | list[str]] = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -45,25 +44,6 @@ CONVERSATIONS = {
         ChatMessage("tool", "noon", None, TIME.id),
     ],
 }
-
-
-def theirs(
-    source: str, messages: list[ChatMessage], tools: list[ToolFunction], **kwargs: Any
-) -> str:
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>"
-    )
-    text = tokenizer.apply_chat_template(
-        [message.to_template() for message in messages],
-        chat_template=source,
-        tools=[tool.to_template() for tool in tools] or None,
-        tokenize=False,
-        **kwargs,
-    )
-    assert isinstance(text, str)
-    return text
 
 
 @pytest.mark.parametrize("tools", [[], [WEATHER], [WEATHER, CLOCK]], ids=len)

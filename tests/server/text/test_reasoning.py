@@ -14,7 +14,14 @@ from enginehouse.server.text.answer import (
     ToolArguments,
     ToolCallStart,
 )
-from enginehouse.server.text.reasoning import ReasoningParser, opens_reasoning, reasons
+from enginehouse.server.text.reasoning import (
+    MARKS,
+    THINK,
+    ReasoningParser,
+    goes_on_thinking,
+    marks_of,
+    opens_reasoning,
+)
 from makers.tool_texts import FORMATS, NAMES, feed
 
 R, C = Reasoning, Content
@@ -92,8 +99,9 @@ def test_reasoning_comes_as_it_is_written() -> None:
 
 
 def test_which_models_reason_and_when_a_prompt_has_begun_it() -> None:
-    assert reasons("{{ x }}</think>") and not reasons("{{ x }}") and not reasons(None)
-    assert reasons(None, "think") and not reasons("</think>", "none")
+    assert marks_of("{{ x }}</think>") == THINK
+    assert marks_of("{{ x }}") is marks_of(None) is marks_of("</think>", "none") is None
+    assert marks_of(None, "think") == THINK
     assert opens_reasoning("<|Assistant|><think>\n")
     assert not opens_reasoning("<think>\n\n</think>\n\n") and not opens_reasoning("hello")
 
@@ -110,3 +118,19 @@ def test_which_models_reason_and_when_a_prompt_has_begun_it() -> None:
 )
 def test_a_begun_thought_is_gone_on_with(prompt: str, continued: str, within: bool) -> None:
     assert opens_reasoning(prompt, continued) == within
+
+
+@pytest.mark.parametrize("name", [name for name in MARKS if name != "harmony"])
+def test_every_pair_of_marks_parts_an_answer(name: str) -> None:
+    marks = MARKS[name]
+    template = f"{{{{ '{marks.open}' + x + '{marks.close}' }}}}"
+    assert marks_of(template) == marks_of(None, name) == marks
+    text = f"{marks.open}\nSo < 5.\n{marks.close}\n\nFour."
+    for pieces in ([text], list(text)):
+        assert feed(ReasoningParser(PlainParser(), marks=marks), pieces) == [
+            R("So < 5."),
+            C("Four."),
+        ]
+    assert opens_reasoning(f"<s>{marks.open}\n", marks=marks)
+    assert goes_on_thinking(f"{marks.open}Okay", marks)
+    assert not goes_on_thinking(f"{marks.open}Okay{marks.close}", marks)

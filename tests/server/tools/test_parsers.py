@@ -29,7 +29,9 @@ CALLS = st.lists(
     st.builds(ToolCall, st.just(""), st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3
 )
 WORDS = st.text(st.sampled_from("abc é.,:!\n🙂"), max_size=12).map(lambda text: f"{text}x")
-EVERY_FORMAT = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+ALIKE = ("deepseek_v31", "phi4_mini")  # their parsers are those of deepseek_v3 and granite
+TRIED = {name: form for name, form in FORMATS.items() if name not in ALIKE}
+EVERY_FORMAT = pytest.mark.parametrize("form", TRIED.values(), ids=TRIED)
 
 # What adversarial text is made of: every mark of every format, whole and in part.
 FRAGMENTS = st.sampled_from(
@@ -38,6 +40,17 @@ FRAGMENTS = st.sampled_from(
         *("<|python_tag|>", "<|python_start|>", "<|python_end|>", "<|pyth", ";", ",", "\n", " "),
         *('{"name": "f", "arguments": {"a": 1}}', '{"name": "f", "parameters": {', "}}", "}", "]"),
         *('{"parameters": {"b": [', '{"name": "nobody", "arguments": {}}', '"id": 3', '"', "\\"),
+        *("<|tool_call|>", "<|/tool_call|>", "<|START_ACTION|>", "]<|END_ACTION|>"),
+        *(
+            "<｜tool▁calls▁begin｜>",
+            "<｜tool▁call▁begin｜>",
+            "<｜tool▁sep｜>",
+            "f\n```json\n{",
+            "```",
+        ),
+        *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>", ":0"),
+        *("<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{", "<|tool_call_end|>"),
+        *("<|tool_calls_section_end|>", '{"tool_name": "f", "parameters": {}}'),
         *("[", "{", "(", ")", "f(", "g(a=1)", '[f(a="x")', "f", "g", ", b=2", "1.5e3", "null", "-"),
         *(
             '"name"',

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
-from functools import cache
-from typing import Any
 
 import pytest
-import torch
-import xgrammar
 
 from enginehouse.runtime.errors import RequestError
-from enginehouse.runtime.grammar.constraint import check
 from enginehouse.runtime.grammar.support import installed
 from enginehouse.runtime.request import Constraint, ConstraintKind
 from enginehouse.server.answer.plan import plan_answer
@@ -22,11 +16,10 @@ from enginehouse.server.text.message import ToolCall
 from enginehouse.server.text.reasoning import after_reasoning
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse, as_constraint, as_tag
+from makers.tag_matching import allows, noise
 from makers.text_engine import CHATML, byte_level_tokenizer
-from makers.tool_texts import CLOCK, FORMATS, TIME, calls_of, content_of, feed
+from makers.tool_texts import CLOCK, FORMATS, TIME, XML_FORMATS, calls_of, content_of, feed
 
-VOCABULARY = [chr(code) for code in range(32, 127)] + ["\n", "é", "<tool_call>", "[TOOL_CALLS]", ""]
-STOP = len(VOCABULARY) - 1
 WEATHER = ToolFunction(
     "get_weather",
     "",
@@ -41,52 +34,10 @@ WEATHER = ToolFunction(
     },
 )
 BOTH = (WEATHER, CLOCK)
-FORMS = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+ALL = {**FORMATS, **XML_FORMATS}
+FORMS = pytest.mark.parametrize("form", ALL.values(), ids=ALL)
 PARIS = ToolCall("", "get_weather", {"city": "Paris", "days": 2, "unit": "C"})
 WRONG = ToolCall("", "get_weather", {"city": "Paris", "unit": "K"})
-
-
-@cache
-def compiler() -> xgrammar.GrammarCompiler:
-    info = xgrammar.TokenizerInfo(
-        VOCABULARY, vocab_type=xgrammar.VocabType.RAW, stop_token_ids=[STOP]
-    )
-    return xgrammar.GrammarCompiler(info, max_threads=1)
-
-
-def matcher(constraint: Constraint) -> xgrammar.GrammarMatcher:
-    checked = check(constraint, installed())
-    assert checked.kind is ConstraintKind.STRUCTURAL_TAG
-    return xgrammar.GrammarMatcher(compiler().compile_structural_tag(checked.value))
-
-
-def allows(tag: dict[str, Any] | None, text: str) -> bool:
-    """The whole text is one the grammar takes."""
-    assert tag is not None
-    state = matcher(as_constraint(tag))
-    return state.accept_string(text) and state.accept_token(STOP)
-
-
-def noise(constraint: Constraint, seed: int) -> str:
-    """The text of a model that has no idea: any token the mask allows, the grammar's end included.
-
-    Quotes and brackets that close are preferred, so that strings end some day.
-    """
-    choose = random.Random(seed)
-    state = matcher(constraint)
-    mask = xgrammar.allocate_token_bitmask(1, len(VOCABULARY))
-    text: list[str] = []
-    for _ in range(3000):
-        state.fill_next_token_bitmask(mask)
-        bits = mask.view(torch.int32)[0].tolist()
-        allowed = [i for i in range(len(VOCABULARY)) if bits[i // 32] >> (i % 32) & 1]
-        closing = [i for i in allowed if VOCABULARY[i] in '"}]' or i == STOP]
-        token = choose.choice(closing if closing and choose.random() < 0.5 else allowed)
-        assert state.accept_token(token)
-        if token == STOP:
-            return "".join(text)
-        text.append(VOCABULARY[token])
-    raise AssertionError("".join(text))
 
 
 def written(form: Format, *calls: ToolCall) -> str:
@@ -137,9 +88,9 @@ def test_a_model_of_noise_under_the_grammar_makes_valid_calls(form: Format, use:
                 assert isinstance(arguments.get("days", 0), int) and arguments["unit"] in ("C", "F")
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name != "llama_pythonic"])
+@pytest.mark.parametrize("name", [name for name in ALL if name != "llama_pythonic"])
 def test_strict_functions_are_held_to_their_schema_once_a_call_begins(name: str) -> None:
-    form = FORMATS[name]
+    form = ALL[name]
     strict = ToolFunction("get_weather", "", WEATHER.parameters, strict=True)
     tag = ToolUse((strict, CLOCK)).tag(form)
     loose = ToolCall("", "get_time", {"any": [1, {"thing": None}]})
@@ -152,7 +103,7 @@ def test_strict_functions_are_held_to_their_schema_once_a_call_begins(name: str)
 
 
 def test_what_asks_for_nothing_is_not_constrained() -> None:
-    for form in FORMATS.values():
+    for form in ALL.values():
         assert ToolUse(BOTH).tag(form) is None
         assert ToolUse().tag(form) is None
         assert ToolUse(BOTH, "none", parallel=False).tag(form) is None
