@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 from enginehouse.runtime.errors import EngineError
 
@@ -128,6 +128,19 @@ class QuantConfig:
         )
 
 
+class Latent(NamedTuple):
+    """Sizes of latent attention: ranks of what queries (0: they are not compressed) and keys and
+    values are compressed to; of each head the elements of a key that rope does not turn and that it
+    turns, and of a value.
+    """
+
+    query_rank: int
+    rank: int
+    nope: int
+    rope: int
+    value: int
+
+
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One decoder-only model, and how its checkpoint is cut and quantised.
@@ -162,6 +175,22 @@ class ModelConfig:
     def qkv_size(self) -> int:
         """Rows of the fused q, k, v projection of the whole model."""
         return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_size
+
+    @property
+    def latent(self) -> Latent | None:
+        """None where each KV head has keys and values of its own. Else one head of head_size, rank
+        and rope together, is kept for all.
+        """
+        if not self.extra.get("kv_lora_rank"):
+            return None
+        names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
+        return Latent(*(int(self.extra.get(name) or 0) for name in (*names, "v_head_dim")))
+
+    @property
+    def attended_size(self) -> int:
+        """What enters attention.dense, of all heads."""
+        size = self.head_size if self.latent is None else self.latent.value
+        return self.num_attention_heads * size
 
     @property
     def num_experts(self) -> int:
@@ -223,6 +252,8 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Leading elements of a head that are rotated; rotary_pct is Phi-3's."""
+        if self.latent is not None:
+            return self.latent.rope
         return int(self.head_size * float(self.extra.get("rotary_pct", 1.0)))
 
     @property

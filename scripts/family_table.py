@@ -12,16 +12,17 @@ from enginehouse.build.families.support import support
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 HEAD = (
-    "| Hugging Face architecture | models | what differs from Llama | `cpu`, `torch` | `tensorrt` "
-    "| `tensorrt_llm` |\n| --- | --- | --- | --- | --- | --- |\n"
+    "| Hugging Face architecture | models | what differs from Llama | `torch` | `cpu` | `tensorrt` "
+    "| `tensorrt_llm` |\n| --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
 def table() -> str:
     lines = []
-    for architecture, note, beyond, for_trtllm in support():
+    for architecture, note, of_cpu, of_tensorrt, for_trtllm in support():
         cells = [f"`{architecture}`", note.models, note.differs, "yes"]
-        cells += ["yes" if beyond is None else f"no: {beyond}", "yes" if for_trtllm else "no"]
+        cells += ["yes" if each is None else f"no: {each}" for each in (of_cpu, of_tensorrt)]
+        cells.append("yes" if for_trtllm else "no")
         lines.append(f"| {' | '.join(cells)} |\n".replace("|  |", "| |"))
     return HEAD + "".join(lines)
 

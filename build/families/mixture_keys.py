@@ -90,6 +90,40 @@ def _deepseek(hf: Hf) -> dict[str, Any]:
     }
 
 
+def latent_keys(hf: Hf) -> dict[str, Any]:
+    """Sizes of latent attention under transformers' names; the scale with yarn's own factor."""
+    refuse(hf, "attention_bias", (False,))
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    sizes = {name: integer(hf, name) for name in names}
+    rank = integer(hf, "q_lora_rank") if hf.get("q_lora_rank") else 0
+    return {
+        **sizes,
+        "q_lora_rank": rank,
+        "rope_interleaved": hf.get("rope_interleave", True) is not False,
+        "query_pre_attn_scalar": sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"],
+    }
+
+
+def latent_sizes(hf: Hf) -> dict[str, Any]:
+    """One head is kept for all, of latents and what rope turns."""
+    head = integer(hf, "kv_lora_rank") + integer(hf, "qk_rope_head_dim")
+    return {"num_key_value_heads": 1, "head_dim": head}
+
+
+def _deepseek_v3(hf: Hf) -> dict[str, Any]:
+    return {**latent_keys(hf), **_deepseek(hf)}
+
+
+def _deepseek_v2(hf: Hf) -> dict[str, Any]:
+    """Scores are a softmax; groups are judged by their best."""
+    refuse(hf, "topk_method", ("greedy", "group_limited_greedy"))
+    found = _deepseek({**hf, "norm_topk_prob": False})
+    moe = {key: value for key, value in found["moe"].items() if key != "scoring"}
+    if hf.get("topk_method", "greedy") == "greedy":
+        moe |= {"device_limited_n_group": 1, "device_limited_topk_group": 1}
+    return {**latent_keys(hf), **found, "moe": moe}
+
+
 def _glm4_moe(hf: Hf) -> dict[str, Any]:
     return {**_deepseek(hf), "qk_layernorm": boolean(hf, "use_qk_norm")}
 
@@ -261,6 +295,47 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "swiglu_limit": 7.0,
     },
     "OlmoeForCausalLM": {"num_experts": 64, "num_experts_per_tok": 8},
+    "DeepseekV2ForCausalLM": {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "moe_intermediate_size": 1407,
+        "first_k_dense_replace": 0,
+    },
+    "DeepseekV3ForCausalLM": {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "moe_intermediate_size": 2048,
+        "first_k_dense_replace": 3,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": True,
+    },
+    "Glm4MoeLiteForCausalLM": {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 768,
+        "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 256,
+        "n_routed_experts": 64,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 1536,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.8,
+        "norm_topk_prob": True,
+    },
     "FlexOlmoForCausalLM": {"num_experts": 7, "num_experts_per_tok": 5, "rope_theta": 5e5},
 }
 DEFAULTS["GraniteMoeSharedForCausalLM"] = DEFAULTS["GraniteMoeForCausalLM"]
@@ -275,6 +350,9 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "MiniMaxM2ForCausalLM": _minimax,
     "GptOssForCausalLM": _gpt_oss,
     "OlmoeForCausalLM": _over_all,
+    "DeepseekV2ForCausalLM": _deepseek_v2,
+    "DeepseekV3ForCausalLM": _deepseek_v3,
+    "Glm4MoeLiteForCausalLM": _deepseek_v3,
     "FlexOlmoForCausalLM": _flex_olmo,
 }
 ACTIVATIONS = dict.fromkeys(EXTRA, SWIGLU)

@@ -73,6 +73,7 @@ DEEPSEEK_MLP = (
     *experts("mlp.gate", *_QWEN_NAMES, "mlp.gate.e_score_correction_bias"),
     *shared("mlp.shared_experts"),
 )
+DEEPSEEK_V2_MLP = (*QWEN_MOE_MLP, *shared("mlp.shared_experts"))
 ERNIE_MLP = (
     *_DENSE_MLP,
     *experts("mlp.gate", *_QWEN_NAMES, "mlp.moe_statics.e_score_correction_bias"),
@@ -96,4 +97,13 @@ GPT_OSS_MLP = (
     exact("mlp.fc.bias", "mlp.experts.gate_up_proj_bias", "pairs"),
     exact("mlp.proj.weight", "mlp.experts.down_proj", "turned_experts"),
     exact("mlp.proj.bias", "mlp.experts.down_proj_bias"),
+)
+# Of families that have others' tensors under names of their own.
+_GRANITE = {
+    "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
+    "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
+    "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
+}
+RENAMED: dict[str, dict[str, str]] = dict.fromkeys(
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), _GRANITE
 )

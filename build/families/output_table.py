@@ -8,15 +8,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from enginehouse.build.families.architectures import stage_rows
-from enginehouse.build.families.shapes import head_norm_size
+from enginehouse.build.families.shapes import head_norm_size, source_shape
 from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized, linear_tensors
-from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config import Latent, ModelConfig
 
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 
 
 class LinearShape(NamedTuple):
-    """A linear on one rank, and which of its axes tensor parallelism cuts (0: out, 1: in)."""
+    """A linear on one rank, and which of its axes tensor parallelism cuts (0: out, 1: in, -1:
+    neither).
+    """
 
     out_features: int
     in_features: int
@@ -31,7 +33,9 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
     query = config.num_attention_heads // tp * head
     key = max(1, config.num_key_value_heads // tp) * head
     linears: dict[str, LinearShape] = {}
-    if config.has_attention(layer):
+    if config.latent is not None:
+        linears |= _latent_shapes(config, config.latent)
+    elif config.has_attention(layer):
         linears["attention.qkv"] = LinearShape(query + 2 * key, hidden, 0)
         linears["attention.dense"] = LinearShape(hidden, query, 1)
     if config.has_experts(layer):
@@ -49,6 +53,23 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
     else:
         linears["mlp.fc"] = linears["mlp.gate"] = LinearShape(inner, hidden, 0)
     return {**linears, "mlp.proj": LinearShape(hidden, inner, 1)}
+
+
+def _latent_shapes(config: ModelConfig, latent: Latent) -> dict[str, LinearShape]:
+    """Those of latent attention; kv_b, which is multiplied into others, is none."""
+    heads, hidden = config.num_attention_heads // config.mapping.tp_size, config.hidden_size
+    queries, rank = heads * (latent.nope + latent.rope), latent.query_rank
+    linears = {"attention.q": LinearShape(queries, hidden, 0)}
+    if rank:
+        linears = {
+            "attention.q_a": LinearShape(rank, hidden, -1),
+            "attention.q_b": LinearShape(queries, rank, 0),
+        }
+    return {
+        **linears,
+        "attention.kv_a": LinearShape(latent.rank + latent.rope, hidden, -1),
+        "attention.dense": LinearShape(hidden, heads * latent.value, 1),
+    }
 
 
 def output_tensors(
@@ -71,6 +92,9 @@ def output_tensors(
         if target.endswith(".sinks"):
             heads = config.num_attention_heads // config.mapping.tp_size
             table[target] = OutputTensor(config.dtype, (heads,))
+        elif name == "attention.kv_b":
+            rows, columns = source_shape(config, f"model.layers.0.self_attn.kv_b_proj.{kind}")
+            table[target] = OutputTensor(config.dtype, (rows // config.mapping.tp_size, columns))
         elif linear is None and name.startswith("mlp."):
             table.update(_mixture_tensors(config, target))
         elif linear is None:

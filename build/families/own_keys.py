@@ -16,11 +16,11 @@ from enginehouse.build.families.config_values import (
     SILU,
     SWIGLU,
     integer,
-    json_object,
     number,
     refuse,
 )
-from enginehouse.build.families.mixture_keys import granite_multipliers
+from enginehouse.build.families.deci_keys import deci_gaps, deci_sizes
+from enginehouse.build.families.mixture_keys import granite_multipliers, latent_keys, latent_sizes
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -104,6 +104,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "HunYuanDenseV1ForCausalLM": {},
     "PhiForCausalLM": {"attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5},
     "DeciLMForCausalLM": {},
+    "YoutuForCausalLM": {
+        "kv_lora_rank": 512,
+        "q_lora_rank": 1536,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "tie_word_embeddings": True,
+    },
     "GraniteMoeHybridForCausalLM": {},
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
@@ -132,6 +140,7 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "HunYuanDenseV1ForCausalLM": SILU,
     "PhiForCausalLM": GELU,
     "DeciLMForCausalLM": SILU,
+    "YoutuForCausalLM": SILU,
     "GraniteMoeHybridForCausalLM": SWIGLU,
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
@@ -273,76 +282,6 @@ def _granite_hybrid(hf: Hf) -> dict[str, Any]:
     return {**granite_multipliers(hf), **no_rope}
 
 
-_FFN_MULTIPLE = 256
-
-
-def _deci(hf: Hf) -> dict[str, Any]:
-    """Source: `block_configs` of nvidia/Llama-3_3-Nemotron-Super-49B-v1 and its modeling_decilm.py.
-
-    A layer may lack attention, or the MLP, and has an MLP of its own size.
-    """
-    blocks = deci_blocks(hf)
-    no_attention = [i for i, (attention, _) in enumerate(blocks) if attention.get("no_op")]
-    sizes = [_deci_inner(hf, ffn) for _, ffn in blocks]
-    gaps = {"no_attention_layers": no_attention} if no_attention else {}
-    if set(sizes) != {integer(hf, "intermediate_size")}:
-        gaps["layer_intermediate_sizes"] = sizes
-    return gaps
-
-
-def deci_blocks(hf: Hf) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """What config.json says of each layer's attention and of its MLP. CheckpointError for what is
-    neither there nor left out.
-    """
-    blocks = hf.get("block_configs")
-    if not isinstance(blocks, list) or len(blocks) != integer(hf, "num_hidden_layers"):
-        raise CheckpointError(
-            f"config.json has {len(blocks) if isinstance(blocks, list) else 'no'} block_configs; "
-            "wanted one for each of its num_hidden_layers"
-        )
-    if not all(isinstance(block, dict) for block in blocks):
-        raise CheckpointError("config.json has block_configs that are no JSON objects; wanted one")
-    found = [(json_object(block, "attention"), json_object(block, "ffn")) for block in blocks]
-    for layer, (attention, ffn) in enumerate(found):
-        for part, values in (("attention", attention), ("ffn", ffn)):
-            for key in ("replace_with_linear", "sparsify", "window_length", "num_sink_tokens"):
-                if values.get(key):
-                    raise CheckpointError(
-                        f"config.json has {part}.{key}={values[key]!r} in layer {layer}; an engine "
-                        "of the family knows only attention and an MLP, whole or left out"
-                    )
-    return found
-
-
-def _deci_inner(hf: Hf, ffn: Mapping[str, Any]) -> int:
-    if ffn.get("no_op"):
-        return 0
-    if ffn.get("intermediate_size") is not None:
-        return integer(ffn, "intermediate_size")
-    rows = int(2 * number(ffn, "ffn_mult") * integer(hf, "hidden_size") / 3)
-    return -(-rows // _FFN_MULTIPLE) * _FFN_MULTIPLE
-
-
-def deci_sizes(hf: Hf) -> dict[str, Any]:
-    """What config.json says layer by layer and its readers want of the whole model."""
-    blocks = deci_blocks(hf)
-    groups = {
-        integer(attention, "n_heads_in_group")
-        for attention, _ in blocks
-        if not attention.get("no_op")
-    }
-    if len(groups) != 1:
-        raise CheckpointError(
-            f"config.json has layers with n_heads_in_group={sorted(groups)}; an engine has as many "
-            "KV heads in each layer: wanted one number"
-        )
-    heads = integer(hf, "num_attention_heads")
-    return {
-        "num_key_value_heads": max(1, heads // groups.pop()),
-        "intermediate_size": max(_deci_inner(hf, ffn) for _, ffn in blocks),
-    }
-
-
 def _exaone4(hf: Hf) -> dict[str, Any]:
     """Where some layers slide, the others turn nothing."""
     count, slides = integer(hf, "num_hidden_layers"), "sliding_window" in hf
@@ -378,7 +317,8 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Ministral3ForCausalLM": _plain,
     "HunYuanDenseV1ForCausalLM": _hunyuan,
     "PhiForCausalLM": _phi,
-    "DeciLMForCausalLM": _deci,
+    "DeciLMForCausalLM": deci_gaps,
+    "YoutuForCausalLM": latent_keys,
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,
     **mixture_keys.EXTRA,
@@ -386,6 +326,10 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
 # Of families that say layer by layer what others say once.
 SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "DeciLMForCausalLM": deci_sizes,
+    **dict.fromkeys(
+        ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"), latent_sizes
+    ),
+    "YoutuForCausalLM": latent_sizes,
     "GraniteMoeHybridForCausalLM": lambda hf: {
         "intermediate_size": integer(hf, "shared_intermediate_size", 1024)
     },

@@ -113,6 +113,27 @@ HUNYUAN_ATTENTION = (
 GPT_OSS_ATTENTION = (*LLAMA_ATTENTION, exact("attention.sinks", "self_attn.sinks"))
 
 
+# Through latents; the queries' are compressed too where a model has a rank for them.
+LATENT_ATTENTION = (
+    *only(
+        lambda config, layer: bool(config.extra["q_lora_rank"]),
+        (
+            row("attention.q_a", "self_attn.q_a_proj"),
+            row("attention.q_a_layernorm", "self_attn.q_a_layernorm"),
+            row("attention.q_b", "self_attn.q_b_proj"),
+        ),
+    ),
+    *only(
+        lambda config, layer: not config.extra["q_lora_rank"],
+        (row("attention.q", "self_attn.q_proj"),),
+    ),
+    row("attention.kv_a", "self_attn.kv_a_proj_with_mqa"),
+    row("attention.kv_a_layernorm", "self_attn.kv_a_layernorm"),
+    row("attention.kv_b", "self_attn.kv_b_proj"),
+    row("attention.dense", "self_attn.o_proj"),
+)
+
+
 LLAMA_MLP = (
     *linear("mlp.fc", "mlp.gate_proj"),  # act(fc(x)) * gate(x): fc is Hugging Face's gate
     *linear("mlp.proj", "mlp.down_proj"),

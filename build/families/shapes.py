@@ -24,6 +24,9 @@ def head_norm_size(config: ModelConfig, module: str) -> int:
         "attention.q_layernorm": config.num_attention_heads,
         "attention.k_layernorm": config.num_key_value_heads,
     }.get(module, 0)
+    if config.latent is not None:
+        ranks = {"attention.q_a_layernorm": config.latent.query_rank}
+        return {**ranks, "attention.kv_a_layernorm": config.latent.rank}.get(module, 0)
     over_all = config.extra.get("qk_layernorm_all_heads", False)
     return config.head_size * (heads if over_all else min(heads, 1))
 
@@ -43,7 +46,26 @@ def _vocabulary(config: ModelConfig, name: str) -> Shape:
 
 
 def _queries(config: ModelConfig, name: str) -> Shape:
-    return config.num_attention_heads * config.head_size, config.hidden_size
+    latent, heads = config.latent, config.num_attention_heads
+    if latent is None:
+        return heads * config.head_size, config.hidden_size
+    entering = latent.query_rank if ".q_b_proj." in name else config.hidden_size
+    return heads * (latent.nope + latent.rope), entering
+
+
+def _latents(config: ModelConfig, name: str) -> Shape:
+    """What makes latents of the hidden state, and of these keys and values."""
+    latent, heads = config.latent, config.num_attention_heads
+    assert latent is not None
+    return {
+        "q_a_proj": (latent.query_rank, config.hidden_size),
+        "kv_a_proj_with_mqa": (latent.rank + latent.rope, config.hidden_size),
+        "kv_b_proj": (heads * (latent.nope + latent.value), latent.rank),
+    }[name.split(".")[-2]]
+
+
+def _latent_norm(config: ModelConfig, name: str) -> Shape:
+    return (head_norm_size(config, f"attention.{name.split('.')[-2]}"),)
 
 
 def _keys(config: ModelConfig, name: str) -> Shape:
@@ -51,7 +73,7 @@ def _keys(config: ModelConfig, name: str) -> Shape:
 
 
 def _attended(config: ModelConfig, name: str) -> Shape:
-    return config.hidden_size, config.num_attention_heads * config.head_size
+    return config.hidden_size, config.attended_size
 
 
 def _up(config: ModelConfig, name: str) -> Shape:
@@ -82,7 +104,9 @@ _Of = Callable[[ModelConfig, str], Shape]
 # By the last word of a module's name: the shape of its weight, whose rows are its bias's.
 _SHAPES: dict[str, _Of] = {
     **dict.fromkeys(("embed_tokens", "lm_head"), _vocabulary),
-    "q_proj": _queries,
+    **dict.fromkeys(("q_proj", "q_b_proj"), _queries),
+    **dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj"), _latents),
+    **dict.fromkeys(("q_a_layernorm", "kv_a_layernorm"), _latent_norm),
     **dict.fromkeys(("k_proj", "v_proj"), _keys),
     "qkv_proj": lambda config, name: (config.qkv_size, config.hidden_size),
     **dict.fromkeys(("o_proj", "dense"), _attended),

@@ -26,10 +26,13 @@ class Note(NamedTuple):
 
 
 class Support(NamedTuple):
-    """A row. tensorrt: None where our network runs it, else what of it that does not do."""
+    """A row. cpu, tensorrt: None where the kernels and our network run it, else what of it they do
+    not do.
+    """
 
     architecture: str
     note: Note
+    cpu: str | None
     tensorrt: str | None
     for_trtllm: bool
 
@@ -222,6 +225,18 @@ NOTES |= {
         "head that nothing is read at (`attention.sinks`); biases of attention; every other layer "
         "windowed; yarn",
     ),
+    "DeepseekV2ForCausalLM": Note(
+        "DeepSeek-V2, V2-Lite, Coder-V2",
+        "latent attention: keys and values are kept compressed (`kv_lora_rank`), as one head for "
+        "all; experts by softmax, in groups; shared experts; dense layers first",
+        {"num_experts_per_tok": 6, "moe_intermediate_size": 1536},
+    ),
+    "DeepseekV3ForCausalLM": Note(
+        "DeepSeek-V3, R1, V3.1; Kimi K2; Moonlight",
+        "DeepSeek-V2 with experts as GLM-4.5's",
+    ),
+    "Glm4MoeLiteForCausalLM": Note("GLM-4.7-Flash", "DeepSeek-V3 of other sizes"),
+    "YoutuForCausalLM": Note("Youtu-LLM 2B", "latent attention, dense"),
     "FlexOlmoForCausalLM": Note("FlexOlmo 7x7B", "OLMo 2 with experts"),
 }
 # Sizes that every family takes.
@@ -245,4 +260,5 @@ def support() -> Iterator[Support]:
         keys = {"architectures": [name], **_SIZES, **note.keys}
         config = model_config(keys, "bfloat16")
         beyond = "experts" if config.num_experts else beyond_tensorrt(config)
-        yield Support(name, note, beyond, family.for_trtllm)
+        of_cpu = None if config.latent is None else "latent attention"
+        yield Support(name, note, of_cpu, beyond, family.for_trtllm)

@@ -55,11 +55,12 @@ class OutputTensor(NamedTuple):
 def is_quantized(quantization: QuantConfig, target: str) -> bool:
     """Whether a tensor is the weight of a linear in a decoder layer that is not excluded.
 
-    Routers stay as they are in every form.
+    Routers stay as they are in every form, and what makes keys and values of latents, which is
+    multiplied into queries.
     """
     module, _, kind = target.rpartition(".")
     linear = ".layers." in target and kind == "weight"
-    linear = linear and "layernorm" not in module and not module.endswith("router")
+    linear = linear and "layernorm" not in module and not module.endswith(("router", "kv_b"))
     return linear and quantization.quant_algo is not None and not quantization.excludes(module)
 
 

@@ -187,7 +187,7 @@ def _norms_all_heads(config: ModelConfig) -> bool:
     """Whether a norm is over all heads together: an added one, or one more of the same, would
     change it.
     """
-    return bool(config.extra.get("qk_layernorm_all_heads", False))
+    return bool(config.extra.get("qk_layernorm_all_heads", False)) or config.latent is not None
 
 
 def _are_several(config: ModelConfig) -> bool:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import architecture_of, stage_rows
-from enginehouse.build.families.expert_names import RENAMED
+from enginehouse.build.families.mixture_rows import RENAMED
 from enginehouse.build.families.output_table import linear_shapes
 from enginehouse.build.families.rows import EMBEDDING, TensorRow
 from enginehouse.build.families.shapes import source_shape
@@ -301,9 +301,8 @@ class HfLayout:
         """Modules with a matrix that stays in the model's dtype, by their Hugging Face names."""
         names = {"lm_head", EMBEDDING.removesuffix(".weight")}
         for row in self._rows.values():
-            is_linear = row.target.endswith((".qkv.weight", ".dense.weight", ".router.weight"))
-            is_linear = is_linear or row.target.endswith((".fc.weight", ".gate.weight"))
-            is_linear = is_linear or row.target.endswith(".proj.weight")
+            is_linear = ".layers." in row.target and row.target.endswith(".weight")
+            is_linear = is_linear and "layernorm" not in row.target
             if is_linear and not is_quantized(self.config.quantization, row.target):
                 names |= {source.removesuffix(".weight") for source in row.sources}
         return sorted(names)

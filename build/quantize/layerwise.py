@@ -30,6 +30,8 @@ from enginehouse.runtime.torch.decoder import PREFIX, DecoderLayer, causal_atten
 # Linears that share an input, and so its factors; in the order in which a layer runs them.
 SHARED_INPUTS = (
     ("attention.qkv",),
+    ("attention.q_a", "attention.q", "attention.kv_a"),
+    ("attention.q_b",),
     ("attention.dense",),
     ("mlp.fc", "mlp.gate"),
     ("mlp.proj",),

@@ -30,6 +30,7 @@ from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.build.sources.quantized_config import QuantizedLayout
 from enginehouse.build.sources.quantized_formats import AwqGemvFormat, Fp8Format
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
+from enginehouse.runtime.checkpoint.weights import LINEARS
 from enginehouse.runtime.config import Mapping as RankMapping
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError
@@ -325,4 +326,4 @@ def _scale_groups(modules: Sequence[str], config: ModelConfig) -> list[tuple[str
 def is_decoder_linear(target: str) -> bool:
     """Whether an engine's tensor is a linear's weight inside a decoder layer."""
     *_, module, kind = target.split(".")
-    return kind == "weight" and module in ("qkv", "dense", "fc", "gate", "proj")
+    return kind == "weight" and module in LINEARS

@@ -34,6 +34,7 @@ _MODULE_CUTS = {
     "vocab_embedding": Cut.VOCABULARY,
     "lm_head": Cut.VOCABULARY,
     "qkv": Cut.QKV,
+    **dict.fromkeys(("q", "q_b", "kv_b"), Cut.ROWS),  # of latent attention, heads one by one
     "fc": Cut.ROWS,
     "gate": Cut.ROWS,
     "dense": Cut.COLUMNS,

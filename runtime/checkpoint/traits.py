@@ -51,7 +51,8 @@ class Traits:
     norms on what attention and MLP give, before it is added; norm_inputs: on what enters them.
     norm_all_heads: the norms on q and k are over all heads together, else each head's own.
     residual_scale: of what attention and MLP give, as it is added. logits_scale: of the logits,
-    before they are capped. head_bias: lm_head has one. gaps: layers lack attention or the MLP, or
+    before they are capped. head_bias: lm_head has one. latent: attention goes
+    through latents (`ModelConfig.latent`). gaps: layers lack attention or the MLP, or
     have MLPs of several sizes.
     """
 
@@ -76,6 +77,7 @@ class Traits:
     logits_scale: float
     logits_soft_cap: float | None
     head_bias: bool
+    latent: bool
     gaps: bool
 
     @property
@@ -93,6 +95,8 @@ def traits_of(config: ModelConfig) -> Traits:
     extra = config.extra
     scalar = float(extra.get("query_pre_attn_scalar") or config.head_size)
     scale = float(extra.get("attention_multiplier") or scalar**-0.5)
+    if config.latent is not None:
+        scale *= _latent_scale(config)
     windows = layer_windows(config)
     soft_cap = extra.get("attn_logit_softcapping")
     gemma = config.architecture.startswith("Gemma")
@@ -120,6 +124,7 @@ def traits_of(config: ModelConfig) -> Traits:
         logits_scale=1.0 / float(extra.get("logits_scaling") or 1.0),
         logits_soft_cap=extra.get("final_logit_softcapping"),
         head_bias=bool(extra.get("lm_head_bias", False)),
+        latent=config.latent is not None,
         gaps="layer_intermediate_sizes" in extra or "no_attention_layers" in extra,
     )
 
@@ -134,6 +139,15 @@ def layer_windows(config: ModelConfig) -> list[int | None]:
         return [None] * config.num_hidden_layers
     windows = [int(listed[i % len(listed)]) for i in range(config.num_hidden_layers)]
     return [w if w < config.max_position_embeddings else None for w in windows]
+
+
+def _latent_scale(config: ModelConfig) -> float:
+    """DeepSeek's: what yarn stretches is made up for in the scores, twice."""
+    scaling = config.rotary_scaling or {}
+    whole, factor = scaling.get("mscale_all_dim"), float(scaling.get("factor", 1.0))
+    if not whole or factor <= 1:
+        return 1.0
+    return float((0.1 * float(whole) * math.log(factor) + 1.0) ** 2)
 
 
 def _query_growth(config: ModelConfig) -> tuple[float, int] | None:
@@ -160,6 +174,7 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "clip_qkv": (None, "bounds of q, k and v"),
     "norm_weights": (True, "norms without weights"),
     "head_bias": (False, "a bias of lm_head"),
+    "latent": (False, "latent attention"),
     "gaps": (False, "layers without attention or MLP, or of several sizes"),
 }
 

@@ -20,6 +20,8 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
 _LAYERS = "transformer.layers."
+# Words of decoder linears that forms quantise.
+LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "dense", "fc", "gate", "proj")
 _PER_EXPERT = ("weight", "weights_scaling_factor", "bias")
 
 
@@ -102,7 +104,7 @@ class CheckpointWeights:
         if self.config.quantization.quant_algo != "W8A16" or not name.startswith(_LAYERS):
             return False
         *_, module, parameter = name.split(".")
-        linear = module in ("qkv", "dense", "fc", "gate", "proj") and parameter == "weight"
+        linear = module in LINEARS and parameter == "weight"
         return linear and tensor.dtype != torch.int8
 
     def _merged_int8(self, name: str, parts: list[Tensor]) -> dict[str, Tensor]:

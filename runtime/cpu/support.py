@@ -17,6 +17,8 @@ _MOST_HEAD = 512
 def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> str | None:
     """Why backend=cpu does not run a model, in one sentence; None where it does."""
     reason = _form(config) or _sizes(config, kv_block_size)
+    if config.latent is not None:
+        reason = "latent attention"
     if reason is None and compute_dtype == "float32":
         reason = "compute_dtype=float32"
     return (

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from enginehouse.runtime.checkpoint.rope import Angles, Rotary, rotate
+from enginehouse.runtime.checkpoint.rope import Angles, Rotary
 from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
 from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.torch.attention import attend, soft_cap, visible
-from enginehouse.runtime.torch.linear import DenseLinear, Linear, make_linear
+from enginehouse.runtime.torch.linear import DenseLinear, Linear
 from enginehouse.runtime.torch.mlp import PlainMlp
 from enginehouse.runtime.torch.moe import ExpertMlp
+from enginehouse.runtime.torch.self_attention import HeadAttention, LatentAttention
 
 Tensors = Mapping[str, Tensor]
 Observer = Callable[[str, Tensor], None]
 
 PREFIX = "transformer.layers.{}."
-QUERIES, KEYS = "attention queries", "attention keys"  # what `watch` knows them by
 
 
 class Attention(Protocol):
@@ -67,16 +67,14 @@ class DecoderLayer:
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
         self.config = config
         self.traits = traits_of(config)
-        self.linears: dict[str, Linear] = {}  # attention's; none where the layer has none
-        if "attention.qkv.weight" in tensors:
-            names = ("attention.qkv", "attention.dense")
-            self.linears = {n: make_linear([module_tensors(tensors, n)], dtype) for n in names}
-        sinks = tensors.get("attention.sinks")
-        self.sinks = None if sinks is None else sinks.to(dtype)
+        self.attention: HeadAttention | LatentAttention | None = None
+        if "attention.dense.weight" in tensors:
+            kind = HeadAttention if config.latent is None else LatentAttention
+            self.attention = kind(config, tensors, dtype)
         self.mlp: PlainMlp | ExpertMlp | None = None
         if mlp := module_tensors(tensors, "mlp"):
-            kind = ExpertMlp if "router.weight" in mlp else PlainMlp
-            self.mlp = kind(config, mlp, dtype)
+            is_mixture = "router.weight" in mlp
+            self.mlp = (ExpertMlp if is_mixture else PlainMlp)(config, mlp, dtype)
         self.norms = {
             name.removesuffix("layernorm.weight"): tensor.to(dtype)
             for name, tensor in tensors.items()
@@ -100,9 +98,16 @@ class DecoderLayer:
         self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
     ) -> Tensor:
         """The layer's first half: hidden with what attention adds to it."""
-        if not self.linears:
+        if self.attention is None:
             return self._shown("sum behind attention", hidden)
-        attended = self._attend(index, self._entering(hidden, "input_"), angles, attention)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+            return attention(index, q, k, v, rule)
+
+        entering, rule = self._entering(hidden, "input_"), self.traits.rules[index]
+        attended = self.attention(
+            entering, rule, angles, attend, self._run, self._norm, self._shown
+        )
         attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
         return self._shown("sum behind attention", self._sum(hidden, attended))
 
@@ -143,37 +148,6 @@ class DecoderLayer:
         if self.watch is not None:
             self.watch(place, x)
         return x
-
-    def _attend(self, index: int, x: Tensor, angles: Angles | None, attention: Attention) -> Tensor:
-        c, traits = self.config, self.traits
-        qkv = self._run("attention.qkv", self.linears["attention.qkv"], x)
-        if traits.clip_qkv is not None:
-            qkv = qkv.clamp(-traits.clip_qkv, traits.clip_qkv)
-        heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
-        sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
-        qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
-        has_norms = "attention.q_" in self.norms
-        if has_norms and not traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2])
-        if angles is not None:
-            qk = rotate(qk, angles, traits.rope_interleaved)
-        if has_norms and traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2])
-        q, k = qk.split(sizes[:2], dim=1)
-        if angles is not None and angles.query_scale is not None:
-            q = q * angles.query_scale.to(q.dtype)
-        self._shown(QUERIES, q)
-        self._shown(KEYS, k)
-        out = attention(index, q, k, v, traits.rules[index]._replace(sinks=self.sinks))
-        return self._run("attention.dense", self.linears["attention.dense"], out)
-
-    def _norm_heads(self, qk: Tensor, sizes: list[int]) -> Tensor:
-        """qk: [tokens, heads + kv_heads, head_size]"""
-        names = ("attention.q_", "attention.k_")
-        pairs = zip(qk.split(sizes, dim=1), names, strict=True)
-        if not self.traits.norm_all_heads:
-            return torch.cat([self._norm(x, name) for x, name in pairs], dim=1)
-        return torch.cat([self._norm(x.flatten(1), name).view_as(x) for x, name in pairs], dim=1)
 
 
 class Decoder:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.torch.decoder import KEYS, QUERIES, Decoder, DecoderLayer
+from enginehouse.runtime.torch.decoder import Decoder, DecoderLayer
 from enginehouse.runtime.torch.linear import JoinedLinear, Linear, PrequantLinear
 from enginehouse.runtime.torch.mlp import PlainMlp
+from enginehouse.runtime.torch.self_attention import KEYS, QUERIES
 
 FLOAT16_MAX = torch.finfo(torch.float16).max
 _NEAR = FLOAT16_MAX / 4  # other texts than one of some hundred tokens reach further
@@ -114,7 +115,8 @@ class Float16Watch:
 
 def _linears(layer: DecoderLayer) -> dict[str, Linear]:
     """Those that AWQ may have given factors: experts have none."""
-    found, mlp = dict(layer.linears), layer.mlp
+    found = dict(layer.attention.linears) if layer.attention is not None else {}
+    mlp = layer.mlp
     if isinstance(mlp, PlainMlp):
         found |= {"mlp.fc": mlp.fc_gate, "mlp.proj": mlp.proj}
     return found

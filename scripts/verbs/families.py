@@ -22,11 +22,11 @@ def main(argv: list[str]) -> int:
 
     shown = Table(box=None)
     shown.add_column("architecture", no_wrap=True)
-    for heading in ("models", "cpu, torch", "tensorrt", "tensorrt_llm"):
+    for heading in ("models", "torch", "cpu", "tensorrt", "tensorrt_llm"):
         shown.add_column(heading)
-    for architecture, note, beyond, for_trtllm in support():
-        native = "yes" if beyond is None else f"no: {beyond}"
+    for architecture, note, *beyond, for_trtllm in support():
+        kinds = ("yes" if each is None else f"no: {each}" for each in beyond)
         models = note.models.replace("`", "")
-        shown.add_row(architecture, models, "yes", native, "yes" if for_trtllm else "no")
+        shown.add_row(architecture, models, "yes", *kinds, "yes" if for_trtllm else "no")
     Console().print(shown)
     return 0

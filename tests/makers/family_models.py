@@ -67,6 +67,15 @@ DEEPSEEK: dict[str, Any] = dict(
     norm_topk_prob=True,
 )
 
+LATENT: dict[str, Any] = dict(
+    num_key_value_heads=4,
+    q_lora_rank=64,
+    kv_lora_rank=48,
+    qk_nope_head_dim=24,
+    qk_rope_head_dim=16,
+    v_head_dim=32,
+)
+
 # name: transformers' config class and what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", dict(rope_parameters={"rope_theta": 5e5, **LLAMA3})),
@@ -190,6 +199,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "phi": ("PhiConfig", {}),
+    "youtu": ("YoutuConfig", dict(LATENT, head_dim=16, pad_token_id=None)),
     "nemotron-nas": ("LlamaConfig", dict(num_hidden_layers=4)),
     "gemma": ("GemmaConfig", dict(head_dim=64)),
     "gemma2": (
@@ -243,6 +253,29 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(num_experts=4, moe_topk=2, head_dim=32, intermediate_size=64),
     ),
     "flex-olmo": ("FlexOlmoConfig", dict(num_experts=4, num_experts_per_tok=2)),
+    "deepseek-v2": (
+        "DeepseekV2Config",
+        dict(
+            {**DEEPSEEK, **LATENT, "head_dim": 16, "norm_topk_prob": False},
+            topk_method="group_limited_greedy",
+        ),
+    ),
+    "deepseek-v2-lite": (
+        "DeepseekV2Config",
+        dict(
+            {**DEEPSEEK, **LATENT, "head_dim": 16, "norm_topk_prob": False},
+            q_lora_rank=None,
+            topk_method="greedy",
+        ),
+    ),
+    "deepseek-v3": (
+        "DeepseekV3Config",
+        dict(
+            {**DEEPSEEK, **LATENT, "head_dim": 16},
+            rope_parameters={"rope_theta": 1e4, **YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+        ),
+    ),
+    "glm4-moe-lite": ("Glm4MoeLiteConfig", dict({**DEEPSEEK, **LATENT, "head_dim": 16})),
     "gpt-oss": (
         "GptOssConfig",
         dict(
@@ -255,12 +288,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 # Of these our TensorRT network does not do all.
-BEYOND_TENSORRT = {"olmo", "ministral3", "hunyuan", "phi", "nemotron-nas"}
+BEYOND_TENSORRT = {"youtu", "olmo", "ministral3", "hunyuan", "phi", "nemotron-nas"}
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
+    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
 }
+LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 
 
 def save_family(name: str, path: Path, **sizes: Any) -> Path:

@@ -165,9 +165,11 @@ MODEL_TYPES = {
     "MiniMaxM2": "minimax_m2",
     "GptOss": "gpt_oss",
     "FlexOlmo": "flex_olmo",
+    "DeepseekV3": "deepseek_v3",
+    "Glm4MoeLite": "glm4_moe_lite",
 }
 # Their classes have no defaults that make a model, or transformers has none.
-WITHOUT_DEFAULTS = {"DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1"}
+WITHOUT_DEFAULTS = {"DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1", "DeepseekV2"}
 DEFAULTED = [name.removesuffix("ForCausalLM") for name in ARCHITECTURES]
 
 

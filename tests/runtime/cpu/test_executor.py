@@ -40,10 +40,10 @@ from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, compile_quickly, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
-from makers.family_models import FAMILIES, MIXTURES, save_family
+from makers.family_models import FAMILIES, LATENTS, MIXTURES, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
-DENSE = [name for name in FAMILIES if name not in MIXTURES]
+DENSE = [name for name in FAMILIES if name not in MIXTURES | LATENTS]
 # Longer than every window and than longrope's pretrained length; none a multiple of a cache unit.
 PROMPT = [7 * i % 500 + 3 for i in range(83)]
 OTHERS = [[5, 6, 7], [9] * 17, list(range(40, 75))]
@@ -183,7 +183,7 @@ def test_forms_of_one_byte_are_run(engine: EngineMaker, name: str, form: str) ->
 
 
 @pytest.mark.parametrize("form", ["none", "none-int8", "fp8"])
-@pytest.mark.parametrize("name", sorted(MIXTURES))
+@pytest.mark.parametrize("name", sorted(MIXTURES - LATENTS))
 def test_mixtures_of_experts_are_run(engine: EngineMaker, name: str, form: str) -> None:
     """Most rows are close; of two experts that a row likes nearly alike it may get the other, and
     those behind it see that. test_products.py has the choice alone.

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginehouse.build.families.expert_names import Part, table_parts
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.resolve.resolve import resolve_source
+from enginehouse.build.sources.expert_names import Part, table_parts
 from makers.engines import build_engine
 from makers.family_models import load_family, logits_of, save_family
 from makers.quantized_writers import Written, write_quantized

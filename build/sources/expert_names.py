@@ -17,6 +17,7 @@ import re
 from math import prod
 from typing import NamedTuple
 
+from enginehouse.build.families.mixture_rows import RENAMED
 from enginehouse.build.families.shapes import Shape
 
 _BLOCKS = ("block_sparse_moe", "mlp")
@@ -38,19 +39,13 @@ _SPELLINGS: dict[str, tuple[str, dict[str, str]]] = {
             "Ernie4_5_MoeForCausalLM",
             "HunYuanMoEV1ForCausalLM",
             "FlexOlmoForCausalLM",
+            "DeepseekV2ForCausalLM",
+            "DeepseekV3ForCausalLM",
+            "Glm4MoeLiteForCausalLM",
         ),
         ("mlp", _QWEN),
     ),
 }
-# Of families that have others' tensors under names of their own.
-_GRANITE = {
-    "block_sparse_moe.input_linear.weight": "mlp.experts.gate_up_proj",
-    "block_sparse_moe.output_linear.weight": "mlp.experts.down_proj",
-    "block_sparse_moe.router.layer.weight": "mlp.gate.weight",
-}
-RENAMED: dict[str, dict[str, str]] = dict.fromkeys(
-    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"), _GRANITE
-)
 _BLOCK = re.compile(rf"((?:.*\.)?layers\.\d+\.)(?:{'|'.join(_BLOCKS)})\.(gate|experts)\.(.+)")
 _ONE = re.compile(r"(\d+)\.(\w+)\.(.+)")
 
