@@ -180,7 +180,11 @@ def check_scales(
             assert torch.equal(stored[name], wanted), name
 
 
-STACKED = {"granite-moe"}  # their tensors hold all experts of a layer
+STACKED = {
+    "granite-moe",
+    "granite-moe-shared",
+    "gpt-oss",
+}  # their tensors hold all experts of a layer
 
 
 @pytest.mark.parametrize("name", sorted(STACKED))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import fields
 
 import pytest
 
 from enginehouse.build.families.architectures import ARCHITECTURES
 from enginehouse.build.families.support import NOTES, support
+from enginehouse.runtime.checkpoint.traits import Traits
 from enginehouse.verbs.main import main
 from makers.paths import ROOT
 
@@ -29,6 +31,11 @@ def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     assert beyond["MixtralForCausalLM"] == "experts"
     assert beyond["HunYuanDenseV1ForCausalLM"] == "norms behind rope"
     assert beyond["OlmoForCausalLM"] == "norms without weights"
+
+
+def test_the_page_has_every_trait() -> None:
+    text = SCRIPT["PAGE"].read_text(encoding="utf-8")
+    assert [f.name for f in fields(Traits) if f"`{f.name}`" not in text] == []
 
 
 def test_the_verb_prints_them_all(

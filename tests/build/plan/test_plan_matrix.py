@@ -90,6 +90,8 @@ def test_a_plan_is_a_page_or_one_sentence(
     runs_natively = runs_natively and quant != "w4a8_awq"
     folds = family not in NORMED_BEHIND or "awq" not in quant
     parted = family not in STACKED
+    # Its latents' 576 outputs are no groups of 128, which other runtimes want.
+    parted = parted and (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
         "--backend=torch": has_form(family, quant),
         "--backend=cpu": has_form(family, quant) and family not in LATENT,
