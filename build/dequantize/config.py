@@ -8,6 +8,7 @@ Source: as quantized_config.py; GPTQModel's `dynamic`, AutoRound's `extra_config
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from enginehouse.build.dequantize.base import Layout, StoredForm, one_form
 from enginehouse.build.dequantize.bitsandbytes import RowInt8Form, TableForm
 from enginehouse.build.dequantize.fp8 import Fp8Form
+from enginehouse.build.dequantize.hqq import HqqForm
 from enginehouse.build.dequantize.integers import (
     AwqForm,
     GptqForm,
@@ -37,10 +39,12 @@ READABLE = (
     "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound packed as either, "
     "compressed-tensors (FP8, NVFP4, MXFP4, MXFP8, packed integers, INT8), ModelOpt (FP8, NVFP4, "
     "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, "
-    "mxfp4 and bitsandbytes"
+    "mxfp4, bitsandbytes and HQQ"
 )
 _BITS = (2, 3, 4, 8)
 _NO_ROTATIONS = "none: rotations are no part of the weights"
+_NOTHING = re.compile(r"(?!)")
+_NAME = frozenset(string.ascii_letters + string.digits + "._-")  # of a name that is no pattern
 Config = Mapping[str, Any]
 
 _NVFP4 = SmallFloatForm("NVFP4", 16, whole=".weight_scale_2")
@@ -76,6 +80,7 @@ def read_stored_layout(config: Config) -> Layout:
         "fp8": _fp8,
         "fbgemm_fp8": lambda config: one_form(Fp8Form()),
         "bitsandbytes": _bitsandbytes,
+        "hqq": lambda config: one_form(HqqForm()),
         "mxfp4": lambda config: one_form(StackedMxfp4Form()),
     }
     if method not in readers:
@@ -163,10 +168,12 @@ def _by_module(form: Callable[[Config], StoredForm], config: Config, key: str) -
     usual = form(config)
     others = {name: form({**config, **settings}) for name, settings in quantised.items()}
 
+    patterns = [(_pattern(name), form) for name, form in others.items() if set(name) - _NAME]
+
     def form_of(module: str) -> StoredForm:
         if module in others:
             return others[module]
-        return next((others[name] for name in others if _matches(name, module)), usual)
+        return next((form for pattern, form in patterns if pattern.fullmatch(module)), usual)
 
     forms = tuple({usual, *others.values()})
     names = sorted({each.name for each in forms})
@@ -178,11 +185,12 @@ def _is_whole(bits: Any) -> bool:
     return isinstance(bits, int) and bits >= 16
 
 
-def _matches(pattern: str, module: str) -> bool:
+def _pattern(text: str) -> re.Pattern[str]:
+    """Of a module's name; where it is no regular expression it names nothing."""
     try:
-        return re.fullmatch(pattern, module) is not None
-    except re.error:
-        return False
+        return re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return _NOTHING
 
 
 def _fp8(config: Config) -> Layout:
@@ -221,33 +229,29 @@ def _compressed_tensors(config: Config) -> Layout:
     if config.get("transform_config"):
         raise refused(what, "transform_config", config["transform_config"], _NO_ROTATIONS)
     forms: list[tuple[list[str], StoredForm]] = []
+    patterns: list[tuple[re.Pattern[str], StoredForm]] = []
     for name, group in groups.items():
         scheme = json_object(what, f"config_groups[{name!r}]", group)
         stored = str(scheme.get("format") or config.get("format"))
         weights = json_object(what, "weights", scheme.get("weights"))
         listed = scheme.get("targets")
         targets = [str(target) for target in listed] if isinstance(listed, list) else []
-        forms.append((targets, _compressed_form(what, weights, stored)))
+        form = _compressed_form(what, weights, stored)
+        forms.append((targets, form))
+        regular = [target[3:] for target in targets if target.startswith("re:")]
+        patterns += [(_pattern(target), form) for target in regular]
     if not forms:
         raise refused(what, "config_groups", groups, "a scheme")
+    named = {target: form for targets, form in forms for target in targets}
+    usual = named.get("Linear", forms[0][1])
 
     def form_of(module: str) -> StoredForm:
-        for targets, form in forms:
-            for target in targets:
-                named = target == module or module.endswith(f".{target}")
-                if named or (target.startswith("re:") and _begins(target[3:], module)):
-                    return form
-        return next((form for targets, form in forms if "Linear" in targets), forms[0][1])
+        if module in named:
+            return named[module]
+        return next((form for pattern, form in patterns if pattern.match(module)), usual)
 
     unique = tuple({form for _, form in forms})
     return Layout(" and ".join(sorted({form.name for form in unique})), unique, form_of)
-
-
-def _begins(pattern: str, module: str) -> bool:
-    try:
-        return re.match(pattern, module) is not None
-    except re.error:
-        return False
 
 
 def _compressed_form(what: str, weights: Config, stored: str) -> StoredForm:

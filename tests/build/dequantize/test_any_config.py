@@ -13,10 +13,11 @@ from enginehouse.build.dequantize.config import read_stored_layout
 from enginehouse.runtime.errors import EnginehouseError
 from makers.bitsandbytes_writer import BITSANDBYTES
 from makers.fuzzing import VALUES, tries
+from makers.hqq_writer import HQQ
 from makers.quantized_writers import KINDS
 from makers.stored_forms import STORED
 
-CONFIGS = [kind.config for kind in {**KINDS, **STORED, **BITSANDBYTES}.values()]
+CONFIGS = [kind.config for kind in {**KINDS, **STORED, **BITSANDBYTES, **HQQ}.values()]
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

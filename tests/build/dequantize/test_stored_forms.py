@@ -26,6 +26,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from makers.bitsandbytes_writer import BITSANDBYTES
 from makers.engines import build_engine
 from makers.family_models import save_family
+from makers.hqq_writer import HQQ
 from makers.paths import ROOT
 from makers.quantized_writers import Kind, Pair, Written, edit_config, write_quantized
 from makers.stored_forms import NAMES, STORED, Integers, either, gptq
@@ -33,11 +34,12 @@ from makers.stored_forms import NAMES, STORED, Integers, either, gptq
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-ALL = {**STORED, **BITSANDBYTES}
+ALL = {**STORED, **BITSANDBYTES, **HQQ}
 NAMES_OF_ALL = {
     **NAMES,
     **dict.fromkeys(BITSANDBYTES, "bitsandbytes NF4"),
     "llm.int8": "bitsandbytes INT8",
+    **dict.fromkeys(HQQ, "HQQ"),
 }
 
 
@@ -261,9 +263,15 @@ def broken_state(text: str) -> Callable[[Written], None]:
         ("nf4", spoil("absmax", float("nan")), "weight.absmax holds NaN"),
         ("llm.int8", spoil("weight_format", 1), "weight_format is 1; wanted 0, rows in order"),
         ("llm.int8", lose("SCB"), "SCB is missing from the bitsandbytes INT8 checkpoint"),
+        ("hqq 4 bits", spoil("quant_scale", 1), "quant_scale says that scales are quantised too"),
+        ("hqq 4 bits", spoil("axis", 2), r"axis=\[2\] and shape"),
+        ("hqq 4 bits", spoil("packing", 65), "packing='Abit_u8'"),
+        ("hqq 3 bits", spoil("group_size", 7), "group_size=7, which does not divide it"),
+        ("hqq 3 bits", crop("W_q"), "W_q has .* bytes in shape"),
+        ("hqq 8 bits", lose("_proj.scale"), "scale is missing from the HQQ checkpoint"),
     ],
 )
-def test_a_damaged_bitsandbytes_checkpoint_is_refused(
+def test_a_damaged_module_that_says_its_own_shape_is_refused(
     kind: str, edit: Callable[[Written], None], wanted: str, tmp_path: Path
 ) -> None:
     path = written(kind, tmp_path / "in", edit).quantized
