@@ -73,6 +73,13 @@ def original_logits(source: SourceCheckpoint, ids: Tensor) -> Tensor:
             f"transformers finds no {missing[0]} in {source.path}, and would draw it at random: "
             f"{_REMEDY}"
         )
+    narrow = {weight.dtype for weight in model.parameters() if weight.dtype.itemsize == 1}
+    if narrow:
+        raise EngineError(
+            f"transformers holds {source.path} in {', '.join(map(str, narrow))}, not in the "
+            f"float32 that it was asked for: {_REMEDY}"
+        )
+    model.float()  # what it dequantised itself may be in 16 bit
     with torch.inference_mode():
         logits: Tensor = model.eval()(ids[None], use_cache=False).logits[0].float()
     return logits

@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from enginehouse.build.dequantize.base import Layout, StoredForm, one_form
@@ -36,10 +37,10 @@ from enginehouse.build.sources.quantized_config import (
 from enginehouse.runtime.errors import CheckpointError
 
 READABLE = (
-    "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound packed as either, "
+    "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound (as either, MXFP4, MXFP8, NVFP4), "
     "compressed-tensors (FP8, NVFP4, MXFP4, MXFP8, packed integers, INT8), ModelOpt (FP8, NVFP4, "
     "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, "
-    "mxfp4, bitsandbytes and HQQ"
+    "mxfp4, bitsandbytes, HQQ and Quark (FP8, MXFP4)"
 )
 _BITS = (2, 3, 4, 8)
 _NO_ROTATIONS = "none: rotations are no part of the weights"
@@ -62,6 +63,13 @@ _COMPRESSED_FLOATS = {
     "mxfp8-quantized": SmallFloatForm("MXFP8", 32, in_bytes=True),
 }
 
+# AutoRound's packers of floats write what compressed-tensors does.
+_AUTOROUND_FLOATS = {
+    ("mx_fp", 4): _COMPRESSED_FLOATS["mxfp4-pack-quantized"],
+    ("mx_fp", 8): _COMPRESSED_FLOATS["mxfp8-quantized"],
+    ("nv_fp", 4): _COMPRESSED_FLOATS["nvfp4-pack-quantized"],
+}
+
 
 def read_stored_layout(config: Config) -> Layout:
     """What each module of the checkpoint is stored as, to be dequantised.
@@ -81,6 +89,7 @@ def read_stored_layout(config: Config) -> Layout:
         "fbgemm_fp8": lambda config: one_form(Fp8Form()),
         "bitsandbytes": _bitsandbytes,
         "hqq": lambda config: one_form(HqqForm()),
+        "quark": _quark,
         "mxfp4": lambda config: one_form(StackedMxfp4Form()),
     }
     if method not in readers:
@@ -137,20 +146,25 @@ def _autoround(config: Config) -> Layout:
     what = "an AutoRound checkpoint"
     packing = str(config.get("packing_format") or config.get("backend") or "auto_round:gptq")
     first = packing.partition(":")[2].partition(":")[0]
-    if config.get("data_type") not in (None, "int"):
-        raise refused(what, "data_type", config["data_type"], "'int'")
     if config.get("rotation_config"):
         raise refused(what, "rotation_config", config["rotation_config"], _NO_ROTATIONS)
     is_awq = first in ("auto_awq", "awq")
-    if not is_awq and (not packing.startswith("auto") or first not in AUTOROUND_GPTQ):
-        wanted = "'auto_round:auto_gptq' or 'auto_round:auto_awq'"
-        raise refused(what, "packing_format", packing, wanted)
 
     def form(settings: Config) -> StoredForm:
+        kind, bits = settings.get("data_type") or "int", settings.get("bits")
+        floats = [_AUTOROUND_FLOATS[word] for word in _AUTOROUND_FLOATS if word == (kind, bits)]
+        if floats:
+            return floats[0]
+        if kind != "int":
+            known = ", ".join(sorted({word for word, _ in _AUTOROUND_FLOATS}))
+            raise refused(what, "data_type", kind, f"'int', or {known} of 4 or 8 bits")
+        if not is_awq and (not packing.startswith("auto") or first not in AUTOROUND_GPTQ):
+            wanted = "'auto_round:auto_gptq' or 'auto_round:auto_awq'"
+            raise refused(what, "packing_format", packing, wanted)
         if not is_awq:
             return _gptq_form(what, settings, AUTOROUND_GPTQ[first])
-        if settings.get("bits") != 4:
-            raise refused(what, "bits", settings.get("bits"), "4, packed as AutoAWQ does")
+        if bits != 4:
+            raise refused(what, "bits", bits, "4, packed as AutoAWQ does")
         size = _group_size(what, settings.get("group_size"))
         return AwqForm(size, bool(settings.get("sym", True)))
 
@@ -274,6 +288,35 @@ def _compressed_form(what: str, weights: Config, stored: str) -> StoredForm:
     scheme = f"{kind} {bits} bit, {strategy}, {stored}"
     wanted = "FP8 with a scale for each tensor, channel or block, or integers of 4 or 8 bits"
     raise refused(what, "weights", scheme, wanted)
+
+
+def _quark(config: Config) -> Layout:
+    """One scheme for all, or others for modules by patterns of their names."""
+    what, key = "a Quark checkpoint", "global_quant_config"
+    usual = _quark_form(what, json_object(what, key, config.get(key)))
+    key = "layer_quant_config"
+    own = [
+        (str(pattern), _quark_form(what, json_object(what, f"{key}[{pattern!r}]", scheme)))
+        for pattern, scheme in json_object(what, key, config.get(key)).items()
+    ]
+
+    def form_of(module: str) -> StoredForm:
+        return next((form for pattern, form in own if fnmatchcase(module, pattern)), usual)
+
+    forms = tuple({usual, *(form for _, form in own)})
+    return Layout(" and ".join(sorted({form.name for form in forms})), forms, form_of)
+
+
+def _quark_form(what: str, scheme: Config) -> StoredForm:
+    weight = json_object(what, "weight", scheme.get("weight"))
+    kind, reach = weight.get("dtype"), weight.get("qscheme")
+    if kind == "fp8_e4m3" and reach in ("per_tensor", "per_channel"):
+        return Fp8Form()
+    size, scale = weight.get("group_size"), weight.get("scale_format")
+    if (kind, reach, size, scale) == ("fp4", "per_group", 32, "e8m0"):
+        return SmallFloatForm("MXFP4", 32)
+    wanted = "fp8_e4m3 with a scale for each tensor or channel, or fp4 in groups of 32 with e8m0"
+    raise refused(what, "weight", f"{kind}, {reach}, {size}, {scale}", wanted)
 
 
 def _modelopt(config: Config) -> Layout:

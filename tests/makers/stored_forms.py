@@ -201,6 +201,11 @@ _DYNAMIC = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 1
 _FP4 = {"num_bits": 4, "type": "float"}
 _NVFP4 = "nvfp4-pack-quantized"
 _MODELOPT = {"quant_method": "modelopt"}
+_AUTOROUND = {
+    "quant_method": "auto-round",
+    "bits": 4,
+    "packing_format": "auto_round:llm_compressor",
+}
 _W8A8 = {"num_bits": 8, "type": "int", "strategy": "token", "dynamic": True}
 # What the plan calls each.
 NAMES: dict[str, str] = {
@@ -222,6 +227,9 @@ NAMES: dict[str, str] = {
     "mixed precision": "FP8 and NVFP4",
     "compressed-tensors nvfp4": "NVFP4",
     "compressed-tensors mxfp4": "MXFP4",
+    "auto-round mxfp4": "MXFP4",
+    "auto-round nvfp4": "NVFP4",
+    "quark": "FP8 and MXFP4",
     "compressed-tensors mixed": "FP8 and compressed-tensors' packed integers of 4 bits",
 }
 STORED: dict[str, Kind] = {
@@ -345,6 +353,36 @@ STORED: dict[str, Kind] = {
                     "weights": {"num_bits": 8, "type": "float", "strategy": "channel"},
                 },
             },
+        },
+        "",
+    ),
+    "auto-round mxfp4": Kind(
+        lambda: mx(False, "weight_packed"),
+        {**_AUTOROUND, "data_type": "mx_fp", "group_size": 32},
+        "",
+    ),
+    "auto-round nvfp4": Kind(
+        lambda: nvfp4(True), {**_AUTOROUND, "data_type": "nv_fp", "group_size": 16}, ""
+    ),
+    "quark": Kind(
+        lambda: either(
+            mx(False, "weight"), fp8(Draw(0, True, FLOAT), "tensor", True), ("down_proj",)
+        ),
+        {
+            "quant_method": "quark",
+            "export": {"weight_format": "real_quantized", "pack_method": "reorder"},
+            "global_quant_config": {
+                "weight": {
+                    "dtype": "fp4",
+                    "qscheme": "per_group",
+                    "group_size": 32,
+                    "scale_format": "e8m0",
+                }
+            },
+            "layer_quant_config": {
+                "*down_proj": {"weight": {"dtype": "fp8_e4m3", "qscheme": "per_tensor"}}
+            },
+            "exclude": ["lm_head"],
         },
         "",
     ),

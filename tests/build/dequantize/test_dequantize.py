@@ -22,6 +22,7 @@ from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import EnginehouseError
 from makers.engines import build_engine, write_tiny_checkpoint
 from makers.quantized_writers import KINDS, Pair, Written, write_quantized
+from makers.stored_forms import STORED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -260,3 +261,12 @@ def test_a_config_that_belongs_to_other_weights_is_refused(tmp_path: Path) -> No
     (path / "config.json").write_text(json.dumps(config))
     with pytest.raises(EnginehouseError, match="quantised as AutoAWQ, but none is"):
         make_plan(load_settings({}), opened(path))
+
+
+def test_it_is_verified_with_what_transformers_dequantises(tmp_path: Path) -> None:
+    """transformers' own reading of blocks of FP8, which it holds in the checkpoint's 16 bit."""
+    path = write_quantized("deepseek fp8", tmp_path, kinds=STORED).quantized
+    exact = {"dtype": "float32", "compute_dtype": "float32", "verify_with": "transformers"}
+    engine = build_engine(opened(path), tmp_path / "e", dequantize=True, quant="none", **exact)
+    verified = read_engine(engine).manifest.verify
+    assert verified is not None and verified["mean_kl"] < 1e-4

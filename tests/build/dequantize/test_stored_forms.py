@@ -195,6 +195,8 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
         r"block_size=\[128\]; wanted two numbers",
     ),
     ("w8a8", {"transform_config": {"R1": {}}}, "rotations are no part of the weights"),
+    ("auto-round mxfp4", {"data_type": "nvfp4_v2"}, "data_type='nvfp4_v2'; wanted 'int', or mx_fp"),
+    ("quark", {"global_quant_config": {"weight": {"dtype": "int4"}}}, "weight='int4, None, None,"),
     ("w8a8", {"format": "marlin-24"}, "weights='int 8 bit, channel, marlin-24'; wanted"),
     ("nvfp4", {"quant_algo": "NVFP4_SVD"}, "quant_algo='NVFP4_SVD'; wanted FP8"),
     ("mixed precision", {"quantized_layers": {}}, "quantized_layers={}; wanted an algorithm for"),
