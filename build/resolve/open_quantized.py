@@ -33,9 +33,9 @@ _UNQUANTISED = "give the unquantised checkpoint and choose --quant"
 _DEQUANTIZE = "pass --dequantize, which makes it a source of every --quant"
 
 
-def open_quantized(source: SourceCheckpoint, dequantize: bool = False) -> SourceCheckpoint:
+def open_quantized(source: SourceCheckpoint, dequantize: bool | None = False) -> SourceCheckpoint:
     """`source` itself when it is unquantised; else with its linears as they are stored, or with
-    the weights that they mean.
+    the weights that they mean (dequantize; None where it is quantised).
 
     Raises CheckpointError for a model that is not supported, for a quantisation that no engine can
     hold, or that cannot be read, and where there is nothing to dequantise.
@@ -53,7 +53,7 @@ def open_quantized(source: SourceCheckpoint, dequantize: bool = False) -> Source
     source = replace(source, config=config, files=files)
     if says_unquantised(found):
         return _without_kv_scales(source, found)
-    if dequantize:
+    if dequantize is not False:
         return _dequantized(source, found)
     layout = _layout(found)
     if source.has_weights:

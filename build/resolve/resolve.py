@@ -30,13 +30,16 @@ def _silent(line: str) -> None:
 
 
 def resolve_source(
-    model: str | None, cache_dir: Path, progress: Progress = _silent, dequantize: bool = False
+    model: str | None,
+    cache_dir: Path,
+    progress: Progress = _silent,
+    dequantize: bool | None = False,
 ) -> SourceCheckpoint:
     """Open the checkpoint that `model` names; None is the sample model, kept in cache_dir.
 
     dequantize: the weights that a quantised Hugging Face checkpoint means, instead of those that
-    it holds. Of a hub's, `owner/name` or `owner/name@revision`, the weight files may still be
-    there.
+    it holds; None: of one that is quantised. Of a hub's, `owner/name` or `owner/name@revision`,
+    the weight files may still be there.
     Raises CheckpointError when there is no such thing, or it cannot be fetched.
     """
     if model is None or model.lower().endswith(".gguf"):
@@ -65,7 +68,9 @@ def resolve_source(
 class _Remote:
     """The weights of a source on the hub. What is found in them whole is what was found before."""
 
-    def __init__(self, folder: HubFolder, source: SourceCheckpoint, dequantize: bool) -> None:
+    def __init__(
+        self, folder: HubFolder, source: SourceCheckpoint, dequantize: bool | None
+    ) -> None:
         self._folder, self._source, self._dequantize = folder, source, dequantize
 
     def size(self, path: Path) -> int:
@@ -80,12 +85,12 @@ class _Remote:
             )
 
 
-def _refuse_dequantize(dequantize: bool, name: str, why: str) -> None:
+def _refuse_dequantize(dequantize: bool | None, name: str, why: str) -> None:
     if dequantize:
         raise CheckpointError(f"{name} {why}: leave dequantize out")
 
 
-def _open_folder(folder: Folder, dequantize: bool) -> SourceCheckpoint:
+def _open_folder(folder: Folder, dequantize: bool | None) -> SourceCheckpoint:
     """A Hugging Face directory, quantised or not, or a TensorRT-LLM checkpoint folder."""
     if is_trtllm_checkpoint(folder.path):
         why = "is a TensorRT-LLM checkpoint, which is read in its own form only"

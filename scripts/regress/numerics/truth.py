@@ -22,7 +22,7 @@ def open_reference(checkpoint: str) -> SourceCheckpoint:
     """Raises EnginehouseError for what is no checkpoint that can be read."""
     from enginehouse.build.resolve.resolve import resolve_source
 
-    return resolve_source(checkpoint, Path(".cache"))
+    return resolve_source(checkpoint, Path(".cache"), dequantize=None)
 
 
 def true_tops(

@@ -104,6 +104,8 @@ def write_gpt_oss(path: Path, edit: Callable[[Written], None] = lambda tensors: 
 def test_gpt_oss_in_mxfp4_is_built_of_the_experts_that_transformers_reads(tmp_path: Path) -> None:
     pair = write_gpt_oss(tmp_path)
     source = assert_means(pair)
+    with pytest.raises(EnginehouseError, match="quant_method='mxfp4'.*: pass --dequantize"):
+        opened(pair.quantized, dequantize=False)
     plan = make_plan(load_settings({}), source)
     assert plan.rounded_twice is not None and plan.rounded_twice.startswith(
         "model.layers.*.mlp.experts.down_proj, model.layers.*.mlp.experts.gate_up_proj: "

@@ -9,6 +9,8 @@ import torch
 
 from enginehouse.regress.numerics.truth import true_tops
 from enginehouse.runtime.errors import EnginehouseError
+from makers.quantized_writers import KINDS, write_quantized
+from makers.stored_forms import STORED
 
 TEXTS = [[3 + 7 * i % 400 for i in range(300)], [5, 6]]  # more rows than are computed at once
 
@@ -30,6 +32,15 @@ def test_they_are_those_of_transformers(tiny_checkpoint: Path) -> None:
         assert [set(top) for top in tops] == [set(row) for row in tokens.tolist()]
         told = torch.tensor([sorted(top.values(), reverse=True) for top in tops])
         torch.testing.assert_close(told, values, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["deepseek fp8", "awq"])
+def test_a_quantised_checkpoints_are_those_of_the_weights_that_it_means(
+    kind: str, tmp_path: Path
+) -> None:
+    pair = write_quantized(kind, tmp_path, kinds={**KINDS, **STORED})
+    found, wanted = (true_tops(str(path), TEXTS[1:], 2) for path in pair)
+    assert found[0][0] == pytest.approx(wanted[0][0], abs=1e-5)
 
 
 def test_what_is_no_source_of_these_texts_is_one_sentence(
