@@ -351,11 +351,16 @@ def _modelopt_form(config: Config) -> StoredForm:
     what, algo = "a ModelOpt checkpoint", config.get("quant_algo")
     if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
         return Fp8Form()
-    if algo == "W4A16_AWQ" and not config.get("has_zero_point"):
+    if algo in ("W8A16", "W8A8_SQ_PER_CHANNEL"):
+        return Int8Form(-1, symmetric=True, name="ModelOpt INT8")
+    if algo in ("W4A16_AWQ", "W4A8_AWQ") and not config.get("has_zero_point"):
         return ModelOptInt4Form(_group_size(what, modelopt_group_size(config)))
     if isinstance(algo, str) and algo in _MODELOPT_FLOATS:
         form = _MODELOPT_FLOATS[algo]
         size = config.get("group_size") or form.group_size
         return replace(form, group_size=_group_size(what, size))
-    wanted = ", ".join(("FP8, FP8_PER_CHANNEL_PER_TOKEN", *_MODELOPT_FLOATS))
-    raise refused(what, "quant_algo", algo, f"{wanted} or W4A16_AWQ without zero points")
+    others = "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", "W8A8_SQ_PER_CHANNEL"
+    wanted = ", ".join((*others, *_MODELOPT_FLOATS))
+    raise refused(
+        what, "quant_algo", algo, f"{wanted}, or W4A16_AWQ or W4A8_AWQ without zero points"
+    )

@@ -234,7 +234,8 @@ class PackedForm:
 @dataclass(frozen=True, slots=True)
 class Int8Form:
     """compressed-tensors' int-quantized (W8A8): weight int8 [out, in]; weight_scale [out, groups],
-    or one number; weight_zero_point int8 of the same shape where it is not symmetric.
+    or one number; weight_zero_point int8 of the same shape where it is not symmetric. ModelOpt's
+    too, with pre_quant_scale [in] (SmoothQuant), what x is multiplied by first.
     """
 
     group_size: int
@@ -247,6 +248,7 @@ class Int8Form:
         ".weight_zero_point",
         ".input_scale",
         ".input_zero_point",
+        ".pre_quant_scale",
     )
     weight: str = ".weight"
 
@@ -260,6 +262,7 @@ class Int8Form:
         if not self.symmetric:
             found(infos, f"{module}.weight_zero_point", self.name, torch.int8)
             check_shape(infos, f"{module}.weight_zero_point", *shapes)
+        check_shape(infos, f"{module}.pre_quant_scale", (in_features,))
         return out_features, in_features
 
     def read(self, source: TensorSource, module: str) -> Tensor:
@@ -271,19 +274,27 @@ class Int8Form:
             zero = source.read(f"{module}.weight_zero_point").view(-1, groups)
             zero = zero.expand(out_features, groups)
         q = source.read(f"{module}.weight")
-        return _grouped(q, zero, scale.expand(out_features, groups), None)
+        weight = _grouped(q, zero, scale.expand(out_features, groups), None)
+        return _with_factors(weight, source, module)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelOptInt4Form:
     """weight uint8 [out/2, in], the low nibble the even row, two's complement; weight_scale
-    [out, in/g]; pre_quant_scale [in], what x is multiplied by first.
+    [out, in/g]; pre_quant_scale [in], what x is multiplied by first. In W4A8_AWQ weight_scale_2
+    is of the product's FP8 and changes no weight.
     """
 
     group_size: int
     name: str = "ModelOpt INT4 AWQ"
     marker: str = ".weight_scale"
-    endings: tuple[str, ...] = (".weight", ".weight_scale", ".pre_quant_scale", ".input_scale")
+    endings: tuple[str, ...] = (
+        ".weight",
+        ".weight_scale",
+        ".pre_quant_scale",
+        ".input_scale",
+        ".weight_scale_2",
+    )
     weight: str = ".weight"
 
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
@@ -303,6 +314,12 @@ class ModelOptInt4Form:
         return (
             weight.mul_(read_scale(source, factor).view(-1)) if factor in source.infos else weight
         )
+
+
+def _with_factors(weight: Tensor, source: TensorSource, module: str) -> Tensor:
+    """A weight whose inputs are multiplied by pre_quant_scale first, where there is one."""
+    name = f"{module}.pre_quant_scale"
+    return weight.mul_(read_scale(source, name).view(-1)) if name in source.infos else weight
 
 
 def _scale_shapes(out_features: int, groups: int) -> Sequence[Shape]:

@@ -29,7 +29,8 @@ from makers.family_models import save_family
 from makers.hqq_writer import HQQ
 from makers.paths import ROOT
 from makers.quantized_writers import Kind, Pair, Written, edit_config, write_quantized
-from makers.stored_forms import NAMES, STORED, Integers, either, gptq
+from makers.stored_forms import NAMES, STORED, either
+from makers.stored_integers import Integers, gptq
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
