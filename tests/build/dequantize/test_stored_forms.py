@@ -120,16 +120,24 @@ def test_gpt_oss_in_mxfp4_is_built_of_the_experts_that_transformers_reads(tmp_pa
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
 
 
-@pytest.mark.parametrize("kind", ["deepseek fp8", "nvfp4", "gptq 3 bits"])
-def test_experts_are_read_one_by_one(kind: str, tmp_path: Path) -> None:
-    def quantises(module: str) -> bool:
-        return ".experts." in module
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        *(("qwen3-moe", kind) for kind in ("deepseek fp8", "nvfp4", "gptq 3 bits")),
+        ("deepseek-v3", "deepseek fp8"),
+    ],
+)
+def test_experts_are_read_one_by_one(family: str, kind: str, tmp_path: Path) -> None:
+    """And what is latent in DeepSeek's attention, of widths that no block divides."""
+    endings = ("_proj", "_proj_with_mqa") if family == "deepseek-v3" else ("experts",)
 
-    pair = written(kind, tmp_path, family="qwen3-moe", quantises=quantises)
-    source = assert_means(pair)
+    def quantises(module: str) -> bool:
+        return module.endswith(endings) or ".experts." in module
+
+    source = assert_means(written(kind, tmp_path, family=family, quantises=quantises))
     plan = make_plan(load_settings({"quant": "fp8"}), source)
     assert plan.rounded_twice is not None
-    assert plan.rounded_twice.startswith("model.layers.*.mlp.experts.*.down_proj, ")
+    assert "model.layers.*.mlp.experts.*.down_proj, " in plan.rounded_twice
 
 
 def lose(ending: str) -> Callable[[Written], None]:
