@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from enginehouse.build.check.stored import PACKED, Stored
+from enginehouse.build.forms.block_floats import from_e8m0
 
 RUNTIMES = ("vllm-0.33", "sglang-0.5", "trtllm-1.2.1", "trtllm-1.4")
 VLLM, SGLANG = RUNTIMES[:2]
@@ -133,15 +134,22 @@ def _foreign_names(stored: Stored) -> Iterator[Fault]:
 
 def _missing_scale(stored: Stored) -> Iterator[Fault]:
     quantised = [module for module in stored.linears if stored.is_quantised(module)]
-    static = [module for module in quantised if "input_scale" in stored.modules[module]]
+    inputs = {"input_scale", "input_global_scale"}
+    # of MIXED_PRECISION each form is a kind of its own, by its other tensors
+    static = {
+        words - inputs - {"bias"}: module
+        for module in reversed(quantised)
+        if (words := stored.modules[module]) & inputs
+    }
     for module in quantised:
         words = stored.modules[module]
+        other = static.get(words - inputs - {"bias"})
         if not words & {"weight_scale", "weight_scale_inv", "scales"}:
             yield Fault(module, "has a quantised weight and no scale of it; quantise it again")
-        elif static and "input_scale" not in words:
+        elif other is not None and not words & inputs:
             yield Fault(
                 module,
-                f"has no input_scale, which {static[0]} has: what was in memory is taken for it; "
+                f"has no input_scale, which {other} has: what was in memory is taken for it; "
                 "calibrate it again",
                 loads=True,
             )
@@ -150,11 +158,13 @@ def _missing_scale(stored: Stored) -> Iterator[Fault]:
 def _odd_scale(stored: Stored) -> Iterator[Fault]:
     for name, info in stored.infos.items():
         word = name.rpartition(".")[2]
-        if not word.endswith("scale") or prod(info.shape) > _MOST_NUMBERS:
+        if "scale" not in word or prod(info.shape) > _MOST_NUMBERS:
             continue
-        numbers = stored.tensors.read(name).float()
-        if not bool(torch.isfinite(numbers).all()) or float(numbers.min()) <= 0:
-            least = float(numbers.min())
+        numbers = stored.tensors.read(name)
+        of_blocks = numbers.dtype.itemsize == 1  # which may hold nothing but zeros
+        numbers = from_e8m0(numbers) if numbers.dtype == torch.uint8 else numbers.float()
+        least = float(numbers.min())
+        if not bool(torch.isfinite(numbers).all()) or least < 0 or (least == 0 and not of_blocks):
             shown = f"{least:g}" if isfinite(least) else "a number that is not finite"
             yield Fault(
                 name, f"holds {shown}; wanted positive numbers: calibrate it again", loads=True
@@ -172,6 +182,42 @@ def _apart_scales(stored: Stored) -> Iterator[Fault]:
                 "one scale",
                 loads=True,
             )
+        whole = {number for part in parts if (number := stored.whole_scale(part)) is not None}
+        if len(whole) > 1:
+            yield Fault(
+                fused,
+                f"is one module there, whose parts have NVFP4's scale of the whole tensor of "
+                f"{min(whole):g} to {max(whole):g}: the largest is taken for all; quantise them "
+                "with one",
+                loads=True,
+            )
+
+
+def _forms_apart(stored: Stored) -> Iterator[Fault]:
+    for fused, parts in stored.groups():
+        algos = {str(stored.algo_of(part)) for part in parts}
+        if len(algos) > 1:
+            yield Fault(
+                fused,
+                f"is one module there, whose parts are in {' and '.join(sorted(algos))}; quantise "
+                "them in one form",
+            )
+
+
+def _blocks(stored: Stored) -> Iterator[Fault]:
+    rows = stored.rows_of_blocks
+    if rows is None:
+        return
+    for fused, parts in stored.groups():
+        for part in parts[:-1]:  # the last may end within a block
+            info = stored.infos.get(f"{part}.weight")
+            if info is not None and stored.is_quantised(part) and info.shape[0] % rows:
+                yield Fault(
+                    fused,
+                    f"is one module there, of whose parts {part.rpartition('.')[2]} has "
+                    f"{info.shape[0]} outputs, which blocks of {rows} do not divide; choose "
+                    "another form",
+                )
 
 
 def _tied(stored: Stored) -> Iterator[Fault]:
@@ -217,10 +263,12 @@ def _group_size(stored: Stored) -> Iterator[Fault]:
         info = stored.infos.get(f"{module}.weight")
         if info is None or not stored.is_quantised(module) or {*PACKED} & stored.modules[module]:
             continue
-        if info.shape[-1] % size:
+        packed = info.dtype == torch.uint8 and stored.whole_scale(module) is not None
+        width = info.shape[-1] * (2 if packed else 1)
+        if width % size:
             yield Fault(
                 module,
-                f"has {info.shape[-1]} inputs, which groups of {size} do not divide; quantise it "
+                f"has {width} inputs, which groups of {size} do not divide; quantise it "
                 "with a smaller group_size",
             )
 
@@ -245,6 +293,8 @@ RULES = (
     Rule("missing-scale", "vllm-project/vllm 54444", _ALL, _missing_scale),
     Rule("odd-scale", "vllm-project/llm-compressor 2117", _ALL, _odd_scale),
     Rule("apart-scales", "vllm-project/vllm 4332", frozenset({VLLM, SGLANG}), _apart_scales),
+    Rule("forms-apart", "vLLM's ModelOptMixedPrecisionConfig", frozenset({VLLM}), _forms_apart),
+    Rule("blocks", "vLLM's validate_fp8_block_shape", frozenset({VLLM}), _blocks),
     Rule("tied", "transformers' tie_weights", _ALL, _tied),
     Rule("kv-scales", "vllm-project/vllm 45312, 54623", _ALL, _kv_scales),
     Rule("group-size", "ModelOpt's block_quantize", _ALL, _group_size),

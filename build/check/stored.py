@@ -113,6 +113,28 @@ class Stored:
                     names = tuple(f"{home}.{part}" for part in parts)
                     yield f"{home}.{fused}", tuple(n for n in names if n in self.modules)
 
+    def whole_scale(self, module: str) -> float | None:
+        """NVFP4's scale of a whole weight, as a multiplier; None where a module has none."""
+        for word in ("weight_scale_2", "weight_global_scale"):
+            info = self.infos.get(f"{module}.{word}")
+            if info is not None and info.shape in ((), (1,)):
+                number = float(self.tensors.read(f"{module}.{word}").float())
+                return 1 / number if word == "weight_global_scale" and number else number
+        return None
+
+    def algo_of(self, module: str) -> str | None:
+        """The form that MIXED_PRECISION says a module has; None where it says none."""
+        layers = self.quantization.get("quantized_layers")
+        own = layers.get(module) if isinstance(layers, dict) else None
+        return str(own.get("quant_algo")) if isinstance(own, dict) else None
+
+    @property
+    def rows_of_blocks(self) -> int | None:
+        """Outputs that share a scale of block FP8; None in other forms."""
+        size = self.quantization.get("weight_block_size")
+        rows = size[0] if isinstance(size, list) and size else None
+        return rows if isinstance(rows, int) and rows > 0 else None
+
     def scale(self, module: str) -> float | None:
         """The one weight scale of a module; None where it has none, or many."""
         for word in ("weight_scale", "weight_scale_inv"):

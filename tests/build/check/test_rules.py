@@ -133,6 +133,33 @@ BREAKS: dict[str, tuple[Callable[[Tensors, Config], object], dict[str, list[str]
         lambda t, c: c["quantization_config"]["kv_cache_scheme"].update(num_bits=4),
         {"kv-scales": ["kv_cache_scheme"]},
     ),
+    "scales of whole tensors apart": (
+        lambda t, c: t.update(
+            {
+                f"{Q.replace('q_', n)}.weight_scale_2": torch.tensor(i + 1.0)
+                for i, n in enumerate(("q_", "k_", "v_"))
+            }
+        ),
+        {"apart-scales": ["model.layers.0.self_attn.qkv_proj"]},
+    ),
+    "a power of two that is no number": (
+        lambda t, c: t.update({f"{Q}.weight_scale": torch.tensor([[0, 255]], dtype=torch.uint8)}),
+        {"odd-scale": [f"{Q}.weight_scale"]},
+    ),
+    "parts of a fused module in forms of their own": (
+        lambda t, c: c["quantization_config"].update(
+            quantized_layers={
+                Q: {"quant_algo": "NVFP4"},
+                Q.replace("q_", "k_"): {"quant_algo": "FP8"},
+                Q.replace("q_", "v_"): {"quant_algo": "FP8"},
+            }
+        ),
+        {"forms-apart": ["model.layers.0.self_attn.qkv_proj"]},
+    ),
+    "a part that ends within a block": (
+        lambda t, c: c["quantization_config"].update(weight_block_size=[96, 128]),
+        {"blocks": ["model.layers.0.self_attn.qkv_proj", "model.layers.0.mlp.gate_up_proj"]},
+    ),
     "groups that do not fit": (
         lambda t, c: c["quantization_config"].update(group_size=96),
         {"group-size": []},
