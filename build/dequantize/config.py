@@ -26,6 +26,7 @@ from enginehouse.build.dequantize.integers import (
     PackedForm,
 )
 from enginehouse.build.dequantize.small_floats import SmallFloatForm, StackedMxfp4Form
+from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.sources.quantized_config import (
     AUTOROUND_GPTQ,
     FP8_SPELLINGS,
@@ -355,11 +356,13 @@ def _modelopt_form(config: Config) -> StoredForm:
         return Int8Form(-1, symmetric=True, name="ModelOpt INT8")
     if algo in ("W4A16_AWQ", "W4A8_AWQ") and not config.get("has_zero_point"):
         return ModelOptInt4Form(_group_size(what, modelopt_group_size(config)))
+    if isinstance(algo, str) and algo.upper() in ("FP8_PB_WO", "FP8_BLOCK_SCALES"):
+        return _fp8_form(what, "quant_algo", list(FP8_BLOCK))
     if isinstance(algo, str) and algo in _MODELOPT_FLOATS:
         form = _MODELOPT_FLOATS[algo]
         size = config.get("group_size") or form.group_size
         return replace(form, group_size=_group_size(what, size))
-    others = "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", "W8A8_SQ_PER_CHANNEL"
+    others = "FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO", "W8A16", "W8A8_SQ_PER_CHANNEL"
     wanted = ", ".join((*others, *_MODELOPT_FLOATS))
     raise refused(
         what, "quant_algo", algo, f"{wanted}, or W4A16_AWQ or W4A8_AWQ without zero points"

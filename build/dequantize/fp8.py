@@ -21,7 +21,8 @@ from enginehouse.build.source import TensorSource
 @dataclass(frozen=True, slots=True)
 class Fp8Form:
     """weight float8_e4m3fn [out, in]; weight_scale of one number, [out], [out, 1], or, with a
-    block, [ceil(out / rows), ceil(in / columns)]. Scales of activations change no weight.
+    block, [ceil(out / rows), ceil(in / columns)], ModelOpt's [.., 1, .., 1]. Scales of activations
+    change no weight.
     """
 
     block: tuple[int, int] | None = None
@@ -39,7 +40,8 @@ class Fp8Form:
         found(infos, name, self.name)
         shapes: tuple[Shape, ...] = ((), (1,), (1, 1), (out_features,), (out_features, 1))
         if self.block is not None:
-            shapes = (num_blocks((out_features, in_features), self.block),)
+            rows, columns = num_blocks((out_features, in_features), self.block)
+            shapes = ((rows, columns), (rows, 1, columns, 1))
         check_shape(infos, name, *shapes)
         return out_features, in_features
 
@@ -49,6 +51,7 @@ class Fp8Form:
         check_finite(f"{module}.weight", q)
         scale = read_scale(source, f"{module}.weight_scale")
         if self.block is not None:
+            scale = scale.view(num_blocks(shape, self.block))
             rows, columns = map(min, self.block, shape)
             return q.float().mul_(spread_scale(scale, shape, (rows, columns)))
         return q.float().mul_(scale.view(-1, 1))

@@ -235,6 +235,27 @@ def test_our_own_reader_reads_what_is_meant(
         torch.testing.assert_close(found.read(name).float(), tensor.float(), rtol=slack, atol=0)
 
 
+def test_modelopts_own_blocks_of_fp8_are_read(export: Exporter, tmp_path: Path) -> None:
+    """`fp8_pb_wo`: the same numbers, the scale of four dimensions."""
+    path = export("biased", "fp8_block")
+    tensors = load_file(path / "model.safetensors")
+    wanted = meant(tensors, "FP8_PB_WO")
+    for name in [name for name in tensors if name.endswith(".weight_scale_inv")]:
+        scale = tensors.pop(name)
+        tensors[name.removesuffix("_inv")] = scale.unsqueeze(1).unsqueeze(3)
+    (tmp_path / "theirs").mkdir()
+    save(tensors, tmp_path / "theirs" / "model.safetensors")
+    config = json.loads((path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "modelopt", "quant_algo": "fp8_pb_wo"}
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "generation_config.json"):
+        if (path / name).exists():
+            (tmp_path / "theirs" / name).write_bytes((path / name).read_bytes())
+    found = resolve_source(str(tmp_path / "theirs"), tmp_path, dequantize=True).tensors
+    for name in linears(wanted):
+        assert torch.equal(found.read(name), wanted[name]), name
+
+
 def test_an_engine_of_what_was_read_back_gives_its_logits(export: Exporter, tmp_path: Path) -> None:
     """The CPU's torch in float32, beside transformers on the weights that the layout means."""
     path = export("biased", "w4a16_nvfp4")
