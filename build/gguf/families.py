@@ -52,19 +52,39 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+_OF_GEMMA2 = {
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_NORMS_BEHIND = {**_QK_NORMS, **_OF_GEMMA2}  # and of those that have no norm before
+_TANH = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+_LAYER_NORM = ("attention.layer_norm_epsilon", "layer_norm_eps")
+
+
 @dataclass(frozen=True, slots=True)
 class GgufFamily:
     """model_type, architecture: of its config.json. interleaves: llama.cpp's rope wants the rows of
-    q and k in pairs. names: of tensors, beyond those that all have. keys: of the config, each by
-    the key of the file that it is of, which must be there. config: what the config says besides.
+    q and k in pairs. adds_one: norms are stored plus one. names: of tensors, beyond those that all
+    have or in their stead. experts: of tensors that hold one of each expert, {} for its number.
+    keys: of the config, each by the key of the file that it is of, which must be there. config:
+    what the config says besides. epsilon: of its norms, in the file and in the config. window: of
+    each so many layers the last sees the whole context, 0: none does; None: no layer has a window.
+    partial_rope: of a head's first numbers only, perhaps.
     """
 
     model_type: str
     architecture: str
     interleaves: bool = False
+    adds_one: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    experts: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
+    window: int | None = None
+    partial_rope: bool = False
 
 
 # general.architecture -> the family.
@@ -83,9 +103,76 @@ FAMILIES = {
     ),
     "qwen2": GgufFamily("qwen2", "Qwen2ForCausalLM", config={"use_sliding_window": False}),
     "qwen3": GgufFamily(
-        "qwen3",
-        "Qwen3ForCausalLM",
-        names={"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"},
-        config={"use_sliding_window": False},
+        "qwen3", "Qwen3ForCausalLM", names=_QK_NORMS, config={"use_sliding_window": False}
+    ),
+    "qwen3moe": GgufFamily(
+        "qwen3_moe",
+        "Qwen3MoeForCausalLM",
+        names={**_QK_NORMS, "ffn_gate_inp": "mlp.gate"},
+        experts={
+            "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+            "ffn_up_exps": "mlp.experts.{}.up_proj",
+            "ffn_down_exps": "mlp.experts.{}.down_proj",
+        },
+        keys={
+            "expert_count": "num_experts",
+            "expert_used_count": "num_experts_per_tok",
+            "expert_feed_forward_length": "moe_intermediate_size",
+        },
+        config={"use_sliding_window": False, "norm_topk_prob": True},
+    ),
+    "gemma": GgufFamily("gemma", "GemmaForCausalLM", adds_one=True, config=_TANH),
+    "gemma2": GgufFamily(
+        "gemma2",
+        "Gemma2ForCausalLM",
+        adds_one=True,
+        names=_OF_GEMMA2,
+        keys={
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        config=_TANH,
+        window=2,
+    ),
+    "gemma3": GgufFamily(
+        "gemma3_text",
+        "Gemma3ForCausalLM",
+        adds_one=True,
+        names=_NORMS_BEHIND,
+        config=_TANH,
+        window=6,
+    ),
+    "phi3": GgufFamily(
+        "phi3",
+        "Phi3ForCausalLM",
+        names={"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
+        window=0,
+        partial_rope=True,
+    ),
+    "smollm3": GgufFamily("smollm3", "SmolLM3ForCausalLM", interleaves=True),
+    "olmo2": GgufFamily("olmo2", "Olmo2ForCausalLM", names=_NORMS_BEHIND),
+    "exaone4": GgufFamily("exaone4", "Exaone4ForCausalLM", names=_NORMS_BEHIND, window=4),
+    "command-r": GgufFamily(
+        "cohere", "CohereForCausalLM", keys={"logit_scale": "logit_scale"}, epsilon=_LAYER_NORM
+    ),
+    "cohere2": GgufFamily(
+        "cohere2",
+        "Cohere2ForCausalLM",
+        keys={"logit_scale": "logit_scale"},
+        epsilon=_LAYER_NORM,
+        window=4,
     ),
 }
+# Files of it are of llama too, with experts.
+MIXTRAL = GgufFamily(
+    "mixtral",
+    "MixtralForCausalLM",
+    interleaves=True,
+    names={"ffn_gate_inp": "block_sparse_moe.gate"},
+    experts={
+        "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+        "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+        "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    },
+    keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+)

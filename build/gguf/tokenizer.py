@@ -40,6 +40,13 @@ _TEKKEN_PATTERN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SHORT_FORM = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+_O200K_PATTERN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT_FORM}|"
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT_FORM}|"
+    + _NUMBERS_OF_3
+    + r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def _gpt2() -> pre.PreTokenizer:
@@ -54,15 +61,21 @@ def _digits_apart() -> pre.PreTokenizer:
 PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
     "gpt-2": _gpt2,
     "default": _gpt2,
+    "olmo": _gpt2,
     "refact": _digits_apart,
     "smollm": _digits_apart,
+    "command-r": _digits_apart,
     "llama-bpe": lambda: _split(_LLAMA3_PATTERN),
+    "dbrx": lambda: _split(_LLAMA3_PATTERN),
+    "gpt-4o": lambda: _split(_O200K_PATTERN),
     "qwen2": lambda: _split(_LLAMA3_PATTERN.replace(_NUMBERS_OF_3, r"\p{N}")),
     "tekken": lambda: _split(_TEKKEN_PATTERN),
 }
 _WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word in the vocabulary is not merged up to
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
+# Of Phi-3's marks, behind all others of which white space is dropped; no key says so.
+_KEEP_SPACE = ("<unk>", "<s>", "<|endoftext|>")
 
 # What each key of the vocabulary holds: one of it, or a list of them.
 _Kinds = tuple[type, ...]
@@ -109,9 +122,15 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
     tokenizer = builders[kind](file, tokens)
     types = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     added = (_UNKNOWN, _CONTROL, _USER_DEFINED)
+    drops_space = kind == "llama" and metadata.get("general.architecture") == "phi3"
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=token_type != _USER_DEFINED, normalized=False)
+            AddedToken(
+                token,
+                special=token_type != _USER_DEFINED,
+                normalized=False,
+                rstrip=drops_space and token not in _KEEP_SPACE,
+            )
             for token, token_type in zip(tokens, types, strict=False)
             if token_type in added
         ]
@@ -153,7 +172,7 @@ def _byte_level_bpe(file: GgufFile, tokens: list[str]) -> Tokenizer:
         raise CheckpointError(f"{file.path} has no tokenizer.ggml.merges; download the file again")
     whole = name in _WHOLE_WORDS_FIRST
     tokenizer = Tokenizer(BPE(vocab, merges, fuse_unk=False, ignore_merges=whole))
-    if name == "qwen2":
+    if name in ("qwen2", "command-r"):
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]()
     tokenizer.decoder = decoders.ByteLevel()

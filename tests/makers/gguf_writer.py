@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,23 +14,7 @@ import numpy as np
 
 from enginehouse.build.source import SourceCheckpoint
 
-NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-}
-PERMUTED = ("llama", "granite")  # those that the converter's LlamaModel is the base of
+PERMUTED = ("llama", "granite", "smollm3")  # those that the converter's LlamaModel is the base of
 Edit = Callable[[gguf.GGUFWriter], None]
 
 
@@ -36,6 +22,63 @@ def permute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     """llama.cpp's own formula, in convert_hf_to_gguf.py, `LlamaModel.permute`."""
     halves = weight.reshape(heads, 2, weight.shape[0] // heads // 2, *weight.shape[1:])
     return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+def _add_family(writer: gguf.GGUFWriter, family: str, config: dict[str, Any]) -> None:
+    """The keys that the converter's class of the family adds."""
+    rope = config.get("rope_parameters") or config
+    if family == "granite":
+        writer.add_attention_scale(config["attention_multiplier"])
+        writer.add_embedding_scale(config["embedding_multiplier"])
+        writer.add_residual_scale(config["residual_multiplier"])
+        writer.add_logit_scale(config["logits_scaling"])
+    if family == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if family in ("cohere2", "command-r"):
+        writer.add_logit_scale(config["logit_scale"])
+    if family in ("gemma2", "gemma3", "phi3", "cohere2", "exaone4") and config["sliding_window"]:
+        writer.add_sliding_window(config["sliding_window"])
+    if family == "exaone4" and config["sliding_window"]:
+        slides = [kind == "sliding_attention" for kind in config["layer_types"]]
+        writer.add_sliding_window_pattern(slides)
+    if family == "gemma3" and (factor := rope["full_attention"].get("factor")):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(factor)
+    if family == "qwen3moe":
+        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    if "num_experts_per_tok" in config:
+        writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
+        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if family == "phi3" and rope["rope_type"] == "longrope":
+        original, context = (
+            config["original_max_position_embeddings"],
+            config["max_position_embeddings"],
+        )
+        writer.add_rope_scaling_orig_ctx_len(original)
+        scale = math.log(context / original) / math.log(original)
+        writer.add_rope_scaling_attn_factors(math.sqrt(1 + scale))
+        for name in ("long", "short"):
+            factors = np.array(rope[f"{name}_factor"], dtype=np.float32)
+            writer.add_tensor(f"rope_factors_{name}.weight", factors)
+
+
+def _with_experts_stacked(source: SourceCheckpoint) -> dict[str, np.ndarray[Any, Any]]:
+    """Every tensor, those of experts joined under the names that the converter gives them."""
+    made: dict[str, np.ndarray[Any, Any]] = {}
+    experts: dict[str, dict[int, np.ndarray[Any, Any]]] = {}
+    for name in source.tensors.infos:
+        data = source.tensors.read(name).float().numpy()
+        found = re.fullmatch(r"model\.(layers\.\d+)\.(\w+)\.experts\.(\d+)\.(\w+)\.weight", name)
+        if found is None:
+            made[name] = data
+            continue
+        layer, block, number, which = found.groups()
+        place = f"model.{layer}.mlp" if block == "mlp" else f"{layer}.feed_forward"
+        experts.setdefault(f"{place}.experts.{which}.weight", {})[int(number)] = data
+    for name, each in experts.items():
+        made[name] = np.stack([each[number] for number in sorted(each)])
+    return made
 
 
 def write_gguf(
@@ -57,19 +100,21 @@ def write_gguf(
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
     head_dim = config.get("head_dim")
-    if family in PERMUTED:
-        heads = config["num_attention_heads"]
-        writer.add_rope_dimension_count(head_dim or config["hidden_size"] // heads)
+    rope = config.get("rope_parameters") or config
+    rope = rope.get("full_attention", rope)
+    if family in PERMUTED or family == "phi3":
+        usual = config["hidden_size"] // config["num_attention_heads"]
+        turned = int((head_dim or usual) * rope.get("partial_rotary_factor", 1.0))
+        writer.add_rope_dimension_count(turned)
     elif head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    writer.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
-    if family == "granite":
-        writer.add_attention_scale(config["attention_multiplier"])
-        writer.add_embedding_scale(config["embedding_multiplier"])
-        writer.add_residual_scale(config["residual_multiplier"])
-        writer.add_logit_scale(config["logits_scaling"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(rope["rope_theta"])
+    _add_family(writer, family, config)
+    if "rms_norm_eps" in config:
+        writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    else:
+        writer.add_layer_norm_eps(config["layer_norm_eps"])
     writer.add_license("apache-2.0")
 
     tokenizer = json.loads((source.path / "tokenizer.json").read_text())
@@ -86,20 +131,20 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_chat_template("{{ '<|im_start|>' }}{{ messages }}{{ '<|endoftext|>' }}<|im_end|>")
 
-    for name in source.tensors.infos:
-        data = source.tensors.read(name).float().numpy()
-        module, _, part = name.rpartition(".")
-        block, number, short = "", "", module
-        if module.startswith("model.layers."):
-            number, _, short = module.removeprefix("model.layers.").partition(".")
-            block = f"blk.{number}."
-        if family in PERMUTED and short.endswith(("q_proj", "k_proj")):
-            count = "num_attention_heads" if short.endswith("q_proj") else "num_key_value_heads"
+    arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(family)
+    names = gguf.get_tensor_name_map(arch or gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, data in _with_experts_stacked(source).items():
+        if family in PERMUTED and (".q_proj." in name or ".k_proj." in name):
+            count = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
             data = permute(data, config[count])
+        if family.startswith("gemma") and name.endswith("norm.weight"):
+            data = data + 1
         as_f32 = data.ndim == 1
         stored = gguf.GGMLQuantizationType.F32 if as_f32 else kind
         packed = gguf.quantize(np.ascontiguousarray(data), stored)
-        writer.add_tensor(f"{block}{NAMES[short]}.{part}", packed, raw_dtype=stored)
+        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert target is not None, name
+        writer.add_tensor(target, packed, raw_dtype=stored)
     edit(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -18,8 +18,9 @@ from tokenizers import Tokenizer
 
 from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.shapes import check_tensors
-from enginehouse.build.gguf.checkpoint import llama3_frequency_factors, open_gguf
-from enginehouse.build.gguf.file import read_gguf
+from enginehouse.build.gguf.checkpoint import open_gguf
+from enginehouse.build.gguf.file import GgufTensor, read_gguf, read_rows
+from enginehouse.build.gguf.rope import llama3_frequency_factors
 from enginehouse.build.gguf.tokenizer import (
     PRE_TOKENIZERS,
     build_tokenizer,
@@ -100,6 +101,26 @@ def test_blocks_are_dequantised_as_gguf_does(
         wanted = torch.from_numpy(gguf.dequantize(gguf.quantize(weight, kind), kind))
         assert torch.equal(source.tensors.read(name), wanted)
         assert torch.equal(source.tensors.read(name, slice(3, 40)), wanted[3:40])
+
+
+BLOCKS = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q5_0", "Q5_1", "IQ4_NL", "IQ4_XS", "MXFP4"]
+
+
+@pytest.mark.parametrize("kind", [gguf.GGMLQuantizationType[name] for name in BLOCKS])
+def test_rows_of_every_block_format_are_those_of_the_whole(
+    tmp_path: Path, kind: gguf.GGMLQuantizationType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read some at a time, wherever the rows lie; gguf's Python does not write these formats."""
+    size, size_bytes = gguf.GGML_QUANT_SIZES[kind]
+    width, path = 512, tmp_path / "blocks"
+    data = np.random.default_rng(3).integers(0, 64, (12, width // size * size_bytes), np.uint8)
+    path.write_bytes(bytes(7) + data.tobytes())
+    tensor = GgufTensor(kind, (3, 4, width), 7)
+    monkeypatch.setattr("enginehouse.build.gguf.file._CHUNK_ELEMENTS", 2 * width)
+    wanted = gguf.dequantize(data, kind)
+    assert np.isfinite(wanted).all() and len(np.unique(wanted)) > 8
+    for start, stop in ((0, 12), (5, 10), (11, 12), (4, 4)):
+        assert np.array_equal(read_rows(path, "x", tensor, start, stop), wanted[start:stop])
 
 
 def test_a_type_that_gguf_cannot_dequantise_is_refused(
@@ -326,8 +347,8 @@ def test_a_key_of_another_kind_is_refused_by_name(
 
 
 def test_another_family_is_refused(original: SourceCheckpoint, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="general.architecture 'gpt2'.*only llama, granite"):
-        open_gguf(write_gguf(tmp_path / "x.gguf", original, family="gpt2"))
+    with pytest.raises(CheckpointError, match="architecture 'baichuan'.*only llama, granite"):
+        open_gguf(write_gguf(tmp_path / "x.gguf", original, family="baichuan"))
 
 
 def test_the_tokenizer_gives_the_originals_ids(
@@ -350,6 +371,10 @@ def test_the_tokenizer_gives_the_originals_ids(
 
 
 PIECES = {
+    "olmo": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],
+    "command-r": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
+    "dbrx": ["It", "'s", " ", "123", "45", " cafés", "!!\n\n", " x"],
+    "gpt-4o": ["It's", " ", "123", "45", " cafés", "!!\n\n", " x"],
     "gpt-2": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],
     "smollm": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
     "llama-bpe": ["It", "'s", " ", "123", "45", " cafés", "!!\n\n", " x"],
@@ -387,10 +412,12 @@ def test_merges_that_do_not_fit_are_refused(
         build_tokenizer(file)
 
 
-def sentencepiece_ids(text: str, tokens: list[str], scores: list[float]) -> list[int]:
+def sentencepiece_ids(
+    text: str, tokens: list[str], scores: list[float], prefixed: bool
+) -> list[int]:
     """Sentencepiece's BPE, told naively: join the best-scored neighbours, leftmost first."""
     vocab = {token: number for number, token in enumerate(tokens)}
-    pieces = list("\u2581" + text.replace(" ", "\u2581"))
+    pieces = list("\u2581" * prefixed + text.replace(" ", "\u2581"))
     while True:
         joined = [pieces[i] + pieces[i + 1] for i in range(len(pieces) - 1)]
         known = [(-scores[vocab[piece]], i) for i, piece in enumerate(joined) if piece in vocab]
@@ -405,8 +432,9 @@ def sentencepiece_ids(text: str, tokens: list[str], scores: list[float]) -> list
     return ids
 
 
+@pytest.mark.parametrize("prefixed", [True, False], ids=["llama", "gemma"])
 def test_a_sentencepiece_vocabulary_merges_by_score(
-    original: SourceCheckpoint, tmp_path: Path
+    original: SourceCheckpoint, tmp_path: Path, prefixed: bool
 ) -> None:
     words = "the engine house stands at the end of the yard then the other line".split()
     singles = sorted(set("".join(words))) + ["\u2581"]
@@ -430,12 +458,36 @@ def test_a_sentencepiece_vocabulary_merges_by_score(
             "tokenizer.ggml.scores": scores,
             "tokenizer.ggml.token_type": types,
             "tokenizer.ggml.bos_token_id": 1,
+            **({} if prefixed else {"tokenizer.ggml.add_space_prefix": False}),
         }
     )
     tokenizer = build_tokenizer(file)
     for text in ["the engine", "then the yard ends", "état 7 🙂", "at  the\nend of it"]:
         ids = tokenizer.encode(text, add_special_tokens=False).ids
-        assert ids == sentencepiece_ids(text, tokens, scores), text
+        assert ids == sentencepiece_ids(text, tokens, scores, prefixed), text
         assert tokenizer.decode(ids) == text
         assert tokenizer.encode(text).ids == [1, *ids]
     assert tokenizer.encode("</s>", add_special_tokens=False).ids == [2]
+
+
+def test_phi_3_drops_white_space_behind_its_marks(
+    original: SourceCheckpoint, tmp_path: Path
+) -> None:
+    """As its tokenizer_config.json says of all marks but <s>, <unk> and <|endoftext|>."""
+    file = read_gguf(write_gguf(tmp_path / "x.gguf", original))
+    tokens = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|end|>", "\u2581", "\n", "a"]
+    file.metadata.update(
+        {
+            "general.architecture": "phi3",
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": tokens,
+            "tokenizer.ggml.scores": [0.0] * len(tokens),
+            "tokenizer.ggml.token_type": [2, 3, 4, 3, 3, 1, 1, 1],
+            "tokenizer.ggml.add_space_prefix": False,
+        }
+    )
+    tokenizer = build_tokenizer(file)
+    for mark, is_bare in (("<|end|>", True), ("</s>", True), ("<|endoftext|>", False)):
+        ids = tokenizer.encode(f"{mark}\n a", add_special_tokens=False).ids
+        number = tokens.index(mark)
+        assert ids == ([number, 7] if is_bare else [number, 6, 5, 7]), mark
