@@ -202,13 +202,7 @@ class Qwen3Coder(Format):
 
     def _tags(self, functions: Sequence[ToolFunction]) -> list[dict[str, Any]]:
         return [
-            {
-                "type": "tag",
-                "begin": f"{self.layout.call}{item.name}{self.layout.name_end}",
-                "content": self.layout.arguments_tag(item.schema()),
-                "end": self.layout.call_end,
-            }
-            for item in functions
+            tag for item in functions for tag in self.layout.call_tags(item.name, item.schema())
         ]
 
 

@@ -11,12 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.string_formats import COMBINED, PATTERNS
 from enginehouse.server.formats.typed_arguments import bare_text, kinds_of, resolved
 
 Tag = dict[str, Any]
+_OF_OBJECT = ("maxProperties", "patternProperties", "propertyNames")
 _OF_STRING = ("pattern", "format", "minLength", "maxLength")
-_NOTHING: Tag = {"type": "const_string", "value": ""}
+_NOTHING: Tag = {"type": "grammar", "grammar": 'root ::= ""'}
+_NAME: Tag = {"type": "regex", "pattern": "[A-Za-z0-9_.-]{1,64}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,37 +47,47 @@ class Layout:
         ]
         return f"{self.call}{name}{self.name_end}{''.join(written)}{self.call_end}"
 
-    def arguments_tag(self, schema: Mapping[str, Any]) -> Tag:
-        """What stands between a call's name and its end, by the schema of an object."""
-        return self._object(schema, schema)
+    def call_tags(self, name: str, schema: Mapping[str, Any]) -> list[Tag]:
+        """Calls of one function, whose arguments are an object of the schema."""
+        begin = f"{self.call}{name}{self.name_end}"
+        tags: list[Tag] = []
+        for content, end in self._objects(schema, schema):
+            if content is None:  # xgrammar 0.1 wants some content
+                content, end = {"type": "const_string", "value": end}, ""
+            tags.append({"type": "tag", "begin": begin, "content": content, "end": end})
+        return tags
 
-    def _object(self, schema: Any, root: Mapping[str, Any]) -> Tag:
-        schema = resolved(schema, root)
+    def _objects(self, schema: Any, root: Mapping[str, Any]) -> list[tuple[Tag | None, str]]:
+        """Alternatives of what stands between a call's name and its end, and of that end."""
+        schema, end = resolved(schema, root), self.call_end
         if parts := schema.get("anyOf") or schema.get("oneOf"):
-            return _one_of([self._object(part, root) for part in parts])
+            return [each for part in parts for each in self._objects(part, root)]
         if "enum" in schema:
-            texts = [self.call_text("", value) for value in schema["enum"]]
-            around = len(self.call + self.name_end), len(self.call_end)
-            return _texts([text[around[0] : len(text) - around[1]] for text in texts])
+            written = (self.call_text("", value) for value in schema["enum"])
+            texts = [text.removeprefix(self.call + self.name_end) for text in written]
+            return [(None, text) for text in texts]
         properties = schema.get("properties", {})
+        _check(schema, not properties)
         if not properties and schema.get("additionalProperties", True) is not False:
-            return {"type": "regex", "pattern": self._any_arguments(schema)}
+            none = [] if schema.get("minProperties") else [(None, end)]
+            return [self._any_arguments(), *none]
         required = schema.get("required", ())
         tags = [
-            self._argument(name, each, root) if name in required else _maybe(tag)
+            tag if name in required else {"type": "or", "elements": [tag, _NOTHING]}
             for name, each in properties.items()
             for tag in [self._argument(name, each, root)]
         ]
-        return {"type": "sequence", "elements": tags} if tags else _NOTHING
+        return [({"type": "sequence", "elements": tags} if tags else None, end)]
 
-    def _any_arguments(self, schema: Mapping[str, Any]) -> str:
-        """Of a function that takes any: what may end a value ends it."""
-        end = self.value_end.strip()
-        value = f"([^<]|<[^/]|</[^{end[2]}])*"
-        least = schema.get("minProperties", 0)
-        most = schema.get("maxProperties", "")
-        key = f"{_escaped(self.key)}[A-Za-z0-9_.-]{{1,64}}{_escaped(self.key_end + self.pad)}"
-        return f"({key}{value}{_escaped(self.value_end)}){{{least},{most}}}"
+    def _any_arguments(self) -> tuple[Tag, str]:
+        """One or more, of any name and value; the line break of the last one is the end's."""
+        closing = self.value_end.rstrip()
+        begin = self.key_end + self.pad
+        value = {"type": "tag", "begin": begin, "content": {"type": "any_text"}, "end": closing}
+        content = {"type": "sequence", "elements": [_NAME, value]}
+        tag = {"type": "tag", "begin": self.key, "content": content, "end": ""}
+        listed: Tag = {"type": "tags_with_separator", "tags": [tag], "separator": "\n"}
+        return {**listed, "at_least_one": True}, f"\n{self.call_end}"
 
     def _argument(self, name: str, schema: Any, root: Mapping[str, Any]) -> Tag:
         """A whole argument, its tags included."""
@@ -82,6 +95,27 @@ class Layout:
         if _takes_any_text(schema, root):
             return {**tag, "content": {"type": "any_text"}, "end": self.value_end}
         return {**tag, "content": _value(schema, root), "end": self.pad + self.value_end}
+
+
+def _check(schema: Mapping[str, Any], names_none: bool) -> None:
+    """RequestError for what can be said of arguments and not be held so."""
+    found = ["minProperties"] if schema.get("minProperties", 0) > _least(schema, names_none) else []
+    if names_none:
+        found += [key for key in _OF_OBJECT if key in schema]
+        if isinstance(schema.get("additionalProperties"), Mapping):
+            found.append("additionalProperties")
+    if found:
+        raise RequestError(
+            f"tools: a function has {found[0]}, which this model's calls cannot be held to; name "
+            'its arguments in properties, or leave out strict and a tool_choice other than "auto"',
+            param="tools",
+            code="invalid_value",
+        )
+
+
+def _least(schema: Mapping[str, Any], names_none: bool) -> int:
+    """How many arguments there are in any case."""
+    return 1 if names_none else len(schema.get("required", ()))
 
 
 def _takes_any_text(schema: Any, root: Mapping[str, Any]) -> bool:
@@ -120,12 +154,3 @@ def _texts(texts: list[str]) -> Tag:
 
 def _one_of(tags: list[Tag]) -> Tag:
     return tags[0] if len(tags) == 1 else {"type": "or", "elements": tags}
-
-
-def _maybe(tag: Tag) -> Tag:
-    return {"type": "or", "elements": [tag, _NOTHING]}
-
-
-def _escaped(text: str) -> str:
-    """For a regular expression."""
-    return "".join(f"\\{char}" if char in "[](){}.*+?|^$\\" else char for char in text)
