@@ -53,6 +53,35 @@ class _Part(NamedTuple):
     first: int = 0
 
 
+class _Made(NamedTuple):
+    """A tensor of the model made of some of the file's, as families.Joined says."""
+
+    tensors: tuple[GgufTensor, ...]
+    shape: tuple[int, ...]
+    turned: bool
+
+
+def _made(file: GgufFile, family: GgufFamily) -> dict[str, _Made]:
+    """By name; CheckpointError where the tensors that one is made of are not alike."""
+    made: dict[str, _Made] = {}
+    for layer in range(file.of_model("block_count") if family.joined else 0):
+        for name, joined in family.joined.items():
+            parts = [file.tensors.get(f"blk.{layer}.{each}") for each in joined.names]
+            found = tuple(part for part in parts if part is not None)
+            if len(found) < len(parts) or len({part.shape for part in found}) > 1:
+                raise CheckpointError(
+                    f"{file.path} has in layer {layer} no {' and '.join(joined.names)} of one "
+                    "shape; download the file again"
+                )
+            shape = found[0].shape
+            if len(shape) > 1:
+                shape = (shape[0], shape[1] * len(found), *shape[2:])
+            if joined.turned:
+                shape = (shape[0], shape[2], shape[1])
+            made[f"model.layers.{layer}.{name}"] = _Made(found, shape, joined.turned)
+    return made
+
+
 class GgufSource:
     """The file's tensors under Hugging Face names, dequantised to float32."""
 
@@ -62,8 +91,12 @@ class GgufSource:
         self._adds_one = family.adds_one
         self._head_dim = head_dim
         self._parts: dict[str, _Part] = {}
+        self._made = _made(file, family)
         names = {**NAMES, **family.names}
+        in_made = {part.offset for made in self._made.values() for part in made.tensors}
         for name, tensor in file.tensors.items():
+            if tensor.offset in in_made:
+                continue
             if (target := _hf_name(name, names)) is not None:
                 self._parts[target] = _Part(tensor, tensor.shape)
             elif (target := _hf_name(name, family.experts)) is not None and len(tensor.shape) == 3:
@@ -76,15 +109,33 @@ class GgufSource:
                     f"{family.model_type} model has (a mixture of experts?); give its Hugging Face "
                     "directory"
                 )
-        self._infos = {
-            name: TensorInfo(torch.float32, part.shape) for name, part in self._parts.items()
-        }
+        shapes = {name: part.shape for name, part in self._parts.items()}
+        shapes |= {name: made.shape for name, made in self._made.items()}
+        self._infos = {name: TensorInfo(torch.float32, shape) for name, shape in shapes.items()}
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         return self._infos
 
+    def _make(self, name: str, rows: slice) -> torch.Tensor:
+        """Of some experts; a vector is one row of the file."""
+        tensors, shape, turned = self._made[name]
+        if len(shape) == 1:
+            vector = read_rows(self._path, name, tensors[0], 0, 1).reshape(shape)
+            return torch.from_numpy(vector[rows])
+        start, stop, _ = rows.indices(shape[0])
+        stop = max(start, stop)
+        read = []
+        for tensor in tensors:
+            num_rows = tensor.shape[1] if len(tensor.shape) == 3 else 1
+            part = read_rows(self._path, name, tensor, start * num_rows, stop * num_rows)
+            read.append(part.reshape(stop - start, *tensor.shape[1:]))
+        joined = np.stack(read, axis=2).reshape(stop - start, -1, *tensors[0].shape[2:])
+        return torch.from_numpy(joined.swapaxes(1, 2) if turned else joined).contiguous()
+
     def read(self, name: str, rows: slice | None = None) -> torch.Tensor:
+        if name in self._made:
+            return self._make(name, rows or slice(None))
         if name not in self._parts:
             raise CheckpointError(f"{self._path} has no tensor {name!r}")
         tensor, shape, first = self._parts[name]

@@ -134,10 +134,17 @@ def _smollm3(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]}
 
 
+def _gpt_oss(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Its yarn begins and ends between two frequencies, which no file says."""
+    scaling = config["rope_scaling"]
+    return {} if scaling is None else {"rope_scaling": {**scaling, "truncate": False}}
+
+
 _OWN: dict[str, Callable[[GgufFile, Mapping[str, Any]], dict[str, Any]]] = {
     "gemma2": _gemma,
     "gemma3_text": _gemma3,
     "phi3": _phi3,
+    "gpt_oss": _gpt_oss,
     "smollm3": _smollm3,
 }
 

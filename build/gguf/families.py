@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -63,11 +63,24 @@ _TANH = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_t
 _LAYER_NORM = ("attention.layer_norm_epsilon", "layer_norm_eps")
 
 
+class Joined(NamedTuple):
+    """A tensor of the model made of the file's: of several, whose rows take turns within each
+    expert. turned: rows and columns of each expert have changed places.
+    """
+
+    names: tuple[str, ...]
+    turned: bool = False
+
+
+_GATE_UP = ("ffn_gate_exps", "ffn_up_exps")
+
+
 @dataclass(frozen=True, slots=True)
 class GgufFamily:
     """model_type, architecture: of its config.json. interleaves: llama.cpp's rope wants the rows of
     q and k in pairs. adds_one: norms are stored plus one. names: of tensors, beyond those that all
-    have or in their stead. experts: of tensors that hold one of each expert, {} for its number.
+    have or in their stead. joined: those that are made of the file's otherwise, by their whole
+    names in a layer. experts: of tensors that hold one of each expert, {} for its number.
     keys: of the config, each by the key of the file that it is of, which must be there. config:
     what the config says besides. epsilon: of its norms, in the file and in the config. window: of
     each so many layers the last sees the whole context, 0: none does; None: no layer has a window.
@@ -79,6 +92,7 @@ class GgufFamily:
     interleaves: bool = False
     adds_one: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
+    joined: Mapping[str, Joined] = field(default_factory=dict)
     experts: Mapping[str, str] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -149,9 +163,34 @@ FAMILIES = {
         window=0,
         partial_rope=True,
     ),
+    "gpt-oss": GgufFamily(
+        "gpt_oss",
+        "GptOssForCausalLM",
+        names={
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_gate_inp": "mlp.router",
+        },
+        joined={
+            "self_attn.sinks": Joined(("attn_sinks.weight",)),
+            "mlp.experts.gate_up_proj": Joined(tuple(f"{x}.weight" for x in _GATE_UP), True),
+            "mlp.experts.gate_up_proj_bias": Joined(tuple(f"{x}.bias" for x in _GATE_UP)),
+            "mlp.experts.down_proj": Joined(("ffn_down_exps.weight",), True),
+            "mlp.experts.down_proj_bias": Joined(("ffn_down_exps.bias",)),
+        },
+        keys={"expert_count": "num_local_experts", "expert_used_count": "num_experts_per_tok"},
+        config={"swiglu_alpha": 1.702, "swiglu_limit": 7.0},
+        window=2,
+    ),
     "smollm3": GgufFamily("smollm3", "SmolLM3ForCausalLM", interleaves=True),
     "olmo2": GgufFamily("olmo2", "Olmo2ForCausalLM", names=_NORMS_BEHIND),
     "exaone4": GgufFamily("exaone4", "Exaone4ForCausalLM", names=_NORMS_BEHIND, window=4),
+    "starcoder2": GgufFamily(
+        "starcoder2",
+        "Starcoder2ForCausalLM",
+        names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        config={"use_bias": True, "hidden_act": "gelu_pytorch_tanh", "sliding_window": None},
+        epsilon=("attention.layer_norm_epsilon", "norm_epsilon"),
+    ),
     "command-r": GgufFamily(
         "cohere", "CohereForCausalLM", keys={"logit_scale": "logit_scale"}, epsilon=_LAYER_NORM
     ),

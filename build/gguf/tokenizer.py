@@ -65,6 +65,7 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
     "refact": _digits_apart,
     "smollm": _digits_apart,
     "command-r": _digits_apart,
+    "starcoder": _digits_apart,
     "llama-bpe": lambda: _split(_LLAMA3_PATTERN),
     "dbrx": lambda: _split(_LLAMA3_PATTERN),
     "gpt-4o": lambda: _split(_O200K_PATTERN),

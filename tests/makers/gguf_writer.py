@@ -45,6 +45,12 @@ def _add_family(writer: gguf.GGUFWriter, family: str, config: dict[str, Any]) ->
     if family == "gemma3" and (factor := rope["full_attention"].get("factor")):
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(factor)
+    if family == "gpt-oss":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_sliding_window(config["sliding_window"])
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
     if family == "qwen3moe":
         writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
     if "num_experts_per_tok" in config:
@@ -81,6 +87,28 @@ def _with_experts_stacked(source: SourceCheckpoint) -> dict[str, np.ndarray[Any,
     return made
 
 
+def _of_gpt_oss(tensors: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """The converter's GptOssModel: experts turned, gate and up apart, names as of linears."""
+    made: dict[str, np.ndarray[Any, Any]] = {}
+    for name, data in tensors.items():
+        if name.endswith("sinks"):
+            made[f"{name}.weight"] = data
+        elif name.endswith("down_proj_bias"):
+            made[name.replace("_proj_bias", "_proj.bias")] = data
+        elif name.endswith("gate_up_proj_bias"):
+            for number, short in enumerate(("gate", "up")):
+                made[name.replace("gate_up_proj_bias", f"{short}_proj.bias")] = data[..., number::2]
+        elif name.endswith("experts.down_proj"):
+            made[f"{name}.weight"] = data.swapaxes(1, 2)
+        elif name.endswith("experts.gate_up_proj"):
+            for number, short in enumerate(("gate", "up")):
+                place = name.replace("gate_up_proj", f"{short}_proj.weight")
+                made[place] = data.swapaxes(1, 2)[:, number::2]
+        else:
+            made[name] = data
+    return made
+
+
 def write_gguf(
     path: Path,
     source: SourceCheckpoint,
@@ -114,7 +142,7 @@ def write_gguf(
     if "rms_norm_eps" in config:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     else:
-        writer.add_layer_norm_eps(config["layer_norm_eps"])
+        writer.add_layer_norm_eps(config.get("layer_norm_eps") or config["norm_epsilon"])
     writer.add_license("apache-2.0")
 
     tokenizer = json.loads((source.path / "tokenizer.json").read_text())
@@ -133,7 +161,8 @@ def write_gguf(
 
     arch = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}.get(family)
     names = gguf.get_tensor_name_map(arch or gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
-    for name, data in _with_experts_stacked(source).items():
+    tensors = _with_experts_stacked(source)
+    for name, data in (_of_gpt_oss(tensors) if family == "gpt-oss" else tensors).items():
         if family in PERMUTED and (".q_proj." in name or ".k_proj." in name):
             count = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
             data = permute(data, config[count])

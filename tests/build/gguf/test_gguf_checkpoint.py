@@ -373,6 +373,7 @@ def test_the_tokenizer_gives_the_originals_ids(
 PIECES = {
     "olmo": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],
     "command-r": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
+    "starcoder": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
     "dbrx": ["It", "'s", " ", "123", "45", " cafés", "!!\n\n", " x"],
     "gpt-4o": ["It's", " ", "123", "45", " cafés", "!!\n\n", " x"],
     "gpt-2": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],

@@ -38,9 +38,11 @@ MADE_OF: dict[str, tuple[str, dict[str, Any]]] = {
         dict(query_pre_attn_scalar=32, num_hidden_layers=6, layer_types=WINDOWED),
     ),
     "phi3": ("phi3", {}),
+    "gpt-oss": ("gpt-oss", dict(swiglu_limit=7.0)),
     "smollm3": ("smollm3", dict(no_rope_layer_interval=4, num_hidden_layers=4)),
     "olmo2": ("olmo2", {}),
     "exaone4": ("exaone4", {}),
+    "starcoder2": ("starcoder2", dict(sliding_window=None)),
     "command-r": ("cohere", {}),
     "cohere2": (
         "cohere2",
@@ -172,7 +174,8 @@ def test_tensors_are_called_as_llama_cpp_calls_them(family: str) -> None:
     names = gguf.get_tensor_name_map(arch, 2)
     own = {gguf.TENSOR_NAMES[kind].rpartition(".")[2] for kind in gguf.MODEL_TENSORS[arch]}
     known = {**NAMES, **FAMILIES[family].names}
-    assert own - known.keys() - NOT_READ <= set(FAMILIES[family].experts)
+    joined = {x.rpartition(".")[0] for each in FAMILIES[family].joined.values() for x in each.names}
+    assert own - known.keys() - NOT_READ <= set(FAMILIES[family].experts) | joined
     for short, module in known.items():
         if short in own:
             is_of_layer = not module.startswith(("model.", "lm_head"))
