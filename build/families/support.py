@@ -259,6 +259,5 @@ def support() -> Iterator[Support]:
         note = NOTES[name]
         keys = {"architectures": [name], **_SIZES, **note.keys}
         config = model_config(keys, "bfloat16")
-        beyond = "experts" if config.num_experts else beyond_tensorrt(config)
         of_cpu = None if config.latent is None else "latent attention"
-        yield Support(name, note, of_cpu, beyond, family.for_trtllm)
+        yield Support(name, note, of_cpu, beyond_tensorrt(config), family.for_trtllm)

@@ -113,7 +113,7 @@ def _activation_bytes(plan: BuildPlan) -> int:
     config, settings = plan.config, plan.settings
     width = 4 if config.dtype == "float32" else 2
     widths = [_between(config, *pair) for pair in _PAIRS]
-    widest = max([*widths, _experts_width(config)])
+    widest = max([*widths, _experts_width(config, settings.backend == "tensorrt")])
     tokens = plan.max_num_tokens * (2 * config.hidden_size + widest) * width
     flags = plan.builder_flags
     gathers = "enable" in map(flags.get, ("gather_context_logits", "gather_all_token_logits"))
@@ -137,13 +137,15 @@ def _between(config: ModelConfig, first: str, second: str) -> int:
     return max(given, default=0) + max(read, default=0)
 
 
-def _experts_width(config: ModelConfig) -> int:
+def _experts_width(config: ModelConfig, natively: bool) -> int:
     """In a mixture every chosen expert has a copy of the token, what fc gives of it, and what
-    enters proj.
+    enters proj. In our TensorRT network all experts have the last two.
     """
     if not config.num_experts:
         return 0
     inner = config.moe_intermediate_size // config.mapping.tp_size
+    if natively:
+        return config.num_experts * 3 * inner
     return int(config.extra["moe"]["top_k"]) * (config.hidden_size + 3 * inner)
 
 

@@ -71,11 +71,6 @@ def _refused(settings: BuildSettings, dtype: str, tp: int, sm: int, reason: str)
 def _network_refusal(settings: BuildSettings, config: ModelConfig) -> str | None:
     """Why no network of ours has this model in this form, or None."""
     quantization = config.quantization
-    if config.num_experts:
-        return (
-            f"{config.architecture} is a mixture of experts, for which TensorRT-RTX has no layer; "
-            "choose backend=torch or tensorrt_llm"
-        )
     if (beyond := beyond_tensorrt(config)) is not None:
         return (
             f"its network does not do {beyond}, which {config.architecture} has; choose "

@@ -8,6 +8,16 @@ from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
 
 
+def activated(ops: NetworkOps, x: Value, activation: str) -> Value:
+    """activation: silu, gelu (its tanh form) or relu2."""
+    if activation == "gelu":
+        return ops.activation("GELU_TANH", x)
+    if activation == "relu2":
+        x = ops.activation("RELU", x)
+        return ops.elementwise("PROD", x, x)
+    return ops.elementwise("PROD", x, ops.activation("SIGMOID", x))
+
+
 class FeedForward:
     """feed_forward(name, x): the MLP of the layer of that name, as far as this rank has it."""
 
@@ -15,13 +25,13 @@ class FeedForward:
         self.ops = ops
         self.linear = linear
         self.config = config
-        self.traits = traits_of(config)
+        self.activation = traits_of(config).activation
 
     def __call__(self, name: str, x: Value) -> Value:
         """[B, T, hidden_size] -> the same shape; the ranks' add up to the MLP's."""
         ops = self.ops
         if not self.config.gated_mlp:
-            product = self._activated(self.linear(f"{name}.mlp.fc", x))
+            product = activated(ops, self.linear(f"{name}.mlp.fc", x), self.activation)
             return self.linear(f"{name}.mlp.proj", product)
         if self.config.gate_in_fc:
             inner = self.linear.table[f"{name}.mlp.proj.weight"].shape[-1]
@@ -29,15 +39,5 @@ class FeedForward:
             up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
         else:
             gate, up = self.linear(f"{name}.mlp.fc", x), self.linear(f"{name}.mlp.gate", x)
-        product = ops.elementwise("PROD", self._activated(gate), up)
+        product = ops.elementwise("PROD", activated(ops, gate, self.activation), up)
         return self.linear(f"{name}.mlp.proj", product)
-
-    def _activated(self, x: Value) -> Value:
-        """SiLU, the tanh form of GELU, or the square of ReLU."""
-        ops = self.ops
-        if self.traits.activation == "gelu":
-            return ops.activation("GELU_TANH", x)
-        if self.traits.activation == "relu2":
-            x = ops.activation("RELU", x)
-            return ops.elementwise("PROD", x, x)
-        return ops.elementwise("PROD", x, ops.activation("SIGMOID", x))

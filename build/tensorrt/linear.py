@@ -30,7 +30,8 @@ class Linears:
 
     table: a rank file's tensors (`output_tensors`); dtype: of activations; algo: the checkpoint's
     quant_algo; first_layer: of the part. constants: the weights, by the checkpoint's names, where
-    they are to be part of the plan. `weights` collects the inputs that the network asks for.
+    they are to be part of the plan. `asked` collects the names that the network asks for, `weights`
+    those of them that are inputs.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class Linears:
         self.algo = algo
         self.first_layer = first_layer
         self.constants = constants
+        self.asked: set[str] = set()
         self.weights: dict[str, InputSpec] = {}
 
     def input(self, name: str, dtype: str, shape: tuple[int, ...]) -> Value:
         """A weight by the checkpoint's name."""
+        self.asked.add(name)
         if self.constants is not None:
             return self.ops.weight(dtype, shape, self.constants[name])
         name = shift_layer(name, -self.first_layer)
@@ -83,13 +86,13 @@ class Linears:
     def _matrix(self, module: str, dtype: str) -> Value:
         return self.input(f"{module}.weight", dtype, self.table[f"{module}.weight"].shape)
 
-    def _multiply(self, x: Value, weight: Value, shape: tuple[int, ...], transpose: bool) -> Value:
+    def multiply(self, x: Value, weight: Value, shape: tuple[int, ...], transpose: bool) -> Value:
         """x @ weight.T of [out, in] when transpose, else x @ weight of [in, out]."""
         return self.ops.matmul(x, self.ops.reshape(weight, (1, *shape)), transpose)
 
     def _dense(self, module: str, x: Value) -> Value:
         shape = self.table[f"{module}.weight"].shape
-        return self._multiply(x, self._matrix(module, self.dtype), shape, True)
+        return self.multiply(x, self._matrix(module, self.dtype), shape, True)
 
     def _int4(self, module: str, x: Value) -> Value:
         """Groups along the inputs: weight int4 [in, out], scale [in // group_size, out]."""
@@ -102,29 +105,30 @@ class Linears:
         weight = self.input(f"{module}.weight", "int4", shape)
         scale = self.input(f"{module}.weights_scaling_factor", self.dtype, (groups, shape[1]))
         weight = self.ops.dequantize(weight, scale, self.dtype, axis=0)
-        return self._multiply(x, weight, shape, False)
+        return self.multiply(x, weight, shape, False)
 
     def _int8(self, module: str, x: Value) -> Value:
         """One scale for each output: weight int8 [out, in], scale [out]."""
         shape = self.table[f"{module}.weight"].shape
         scale = self.input(f"{module}.per_channel_scale", self.dtype, shape[:1])
         weight = self.ops.dequantize(self._matrix(module, "int8"), scale, self.dtype, axis=0)
-        return self._multiply(x, weight, shape, True)
+        return self.multiply(x, weight, shape, True)
 
     def _fp8(self, module: str, x: Value) -> Value:
         """Static, per tensor: x is rounded to e4m3 by its own scale; both scales are float32 [],
         inputs themselves: of one that is computed, the compiler makes no FP8 product.
         """
         shape = self.table[f"{module}.weight"].shape
-        x_scale, weight_scale = (
-            self.input(f"{module}.{name}", "float32", ())
-            for name in ("activation_scaling_factor", "weights_scaling_factor")
-        )
-        x = self.ops.quantize_fp8(x, x_scale)
-        x = self.ops.dequantize(x, x_scale, self.dtype)
+        x = self.rounded(module, x)
+        weight_scale = self.input(f"{module}.weights_scaling_factor", "float32", ())
         weight = self._matrix(module, "float8_e4m3fn")
         weight = self.ops.dequantize(weight, weight_scale, self.dtype)
-        return self._multiply(x, weight, shape, True)
+        return self.multiply(x, weight, shape, True)
+
+    def rounded(self, module: str, x: Value) -> Value:
+        """x as its e4m3 values by the module's own scale for it, float32 [], give it back."""
+        scale = self.input(f"{module}.activation_scaling_factor", "float32", ())
+        return self.ops.dequantize(self.ops.quantize_fp8(x, scale), scale, self.dtype)
 
     def _fp8_rowwise(self, module: str, x: Value) -> Value:
         """A scale for each output channel, and one for each token, the largest magnitude / 448.
@@ -142,7 +146,7 @@ class Linears:
         scale = self.input(f"{module}.per_channel_scale", "float32", shape[:1])
         weight = self._matrix(module, "float8_e4m3fn")
         weight = ops.dequantize(weight, scale, self.dtype, axis=0)
-        y = ops.cast(self._multiply(x, weight, shape, True), "float32")
+        y = ops.cast(self.multiply(x, weight, shape, True), "float32")
         return ops.cast(ops.elementwise("PROD", y, token_scale), self.dtype)
 
 

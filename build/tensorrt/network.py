@@ -1,4 +1,4 @@
-"""The decoder as a TensorRT network: one definition for every dense family and every form.
+"""The decoder as a TensorRT network: one definition for every family and every form.
 
 The whole decoder, or a part of it: the embedding, some layers, the head. Inputs, B sequences of T
 tokens each, L positions looked at; a part has those that it needs:
@@ -36,6 +36,7 @@ from torch import Tensor
 
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.tensorrt.attention import Attention
+from enginehouse.build.tensorrt.experts import Experts
 from enginehouse.build.tensorrt.feed_forward import FeedForward
 from enginehouse.build.tensorrt.linear import InputSpec, Linears
 from enginehouse.build.tensorrt.norms import Norms
@@ -103,7 +104,9 @@ class DecoderNetwork:
             self.attention = Attention(
                 ops, self.linear, self.norm, self.step_input, config, *sizes, part.layers
             )
-            self.feed_forward = FeedForward(ops, self.linear, config)
+            self.plain = FeedForward(ops, self.linear, config)
+            if config.num_experts:
+                self.experts = Experts(ops, self.linear, config)
             caches = self.attention.caches
         x = self._embed() if part.embeds else self._hidden_states()
         for layer in part.layers:
@@ -115,6 +118,8 @@ class DecoderNetwork:
             ops.output(x, "next_hidden_states")
         for name, present in caches:
             ops.output(present, name)
+        unread = {name for name in self.table if part.holds(name)} - self.linear.asked
+        assert not unread, f"no part of the network reads {sorted(unread)}"
 
     @property
     def weights(self) -> dict[str, InputSpec]:
@@ -156,7 +161,7 @@ class DecoderNetwork:
         entering = self._entering(f"{name}.input_layernorm", x)
         attended = self.attention(layer, entering)
         if traits.parallel:  # the ranks' parts of both are exchanged as one
-            fed = self.feed_forward(name, entering)
+            fed = self._mlp(name, entering)
             return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
         attended = self._summed(attended)
         if not traits.norm_sublayers:
@@ -170,7 +175,11 @@ class DecoderNetwork:
         return self.norm(module, x) if self.traits.norm_inputs else x
 
     def _feed(self, name: str, x: Value) -> Value:
-        return self._summed(self.feed_forward(name, x))
+        return self._summed(self._mlp(name, x))
+
+    def _mlp(self, name: str, x: Value) -> Value:
+        mixed = f"{name}.mlp.router.weight" in self.table
+        return self.experts(name, x) if mixed else self.plain(name, x)
 
     def _add(self, x: Value, given: Value) -> Value:
         """x with what a sublayer gives, which is scaled in float32 where a model does that."""

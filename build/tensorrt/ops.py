@@ -124,6 +124,11 @@ class NetworkOps:
             layer.axes = 1 << axis
         return self._out(layer, "softmax")
 
+    def top_k(self, x: Value, count: int, axis: int) -> tuple[Value, Value]:
+        """The `count` largest along an axis, falling, and the int32 places where they stood."""
+        layer = self.network.add_topk(x, self.trt.TopKOperation.MAX, count, 1 << axis)
+        return self._out(layer, "top_k"), layer.get_output(1)
+
     def select(self, condition: Value, then: Value, other: Value) -> Value:
         return self._out(self.network.add_select(condition, then, other), "select")
 

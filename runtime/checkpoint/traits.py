@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from enginehouse.runtime.checkpoint.routing import routing_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
@@ -176,6 +177,13 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "head_bias": (False, "a bias of lm_head"),
     "latent": (False, "latent attention"),
     "gaps": (False, "layers without attention or MLP, or of several sizes"),
+    "swiglu_limit": (None, "a bounded SwiGLU"),
+}
+# And of a mixture's `Routing`.
+_ALWAYS_ROUTED: dict[str, tuple[object, str]] = {
+    "sigmoid": (False, "experts that sigmoids choose"),
+    "groups": (1, "groups of experts"),
+    "scale": (1.0, "shares of experts that are scaled"),
 }
 
 
@@ -185,4 +193,12 @@ def beyond_tensorrt(config: ModelConfig) -> str | None:
     for name, (always, words) in _ALWAYS.items():
         if getattr(traits, name) != always:
             return words
-    return None
+    if not config.num_experts:
+        return None
+    routing = routing_of(config)
+    for name, (always, words) in _ALWAYS_ROUTED.items():
+        if getattr(routing, name) != always:
+            return words
+    if config.extra["moe"].get("scoring"):
+        return "experts whose scores are corrected"
+    return "an expert that every token sees" if config.shared_expert_size else None

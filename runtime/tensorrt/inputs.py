@@ -64,8 +64,9 @@ def bound_weights(
 ) -> dict[str, Tensor]:
     """A rank's tensors as network inputs, by name; INT4 as uint8 with two values in a byte.
 
-    Each is of the model's dtype but for float8, INT4, INT8 and the float32 scales of float8. Of a
-    norm over all heads, which a rank file has whole, it is the rank's own heads'.
+    Each is of the model's dtype but for float8, INT4, INT8, the float32 scales of float8 and a
+    mixture's router, which is float32 too. Of a norm over all heads, which a rank file has whole,
+    it is the rank's own heads'. Experts lie side by side (`_side_by_side`).
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     parameters: dict[str, list[str]] = {}
@@ -79,7 +80,9 @@ def bound_weights(
         kind = str(weight.dtype).removeprefix("torch.")
         form = weight_form(module, kind, names, config.quantization.quant_algo)
         mine = {name: tensors[f"{module}.{name}"] for name in names}
-        if form == "int4":
+        if weight.ndim == 3:
+            mine = _side_by_side(module, mine)
+        elif form == "int4":
             mine["weight"] = transpose_int4(weight)
             mine["weights_scaling_factor"] = mine["weights_scaling_factor"].T
         elif form == "int8":
@@ -91,9 +94,30 @@ def bound_weights(
             mine["weight"] = weight.view(-1, config.head_size)[heads.start : heads.stop].flatten()
         for name, tensor in mine.items():
             kept = form.startswith("fp8") and name != "bias"
+            kept = kept or module.endswith(".mlp.router")
             kept = kept or (form in ("int4", "int8") and name == "weight")
             bound[f"{module}.{name}"] = (tensor if kept else tensor.to(dtype)).contiguous()
     return bound
+
+
+def _side_by_side(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All experts of a layer as one matrix: of mlp.fc [experts * out, in], of mlp.proj
+    [out, experts * in].
+
+    FP8: mlp.fc has a scale for each row; mlp.proj the largest of its experts', and as
+    `expert_scales` [experts] what each is of it.
+    """
+    weight = tensors["weight"]
+    out = weight.shape[1]
+    is_fc = module.endswith(".fc")
+    made = {"weight": weight.flatten(0, 1) if is_fc else weight.transpose(0, 1).flatten(1)}
+    if "weights_scaling_factor" in tensors:
+        scales = tensors["weights_scaling_factor"].flatten()
+        made["activation_scaling_factor"] = tensors["activation_scaling_factor"].view(())
+        made["weights_scaling_factor"] = scales.repeat_interleave(out) if is_fc else scales.max()
+        if not is_fc:
+            made["expert_scales"] = scales / scales.max()
+    return made
 
 
 def _heads_normed(config: ModelConfig, module: str, rank: int) -> range | None:

@@ -15,6 +15,7 @@ from enginehouse.build.tensorrt.network import DecoderNetwork, NetworkPart
 from enginehouse.build.tensorrt.ops import NetworkOps
 from enginehouse.build.tensorrt.parts import cut_decoder
 from enginehouse.build.tensorrt.worker import rank_constants
+from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.tensorrt.inputs import RotaryInputs, bound_weights, shift_layer
 
@@ -65,6 +66,8 @@ class NetworkRunner:
                 fed[like] = set(decoder.weights)
             asked |= {shift_layer(name, part.first_layer) for name in fed[like]}
         wanted: set[str] = set() if baked else set(self.weights[0])
+        if set(traits_of(self.config).ropes) == {None}:
+            wanted -= self.rotary.tables.keys()
         assert asked == wanted, "some weight is in no part, or fed to none"
         shape = (batch, kv_heads, context, self.config.head_size)
         self.caches = [

@@ -66,6 +66,7 @@ class Layer:
         self.inputs = inputs
         self.collective: Callable[[list[Tensor]], list[Tensor]] | None = None
         self.output: Recorded
+        self.second: Recorded
         self.name = ""
         self.mask: Recorded | None = None
         self.axis = self.axes = None
@@ -75,8 +76,7 @@ class Layer:
         self.num_ranks = 1
 
     def get_output(self, index: int) -> Recorded:
-        assert index == 0
-        return self.output
+        return self.second if index else self.output
 
     def set_input(self, index: int, value: Recorded) -> None:
         assert index >= len(self.inputs), "each layer here has one optional input, the last"

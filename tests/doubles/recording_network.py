@@ -166,6 +166,14 @@ class RecordingNetwork:
 
         return self._layer(x.dtype, x.rank, compute, x)
 
+    def add_topk(self, x: Recorded, op: Any, k: int, axes: int) -> Layer:
+        assert op.name == "MAX" and x.dtype in FLOATS and axes.bit_count() == 1
+        dim = axes.bit_length() - 1
+        layer = self._layer(x.dtype, x.rank, lambda _, v: torch.topk(v, k, dim).values, x)
+        places = lambda _, v: torch.topk(v, k, dim).indices.int()  # noqa: E731
+        layer.second = self._layer("INT32", x.rank, places, x).output
+        return layer
+
     def add_select(self, condition: Recorded, then: Recorded, other: Recorded) -> Layer:
         assert condition.dtype == "BOOL" and then.dtype == other.dtype
         assert condition.rank == then.rank == other.rank

@@ -48,7 +48,9 @@ LATENT = (
 BEYOND_TENSORRT = (
     *LATENT,
     *("Ministral3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM", "OlmoForCausalLM"),
-    "DeciLMForCausalLM",
+    *("DeciLMForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM"),
+    *("Qwen2MoeForCausalLM", "GraniteMoeSharedForCausalLM", "HunYuanMoEV1ForCausalLM"),
+    *("Glm4MoeForCausalLM", "Dots1ForCausalLM", "Ernie4_5_MoeForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
 OF_ALL_KINDS = (
@@ -86,8 +88,7 @@ def has_form(family: str, quant: str) -> bool:
 def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs_natively = not has_experts(family) and family not in BEYOND_TENSORRT
-    runs_natively = runs_natively and quant != "w4a8_awq"
+    runs_natively = family not in BEYOND_TENSORRT and quant != "w4a8_awq"
     folds = family not in NORMED_BEHIND or "awq" not in quant
     parted = family not in STACKED
     # Its latents' 576 outputs are no groups of 128, which other runtimes want.
@@ -125,12 +126,19 @@ def test_a_plan_for_each_gpu_is_a_page_or_names_what_it_runs(
 
 
 @pytest.mark.parametrize("tp", [1, 2])
-def test_a_mixtures_activations_are_those_of_the_chosen_experts(config: Configs, tp: int) -> None:
-    """Two of Mixtral's eight: for each token two copies of it, up, gate and their product."""
+@pytest.mark.parametrize("backend", ["torch", "tensorrt"])
+def test_a_mixtures_activations_are_those_of_the_chosen_experts(
+    config: Configs, backend: str, tp: int
+) -> None:
+    """Two of Mixtral's eight: for each token two copies of it, up, gate and their product. In our
+    TensorRT network the last three, of all eight.
+    """
     source = resolve_source(str(config("MixtralForCausalLM")), Path())
-    plan = make_plan(load_settings({"tp": tp, "until": "plan", "max_num_tokens": 100}), source)
+    settings = {"backend": backend, "tp": tp, "until": "plan", "max_num_tokens": 100}
+    plan = make_plan(load_settings(settings), source)
     hidden, inner = SIZES["hidden_size"], SIZES["intermediate_size"] // tp
-    tokens = 100 * (2 * hidden + 2 * (hidden + 3 * inner)) * 2
+    widest = 8 * 3 * inner if backend == "tensorrt" else 2 * (hidden + 3 * inner)
+    tokens = 100 * (2 * hidden + widest) * 2
     assert footprint(plan).activations == tokens + 64 * SIZES["vocab_size"] * 4
 
 

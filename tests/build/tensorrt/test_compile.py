@@ -84,20 +84,28 @@ def test_turing_takes_what_the_table_says(dtype: str, quant: str) -> None:
 LIKE_OTHERS = {
     *("mistral-nemo", "qwen2-tied", "qwen2-window", "seed-oss", "phi3", "ernie4.5", "helium"),
     *("ernie4.5-biased", "arcee", "stablelm", "glm", "cohere", "olmo2", "exaone4-whole"),
+    *("internlm3", "cwm", "ministral", "granite-hybrid"),
+    *("granite-moe", "olmoe", "qwen3-moe", "qwen3-moe-raw", "flex-olmo"),
 }
 
 
-@pytest.mark.parametrize(
-    "family", sorted(FAMILIES.keys() - MIXTURES - BEYOND_TENSORRT - LIKE_OTHERS)
-)
-def test_every_dense_family_compiles_for_all_targets_at_once(
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - BEYOND_TENSORRT - LIKE_OTHERS))
+def test_every_kind_of_decoder_compiles_for_all_targets_at_once(
     family: str, family_source: SourceMaker
 ) -> None:
-    settings = dict(backend="tensorrt", dtype="bfloat16", quant="int4", tp=2, until="plan")
+    quant = "none" if family in MIXTURES else "int4"
+    settings = dict(backend="tensorrt", dtype="bfloat16", quant=quant, tp=2, until="plan")
     plan = make_plan(load_settings(settings), family_source(family))
     assert plan.targets == (80, 86, 89, 120)
     compiled = compile_plan(load_tensorrt(), plan.config, plan.targets, TINY)
     assert compiled.plan[:4] == b"vtrt"
+
+
+def test_experts_in_fp8_compile_where_fp8_does(family_source: SourceMaker) -> None:
+    settings = dict(backend="tensorrt", quant="fp8", tp=2, until="plan")
+    plan = make_plan(load_settings(settings), family_source("mixtral"))
+    assert plan.targets == (89, 120)
+    assert compile_plan(load_tensorrt(), plan.config, plan.targets, TINY).plan[:4] == b"vtrt"
 
 
 def test_the_sample_model_compiles_without_its_weights(sample_source: SourceCheckpoint) -> None:
@@ -309,7 +317,6 @@ REFUSALS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", dict(quant="fp8", kv_cache_dtype="fp8"), "KV cache is never FP8; choose kv_cache_dt"),
     ("llama", dict(pp=2), "pp=2: its network is not cut by layers; choose pp=1 and tp"),
     ("llama", dict(backend="torch", sm="89"), "sm=89 is of no use with backend=torch"),
-    ("mixtral", {}, "mixture of experts, for which TensorRT-RTX has no layer; choose backend="),
 ]
 
 

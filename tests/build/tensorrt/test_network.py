@@ -23,18 +23,20 @@ from makers.family_models import BEYOND_TENSORRT, FAMILIES, LLAMA3, MIXTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-DENSE = [*sorted(FAMILIES.keys() - MIXTURES - BEYOND_TENSORRT), "biased"]
+OURS = [*sorted(FAMILIES.keys() - BEYOND_TENSORRT), "biased"]
 FORMS = ("none", "int4", "fp8", "fp8_rowwise", "int8")
 # Of these the linears, or what is summed over ranks, are others than a Llama's; of the other
 # families every form has the very products of one of them.
 UNLIKE = ("llama", "biased", "gemma2", "phi3", "arcee", "cohere", "olmo2")
 CASES = [
-    *((family, "none", 1) for family in DENSE),
-    *((family, "none", 2) for family in DENSE),
+    *((family, "none", 1) for family in OURS),
+    *((family, "none", 2) for family in OURS),
     *((family, quant, 2) for family in UNLIKE for quant in FORMS[1:]),
     *((family, "int4_awq", 2) for family in ("llama", "phi3", "gemma2")),
     ("biased", "none", 4),
     ("llama", "int4", 4),
+    ("mixtral", "fp8", 2),
+    ("mixtral", "fp8", 1),
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]
 CONTEXT = 96
@@ -67,10 +69,9 @@ def torch_logits(engine: Path, dtype: torch.dtype) -> list[Tensor]:
     config = read_config(engine)
     model = Decoder(config, CheckpointWeights(engine, config), dtype, max_positions=CONTEXT)
     for layer in model.layers:
-        for name in ("dense", "proj"):
-            whole = getattr(layer, name)
-            if isinstance(whole, Fp8RowwiseLinear):
-                setattr(layer, name, CutInputs(whole, config.mapping.tp_size))
+        for owner, name in ((layer.linears, "attention.dense"), (vars(layer.mlp), "proj")):
+            if isinstance(whole := owner[name], Fp8RowwiseLinear):
+                owner[name] = CutInputs(whole, config.mapping.tp_size)
     found = []
     for ids in prompts(config.vocab_size):
         rows = []
@@ -116,23 +117,26 @@ def test_llama_3s_rotary_scaling_reaches_the_network(tmp_path: Path) -> None:
     assert max(errors(engine, torch.float32)) < 1e-4
 
 
-@pytest.mark.parametrize("family", DENSE)
+@pytest.mark.parametrize("family", OURS)
 def test_parts_one_after_another_answer_as_the_torch_backend(
     family: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
     """One layer in a part: a part's network runs each layer that is like its own."""
-    settings = dict(dtype="float32", quant="int4", tp=2, until="convert")
+    quant = "none" if family in MIXTURES else "int4"
+    settings = dict(dtype="float32", quant=quant, tp=2, until="convert")
     engine = build_engine(family_source(family), tmp_path / "e", **settings)
     assert max(errors(engine, torch.float32, plan_layers=1)) < 1e-4
 
 
 @pytest.mark.parametrize("plan_layers", [None, 1])
-@pytest.mark.parametrize("quant", [*FORMS, "int4_awq"])
+@pytest.mark.parametrize(
+    ("family", "quant"), [*(("llama", quant) for quant in (*FORMS, "int4_awq")), ("mixtral", "fp8")]
+)
 def test_baked_weights_answer_as_the_torch_backend(
-    quant: str, plan_layers: int | None, family_source: SourceMaker, tmp_path: Path
+    family: str, quant: str, plan_layers: int | None, family_source: SourceMaker, tmp_path: Path
 ) -> None:
     settings = dict(dtype="float32", quant=quant, until="convert")
-    engine = build_engine(family_source("llama"), tmp_path / "e", **settings)
+    engine = build_engine(family_source(family), tmp_path / "e", **settings)
     found = errors(engine, torch.float32, plan_layers=plan_layers, baked=True)
     assert min(found) < 1e-4
     assert max(found) < (0.5 if quant in FP8_FORMS else 1e-4)

@@ -58,6 +58,7 @@ CASES = [
     ("gemma3", "none", 1),
     ("phi3-longrope", "none", 1),
     ("biased", "none", 2),
+    ("mixtral", "none", 2),
 ]
 
 

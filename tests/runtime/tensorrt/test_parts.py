@@ -47,10 +47,12 @@ CUT: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("gemma3", 3, LOCAL, dict(quant="none", plan_layers=1, tp=2)),
     ("qwen2", 3, {}, dict(quant="int4", plan_layers=2, tp=2)),
     ("phi3", 3, {}, dict(quant="fp8_rowwise", plan_layers=1)),
+    ("smollm3", 3, {}, dict(quant="none", plan_layers=1)),
 ]
 BAKED: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("llama", 2, {}, dict(quant="int4", bake_weights=True, tp=2)),
     ("gemma3", 3, LOCAL, dict(quant="none", bake_weights=True, tp=2, plan_layers=2)),
+    ("olmoe", 2, {}, dict(quant="none", bake_weights=True, tp=2)),
 ]
 
 
