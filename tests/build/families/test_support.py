@@ -28,7 +28,8 @@ def test_the_page_is_as_the_table_is_now() -> None:
 def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     beyond = {row.architecture: row.tensorrt for row in support()}
     assert beyond["LlamaForCausalLM"] is beyond["SeedOssForCausalLM"] is None
-    assert beyond["MixtralForCausalLM"] == "experts"
+    assert beyond["MixtralForCausalLM"] is None
+    assert beyond["GptOssForCausalLM"] == "a bounded SwiGLU"
     assert beyond["HunYuanDenseV1ForCausalLM"] == "norms behind rope"
     assert beyond["OlmoForCausalLM"] == "norms without weights"
 
