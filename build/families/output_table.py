@@ -115,9 +115,16 @@ def output_tensors(
 
 
 def distinct_linears(config: ModelConfig) -> dict[tuple[str, LinearShape], None]:
-    """Every linear of the model's layers by its name and shape, each once, in their order."""
+    """Every linear of the model's layers by its name and shape, each once, in their order; and
+    those of one expert.
+    """
     layers = range(config.num_hidden_layers)
-    return dict.fromkeys(one for layer in layers for one in linear_shapes(config, layer).items())
+    found = [one for layer in layers for one in linear_shapes(config, layer).items()]
+    if config.num_experts:
+        inner = config.moe_intermediate_size // config.mapping.tp_size
+        found.append(("mlp.fc", LinearShape(2 * inner, config.hidden_size, 0)))
+        found.append(("mlp.proj", LinearShape(config.hidden_size, inner, 1)))
+    return dict.fromkeys(found)
 
 
 def _mixture_tensors(config: ModelConfig, target: str) -> dict[str, OutputTensor]:
@@ -139,7 +146,19 @@ def _mixture_tensors(config: ModelConfig, target: str) -> dict[str, OutputTensor
     whole = (experts, out_features, in_features)
     if not is_quantized(config.quantization, target):
         return {target: OutputTensor(config.dtype, whole)}
-    assert config.quantization.quant_algo == "FP8", config.quantization
+    algo, group_size = config.quantization.quant_algo, config.quantization.group_size
+    if algo == "FP8_PER_CHANNEL_PER_TOKEN":
+        return {
+            target: OutputTensor("float8_e4m3fn", whole),
+            f"{module}.per_channel_scale": OutputTensor("float32", (experts, out_features)),
+        }
+    if algo == "W4A16_AWQ":
+        groups = (experts, out_features, in_features // group_size)
+        return {
+            target: OutputTensor("int8", (experts, out_features // 2, in_features)),
+            f"{module}.weights_scaling_factor": OutputTensor(config.dtype, groups),
+        }
+    assert algo == "FP8", config.quantization
     return {
         target: OutputTensor("float8_e4m3fn", whole),
         f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),

@@ -48,6 +48,7 @@ from enginehouse.runtime.errors import PlanError
 
 _QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
+OWN_EXPERT_QUANTS = (*EXPERT_QUANTS, "fp8_rowwise", "int4")  # and those that we run ourselves
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 
@@ -124,10 +125,11 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
         check_unread(source.tensors, config, settings.ignore_tensors)
     if carries_kv_scales(settings, source, config):
         settings = replace(settings, kv_cache_dtype="fp8")
-    if config.num_experts and settings.quant not in EXPERT_QUANTS:
+    known = _expert_quants(settings, source)
+    if config.num_experts and settings.quant not in known:
         raise PlanError(
             f"quant={settings.quant} has no known form for a mixture of experts "
-            f"({config.architecture}); choose {' or '.join(EXPERT_QUANTS)}"
+            f"({config.architecture}); choose {', '.join(known)}"
         )
     if settings.format == "hf":
         check_format(settings, source, config, form.quantization)
@@ -182,6 +184,12 @@ def with_forms(plan: BuildPlan, forms: AnyMapping[str, str]) -> BuildPlan:
     table = layout.table(output_tensors(config, 0, plan.scale_dtype))
     size = sum(item.num_bytes for item in table.values())
     return replace(plan, config=config, rank_bytes=(size,))
+
+
+def _expert_quants(settings: BuildSettings, source: SourceCheckpoint) -> tuple[str, ...]:
+    """Forms of a mixture's experts: our own backends run more, of what is quantised here."""
+    own = settings.backend in ("cpu", "torch") and settings.format != "hf"
+    return OWN_EXPERT_QUANTS if own and source.quantized is None else EXPERT_QUANTS
 
 
 def _source_form(

@@ -191,8 +191,10 @@ def _norms_all_heads(config: ModelConfig) -> bool:
 
 
 def _are_several(config: ModelConfig) -> bool:
-    """Whether MLPs have several sizes, so that no column is added to any."""
-    return len(config.inner_sizes) > 1 or "layer_intermediate_sizes" in config.extra
+    """Whether MLPs are of several kinds or sizes, so that no column is added to any."""
+    kinds = ("layer_intermediate_sizes", "dense_layers")
+    of_kinds = config.shared_expert_size > 0 or any(name in config.extra for name in kinds)
+    return of_kinds or len(config.inner_sizes) > 1
 
 
 def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:
@@ -245,7 +247,7 @@ def _uncuttable(
     if _are_several(config) and tp not in legal:
         return (
             f"the MLPs have {_listed(config.inner_sizes)} columns, to which none can be added as "
-            f"they differ, and tp={tp} does not cut all of them; {instead}: choose one"
+            f"they are of several kinds, and tp={tp} does not cut all; {instead}: choose one"
         )
     if own:
         return (

@@ -228,6 +228,9 @@ def _convert_linear(
     if config.quantization.quant_algo == "FP8_PB_WO":
         yield from _convert_blocks(row, source, config)
         return
+    if ".mlp.experts." in row.sources[0] or row.recipe == "experts":
+        yield from _convert_experts(row, source, config, padding)
+        return
     (height, width), parts = _pieces(row, source, config, padding)
     scales: list[Tensor] = []
     if config.quantization.quant_algo == "MXFP8":
@@ -273,6 +276,25 @@ def _convert_blocks(
     yield row.target, Pieces.of(joined(row, [q for q, _, _ in made], config))
     name = row.target.removesuffix("weight") + "weights_scaling_factor"
     yield name, Pieces.of(joined(row, scales, config))
+
+
+def _convert_experts(
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
+) -> Iterator[tuple[str, Pieces]]:
+    """All experts of a layer, each quantised alone; then their scales, one expert after another."""
+    module, quantization = row.target.removesuffix("weight"), config.quantization
+    found: list[tuple[Tensor, Tensor]] = []
+    for expert in padding.pad(row.target, read_row(row, source, config)):
+        if quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
+            found.append(quantize_fp8_rowwise(expert))
+            continue
+        dtype: torch.dtype = getattr(torch, config.dtype)
+        q, scale = quantize_int4(expert, quantization.group_size, dtype)
+        found.append((pack_int4(q), scale))
+    rowwise = quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN"
+    kinds = ("weight", "per_channel_scale" if rowwise else "weights_scaling_factor")
+    for kind, parts in zip(kinds, zip(*found, strict=True), strict=True):
+        yield f"{module}{kind}", Pieces.of(torch.stack(parts))
 
 
 def _pieces(

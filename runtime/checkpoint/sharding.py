@@ -66,11 +66,14 @@ def config_cut(name: str, ndim: int, config: ModelConfig) -> Cut:
     """`tensor_cut` for a model that keeps up and gate in one mlp.fc, or has experts.
 
     Expert tensors have a leading dim of experts, which every rank holds; a scale [experts, 1]
-    is one FP8 scale for each of them.
+    is one FP8 scale for each of them, and of [experts, out] one for each output.
     """
     cut = tensor_cut(name, ndim)
     if config.num_experts and ".mlp." in name:
-        if name.endswith("weights_scaling_factor"):
+        of_tensors = config.quantization.quant_algo == "FP8"
+        if of_tensors and name.endswith("weights_scaling_factor"):
+            return Cut.COPY
+        if cut is Cut.COLUMNS and name.endswith("per_channel_scale"):
             return Cut.COPY
     if config.gate_in_fc and cut is Cut.ROWS and any(module in name for module in _FUSED):
         return Cut.HALVES
@@ -101,8 +104,9 @@ def _unit(rows: int, size: int, name: str) -> int:
 
 
 def _rows_dim(name: str, tensor: Tensor) -> int:
-    """The dim of output rows: a bias's last, else the one before the last."""
-    return tensor.ndim - 1 if name.endswith(".bias") else max(0, tensor.ndim - 2)
+    """The dim of output rows: the last of what has one number for each, else the one before."""
+    last = name.endswith((".bias", ".per_channel_scale"))
+    return tensor.ndim - 1 if last else max(0, tensor.ndim - 2)
 
 
 def _check_divisible(name: str, what: str, size: int, tp: int) -> None:

@@ -22,7 +22,7 @@ from enginehouse.runtime.errors import EngineError
 _LAYERS = "transformer.layers."
 # Words of decoder linears that forms quantise.
 LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "dense", "fc", "gate", "proj")
-_PER_EXPERT = ("weight", "weights_scaling_factor", "bias")
+_PER_EXPERT = ("weight", "weights_scaling_factor", "per_channel_scale", "bias")
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -154,17 +154,21 @@ def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
     return weights(f"transformer.layers.{layer}.")
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
     engine: EngineMaker, name: str
 ) -> None:
-    quantised = engine(name, quant="int4", group_size=64, tp=2, dtype="bfloat16")
+    tp = 1 if name in MIXTURES - {"mixtral"} else 2  # experts of 64 columns
+    quantised = engine(name, quant="int4", group_size=64, tp=tp, dtype="bfloat16")
     found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
     for linear in (key for key in LINEARS if f"{key}.weight" in truth):
         scale = found[f"{linear}.weights_scaling_factor"]
-        back = dequantize_int4(found[f"{linear}.weight"], scale)
+        packed = found[f"{linear}.weight"]
+        if packed.ndim == 3:  # experts
+            packed, scale = packed.flatten(0, 1), scale.flatten(0, 1)
+        back = dequantize_int4(packed, scale)
         step = scale.float().repeat_interleave(64, dim=1)
-        weight = truth[f"{linear}.weight"]
+        weight = truth[f"{linear}.weight"].flatten(0, -2)
         clipped = weight.abs() > 7 * step
         assert clipped.float().mean() < 0.05, "few are clipped, and only where that loses less"
         assert (clipped | ((back - weight).abs() <= 0.53 * step)).all(), linear
@@ -285,13 +289,31 @@ def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: Engine
     assert executor.stats().num_cached_tokens > 0, "equal factors still share"
 
 
-@pytest.mark.parametrize("name", sorted(MIXTURES))
-def test_int4_for_experts_is_refused_at_plan_time(
-    checkpoint: Callable[[str], Path], name: str
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"quant": "int4", "backend": "tensorrt_llm"},
+        {"quant": "int4", "format": "hf"},
+        {"quant": "int4_awq"},
+    ],
+)
+def test_forms_of_experts_that_nobody_runs_are_refused_at_plan_time(
+    checkpoint: Callable[[str], Path], choices: dict[str, Any]
 ) -> None:
-    source: SourceCheckpoint = open_checkpoint(checkpoint(name))
-    with pytest.raises(PlanError, match="quant=int4 has no known form for a mixture .* none or"):
-        make_plan(load_settings({"quant": "int4"}), source)
+    source: SourceCheckpoint = open_checkpoint(checkpoint("mixtral"))
+    with pytest.raises(PlanError, match="has no known form for a mixture .* choose none, fp8"):
+        make_plan(load_settings(choices), source)
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "gpt-oss"])
+def test_rows_of_experts_have_scales_of_their_own(engine: EngineMaker, name: str) -> None:
+    quantised = engine(name, quant="fp8_rowwise", tp=2, dtype="bfloat16")
+    found, truth = layer_tensors(quantised, 1), layer_tensors(engine(name, tp=1, pp=1), 1)
+    for linear in ("mlp.fc", "mlp.proj"):
+        scale = found[f"{linear}.per_channel_scale"].unsqueeze(-1)
+        back, wanted = found[f"{linear}.weight"].float() * scale, truth[f"{linear}.weight"]
+        assert ((back - wanted).abs() <= wanted.abs() / 16 + scale * 2**-9).all()
+    assert_answers(quantised)
 
 
 TOWER = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2)

@@ -84,6 +84,11 @@ def has_form(family: str, quant: str) -> bool:
     return not has_experts(family) or quant in ("none", "fp8")
 
 
+def has_own_form(family: str, quant: str) -> bool:
+    """Whether our own backends run it."""
+    return has_form(family, quant) or quant in ("fp8_rowwise", "int4")
+
+
 @pytest.mark.parametrize(("family", "quant"), FAMILY_AND_FORM)
 def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
@@ -94,8 +99,8 @@ def test_a_plan_is_a_page_or_one_sentence(
     # Its latents' 576 outputs are no groups of 128, which other runtimes want.
     parted = parted and (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
-        "--backend=torch": has_form(family, quant),
-        "--backend=cpu": has_form(family, quant) and family not in LATENT,
+        "--backend=torch": has_own_form(family, quant),
+        "--backend=cpu": has_own_form(family, quant) and family not in LATENT,
         "--backend=tensorrt_llm": has_form(family, quant) and ARCHITECTURES[family].for_trtllm,
         "--backend=tensorrt": has_form(family, quant) and runs_natively,
         "--format=hf": has_form(family, quant) and quant != "int8" and folds and parted,
@@ -116,7 +121,7 @@ def test_a_plan_for_each_gpu_is_a_page_or_names_what_it_runs(
     source = resolve_source(str(config(family)), Path())
     for gpu, sm in GPU_SM.items():
         settings = load_settings({"quant": quant, "gpu": gpu, "until": "plan"})
-        if has_form(family, quant) and refusal(quant, sm, "auto") is None:
+        if has_own_form(family, quant) and refusal(quant, sm, "auto") is None:
             page = io.StringIO()
             print_page(make_plan(settings, source), Console(file=page))
             assert f"each {gpu} " in page.getvalue()

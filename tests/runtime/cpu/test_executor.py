@@ -182,7 +182,10 @@ def test_forms_of_one_byte_are_run(engine: EngineMaker, name: str, form: str) ->
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
-@pytest.mark.parametrize("form", ["none", "none-int8", "fp8"])
+OF_EXPERTS = ("none", "int4", "int4-int8", "fp8")
+
+
+@pytest.mark.parametrize("form", OF_EXPERTS)
 @pytest.mark.parametrize("name", sorted(MIXTURES - LATENTS))
 def test_mixtures_of_experts_are_run(engine: EngineMaker, name: str, form: str) -> None:
     """Most rows are close; of two experts that a row likes nearly alike it may get the other, and
