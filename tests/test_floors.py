@@ -145,7 +145,7 @@ build/sources          forms source families  runtime/checkpoint runtime/templat
 build/dequantize       forms source sources  runtime/checkpoint
 build/gguf             source sources families
 build/resolve          progress source sources families dequantize gguf
-build/check            source sources families
+build/check            forms source sources families
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
