@@ -79,7 +79,8 @@ def original_logits(source: SourceCheckpoint, ids: Tensor) -> Tensor:
             f"transformers holds {source.path} in {', '.join(map(str, narrow))}, not in the "
             f"float32 that it was asked for: {_REMEDY}"
         )
-    model.float()  # what it dequantised itself may be in 16 bit
+    for weight in model.parameters():  # what it dequantised itself may be in 16 bit
+        weight.data = weight.data.float()
     with torch.inference_mode():
         logits: Tensor = model.eval()(ids[None], use_cache=False).logits[0].float()
     return logits
