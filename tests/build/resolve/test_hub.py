@@ -17,7 +17,9 @@ from enginehouse.build import cli
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import CheckpointError
+from makers.bitsandbytes_writer import BITSANDBYTES
 from makers.engines import write_tiny_checkpoint
+from makers.quantized_writers import write_quantized
 
 INDEX = "model.safetensors.index.json"
 SHARDS = ("llama-a.safetensors", "llama-b.safetensors")
@@ -241,3 +243,20 @@ def test_what_a_repository_holds_instead_of_safetensors_is_said(hub: Hub, tmp_pa
     with pytest.raises(CheckpointError, match=r"o/pickles holds weights only as x\.bin: pickle"):
         resolve_source("o/pickles", tmp_path)
     assert hub.sent.keys() == {"config.json", INDEX}
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_quantised_one_is_planned_without_its_weights_and_dequantised_when_they_are_here(
+    hub: Hub, tmp_path: Path, capsys: Capture
+) -> None:
+    """Beside its header a few bytes of each module are read, which say its shape."""
+    path = write_quantized("nf4 nested", tmp_path, kinds=BITSANDBYTES).quantized
+    hub.folders["owner/Name-1B"] = {"main": path}
+    flags = ["owner/Name-1B", "--dequantize", "--quant", "int4"]
+    assert cli.main([*flags, "--plan"]) == 0
+    assert "rounded twice, to bitsandbytes NF4 and then to int4" in capsys.readouterr().err
+    size = (path / "model.safetensors").stat().st_size
+    assert hub.sent["model.safetensors"] < size / 3
+    output = str(tmp_path / "e")
+    assert cli.main([*flags, *FLAGS, "--backend", "torch", "-o", output, "--quiet"]) == 0
+    assert read_engine(Path(output)).manifest.source["dequantized"] == "bitsandbytes NF4"
