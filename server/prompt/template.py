@@ -116,6 +116,9 @@ class ChatTemplate:
             fields["tool_call_id"] = ids.get(fields["tool_call_id"], fields["tool_call_id"])
         if message.reasoning_content is not None and "message.thinking" in self.source:
             fields["thinking"] = message.reasoning_content  # GPT-OSS calls it so
+            if message.tool_calls and message.content:  # beside a call it takes one of the two
+                fields["thinking"] += f"\n\n{message.content}"
+                fields["content"] = ""
         return fields
 
     def _ids(self, messages: Sequence[ChatMessage]) -> dict[str, str]:
@@ -206,11 +209,11 @@ def _one_call_each(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         results = []
         while rest and rest[0].role == "tool":
             results.append(rest.pop(0))
-        content = message.content
+        said = message
         for call in message.tool_calls:
-            arranged.append(replace(message, tool_calls=(call,), content=content))
+            arranged.append(replace(said, tool_calls=(call,)))
             arranged += [item for item in results if item.tool_call_id == call.id]
-            content = ""
+            said = replace(message, content="", reasoning_content=None)
         known = {call.id for call in message.tool_calls}
         arranged += [item for item in results if item.tool_call_id not in known]
     return arranged

@@ -162,3 +162,15 @@ def test_a_forced_call_is_what_the_template_would_show_or_is_read_as_it(name: st
             [part for part in feed(plan.new_parser(), [answer]) if not isinstance(part, Reasoning)]
         ) == [("get_weather", ARGUMENTS)]
     assert not allows(tag, "Sunny.")
+
+
+def test_gpt_oss_is_shown_words_and_thoughts_beside_a_call_once() -> None:
+    """Its template refuses both in one message, and more than one call."""
+    template = ChatTemplate(FAMILIES["harmony"], SPECIAL)
+    said = replace(THINKS, content="I look.", tool_calls=(PARIS, TIME))
+    results = [RESULT, ChatMessage("tool", "noon", None, TIME.id)]
+    text = template.render(template.arrange([USER, said, *results]))
+    thought = "<|channel|>analysis<|message|>A look outside.\n\nI look.<|end|>"
+    assert text.count("A look outside.") == 1 and thought in text
+    for part in ("to=functions.get_weather", "to=functions.get_time", '"noon"'):
+        assert part in text
