@@ -162,7 +162,9 @@ class BuildSettings:
     reasoning_format: str = _choice(
         "auto",
         "the marks of reasoning at the head of answers; auto is what the chat template shows",
-        choices=("auto", "none", "think", "magistral", "seed_oss", "command", "harmony"),
+        choices=(
+            *("auto", "none", "granite", "think", "magistral", "seed_oss", "command", "harmony"),
+        ),
     )
     workers: int = _choice(1, "tensorrt_llm: ranks compiled at once, each on a GPU of its own")
     trtllm_build: dict[str, Any] | None = _choice(

@@ -17,6 +17,7 @@ from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.reasoning import (
     MARKS,
     THINK,
+    AroundParser,
     ReasoningParser,
     after_reasoning,
     goes_on_thinking,
@@ -91,6 +92,8 @@ def plan_answer(
         parser = tools.parser(form)
         if not reasons or isinstance(form, Harmony):
             return parser
+        if marks.around is not None:
+            parser = AroundParser(parser, marks.around)
         return ReasoningParser(parser, begun, include_reasoning, midway=midway, marks=marks)
 
     if may_reason:

@@ -17,17 +17,20 @@ from enginehouse.server.text.answer import AnswerParser, Part, Reasoning
 
 class Marks(NamedTuple):
     """What reasoning stands between. then: a regular expression of what may follow it, where an
-    answer is held to a grammar. answer: what the answer itself begins with.
+    answer is held to a grammar. answer: what the answer itself begins with. around: what it stands
+    between, perhaps.
     """
 
     open: str
     close: str
     then: str = r"\n{0,2}"
     answer: str = ""
+    around: tuple[str, str] | None = None
 
 
 THINK = Marks("<think>", "</think>")
 MARKS = {
+    "granite": Marks("<think>", "</think>", around=("<response>", "</response>")),
     "think": THINK,
     "magistral": Marks("[THINK]", "[/THINK]"),
     "seed_oss": Marks("<seed:think>", "</seed:think>"),
@@ -41,7 +44,10 @@ MARKS = {
 }
 REASONING_FORMATS = ("auto", "none", *MARKS)
 # Texts of a chat template by which its models' marks are known.
-_SHOWN = {name: marks.close for name, marks in MARKS.items()} | {"harmony": "<|channel|>"}
+_SHOWN = {name: marks.close for name, marks in MARKS.items()} | {
+    "granite": "<response></response>",  # alone it parts results of tools elsewhere
+    "harmony": "<|channel|>",
+}
 
 
 def marks_of(template: str | None, wanted: str = "auto") -> Marks | None:
@@ -159,6 +165,48 @@ class ReasoningParser:
             text = text.lstrip()
         self._is_empty &= not text
         return [Reasoning(text)] if text and self._shown else []
+
+
+class AroundParser:
+    """Leaves out what an answer stands between, where it begins so; the rest goes to `inner`."""
+
+    def __init__(self, inner: AnswerParser, around: tuple[str, str]) -> None:
+        self._inner = inner
+        self._open, self._close = around
+        self.num_failed = 0
+        self._state = "before"  # before, within, beyond
+        self._held = ""
+
+    @property
+    def thinks(self) -> bool:
+        return self._inner.thinks
+
+    def push(self, text: str) -> list[Part]:
+        self._held += text
+        if self._state == "before":
+            body = self._held.lstrip()
+            if body.startswith(self._open):
+                self._state, self._held = "within", body.removeprefix(self._open)
+            elif self._open.startswith(body):
+                return []
+            else:
+                self._state = "beyond"
+        certain = self._held
+        if self._state == "within":
+            text, closed, rest = self._held.partition(self._close)
+            certain = text[: len(text) - overlap(text, self._close)]
+            if closed:
+                self._state, certain = "beyond", text + rest
+        self._held = self._held[len(certain) :] if self._state == "within" else ""
+        parts = self._inner.push(certain)
+        self.num_failed = self._inner.num_failed
+        return parts
+
+    def flush(self) -> list[Part]:
+        held, self._held = self._held, ""
+        parts = self._inner.push(held) + self._inner.flush()
+        self.num_failed = self._inner.num_failed
+        return parts
 
 
 def after_reasoning(tag: dict[str, Any], begun: bool, marks: Marks = THINK) -> dict[str, Any]:

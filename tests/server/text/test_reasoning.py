@@ -17,6 +17,7 @@ from enginehouse.server.text.answer import (
 from enginehouse.server.text.reasoning import (
     MARKS,
     THINK,
+    AroundParser,
     ReasoningParser,
     goes_on_thinking,
     marks_of,
@@ -120,7 +121,7 @@ def test_a_begun_thought_is_gone_on_with(prompt: str, continued: str, within: bo
     assert opens_reasoning(prompt, continued) == within
 
 
-@pytest.mark.parametrize("name", [name for name in MARKS if name != "harmony"])
+@pytest.mark.parametrize("name", [name for name in MARKS if name not in ("harmony", "granite")])
 def test_every_pair_of_marks_parts_an_answer(name: str) -> None:
     marks = MARKS[name]
     template = f"{{{{ '{marks.open}' + x + '{marks.close}' }}}}"
@@ -134,3 +135,23 @@ def test_every_pair_of_marks_parts_an_answer(name: str) -> None:
     assert opens_reasoning(f"<s>{marks.open}\n", marks=marks)
     assert goes_on_thinking(f"{marks.open}Okay", marks)
     assert not goes_on_thinking(f"{marks.open}Okay{marks.close}", marks)
+
+
+ANSWERS = [  # of Granite 3.3
+    ("<think>So.</think><response>Four.</response>", [R("So."), C("Four.")]),
+    ("<think>So.</think>\n<response>Four < 5</resp", [R("So."), C("Four < 5</resp")]),
+    ("<response>Four.</response>\n", [C("Four.\n")]),
+    ("<respond>Four.</response>", [C("<respond>Four.</response>")]),
+    ("<response></response>", []),
+    ("<respo", [C("<respo")]),
+    ("Four.", [C("Four.")]),
+]
+
+
+@pytest.mark.parametrize(("text", "parts"), ANSWERS)
+def test_what_an_answer_stands_between_is_left_out(text: str, parts: list[Part]) -> None:
+    marks = marks_of("{{ '</think> <response></response>' }}")
+    assert marks == MARKS["granite"] and marks.around is not None
+    for pieces in ([text], list(text), [text[:9], text[9:30], text[30:]]):
+        parser = ReasoningParser(AroundParser(PlainParser(), marks.around), marks=marks)
+        assert feed(parser, pieces) == parts
