@@ -160,6 +160,7 @@ _OWN_FAMILIES = (
     _own("GraniteMoeSharedForCausalLM", rows.PLAIN_ATTENTION, mixtures.GRANITE_SHARED_MLP),
     _own("MiniMaxM2ForCausalLM", rows.QWEN3_ATTENTION, mixtures.MINIMAX_MLP),
     _own("GptOssForCausalLM", rows.GPT_OSS_ATTENTION, mixtures.GPT_OSS_MLP),
+    _own("Llama4ForCausalLM", rows.PLAIN_ATTENTION, mixtures.LLAMA4_MLP),
     _own("DeepseekV2ForCausalLM", rows.LATENT_ATTENTION, mixtures.DEEPSEEK_V2_MLP),
     _own("DeepseekV3ForCausalLM", rows.LATENT_ATTENTION, mixtures.DEEPSEEK_MLP),
     _own("Glm4MoeLiteForCausalLM", rows.LATENT_ATTENTION, mixtures.DEEPSEEK_MLP),

@@ -215,6 +215,42 @@ def _gpt_oss(hf: Hf) -> dict[str, Any]:
     }
 
 
+def _llama4(hf: Hf) -> dict[str, Any]:
+    """Layers with rope see chunks, the others all, with queries that grow."""
+    refuse(hf, "attention_bias", (False,))
+    count, every = integer(hf, "num_hidden_layers"), integer(hf, "no_rope_layer_interval", 4)
+    turned = whole_numbers(hf, "no_rope_layers") or [
+        int((i + 1) % every != 0) for i in range(count)
+    ]
+    step = integer(hf, "interleave_moe_layer_step", 1)
+    listed = whole_numbers(hf, "moe_layers") or list(range(step - 1, count, step))
+    grows = {key: number(hf, key) for key in ("attn_scale", "floor_scale")}
+    if len(turned) < count:
+        raise CheckpointError(
+            f"config.json has {len(turned)} no_rope_layers; wanted one for each of {count} layers"
+        )
+    moe = read_experts(hf, False, shared=integer(hf, "moe_intermediate_size"))
+    return {
+        "rope_interleaved": True,
+        "no_rope_layers": [i for i in range(count) if not turned[i]],
+        "qk_l2norm": hf.get("use_qk_norm", True) is not False,
+        **(grows if hf.get("attn_temperature_tuning", True) else {}),
+        "attention_chunk_size": integer(hf, "attention_chunk_size"),
+        "chunked_layers": [i for i in range(count) if turned[i]],
+        "moe": {**moe, "scoring": "sigmoid of inputs"},
+        "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
+        **_dense([i for i in range(count) if i not in listed]),
+    }
+
+
+def llama4_sizes(hf: Hf) -> dict[str, Any]:
+    """Its intermediate_size is an expert's, and intermediate_size_mlp of dense layers."""
+    return {
+        "moe_intermediate_size": integer(hf, "intermediate_size"),
+        "intermediate_size": integer(hf, "intermediate_size_mlp"),
+    }
+
+
 def _over_all(hf: Hf) -> dict[str, Any]:
     for name, usual in (("attention_bias", False), ("clip_qkv", None)):
         refuse(hf, name, (usual,))
@@ -295,6 +331,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "swiglu_limit": 7.0,
     },
     "OlmoeForCausalLM": {"num_experts": 64, "num_experts_per_tok": 8},
+    "Llama4ForCausalLM": {
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "intermediate_size_mlp": 16384,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 1,
+        "attention_chunk_size": 8192,
+        "attn_scale": 0.1,
+        "floor_scale": 8192,
+        "rope_theta": 5e5,
+    },
     "DeepseekV2ForCausalLM": {
         "kv_lora_rank": 512,
         "q_lora_rank": 1536,
@@ -350,6 +397,7 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "MiniMaxM2ForCausalLM": _minimax,
     "GptOssForCausalLM": _gpt_oss,
     "OlmoeForCausalLM": _over_all,
+    "Llama4ForCausalLM": _llama4,
     "DeepseekV2ForCausalLM": _deepseek_v2,
     "DeepseekV3ForCausalLM": _deepseek_v3,
     "Glm4MoeLiteForCausalLM": _deepseek_v3,

@@ -90,6 +90,25 @@ GRANITE_SHARED_MLP = (
         ),
     ),
 )
+_LLAMA4 = "feed_forward"
+LLAMA4_MLP = (
+    *only(
+        has_none,
+        (
+            row("mlp.fc", f"{_LLAMA4}.up_proj", f"{_LLAMA4}.gate_proj"),
+            row("mlp.proj", f"{_LLAMA4}.down_proj"),
+        ),
+    ),
+    *only(
+        has_experts,
+        (
+            row("mlp.router", f"{_LLAMA4}.router"),
+            exact("mlp.fc.weight", f"{_LLAMA4}.experts.gate_up_proj", "turned_halves"),
+            exact("mlp.proj.weight", f"{_LLAMA4}.experts.down_proj", "turned_experts"),
+        ),
+    ),
+    *shared(f"{_LLAMA4}.shared_expert"),
+)
 GPT_OSS_MLP = (
     row("mlp.router", "mlp.router"),
     exact("mlp.router.bias", "mlp.router.bias"),

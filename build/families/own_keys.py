@@ -20,7 +20,12 @@ from enginehouse.build.families.config_values import (
     refuse,
 )
 from enginehouse.build.families.deci_keys import deci_gaps, deci_sizes
-from enginehouse.build.families.mixture_keys import granite_multipliers, latent_keys, latent_sizes
+from enginehouse.build.families.mixture_keys import (
+    granite_multipliers,
+    latent_keys,
+    latent_sizes,
+    llama4_sizes,
+)
 from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
@@ -330,6 +335,7 @@ SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {
         ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"), latent_sizes
     ),
     "YoutuForCausalLM": latent_sizes,
+    "Llama4ForCausalLM": llama4_sizes,
     "GraniteMoeHybridForCausalLM": lambda hf: {
         "intermediate_size": integer(hf, "shared_intermediate_size", 1024)
     },

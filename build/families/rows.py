@@ -14,7 +14,8 @@ from enginehouse.runtime.config import ModelConfig
 
 # What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
 # as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
-# [E, in, out] turned, gate and up, which take turns there, parted, up first.
+# [E, in, out] turned, gate and up, which take turns there, parted, up first; or Llama 4's, in which
+# up follows gate.
 Recipe = Literal[
     "join",
     "experts",
@@ -23,6 +24,7 @@ Recipe = Literal[
     "flat",
     "turned_experts",
     "turned_pairs",
+    "turned_halves",
     "pairs",
 ]
 When = Callable[[ModelConfig, int], bool]

@@ -225,6 +225,12 @@ NOTES |= {
         "head that nothing is read at (`attention.sinks`); biases of attention; every other layer "
         "windowed; yarn",
     ),
+    "Llama4ForCausalLM": Note(
+        "the text model of `Llama4ForConditionalGeneration` (Scout, Maverick)",
+        "three layers in four see chunks, turned in neighbouring pairs, with norms without weights "
+        "behind rope; the fourth sees all, not turned, with queries that grow with their position; "
+        "experts whose inputs a sigmoid scales, a shared one, dense layers between",
+    ),
     "DeepseekV2ForCausalLM": Note(
         "DeepSeek-V2, V2-Lite, Coder-V2",
         "latent attention: keys and values are kept compressed (`kv_lora_rank`), as one head for "

@@ -213,11 +213,9 @@ class LayerwiseWalk(ABC):
             seen.clear()
         return Inputs(moments, largest)
 
-    def _angles(self, layer: int, states: Tensor) -> Angles | None:
+    def _angles(self, layer: int, states: Tensor) -> Angles:
         rope = self.reference.traits.ropes[layer]
-        if rope is None:
-            return None
-        return self._rotary.at(torch.arange(len(states), device=states.device))[rope]
+        return self._rotary.of(rope, torch.arange(len(states), device=states.device))
 
     def _attend(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
         """The layer's first half, with the attention of an earlier time if there is one."""

@@ -118,7 +118,7 @@ def measure_groups(
             tensors = reference.tensors(PREFIX.format(index))
             rope = traits.ropes[index]
             positions = torch.arange(len(ids), device=reference.device)
-            angles = None if rope is None else rotary.at(positions)[rope]
+            angles = rotary.of(rope, positions)
 
             def run(layer: DecoderLayer, states: Tensor) -> Tensor:
                 return layer(index, states, angles, causal_attention)  # noqa: B023

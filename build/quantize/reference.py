@@ -106,7 +106,7 @@ class ReferenceModel:
             for i, states in enumerate(hidden):
                 positions = torch.arange(len(states), device=self.device)
                 rope = self.traits.ropes[index]
-                angles = None if rope is None else rotary.at(positions)[rope]
+                angles = rotary.of(rope, positions)
                 hidden[i] = layer(index, states, angles, attention)
             advance(1)
             passed(index + 1, hidden)

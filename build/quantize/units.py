@@ -89,8 +89,10 @@ def joined(row: TensorRow, parts: Sequence[Tensor], config: ModelConfig) -> Tens
         whole = as_bytes(whole).roll(len(whole) // 2, dims=0)
     if row.recipe == "flat":
         return whole.flatten()
-    if row.recipe in ("turned_experts", "turned_pairs"):
+    if row.recipe in ("turned_experts", "turned_pairs", "turned_halves"):
         whole = whole.mT.contiguous()
+    if row.recipe == "turned_halves":
+        return whole.roll(whole.shape[1] // 2, dims=1)
     if row.recipe in ("turned_pairs", "pairs"):  # gate, up, gate, up: of outputs, the last but one
         dim = whole.ndim - (2 if row.recipe == "turned_pairs" else 1)
         gate, up = whole.unflatten(dim, (-1, 2)).unbind(dim + 1)
@@ -228,7 +230,7 @@ def _convert_linear(
     if config.quantization.quant_algo == "FP8_PB_WO":
         yield from _convert_blocks(row, source, config)
         return
-    if ".mlp.experts." in row.sources[0] or row.recipe == "experts":
+    if row.recipe == "experts" or row.recipe.startswith("turned"):
         yield from _convert_experts(row, source, config, padding)
         return
     (height, width), parts = _pieces(row, source, config, padding)

@@ -58,6 +58,19 @@ _TEXTS = {
             _TIE: True,  # a head of its own is found beside it
         },
     ),
+    "Llama4ForConditionalGeneration": _Text(
+        "Llama4ForCausalLM",
+        "llama4_text",
+        {
+            "vocab_size": 202_048,
+            "hidden_size": 5120,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 40,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-5,
+        },
+    ),
     "Qwen2_5_VLForConditionalGeneration": _Text(
         "Qwen2ForCausalLM",
         "qwen2",

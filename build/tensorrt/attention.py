@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enginehouse.build.tensorrt.linear import Linears
 from enginehouse.build.tensorrt.norms import Norms
 from enginehouse.build.tensorrt.ops import NetworkOps, StepInputs, Value
-from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
+from enginehouse.runtime.checkpoint.traits import AttentionRule, Chunked, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.tensorrt.inputs import RotaryInputs
 
@@ -67,8 +67,10 @@ class Attention:
             for name, table in RotaryInputs(self.config, max_positions).tables.items()
             if name.partition(".")[0] in used
         }
-        windows = dict.fromkeys(self.traits.rules[layer].window for layer in layers)
-        self.masks = {window: self._mask(window) for window in windows}
+        self.masks: dict[int | Chunked | None, Value] = {}
+        for window in dict.fromkeys(self.traits.rules[layer].window for layer in layers):
+            assert not isinstance(window, Chunked), "the plan has refused it"
+            self.masks[window] = self._mask(window)
         size = self.config.head_size
         tokens = ops.shape(ops.reshape(self.positions, (0, 1, -1, 1)))
         rows = ops.shape(ops.reshape(self.kv_positions, (1, 1, -1, 1)))

@@ -171,12 +171,12 @@ _SCALINGS: dict[str, Callable[[ModelConfig, dict[str, Any], Tensor, int], Freque
 
 
 class Angles(NamedTuple):
-    """cos and signed sin of some positions: float32 [tokens, 1, rotary_dim]. query_scale: what
-    turned queries are multiplied by, float32 [tokens, 1, 1]; None for 1.
+    """cos and signed sin of some positions: float32 [tokens, 1, rotary_dim], None where nothing is
+    turned. query_scale: what queries are multiplied by then, float32 [tokens, 1, 1]; None for 1.
     """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
     query_scale: Tensor | None = None
 
 
@@ -212,7 +212,8 @@ class Rotary:
             *([RotaryTable(found.local, max_positions)] if found.local is not None else []),
         ]
         self.pretrained = found.pretrained
-        self.query_growth = traits_of(config).query_growth
+        traits = traits_of(config)
+        self.growth, self.grows_unturned = traits.query_growth, traits.grows_unturned
         self.short: RotaryTable | None = None
         if found.short is not None and found.pretrained is not None:
             self.short = RotaryTable(found.short, found.pretrained)
@@ -229,12 +230,26 @@ class Rotary:
                 contexts = (positions.max() + 1).expand(len(positions))
             short = (contexts <= self.pretrained).view(-1, 1, 1)
             turned = self.short.at(positions.clamp(max=self.pretrained - 1))
-            pairs = zip(turned[:2], angles[0][:2], strict=True)
-            angles[0] = Angles(*(torch.where(short, one, other) for one, other in pairs))
-        if self.query_growth is not None:
-            scale = growth(positions, *self.query_growth).view(-1, 1, 1)
+            assert turned.cos is not None and turned.sin is not None
+            assert angles[0].cos is not None and angles[0].sin is not None
+            angles[0] = Angles(
+                torch.where(short, turned.cos, angles[0].cos),
+                torch.where(short, turned.sin, angles[0].sin),
+            )
+        if self.growth is not None and not self.grows_unturned:
+            scale = growth(positions, *self.growth).view(-1, 1, 1)
             angles = [each._replace(query_scale=scale) for each in angles]
         return angles
+
+    def of(self, rope: int | None, positions: Tensor) -> Angles:
+        """Those of a layer of `Traits.ropes`, in one whole sequence."""
+        return self.unturned(positions) if rope is None else self.at(positions)[rope]
+
+    def unturned(self, positions: Tensor) -> Angles:
+        """Those of a layer without rope."""
+        if self.growth is None or not self.grows_unturned:
+            return Angles(None, None)
+        return Angles(None, None, growth(positions, *self.growth).view(-1, 1, 1))
 
     def to(self, device: torch.device | None) -> Rotary:
         """The tables moved to a device, where positions must then lie; itself."""
@@ -243,12 +258,13 @@ class Rotary:
         return self
 
 
-def growth(positions: Tensor, beta: float, length: int) -> Tensor:
+def growth(positions: Tensor, beta: float, length: int, first: int) -> Tensor:
     """What queries at these positions are multiplied by: float32, of positions' shape.
 
     Source: transformers' Ministral 3, after Llama 4's scaling of its attention's temperature.
     """
-    return 1 + beta * torch.log1p(torch.div(positions, length, rounding_mode="floor").float())
+    counted = torch.div(positions + first, length, rounding_mode="floor")
+    return 1 + beta * torch.log1p(counted.float())
 
 
 def rotate(x: Tensor, angles: Angles, interleaved: bool = False) -> Tensor:
@@ -258,6 +274,8 @@ def rotate(x: Tensor, angles: Angles, interleaved: bool = False) -> Tensor:
     two neighbours where they are interleaved (GPT-J's form).
     """
     cos, sin = angles.cos, angles.sin
+    if cos is None or sin is None:
+        return x
     dim = cos.shape[-1]
     if dim < x.shape[-1]:
         return torch.cat([rotate(x[..., :dim], angles, interleaved), x[..., dim:]], dim=-1)

@@ -19,7 +19,8 @@ class Routing(NamedTuple):
     sigmoid: scores are sigmoids of the logits, else their softmax. renormalize: the shares of the
     chosen, which are their scores, are scaled to sum to 1. groups: of the experts, which lie one
     after the other; chosen are of the chosen_groups best, which are judged by the sum of their
-    group_best largest scores. scale: of all shares in the end.
+    group_best largest scores. scale: of all shares in the end. scales_inputs: shares are of what
+    enters the experts, not of what they give.
     """
 
     experts: int
@@ -30,12 +31,13 @@ class Routing(NamedTuple):
     chosen_groups: int = 1
     group_best: int = 1
     scale: float = 1.0
+    scales_inputs: bool = False
 
 
 def routing_of(config: ModelConfig) -> Routing:
     """Of a model that has experts."""
     moe = config.extra["moe"]
-    sigmoid = moe.get("scoring") == "sigmoid"
+    sigmoid = moe.get("scoring") in ("sigmoid", "sigmoid of inputs")
     return Routing(
         config.num_experts,
         int(moe["top_k"]),
@@ -45,4 +47,5 @@ def routing_of(config: ModelConfig) -> Routing:
         chosen_groups=int(moe.get("device_limited_topk_group") or 1),
         group_best=2 if sigmoid else 1,
         scale=float(moe.get("device_limited_routed_scaling_factor", 1.0)),
+        scales_inputs=moe.get("scoring") == "sigmoid of inputs",
     )

@@ -24,6 +24,12 @@ _ACTIVATIONS = {
 }
 
 
+class Chunked(NamedTuple):
+    """What a position sees in the place of a window: those before it in its own `size` of them."""
+
+    size: int
+
+
 class AttentionRule(NamedTuple):
     """How one layer attends: softmax(cap(q @ k * scale)) over the last `window` positions.
 
@@ -33,7 +39,7 @@ class AttentionRule(NamedTuple):
     """
 
     scale: float
-    window: int | None = None
+    window: int | Chunked | None = None
     soft_cap: float | None = None
     sinks: Any = None
 
@@ -43,8 +49,10 @@ class Traits:
     """rules: one for each layer of the whole model. ropes: the rotary table that turns each layer,
     0, or 1 for the local one (`rope_local_base_freq`); None: nothing is turned. rope_interleaved:
     neighbours are turned as pairs, else an element of each half. norm_turned_heads: the norms on q
-    and k come after rope, else before. query_growth: beta and a length: queries are multiplied by
-    1 + beta * ln(1 + position // length). clip_qkv: what q, k and v are bounded to, on either side.
+    and k come after rope, else before; l2_norm_heads: turned heads have norms without weights.
+    query_growth: beta, a length and the first position: queries are multiplied by 1 + beta *
+    ln(1 + (position + first) // length), in turned layers, or grows_unturned, in the others.
+    clip_qkv: what q, k and v are bounded to, on either side.
     activation: silu, gelu (its tanh form) or relu2; with swiglu_limit gate * sigmoid(alpha * gate)
     * (up + 1), of gates up to the limit and ups within it. parallel: the MLP reads what attention
     does, by the same norm, and both are added to it. layer_norm: norms take the mean off first, and
@@ -61,7 +69,9 @@ class Traits:
     ropes: tuple[int | None, ...]
     rope_interleaved: bool
     norm_turned_heads: bool
-    query_growth: tuple[float, int] | None
+    l2_norm_heads: bool
+    query_growth: tuple[float, int, int] | None
+    grows_unturned: bool
     clip_qkv: float | None
     activation: str
     swiglu_limit: float | None
@@ -82,7 +92,7 @@ class Traits:
     gaps: bool
 
     @property
-    def windows(self) -> frozenset[int | None]:
+    def windows(self) -> frozenset[int | Chunked | None]:
         return frozenset(rule.window for rule in self.rules)
 
 
@@ -106,7 +116,9 @@ def traits_of(config: ModelConfig) -> Traits:
         ropes=tuple(_rope(config, layer) for layer in range(config.num_hidden_layers)),
         rope_interleaved=bool(extra.get("rope_interleaved", False)),
         norm_turned_heads=bool(extra.get("qk_layernorm_after_rope", False)),
+        l2_norm_heads=bool(extra.get("qk_l2norm", False)),
         query_growth=_query_growth(config),
+        grows_unturned="attn_scale" in extra,
         clip_qkv=extra.get("clip_qkv"),
         activation=_ACTIVATIONS[config.hidden_act],
         swiglu_limit=extra.get("swiglu_limit"),
@@ -130,12 +142,18 @@ def traits_of(config: ModelConfig) -> Traits:
     )
 
 
-def layer_windows(config: ModelConfig) -> list[int | None]:
+def layer_windows(config: ModelConfig) -> list[int | Chunked | None]:
     """Each layer's attention window; None where it sees its whole context.
 
     `max_attention_window` is KvCacheConfig's list: a window for each layer, repeated when short.
     """
-    listed = config.extra.get("max_attention_window")
+    listed, size = (
+        config.extra.get("max_attention_window"),
+        config.extra.get("attention_chunk_size"),
+    )
+    if size and size < config.max_position_embeddings:
+        chunked = config.extra["chunked_layers"]
+        return [Chunked(size) if i in chunked else None for i in range(config.num_hidden_layers)]
     if not listed:
         return [None] * config.num_hidden_layers
     windows = [int(listed[i % len(listed)]) for i in range(config.num_hidden_layers)]
@@ -151,11 +169,13 @@ def _latent_scale(config: ModelConfig) -> float:
     return float((0.1 * float(whole) * math.log(factor) + 1.0) ** 2)
 
 
-def _query_growth(config: ModelConfig) -> tuple[float, int] | None:
-    """Ministral 3 keeps it with its rope's scaling."""
+def _query_growth(config: ModelConfig) -> tuple[float, int, int] | None:
+    """Ministral 3 keeps it with its rope's scaling, and counts from 0."""
+    if "attn_scale" in config.extra:
+        return float(config.extra["attn_scale"]), int(config.extra["floor_scale"]), 1
     scaling = config.rotary_scaling or {}
     beta = scaling.get("llama_4_scaling_beta")
-    return (float(beta), int(scaling["original_max_position_embeddings"])) if beta else None
+    return (float(beta), int(scaling["original_max_position_embeddings"]), 0) if beta else None
 
 
 def _rope(config: ModelConfig, layer: int) -> int | None:
@@ -171,6 +191,7 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
 _ALWAYS: dict[str, tuple[object, str]] = {
     "norm_turned_heads": (False, "norms behind rope"),
+    "l2_norm_heads": (False, "norms behind rope"),
     "query_growth": (None, "queries that grow with their position"),
     "clip_qkv": (None, "bounds of q, k and v"),
     "norm_weights": (True, "norms without weights"),
@@ -193,6 +214,8 @@ def beyond_tensorrt(config: ModelConfig) -> str | None:
     for name, (always, words) in _ALWAYS.items():
         if getattr(traits, name) != always:
             return words
+    if any(isinstance(window, Chunked) for window in traits.windows):
+        return "attention in chunks"
     if not config.num_experts:
         return None
     routing = routing_of(config)

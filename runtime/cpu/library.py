@@ -52,6 +52,7 @@ _TRAITS = (
     "norm_sublayers",
     "norm_all_heads",
     "norm_turned_heads",
+    "l2_norm_heads",
     "rope_interleaved",
     "experts",
     "chosen",
@@ -60,7 +61,10 @@ _TRAITS = (
     "groups",
     "chosen_groups",
     "group_best",
+    "scales_inputs",
     "growth_length",
+    "growth_first",
+    "grows_unturned",
 )
 SCALES = (
     *("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap"),
@@ -126,12 +130,12 @@ class NativeModel:
         self._functions.eh_rotary(self._model, index, self._keep(cos), self._keep(sin))
 
     def set_rule(
-        self, layer: int, scale: float, cap: float, kept: float, window: int, rope: int
+        self, layer: int, scale: float, cap: float, kept: float, window: int, chunk: int, rope: int
     ) -> None:
-        """cap, window: 0 for none. kept: the multiplier of keys and values in bytes, else 1. rope:
-        0 for the table that a step names, 1 for the local one, -1 for none.
+        """cap, window, chunk: 0 for none. kept: the multiplier of keys and values in bytes, else 1.
+        rope: 0 for the table that a step names, 1 for the local one, -1 for none.
         """
-        self._functions.eh_rule(self._model, layer, scale, cap, kept, window, rope)
+        self._functions.eh_rule(self._model, layer, scale, cap, kept, window, chunk, rope)
 
     def set_norm(
         self, layer: int, name: str, weight: np.ndarray, bias: np.ndarray | None = None
@@ -321,7 +325,7 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_score": [pointer, number],
         "eh_embedding": [pointer],
         "eh_rotary": [number, pointer, pointer],
-        "eh_rule": [number] + [c_float] * 3 + [number] * 2,
+        "eh_rule": [number] + [c_float] * 3 + [number] * 3,
         "eh_norm": [number, number, pointer, pointer],
         "eh_router": [number] + [pointer] * 3,
         "eh_layer": [number] * 2 + [pointer] * 2,

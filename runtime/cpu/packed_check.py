@@ -29,7 +29,7 @@ from enginehouse.runtime.errors import EngineError
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (
     *("activation", "gated_mlp", "parallel", "layer_norm", "norm_sublayers", "norm_all_heads"),
-    *("norm_turned_heads", "rope_interleaved", "swiglu_alpha"),
+    *("norm_turned_heads", "l2_norm_heads", "rope_interleaved", "swiglu_alpha", "grows_unturned"),
     *("embedding_scale", "residual_scale", "logits_scale"),
 )
 
@@ -72,7 +72,7 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
         _want(packed, "frequencies", 2 * len(rope.inverse) if rope else None, network.rotary, rope)
     if any(rule.rope not in (-1, 0, 1) for rule in network.rules):
         _want(packed, "ropes of layers", [rule.rope for rule in network.rules], "-1, 0 or 1")
-    if network.kept not in KEPT or min(rule.window for rule in network.rules) < 0:
+    if network.kept not in KEPT or min(min(rule.window, rule.chunk) for rule in network.rules) < 0:
         _want(packed, "kept and windows", network.kept, " or ".join(KEPT))
     _has(packed, "embedding", 2 * network.vocab * network.hidden)
     traits = traits_of(config)
@@ -80,8 +80,8 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
         _want(packed, name, getattr(network, name), getattr(traits, name))
     for name, found in (("clip", traits.clip_qkv), ("swiglu_limit", traits.swiglu_limit)):
         _want(packed, name, getattr(network, name), found or 0.0)
-    grown = (network.growth_beta, network.growth_length)
-    _want(packed, "growth", grown, traits.query_growth or (0.0, 0))
+    grown = (network.growth_beta, network.growth_length, network.growth_first)
+    _want(packed, "growth", grown, traits.query_growth or (0.0, 0, 0))
     _check_norm(packed, "final_norm", FINAL_NORM)
     _check_linear(packed, HEAD, HEAD)
     for layer in range(network.layers):

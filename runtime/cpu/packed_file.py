@@ -42,13 +42,14 @@ class LinearShape(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    """How a layer attends; cap, window: 0 for none. rope: 0 where it is turned by the first table,
-    1 by the local one, -1 not at all. kept: what keys and values in bytes are multiplied by.
+    """How a layer attends; cap, window, chunk: 0 for none. rope: 0 where it is turned by the first
+    table, 1 by the local one, -1 not at all. kept: what keys and values in bytes are multiplied by.
     """
 
     scale: float
     cap: float
     window: int
+    chunk: int
     rope: int
     kept: float
 
@@ -74,6 +75,7 @@ class Mixture(msgspec.Struct, frozen=True):
     chosen_groups: int
     group_best: int
     scale: float
+    scales_inputs: bool
 
 
 class Network(msgspec.Struct, frozen=True):
@@ -101,6 +103,7 @@ class Network(msgspec.Struct, frozen=True):
     norm_sublayers: bool
     norm_all_heads: bool
     norm_turned_heads: bool
+    l2_norm_heads: bool
     rope_interleaved: bool
     epsilon: float
     embedding_scale: float
@@ -109,6 +112,8 @@ class Network(msgspec.Struct, frozen=True):
     logits_cap: float
     growth_beta: float
     growth_length: int
+    growth_first: int
+    grows_unturned: bool
     clip: float
     swiglu_limit: float
     swiglu_alpha: float

@@ -77,6 +77,8 @@ def native_shape(network: Network, **room: int) -> Shape:
         norm_sublayers=int(network.norm_sublayers),
         norm_all_heads=int(network.norm_all_heads),
         norm_turned_heads=int(network.norm_turned_heads),
+        l2_norm_heads=int(network.l2_norm_heads),
+        grows_unturned=int(network.grows_unturned),
         rope_interleaved=int(network.rope_interleaved),
         **{name: int(getattr(mixture, name)) for name in _ROUTING},
         share_scale=mixture.scale,
@@ -93,7 +95,7 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         if frequencies is not None:
             model.set_rotary(index, *_rotary_table(frequencies, positions))
     for layer, rule in enumerate(network.rules):
-        model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.rope)
+        model.set_rule(layer, rule.scale, rule.cap, rule.kept, rule.window, rule.chunk, rule.rope)
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm], packed.get(f"{norm}.bias"))
@@ -145,7 +147,10 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
 
 _SIZES = (
     *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
-    *("growth_length", *(name for name in SCALES if name != "share_scale")),
+    *("growth_length", "growth_first", *(name for name in SCALES if name != "share_scale")),
 )
-_ROUTING = ("experts", "chosen", "renormalize", "sigmoid", "groups", "chosen_groups", "group_best")
-_NO_MIXTURE = Mixture(0, 0, 0, False, False, 1, 1, 1, 1.0)
+_ROUTING = (
+    *("experts", "chosen", "renormalize", "sigmoid", "groups", "chosen_groups", "group_best"),
+    "scales_inputs",
+)
+_NO_MIXTURE = Mixture(0, 0, 0, False, False, 1, 1, 1, 1.0, False)

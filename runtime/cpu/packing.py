@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.runtime.checkpoint.rope import Frequencies, all_frequencies
-from enginehouse.runtime.checkpoint.traits import traits_of
+from enginehouse.runtime.checkpoint.traits import Chunked, traits_of
 from enginehouse.runtime.checkpoint.weights import (
     CheckpointWeights,
     expert_tensors,
@@ -179,7 +179,7 @@ def _network(
     kept: list[float],
 ) -> Network:
     traits, ropes = traits_of(config), all_frequencies(config, max_seq_len)
-    growth = traits.query_growth or (0.0, 0)
+    growth = traits.query_growth or (0.0, 0, 0)
     return Network(
         layout=LAYOUT,
         activations=activations,
@@ -191,6 +191,7 @@ def _network(
         norm_sublayers=traits.norm_sublayers,
         norm_all_heads=traits.norm_all_heads,
         norm_turned_heads=traits.norm_turned_heads,
+        l2_norm_heads=traits.l2_norm_heads,
         rope_interleaved=traits.rope_interleaved,
         epsilon=config.norm_epsilon,
         embedding_scale=traits.embedding_scale,
@@ -199,6 +200,8 @@ def _network(
         logits_cap=traits.logits_soft_cap or 0.0,
         growth_beta=growth[0],
         growth_length=growth[1],
+        growth_first=growth[2],
+        grows_unturned=traits.grows_unturned,
         clip=traits.clip_qkv or 0.0,
         swiglu_limit=traits.swiglu_limit or 0.0,
         swiglu_alpha=traits.swiglu_alpha,
@@ -206,7 +209,8 @@ def _network(
             Rule(
                 rule.scale,
                 rule.soft_cap or 0.0,
-                rule.window or 0,
+                0 if isinstance(rule.window, Chunked) else rule.window or 0,
+                rule.window.size if isinstance(rule.window, Chunked) else 0,
                 _NO_ROPE if rope is None else rope,
                 scale,
             )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.runtime.checkpoint.packing import INT8_MAX, to_fp8
-from enginehouse.runtime.checkpoint.traits import AttentionRule
+from enginehouse.runtime.checkpoint.traits import AttentionRule, Chunked
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.machine.device import CPU
 
@@ -30,10 +30,12 @@ def kv_storage_dtype(config: ModelConfig, dtype: torch.dtype) -> torch.dtype:
     return dtype if algo is None else _STORAGE[algo]
 
 
-def visible(queries: Tensor, positions: Tensor, window: int | None) -> Tensor:
+def visible(queries: Tensor, positions: Tensor, window: int | Chunked | None) -> Tensor:
     """bool [queries, positions]: what each query may look at, itself included."""
     queries = queries.unsqueeze(1)
     mask = positions <= queries
+    if isinstance(window, Chunked):
+        return mask & (positions // window.size == queries // window.size)
     return mask if window is None else mask & (positions > queries - window)
 
 
@@ -162,7 +164,7 @@ class DecodeGroup:
 
     tokens: Tensor
     blocks: Tensor
-    masks: Mapping[int | None, Tensor]
+    masks: Mapping[int | Chunked | None, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class PrefillChunk:
 
     tokens: slice
     blocks: Tensor
-    masks: Mapping[int | None, Tensor]
+    masks: Mapping[int | Chunked | None, Tensor]
 
 
 class StepAttention:

@@ -88,15 +88,11 @@ class DecoderLayer:
         self.observe: Observer | None = None
         self.watch: Observer | None = None
 
-    def __call__(
-        self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
-    ) -> Tensor:
+    def __call__(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """hidden: [tokens, hidden_size] -> the same shape, one layer later."""
         return self.feed_forward(hidden, self.attend(index, hidden, angles, attention))
 
-    def attend(
-        self, index: int, hidden: Tensor, angles: Angles | None, attention: Attention
-    ) -> Tensor:
+    def attend(self, index: int, hidden: Tensor, angles: Angles, attention: Attention) -> Tensor:
         """The layer's first half: hidden with what attention adds to it."""
         if self.attention is None:
             return self._shown("sum behind attention", hidden)
@@ -200,10 +196,10 @@ class Decoder:
         contexts: what `Rotary.at` wants of tokens that are not one sequence from its start.
         """
         hidden = self.embedding[token_ids] * self.traits.embedding_scale
-        angles = self.rotary.at(positions, contexts)
+        angles, unturned = self.rotary.at(positions, contexts), self.rotary.unturned(positions)
         for index, layer in enumerate(self.layers):
             rope = self.traits.ropes[index]
-            hidden = layer(index, hidden, None if rope is None else angles[rope], attention)
+            hidden = layer(index, hidden, unturned if rope is None else angles[rope], attention)
         return hidden
 
     def normed(self, hidden: Tensor) -> Tensor:

@@ -79,9 +79,12 @@ class ExpertMlp:
         out = torch.zeros_like(x)
         for expert in experts.unique().tolist():
             tokens, slots = torch.where(experts == expert)
-            up, gate = run("mlp.fc", self.fc[expert], x[tokens]).chunk(2, dim=-1)
+            entering, share = x[tokens], shares[tokens, slots, None].to(x.dtype)
+            if self.routing.scales_inputs:
+                entering, share = entering * share, torch.ones_like(share)
+            up, gate = run("mlp.fc", self.fc[expert], entering).chunk(2, dim=-1)
             y = run("mlp.proj", self.proj[expert], gated(gate, up, self.traits))
-            out.index_add_(0, tokens, y * shares[tokens, slots, None].to(y.dtype))
+            out.index_add_(0, tokens, y * share)
         return out if self.shared is None else out + self._shared(self.shared, x, run)
 
     def _shared(self, shared: PlainMlp, x: Tensor, run: Run) -> Tensor:

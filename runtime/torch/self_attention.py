@@ -46,7 +46,7 @@ class HeadAttention:
         self,
         x: Tensor,
         rule: AttentionRule,
-        angles: Angles | None,
+        angles: Angles,
         attend: Attend,
         run: Run,
         norm: Norm,
@@ -62,12 +62,13 @@ class HeadAttention:
         qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
         if self.has_norms and not traits.norm_turned_heads:
             qk = self._norm_heads(qk, sizes[:2], norm)
-        if angles is not None:
-            qk = rotate(qk, angles, traits.rope_interleaved)
+        qk = rotate(qk, angles, traits.rope_interleaved)
+        if traits.l2_norm_heads and angles.cos is not None:
+            qk = functional.rms_norm(qk, qk.shape[-1:], None, c.norm_epsilon)
         if self.has_norms and traits.norm_turned_heads:
             qk = self._norm_heads(qk, sizes[:2], norm)
         q, k = qk.split(sizes[:2], dim=1)
-        if angles is not None and angles.query_scale is not None:
+        if angles.query_scale is not None:
             q = q * angles.query_scale.to(q.dtype)
         out = attend(show(QUERIES, q), show(KEYS, k), v, rule._replace(sinks=self.sinks))
         return run("attention.dense", self.linears["attention.dense"], out)
@@ -113,7 +114,7 @@ class LatentAttention:
         self,
         x: Tensor,
         rule: AttentionRule,
-        angles: Angles | None,
+        angles: Angles,
         attend: Attend,
         run: Run,
         norm: Norm,
@@ -127,9 +128,8 @@ class LatentAttention:
         q = self._queries(x, run).view(len(x), self.heads, -1)
         plain, q_turned = q.split([latent.nope, latent.rope], dim=-1)
         k_turned = turned.unsqueeze(1)
-        if angles is not None:
-            q_turned = rotate(q_turned, angles, self.interleaved)
-            k_turned = rotate(k_turned, angles, self.interleaved)
+        q_turned = rotate(q_turned, angles, self.interleaved)
+        k_turned = rotate(k_turned, angles, self.interleaved)
         absorbed = torch.einsum("thn,hnr->thr", plain, self.of_keys)
         queries = show(QUERIES, torch.cat([absorbed, q_turned], dim=-1))
         keys = show(KEYS, torch.cat([compressed, k_turned], dim=-1))

@@ -7,6 +7,7 @@ from collections.abc import Collection
 import torch
 
 from enginehouse.runtime.batching.sequence import Chunk
+from enginehouse.runtime.checkpoint.traits import Chunked
 from enginehouse.runtime.machine.device import index_tensor, to_device
 from enginehouse.runtime.torch.attention import (
     DecodeGroup,
@@ -18,7 +19,7 @@ from enginehouse.runtime.torch.attention import (
 
 
 def plan_attention(
-    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | None]
+    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | Chunked | None]
 ) -> StepAttention:
     """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
 
@@ -59,7 +60,7 @@ def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[i
 
 
 def _decode_group(
-    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | None]
+    cache: PagedKVCache, group: list[tuple[int, Chunk]], windows: Collection[int | Chunked | None]
 ) -> DecodeGroup:
     size, device = cache.block_size, cache.device
     width = max(chunk.start // size + 1 for _, chunk in group)
@@ -70,7 +71,7 @@ def _decode_group(
     starts = index_tensor([chunk.start for _, chunk in group], device)
     positions = torch.arange(width * size, device=device)
     layer = cache.layers[0]
-    masks: dict[int | None, torch.Tensor] = {}
+    masks: dict[int | Chunked | None, torch.Tensor] = {}
     for window in windows:
         hidden = ~visible(starts, positions, window)  # [sequences, positions]
         mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=device)

@@ -253,6 +253,33 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(num_experts=4, moe_topk=2, head_dim=32, intermediate_size=64),
     ),
     "flex-olmo": ("FlexOlmoConfig", dict(num_experts=4, num_experts_per_tok=2)),
+    "llama4": (
+        "Llama4TextConfig",
+        dict(
+            EXPERTS,
+            head_dim=32,
+            intermediate_size=64,
+            intermediate_size_mlp=192,
+            moe_layers=[1],
+            no_rope_layers=[1, 0],
+            attention_chunk_size=16,
+            floor_scale=16,
+            attn_scale=0.5,
+        ),
+    ),
+    "llama4-chunked": (
+        "Llama4TextConfig",
+        dict(
+            {**EXPERTS, "num_experts_per_tok": 1},
+            head_dim=32,
+            intermediate_size=64,
+            intermediate_size_mlp=192,
+            moe_layers=[0, 1],
+            no_rope_layers=[1, 1],
+            attention_chunk_size=24,
+            use_qk_norm=False,
+        ),
+    ),
     "deepseek-v2": (
         "DeepseekV2Config",
         dict(
@@ -292,13 +319,15 @@ BEYOND_TENSORRT = {
     *("youtu", "olmo", "ministral3", "hunyuan", "phi", "nemotron-nas"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "gpt-oss"),
-    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
+    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
+    "llama4-chunked",
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
-    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
+    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
+    "llama4-chunked",
 }
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 

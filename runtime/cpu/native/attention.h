@@ -70,13 +70,16 @@ class Cache {
   Pages pages_;
 };
 
-// softmax(cap(q @ k * scale)) over the last `window` positions; 0: no window, no cap. kept: what
-// the cache's numbers are multiplied by.
+// softmax(cap(q @ k * scale)) over the last `window` positions, or those of the position's own chunk; 0: no
+// window, no chunks, no cap. kept: what the cache's numbers are multiplied by.
 struct Rule {
   float scale = 1, cap = 0, kept = 1;
-  int window = 0;
+  int window = 0, chunk = 0;
   int rope = 0;  // 0: the table that a step names; 1: the local one; -1: none
-  int first(int position) const { return window ? std::max(0, position - window + 1) : 0; }
+  int first(int position) const {
+    if (chunk) return position / chunk * chunk;
+    return window ? std::max(0, position - window + 1) : 0;
+  }
 };
 
 constexpr int kMostQueries = kTall ? kTallRows : kRows;

@@ -64,9 +64,9 @@ void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->hea
 
 // kept: what a layer's keys and values in bytes are multiplied by, else 1.
 // rope: 0 for the table that a step names, 1 for the local one, -1 for none.
-void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window, int rope) {
+void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window, int chunk, int rope) {
   assert(rope >= -1 && rope <= 1);
-  m->layers.at(layer).rule = {scale, cap, kept, window, rope};
+  m->layers.at(layer).rule = {scale, cap, kept, window, chunk, rope};
 }
 
 // which: of Norm, or kNorms for the last norm of all. weight: [hidden], [head_size] or [heads of

@@ -21,7 +21,7 @@ struct Experts {
 
 // How experts are chosen: checkpoint/routing.py's Routing.
 struct Routing {
-  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best;
+  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs;
   float scale;
 };
 
@@ -60,7 +60,8 @@ class Mixture {
     rows_.shape(entries, hidden_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.fc_gate[choices_[i].expert];
-      rows_.put(places_[i], x + size_t(i / chosen_) * hidden_, nullptr, l.factor, 1, hidden_, l.input);
+      const float by = r_.scales_inputs ? choices_[i].share : 1;
+      rows_.put(places_[i], x + size_t(i / chosen_) * hidden_, nullptr, l.factor, by, hidden_, l.input);
     });
     multiply(pool, experts.fc_gate, {activated_.data(), inner_, inner_, end.end, end.limit, end.alpha});
     rows_.shape(entries, inner_);
@@ -73,7 +74,7 @@ class Mixture {
       for (int d = 0; d < hidden_; d += kLanes) {
         V total = all(0);
         for (int i = row * chosen_; i < (row + 1) * chosen_; ++i)
-          total = fma(load<V>(&given_[size_t(places_[i]) * hidden_ + d]), all(choices_[i].share), total);
+          total = fma(load<V>(&given_[size_t(places_[i]) * hidden_ + d]), all(r_.scales_inputs ? 1 : choices_[i].share), total);
         store(x + size_t(row) * hidden_ + d, total);
       }
     });

@@ -26,6 +26,10 @@ struct Heads {
     if (s.norm_all_heads) norm = nullptr;
     if (!s.norm_turned_heads) norm_head(norm, y);
     if (rope >= 0) rotate(rope, position, y);
+    if (s.l2_norm_heads && rope >= 0) {
+      const float by = rms_scale(y, s.head_size, s.epsilon);
+      for (int i = 0; i < s.head_size; ++i) y[i] *= by;
+    }
     if (s.norm_turned_heads) norm_head(norm, y);
   }
 
@@ -47,8 +51,9 @@ struct Heads {
   }
 
   // What a query at a position is multiplied by.
-  float growth(int position) const {
-    return s.growth_length ? 1.f + s.growth_beta * std::log1p(float(position / s.growth_length)) : 1.f;
+  float growth(int rope, int position) const {
+    if (!s.growth_length || s.grows_unturned != (rope < 0)) return 1.f;
+    return 1.f + s.growth_beta * std::log1p(float((position + s.growth_first) / s.growth_length));
   }
 };
 

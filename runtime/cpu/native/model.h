@@ -324,7 +324,7 @@ class Model {
     for (int i = 0; i < tile.count; ++i)
       for (int h = head * per; h < (head + 1) * per; ++h) {
         heads.turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery].weight, rope, tile.position + i, y);
-        const float grown = heads.growth(tile.position + i);
+        const float grown = heads.growth(rope, tile.position + i);
         for (int d = 0; d < D; d += kLanes) {
           const H rounded = to_bf16(load<V>(y + d) * grown);
           tall ? put_acts(set.words + n * D + d, rounded) : put_acts(set.q + n * D + d, rounded);

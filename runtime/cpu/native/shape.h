@@ -15,13 +15,13 @@ enum Activation { kSilu, kGelu, kRelu2 };
 struct Shape {
   int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, expert_inner, vocab;
   int num_blocks, block_size, max_tokens, threads;
-  int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, norm_turned_heads, rope_interleaved;
-  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, growth_length;
+  int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, norm_turned_heads, l2_norm_heads, rope_interleaved;
+  int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, growth_length, growth_first, grows_unturned;
   float epsilon, embedding_scale, residual_scale, logits_scale, logits_cap;
   float share_scale, growth_beta, clip, swiglu_limit, swiglu_alpha;
 
   int wide_head() const { return round_up(head_size, kLanes); }  // with zeros behind
-  Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, share_scale}; }
+  Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, share_scale}; }
 };
 
 // One iteration: `chunks` runs of tokens, each of one sequence from position start[i] on.

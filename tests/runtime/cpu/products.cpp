@@ -43,8 +43,8 @@ static Linear read_linear() {
 }
 
 int main() {
-  const auto sizes = read<int>(12);
-  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[10];
+  const auto sizes = read<int>(13);
+  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[11];
   Pool pool(2);
   Array<float> x, y;
   if (experts) {
@@ -52,9 +52,9 @@ int main() {
     read_array(all.router), read_array(all.bias), read_array(all.correction);
     for (int i = 0; i < experts; ++i) all.fc_gate.push_back(read_linear()), all.proj.push_back(read_linear());
     y = read<float>(size_t(n) * in);
-    const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], float(sizes[9]) / 100};
+    const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[10], float(sizes[9]) / 100};
     Mixture mixture(routing, in, inner, 7 * chosen);  // 7 rows at once
-    const float limit = float(sizes[11]) / 100;
+    const float limit = float(sizes[12]) / 100;
     mixture.run(pool, all, n, y.data(), {nullptr, 0, 0, limit > 0 ? End::clamped : End::silu, limit, 1.702f});
   } else {
     const Linear l = read_linear();

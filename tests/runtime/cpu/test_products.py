@@ -115,7 +115,7 @@ def run(program: str, head: bytes, x: Tensor) -> Tensor:
 
 
 def product(program: str, module: dict[str, Tensor], x: Tensor) -> Tensor:
-    return run(program, words(*[0] * 10) + told(linear_of(module, "bf16")), x)[:, :OUT]
+    return run(program, words(*[0] * 11) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
 def in_bytes(x: Tensor, part: int) -> Tensor:
@@ -152,7 +152,7 @@ def test_a_product_of_bytes_is_that_of_what_is_rounded(
     if linear.zero is not None:
         weight = weight + linear.zero.double().unsqueeze(-1)
     wanted = rounded @ weight.flatten(1).T
-    found = run(program, words(*[0] * 10) + told(linear), x)[:, :OUT].double()
+    found = run(program, words(*[0] * 11) + told(linear), x)[:, :OUT].double()
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
 
 
@@ -173,13 +173,20 @@ def test_a_product_of_each_form_is_torchs(
 EXPERTS, HIDDEN, INNER = 20, 80, 48
 
 
+SCORING = {
+    (False, False): "softmax",
+    (True, False): "sigmoid",
+    (True, True): "sigmoid of inputs",
+}
+
+
 def config_of(routing: Routing, limit: float) -> ModelConfig:
     """A model with such a mixture, and clamped gates where there is a limit."""
     moe = {
         "num_experts": routing.experts,
         "top_k": routing.chosen,
         "normalization_mode": int(routing.renormalize),
-        "scoring": "sigmoid" if routing.sigmoid else "softmax",
+        "scoring": SCORING[routing.sigmoid, routing.scales_inputs],
         "device_limited_n_group": routing.groups,
         "device_limited_topk_group": routing.chosen_groups,
         "device_limited_routed_scaling_factor": routing.scale,
@@ -199,6 +206,7 @@ def config_of(routing: Routing, limit: float) -> ModelConfig:
         Routing(EXPERTS, 1, renormalize=False),
         Routing(EXPERTS, 2, renormalize=True),
         Routing(EXPERTS, 20, renormalize=False),
+        Routing(EXPERTS, 2, False, sigmoid=True, group_best=2, scales_inputs=True),
         Routing(EXPERTS, 3, renormalize=False, groups=5, chosen_groups=2),
         Routing(EXPERTS, 3, True, sigmoid=True, groups=4, chosen_groups=2, group_best=2, scale=2.5),
     ],

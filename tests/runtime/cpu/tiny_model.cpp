@@ -91,6 +91,7 @@ static bool alike(int kept, int experts, Array<float>& whole) {
   shape.groups = mixed ? 3 : 1, shape.chosen_groups = mixed ? 2 : 1, shape.group_best = mixed ? 2 : 1;
   shape.epsilon = 1e-5f, shape.embedding_scale = 2.f, shape.residual_scale = other_traits ? 0.5f : 1.f;
   shape.logits_scale = other_traits ? 0.1f : 1.f, shape.logits_cap = 30.f, shape.share_scale = mixed ? 2.5f : 1.f;
+  shape.scales_inputs = mixed, shape.l2_norm_heads = other_traits;
   shape.growth_length = other_traits ? 4 : 0, shape.growth_beta = 0.1f, shape.clip = other_traits ? 0.5f : 0.f;
   shape.swiglu_limit = mixed ? 0.5f : 0.f, shape.swiglu_alpha = 1.7f;
   Model* m = eh_open(&shape);
@@ -130,7 +131,7 @@ static bool alike(int kept, int experts, Array<float>& whole) {
   eh_embedding(m, embedding.data());
   for (int i = 0; i < 3; ++i) eh_rotary(m, i, cos.data(), sin.data());
   for (int l = 0; l < 2; ++l) {
-    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, l && other_traits ? -1 : l);
+    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, 0, l && other_traits ? -1 : l);
     for (int which = 0; which < kNorms; ++which)
       if (!other_traits || l || (which != kInput && which != kPreFeedForward)) eh_norm(m, l, which, floats.data(), nullptr);
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
