@@ -38,12 +38,12 @@ from enginehouse.build.sources.quantized_config import (
 from enginehouse.runtime.errors import CheckpointError
 
 READABLE = (
-    "AutoAWQ (gemm, gemv), GPTQ (2, 3, 4 and 8 bits), AutoRound (as either, MXFP4, MXFP8, NVFP4), "
+    "AutoAWQ (gemm, gemv), GPTQ (2 to 8 bits), AutoRound (as either, MXFP4, MXFP8, NVFP4), "
     "compressed-tensors (FP8, NVFP4, MXFP4, MXFP8, packed integers, INT8), ModelOpt (FP8, NVFP4, "
     "MXFP8, INT4 AWQ, MIXED_PRECISION), fp8 (a scale for each tensor or block), fbgemm_fp8, "
     "mxfp4, bitsandbytes, HQQ and Quark (FP8, MXFP4)"
 )
-_BITS = (2, 3, 4, 8)
+_BITS = range(2, 9)
 _NO_ROTATIONS = "none: rotations are no part of the weights"
 _NOTHING = re.compile(r"(?!)")
 _NAME = frozenset(string.ascii_letters + string.digits + "._-")  # of a name that is no pattern
@@ -135,8 +135,8 @@ def _gptq(config: Config) -> Layout:
 
 def _gptq_form(what: str, settings: Config, stored_zero: int) -> GptqForm:
     bits = settings.get("bits")
-    if not _is_size(bits) or bits not in _BITS:
-        raise refused(what, "bits", bits, "2, 3, 4 or 8")
+    if not isinstance(bits, int) or bits not in _BITS:
+        raise refused(what, "bits", bits, "2 to 8")
     group_size = _group_size(what, settings.get("group_size"))
     symmetric = bool(settings.get("sym", True))
     name = f"GPTQ of {bits} bits"

@@ -2,7 +2,8 @@
 
 weight = (q - zero) * scale, one zero and one scale for a group of inputs.
 Source: AutoAWQ (`WQLinear_GEMM`, `WQLinear_GEMV`); AutoGPTQ and GPTQModel (formats "gptq" and
-"gptq_v2", 2, 3, 4 and 8 bits); compressed-tensors (`pack_to_int32`, "int-quantized").
+"gptq_v2"); auto-round 0.16.1, utils/bit_packing.py (5, 6 and 7 bits); compressed-tensors
+(`pack_to_int32`, "int-quantized"); ModelOpt's unified export.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 def unpack(words: Tensor, bits: int) -> Tensor:
     """uint8 [rows, 32 * n / bits] from int32 [rows, n]: unsigned, each from the lowest bit left.
 
-    Of 3 bits some lie across two words.
+    Of 3, 5, 6 and 7 bits some lie across two words.
     """
     if 8 % bits == 0:
-        data = words.contiguous().view(torch.uint8)  # little-endian
+        data = words.reshape(-1).view(torch.uint8).view(len(words), -1)  # little-endian
         parts = [data >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
         return torch.stack(parts, dim=-1).flatten(1)
     first = torch.arange(0, words.shape[1] * _WORD - bits + 1, bits)
@@ -176,7 +177,7 @@ class GptqForm:
         q = unpack(source.read(f"{module}.qweight").T, self.bits)
         scale = read_scale(source, f"{module}.scales").T.contiguous()
         zero = unpack(source.read(f"{module}.qzeros"), self.bits).T[:out_features]
-        zero = zero + self.stored_zero
+        zero = zero.short() + self.stored_zero  # the highest stands for one that has no code
         if self.symmetric:
             _check_symmetric(module, zero, 1 << self.bits - 1)
         return _grouped(q, zero, scale, _group_of(source, f"{module}.g_idx", scale.shape[1]))

@@ -132,6 +132,7 @@ NAMES: dict[str, str] = {
     "gptq 8 bits": "GPTQ of 8 bits",
     "gptq 3 bits": "GPTQ of 3 bits",
     "gptq 2 bits": "GPTQ of 2 bits",
+    "auto-round 6 bits": "GPTQ of 6 bits",
     "awq gemv": "AutoAWQ",
     "w8a16 packed": "compressed-tensors' packed integers of 8 bits",
     "w4a16 act-order": "compressed-tensors' packed integers of 4 bits",
@@ -166,6 +167,17 @@ STORED: dict[str, Kind] = {
     ),
     "gptq 2 bits": Kind(
         lambda: gptq(Integers(2, 64, True), 1), {**_GPTQ, "bits": 2, "group_size": 64}, ""
+    ),
+    "auto-round 6 bits": Kind(
+        lambda: gptq(Integers(6, 32, False), 1),
+        {
+            **_AUTOROUND,
+            "bits": 6,
+            "group_size": 32,
+            "sym": False,
+            "packing_format": "auto_round:auto_gptq",
+        },
+        "",
     ),
     "awq gemv": Kind(
         lambda: awq_gemv(Draw(32, False, HALF)),

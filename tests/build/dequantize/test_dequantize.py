@@ -7,16 +7,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from enginehouse.build import cli
+from enginehouse.build.dequantize.integers import GptqForm
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
-from enginehouse.build.source import SourceCheckpoint
+from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import EnginehouseError
@@ -200,6 +202,22 @@ def test_a_symmetric_checkpoint_may_leave_its_zero_points_out(tmp_path: Path) ->
     wanted = load_file(plain / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
     found = opened(path).tensors.read("model.layers.0.mlp.up_proj.weight")
     torch.testing.assert_close(found, wanted, rtol=1e-6, atol=0)
+
+
+def test_the_highest_code_of_a_zero_point_in_gptq_stands_for_the_number_after_it() -> None:
+    """As kernels read it: 256 of 8 bits, which no byte holds."""
+    packed = torch.full((1, 8), -1, dtype=torch.int32)  # 4 inputs, each 255
+    tensors = {
+        "m.qweight": packed,
+        "m.qzeros": packed[:, :2],
+        "m.scales": torch.ones(1, 8, dtype=torch.float16),
+    }
+    source = SimpleNamespace(
+        infos={name: TensorInfo(t.dtype, tuple(t.shape)) for name, t in tensors.items()},
+        read=lambda name: tensors[name],
+    )
+    weight = GptqForm(8, -1, symmetric=False, stored_zero=1).read(source, "m")
+    assert torch.equal(weight, torch.full((8, 4), -1.0))
 
 
 def drop_scale(tensors: Written) -> None:

@@ -190,8 +190,8 @@ def test_a_damaged_checkpoint_is_one_sentence_and_leaves_nothing(
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     (
         "gptq 8 bits",
-        {"bits": 5},
-        "a GPTQ checkpoint with bits=5; wanted 2, 3, 4 or 8",
+        {"bits": 9},
+        "a GPTQ checkpoint with bits=9; wanted 2 to 8",
     ),
     ("gptq 8 bits", {"group_size": 0}, "group_size=0; wanted a number of inputs, or -1"),
     (
