@@ -35,7 +35,7 @@ def argument_schema(name: str, schema: Mapping[str, Any]) -> Any:
     """Of the argument of that name; true where the function's schema says nothing of it."""
     found = [
         each["properties"][name]
-        for each in _branches(schema, schema)
+        for each in _parts(schema, schema, ("anyOf", "oneOf", "allOf"))
         if isinstance(each.get("properties"), Mapping) and name in each["properties"]
     ]
     if len(found) > 1:
@@ -43,23 +43,45 @@ def argument_schema(name: str, schema: Mapping[str, Any]) -> Any:
     return found[0] if found else True
 
 
-def _branches(schema: Any, root: Mapping[str, Any], depth: int = 0) -> list[Mapping[str, Any]]:
-    """The schema and all that it is combined of."""
+def alternatives(schema: Any, root: Mapping[str, Any]) -> list[Any]:
+    """What a schema is one of, by anyOf or oneOf, however deep; itself, where it is of none."""
     schema = resolved(schema, root)
-    if not isinstance(schema, Mapping) or depth > _MOST_STEPS:
-        return []
-    parts = [part for key in ("anyOf", "oneOf", "allOf") for part in _listed(schema.get(key))]
-    return [schema, *(each for part in parts for each in _branches(part, root, depth + 1))]
+    if not isinstance(schema, Mapping):
+        return [schema]
+    parts = _parts(schema, root, ("anyOf", "oneOf"))
+    return [each for each in parts if not each.get("anyOf") and not each.get("oneOf")]
 
 
-def kinds_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+def _parts(schema: Any, root: Mapping[str, Any], keys: tuple[str, ...]) -> list[Mapping[str, Any]]:
+    """The schema and all that it is combined of by these keys, each once."""
+    found: dict[int, Mapping[str, Any]] = {}
+    waiting = [schema]
+    while waiting:
+        each = resolved(waiting.pop(), root)
+        if isinstance(each, Mapping) and id(each) not in found:
+            found[id(each)] = each
+            waiting += [part for key in keys for part in _listed(each.get(key))][::-1]
+    return list(found.values())
+
+
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """The JSON types of the values it may have."""
+    return _kinds(schema, root, {}, 0) or _ALL
+
+
+def _kinds(
+    schema: Any, root: Mapping[str, Any], known: dict[int, frozenset[str]], depth: int
+) -> frozenset[str]:
+    """known: of schemas that were met before; of one that leads back to itself, none."""
     schema = resolved(schema, root)
     if not isinstance(schema, Mapping) or depth > _MOST_STEPS:
         return _ALL
+    if id(schema) in known:
+        return known[id(schema)]
+    known[id(schema)] = frozenset()
     kinds = _ALL
     if "type" in schema:
-        kinds &= set(_listed(schema["type"]) or [schema["type"]])
+        kinds &= {str(each) for each in _listed(schema["type"]) or [schema["type"]]}
     elif "properties" in schema:
         kinds &= {"object"}
     elif "items" in schema:
@@ -69,10 +91,11 @@ def kinds_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[
         kinds &= set().union(*(_kinds_of_value(value) for value in values))
     for key in ("anyOf", "oneOf"):
         if parts := _listed(schema.get(key)):
-            kinds &= set().union(*(kinds_of(part, root, depth + 1) for part in parts))
+            kinds &= set().union(*(_kinds(part, root, known, depth + 1) for part in parts))
     for part in _listed(schema.get("allOf")):
-        kinds &= kinds_of(part, root, depth + 1)
-    return kinds or _ALL
+        kinds &= _kinds(part, root, known, depth + 1)
+    known[id(schema)] = kinds
+    return kinds
 
 
 def json_of(text: str, schema: Any, root: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from enginehouse.runtime.errors import RequestError
 from enginehouse.runtime.grammar.string_formats import COMBINED, PATTERNS
-from enginehouse.server.formats.typed_arguments import bare_text, kinds_of, resolved
+from enginehouse.server.formats.typed_arguments import alternatives, bare_text, kinds_of
 
 Tag = dict[str, Any]
 _OF_OBJECT = ("maxProperties", "patternProperties", "propertyNames")
@@ -59,9 +59,13 @@ class Layout:
 
     def _objects(self, schema: Any, root: Mapping[str, Any]) -> list[tuple[Tag | None, str]]:
         """Alternatives of what stands between a call's name and its end, and of that end."""
-        schema, end = resolved(schema, root), self.call_end
-        if parts := schema.get("anyOf") or schema.get("oneOf"):
-            return [each for part in parts for each in self._objects(part, root)]
+        parts = alternatives(schema, root)
+        return [each for part in parts for each in self._object(part, root)]
+
+    def _object(
+        self, schema: Mapping[str, Any], root: Mapping[str, Any]
+    ) -> list[tuple[Tag | None, str]]:
+        end = self.call_end
         if "enum" in schema:
             written = (self.call_text("", value) for value in schema["enum"])
             texts = [text.removeprefix(self.call + self.name_end) for text in written]
@@ -119,22 +123,22 @@ def _least(schema: Mapping[str, Any], names_none: bool) -> int:
 
 
 def _takes_any_text(schema: Any, root: Mapping[str, Any]) -> bool:
-    schema = resolved(schema, root)
-    if schema is True or schema == {}:
-        return True
-    if parts := schema.get("anyOf") or schema.get("oneOf"):
-        return any(_takes_any_text(part, root) for part in parts)
-    held = any(key in schema for key in (*_OF_STRING, "enum", "const"))
-    return "string" in kinds_of(schema, root) and not held
+    """Any of its alternatives is a string of which nothing more is said."""
+    return any(
+        "string" in kinds_of(each, root)
+        and (each is True or not any(key in each for key in (*_OF_STRING, "enum", "const")))
+        for each in alternatives(schema, root)
+    )
 
 
 def _value(schema: Any, root: Mapping[str, Any]) -> Tag:
-    schema = resolved(schema, root)
+    return _one_of([_alternative(each, root) for each in alternatives(schema, root)])
+
+
+def _alternative(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Tag:
     if "string" not in kinds_of(schema, root):
         defs = {"$defs": root["$defs"]} if "$defs" in root else {}
         return {"type": "json_schema", "json_schema": {**schema, **defs}}
-    if parts := schema.get("anyOf") or schema.get("oneOf"):
-        return _one_of([_value(part, root) for part in parts])
     if "enum" in schema or "const" in schema:
         return _texts([bare_text(value) for value in schema.get("enum", [schema.get("const")])])
     return {"type": "regex", "pattern": _pattern(schema)}

@@ -182,6 +182,25 @@ def test_what_json_a_bare_text_is(text: str, schema: Any, value: Any) -> None:
     assert json.loads(json_of(text, schema, {"$defs": {}})) == value
 
 
+def test_schemas_that_lead_in_circles_or_branch_without_end_cost_little() -> None:
+    names = [f"a{number}" for number in range(60)]
+    defs: dict[str, Any] = {
+        name: {"anyOf": [{"$ref": f"#/$defs/{after}"}, {"$ref": f"#/$defs/{after}"}]}
+        for name, after in zip(names, names[1:], strict=False)
+    }
+    defs["a59"] = {"anyOf": [{"$ref": "#/$defs/a0"}, {"type": "integer"}]}
+    for schema in ({"$ref": "#/$defs/a0"}, {"$ref": "#/$defs/a59"}, {"$ref": "#/$defs/none"}):
+        assert json_of("5", schema, {"$defs": defs}) == "5"
+    function = ToolFunction("f", "", {"properties": {"x": {"$ref": "#/$defs/a0"}}, "$defs": defs})
+    form = Qwen3Coder()
+    text = form.call_text([ToolCall("", "f", {"x": 5})])
+    assert calls_of(feed(form.reader([function]), [text])) == [("f", {"x": 5})]
+    nested: Any = {"type": "integer"}
+    for _ in range(300):
+        nested = {"anyOf": [nested]}
+    assert json_of("5", nested, {}) == "5"
+
+
 HELD = {
     "type": "object",
     "properties": {
