@@ -9,7 +9,11 @@ from typing import NamedTuple
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.shapes import head_norm_size, source_shape
-from enginehouse.build.forms.weight_forms import OutputTensor, is_quantized, linear_tensors
+from enginehouse.build.forms.weight_forms import (
+    OutputTensor,
+    is_quantized,
+    linear_tensors,
+)
 from enginehouse.runtime.config import Latent, ModelConfig
 
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
@@ -146,19 +150,10 @@ def _mixture_tensors(config: ModelConfig, target: str) -> dict[str, OutputTensor
     whole = (experts, out_features, in_features)
     if not is_quantized(config.quantization, target):
         return {target: OutputTensor(config.dtype, whole)}
-    algo, group_size = config.quantization.quant_algo, config.quantization.group_size
-    if algo == "FP8_PER_CHANNEL_PER_TOKEN":
-        return {
-            target: OutputTensor("float8_e4m3fn", whole),
-            f"{module}.per_channel_scale": OutputTensor("float32", (experts, out_features)),
-        }
-    if algo == "W4A16_AWQ":
-        groups = (experts, out_features, in_features // group_size)
-        return {
-            target: OutputTensor("int8", (experts, out_features // 2, in_features)),
-            f"{module}.weights_scaling_factor": OutputTensor(config.dtype, groups),
-        }
-    assert algo == "FP8", config.quantization
+    form, dtype = config.quantization, config.dtype
+    if form.quant_algo != "FP8":
+        each = linear_tensors(form, dtype, module, out_features, in_features).items()
+        return {name: OutputTensor(item.dtype, (experts, *item.shape)) for name, item in each}
     return {
         target: OutputTensor("float8_e4m3fn", whole),
         f"{module}.activation_scaling_factor": OutputTensor("float32", (1,)),

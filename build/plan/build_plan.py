@@ -49,6 +49,7 @@ from enginehouse.runtime.errors import PlanError
 _QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 OWN_EXPERT_QUANTS = (*EXPERT_QUANTS, "fp8_rowwise", "int4")  # and those that we run ourselves
+EXPERT_EXPORTS = (*EXPERT_QUANTS, "mxfp8", "fp8_block")  # and with format=hf
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 
@@ -187,8 +188,12 @@ def with_forms(plan: BuildPlan, forms: AnyMapping[str, str]) -> BuildPlan:
 
 
 def _expert_quants(settings: BuildSettings, source: SourceCheckpoint) -> tuple[str, ...]:
-    """Forms of a mixture's experts: our own backends run more, of what is quantised here."""
-    own = settings.backend in ("cpu", "torch") and settings.format != "hf"
+    """Forms of a mixture's experts: our own backends run more, of what is quantised here, and other
+    runtimes others.
+    """
+    if settings.format == "hf":
+        return EXPERT_EXPORTS
+    own = settings.backend in ("cpu", "torch")
     return OWN_EXPERT_QUANTS if own and source.quantized is None else EXPERT_QUANTS
 
 

@@ -227,7 +227,7 @@ def _convert_linear(
 ) -> Iterator[tuple[str, Pieces]]:
     """A weight whose rows can each be quantised alone, then its scales."""
     module = row.target.removesuffix("weight")
-    if config.quantization.quant_algo == "FP8_PB_WO":
+    if config.quantization.quant_algo in ("FP8_PB_WO", "MXFP8"):
         yield from _convert_blocks(row, source, config)
         return
     if row.recipe == "experts" or row.recipe.startswith("turned"):
@@ -235,17 +235,6 @@ def _convert_linear(
         return
     (height, width), parts = _pieces(row, source, config, padding)
     scales: list[Tensor] = []
-    if config.quantization.quant_algo == "MXFP8":
-
-        def scaled() -> Iterator[Tensor]:
-            for part in parts:
-                q, scale, _ = quantize_mxfp8(part)
-                scales.append(scale)
-                yield q
-
-        yield row.target, Pieces((height, width), scaled())
-        yield f"{module}weights_scaling_factor", Pieces.of(torch.cat(scales))
-        return
     if config.quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
 
         def rowwise() -> Iterator[Tensor]:
@@ -272,9 +261,13 @@ def _convert_linear(
 def _convert_blocks(
     row: TensorRow, source: SourceCheckpoint, config: ModelConfig
 ) -> Iterator[tuple[str, Pieces]]:
-    """Block FP8: blocks lie in the source's own tensors. The scale stands once for each output."""
-    made = [quantize_fp8_blocks(part) for part in read_parts(row, source)]
-    scales = [scale.repeat_interleave(FP8_BLOCK[0], dim=0)[: len(q)] for q, scale, _ in made]
+    """MXFP8 and block FP8: blocks lie in the source's own tensors, experts' too. The scale stands
+    once for each output.
+    """
+    mx = config.quantization.quant_algo == "MXFP8"
+    quantize, height = (quantize_mxfp8, 1) if mx else (quantize_fp8_blocks, FP8_BLOCK[0])
+    made = [quantize(part) for part in read_parts(row, source)]
+    scales = [scale.repeat_interleave(height, dim=0)[: len(q)] for q, scale, _ in made]
     yield row.target, Pieces.of(joined(row, [q for q, _, _ in made], config))
     name = row.target.removesuffix("weight") + "weights_scaling_factor"
     yield name, Pieces.of(joined(row, scales, config))

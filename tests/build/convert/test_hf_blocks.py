@@ -53,7 +53,8 @@ def export(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory)
 
 
 def linears(tensors: Tensors) -> list[str]:
-    return [name for name in tensors if name.endswith("_proj.weight")]
+    names = ("_proj.weight", ".w1.weight", ".w2.weight", ".w3.weight")
+    return [name for name in tensors if name.endswith(names)]
 
 
 def largest_error(found: Tensor, wanted: Tensor) -> float:
@@ -66,12 +67,15 @@ def largest_error(found: Tensor, wanted: Tensor) -> float:
 LOSSES = {"nvfp4": 0.3, "w4a16_nvfp4": 0.3, "mxfp8": 0.03, "fp8_block": 0.03}
 
 
-@pytest.mark.parametrize("family", ["biased", "phi3"])
-@pytest.mark.parametrize("quant", LOSSES)
+FAMILY_AND_FORM = [(family, quant) for family in ("biased", "phi3") for quant in LOSSES]
+FAMILY_AND_FORM += [("mixtral", "fp8_block"), ("qwen3-moe", "mxfp8"), ("qwen3-moe", "fp8_block")]
+
+
+@pytest.mark.parametrize(("family", "quant"), FAMILY_AND_FORM)
 def test_each_linear_means_the_sources_within_its_form(
     family: str, quant: str, export: Exporter, family_source: SourceMaker
 ) -> None:
-    """In the source's own order of rows too: fused, parted and exchanged."""
+    """In the source's own order of rows too: fused, parted and exchanged; experts one by one."""
     stored = load_file(export(family, quant) / "model.safetensors")
     found, source = meant(stored, EXPORT_CONFIGS[quant].quant_algo), family_source(family)
     for name in linears(found):
@@ -79,6 +83,7 @@ def test_each_linear_means_the_sources_within_its_form(
         assert found[name].shape == wanted.shape
         assert stored[name].dtype in (torch.uint8, torch.float8_e4m3fn)
         assert largest_error(found[name], wanted) < LOSSES[quant], name
+    assert found.keys() == source.tensors.infos.keys()
 
 
 def test_mxfp8_and_block_fp8_are_rounded_to_the_nearest(
