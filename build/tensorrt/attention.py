@@ -67,6 +67,8 @@ class Attention:
             for name, table in RotaryInputs(self.config, max_positions).tables.items()
             if name.partition(".")[0] in used
         }
+        growth = self.traits.query_growth
+        self.growth = None if growth is None else self._growth(*growth[:2])
         self.masks: dict[int | Chunked | None, Value] = {}
         for window in dict.fromkeys(self.traits.rules[layer].window for layer in layers):
             assert not isinstance(window, Chunked), "the plan has refused it"
@@ -101,14 +103,20 @@ class Attention:
         name = f"transformer.layers.{layer}.attention"
         rule = self.traits.rules[layer]
         count = self.heads + 2 * self.kv_heads
-        qkv = ops.reshape(self.linear(f"{name}.qkv", x), (0, 0, count, size), after=(0, 2, 1, 3))
+        qkv = self._bounded(self.linear(f"{name}.qkv", x))
+        qkv = ops.reshape(qkv, (0, 0, count, size), after=(0, 2, 1, 3))
         q = ops.slice(qkv, (0, 0, 0, 0), self.query_sizes)  # [B, heads, T, D]
         k = ops.slice(qkv, (0, self.heads, 0, 0), self.key_sizes)
         v = ops.slice(qkv, (0, self.heads + self.kv_heads, 0, 0), self.key_sizes)
-        if f"{name}.q_layernorm.weight" in self.linear.table:
+        scale = self._query_scale(layer)
+        if f"{name}.q_layernorm.weight" not in self.linear.table:
+            q, k = self._rotate(layer, q, scale), self._rotate(layer, k)
+        elif self.traits.norm_turned_heads:
+            q, k = self._normed(name, self._rotate(layer, q), self._rotate(layer, k))
+            q = self._scaled(q, scale)
+        else:
             q, k = self._normed(name, q, k)
-        scale = 1.0 if rule.soft_cap is not None else rule.scale
-        q, k = self._rotate(layer, q, scale), self._rotate(layer, k, 1.0)
+            q, k = self._rotate(layer, q, scale), self._rotate(layer, k)
         k, v = self._cached("key", layer, k), self._cached("value", layer, v)
         mask = self.masks[rule.window]
         if rule.soft_cap is None:
@@ -117,6 +125,31 @@ class Attention:
             out = self._capped(q, k, v, mask, rule)
         out = ops.reshape(out, (0, 0, self.heads * size), before=(0, 2, 1, 3))
         return self.linear(f"{name}.dense", out)
+
+    def _bounded(self, x: Value) -> Value:
+        """x [B, T, features] within `clip_qkv`, where a model has that."""
+        ops, bound = self.ops, self.traits.clip_qkv
+        if bound is None:
+            return x
+        least, most = (ops.cast(ops.number(b, 3), self.config.dtype) for b in (-bound, bound))
+        return ops.elementwise("MIN", ops.elementwise("MAX", x, least), most)
+
+    def _query_scale(self, layer: int) -> Value | None:
+        """What a layer's queries are multiplied by, float32 [1 or B, 1, 1 or T, 1]; None for 1."""
+        ops, rule = self.ops, self.traits.rules[layer]
+        scale = None if rule.soft_cap is not None else ops.number(rule.scale, 4)
+        if self.growth is None or self.traits.ropes[layer] is None:
+            return scale
+        return self.growth if scale is None else ops.elementwise("PROD", self.growth, scale)
+
+    def _growth(self, beta: float, length: int) -> Value:
+        """1 + beta * ln(1 + position // length): float32 [B, 1, T, 1]."""
+        ops = self.ops
+        wide = ops.cast(ops.reshape(self.positions, (0, 1, -1, 1)), "float32")
+        steps = ops.unary("FLOOR", ops.elementwise("DIV", wide, ops.number(length, 4)))
+        steps = ops.unary("LOG", ops.elementwise("SUM", steps, ops.number(1, 4)))
+        grown = ops.elementwise("PROD", steps, ops.number(beta, 4))
+        return ops.elementwise("SUM", grown, ops.number(1, 4))
 
     def _normed(self, name: str, q: Value, k: Value) -> tuple[Value, Value]:
         if self.traits.norm_all_heads:
@@ -133,7 +166,7 @@ class Attention:
         rope = self.traits.ropes[layer]
         return None if rope is None else ("rotary", "rotary_local")[rope]
 
-    def _rotate(self, layer: int, x: Value, scale: float) -> Value:
+    def _rotate(self, layer: int, x: Value, scale: Value | None = None) -> Value:
         """x [B, heads, T, D] turned by its positions and scaled, both in float32."""
         ops = self.ops
         table = self._rotary_table(layer)
@@ -142,9 +175,14 @@ class Attention:
             cos, sin = self.rotary[f"{table}.cos"], self.rotary[f"{table}.sin"]
             how = self.config.rotary_dim, self.traits.rope_interleaved
             wide = ops.rotary(wide, cos, sin, self.rotary_ids, *how)
-        if scale != 1.0:
-            wide = ops.elementwise("PROD", wide, ops.number(scale, 4))
-        return ops.cast(wide, self.config.dtype)
+        return self._scaled(wide, scale)
+
+    def _scaled(self, x: Value, scale: Value | None) -> Value:
+        """x times a scale, multiplied in float32, in the model's dtype."""
+        ops = self.ops
+        if scale is not None:
+            x = ops.elementwise("PROD", ops.cast(x, "float32"), scale)
+        return ops.cast(x, self.config.dtype)
 
     def _cached(self, side: str, layer: int, update: Value) -> Value:
         """This step's keys or values behind the earlier ones: the cache's first L rows."""

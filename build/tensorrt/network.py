@@ -43,6 +43,7 @@ from enginehouse.build.tensorrt.norms import Norms
 from enginehouse.build.tensorrt.ops import NetworkOps, StepInputs, Value
 from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.tensorrt.inputs import layer_of
 
 
@@ -119,7 +120,11 @@ class DecoderNetwork:
         for name, present in caches:
             ops.output(present, name)
         unread = {name for name in self.table if part.holds(name)} - self.linear.asked
-        assert not unread, f"no part of the network reads {sorted(unread)}"
+        if unread:
+            raise EngineError(
+                f"backend=tensorrt reads no {min(unread)}, which {config.architecture} has; choose "
+                "backend=torch"
+            )
 
     @property
     def weights(self) -> dict[str, InputSpec]:

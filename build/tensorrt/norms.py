@@ -8,7 +8,8 @@ from enginehouse.runtime.config import ModelConfig
 
 
 class Norms:
-    """norms(module, x): x divided by its RMS over the last axis, times the module's weight.
+    """norms(module, x): x divided by its RMS over the last axis, times the module's weight,
+    where it has one.
 
     Of a model with LayerNorm its mean is taken off first, and where the module has a bias, that is
     added.
@@ -28,8 +29,9 @@ class Norms:
                 wide = ops.elementwise("SUB", wide, ops.reduce("AVG", wide, rank - 1))
             mean = ops.reduce("AVG", ops.elementwise("PROD", wide, wide), rank - 1)
             wide = self._divided(wide, mean, rank)
-            weight = self.linear.vector(f"{module}.weight", rank, "float32")
-            wide = ops.elementwise("PROD", wide, weight)
+            if f"{module}.weight" in self.linear.table:
+                weight = self.linear.vector(f"{module}.weight", rank, "float32")
+                wide = ops.elementwise("PROD", wide, weight)
             if f"{module}.bias" in self.linear.table:
                 bias = self.linear.vector(f"{module}.bias", rank, "float32")
                 wide = ops.elementwise("SUM", wide, bias)

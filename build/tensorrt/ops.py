@@ -98,7 +98,7 @@ class NetworkOps:
         return self._out(self.network.add_elementwise(a, b, op), operation.lower())
 
     def unary(self, operation: str, x: Value) -> Value:
-        """SQRT, ABS, NOT."""
+        """SQRT, ABS, NOT, FLOOR, LOG."""
         op = getattr(self.trt.UnaryOperation, operation)
         return self._out(self.network.add_unary(x, op), operation.lower())
 

@@ -190,12 +190,8 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
 
 # Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
 _ALWAYS: dict[str, tuple[object, str]] = {
-    "norm_turned_heads": (False, "norms behind rope"),
-    "l2_norm_heads": (False, "norms behind rope"),
-    "query_growth": (None, "queries that grow with their position"),
-    "clip_qkv": (None, "bounds of q, k and v"),
-    "norm_weights": (True, "norms without weights"),
-    "head_bias": (False, "a bias of lm_head"),
+    "l2_norm_heads": (False, "norms of turned heads without weights"),
+    "grows_unturned": (False, "queries that grow in layers without rope"),
     "latent": (False, "latent attention"),
     "gaps": (False, "layers without attention or MLP, or of several sizes"),
     "swiglu_limit": (None, "a bounded SwiGLU"),

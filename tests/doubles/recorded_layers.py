@@ -33,7 +33,13 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "GREATER": torch.gt,
     "EQUAL": torch.eq,
 }
-UNARY = {"SQRT": torch.sqrt, "ABS": torch.abs, "NOT": torch.logical_not}
+UNARY = {
+    "SQRT": torch.sqrt,
+    "ABS": torch.abs,
+    "NOT": torch.logical_not,
+    "FLOOR": torch.floor,
+    "LOG": torch.log,
+}
 ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "SIGMOID": torch.sigmoid,
     "TANH": torch.tanh,

@@ -316,7 +316,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Of these our TensorRT network does not do all.
 BEYOND_TENSORRT = {
-    *("youtu", "olmo", "ministral3", "hunyuan", "phi", "nemotron-nas"),
+    *("youtu", "nemotron-nas"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "gpt-oss"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),

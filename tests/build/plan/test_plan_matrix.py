@@ -47,7 +47,6 @@ LATENT = (
 )
 BEYOND_TENSORRT = (
     *LATENT,
-    *("Ministral3ForCausalLM", "HunYuanDenseV1ForCausalLM", "PhiForCausalLM", "OlmoForCausalLM"),
     *("DeciLMForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM"),
     *("Qwen2MoeForCausalLM", "GraniteMoeSharedForCausalLM", "HunYuanMoEV1ForCausalLM"),
     *("Glm4MoeForCausalLM", "Dots1ForCausalLM", "Ernie4_5_MoeForCausalLM"),

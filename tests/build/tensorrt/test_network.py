@@ -69,7 +69,8 @@ def torch_logits(engine: Path, dtype: torch.dtype) -> list[Tensor]:
     config = read_config(engine)
     model = Decoder(config, CheckpointWeights(engine, config), dtype, max_positions=CONTEXT)
     for layer in model.layers:
-        for owner, name in ((layer.linears, "attention.dense"), (vars(layer.mlp), "proj")):
+        linears = vars(layer.attention)["linears"]
+        for owner, name in ((linears, "attention.dense"), (vars(layer.mlp), "proj")):
             if isinstance(whole := owner[name], Fp8RowwiseLinear):
                 owner[name] = CutInputs(whole, config.mapping.tp_size)
     found = []
