@@ -371,8 +371,8 @@ def choose_group_size(
         found += "the source has no other; legal tp for it: "
         raise PlanError(found + _listed(legal_tp(config, (size,))))
     raise PlanError(
-        f"{found}legal group_size at this tp: {_listed(legal)}; "
-        f"legal tp for {quant}: {_listed(legal_tp(config, sizes))}"
+        f"{found}legal group_size at this tp: {_listed(legal)}; legal tp for {quant}: "
+        f"{_listed(legal_tp(config, sizes))}: choose one of them, or another quant"
     )
 
 

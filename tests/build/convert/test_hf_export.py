@@ -184,6 +184,8 @@ STACKED = {
     "granite-moe",
     "granite-moe-shared",
     "gpt-oss",
+    "llama4",
+    "llama4-chunked",
 }  # their tensors hold all experts of a layer
 
 

@@ -30,8 +30,8 @@ def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     assert beyond["LlamaForCausalLM"] is beyond["SeedOssForCausalLM"] is None
     assert beyond["MixtralForCausalLM"] is None
     assert beyond["GptOssForCausalLM"] == "a bounded SwiGLU"
-    assert beyond["HunYuanDenseV1ForCausalLM"] == "norms behind rope"
-    assert beyond["OlmoForCausalLM"] == "norms without weights"
+    assert beyond["DeepseekV3ForCausalLM"] == "latent attention"
+    assert beyond["Qwen2MoeForCausalLM"] == "an expert that every token sees"
 
 
 def test_the_page_has_every_trait() -> None:

@@ -40,14 +40,17 @@ NORMED_BEHIND = (
     "OlmoForCausalLM",  # whose norms do not multiply
 )
 # Their own tensors hold all experts of a layer.
-STACKED = ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "GptOssForCausalLM")
+STACKED = (
+    *("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM", "GptOssForCausalLM"),
+    "Llama4ForCausalLM",
+)
 LATENT = (
     *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     "YoutuForCausalLM",
 )
 BEYOND_TENSORRT = (
     *LATENT,
-    *("DeciLMForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM"),
+    *("DeciLMForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM", "Llama4ForCausalLM"),
     *("Qwen2MoeForCausalLM", "GraniteMoeSharedForCausalLM", "HunYuanMoEV1ForCausalLM"),
     *("Glm4MoeForCausalLM", "Dots1ForCausalLM", "Ernie4_5_MoeForCausalLM"),
 )

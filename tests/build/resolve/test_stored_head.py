@@ -17,7 +17,7 @@ from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.engine import read_engine
 from enginehouse.runtime.errors import EngineError
 from makers.engines import build_engine, write_tiny_checkpoint
-from makers.family_models import FAMILIES, save_family
+from makers.family_models import save_family
 from makers.quantized_writers import write_quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -47,10 +47,10 @@ def opened(path: Path) -> SourceCheckpoint:
     return resolve_source(str(path), path.parent)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_keeps_it_and_answers_as_transformers_does(
-    tmp_path: Path, family: str
-) -> None:
+@pytest.mark.parametrize(
+    "family", ["llama", "qwen2-tied", "gemma2", "cohere", "mixtral", "gpt-oss"]
+)
+def test_a_family_keeps_it_and_answers_as_transformers_does(tmp_path: Path, family: str) -> None:
     source = opened(tie(save_family(family, tmp_path / family), other))
     assert source.config["tie_word_embeddings"] is False and "is kept" in source.remarks[0]
     engine = build_engine(source, tmp_path / "engine", **EXACT)
