@@ -87,7 +87,7 @@ class Padding:
             tensor = _filled(tensor, tensor.ndim - 2, self.rows.get(word), fill)
             return _filled(tensor, tensor.ndim - 1, self.columns.get(word), fill)
         if kind in _OF_ROWS:
-            return _filled(tensor, 0, self.rows.get(word), fill)
+            return _filled(tensor, tensor.ndim - 1, self.rows.get(word), fill)
         return _filled(tensor, 0, self.columns.get(word), fill) if kind in _OF_COLUMNS else tensor
 
     def unpad(self, name: str, weight: Tensor) -> Tensor:

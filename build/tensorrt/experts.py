@@ -4,12 +4,13 @@ The plan's inputs hold the experts of a layer side by side (`bound_weights`): on
 each makes of a token, the other adds up what they give, once it is multiplied by the token's share
 of each, which is zero for those that are not chosen. So a step reads all experts and computes
 all, as TensorRT-RTX has no layer that leaves some out. Sums nothing over ranks.
-Source: Mixtral of Experts (Jiang et al., 2024), section 2.1.
+Source: Mixtral of Experts (Jiang et al., 2024), section 2.1; DeepSeek-V3 Technical Report (2024),
+section 2.1.2.
 """
 
 from __future__ import annotations
 
-from enginehouse.build.tensorrt.feed_forward import activated
+from enginehouse.build.tensorrt.feed_forward import FeedForward, activated
 from enginehouse.build.tensorrt.linear import Linears
 from enginehouse.build.tensorrt.ops import NetworkOps, Value
 from enginehouse.runtime.checkpoint.routing import routing_of
@@ -18,43 +19,96 @@ from enginehouse.runtime.config import ModelConfig
 
 
 class Experts:
-    """experts(name, x): the mixture of the layer of that name, as far as this rank has it."""
+    """experts(module, x): the mixture of that name, as far as this rank has it. plain: of the
+    expert that every token sees, where there is one.
+    """
 
-    def __init__(self, ops: NetworkOps, linear: Linears, config: ModelConfig) -> None:
+    def __init__(
+        self, ops: NetworkOps, linear: Linears, plain: FeedForward, config: ModelConfig
+    ) -> None:
         self.ops = ops
         self.linear = linear
+        self.plain = plain
         self.config = config
         self.activation = traits_of(config).activation
         self.count = config.num_experts
         self.routing = routing_of(config)
         self.inner = config.moe_intermediate_size // config.mapping.tp_size
 
-    def __call__(self, name: str, x: Value) -> Value:
+    def __call__(self, module: str, x: Value) -> Value:
         """[B, T, hidden_size] -> the same shape; the ranks' add up to the mixture's."""
         ops, count, inner = self.ops, self.count, self.inner
         with ops.part("mlp.router"):
-            shares = self._shares(f"{name}.mlp.router", x)
+            shares = self._shares(f"{module}.router", x)
         with ops.part("mlp.fc"):
-            both = ops.reshape(self._opened(f"{name}.mlp.fc", x), (0, 0, count, 2, inner))
+            both = ops.reshape(self._opened(f"{module}.fc", x), (0, 0, count, 2, inner))
         up, gate = (ops.gather(both, ops.constant(i, "int32"), 3) for i in (0, 1))
         product = ops.elementwise("PROD", activated(ops, gate, self.activation), up)
         with ops.part("mlp.proj"):
-            return self._closed(f"{name}.mlp.proj", product, shares)
+            given = self._closed(f"{module}.proj", product, shares)
+        if f"{module}.shared_expert.fc.weight" not in self.linear.table:
+            return given
+        return ops.elementwise("SUM", given, self._shared(module, x))
+
+    def _shared(self, module: str, x: Value) -> Value:
+        """What every token's expert gives, times the sigmoid of a gate where it has one."""
+        ops, name = self.ops, f"{module}.shared_expert_gate.weight"
+        given = self.plain(f"{module}.shared_expert", x)
+        if name not in self.linear.table:
+            return given
+        with ops.part("mlp.shared_expert_gate"):
+            shape = self.linear.table[name].shape
+            gate = self.linear.input(name, self.config.dtype, shape)
+            gate = self.linear.multiply(x, gate, shape, True)  # [B, T, 1]
+            return ops.elementwise("PROD", given, ops.activation("SIGMOID", gate))
 
     def _shares(self, module: str, x: Value) -> Value:
-        """float32 [B, T, experts, 1]: the softmax over all where an expert is chosen, else zero."""
-        ops, chosen = self.ops, self.routing.chosen
-        shape = self.linear.table[f"{module}.weight"].shape
-        router = self.linear.input(f"{module}.weight", "float32", shape)
-        logits = self.linear.multiply(ops.cast(x, "float32"), router, shape, True)
-        shares, experts = ops.top_k(ops.softmax(logits, 2), chosen, 2)  # [B, T, chosen]
-        if self.routing.renormalize:
-            shares = ops.elementwise("DIV", shares, ops.reduce("SUM", shares, 2))
-        shares, experts = (ops.reshape(one, (0, 0, chosen, 1)) for one in (shares, experts))
-        every = ops.constant([[[range(self.count)]]], "int32")
-        is_it = ops.cast(ops.elementwise("EQUAL", experts, every), "float32")
-        spread = ops.reduce("SUM", ops.elementwise("PROD", is_it, shares), 2)
-        return ops.reshape(spread, (0, 0, self.count, 1))
+        """float32 [B, T, experts, 1]: a token's share of each expert, zero of those not chosen."""
+        ops, routing = self.ops, self.routing
+        scores, judged = self._scores(module, x)
+        _, experts = ops.top_k(judged, routing.chosen, 2)
+        shares = ops.elementwise("PROD", scores, self._marked(experts, routing.chosen, self.count))
+        if routing.renormalize:
+            total = ops.elementwise("SUM", ops.reduce("SUM", shares, 2), ops.number(1e-20, 3))
+            shares = ops.elementwise("DIV", shares, total)
+        if routing.scale != 1.0:
+            shares = ops.elementwise("PROD", shares, ops.number(routing.scale, 3))
+        return ops.reshape(shares, (0, 0, self.count, 1))
+
+    def _scores(self, module: str, x: Value) -> tuple[Value, Value]:
+        """The router's, float32 [B, T, experts], and by what experts are chosen."""
+        ops, linear, routing = self.ops, self.linear, self.routing
+        shape = linear.table[f"{module}.weight"].shape
+        router = linear.input(f"{module}.weight", "float32", shape)
+        logits = linear.multiply(ops.cast(x, "float32"), router, shape, True)
+        scores = ops.activation("SIGMOID", logits) if routing.sigmoid else ops.softmax(logits, 2)
+        judged, correction = scores, f"{module}.e_score_correction_bias"
+        if correction in linear.table:
+            added = ops.reshape(linear.input(correction, "float32", shape[:1]), (1, 1, -1))
+            judged = ops.elementwise("SUM", scores, added)
+        if routing.chosen_groups < routing.groups:
+            judged = self._in_best_groups(judged)
+        return scores, judged
+
+    def _in_best_groups(self, judged: Value) -> Value:
+        """Minus infinity in all groups but the best, by the sum of their largest."""
+        ops, routing = self.ops, self.routing
+        groups = ops.reshape(judged, (0, 0, routing.groups, self.count // routing.groups))
+        best, _ = ops.top_k(groups, routing.group_best, 3)
+        best = ops.reshape(ops.reduce("SUM", best, 3), (0, 0, routing.groups))
+        _, chosen = ops.top_k(best, routing.chosen_groups, 2)
+        marked = self._marked(chosen, routing.chosen_groups, routing.groups)
+        marked = ops.elementwise("GREATER", marked, ops.number(0, 3))
+        marked = ops.reshape(marked, (0, 0, routing.groups, 1))
+        groups = ops.select(marked, groups, ops.number(float("-inf"), 4))
+        return ops.reshape(groups, (0, 0, self.count))
+
+    def _marked(self, places: Value, chosen: int, count: int) -> Value:
+        """float32 [B, T, count]: one at the places, int32 [B, T, chosen], else zero."""
+        ops = self.ops
+        every = ops.constant([[[range(count)]]], "int32")
+        equal = ops.elementwise("EQUAL", ops.reshape(places, (0, 0, chosen, 1)), every)
+        return ops.reshape(ops.reduce("SUM", ops.cast(equal, "float32"), 2), (0, 0, count))
 
     def _opened(self, module: str, x: Value) -> Value:
         """[B, T, hidden_size] -> [B, T, experts * 2 * inner]: of each expert up, then gate."""

@@ -19,7 +19,7 @@ def activated(ops: NetworkOps, x: Value, activation: str) -> Value:
 
 
 class FeedForward:
-    """feed_forward(name, x): the MLP of the layer of that name, as far as this rank has it."""
+    """feed_forward(module, x): the MLP of that name, as far as this rank has it."""
 
     def __init__(self, ops: NetworkOps, linear: Linears, config: ModelConfig) -> None:
         self.ops = ops
@@ -27,17 +27,17 @@ class FeedForward:
         self.config = config
         self.activation = traits_of(config).activation
 
-    def __call__(self, name: str, x: Value) -> Value:
+    def __call__(self, module: str, x: Value) -> Value:
         """[B, T, hidden_size] -> the same shape; the ranks' add up to the MLP's."""
         ops = self.ops
         if not self.config.gated_mlp:
-            product = activated(ops, self.linear(f"{name}.mlp.fc", x), self.activation)
-            return self.linear(f"{name}.mlp.proj", product)
+            product = activated(ops, self.linear(f"{module}.fc", x), self.activation)
+            return self.linear(f"{module}.proj", product)
         if self.config.gate_in_fc:
-            inner = self.linear.table[f"{name}.mlp.proj.weight"].shape[-1]
-            both = ops.reshape(self.linear(f"{name}.mlp.fc", x), (0, 0, 2, inner))
+            inner = self.linear.table[f"{module}.proj.weight"].shape[-1]
+            both = ops.reshape(self.linear(f"{module}.fc", x), (0, 0, 2, inner))
             up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
         else:
-            gate, up = self.linear(f"{name}.mlp.fc", x), self.linear(f"{name}.mlp.gate", x)
+            gate, up = self.linear(f"{module}.fc", x), self.linear(f"{module}.gate", x)
         product = ops.elementwise("PROD", activated(ops, gate, self.activation), up)
-        return self.linear(f"{name}.mlp.proj", product)
+        return self.linear(f"{module}.proj", product)

@@ -107,7 +107,7 @@ class DecoderNetwork:
             )
             self.plain = FeedForward(ops, self.linear, config)
             if config.num_experts:
-                self.experts = Experts(ops, self.linear, config)
+                self.experts = Experts(ops, self.linear, self.plain, config)
             caches = self.attention.caches
         x = self._embed() if part.embeds else self._hidden_states()
         for layer in part.layers:
@@ -184,7 +184,7 @@ class DecoderNetwork:
 
     def _mlp(self, name: str, x: Value) -> Value:
         mixed = f"{name}.mlp.router.weight" in self.table
-        return self.experts(name, x) if mixed else self.plain(name, x)
+        return (self.experts if mixed else self.plain)(f"{name}.mlp", x)
 
     def _add(self, x: Value, given: Value) -> Value:
         """x with what a sublayer gives, which is scaled in float32 where a model does that."""

@@ -196,12 +196,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "gaps": (False, "layers without attention or MLP, or of several sizes"),
     "swiglu_limit": (None, "a bounded SwiGLU"),
 }
-# And of a mixture's `Routing`.
-_ALWAYS_ROUTED: dict[str, tuple[object, str]] = {
-    "sigmoid": (False, "experts that sigmoids choose"),
-    "groups": (1, "groups of experts"),
-    "scale": (1.0, "shares of experts that are scaled"),
-}
 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:
@@ -212,12 +206,6 @@ def beyond_tensorrt(config: ModelConfig) -> str | None:
             return words
     if any(isinstance(window, Chunked) for window in traits.windows):
         return "attention in chunks"
-    if not config.num_experts:
-        return None
-    routing = routing_of(config)
-    for name, (always, words) in _ALWAYS_ROUTED.items():
-        if getattr(routing, name) != always:
-            return words
-    if config.extra["moe"].get("scoring"):
-        return "experts whose scores are corrected"
-    return "an expert that every token sees" if config.shared_expert_size else None
+    if config.num_experts and routing_of(config).scales_inputs:
+        return "experts whose inputs are scaled"
+    return None

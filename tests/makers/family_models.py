@@ -316,11 +316,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Of these our TensorRT network does not do all.
 BEYOND_TENSORRT = {
-    *("youtu", "nemotron-nas"),
-    *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
-    *("minimax-m2", "hunyuan-moe", "gpt-oss"),
-    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
-    "llama4-chunked",
+    *("youtu", "nemotron-nas", "gpt-oss", "llama4", "llama4-chunked"),
+    *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),

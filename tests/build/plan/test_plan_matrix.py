@@ -50,9 +50,7 @@ LATENT = (
 )
 BEYOND_TENSORRT = (
     *LATENT,
-    *("DeciLMForCausalLM", "GptOssForCausalLM", "MiniMaxM2ForCausalLM", "Llama4ForCausalLM"),
-    *("Qwen2MoeForCausalLM", "GraniteMoeSharedForCausalLM", "HunYuanMoEV1ForCausalLM"),
-    *("Glm4MoeForCausalLM", "Dots1ForCausalLM", "Ernie4_5_MoeForCausalLM"),
+    *("DeciLMForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
 OF_ALL_KINDS = (

@@ -36,7 +36,7 @@ CASES = [
     ("biased", "none", 4),
     ("llama", "int4", 4),
     ("mixtral", "fp8", 2),
-    ("mixtral", "fp8", 1),
+    ("qwen2-moe", "fp8", 2),
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]
 CONTEXT = 96

@@ -1,4 +1,4 @@
-"""What TensorRT engines do not do of a mixture is told by its first word."""
+"""What TensorRT engines do not do of a decoder is told by its first word."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ MOE = dict(num_experts=8, top_k=2, normalization_mode=1, sparse_mixer_epsilon=0.
 
 
 @pytest.mark.parametrize(
-    ("changes", "wanted"),
+    ("extra", "wanted"),
     [
-        ({}, None),
-        ({"shared_expert_intermediate_size": 0, "device_limited_n_group": 0}, None),
-        ({"shared_expert_intermediate_size": 64}, "an expert that every token sees"),
-        ({"device_limited_n_group": 4}, "groups of experts"),
-        ({"scoring": "sigmoid"}, "experts that sigmoids choose"),
-        ({"device_limited_routed_scaling_factor": 2.5}, "shares of experts that are scaled"),
+        ({"moe": MOE}, None),
+        ({"moe": {**MOE, "scoring": "sigmoid", "shared_expert_intermediate_size": 64}}, None),
+        ({"moe": {**MOE, "scoring": "sigmoid of inputs"}}, "experts whose inputs are scaled"),
+        ({"moe": MOE, "swiglu_limit": 7.0}, "a bounded SwiGLU"),
+        ({"layer_intermediate_sizes": [0]}, "layers without attention or MLP, or of several sizes"),
     ],
 )
-def test_a_mixture_of_another_kind_is_not_taken_for_mixtrals(
-    changes: dict[str, Any], wanted: str | None
+def test_a_decoder_of_another_kind_is_not_taken_for_a_known_one(
+    extra: dict[str, Any], wanted: str | None
 ) -> None:
-    config = tiny_config("none", hidden_act="swiglu", extra={"moe": MOE | changes})
-    assert beyond_tensorrt(config) == wanted
+    assert beyond_tensorrt(tiny_config("none", hidden_act="swiglu", extra=extra)) == wanted
