@@ -262,6 +262,13 @@ def _flex_olmo(hf: Hf) -> dict[str, Any]:
     return {**_over_all(hf), "input_layernorms": False, "inter_layernorms": True}
 
 
+LATENT = {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
 _FEW = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 # What Hugging Face's config class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -343,22 +350,14 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_theta": 5e5,
     },
     "DeepseekV2ForCausalLM": {
-        "kv_lora_rank": 512,
-        "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
+        **LATENT,
         "n_routed_experts": 64,
         "n_shared_experts": 2,
         "moe_intermediate_size": 1407,
         "first_k_dense_replace": 0,
     },
     "DeepseekV3ForCausalLM": {
-        "kv_lora_rank": 512,
-        "q_lora_rank": 1536,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
+        **LATENT,
         "n_routed_experts": 256,
         "n_shared_experts": 1,
         "num_experts_per_tok": 8,

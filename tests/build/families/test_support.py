@@ -31,7 +31,7 @@ def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     assert beyond["MixtralForCausalLM"] is None
     assert beyond["GptOssForCausalLM"] == "a bounded SwiGLU"
     assert beyond["DeepseekV3ForCausalLM"] == "latent attention"
-    assert beyond["Qwen2MoeForCausalLM"] == "an expert that every token sees"
+    assert beyond["Llama4ForCausalLM"] == "norms of turned heads without weights"
 
 
 def test_the_page_has_every_trait() -> None:
