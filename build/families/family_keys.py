@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from enginehouse.build.families import own_keys
+from enginehouse.build.families.attention_keys import sliding_layers
 from enginehouse.build.families.config_values import (
     GELU,
     SILU,
@@ -23,7 +24,6 @@ from enginehouse.build.families.config_values import (
     refuse,
 )
 from enginehouse.build.families.mixture_keys import dense_layers, moe_config, read_experts
-from enginehouse.build.families.window_keys import sliding_layers
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from enginehouse.build.families.attention_keys import LATENT, latent_keys
 from enginehouse.build.families.config_values import (
     SWIGLU,
     boolean,
@@ -88,26 +89,6 @@ def _deepseek(hf: Hf) -> dict[str, Any]:
         "moe_intermediate_size": integer(hf, "moe_intermediate_size"),
         **_dense(list(range(whole_numbers(hf, "first_k_dense_replace")[0]))),
     }
-
-
-def latent_keys(hf: Hf) -> dict[str, Any]:
-    """Sizes of latent attention under transformers' names; the scale with yarn's own factor."""
-    refuse(hf, "attention_bias", (False,))
-    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    sizes = {name: integer(hf, name) for name in names}
-    rank = integer(hf, "q_lora_rank") if hf.get("q_lora_rank") else 0
-    return {
-        **sizes,
-        "q_lora_rank": rank,
-        "rope_interleaved": hf.get("rope_interleave", True) is not False,
-        "query_pre_attn_scalar": sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"],
-    }
-
-
-def latent_sizes(hf: Hf) -> dict[str, Any]:
-    """One head is kept for all, of latents and what rope turns."""
-    head = integer(hf, "kv_lora_rank") + integer(hf, "qk_rope_head_dim")
-    return {"num_key_value_heads": 1, "head_dim": head}
 
 
 def _deepseek_v3(hf: Hf) -> dict[str, Any]:
@@ -262,13 +243,6 @@ def _flex_olmo(hf: Hf) -> dict[str, Any]:
     return {**_over_all(hf), "input_layernorms": False, "inter_layernorms": True}
 
 
-LATENT = {
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-}
 _FEW = {"n_shared_experts": 1, "first_k_dense_replace": 1}
 # What Hugging Face's config class takes for a key that config.json leaves out.
 DEFAULTS: dict[str, dict[str, Any]] = {

@@ -10,6 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from enginehouse.build.families import mixture_keys
+from enginehouse.build.families.attention_keys import (
+    LATENT,
+    latent_keys,
+    latent_sizes,
+    sliding_layers,
+)
 from enginehouse.build.families.config_values import (
     GELU,
     RELU2,
@@ -20,13 +26,7 @@ from enginehouse.build.families.config_values import (
     refuse,
 )
 from enginehouse.build.families.deci_keys import deci_gaps, deci_sizes
-from enginehouse.build.families.mixture_keys import (
-    granite_multipliers,
-    latent_keys,
-    latent_sizes,
-    llama4_sizes,
-)
-from enginehouse.build.families.window_keys import sliding_layers
+from enginehouse.build.families.mixture_keys import granite_multipliers, llama4_sizes
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
@@ -109,7 +109,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "HunYuanDenseV1ForCausalLM": {},
     "PhiForCausalLM": {"attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5},
     "DeciLMForCausalLM": {},
-    "YoutuForCausalLM": {**mixture_keys.LATENT, "tie_word_embeddings": True},
+    "YoutuForCausalLM": {**LATENT, "tie_word_embeddings": True},
     "GraniteMoeHybridForCausalLM": {},
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},

@@ -326,6 +326,11 @@ MIXTURES = {
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
     "llama4-chunked",
 }
+# Whose MLPs are of several sizes.
+OF_SEVERAL_SIZES = {
+    *("qwen3-moe-dense", "qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe"),
+    *("granite-moe-shared", "hunyuan-moe", "llama4", "llama4-chunked"),
+}
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 
 

@@ -33,15 +33,23 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
 from makers.engines import build_engine
-from makers.family_models import FAMILIES, LATENTS, MIXTURES, SIZES, save_family
+from makers.family_models import (
+    FAMILIES,
+    LATENTS,
+    MIXTURES,
+    OF_SEVERAL_SIZES,
+    SIZES,
+    save_family,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ZERO_POINTS = replace(QUANT_CONFIGS["int4"], has_zero_point=True)
 FORMS: dict[str, QuantConfig] = {**QUANT_CONFIGS, "int4 with zero points": ZERO_POINTS}
+# Not of families whose sizes follow from others than those that are drawn here.
 DENSE_AND_MIXTURES = [
     (family, form)
-    for family in sorted(FAMILIES.keys() - LATENTS)  # whose sizes do not follow from these
+    for family in sorted(FAMILIES.keys() - LATENTS - OF_SEVERAL_SIZES)
     for form in FORMS
     if family not in MIXTURES or form in ("none", "fp8", "fp8_rowwise", "int4")
 ]

@@ -1,4 +1,4 @@
-"""Which layers of a model attend within a window, and how long that is.
+"""Which layers of a model attend within a window, and how long that is; sizes of latent attention.
 
 Source: transformers' configs, 4 and 5; TensorRT-LLM 1.2.1's `KvCacheConfig.max_attention_window`.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from enginehouse.build.families.config_values import boolean, integer
+from enginehouse.build.families.config_values import boolean, integer, refuse
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
@@ -100,3 +100,31 @@ _SLIDING: dict[str, Callable[[Hf, int], bool]] = {
     "Gemma2ForCausalLM": _every_other,
     "Gemma3ForCausalLM": _but_every_nth,
 }
+# DeepSeek-V3's sizes, which classes of its kin take for what config.json leaves out.
+LATENT = {
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+}
+
+
+def latent_keys(hf: Hf) -> dict[str, Any]:
+    """Sizes of latent attention under transformers' names; the scale with yarn's own factor."""
+    refuse(hf, "attention_bias", (False,))
+    names = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    sizes = {name: integer(hf, name) for name in names}
+    rank = integer(hf, "q_lora_rank") if hf.get("q_lora_rank") else 0
+    return {
+        **sizes,
+        "q_lora_rank": rank,
+        "rope_interleaved": hf.get("rope_interleave", True) is not False,
+        "query_pre_attn_scalar": sizes["qk_nope_head_dim"] + sizes["qk_rope_head_dim"],
+    }
+
+
+def latent_sizes(hf: Hf) -> dict[str, Any]:
+    """One head is kept for all, of latents and what rope turns."""
+    head = integer(hf, "kv_lora_rank") + integer(hf, "qk_rope_head_dim")
+    return {"num_key_value_heads": 1, "head_dim": head}
