@@ -26,6 +26,7 @@ _LONGEST = 80  # characters of a value
 ROUNDING_CHOICES = {
     *("quant", "group_size", "kv_cache_dtype", "exclude", "dtype", "cpu_activations"),
     *("calib_samples", "calib_length", "dequantize"),
+    *("mixed_forms", "effective_bits", "max_kl"),
 }
 # Choices that change in which order, or by what, the same numbers are added.
 ORDER_CHOICES = {

@@ -365,7 +365,7 @@ def test_a_checkpoint_without_tokenizer_can_be_converted_but_not_served(
         ({"backend": "tensorrt"}, "plan refuse fetch digest reuse convert compile verify put"),
         ({"backend": "tensorrt_llm"}, "plan refuse fetch digest reuse refuse convert compile"),
         ({"backend": "tensorrt_llm", "until": "convert"}, "plan refuse fetch convert put"),
-        ({"format": "hf"}, "plan refuse fetch digest convert manifest put"),
+        ({"format": "hf"}, "plan refuse fetch digest choose convert manifest put"),
         ({"format": "hf", "until": "plan"}, "plan"),
     ],
     ids=str,

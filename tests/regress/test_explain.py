@@ -109,5 +109,5 @@ def test_every_choice_of_a_build_is_known_to_change_numbers_or_not_to() -> None:
     neither = {"model", "output", "name", "tokenizer", "format", "tool_format", "reasoning_format"}
     neither |= {"max_batch_size", "max_num_tokens", "kv_block_size", "kv_cache_gib"}
     neither |= {"price_input", "price_output", "verify_max_mean_kl", "verify_with", "until"}
-    neither |= {"workers", "ignore_tensors"}
+    neither |= {"workers", "ignore_tensors", "layout"}
     assert {*ROUNDING_CHOICES, *ORDER_CHOICES, *neither} == {*BuildSettings.__dataclass_fields__}
