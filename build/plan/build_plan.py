@@ -314,8 +314,14 @@ def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
 
 
 def _check_family(settings: BuildSettings, config: ModelConfig) -> None:
-    """PlanError where TensorRT-LLM has no class of the family."""
+    """PlanError where TensorRT-LLM has no class of the family, or none that we know of the model."""
     name = config.architecture
+    if settings.backend == "tensorrt_llm" and config.extra.get("dense_layers"):
+        raise PlanError(
+            f"backend=tensorrt_llm: no table is known of a {name} with layers without experts "
+            f"({len(config.extra['dense_layers'])} of {config.num_hidden_layers}); choose "
+            "backend=cpu or torch, or format=hf for the runtimes that load it"
+        )
     if settings.backend == "tensorrt_llm" and not architecture_of(name).for_trtllm:
         raise PlanError(
             f"backend=tensorrt_llm: TensorRT-LLM 1.2.1 has no class for {name}, as far as we know; "

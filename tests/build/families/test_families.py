@@ -305,6 +305,14 @@ def test_forms_of_experts_that_nobody_runs_are_refused_at_plan_time(
         make_plan(load_settings(choices), source)
 
 
+def test_dense_layers_between_mixtures_are_refused_for_tensorrt_llm(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    source: SourceCheckpoint = open_checkpoint(checkpoint("qwen3-moe-dense"))
+    with pytest.raises(PlanError, match=r"layers without experts \(1 of 2\); choose backend=cpu"):
+        make_plan(load_settings({"backend": "tensorrt_llm", "until": "convert"}), source)
+
+
 @pytest.mark.parametrize("name", ["qwen3-moe", "gpt-oss"])
 def test_rows_of_experts_have_scales_of_their_own(engine: EngineMaker, name: str) -> None:
     quantised = engine(name, quant="fp8_rowwise", tp=2, dtype="bfloat16")
