@@ -314,7 +314,7 @@ def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:
 
 
 def _check_family(settings: BuildSettings, config: ModelConfig) -> None:
-    """PlanError where TensorRT-LLM has no class of the family, or none that we know of the model."""
+    """PlanError where TensorRT-LLM has no class of the family, or none known of the model."""
     name = config.architecture
     if settings.backend == "tensorrt_llm" and config.extra.get("dense_layers"):
         raise PlanError(
