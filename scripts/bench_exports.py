@@ -52,7 +52,7 @@ def build(form: str, model: str | None, folder: Path) -> None:
 
 
 def export(form: str, python: str, model: Path, folder: Path) -> None:
-    """Another quantiser's checkpoint, in its own Python; with the tokenizer, as not all write it."""
+    """Another quantiser's checkpoint, from its own Python; with the tokenizer: not all write it."""
     script = Path(__file__).with_name("peer_export.py")
     subprocess.run([python, script, model, form, folder], check=True, stdout=subprocess.DEVNULL)
     for path in model.glob("tokenizer*"):
