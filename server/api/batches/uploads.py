@@ -60,10 +60,11 @@ def read_upload(folder: Folder, max_bytes: int, timeout_s: float) -> Upload:
     given = files.get("file")
     if given is None:
         refuse("file", "missing; wanted a file", "missing_required_parameter")
+    # A part may have no name at all.
+    unknown = sorted({str(each or "")[:60] for each in (*form, *files)} - {"purpose", "file"})
     path = _saved(folder, given, max_bytes)
     name = os.path.basename((given.filename or "upload.jsonl").replace("\\", "/"))[:255]
-    unknown = sorted({*form, *files} - {"purpose", "file"})
-    return Upload(path, name, purpose, [each[:60] for each in unknown])
+    return Upload(path, name, purpose, unknown)
 
 
 def _saved(folder: Folder, given: FileStorage, max_bytes: int) -> Path:

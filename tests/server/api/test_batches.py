@@ -108,6 +108,15 @@ def test_what_nobody_knows_of_an_upload_is_named(http: FlaskClient) -> None:
     assert error_of(nothing)["message"] == 'purpose: missing; wanted "batch"'
 
 
+def test_a_part_of_an_upload_without_a_name_is_passed_over(http: FlaskClient) -> None:
+    named = 'name="purpose"\r\n\r\nbatch', 'name="file"; filename="in.jsonl"\r\n\r\nx'
+    parts = [f"--b\r\nContent-Disposition: form-data; {part}\r\n" for part in named]
+    parts.append("--b\r\nContent-Disposition: form-data\r\n\r\nwhat\r\n--b--\r\n")
+    content_type = "multipart/form-data; boundary=b"
+    told = http.post("/v1/files", data="".join(parts).encode(), content_type=content_type)
+    assert told.status_code == 200, told.json
+
+
 def test_a_file_that_cannot_be_taken_leaves_nothing(
     app: Flask, http: FlaskClient, tmp_path: Path
 ) -> None:
