@@ -189,9 +189,11 @@ def test_what_awqs_factors_make_of_an_input_is_looked_at(
     engine = read_engine(build_engine(tiny_source, tmp_path / "e", quant="int4_awq", **settings))
     executor = TorchExecutor(engine, ExecutorOptions(device="cpu"))
     try:
-        layer = executor.runner.model.layers[1]
-        assert isinstance(layer.dense, PrequantLinear)
-        layer.dense.factor *= 1e5
+        attention = executor.runner.model.layers[1].attention
+        assert attention is not None
+        dense = attention.linears["attention.dense"]
+        assert isinstance(dense, PrequantLinear)
+        dense.factor *= 1e5
         _, watch = watched_logits(executor, torch.arange(64))
     finally:
         executor.close()

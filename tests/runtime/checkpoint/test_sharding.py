@@ -17,7 +17,7 @@ from enginehouse.runtime.checkpoint.sharding import (
     shard_tensor,
     tensor_cut,
 )
-from enginehouse.runtime.config import Mapping, ModelConfig
+from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import EngineError
 
 LAYER = "transformer.layers.0."
@@ -111,8 +111,10 @@ def test_any_legal_count_of_heads_and_words_comes_back(
         assert torch.equal(merge_tensors(name, parts, c), tensor)
 
 
-def mixture(tp: int) -> ModelConfig:
-    return replace(config(tp), hidden_act="swiglu", extra={"moe": {"num_experts": 3}})
+def mixture(tp: int, algo: str) -> ModelConfig:
+    form = QuantConfig(quant_algo=algo)
+    extra = {"moe": {"num_experts": 3}}
+    return replace(config(tp), hidden_act="swiglu", quantization=form, extra=extra)
 
 
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
@@ -132,16 +134,31 @@ def test_up_and_gate_in_one_tensor_come_back_in_every_form(tp: int) -> None:
         assert torch.equal(merge_tensors(name, parts, c), tensor), name
 
 
+@pytest.mark.parametrize("algo", ["FP8", "W4A16_AWQ", "FP8_PER_CHANNEL_PER_TOKEN"])
 @pytest.mark.parametrize("tp", [1, 2, 4, 8])
-def test_experts_are_cut_inside_each_and_come_back(tp: int) -> None:
-    c = mixture(tp)
+def test_experts_are_cut_inside_each_and_come_back(tp: int, algo: str) -> None:
+    c = mixture(tp, algo)
+    scales = {
+        "FP8": {
+            "mlp.fc.weights_scaling_factor": ((3, 1), (3, 1)),
+            "mlp.fc.activation_scaling_factor": ((1,), (1,)),
+            "mlp.proj.weights_scaling_factor": ((3, 1), (3, 1)),
+        },
+        "W4A16_AWQ": {
+            "mlp.fc.weights_scaling_factor": ((3, 96, 2), (3, 96 // tp, 2)),
+            "mlp.proj.weights_scaling_factor": ((3, 32, 8), (3, 32, 8 // tp)),
+        },
+        "FP8_PER_CHANNEL_PER_TOKEN": {
+            "mlp.fc.per_channel_scale": ((3, 96), (3, 96 // tp)),
+            "mlp.proj.per_channel_scale": ((3, 32), (3, 32)),
+        },
+    }[algo]
     shapes = {
         "mlp.router.weight": ((3, 32), (3, 32)),
         "mlp.fc.weight": ((3, 96, 32), (3, 96 // tp, 32)),
-        "mlp.fc.weights_scaling_factor": ((3, 1), (3, 1)),
-        "mlp.fc.activation_scaling_factor": ((1,), (1,)),
+        "mlp.fc.bias": ((3, 96), (3, 96 // tp)),
         "mlp.proj.weight": ((3, 32, 48), (3, 32, 48 // tp)),
-        "mlp.proj.weights_scaling_factor": ((3, 1), (3, 1)),
+        **scales,
     }
     for name, (whole, of_rank) in shapes.items():
         tensor = numbered(*whole)
