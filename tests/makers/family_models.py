@@ -331,6 +331,13 @@ OF_SEVERAL_SIZES = {
     *("qwen3-moe-dense", "qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe"),
     *("granite-moe-shared", "hunyuan-moe", "llama4", "llama4-chunked"),
 }
+# Of each way in which a family's tensors are named, fused, biased, normed or left out: what forms
+# of weights meet.
+OF_ALL_KINDS = (
+    *("llama", "qwen2-tied", "qwen3", "phi3", "gemma2", "nemotron", "starcoder2", "cohere", "glm4"),
+    *("granite-hybrid", "olmo", "phi", "nemotron-nas", "youtu", "mixtral", "qwen3-moe-dense"),
+    *("qwen2-moe", "dots1", "granite-moe-shared", "gpt-oss", "llama4", "deepseek-v3"),
+)
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 
 

@@ -35,6 +35,7 @@ from makers.engines import EngineMaker, build_engine, engine_maker, train_tokeni
 from makers.family_models import (
     FAMILIES,
     MIXTURES,
+    OF_ALL_KINDS,
     SIZES,
     VOCAB,
     load_family,
@@ -46,7 +47,6 @@ FLOAT32 = ExecutorOptions(compute_dtype="float32")
 # Longer than every window and than longrope's pretrained length; one longer than an iteration.
 PROMPTS = [list(range(40, 75)), [7 * i % 500 + 3 for i in range(80)]]
 GREEDY = SamplingParams(10, temperature=0.0, ignore_eos=True)
-DENSE = [name for name in FAMILIES if name not in MIXTURES]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -154,7 +154,7 @@ def layer_tensors(engine_dir: Path, layer: int) -> dict[str, torch.Tensor]:
     return weights(f"transformer.layers.{layer}.")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OF_ALL_KINDS)
 def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
     engine: EngineMaker, name: str
 ) -> None:
@@ -175,7 +175,7 @@ def test_int4_weights_are_the_models_within_half_a_step_unless_clipped(
     assert_answers(quantised)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", OF_ALL_KINDS)
 def test_fp8_weights_are_the_models_within_a_rounding(engine: EngineMaker, name: str) -> None:
     choices = dict(quant="fp8", tp=2, dtype="bfloat16", calib_samples=16)
     quantised = engine(name, **choices)

@@ -40,7 +40,7 @@ from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from makers.cpp_compiler import COMPILERS, choose_compiler, compile_quickly, needs_compiler
 from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
-from makers.family_models import FAMILIES, LATENTS, MIXTURES, save_family
+from makers.family_models import FAMILIES, LATENTS, MIXTURES, OF_ALL_KINDS, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 DENSE = [name for name in FAMILIES if name not in MIXTURES | LATENTS]
@@ -138,8 +138,14 @@ def assert_close(path: Path, found: Tensor, truth: Tensor) -> None:
     assert (found - truth).abs().max() < close * truth.abs().max()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", [*DENSE, "biased"])
+# Every family as it is and in bytes, some in the other forms too.
+DENSE_IN_FORMS = [
+    *((name, form) for name in [*DENSE, "biased"] for form in ("none", "int4-int8")),
+    *((name, form) for name in OF_ALL_KINDS if name in DENSE for form in ("none-int8", "int4")),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), DENSE_IN_FORMS)
 def test_logits_are_those_of_torch_in_float32(engine: EngineMaker, name: str, form: str) -> None:
     path = engine(name, **FORMS[form])
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
@@ -182,11 +188,13 @@ def test_forms_of_one_byte_are_run(engine: EngineMaker, name: str, form: str) ->
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
-OF_EXPERTS = ("none", "int4", "int4-int8", "fp8")
+MIXTURES_IN_FORMS = [
+    *((name, form) for name in sorted(MIXTURES - LATENTS) for form in ("none", "int4-int8")),
+    *((name, form) for name in ("mixtral", "gpt-oss", "dots1") for form in ("int4", "fp8")),
+]
 
 
-@pytest.mark.parametrize("form", OF_EXPERTS)
-@pytest.mark.parametrize("name", sorted(MIXTURES - LATENTS))
+@pytest.mark.parametrize(("name", "form"), MIXTURES_IN_FORMS)
 def test_mixtures_of_experts_are_run(engine: EngineMaker, name: str, form: str) -> None:
     """A quarter of the rows is close, at least; of two experts that a row likes nearly alike it may
     get the other, and those behind it see that. test_products.py has the choice alone.
