@@ -169,7 +169,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "olmo": ("OlmoConfig", dict(clip_qkv=0.5)),
     "internlm3": ("InternLM3Config", dict(head_dim=64)),
-    "cwm": ("CwmConfig", dict(head_dim=32, sliding_window=16)),
+    "cwm": (
+        "CwmConfig",
+        dict(
+            head_dim=32,
+            sliding_window=16,
+            rope_parameters={"rope_theta": 1e6, **LLAMA3},
+            tie_word_embeddings=True,
+        ),
+    ),
     "ministral": ("MinistralConfig", dict(head_dim=32, sliding_window=16)),
     "ministral3": (
         "Ministral3Config",

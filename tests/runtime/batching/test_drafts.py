@@ -115,13 +115,13 @@ def test_answers_are_the_same_whatever_is_drafted(
     assert answers(executor, requests()) == truth
     before = executor.stats()
     assert before.num_draft_tokens >= before.num_accepted_tokens > 0
-    monkeypatch.setattr(Lookup, "draft", sometimes_right(truth))
-    assert answers(executor, requests()) == truth
+    for _ in range(2):  # what steps take on a busy machine decides how much is drafted
+        monkeypatch.setattr(Lookup, "draft", sometimes_right(truth))
+        assert answers(executor, requests()) == truth
     after = executor.stats()
     drafted = after.num_draft_tokens - before.num_draft_tokens
     right = after.num_accepted_tokens - before.num_accepted_tokens
-    # how many depends on what steps took on this machine
-    assert 0.3 * drafted < right < 0.9 * drafted and right > 10
+    assert 0.3 * drafted < right < 0.9 * drafted and right > 30
     assert after.num_preemptions > before.num_preemptions > preempted > 0
 
 
