@@ -123,7 +123,7 @@ def _ernie_moe(hf: Hf) -> dict[str, Any]:
     has_none = [i for i in range(count) if not first <= i <= last or (i + 1) % step]
     return {
         "rope_interleaved": True,
-        "moe": {**read_experts(hf, True, size * shared[0]), "scoring": "corrected softmax"},
+        "moe": read_experts(hf, renormalize=True, shared=size * shared[0]),
         "moe_intermediate_size": size,
         **_dense(has_none),
     }

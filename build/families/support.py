@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from enginehouse.build.families.architectures import ARCHITECTURES
 from enginehouse.build.families.hf_config import model_config
-from enginehouse.runtime.checkpoint.traits import beyond_tensorrt
+from enginehouse.runtime.checkpoint.traits import beyond_kernels, beyond_tensorrt
 
 
 class Note(NamedTuple):
@@ -265,5 +265,5 @@ def support() -> Iterator[Support]:
         note = NOTES[name]
         keys = {"architectures": [name], **_SIZES, **note.keys}
         config = model_config(keys, "bfloat16")
-        of_cpu = None if config.latent is None else "latent attention"
-        yield Support(name, note, of_cpu, beyond_tensorrt(config), family.for_trtllm)
+        beyond = beyond_kernels(config), beyond_tensorrt(config)
+        yield Support(name, note, *beyond, family.for_trtllm)

@@ -198,6 +198,11 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 }
 
 
+def beyond_kernels(config: ModelConfig) -> str | None:
+    """What the compiled kernels do not do of a model; None: they do all."""
+    return "latent attention" if config.latent is not None else None
+
+
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
     traits = traits_of(config)

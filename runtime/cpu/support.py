@@ -5,6 +5,7 @@ Knows words and numbers of config.json, no tensor.
 
 from __future__ import annotations
 
+from enginehouse.runtime.checkpoint.traits import beyond_kernels
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.kernel_sizes import STEP, UNIT
 
@@ -16,9 +17,7 @@ _MOST_HEAD = 512
 
 def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> str | None:
     """Why backend=cpu does not run a model, in one sentence; None where it does."""
-    reason = _form(config) or _sizes(config, kv_block_size)
-    if config.latent is not None:
-        reason = "latent attention"
+    reason = beyond_kernels(config) or _form(config) or _sizes(config, kv_block_size)
     if reason is None and compute_dtype == "float32":
         reason = "compute_dtype=float32"
     return (

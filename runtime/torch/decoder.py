@@ -21,7 +21,7 @@ from enginehouse.runtime.torch.attention import attend, soft_cap, visible
 from enginehouse.runtime.torch.linear import DenseLinear, Linear
 from enginehouse.runtime.torch.mlp import PlainMlp
 from enginehouse.runtime.torch.moe import ExpertMlp
-from enginehouse.runtime.torch.self_attention import HeadAttention, LatentAttention
+from enginehouse.runtime.torch.self_attention import Around, HeadAttention, LatentAttention
 
 Tensors = Mapping[str, Tensor]
 Observer = Callable[[str, Tensor], None]
@@ -101,9 +101,8 @@ class DecoderLayer:
             return attention(index, q, k, v, rule)
 
         entering, rule = self._entering(hidden, "input_"), self.traits.rules[index]
-        attended = self.attention(
-            entering, rule, angles, attend, self._run, self._norm, self._shown
-        )
+        around = Around(attend, self._run, self._norm, self._shown)
+        attended = self.attention(entering, rule, angles, around)
         attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
         return self._shown("sum behind attention", self._sum(hidden, attended))
 

@@ -8,6 +8,7 @@ keys and values stay as they were compressed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,9 +24,16 @@ from enginehouse.runtime.torch.mlp import Run
 QUERIES, KEYS = "attention queries", "attention keys"  # what `watch` knows them by
 _LATENT_EPSILON = 1e-6  # transformers' classes have it written in
 
-Attend = Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
-Show = Callable[[str, Tensor], Tensor]
-Norm = Callable[[Tensor, str], Tensor]
+
+class Around(NamedTuple):
+    """What a layer lends its attention. attend(q, k, v, rule): over its keys; norm: of heads, by
+    its name; show: what `watch` is shown.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
+    run: Run
+    norm: Callable[[Tensor, str], Tensor]
+    show: Callable[[str, Tensor], Tensor]
 
 
 class HeadAttention:
@@ -42,38 +50,31 @@ class HeadAttention:
         sinks = tensors.get("attention.sinks")
         self.sinks = None if sinks is None else sinks.to(dtype)
 
-    def __call__(
-        self,
-        x: Tensor,
-        rule: AttentionRule,
-        angles: Angles,
-        attend: Attend,
-        run: Run,
-        norm: Norm,
-        show: Show,
-    ) -> Tensor:
-        """x: [tokens, hidden_size], normed -> the same shape. norm: of heads, by its name."""
-        c, traits = self.config, self.traits
-        qkv = run("attention.qkv", self.linears["attention.qkv"], x)
+    def __call__(self, x: Tensor, rule: AttentionRule, angles: Angles, around: Around) -> Tensor:
+        """x: [tokens, hidden_size], normed -> the same shape."""
+        c, traits, show = self.config, self.traits, around.show
+        qkv = around.run("attention.qkv", self.linears["attention.qkv"], x)
         if traits.clip_qkv is not None:
             qkv = qkv.clamp(-traits.clip_qkv, traits.clip_qkv)
         heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
         sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
         qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
         if self.has_norms and not traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2], norm)
+            qk = self._norm_heads(qk, sizes[:2], around.norm)
         qk = rotate(qk, angles, traits.rope_interleaved)
         if traits.l2_norm_heads and angles.cos is not None:
             qk = functional.rms_norm(qk, qk.shape[-1:], None, c.norm_epsilon)
         if self.has_norms and traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2], norm)
+            qk = self._norm_heads(qk, sizes[:2], around.norm)
         q, k = qk.split(sizes[:2], dim=1)
         if angles.query_scale is not None:
             q = q * angles.query_scale.to(q.dtype)
-        out = attend(show(QUERIES, q), show(KEYS, k), v, rule._replace(sinks=self.sinks))
-        return run("attention.dense", self.linears["attention.dense"], out)
+        out = around.attend(show(QUERIES, q), show(KEYS, k), v, rule._replace(sinks=self.sinks))
+        return around.run("attention.dense", self.linears["attention.dense"], out)
 
-    def _norm_heads(self, qk: Tensor, sizes: list[int], norm: Norm) -> Tensor:
+    def _norm_heads(
+        self, qk: Tensor, sizes: list[int], norm: Callable[[Tensor, str], Tensor]
+    ) -> Tensor:
         """qk: [tokens, heads + kv_heads, head_size]"""
         names = ("attention.q_", "attention.k_")
         pairs = zip(qk.split(sizes, dim=1), names, strict=True)
@@ -110,33 +111,24 @@ class LatentAttention:
         both = tensors["attention.kv_b.weight"].to(dtype).unflatten(0, (self.heads, -1))
         self.of_keys, self.of_values = both.split([latent.nope, latent.value], dim=1)
 
-    def __call__(
-        self,
-        x: Tensor,
-        rule: AttentionRule,
-        angles: Angles,
-        attend: Attend,
-        run: Run,
-        norm: Norm,
-        show: Show,
-    ) -> Tensor:
+    def __call__(self, x: Tensor, rule: AttentionRule, angles: Angles, around: Around) -> Tensor:
         """As HeadAttention's."""
         latent = self.latent
-        kv = run("attention.kv_a", self.linears["attention.kv_a"], x)
+        kv = around.run("attention.kv_a", self.linears["attention.kv_a"], x)
         compressed, turned = kv.split([latent.rank, latent.rope], dim=-1)
         compressed = self._normed(compressed, "kv_a").unsqueeze(1)
-        q = self._queries(x, run).view(len(x), self.heads, -1)
+        q = self._queries(x, around.run).view(len(x), self.heads, -1)
         plain, q_turned = q.split([latent.nope, latent.rope], dim=-1)
         k_turned = turned.unsqueeze(1)
         q_turned = rotate(q_turned, angles, self.interleaved)
         k_turned = rotate(k_turned, angles, self.interleaved)
         absorbed = torch.einsum("thn,hnr->thr", plain, self.of_keys)
-        queries = show(QUERIES, torch.cat([absorbed, q_turned], dim=-1))
-        keys = show(KEYS, torch.cat([compressed, k_turned], dim=-1))
+        queries = around.show(QUERIES, torch.cat([absorbed, q_turned], dim=-1))
+        keys = around.show(KEYS, torch.cat([compressed, k_turned], dim=-1))
         values = functional.pad(compressed, [0, latent.rope])
-        out = attend(queries, keys, values, rule).view(len(x), self.heads, -1)
+        out = around.attend(queries, keys, values, rule).view(len(x), self.heads, -1)
         given = torch.einsum("thr,hvr->thv", out[..., : latent.rank], self.of_values)
-        return run("attention.dense", self.linears["attention.dense"], given.flatten(1))
+        return around.run("attention.dense", self.linears["attention.dense"], given.flatten(1))
 
     def _queries(self, x: Tensor, run: Run) -> Tensor:
         if not self.latent.query_rank:

@@ -29,21 +29,20 @@ class Mixture {
  public:
   // rows: at once, at most.
   Mixture(const Routing& routing, int hidden, int inner, int rows)
-      : r_(routing), experts_(r_.experts), chosen_(r_.chosen), hidden_(hidden), inner_(inner),
-        rows_at_once_(std::max(1, rows / std::max(1, chosen_))) {
-    assert(chosen_ <= experts_ && experts_ <= kMost);
-    assert(!experts_ || (experts_ % r_.groups == 0 && r_.group_best <= experts_ / r_.groups));
-    assert(!experts_ || (r_.chosen_groups <= r_.groups && chosen_ <= experts_ / r_.groups * r_.chosen_groups));
-    const size_t entries = size_t(rows_at_once_) * chosen_;
+      : r_(routing), hidden_(hidden), inner_(inner), rows_at_once_(std::max(1, rows / std::max(1, r_.chosen))) {
+    assert(r_.chosen <= r_.experts && r_.experts <= kMost);
+    assert(!r_.experts || (r_.experts % r_.groups == 0 && r_.group_best <= r_.experts / r_.groups));
+    assert(!r_.experts || (r_.chosen_groups <= r_.groups && r_.chosen <= r_.experts / r_.groups * r_.chosen_groups));
+    const size_t entries = size_t(rows_at_once_) * r_.chosen;
     choices_.resize(entries), places_.resize(entries);
     activated_.resize(entries * inner), given_.resize(entries * hidden);
     if (entries) rows_.grow(int(entries), std::max(hidden, inner));
   }
 
-  // x: [n, hidden], normed; becomes what the experts give. end: how their gates end, of its y no word.
-  void run(Pool& pool, const Experts& experts, int n, float* x, const Target& end) {
+  // x: [n, hidden], normed; becomes what the experts give. gates: where their gated products go, but for y.
+  void run(Pool& pool, const Experts& experts, int n, float* x, const Target& gates) {
     for (int first = 0; first < n; first += rows_at_once_)
-      some(pool, experts, std::min(rows_at_once_, n - first), x + size_t(first) * hidden_, end);
+      some(pool, experts, std::min(rows_at_once_, n - first), x + size_t(first) * hidden_, gates);
   }
 
  private:
@@ -53,17 +52,19 @@ class Mixture {
     float share;
   };
 
-  void some(Pool& pool, const Experts& experts, int n, float* x, const Target& end) {
-    const int entries = n * chosen_;
-    by_rows(pool, n, [&](int row) { choose(experts, x + size_t(row) * hidden_, &choices_[size_t(row) * chosen_]); });
+  void some(Pool& pool, const Experts& experts, int n, float* x, const Target& gates) {
+    const int entries = n * r_.chosen;
+    by_rows(pool, n, [&](int row) { choose(experts, x + size_t(row) * hidden_, &choices_[size_t(row) * r_.chosen]); });
     sort(entries);
     rows_.shape(entries, hidden_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.fc_gate[choices_[i].expert];
       const float by = r_.scales_inputs ? choices_[i].share : 1;
-      rows_.put(places_[i], x + size_t(i / chosen_) * hidden_, nullptr, l.factor, by, hidden_, l.input);
+      rows_.put(places_[i], x + size_t(i / r_.chosen) * hidden_, nullptr, l.factor, by, hidden_, l.input);
     });
-    multiply(pool, experts.fc_gate, {activated_.data(), inner_, inner_, end.end, end.limit, end.alpha});
+    Target to = gates;
+    to.y = activated_.data();
+    multiply(pool, experts.fc_gate, to);
     rows_.shape(entries, inner_);
     by_rows(pool, entries, [&](int i) {
       const Linear& l = experts.proj[choices_[i].expert];
@@ -73,7 +74,7 @@ class Mixture {
     by_rows(pool, n, [&](int row) {
       for (int d = 0; d < hidden_; d += kLanes) {
         V total = all(0);
-        for (int i = row * chosen_; i < (row + 1) * chosen_; ++i)
+        for (int i = row * r_.chosen; i < (row + 1) * r_.chosen; ++i)
           total = fma(load<V>(&given_[size_t(places_[i]) * hidden_ + d]), all(r_.scales_inputs ? 1 : choices_[i].share), total);
         store(x + size_t(row) * hidden_ + d, total);
       }
@@ -84,19 +85,19 @@ class Mixture {
   void choose(const Experts& experts, const float* x, Choice* to) const {
     float p[kMost], judged[kMost];
     scores(experts, x, p);
-    for (int e = 0; e < experts_; ++e) judged[e] = experts.correction ? p[e] + experts.correction[e] : p[e];
+    for (int e = 0; e < r_.experts; ++e) judged[e] = experts.correction ? p[e] + experts.correction[e] : p[e];
     if (r_.chosen_groups < r_.groups) leave_out_groups(judged);
     float kept = 0;
-    for (int i = 0; i < chosen_; ++i) {
-      const int best = take_best(judged, experts_);
+    for (int i = 0; i < r_.chosen; ++i) {
+      const int best = take_best(judged, r_.experts);
       to[i] = {best, p[best]};
       kept += p[best];
     }
-    for (int i = 0; i < chosen_; ++i) {
+    for (int i = 0; i < r_.chosen; ++i) {
       if (r_.renormalize) to[i].share /= kept;
       to[i].share *= r_.scale;
     }
-    std::sort(to, to + chosen_, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+    std::sort(to, to + r_.chosen, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
   }
 
   // The place of the largest, which is not found again.
@@ -108,22 +109,22 @@ class Mixture {
 
   // p: [experts, in whole vectors], the softmax of router @ x + bias, or each one's sigmoid.
   void scores(const Experts& experts, const float* x, float* p) const {
-    const int wide = (experts_ + kLanes - 1) / kLanes * kLanes;
+    const int wide = (r_.experts + kLanes - 1) / kLanes * kLanes;
     for (int e = 0; e < wide; ++e) {
       V total = all(0);
-      for (int d = 0; e < experts_ && d < hidden_; d += kLanes)
+      for (int d = 0; e < r_.experts && d < hidden_; d += kLanes)
         total = fma(load<V>(x + d), load<V>(experts.router + size_t(e) * hidden_ + d), total);
-      p[e] = e < experts_ ? sum(total) + (experts.bias ? experts.bias[e] : 0.f) : -INFINITY;
+      p[e] = e < r_.experts ? sum(total) + (experts.bias ? experts.bias[e] : 0.f) : -INFINITY;
     }
     if (r_.sigmoid) {
-      for (int e = 0; e < experts_; ++e) p[e] = 1.f / (1.f + std::exp(-p[e]));
+      for (int e = 0; e < r_.experts; ++e) p[e] = 1.f / (1.f + std::exp(-p[e]));
       return;
     }
     V most = all(-INFINITY), total = all(0);
     for (int e = 0; e < wide; e += kLanes) most = larger(load<V>(p + e), most);
     const float top = largest(most);
     for (int e = 0; e < wide; e += kLanes) {
-      const V share = select(lanes() + e < experts_, exp(load<V>(p + e) - top), all(0));
+      const V share = select(lanes() + e < r_.experts, exp(load<V>(p + e) - top), all(0));
       store(p + e, share), total = total + share;
     }
     const float by = sum(total);
@@ -132,7 +133,7 @@ class Mixture {
 
   // Of the groups that are not among the best no expert is chosen.
   void leave_out_groups(float* judged) const {
-    const int size = experts_ / r_.groups;
+    const int size = r_.experts / r_.groups;
     float of_group[kMost];
     for (int g = 0; g < r_.groups; ++g) {
       float copy[kMost];
@@ -148,10 +149,10 @@ class Mixture {
 
   // places_: where each entry's row stands when those of one expert follow each other; jobs_: these runs.
   void sort(int entries) {
-    Array<int> next(experts_ + 1);
+    Array<int> next(r_.experts + 1);
     for (int i = 0; i < entries; ++i) ++next[choices_[i].expert + 1];
     jobs_.clear();
-    for (int e = 0; e < experts_; ++e) {
+    for (int e = 0; e < r_.experts; ++e) {
       if (next[e + 1]) jobs_.push_back({e, next[e], next[e + 1]});
       next[e + 1] += next[e];
     }
@@ -168,7 +169,6 @@ class Mixture {
     int expert, row, count;
   };
   const Routing r_;
-  const int experts_, chosen_;
   const int hidden_, inner_, rows_at_once_;
   Array<Choice> choices_;  // [rows, chosen]
   Array<int> places_;

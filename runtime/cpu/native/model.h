@@ -180,9 +180,10 @@ class Model {
     put_normed(row, row, norm_of_mlp(layer), layer.fc_gate);
   }
 
-  Target ends() const {
+  // Where gated products go: [rows, inner].
+  Target gated(float* y, int inner) const {
     const End end = s.swiglu_limit > 0 ? End::clamped : s.activation == kGelu ? End::gelu : End::silu;
-    return {nullptr, 0, 0, end, s.swiglu_limit, s.swiglu_alpha};
+    return {y, inner, inner, end, s.swiglu_limit, s.swiglu_alpha};
   }
 
   // branch_: what enters the experts, and what they and the shared one give.
@@ -193,7 +194,7 @@ class Model {
       feed_forward(n, layer, shared_.data());
       if (layer.shared_gate) by_rows(n, [&](int row) { gate_shared(row, layer.shared_gate); });
     }
-    mixture_.run(pool_, layer.experts, n, branch_.data(), ends());
+    mixture_.run(pool_, layer.experts, n, branch_.data(), gated(nullptr, s.expert_inner));
     if (shares) by_rows(n, [&](int row) { add_shared(row); });
   }
 
@@ -232,7 +233,7 @@ class Model {
     else if (layer.gate.weights)
       apart(n, layer);
     else
-      product(pool_, layer.fc_gate, rows_, n, {inner_.data(), layer.inner, layer.inner, ends().end, s.swiglu_limit, s.swiglu_alpha});
+      product(pool_, layer.fc_gate, rows_, n, gated(inner_.data(), layer.inner));
     put_all(n, inner_.data(), layer.inner, layer.inner, layer.proj);
     product(pool_, layer.proj, rows_, n, {to, s.hidden, s.hidden});
   }
