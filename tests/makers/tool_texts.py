@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+from hypothesis import strategies as st
+
 from enginehouse.server.formats.command import Command
 from enginehouse.server.formats.hermes import Granite, Hermes, Nemotron, Phi4Mini
 from enginehouse.server.formats.llama import GenericJson, LlamaJson
@@ -88,3 +90,20 @@ def calls_of(parts: list[Part]) -> list[tuple[str, Any]]:
             assert isinstance(before, ToolCallStart) and before.number == part.number
             calls[-1] = (calls[-1][0], json.loads(part.text))
     return calls
+
+
+# Where a text is cut into pieces: more than it has counts from its beginning again.
+CUTS = st.lists(st.integers(0, 2000), max_size=12)
+
+
+def split(text: str, cuts: list[int]) -> list[str]:
+    places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
+    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
+
+
+def is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True

@@ -18,7 +18,7 @@ from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse
 from makers.tag_matching import allows
-from makers.tool_texts import XML_FORMATS, calls_of, content_of, feed
+from makers.tool_texts import CUTS, XML_FORMATS, calls_of, content_of, feed, is_json, split
 
 EVERY_FORMAT = pytest.mark.parametrize("form", XML_FORMATS.values(), ids=XML_FORMATS)
 TYPES: dict[str, tuple[Any, st.SearchStrategy[Any]]] = {
@@ -48,20 +48,6 @@ FUNCTIONS = (ToolFunction("f", "", SCHEMA), ToolFunction("a.b-c", "", SCHEMA), T
 ARGUMENTS = st.fixed_dictionaries({}, optional={name: each for name, (_, each) in TYPES.items()})
 CALL = st.builds(ToolCall, st.just(""), st.sampled_from(["f", "a.b-c"]), ARGUMENTS)
 CALLS = st.lists(CALL | st.just(ToolCall("", "g", {})), min_size=1, max_size=3)
-CUTS = st.lists(st.integers(0, 2000), max_size=12)
-
-
-def split(text: str, cuts: list[int]) -> list[str]:
-    places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
-
-
-def is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def read(form: Format, pieces: list[str]) -> tuple[list[Part], int]:

@@ -14,7 +14,7 @@ from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.json_reader import MAX_DEPTH, object_text
 from enginehouse.server.tools.tool_choice import ToolUse
-from makers.tool_texts import FORMATS, NAMES, calls_of, content_of, feed
+from makers.tool_texts import CUTS, FORMATS, NAMES, calls_of, content_of, feed, is_json, split
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.text(max_size=12)
 SCALARS |= st.floats(allow_nan=False, allow_infinity=False)
@@ -65,20 +65,6 @@ FRAGMENTS = st.sampled_from(
         ),
     ]
 )
-CUTS = st.lists(st.integers(0, 2000), max_size=12)
-
-
-def split(text: str, cuts: list[int]) -> list[str]:
-    places = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[start:end] for start, end in zip(places, places[1:], strict=False)]
-
-
-def is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except ValueError:
-        return False
-    return True
 
 
 def read(form: Format, pieces: list[str]) -> tuple[list[Part], int]:
