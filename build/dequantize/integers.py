@@ -2,8 +2,7 @@
 
 weight = (q - zero) * scale, one zero and one scale for a group of inputs.
 Source: AutoAWQ (`WQLinear_GEMM`, `WQLinear_GEMV`); AutoGPTQ and GPTQModel (formats "gptq" and
-"gptq_v2"); auto-round 0.16.1, utils/bit_packing.py (5, 6 and 7 bits); compressed-tensors
-(`pack_to_int32`, "int-quantized"); ModelOpt's unified export.
+"gptq_v2"); compressed-tensors (`pack_to_int32`, "int-quantized"); ModelOpt's unified export.
 """
 
 from __future__ import annotations
@@ -15,28 +14,10 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.dequantize.base import Shape, check_shape, found, matrix, read_scale
+from enginehouse.build.forms.packed_words import AWQ_COLUMNS, WORD, check_symmetric, unpack
 from enginehouse.build.source import TensorSource
 from enginehouse.runtime.checkpoint.packing import unpack_int4
 from enginehouse.runtime.errors import CheckpointError
-
-_WORD = 32
-# Nibble i of a word of AutoAWQ's "gemm" holds column 0,2,4,6,1,3,5,7 [i]; this undoes it.
-_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
-
-
-def unpack(words: Tensor, bits: int) -> Tensor:
-    """uint8 [rows, 32 * n / bits] from int32 [rows, n]: unsigned, each from the lowest bit left.
-
-    Of 3, 5, 6 and 7 bits some lie across two words.
-    """
-    if 8 % bits == 0:
-        data = words.reshape(-1).view(torch.uint8).view(len(words), -1)  # little-endian
-        parts = [data >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
-        return torch.stack(parts, dim=-1).flatten(1)
-    first = torch.arange(0, words.shape[1] * _WORD - bits + 1, bits)
-    wide = torch.nn.functional.pad(words.long() & 0xFFFFFFFF, (0, 1))
-    both = wide[:, first // _WORD] | wide[:, first // _WORD + 1] << _WORD
-    return (both >> first % _WORD & (1 << bits) - 1).to(torch.uint8)
 
 
 def _grouped(q: Tensor, zero: Tensor | int, scale: Tensor, group_of: Tensor | None) -> Tensor:
@@ -74,15 +55,6 @@ def _group_of(source: TensorSource, name: str, num_groups: int) -> Tensor | None
             "download the checkpoint again"
         )
     return index
-
-
-def _check_symmetric(module: str, zero: Tensor, middle: int) -> None:
-    if bool((zero != middle).any()):
-        raise CheckpointError(
-            f"{module} has zero points other than {middle}, but the checkpoint's "
-            "quantization_config says that it is symmetric; one of the two is wrong: download both "
-            "again"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +103,7 @@ class AwqForm:
             return _grouped(q, 8, scale, None)
         zero = self._values(source.read(f"{module}.qzeros"))[:, :groups]
         if self.symmetric:
-            _check_symmetric(module, zero, 8)
+            check_symmetric(module, zero, 8)
         return _grouped(q, zero, scale, None)
 
     def _values(self, words: Tensor) -> Tensor:
@@ -139,7 +111,7 @@ class AwqForm:
         nibbles = unpack(words, 4)
         if self.gemv:
             return nibbles
-        order = list(_AWQ_COLUMNS)
+        order = list(AWQ_COLUMNS)
         return nibbles.view(len(words), -1, 8)[..., order].flatten(1).T.contiguous()
 
 
@@ -163,12 +135,12 @@ class GptqForm:
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
         words, out_features = matrix(infos, f"{module}.qweight", self.name, torch.int32)
-        in_features = words * _WORD // self.bits
+        in_features = words * WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.scales", self.name)
         found(infos, f"{module}.qzeros", self.name, torch.int32)
         check_shape(infos, f"{module}.scales", (groups, out_features))
-        check_shape(infos, f"{module}.qzeros", (groups, -(-out_features * self.bits // _WORD)))
+        check_shape(infos, f"{module}.qzeros", (groups, -(-out_features * self.bits // WORD)))
         check_shape(infos, f"{module}.g_idx", (in_features,))
         return out_features, in_features
 
@@ -179,7 +151,7 @@ class GptqForm:
         zero = unpack(source.read(f"{module}.qzeros"), self.bits).T[:out_features]
         zero = zero.short() + self.stored_zero  # the highest stands for one that has no code
         if self.symmetric:
-            _check_symmetric(module, zero, 1 << self.bits - 1)
+            check_symmetric(module, zero, 1 << self.bits - 1)
         return _grouped(q, zero, scale, _group_of(source, f"{module}.g_idx", scale.shape[1]))
 
 
@@ -207,14 +179,14 @@ class PackedForm:
     def shape(self, source: TensorSource, module: str) -> tuple[int, int]:
         infos = source.infos
         out_features, words = matrix(infos, f"{module}.weight_packed", self.name, torch.int32)
-        in_features = words * _WORD // self.bits
+        in_features = words * WORD // self.bits
         groups = _num_groups(module, in_features, self.group_size)
         found(infos, f"{module}.weight_scale", self.name)
         check_shape(infos, f"{module}.weight_scale", *_scale_shapes(out_features, groups))
         zeros = f"{module}.weight_zero_point"
         if not self.symmetric:
             found(infos, zeros, self.name, torch.int32)
-            check_shape(infos, zeros, (-(-out_features * self.bits // _WORD), groups))
+            check_shape(infos, zeros, (-(-out_features * self.bits // WORD), groups))
         check_shape(infos, f"{module}.weight_g_idx", (in_features,))
         return out_features, in_features
 

@@ -16,14 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from enginehouse.build.forms.packed_words import AWQ_COLUMNS, check_symmetric, unpack
 from enginehouse.build.forms.quantized_linear import QuantizedLinear
 from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.runtime.checkpoint.packing import unpack_int4
 from enginehouse.runtime.errors import CheckpointError
 
 Infos = Mapping[str, TensorInfo]
-# Nibble i of an AutoAWQ word holds column 0,2,4,6,1,3,5,7 [i]; this undoes it.
-_AWQ_COLUMNS = (0, 4, 1, 5, 2, 6, 3, 7)
 
 
 class LinearFormat(Protocol):
@@ -53,23 +52,9 @@ class LinearFormat(Protocol):
     def read(self, source: TensorSource, module: str) -> QuantizedLinear: ...
 
 
-def unpack_words(words: Tensor) -> Tensor:
-    """uint8 [rows, 8 * n] in [0, 15] from int32 [rows, n], the lowest nibble first."""
-    data = words.contiguous().view(torch.uint8)  # [rows, 4 * n], little-endian
-    return torch.stack([data & 0xF, data >> 4], dim=-1).flatten(1)
-
-
 def _signed(nibbles: Tensor) -> Tensor:
     """int8 in [-8, 7] from nibbles that were stored 8 higher."""
     return nibbles.to(torch.int8) - 8
-
-
-def _refuse_zero_points(module: str, zero: Tensor) -> None:
-    if zero.any():
-        raise CheckpointError(
-            f"{module} has zero points other than 8, but the checkpoint's quantization_config "
-            "says that it is symmetric; one of the two is wrong: download both again"
-        )
 
 
 def _check_group_index(source: TensorSource, name: str, group_size: int) -> None:
@@ -111,13 +96,13 @@ class AwqFormat:
         if f"{module}.qzeros" in source.infos:
             zero = self._columns(source.read(f"{module}.qzeros"))
             if not self.zero_point:
-                _refuse_zero_points(module, zero)
+                check_symmetric(module, zero + 8, 8)
         return QuantizedLinear(q, scale, zero if self.zero_point else None)
 
     @staticmethod
     def _columns(words: Tensor) -> Tensor:
         """int8 [out, rows] from int32 [rows, out/8]."""
-        nibbles = unpack_words(words).view(len(words), -1, 8)[..., list(_AWQ_COLUMNS)]
+        nibbles = unpack(words, 4).view(len(words), -1, 8)[..., list(AWQ_COLUMNS)]
         return _signed(nibbles.flatten(1)).T.contiguous()
 
 
@@ -160,12 +145,12 @@ class AwqGemvFormat:
                 raise CheckpointError(f"{name} has dtype {infos[name].dtype}; wanted int32")
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:
-        q = _signed(unpack_words(source.read(f"{module}.qweight")))
+        q = _signed(unpack(source.read(f"{module}.qweight"), 4))
         groups = q.shape[1] // self.group_size
         scale = source.read(f"{module}.scales")[:, :groups].contiguous()
-        zero = _signed(unpack_words(source.read(f"{module}.qzeros"))[:, :groups]).contiguous()
+        zero = _signed(unpack(source.read(f"{module}.qzeros"), 4)[:, :groups]).contiguous()
         if not self.zero_point:
-            _refuse_zero_points(module, zero)
+            check_symmetric(module, zero + 8, 8)
         return QuantizedLinear(q, scale, zero if self.zero_point else None)
 
 
@@ -194,12 +179,12 @@ class GptqFormat:
         _check_group_index(source, f"{module}.g_idx", self.group_size)
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:
-        q = _signed(unpack_words(source.read(f"{module}.qweight").T))
-        stored = unpack_words(source.read(f"{module}.qzeros")).T  # [out, groups]
+        q = _signed(unpack(source.read(f"{module}.qweight").T, 4))
+        stored = unpack(source.read(f"{module}.qzeros"), 4).T  # [out, groups]
         zero = _signed(stored + self.stored_zero).contiguous()
         scale = source.read(f"{module}.scales").T.contiguous()
         if self.symmetric:
-            _refuse_zero_points(module, zero)
+            check_symmetric(module, zero + 8, 8)
         return QuantizedLinear(q, scale, None if self.symmetric else zero)
 
 
@@ -239,12 +224,12 @@ class PackedFormat:
                 )
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:
-        q = _signed(unpack_words(source.read(f"{module}.weight_packed")))
+        q = _signed(unpack(source.read(f"{module}.weight_packed"), 4))
         scale = source.read(f"{module}.weight_scale")
         zero = None
         if not self.symmetric:
             packed = source.read(f"{module}.weight_zero_point")  # [out/8, groups]
-            zero = _signed(unpack_words(packed.T)[:, : len(q)]).T.contiguous()
+            zero = _signed(unpack(packed.T, 4)[:, : len(q)]).T.contiguous()
         return QuantizedLinear(q, scale, zero)
 
 
