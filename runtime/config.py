@@ -228,11 +228,10 @@ class ModelConfig:
         """All that TP cuts of MLPs: the rows of their gates, each size once, that of experts or of
         most layers first.
         """
+        experts = (self.moe_intermediate_size, self.shared_expert_size) if self.num_experts else ()
         layers = range(self.num_hidden_layers)
         plain = [self.inner_size(i) for i in layers if not self.has_experts(i)]
-        sizes = (self.moe_intermediate_size, *plain, self.shared_expert_size)
-        own = self.extra.get("layer_intermediate_sizes")
-        return tuple(size for size in dict.fromkeys(sizes[1:] if own else sizes) if size)
+        return tuple(size for size in dict.fromkeys((*experts, *plain)) if size)
 
     @property
     def gated_mlp(self) -> bool:

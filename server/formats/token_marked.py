@@ -21,7 +21,7 @@ from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.json_reader import to_json
-from enginehouse.server.tools.parser import CallParser, NotACall, Reader, skip_space
+from enginehouse.server.tools.parser import CallParser, NotACall, Reader, read_mark, skip_space
 
 _CALLS, _END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _CALL, _SEP, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -39,11 +39,8 @@ class SectionParser(CallParser):
 
     def _read(self, opening: str) -> Reader:
         while True:
-            taken = yield from skip_space()
-            while self.begin.startswith(taken) and taken != self.begin:
-                taken += yield
-            while self.close.startswith(taken) and taken != self.close:
-                taken += yield
+            taken = yield from read_mark(self.begin, (yield from skip_space()))
+            taken = yield from read_mark(self.close, taken)
             if taken != self.begin:
                 if not self._call_is_whole:
                     raise NotACall

@@ -26,7 +26,14 @@ from enginehouse.server.text.answer import AnswerParser
 from enginehouse.server.text.message import ToolCall
 from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.json_reader import to_json
-from enginehouse.server.tools.parser import CallParser, NotACall, Reader, read_literal, skip_space
+from enginehouse.server.tools.parser import (
+    CallParser,
+    NotACall,
+    Reader,
+    read_literal,
+    read_mark,
+    skip_space,
+)
 
 _MOST_NAME_CHARS = 64
 _SPACE = " \t\r\n"
@@ -92,11 +99,8 @@ class XmlParser(CallParser):
         tail = self._layout.section_end
         while True:
             if self._head:
-                taken = yield from skip_space()
-                while self._head.startswith(taken) and taken != self._head:
-                    taken += yield
-                while tail.startswith(taken) and taken != tail:
-                    taken += yield
+                taken = yield from read_mark(self._head, (yield from skip_space()))
+                taken = yield from read_mark(tail, taken)
                 if taken != self._head:
                     if not self._call_is_whole:
                         raise NotACall
@@ -119,9 +123,7 @@ class XmlParser(CallParser):
         taken = "" if mark or head[-1] != "<" else "<"
         seen: set[str] = set()
         while True:
-            taken = taken or (yield from skip_space())
-            while layout.key.startswith(taken) and taken != layout.key:
-                taken += yield
+            taken = yield from read_mark(layout.key, taken or (yield from skip_space()))
             if taken != layout.key:
                 break
             argument = yield from _up_to(layout.key_end)
@@ -135,7 +137,8 @@ class XmlParser(CallParser):
             self._add_arguments(f"{', ' if seen else '{'}{to_json(argument)}: {found}")
             seen.add(argument)
             taken = ""
-        yield from _expect(end, taken)
+        if (yield from read_mark(end, taken)) != end:
+            raise NotACall
         if seen:
             self._add_arguments("}")
             self._end_call()
@@ -154,23 +157,14 @@ class XmlParser(CallParser):
         return name
 
 
-def _expect(text: str, taken: str) -> Reader:
-    """Read the rest of a text that begins with taken."""
-    while taken != text:
-        if not text.startswith(taken):
-            raise NotACall
-        taken += yield
-    return ""
-
-
 def _up_to(mark: str) -> Reader:
     """The text before a mark; where the mark has a line break, any white space will do."""
     first, _, second = mark.partition("\n")
     text = ""
     while not text.endswith(first):
         text += yield
-    if second:
-        yield from _expect(second, (yield from skip_space()))
+    if second and (yield from read_mark(second, (yield from skip_space()))) != second:
+        raise NotACall
     return text[: -len(first)]
 
 

@@ -273,6 +273,13 @@ def skip_space() -> Reader:
             return char
 
 
+def read_mark(mark: str, taken: str) -> Reader:
+    """A text that begins with taken: the mark, or as much as tells that it is another."""
+    while mark.startswith(taken) and taken != mark:
+        taken += yield
+    return taken
+
+
 def read_value(char: str) -> Reader:
     """The JSON text of a value that begins with char."""
     value = JsonValue()
