@@ -20,7 +20,7 @@ from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
-from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.decoder import CausalAttention, causal_attention
 from enginehouse.runtime.torch.float16 import Float16Watch, Magnitude
 
 if TYPE_CHECKING:  # slow: it brings xgrammar, which most builds do without
@@ -169,8 +169,9 @@ def text_logits(executor: TorchExecutor, ids: Tensor) -> Tensor:
         stored = executor.runner.cache.round_trip
         return causal_attention(layer, q, stored(layer, k), stored(layer, v), rule)
 
-    hidden = executor.runner.model.hidden_states(ids, torch.arange(len(ids)), attend)
-    return executor.runner.model.logits(hidden)
+    model = executor.runner.model
+    hidden = model.hidden_states(ids, torch.arange(len(ids)), CausalAttention(attend))
+    return model.logits(hidden)
 
 
 def kl_divergence(truth: Tensor, logits: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.mixers import Delta, Latent, delta_of, latent_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -128,19 +129,6 @@ class QuantConfig:
         )
 
 
-class Latent(NamedTuple):
-    """Sizes of latent attention: ranks of what queries (0: they are not compressed) and keys and
-    values are compressed to; of each head the elements of a key that rope does not turn and that it
-    turns, and of a value.
-    """
-
-    query_rank: int
-    rank: int
-    nope: int
-    rope: int
-    value: int
-
-
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """One decoder-only model, and how its checkpoint is cut and quantised.
@@ -174,17 +162,29 @@ class ModelConfig:
     @property
     def qkv_size(self) -> int:
         """Rows of the fused q, k, v projection of the whole model."""
-        return (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_size
+        return self.num_attention_heads * self.query_size + self.kv_size
+
+    @property
+    def kv_size(self) -> int:
+        """Those of k and v."""
+        return 2 * self.num_key_value_heads * self.head_size
 
     @property
     def latent(self) -> Latent | None:
         """None where each KV head has keys and values of its own. Else one head of head_size, rank
         and rope together, is kept for all.
         """
-        if not self.extra.get("kv_lora_rank"):
-            return None
-        names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim")
-        return Latent(*(int(self.extra.get(name) or 0) for name in (*names, "v_head_dim")))
+        return latent_of(self.extra)
+
+    @property
+    def delta(self) -> Delta | None:
+        """None where no layer has linear attention."""
+        return delta_of(self.extra)
+
+    @property
+    def query_size(self) -> int:
+        """Rows of a query head in qkv: with those of its gate, which follow, where it has one."""
+        return self.head_size * (2 if self.extra.get("attention_gate") else 1)
 
     @property
     def attended_size(self) -> int:
@@ -212,8 +212,14 @@ class ModelConfig:
         return self.num_experts > 0 and layer not in self.extra.get("dense_layers", ())
 
     def has_attention(self, layer: int) -> bool:
-        """False for `no_attention_layers`, whose first half gives nothing."""
-        return layer not in self.extra.get("no_attention_layers", ())
+        """Over keys: false for `no_attention_layers`, whose first half gives nothing, and where
+        attention is linear.
+        """
+        return layer not in self.extra.get("no_attention_layers", ()) and not self.is_linear(layer)
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether a layer has a state in the place of keys and values."""
+        return self.delta is not None and layer in self.delta.layers
 
     def has_mlp(self, layer: int) -> bool:
         return self.has_experts(layer) or self.inner_size(layer) > 0
@@ -309,6 +315,7 @@ class ModelConfig:
             for key in ("num_experts", "top_k"):
                 _whole(_object(data, "moe"), key, 0, least=0)
             _whole(data, "moe_intermediate_size", 0, least=0)
+            delta_of(data)
             _number(data, "rotary_pct", 1.0)
             return cls(
                 architecture=str(data["architecture"]),

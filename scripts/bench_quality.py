@@ -44,7 +44,7 @@ from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.torch.attention import PagedKVCache
-from enginehouse.runtime.torch.decoder import Decoder, causal_attention
+from enginehouse.runtime.torch.decoder import CausalAttention, Decoder, causal_attention
 
 ROOT = Path(__file__).parents[1]
 TEXTS = sorted((ROOT / "tests" / "data").glob("heldout_*.txt"))
@@ -130,7 +130,7 @@ def engine_nll(checkpoint: Path, windows: Windows) -> dict[str, tuple[float, int
     for name, sequences in windows.items():
         total = 0.0
         for ids in sequences:
-            hidden = model.hidden_states(ids, torch.arange(len(ids)), attend)
+            hidden = model.hidden_states(ids, torch.arange(len(ids)), CausalAttention(attend))
             logits = model.logits(hidden[:-1])
             total += float(functional.cross_entropy(logits, ids[1:], reduction="sum"))
         result[name] = (total, sum(len(ids) - 1 for ids in sequences))

@@ -166,6 +166,19 @@ _OWN_FAMILIES = (
     _own("Glm4MoeLiteForCausalLM", rows.LATENT_ATTENTION, mixtures.DEEPSEEK_MLP),
     _own("YoutuForCausalLM", rows.LATENT_ATTENTION, rows.PLAIN_MLP),
     _own("FlexOlmoForCausalLM", rows.QWEN3_ATTENTION, mixtures.QWEN_MOE_MLP, rows.NORMS_BEHIND),
+    _own(
+        "Qwen3NextForCausalLM",
+        rows.QWEN3_NEXT_ATTENTION,
+        mixtures.QWEN2_MOE_MLP,
+        norm_recipe="plus_one",
+    ),
+    _own("Qwen3_5ForCausalLM", rows.QWEN3_5_ATTENTION, rows.PLAIN_MLP, norm_recipe="plus_one"),
+    _own(
+        "Qwen3_5MoeForCausalLM",
+        rows.QWEN3_5_ATTENTION,
+        mixtures.QWEN2_MOE_MLP,
+        norm_recipe="plus_one",
+    ),
 )
 ARCHITECTURES: dict[str, Architecture] = {
     family.name: family for family in (*_FAMILIES, *_OWN_FAMILIES)

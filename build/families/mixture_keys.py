@@ -129,7 +129,7 @@ def _ernie_moe(hf: Hf) -> dict[str, Any]:
     }
 
 
-def _qwen2_moe(hf: Hf) -> dict[str, Any]:
+def qwen2_moe(hf: Hf) -> dict[str, Any]:
     refuse(hf, "use_sliding_window", (False,))
     shared = integer(hf, "shared_expert_intermediate_size")
     return {
@@ -360,7 +360,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 DEFAULTS["GraniteMoeSharedForCausalLM"] = DEFAULTS["GraniteMoeForCausalLM"]
 EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
-    "Qwen2MoeForCausalLM": _qwen2_moe,
+    "Qwen2MoeForCausalLM": qwen2_moe,
     "Glm4MoeForCausalLM": _glm4_moe,
     "Dots1ForCausalLM": _dots1,
     "Ernie4_5_MoeForCausalLM": _ernie_moe,

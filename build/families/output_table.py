@@ -10,11 +10,13 @@ from typing import NamedTuple
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.shapes import head_norm_size, source_shape
 from enginehouse.build.forms.weight_forms import (
+    FLOAT32_WORDS,
     OutputTensor,
     is_quantized,
     linear_tensors,
 )
-from enginehouse.runtime.config import Latent, ModelConfig
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.mixers import Delta, Latent
 
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 
@@ -34,14 +36,19 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
     through the model. Experts are no linears (`_expert_tensors`), but the shared one's are.
     """
     tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
-    query = config.num_attention_heads // tp * head
+    heads = config.num_attention_heads // tp
     key = max(1, config.num_key_value_heads // tp) * head
     linears: dict[str, LinearShape] = {}
     if config.latent is not None:
         linears |= _latent_shapes(config, config.latent)
     elif config.has_attention(layer):
-        linears["attention.qkv"] = LinearShape(query + 2 * key, hidden, 0)
-        linears["attention.dense"] = LinearShape(hidden, query, 1)
+        linears["attention.qkv"] = LinearShape(heads * config.query_size + 2 * key, hidden, 0)
+        linears["attention.dense"] = LinearShape(hidden, heads * head, 1)
+    elif config.is_linear(layer):
+        assert config.delta is not None
+        heads = config.delta.key_heads // tp
+        linears["linear_attention.in_qkvz"] = LinearShape(heads * config.delta.rows, hidden, 0)
+        linears["linear_attention.dense"] = LinearShape(hidden, heads * config.delta.values, 1)
     if config.has_experts(layer):
         if shared := config.shared_expert_size // tp:
             linears["mlp.shared_expert.fc"] = LinearShape(2 * shared, hidden, 0)
@@ -99,6 +106,8 @@ def output_tensors(
         elif name == "attention.kv_b":
             rows, columns = source_shape(config, f"model.layers.0.self_attn.kv_b_proj.{kind}")
             table[target] = OutputTensor(config.dtype, (rows // config.mapping.tp_size, columns))
+        elif linear is None and name.startswith("linear_attention") and config.delta is not None:
+            table[target] = _delta_tensor(config, config.delta, name, kind)
         elif linear is None and name.startswith("mlp."):
             table.update(_mixture_tensors(config, target))
         elif linear is None:
@@ -116,6 +125,19 @@ def output_tensors(
             if config.has_attention(layer):
                 table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
     return table
+
+
+def _delta_tensor(config: ModelConfig, delta: Delta, name: str, kind: str) -> OutputTensor:
+    """What linear attention has beside its linears: how fast its states fade is float32."""
+    tp = config.mapping.tp_size
+    if kind in FLOAT32_WORDS:
+        return OutputTensor("float32", (delta.value_heads // tp,))
+    shapes = {
+        "linear_attention.in_ba": (2 * delta.value_heads // tp, config.hidden_size),
+        "linear_attention.conv1d": (delta.key_heads // tp * delta.mixed, delta.kernel),
+        "linear_attention.layernorm": (delta.value_size,),
+    }
+    return OutputTensor(config.dtype, shapes[name])
 
 
 def distinct_linears(config: ModelConfig) -> dict[tuple[str, LinearShape], None]:

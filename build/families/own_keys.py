@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families import mixture_keys
+from enginehouse.build.families import delta_keys, mixture_keys
 from enginehouse.build.families.attention_keys import (
     LATENT,
     latent_keys,
@@ -114,6 +114,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
     **mixture_keys.DEFAULTS,
+    **delta_keys.DEFAULTS,
 }
 ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "NemotronForCausalLM": RELU2,
@@ -143,6 +144,7 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
     **mixture_keys.ACTIVATIONS,
+    **delta_keys.ACTIVATIONS,
 }
 # The keys of the biases of attention and of MLP, where they have other names.
 BIAS_KEYS = {
@@ -320,6 +322,7 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,
     **mixture_keys.EXTRA,
+    **delta_keys.EXTRA,
 }
 # Of families that say layer by layer what others say once.
 SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {

@@ -122,6 +122,7 @@ _SHARES = {
     "PhiForCausalLM": 0.5,
     "Glm4MoeForCausalLM": 0.5,
     "MiniMaxM2ForCausalLM": 1.0,
+    **dict.fromkeys(("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"), 0.25),
 }
 # Families whose sliding layers turn by a base of their own: the default of the global layers', and
 # of theirs; None: that of the global layers.

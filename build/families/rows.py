@@ -15,7 +15,7 @@ from enginehouse.runtime.config import ModelConfig
 # What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
 # as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
 # [E, in, out] turned, gate and up, which take turns there, parted, up first; or Llama 4's, in which
-# up follows gate.
+# up follows gate; or the parts of linear attention put together head by head.
 Recipe = Literal[
     "join",
     "experts",
@@ -26,6 +26,9 @@ Recipe = Literal[
     "turned_pairs",
     "turned_halves",
     "pairs",
+    "qkvz_by_heads",
+    "qkv_by_heads",
+    "ba_by_heads",
 ]
 When = Callable[[ModelConfig, int], bool]
 
@@ -133,6 +136,48 @@ LATENT_ATTENTION = (
     row("attention.kv_a_layernorm", "self_attn.kv_a_layernorm"),
     row("attention.kv_b", "self_attn.kv_b_proj"),
     row("attention.dense", "self_attn.o_proj"),
+)
+
+
+# Three layers in four keep a state, and the fourth keys and values.
+_DELTA = (
+    exact("linear_attention.conv1d.weight", "linear_attn.conv1d.weight", "qkv_by_heads"),
+    exact("linear_attention.dt_bias", "linear_attn.dt_bias"),
+    exact("linear_attention.A_log", "linear_attn.A_log"),
+    row("linear_attention.layernorm", "linear_attn.norm"),
+    row("linear_attention.dense", "linear_attn.out_proj"),
+)
+QWEN3_NEXT_ATTENTION = (
+    *only(ModelConfig.has_attention, GEMMA3_ATTENTION),
+    *only(
+        ModelConfig.is_linear,
+        (
+            row("linear_attention.in_qkvz", "linear_attn.in_proj_qkvz"),
+            row("linear_attention.in_ba", "linear_attn.in_proj_ba"),
+            *_DELTA,
+        ),
+    ),
+)
+QWEN3_5_ATTENTION = (
+    *only(ModelConfig.has_attention, GEMMA3_ATTENTION),
+    *only(
+        ModelConfig.is_linear,
+        (
+            row(
+                "linear_attention.in_qkvz",
+                "linear_attn.in_proj_qkv",
+                "linear_attn.in_proj_z",
+                recipe="qkvz_by_heads",
+            ),
+            row(
+                "linear_attention.in_ba",
+                "linear_attn.in_proj_b",
+                "linear_attn.in_proj_a",
+                recipe="ba_by_heads",
+            ),
+            *_DELTA,
+        ),
+    ),
 )
 
 

@@ -24,6 +24,8 @@ def head_norm_size(config: ModelConfig, module: str) -> int:
         "attention.q_layernorm": config.num_attention_heads,
         "attention.k_layernorm": config.num_key_value_heads,
     }.get(module, 0)
+    if config.delta is not None and module == "linear_attention.layernorm":
+        return config.delta.value_size
     if config.latent is not None:
         ranks = {"attention.q_a_layernorm": config.latent.query_rank}
         return {**ranks, "attention.kv_a_layernorm": config.latent.rank}.get(module, 0)
@@ -48,7 +50,7 @@ def _vocabulary(config: ModelConfig, name: str) -> Shape:
 def _queries(config: ModelConfig, name: str) -> Shape:
     latent, heads = config.latent, config.num_attention_heads
     if latent is None:
-        return heads * config.head_size, config.hidden_size
+        return heads * config.query_size, config.hidden_size
     entering = latent.query_rank if ".q_b_proj." in name else config.hidden_size
     return heads * (latent.nope + latent.rope), entering
 
@@ -100,6 +102,38 @@ def _router(config: ModelConfig, name: str) -> Shape:
     return config.num_experts, config.hidden_size
 
 
+def _delta(config: ModelConfig, name: str) -> Shape:
+    """Of linear attention: what makes queries, keys, values and gates, and what reads them."""
+    delta, hidden = config.delta, config.hidden_size
+    assert delta is not None
+    values, mixed = delta.key_heads * delta.values, delta.key_heads * delta.mixed
+    return {
+        "in_proj_qkvz": (mixed + values, hidden),
+        "in_proj_qkv": (mixed, hidden),
+        "in_proj_z": (values, hidden),
+        "in_proj_ba": (2 * delta.value_heads, hidden),
+        "in_proj_b": (delta.value_heads, hidden),
+        "in_proj_a": (delta.value_heads, hidden),
+        "conv1d": (mixed, 1, delta.kernel),
+        "out_proj": (hidden, values),
+    }[name.split(".")[-2]]
+
+
+def _norm(config: ModelConfig, name: str) -> Shape:
+    if ".linear_attn." in name:
+        return (head_norm_size(config, "linear_attention.layernorm"),)
+    return (config.hidden_size,)
+
+
+def _of_value_heads(config: ModelConfig, name: str) -> Shape:
+    assert config.delta is not None
+    return (config.delta.value_heads,)
+
+
+_DELTA = (
+    *("in_proj_qkvz", "in_proj_qkv", "in_proj_z", "in_proj_ba", "in_proj_b", "in_proj_a"),
+    *("conv1d", "out_proj"),
+)
 _Of = Callable[[ModelConfig, str], Shape]
 # By the last word of a module's name: the shape of its weight, whose rows are its bias's.
 _SHAPES: dict[str, _Of] = {
@@ -117,9 +151,12 @@ _SHAPES: dict[str, _Of] = {
     "shared_expert_gate": lambda config, name: (1, config.hidden_size),
     **dict.fromkeys(("q_norm", "query_layernorm"), _query_norm),
     **dict.fromkeys(("k_norm", "key_layernorm"), _key_norm),
+    **dict.fromkeys(_DELTA, _delta),
+    "norm": _norm,
 }
 # By the last word of a tensor's name, where it is no module's weight or bias.
 _TENSORS: dict[str, _Of] = {
+    **dict.fromkeys(("A_log", "dt_bias"), _of_value_heads),
     "sinks": lambda config, name: (config.num_attention_heads,),
     "e_score_correction_bias": lambda config, name: (
         (1, config.num_experts) if "moe_statics" in name else (config.num_experts,)

@@ -244,6 +244,20 @@ NOTES |= {
     "Glm4MoeLiteForCausalLM": Note("GLM-4.7-Flash", "DeepSeek-V3 of other sizes"),
     "YoutuForCausalLM": Note("Youtu-LLM 2B", "latent attention, dense"),
     "FlexOlmoForCausalLM": Note("FlexOlmo 7x7B", "OLMo 2 with experts"),
+    "Qwen3NextForCausalLM": Note(
+        "Qwen3-Next-80B-A3B, Qwen3-Coder-Next",
+        "Qwen3.5 with experts, whose linear attention has its tensors fused by heads",
+    ),
+    "Qwen3_5ForCausalLM": Note(
+        "the text model of `Qwen3_5ForConditionalGeneration` (Qwen3.5, dense)",
+        "three layers in four keep a state in the place of keys and values (`linear_attention`, by "
+        "the gated delta rule), the fourth has gates on what it attends to (`attention_gate`); "
+        "every norm's weight is written plus one; a quarter of each head is turned",
+    ),
+    "Qwen3_5MoeForCausalLM": Note(
+        "the text model of `Qwen3_5MoeForConditionalGeneration` (Qwen3.5-35B-A3B, 397B-A17B)",
+        "Qwen3.5 with experts as Qwen2-MoE's",
+    ),
 }
 # Sizes that every family takes.
 _SIZES: dict[str, Any] = dict(

@@ -7,8 +7,8 @@ Source: TensorRT-LLM 1.2.1 checkpoint format, tensors of FP8, FP8_PER_CHANNEL_PE
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,14 +47,6 @@ class QuantizedLinear:
     pre_quant_scale: Tensor | None = None
     activation_scale: Tensor | None = None
 
-    def with_halves_swapped(self) -> QuantizedLinear:
-        """The same linear, its lower half of rows first."""
-        half = len(self.q) // 2
-        raw = self.q.view(torch.uint8).roll(half, dims=0).view(self.q.dtype)
-        scale = self.scale if len(self.scale) == 1 else self.scale.roll(half, dims=0)
-        zero = None if self.zero is None else self.zero.roll(half, dims=0)
-        return replace(self, q=raw, scale=scale, zero=zero)
-
     def dequantized(self) -> Tensor:
         """float32 [out, in], the weight that the format defines."""
         if self.q.dtype == torch.float8_e4m3fn:
@@ -72,30 +64,32 @@ def join_linears(
     quantization: QuantConfig,
     dtype: torch.dtype,
     scale_dtype: torch.dtype | None,
+    in_order: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, Tensor]:
     """The engine's tensors of one fused linear, whole: {"weight": ..., "zero": ..., ...}.
 
     linears: q, k, v in this order, or a single one. dtype: the model's, of pre-quant scales and
-    zeros; the product of a zero and a scale is rounded to it once, as the format wants.
+    zeros; the product of a zero and a scale is rounded to it once, as the format wants. in_order:
+    what has a row for each output, joined, with its rows as the engine has them.
 
     Raises CheckpointError when the linears share an input but not its factors.
     """
     if quantization.quant_algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):
-        return _join_fp8(linears, quantization)
+        return _join_fp8(linears, quantization, in_order)
     assert scale_dtype is not None
-    scale = torch.cat([linear.scale for linear in linears])
+    scale = in_order(torch.cat([linear.scale for linear in linears]))
     if not torch.equal(scale.to(scale_dtype).to(scale.dtype), scale):
         raise CheckpointError(
             f"{names[0]} has scales that are no values of {scale_dtype}, of which its checkpoint "
             "says that they are: download its files again"
         )
     tensors = {
-        "weight": pack_int4(torch.cat([linear.q for linear in linears])),
+        "weight": pack_int4(in_order(torch.cat([linear.q for linear in linears]))),
         "weights_scaling_factor": scale.to(scale_dtype),
     }
     if quantization.has_zero_point:
         zeros = [_zero(linear) for linear in linears]
-        tensors["zero"] = torch.cat(zeros).to(dtype).T.contiguous()  # [groups, out]
+        tensors["zero"] = in_order(torch.cat(zeros)).to(dtype).T.contiguous()  # [groups, out]
     if quantization.pre_quant_scale:
         factors = [_pre_quant_scale(linear) for linear in linears]
         for name, factor in zip(names, factors, strict=True):
@@ -108,8 +102,12 @@ def join_linears(
     return tensors
 
 
-def _join_fp8(linears: Sequence[QuantizedLinear], quantization: QuantConfig) -> dict[str, Tensor]:
-    raw = torch.cat([linear.q.view(torch.uint8) for linear in linears])
+def _join_fp8(
+    linears: Sequence[QuantizedLinear],
+    quantization: QuantConfig,
+    in_order: Callable[[Tensor], Tensor],
+) -> dict[str, Tensor]:
+    raw = in_order(torch.cat([linear.q.view(torch.uint8) for linear in linears]))
     tensors = {"weight": raw.view(torch.float8_e4m3fn)}
     if quantization.quant_algo == "FP8":
         scales = {float(linear.scale) for linear in linears}
@@ -121,7 +119,7 @@ def _join_fp8(linears: Sequence[QuantizedLinear], quantization: QuantConfig) -> 
         tensors["activation_scaling_factor"] = torch.stack(known).amax(dim=0)
     else:
         rows = [linear.scale.expand(len(linear.q)) for linear in linears]
-        tensors["per_channel_scale"] = torch.cat(rows)
+        tensors["per_channel_scale"] = in_order(torch.cat(rows))
     return tensors
 
 

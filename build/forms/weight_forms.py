@@ -52,15 +52,20 @@ class OutputTensor(NamedTuple):
         return prod(self.shape) * dtype.itemsize
 
 
+# Modules with a matrix that no form rounds, and words of what is float32 in every form.
+_NEVER = ("router", "kv_b", "in_ba", "conv1d")
+FLOAT32_WORDS = ("A_log", "dt_bias")
+
+
 def is_quantized(quantization: QuantConfig, target: str) -> bool:
     """Whether a tensor is the weight of a linear in a decoder layer that is not excluded.
 
-    Routers stay as they are in every form, and what makes keys and values of latents, which is
-    multiplied into queries.
+    Routers stay as they are in every form, what makes keys and values of latents, which is
+    multiplied into queries, and what makes the rates of linear attention.
     """
     module, _, kind = target.rpartition(".")
     linear = ".layers." in target and kind == "weight"
-    linear = linear and "layernorm" not in module and not module.endswith(("router", "kv_b"))
+    linear = linear and "layernorm" not in module and not module.endswith(_NEVER)
     return linear and quantization.quant_algo is not None and not quantization.excludes(module)
 
 

@@ -16,36 +16,13 @@ from typing import NamedTuple
 from enginehouse.build.families.output_table import distinct_linears
 from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.padding import padding_of
-from enginehouse.build.forms.weight_forms import FP8_FORMS, GROUP_SIZES
+from enginehouse.build.forms.weight_forms import GROUP_SIZES
+from enginehouse.build.plan.multiples import Multiples, multiples
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import PlanError
+from enginehouse.runtime.mixers import Delta
 
 _WORDS = ("out_features", "in_features")
-
-
-class Multiples(NamedTuple):
-    """What a linear's features must be multiples of: outputs and inputs, on the axis that is cut,
-    per rank, and on the other. columns: what an MLP that must be padded is padded to, per rank.
-    """
-
-    cut: tuple[int, int] = (1, 1)
-    whole: tuple[int, int] = (1, 1)
-    columns: int = 1
-
-
-def multiples(quant: str, tp: int, group_size: int | None, for_trtllm: bool = True) -> Multiples:
-    """Of a form. Beyond whole groups and the kernel's 64, TensorRT-LLM pads both axes of a whole
-    INT4 linear to multiples of group_size * tp and then wants a checkpoint of the padded shapes
-    (seen in its own tables: SmolLM2 at group_size 128 has 640 for 576), which what enters it has
-    not. Other backends want whole groups and pairs of rows. cuBLAS multiplies FP8 in sixteens.
-    """
-    if group_size is not None:
-        groups = (group_size, group_size)
-        whole = (group_size * tp, group_size * tp) if for_trtllm else (2, group_size)
-        return Multiples(groups, whole, group_size)
-    if quant == "int8":  # the tiles of the weight-only kernel
-        return Multiples((16, 64), (16, 64), 64)
-    return Multiples(columns=16 if quant in FP8_FORMS else 1)
 
 
 class CutModel(NamedTuple):
@@ -101,6 +78,8 @@ def _padded(
     rule = multiples(quant, tp, group_size, strict)
     if any(config.hidden_size % multiple for multiple in rule.whole) or tp > inner:
         return
+    if config.delta is not None and not _cuts_states(config.delta, tp, rule):
+        return
     fixed = _norms_all_heads(config) or (for_trtllm and _is_fixed(config))
     heads = _fixed_heads(config, rule) if fixed else least_heads(config, rule)
     if heads is None:
@@ -111,6 +90,13 @@ def _padded(
     elif inner % tp or inner // tp % max(rule.cut):
         inner = -(-inner // (tp * rule.columns)) * tp * rule.columns
     yield with_numbers(config, *heads, inner)
+
+
+def _cuts_states(delta: Delta, tp: int, rule: Multiples) -> bool:
+    """Whether each rank has whole key heads of linear attention, to which none can be added."""
+    heads = delta.key_heads // tp
+    outputs, inputs = heads * delta.rows, heads * delta.values
+    return delta.key_heads % tp == 0 and not (outputs % rule.cut[0] or inputs % rule.cut[1])
 
 
 def with_numbers(config: ModelConfig, heads: int, kv_heads: int, inner: int) -> ModelConfig:
@@ -185,9 +171,10 @@ def _is_fixed(config: ModelConfig) -> bool:
 
 def _norms_all_heads(config: ModelConfig) -> bool:
     """Whether a norm is over all heads together: an added one, or one more of the same, would
-    change it.
+    change it; or heads share latents, or stand beside linear attention, which has none to spare.
     """
-    return bool(config.extra.get("qk_layernorm_all_heads", False)) or config.latent is not None
+    of_states = config.latent is not None or config.delta is not None
+    return of_states or bool(config.extra.get("qk_layernorm_all_heads", False))
 
 
 def _are_several(config: ModelConfig) -> bool:
@@ -207,7 +194,7 @@ def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None
         count = kv_heads * copies
         per_rank, kv_per_rank = heads // tp, max(1, count // tp)
         divided = heads % tp == 0 and (count % tp == 0 or tp % count == 0)
-        inputs, outputs = per_rank * size, (per_rank + 2 * kv_per_rank) * size
+        inputs, outputs = per_rank * size, per_rank * config.query_size + 2 * kv_per_rank * size
         if divided and inputs % rule.cut[1] == 0 and outputs % rule.cut[0] == 0:
             return heads, count
     return None
@@ -248,6 +235,12 @@ def _uncuttable(
         return (
             f"the MLPs have {_listed(config.inner_sizes)} columns, to which none can be added as "
             f"they are of several kinds, and tp={tp} does not cut all; {instead}: choose one"
+        )
+    if config.delta is not None and tp not in legal:
+        return (
+            f"{quant}: {config.num_attention_heads} heads of attention and "
+            f"{config.delta.key_heads} key heads of linear attention cannot be cut over tp={tp}, "
+            f"and to linear attention none can be added; {instead}: choose one"
         )
     if own:
         return (
@@ -303,10 +296,16 @@ def check_mapping(config: ModelConfig, tp: int) -> None:
     key = _uncut(config, tp)
     if key is not None:
         raise PlanError(
-            f"{key}={getattr(config, key)} cannot be cut over tp={tp}; "
+            f"{key}={_number(config, key)} cannot be cut over tp={tp}; "
             f"choose tp in {_listed(legal_tp(config))}; or leave --no-pad out: padding is the "
             "default"
         )
+
+
+def _number(config: ModelConfig, key: str) -> int:
+    if key == "linear_num_key_heads" and config.delta is not None:
+        return config.delta.key_heads
+    return int(getattr(config, key))
 
 
 def check_stages(config: ModelConfig, pp: int) -> None:
@@ -325,6 +324,8 @@ def _uncut(config: ModelConfig, tp: int) -> str | None:
         return "num_key_value_heads"
     if config.num_attention_heads % tp:
         return "num_attention_heads"
+    if config.delta is not None and config.delta.key_heads % tp:
+        return "linear_num_key_heads"
     inner = config.moe_intermediate_size
     key = "intermediate_size" if inner == config.intermediate_size else "moe_intermediate_size"
     return key if any(inner % tp for inner in config.inner_sizes) else None

@@ -45,7 +45,8 @@ class Footprint(NamedTuple):
     """One GPU's memory, bytes, for the rank that needs most.
 
     kv_sequence: keys and values of one sequence of kv_window tokens. A longer one needs no more
-    where the runtime keeps windows; a shorter one its share.
+    where the runtime keeps windows; a shorter one its share. state: what linear attention keeps of
+    each sequence, however long.
     """
 
     weights: int
@@ -54,10 +55,11 @@ class Footprint(NamedTuple):
     kv_per_token: int
     kv_sequence: int
     kv_window: int
+    state: int
 
     def kv_of(self, context: int) -> int:
         """What one sequence of `context` tokens takes."""
-        return self.kv_sequence * min(context, self.kv_window) // self.kv_window
+        return self.state + self.kv_sequence * min(context, self.kv_window) // self.kv_window
 
 
 def footprint(plan: BuildPlan) -> Footprint:
@@ -71,6 +73,7 @@ def footprint(plan: BuildPlan) -> Footprint:
         kv_per_token=per_token,
         kv_sequence=windowed_bytes(plan) if windows else per_token * plan.max_seq_len,
         kv_window=min(windows, default=plan.max_seq_len),
+        state=_state_bytes(plan.config),
     )
 
 
@@ -106,6 +109,16 @@ def kv_bytes_per_token(config: ModelConfig) -> int:
     return 2 * layers * heads * config.head_size * width
 
 
+def _state_bytes(config: ModelConfig) -> int:
+    """Of a sequence, on one GPU of the stage with most layers of linear attention."""
+    mapping, delta = config.mapping, config.delta
+    if delta is None:
+        return 0
+    stages = (mapping.layers(i, config.num_hidden_layers) for i in range(mapping.pp_size))
+    layers = max(sum(map(config.is_linear, stage)) for stage in stages)
+    return layers * delta.state_bytes(4 if config.dtype == "float32" else 2) // mapping.tp_size
+
+
 def _activation_bytes(plan: BuildPlan) -> int:
     """The widest pair of layers' inputs and outputs, and the logits of a full batch, or of every
     token of an iteration where trtllm-build is asked for those of prompts.
@@ -124,6 +137,7 @@ def _activation_bytes(plan: BuildPlan) -> int:
 # What gives a layer's widest activations, and what reads them.
 _PAIRS = (
     ("attention.qkv", "attention.dense"),
+    ("linear_attention.in_qkvz", "linear_attention.dense"),
     ("mlp.fc", "mlp.proj"),
     ("mlp.shared_expert.fc", "mlp.shared_expert.proj"),
 )
@@ -195,6 +209,7 @@ def print_page(plan: BuildPlan, console: Console) -> None:
         ("runtime", f"about {needs.runtime / GIB:.2f} GiB"),
         ("KV cache", _budget_words(budget, needs, plan)),
         ("KV per token", f"{needs.kv_per_token / 1024:.1f} KiB on each GPU"),
+        *([("linear attention", _state_words(needs.state))] if needs.state else []),
         *([("windows", _window_words(plan))] if plan.max_attention_window else []),
     ]
     table = Table(show_header=False, box=None, pad_edge=False)
@@ -223,6 +238,10 @@ def _window_words(plan: BuildPlan) -> str:
     else:
         who = f"backend={plan.settings.backend} keeps all the same; tensorrt_llm {spared}"
     return f"{sliding} of {len(windows)} layers look back {min(windows):,} tokens: {who}"
+
+
+def _state_words(state: int) -> str:
+    return f"{state / 2**20:.2f} MiB a sequence on each GPU, however long it is"
 
 
 def _budget_words(budget: int, needs: Footprint, plan: BuildPlan) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.mixture_rows import RENAMED
 from enginehouse.build.families.output_table import linear_shapes
+from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import EMBEDDING, TensorRow
 from enginehouse.build.families.shapes import source_shape
 from enginehouse.build.forms.block_floats import FP8_BLOCK
@@ -138,9 +139,10 @@ def _check_blocks(quant: str, config: ModelConfig) -> None:
 
 
 def _folds_factors(config: ModelConfig) -> bool:
-    """Whether norms feed the linears whose input factors they take up."""
+    """Whether norms feed the linears whose input factors they take up, and no others."""
     extra = config.extra
-    return bool(extra.get("input_layernorms", True) and extra.get("norm_weights", True))
+    has_norms = extra.get("input_layernorms", True) and extra.get("norm_weights", True)
+    return bool(has_norms) and config.delta is None
 
 
 def _is_stacked(config: ModelConfig) -> bool:
@@ -270,8 +272,10 @@ class HfLayout:
             tensor = tensor.view(torch.uint8)
         if row.recipe == "experts":
             tensor = tensor.flatten(0, 1)
-        if row.recipe == "swap_halves":
-            tensor = _swap_halves(tensor)
+        if reorders(row.recipe):
+            tensor = reordered(self.config, row.recipe, tensor, back=True)
+        if row.recipe == "qkv_by_heads":
+            tensor = tensor.unsqueeze(1)
         rows = [source_shape(self.config, source)[0] for source in row.sources]
         parts = tensor.split([count * len(tensor) // sum(rows) for count in rows])
         names = [_of_module(source, kind) for source in row.sources]
@@ -310,18 +314,12 @@ class HfLayout:
 
 def _is_single(row: TensorRow) -> bool:
     """Whether a linear is one in Hugging Face's model too, and shares its input with no other."""
-    joined = row.target.endswith((".qkv.weight", ".fc.weight", ".gate.weight"))
-    fused_before = row.recipe == "swap_halves" or row.sources[0].endswith(".qkv_proj.weight")
+    joined = row.target.endswith((".qkv.weight", ".in_qkvz.weight", ".fc.weight", ".gate.weight"))
+    fused = (".qkv_proj.weight", ".in_proj_qkvz.weight")
+    fused_before = row.recipe == "swap_halves" or row.sources[0].endswith(fused)
     return not joined or fused_before
 
 
 def _of_module(source: str, kind: str) -> str:
     """Another tensor of the module that `source` is the weight or bias of."""
     return f"{source.rpartition('.')[0]}.{kind}"
-
-
-def _swap_halves(tensor: Tensor) -> Tensor:
-    """Also of float8, which torch rolls on no device."""
-    if tensor.dtype == torch.float8_e4m3fn:
-        return _swap_halves(tensor.view(torch.uint8)).view(tensor.dtype)
-    return tensor.roll(len(tensor) // 2, dims=0)

@@ -19,7 +19,7 @@ from enginehouse.build.quantize.reference import ReferenceModel, fast_products
 from enginehouse.runtime.checkpoint.packing import FP8_MAX, INT8_MAX
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.errors import CheckpointError
-from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.decoder import CausalAttention, causal_attention
 
 # Passages are separated by a line of dashes. The first is our own words: prose, dialogue, code,
 # tables, other languages. The second is from novels in the public domain: calibration_sources.txt.
@@ -80,7 +80,7 @@ def kv_maxima(
         saved.save(layer, hidden, notes, last=layer == model.config.num_hidden_layers)
 
     with fast_products():
-        model.hidden_states(sequences, advance, attend, earlier, passed)
+        model.hidden_states(sequences, advance, CausalAttention(attend), earlier, passed)
     return maxima
 
 

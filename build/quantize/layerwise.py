@@ -25,7 +25,12 @@ from enginehouse.build.quantize.reference import ReferenceModel, fast_products
 from enginehouse.runtime.checkpoint.rope import Angles
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.torch.decoder import PREFIX, DecoderLayer, causal_attention
+from enginehouse.runtime.torch.decoder import (
+    PREFIX,
+    CausalAttention,
+    DecoderLayer,
+    causal_attention,
+)
 
 # Linears that share an input, and so its factors; in the order in which a layer runs them.
 SHARED_INPUTS = (
@@ -33,6 +38,8 @@ SHARED_INPUTS = (
     ("attention.q_a", "attention.q", "attention.kv_a"),
     ("attention.q_b",),
     ("attention.dense",),
+    ("linear_attention.in_qkvz",),
+    ("linear_attention.dense",),
     ("mlp.fc", "mlp.gate"),
     ("mlp.proj",),
     ("mlp.shared_expert.fc",),
@@ -226,7 +233,7 @@ class LayerwiseWalk(ABC):
             return self._attended[sequence]
 
         states = self._hidden[sequence]
-        return decoder.attend(layer, states, self._angles(layer, states), attend)
+        return decoder.attend(layer, states, self._angles(layer, states), CausalAttention(attend))
 
     def _enter_mlp(self, layer: int, decoder: DecoderLayer, sequence: int) -> Tensor:
         """What the first half gives, computed once, when its linears are settled."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import stage_rows
+from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.forms.block_quantization import quantize_fp8_blocks, quantize_mxfp8
@@ -24,7 +25,7 @@ from enginehouse.build.forms.quantization import (
     quantize_fp8_rowwise,
     quantize_int4,
 )
-from enginehouse.build.forms.weight_forms import is_quantized
+from enginehouse.build.forms.weight_forms import FLOAT32_WORDS, is_quantized
 from enginehouse.build.quantize.pieces import Pieces, can_be_cut, read_pieces
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import pack_int4
@@ -85,10 +86,12 @@ def joined(row: TensorRow, parts: Sequence[Tensor], config: ModelConfig) -> Tens
     whole = parts[0] if len(parts) == 1 else torch.cat([as_bytes(part) for part in parts])
     if row.recipe == "experts":
         whole = whole.view(config.num_experts, -1, whole.shape[1])
-    if row.recipe == "swap_halves":
-        whole = as_bytes(whole).roll(len(whole) // 2, dims=0)
+    if reorders(row.recipe):
+        whole = reordered(config, row.recipe, whole)
     if row.recipe == "flat":
         return whole.flatten()
+    if row.recipe == "qkv_by_heads":  # a convolution of each channel by itself
+        return whole.flatten(1)
     if row.recipe in ("turned_experts", "turned_pairs", "turned_halves"):
         whole = whole.mT.contiguous()
     if row.recipe == "turned_halves":
@@ -202,7 +205,7 @@ def convert_unit(
     if algo == "W8A16" or not is_quantized(quantization, rows[0].target):
         for row in rows:
             dtype: torch.dtype = getattr(torch, config.dtype)
-            if ".mlp.router." in row.target:
+            if ".mlp.router." in row.target or row.target.endswith(FLOAT32_WORDS):
                 dtype = torch.float32
             shape, parts = _pieces(row, source, config, padding)
             yield row.target, Pieces(shape, (in_dtype(row.target, part, dtype) for part in parts))

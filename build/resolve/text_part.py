@@ -100,6 +100,31 @@ _TEXTS = {
             "rope_theta": 5e5,
         },
     ),
+    "Qwen3_5ForConditionalGeneration": _Text(
+        "Qwen3_5ForCausalLM",
+        "qwen3_5_text",
+        {
+            "vocab_size": 248_320,
+            "hidden_size": 4096,
+            "intermediate_size": 12_288,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "max_position_embeddings": 32_768,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
+    "Qwen3_5MoeForConditionalGeneration": _Text(
+        "Qwen3_5MoeForCausalLM",
+        "qwen3_5_moe_text",
+        {
+            "vocab_size": 248_320,
+            "hidden_size": 2048,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 16,
+            "max_position_embeddings": 32_768,
+            "rms_norm_eps": 1e-6,
+        },
+    ),
 }
 # By the text model's own model_type, where a tower has several.
 _OTHERS = {

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import recipe_of, stage_rows
+from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import Recipe
 from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.exclude import excluded_patterns
@@ -281,11 +282,13 @@ class QuantizedTensors:
         self, modules: Sequence[str], config: ModelConfig, recipe: Recipe
     ) -> dict[str, Tensor]:
         linears = [self.linear(module) for module in modules]
-        if recipe == "swap_halves":
-            linears = [linear.with_halves_swapped() for linear in linears]
         dtype: torch.dtype = getattr(torch, config.dtype)
         scale_dtype = self._scale_dtype if self._layout.group_size else None
-        return join_linears(modules, linears, config.quantization, dtype, scale_dtype)
+
+        def in_order(tensor: Tensor) -> Tensor:
+            return reordered(config, recipe, tensor) if reorders(recipe) else tensor
+
+        return join_linears(modules, linears, config.quantization, dtype, scale_dtype, in_order)
 
 
 def _without_ones(module: str, linear: QuantizedLinear) -> QuantizedLinear:

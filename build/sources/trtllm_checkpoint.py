@@ -19,6 +19,7 @@ from torch import Tensor
 from enginehouse.build.families.architectures import recipe_of, stage_rows
 from enginehouse.build.families.config_values import read_json
 from enginehouse.build.families.output_table import output_tensors
+from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.exclude import excluded_patterns
 from enginehouse.build.forms.quantization import check_finite
@@ -257,8 +258,9 @@ class TrtllmTensors:
         row, recipe = self.read_row(sources), recipe_of(self._config, sources)
         if recipe == "experts":
             return row.flatten(0, 1)
-        if recipe == "swap_halves":
-            return row.roll(len(row) // 2, dims=0)
+        if reorders(recipe):
+            row = reordered(self._config, recipe, row, back=True)
+            return row.view(self.infos[sources[0]].shape) if recipe == "qkv_by_heads" else row
         return row.float() - 1 if recipe == "plus_one" else row
 
     def read_row(self, sources: Sequence[str]) -> Tensor:

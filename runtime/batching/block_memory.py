@@ -13,13 +13,19 @@ class BlockMemory:
     """Gives a pool's blocks, of block_size tokens each, to sequences.
 
     shares: whether sequences may share blocks at all. Those with a seed never do, so that what
-    the cache happens to hold cannot change their arithmetic.
+    the cache happens to hold cannot change their arithmetic. num_slots: places for what a model
+    keeps of a sequence beside blocks, at least one for each that runs; 0 where it keeps nothing.
+    Where it does, no blocks are shared: nobody has what was kept behind them.
     """
 
-    def __init__(self, pool: BlockPool, block_size: int, shares: bool = True) -> None:
+    def __init__(
+        self, pool: BlockPool, block_size: int, shares: bool = True, num_slots: int = 0
+    ) -> None:
         self.pool = pool
         self.block_size = block_size
-        self._shares_any = shares
+        self._has_slots = num_slots > 0
+        self._free_slots = list(range(num_slots))
+        self._shares_any = shares and not self._has_slots
 
     @property
     def num_blocks(self) -> int:
@@ -42,6 +48,8 @@ class BlockMemory:
         spare = 1 if others else 0  # room to decode, so that it is not preempted at once
         if self.pool.num_free_without(shared) < missing + spare:
             return None
+        if self._has_slots:
+            sequence.slot = self._free_slots.pop()
         self.pool.share(shared)
         sequence.blocks = shared + self.pool.allocate(missing)
         sequence.num_remembered = len(shared)
@@ -66,6 +74,8 @@ class BlockMemory:
             sequence.num_remembered = full
 
     def release(self, sequence: Sequence) -> None:
+        if self._has_slots and sequence.blocks:
+            self._free_slots.append(sequence.slot)
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         sequence.num_remembered = 0

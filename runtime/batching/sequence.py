@@ -21,7 +21,8 @@ from enginehouse.runtime.request import GIVES_WAY, Request
 class Sequence:
     """A request on its way: its tokens so far, and how many have their keys and values.
 
-    Where those are is the memory's to know: blocks, hashes and num_remembered are `BlockMemory`'s.
+    Where those are is the memory's to know: blocks, hashes, num_remembered and slot are
+    `BlockMemory`'s.
     """
 
     request: Request
@@ -30,6 +31,7 @@ class Sequence:
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
     hashes: list[BlockHash] = field(default_factory=list)  # of the full blocks, as far as needed
+    slot: int = 0  # of what is kept of it beside its blocks
     num_remembered: int = 0  # blocks already given to the pool under their hash
     num_cached_tokens: int | None = None  # found at the first admission
     root_hash: BlockHash = ROOT_HASH  # before the first block: only equal roots share a prefix

@@ -35,6 +35,7 @@ _MODULE_CUTS = {
     "lm_head": Cut.VOCABULARY,
     "qkv": Cut.QKV,
     **dict.fromkeys(("q", "q_b", "kv_b"), Cut.ROWS),  # of latent attention, heads one by one
+    **dict.fromkeys(("in_qkvz", "in_ba", "conv1d"), Cut.ROWS),  # of linear attention, likewise
     "fc": Cut.ROWS,
     "gate": Cut.ROWS,
     "dense": Cut.COLUMNS,
@@ -46,7 +47,7 @@ def tensor_cut(name: str, ndim: int) -> Cut:
     """The cut of a checkpoint tensor: `transformer.layers.3.attention.qkv.weight` -> Cut.QKV."""
     *_, module, parameter = ["", *name.split(".")]
     cut = _MODULE_CUTS.get(module, Cut.COPY)
-    if parameter == "sinks":  # a number for each head
+    if parameter in ("sinks", "A_log", "dt_bias"):  # a number for each head
         return Cut.ROWS
     if parameter in ("activation_scaling_factor", "weights_scaling_factor_2"):
         return Cut.COPY
@@ -175,18 +176,19 @@ def _row_runs(name: str, cut: Cut, rows: int, config: ModelConfig, tp_rank: int)
         per_rank = -(-rows // tp)
         return [range(min(rows, tp_rank * per_rank), min(rows, (tp_rank + 1) * per_rank))]
     if cut is Cut.QKV:
-        head = config.head_size // _unit(rows, config.qkv_size, name)
+        unit = _unit(rows, config.qkv_size, name)
+        head, query = config.head_size // unit, config.query_size // unit
         q_heads = config.num_attention_heads // tp
         kv_heads = kv_heads_of_rank(config, tp_rank)
-        k_start = config.num_attention_heads
-        v_start = k_start + config.num_key_value_heads
+        k_start = config.num_attention_heads * query
+        v_start = k_start + config.num_key_value_heads * head
+        count = len(kv_heads) * head
         return [
-            range(start * head, (start + count) * head)
-            for start, count in (
-                (tp_rank * q_heads, q_heads),
-                (k_start + kv_heads.start, len(kv_heads)),
-                (v_start + kv_heads.start, len(kv_heads)),
-            )
+            range(tp_rank * q_heads * query, (tp_rank + 1) * q_heads * query),
+            *(
+                range(start + kv_heads.start * head, start + kv_heads.start * head + count)
+                for start in (k_start, v_start)
+            ),
         ]
     halves = 2 if cut is Cut.HALVES else 1
     _check_divisible(name, "rows", rows, halves * tp)
@@ -238,13 +240,14 @@ def _merge_qkv(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tenso
     tp = config.mapping.tp_size
     q_heads = config.num_attention_heads // tp
     kv_heads = len(kv_heads_of_rank(config, 0))
-    rank_rows = (q_heads + 2 * kv_heads) * config.head_size
-    head = config.head_size // _unit(parts[0].shape[0], rank_rows, name)
+    rank_rows = q_heads * config.query_size + 2 * kv_heads * config.head_size
+    unit = _unit(parts[0].shape[0], rank_rows, name)
+    head, query = config.head_size // unit, config.query_size // unit
     q: list[Tensor] = []
     k: dict[int, Tensor] = {}
     v: dict[int, Tensor] = {}
     for rank, part in enumerate(parts):
-        part_q, part_k, part_v = part.split([q_heads * head, kv_heads * head, kv_heads * head])
+        part_q, part_k, part_v = part.split([q_heads * query, kv_heads * head, kv_heads * head])
         q.append(part_q)
         for i, kv_head in enumerate(kv_heads_of_rank(config, rank)):
             k.setdefault(kv_head, part_k[i * head : (i + 1) * head])

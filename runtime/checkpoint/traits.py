@@ -60,9 +60,10 @@ class Traits:
     norms on what attention and MLP give, before it is added; norm_inputs: on what enters them.
     norm_all_heads: the norms on q and k are over all heads together, else each head's own.
     residual_scale: of what attention and MLP give, as it is added. logits_scale: of the logits,
-    before they are capped. head_bias: lm_head has one. latent: attention goes
-    through latents (`ModelConfig.latent`). gaps: layers lack attention or the MLP, or
-    have MLPs of several sizes.
+    before they are capped. head_bias: lm_head has one. gated_attention: what a head
+    gives is multiplied by the sigmoid of its gate. latent: attention goes
+    through latents (`ModelConfig.latent`). linear: some layers have linear attention
+    (`ModelConfig.delta`). gaps: layers lack attention or the MLP, or have MLPs of several sizes.
     """
 
     rules: tuple[AttentionRule, ...]
@@ -88,7 +89,9 @@ class Traits:
     logits_scale: float
     logits_soft_cap: float | None
     head_bias: bool
+    gated_attention: bool
     latent: bool
+    linear: bool
     gaps: bool
 
     @property
@@ -137,7 +140,9 @@ def traits_of(config: ModelConfig) -> Traits:
         logits_scale=1.0 / float(extra.get("logits_scaling") or 1.0),
         logits_soft_cap=extra.get("final_logit_softcapping"),
         head_bias=bool(extra.get("lm_head_bias", False)),
+        gated_attention=config.query_size > config.head_size,
         latent=config.latent is not None,
+        linear=config.delta is not None,
         gaps="layer_intermediate_sizes" in extra or "no_attention_layers" in extra,
     )
 
@@ -193,6 +198,8 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "l2_norm_heads": (False, "norms of turned heads without weights"),
     "grows_unturned": (False, "queries that grow in layers without rope"),
     "latent": (False, "latent attention"),
+    "linear": (False, "linear attention"),
+    "gated_attention": (False, "gated attention"),
     "gaps": (False, "layers without attention or MLP, or of several sizes"),
     "swiglu_limit": (None, "a bounded SwiGLU"),
 }
@@ -200,6 +207,8 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 
 def beyond_kernels(config: ModelConfig) -> str | None:
     """What the compiled kernels do not do of a model; None: they do all."""
+    if config.delta is not None:
+        return "linear attention"
     return "latent attention" if config.latent is not None else None
 
 

@@ -20,6 +20,8 @@ from enginehouse.runtime.checkpoint.packing import INT8_MAX, to_fp8
 from enginehouse.runtime.checkpoint.traits import AttentionRule, Chunked
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.machine.device import CPU
+from enginehouse.runtime.torch.linear_attention import DeltaRule
+from enginehouse.runtime.torch.states import StateCache, StateRun, recur
 
 _STORAGE = {"FP8": torch.float8_e4m3fn, "INT8": torch.int8}
 
@@ -100,7 +102,11 @@ class PagedKVCache:
         # float8 has neither copies nor selections by index: its bytes are kept.
         stored = torch.uint8 if self.storage_dtype == torch.float8_e4m3fn else self.storage_dtype
         self.device = device
-        self.layers = [_zeros(shape, stored, device) for _ in range(config.num_hidden_layers)]
+        self.layers = [
+            _zeros(shape, stored, device) if config.has_attention(i) else torch.empty(0)
+            for i in range(config.num_hidden_layers)
+        ]
+        self.num_heads = shape[0]
         self.block_size = block_size
         self.num_blocks = num_blocks
 
@@ -185,11 +191,15 @@ class StepAttention:
         slots: Tensor,
         decodes: list[DecodeGroup],
         chunks: list[PrefillChunk],
+        states: StateCache,
+        runs: list[StateRun],
     ) -> None:
         self.cache = cache
         self.slots = slots
         self.decodes = decodes
         self.chunks = chunks
+        self.states = states
+        self.runs = runs
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
         self.cache.write(layer, self.slots, k, v)
@@ -199,6 +209,11 @@ class StepAttention:
         for chunk in self.chunks:
             out[chunk.tokens] = self._prefill(layer, chunk, q[chunk.tokens], rule)
         return out.flatten(1)
+
+    def recur(
+        self, layer: int, rule: DeltaRule, mixed: Tensor, decay: Tensor, rate: Tensor
+    ) -> Tensor:
+        return recur(self.states, self.runs, layer, rule, mixed, decay, rate)
 
     def _decode(self, layer: int, group: DecodeGroup, q: Tensor, rule: AttentionRule) -> Tensor:
         """Two batched products: on a CPU several times faster than SDPA for one query token."""

@@ -17,35 +17,65 @@ from enginehouse.runtime.checkpoint.rope import Angles, Rotary
 from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
 from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.torch.around import Around
 from enginehouse.runtime.torch.attention import attend, soft_cap, visible
 from enginehouse.runtime.torch.linear import DenseLinear, Linear
+from enginehouse.runtime.torch.linear_attention import DeltaRule, LinearAttention, Past
 from enginehouse.runtime.torch.mlp import PlainMlp
 from enginehouse.runtime.torch.moe import ExpertMlp
-from enginehouse.runtime.torch.self_attention import Around, HeadAttention, LatentAttention
+from enginehouse.runtime.torch.self_attention import HeadAttention, LatentAttention
 
 Tensors = Mapping[str, Tensor]
 Observer = Callable[[str, Tensor], None]
+Attend = Callable[[int, Tensor, Tensor, Tensor, AttentionRule], Tensor]
 
 PREFIX = "transformer.layers.{}."
 
 
 class Attention(Protocol):
-    """Attends over this step's and all earlier keys of each sequence.
+    """What goes from token to token."""
 
-    q: [tokens, heads, head_size]; k, v: [tokens, kv_heads, head_size], rotated already.
-    Returns [tokens, heads * head_size].
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        """Attends over this step's and all earlier keys of each sequence.
+
+        q: [tokens, heads, head_size]; k, v: [tokens, kv_heads, head_size], rotated already.
+        Returns [tokens, heads * head_size].
+        """
+
+    def recur(
+        self, layer: int, rule: DeltaRule, mixed: Tensor, decay: Tensor, rate: Tensor
+    ) -> Tensor:
+        """What tokens read out of their sequence's state, which goes on: as DeltaRule's, of this
+        step's tokens, [tokens, ...].
+        """
+
+
+class CausalAttention:
+    """One whole sequence and nothing cached: for calibration and for checks; satisfies Attention.
+
+    attend: in the place of attention over keys.
     """
 
-    def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule
-    ) -> Tensor: ...
+    def __init__(self, attend: Attend | None = None) -> None:
+        self.attend = attend or _attend_causally
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
+        return self.attend(layer, q, k, v, rule)
+
+    def recur(
+        self, layer: int, rule: DeltaRule, mixed: Tensor, decay: Tensor, rate: Tensor
+    ) -> Tensor:
+        past = Past.none(rule.delta, 1, mixed.dtype, mixed.device)
+        return rule(mixed[None], decay[None], rate[None], past)[0][0]
 
 
-def causal_attention(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-    """One whole sequence and nothing cached: for calibration and for checks."""
+def _attend_causally(layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
     tokens = torch.arange(len(q), device=q.device)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [heads, tokens, D]
     return attend(q, k, v, visible(tokens, tokens, rule.window), rule).transpose(0, 1).flatten(1)
+
+
+causal_attention = CausalAttention()
 
 
 def normed(x: Tensor, weight: Tensor | None, bias: Tensor | None, config: ModelConfig) -> Tensor:
@@ -67,8 +97,10 @@ class DecoderLayer:
     def __init__(self, config: ModelConfig, tensors: Tensors, dtype: torch.dtype) -> None:
         self.config = config
         self.traits = traits_of(config)
-        self.attention: HeadAttention | LatentAttention | None = None
-        if "attention.dense.weight" in tensors:
+        self.attention: HeadAttention | LatentAttention | LinearAttention | None = None
+        if "linear_attention.dense.weight" in tensors:
+            self.attention = LinearAttention(config, tensors, dtype)
+        elif "attention.dense.weight" in tensors:
             kind = HeadAttention if config.latent is None else LatentAttention
             self.attention = kind(config, tensors, dtype)
         self.mlp: PlainMlp | ExpertMlp | None = None
@@ -100,8 +132,11 @@ class DecoderLayer:
         def attend(q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
             return attention(index, q, k, v, rule)
 
+        def recur(rule: DeltaRule, mixed: Tensor, decay: Tensor, rate: Tensor) -> Tensor:
+            return attention.recur(index, rule, mixed, decay, rate)
+
         entering, rule = self._entering(hidden, "input_"), self.traits.rules[index]
-        around = Around(attend, self._run, self._norm, self._shown)
+        around = Around(attend, recur, self._run, self._norm, self._shown)
         attended = self.attention(entering, rule, angles, around)
         attended = self._norm(attended, "post_") if self.traits.norm_sublayers else attended
         return self._shown("sum behind attention", self._sum(hidden, attended))

@@ -31,6 +31,7 @@ from enginehouse.runtime.machine.device import (
 )
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder
+from enginehouse.runtime.torch.states import StateCache
 from enginehouse.runtime.torch.step_plan import plan_attention
 
 
@@ -50,15 +51,17 @@ class TorchRunner:
         weights = CheckpointWeights(engine.path, engine.config)
         self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
         block_bytes = block_size * PagedKVCache.bytes_per_token(engine.config, dtype)
-        free = free_memory(self.device)
+        slots = self.capacity.max_batch_size if engine.config.delta is not None else 0
+        self.states = StateCache(engine.config, slots, dtype, self.device)
+        free = free_memory(self.device) - self.states.num_bytes
         num_blocks = count_blocks(
             engine, options, self.capacity, block_bytes, self.device.type, free
         )
-        self.kv_cache_bytes = num_blocks * block_bytes
+        self.kv_cache_bytes = num_blocks * block_bytes + self.states.num_bytes
         scales = weights.kv_scales()
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
         shares = not options.deterministic
-        self.memory = BlockMemory(BlockPool(num_blocks), block_size, shares)
+        self.memory = BlockMemory(BlockPool(num_blocks), block_size, shares, slots)
 
     @property
     def pretrained(self) -> int | None:
@@ -69,7 +72,7 @@ class TorchRunner:
         token_ids = [token for chunk in chunks for token in chunk.token_ids]
         positions = [p for c in chunks for p in range(c.start, c.start + c.num_tokens)]
         contexts = [len(c.sequence.token_ids) for c in chunks for _ in range(c.num_tokens)]
-        attention = plan_attention(self.cache, chunks, self.model.traits.windows)
+        attention = plan_attention(self.cache, self.states, chunks, self.model.traits.windows)
         hidden = self._hidden = self.model.hidden_states(
             index_tensor(token_ids, self.device),
             index_tensor(positions, self.device),
@@ -94,6 +97,7 @@ class TorchRunner:
 
     def close(self) -> None:
         self.cache.layers.clear()
+        self.states.layers.clear()
         self.model.layers.clear()
 
 

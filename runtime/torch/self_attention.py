@@ -8,7 +8,6 @@ keys and values stay as they were compressed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,22 +17,12 @@ from enginehouse.runtime.checkpoint.rope import Angles, rotate
 from enginehouse.runtime.checkpoint.traits import AttentionRule, traits_of
 from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.torch.around import Around
 from enginehouse.runtime.torch.linear import Linear, make_linear
 from enginehouse.runtime.torch.mlp import Run
 
 QUERIES, KEYS = "attention queries", "attention keys"  # what `watch` knows them by
 _LATENT_EPSILON = 1e-6  # transformers' classes have it written in
-
-
-class Around(NamedTuple):
-    """What a layer lends its attention. attend(q, k, v, rule): over its keys; norm: of heads, by
-    its name; show: what `watch` is shown.
-    """
-
-    attend: Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
-    run: Run
-    norm: Callable[[Tensor, str], Tensor]
-    show: Callable[[str, Tensor], Tensor]
 
 
 class HeadAttention:
@@ -56,6 +45,7 @@ class HeadAttention:
         qkv = around.run("attention.qkv", self.linears["attention.qkv"], x)
         if traits.clip_qkv is not None:
             qkv = qkv.clamp(-traits.clip_qkv, traits.clip_qkv)
+        qkv, gates = self._without_gates(qkv)
         heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
         sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
         qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
@@ -70,7 +60,19 @@ class HeadAttention:
         if angles.query_scale is not None:
             q = q * angles.query_scale.to(q.dtype)
         out = around.attend(show(QUERIES, q), show(KEYS, k), v, rule._replace(sinks=self.sinks))
+        out = out if gates is None else out * gates.sigmoid()
         return around.run("attention.dense", self.linears["attention.dense"], out)
+
+    def _without_gates(self, qkv: Tensor) -> tuple[Tensor, Tensor | None]:
+        """q, k and v, and the gates of what is attended to, [tokens, heads * head_size], which
+        stand behind the queries of each head.
+        """
+        c = self.config
+        if not self.traits.gated_attention:
+            return qkv, None
+        queries, keys = qkv.split([c.num_attention_heads * c.query_size, c.kv_size], dim=1)
+        queries, gates = queries.view(len(qkv), -1, 2, c.head_size).unbind(2)
+        return torch.cat([queries.flatten(1), keys], dim=1), gates.flatten(1)
 
     def _norm_heads(
         self, qk: Tensor, sizes: list[int], norm: Callable[[Tensor, str], Tensor]

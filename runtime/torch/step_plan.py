@@ -16,10 +16,14 @@ from enginehouse.runtime.torch.attention import (
     StepAttention,
     visible,
 )
+from enginehouse.runtime.torch.states import StateCache, state_runs
 
 
 def plan_attention(
-    cache: PagedKVCache, chunks: list[Chunk], windows: Collection[int | Chunked | None]
+    cache: PagedKVCache,
+    states: StateCache,
+    chunks: list[Chunk],
+    windows: Collection[int | Chunked | None],
 ) -> StepAttention:
     """Slots, block tables and masks of one iteration; a mask for each of the layers' windows.
 
@@ -43,7 +47,8 @@ def plan_attention(
         rows = slice(first_row, len(slots))
         prefills.append(PrefillChunk(rows, index_tensor(used, device), masks))
     groups = [_decode_group(cache, group, windows) for group in _by_length(decodes, size)]
-    return StepAttention(cache, index_tensor(slots, device), groups, prefills)
+    runs = state_runs(states, chunks)
+    return StepAttention(cache, index_tensor(slots, device), groups, prefills, states, runs)
 
 
 def _by_length(decodes: list[tuple[int, Chunk]], size: int) -> list[list[tuple[int, Chunk]]]:
@@ -70,12 +75,11 @@ def _decode_group(
         table[i, : len(used)] = torch.tensor(used)
     starts = index_tensor([chunk.start for _, chunk in group], device)
     positions = torch.arange(width * size, device=device)
-    layer = cache.layers[0]
     masks: dict[int | Chunked | None, torch.Tensor] = {}
     for window in windows:
         hidden = ~visible(starts, positions, window)  # [sequences, positions]
         mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=device)
         mask.masked_fill_(hidden, float("-inf"))
-        masks[window] = mask.repeat(layer.shape[0] // 2, 1).unsqueeze(1)
+        masks[window] = mask.repeat(cache.num_heads // 2, 1).unsqueeze(1)
     rows = index_tensor([row for row, _ in group], device)
     return DecodeGroup(rows, to_device(table.flatten(), device), masks)

@@ -76,6 +76,15 @@ LATENT: dict[str, Any] = dict(
     v_head_dim=32,
 )
 
+DELTA: dict[str, Any] = dict(
+    head_dim=32,
+    linear_num_key_heads=2,
+    linear_num_value_heads=4,
+    linear_key_head_dim=32,
+    linear_value_head_dim=32,
+    layer_types=["linear_attention", "full_attention"],
+)
+
 # name: transformers' config class and what differs from SIZES
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", dict(rope_parameters={"rope_theta": 5e5, **LLAMA3})),
@@ -311,6 +320,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "glm4-moe-lite": ("Glm4MoeLiteConfig", dict({**DEEPSEEK, **LATENT, "head_dim": 16})),
+    "qwen3.5": ("Qwen3_5TextConfig", dict(DELTA)),
+    "qwen3.5-moe": (
+        "Qwen3_5MoeTextConfig",
+        dict({**DELTA, **QWEN_EXPERTS}, shared_expert_intermediate_size=128),
+    ),
+    "qwen3-next": (
+        "Qwen3NextConfig",
+        dict(
+            {**DELTA, **QWEN_EXPERTS},
+            shared_expert_intermediate_size=64,
+            mlp_only_layers=[0],
+            rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        ),
+    ),
     "gpt-oss": (
         "GptOssConfig",
         dict(
@@ -326,18 +349,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 BEYOND_TENSORRT = {
     *("youtu", "nemotron-nas", "gpt-oss", "llama4", "llama4-chunked"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
+    *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
-    "llama4-chunked",
+    *("llama4-chunked", "qwen3.5-moe", "qwen3-next"),
 }
 # Whose MLPs are of several sizes.
 OF_SEVERAL_SIZES = {
     *("qwen3-moe-dense", "qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe"),
     *("granite-moe-shared", "hunyuan-moe", "llama4", "llama4-chunked"),
+    *("qwen3.5-moe", "qwen3-next"),
 }
 # Of each way in which a family's tensors are named, fused, biased, normed or left out: what forms
 # of weights meet.
@@ -345,6 +370,7 @@ OF_ALL_KINDS = (
     *("llama", "qwen2-tied", "qwen3", "phi3", "gemma2", "nemotron", "starcoder2", "cohere", "glm4"),
     *("granite-hybrid", "olmo", "phi", "nemotron-nas", "youtu", "mixtral", "qwen3-moe-dense"),
     *("qwen2-moe", "dots1", "granite-moe-shared", "gpt-oss", "llama4", "deepseek-v3"),
+    *("qwen3.5", "qwen3-next"),
 )
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 
@@ -366,7 +392,7 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
             if full_name.endswith("sinks"):
                 parameter.copy_(noise)
             elif parameter.ndim == 1:
-                parameter += 0.1 * noise
+                parameter += 0.1 * noise  # of linear attention it tells speeds apart too
             else:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
         for full_name, buffer in model.named_buffers():

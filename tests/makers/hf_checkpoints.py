@@ -38,9 +38,9 @@ def meant(tensors: Tensors, algo: str | None) -> Tensors:
     for name, tensor in tensors.items():
         scale = tensors.get(f"{name.removesuffix('weight')}weight_scale")
         scale = tensors.get(f"{name.removesuffix('weight')}weight_scale_inv", scale)
-        if not name.endswith((".weight", ".bias")):
+        if not name.endswith((".weight", ".bias", "_bias", "A_log")):
             continue
-        if scale is None or name.endswith(".bias"):
+        if scale is None or not name.endswith(".weight"):
             result[name] = tensor
         elif scale.ndim == 2 and algo not in ("W4A16_AWQ", "W4A8_AWQ"):
             second = tensors.get(f"{name.removesuffix('weight')}weight_scale_2", torch.ones(()))

@@ -331,7 +331,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
-LINEARS = ("_proj", ".w1", ".w2", ".w3")  # endings of the modules that are quantised
+# Endings of the modules that are quantised.
+LINEARS = ("_proj", ".w1", ".w2", ".w3", ".in_proj_qkv", ".in_proj_z", ".in_proj_qkvz")
 
 
 def write_quantized(

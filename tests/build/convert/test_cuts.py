@@ -78,6 +78,18 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     return same and torch.equal(*bits)
 
 
+def linear(heads: int, layers: int, head_size: int) -> dict[str, Any]:
+    """Linear attention in every other layer, of whole groups on each rank."""
+    return {
+        "layers": list(range(0, layers, 2)),
+        "num_key_heads": heads,
+        "num_value_heads": 2 * heads,
+        "key_head_dim": head_size,
+        "value_head_dim": 64,
+        "conv_kernel": 3,
+    }
+
+
 @settings(max_examples=400, deadline=None)
 @given(
     case=st.sampled_from(DENSE_AND_MIXTURES),
@@ -124,6 +136,7 @@ def test_merging_every_tensor_of_every_rank_gives_the_model_back(
         extra={
             **config.extra,
             **({"moe_intermediate_size": width * inner} if config.num_experts else {}),
+            **({"linear_attention": linear(per_rank * tp, layers, head)} if config.delta else {}),
         },
     )
     whole = config.with_mapping(Mapping())

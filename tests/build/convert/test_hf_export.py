@@ -92,6 +92,7 @@ FORMS = ["none", "fp8", "fp8_kvfp8", "fp8_rowwise", "int4", "int4_awq", "w4a8_aw
 CASES = [("biased", form) for form in FORMS]
 CASES += [("phi3", form) for form in ("fp8", "fp8_rowwise", "int4", "int4_awq")]
 CASES += [("mixtral", "fp8"), ("qwen3-moe", "fp8"), ("qwen2-tied", "fp8_rowwise")]
+CASES += [("qwen3.5", form) for form in ("fp8", "fp8_rowwise", "int4")] + [("qwen3-next", "fp8")]
 CASES += [("gemma2", "fp8"), ("gemma3", "int4_awq"), ("qwen3", "w4a8_awq")]
 
 
@@ -170,7 +171,7 @@ def check_scales(
             assert wanted is None or stored[name] == wanted, name
     for source in sources:
         name = f"{source.removesuffix('.weight')}.pre_quant_scale"
-        own = module.endswith((".attention.dense", ".mlp.proj"))
+        own = module.endswith((".attention.dense", ".linear_attention.dense", ".mlp.proj"))
         fused = family == "phi3" and module.endswith((".attention.qkv", ".mlp.fc"))
         int4 = algo in ("W4A16_AWQ", "W4A8_AWQ")
         assert (name in stored) == (int4 and (own or fused)), name

@@ -9,7 +9,7 @@ from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.traits import AttentionRule
-from enginehouse.runtime.torch.decoder import causal_attention
+from enginehouse.runtime.torch.decoder import CausalAttention, causal_attention
 
 
 def test_all_that_the_reference_computes_with_lies_on_its_device(
@@ -26,7 +26,7 @@ def test_all_that_the_reference_computes_with_lies_on_its_device(
 
     hidden = reference.hidden_states(
         [torch.arange(5), torch.arange(9)],
-        attention=attend,
+        attention=CausalAttention(attend),
     )
     assert seen == {"meta"}
     assert [tuple(x.shape) for x in hidden] == [(5, 256), (9, 256)]

@@ -19,7 +19,7 @@ from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
 from makers.engines import build_engine, train_tokenizer
-from makers.family_models import SIZES, VOCAB
+from makers.family_models import DELTA, SIZES, VOCAB
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [7 * i % 500 + 3 for i in range(40)]
@@ -58,7 +58,22 @@ def qwen3_vl() -> PreTrainedModel:
     return transformers.Qwen3VLForConditionalGeneration(config)
 
 
-WHOLES = {"mistral3": mistral3, "qwen2.5-vl": qwen2_5_vl, "qwen3-vl": qwen3_vl}
+def qwen3_5() -> PreTrainedModel:
+    rope = {"rope_type": "default", "mrope_interleaved": True, **MROPE, "mrope_section": [2, 1, 1]}
+    config = transformers.Qwen3_5Config(
+        text_config={**TEXT, **DELTA, "rope_parameters": rope, "partial_rotary_factor": 0.25},
+        vision_config={**QWEN_TOWER, "num_position_embeddings": 16},
+        dtype="float32",
+    )
+    return transformers.Qwen3_5ForConditionalGeneration(config)
+
+
+WHOLES = {
+    "mistral3": mistral3,
+    "qwen2.5-vl": qwen2_5_vl,
+    "qwen3-vl": qwen3_vl,
+    "qwen3.5": qwen3_5,
+}
 
 
 def saved(name: str, path: Path) -> PreTrainedModel:

@@ -33,6 +33,8 @@ CASES = [
     *((family, kind) for family in ("mixtral", "qwen3-moe") for kind in FP8),
     ("qwen3", "gptq v1 asymmetric"),
     ("gemma2", "awq"),
+    *(("qwen3.5", kind) for kind in (*FP8, "gptq v1 asymmetric")),
+    ("qwen3-next", "modelopt fp8"),
 ]
 
 
