@@ -156,14 +156,16 @@ class BuildSettings:
         choices=(
             *("auto", "none", "llama3_json", "llama_pythonic", "hermes", "nemotron", "mistral"),
             *("json", "qwen3_coder", "harmony", "deepseek_v3", "deepseek_v31", "glm45", "kimi_k2"),
-            *("granite", "command", "minimax_m2", "seed_oss", "phi4_mini"),
+            *("granite", "command", "minimax_m2", "seed_oss", "phi4_mini", "glm4", "lfm2"),
+            "hunyuan",
         ),
     )
     reasoning_format: str = _choice(
         "auto",
         "the marks of reasoning at the head of answers; auto is what the chat template shows",
         choices=(
-            *("auto", "none", "granite", "think", "magistral", "seed_oss", "command", "harmony"),
+            *("auto", "none", "granite", "hunyuan", "think", "magistral", "seed_oss", "command"),
+            "harmony",
         ),
     )
     workers: int = _choice(1, "tensorrt_llm: ranks compiled at once, each on a GPU of its own")

@@ -34,6 +34,10 @@ class TaggedParser(CallParser):
         is_list = char == "["
         if is_list:
             char = yield from skip_space()
+        return (yield from self._read_objects(char, is_list))
+
+    def _read_objects(self, char: str, is_list: bool) -> Reader:
+        """Objects, the first of which begins with char, and what closes them."""
         if char != "{":
             raise NotACall
         while True:

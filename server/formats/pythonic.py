@@ -27,7 +27,7 @@ _JSON_NAMES = {"true": True, "false": False, "null": None}
 
 
 class PythonicParser(BareJsonParser):
-    openings = (PYTHON_TAG, _START)
+    openings: tuple[str, ...] = (PYTHON_TAG, _START)
     bare_openings = "[{"
 
     def _read(self, opening: str) -> Reader:
@@ -37,12 +37,11 @@ class PythonicParser(BareJsonParser):
         if char != "[":
             raise NotACall
         while char != "]":
-            char = yield from self._read_call()
+            char = yield from self._read_call((yield from skip_space()))
         return (yield from read_literal(_END))
 
-    def _read_call(self) -> Reader:
-        """One call and the `,` or `]` after it, which is returned."""
-        char = yield from skip_space()
+    def _read_call(self, char: str) -> Reader:
+        """A call that begins with char, and the `,` or `]` after it, which is returned."""
         self._call_is_whole = False
         name = ""
         while char != "(":
@@ -104,6 +103,15 @@ def parse_arguments(text: str) -> str | None:
         return None
 
 
+def python_text(calls: Sequence[ToolCall]) -> str:
+    """A list of Python calls."""
+    written = []
+    for call in calls:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
+        written.append(f"{call.name}({arguments})")
+    return f"[{', '.join(written)}]"
+
+
 def _literal(node: ast.expr) -> Any:
     """The value of a literal; ValueError for all else."""
     match node:
@@ -134,11 +142,7 @@ class Pythonic(Format):
         return PythonicParser(names, max_calls)
 
     def call_text(self, calls: Sequence[ToolCall]) -> str:
-        written = []
-        for call in calls:
-            arguments = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
-            written.append(f"{call.name}({arguments})")
-        return f"[{', '.join(written)}]"
+        return python_text(calls)
 
     def forced(self, functions: Sequence[ToolFunction], parallel: bool) -> dict[str, Any]:
         return LlamaJson().forced(functions, parallel)

@@ -25,7 +25,7 @@ from enginehouse.server.tools.parser import CallParser, NotACall, Reader, read_m
 
 _CALLS, _END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _CALL, _SEP, _CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
-_FENCE, _FENCE_END = "\n```json\n", "\n```"
+FENCE, FENCE_END = "\n```json\n", "\n```"
 _MOST_NAME_CHARS = 100
 
 
@@ -38,8 +38,11 @@ class SectionParser(CallParser):
     close: str
 
     def _read(self, opening: str) -> Reader:
+        return (yield from self._read_calls((yield from skip_space())))
+
+    def _read_calls(self, char: str) -> Reader:
         while True:
-            taken = yield from read_mark(self.begin, (yield from skip_space()))
+            taken = yield from read_mark(self.begin, char)
             taken = yield from read_mark(self.close, taken)
             if taken != self.begin:
                 if not self._call_is_whole:
@@ -58,6 +61,7 @@ class SectionParser(CallParser):
                 taken += yield
                 if not self.end.startswith(taken.lstrip("}` \t\r\n")):  # of a block, or too many
                     return taken
+            char = yield from skip_space()
 
     def _read_name(self, head: str) -> Reader:
         """The function's name, by the head and what follows it up to the object's brace."""
@@ -82,7 +86,7 @@ class DeepSeekParser(SectionParser):
         while taken[-1] != "{":
             char = yield
             taken += char
-            if char != "{" and not _FENCE.strip().startswith(taken.strip()):
+            if char != "{" and not FENCE.strip().startswith(taken.strip()):
                 raise NotACall
         return name.strip()
 
@@ -118,8 +122,8 @@ class DeepSeekV3(DeepSeekV31):
 
     name = "deepseek_v3"
     before = f"{_CALL}function{_SEP}"
-    middle = _FENCE
-    after = _FENCE_END + _CALL_END
+    middle = FENCE
+    after = FENCE_END + _CALL_END
     between = "\n"
 
 

@@ -26,6 +26,7 @@ from enginehouse.server.tools.tool_choice import ToolUse
 _PROBE = "enginehouseprobe"
 _CUT = "enginehousecutshere "  # its space tells whether a template trims what it is given
 _NUMBERED = "<|tool_call_argument_begin|>"  # Kimi K2's: before it stands a call's id
+_CHANNELS = "<|channel|>"  # GPT-OSS's: beside a call it takes a thought or words, not both
 _OWN_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 # What a template can do wrong with the messages it is given; all else is a bug of ours.
 _TEMPLATE_ERRORS = (
@@ -50,7 +51,7 @@ class ChatTemplate:
             raise EngineError(f"the chat template does not compile: {error}") from None
         self._special_tokens = special_tokens
         self.variables = read - _OWN_VARIABLES - special_tokens.keys()
-        self._arguments_as_text = self._short_ids = False
+        self._arguments_as_text = self._short_ids = self._names_apart = False
         user, assistant = ChatMessage("user", "one"), ChatMessage("assistant", "two")
         system, tool = ChatMessage("system", _PROBE), ChatMessage("tool", _PROBE, None, "call0")
         self.keeps_system = self._keeps([system, user])
@@ -106,6 +107,8 @@ class ChatTemplate:
 
     def _to_template(self, message: ChatMessage, ids: Mapping[str, str]) -> dict[str, Any]:
         """The message as this template was found to take it. ids: of calls, as they are shown."""
+        if self._names_apart:
+            return _with_name_apart(message)
         fields = message.to_template()
         for call, made in zip(fields.get("tool_calls", ()), message.tool_calls, strict=False):
             if self._arguments_as_text:
@@ -115,8 +118,8 @@ class ChatTemplate:
         if "tool_call_id" in fields:
             fields["tool_call_id"] = ids.get(fields["tool_call_id"], fields["tool_call_id"])
         if message.reasoning_content is not None and "message.thinking" in self.source:
-            fields["thinking"] = message.reasoning_content  # GPT-OSS calls it so
-            if message.tool_calls and message.content:  # beside a call it takes one of the two
+            fields["thinking"] = message.reasoning_content  # GPT-OSS and LFM2 call it so
+            if message.tool_calls and message.content and _CHANNELS in self.source:
                 fields["thinking"] += f"\n\n{message.content}"
                 fields["content"] = ""
         return fields
@@ -144,12 +147,17 @@ class ChatTemplate:
         return self._num_probes(messages) == 1
 
     def _settle_calls(self, messages: Sequence[ChatMessage]) -> bool:
-        """Find the form of calls that it shows: arguments as an object or text, any id or short."""
+        """Find the form of calls that it shows: arguments as an object or text, any id or short.
+
+        GLM-4's has a function's name as `metadata`, its arguments as content, and results of
+        the role `observation`.
+        """
         for self._arguments_as_text, self._short_ids in product((False, True), repeat=2):
             if self._keeps(messages):
                 return True
         self._arguments_as_text = self._short_ids = False
-        return False
+        self._names_apart = "metadata" in self.source
+        return self._names_apart and self._keeps(messages)
 
     def _settle_tools(self, user: ChatMessage) -> bool:
         """Find whether it shows tools, and whether each must have a description and properties."""
@@ -177,6 +185,8 @@ class ChatTemplate:
         """
         if not self.takes_several_calls:
             messages = _one_call_each(messages)
+        if self._names_apart:
+            messages = [part for message in messages for part in _words_and_calls(message)]
         systems = [index for index, item in enumerate(messages) if item.role == "system"]
         tools = [index for index, item in enumerate(messages) if item.role == "tool"]
         if tools and not self.keeps_tool:
@@ -217,6 +227,24 @@ def _one_call_each(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
         known = {call.id for call in message.tool_calls}
         arranged += [item for item in results if item.tool_call_id not in known]
     return arranged
+
+
+def _words_and_calls(message: ChatMessage) -> list[ChatMessage]:
+    """What is said beside a call as a message of its own."""
+    if not message.tool_calls or not message.content:
+        return [message]
+    return [replace(message, tool_calls=()), replace(message, content="")]
+
+
+def _with_name_apart(message: ChatMessage) -> dict[str, Any]:
+    if message.role == "tool":
+        return {"role": "observation", "content": message.content}
+    if not message.tool_calls:
+        return message.to_template()
+    call = message.tool_calls[0]
+    text = json.dumps(dict(call.arguments), ensure_ascii=False)
+    content = text if call.unread is None else call.unread
+    return {"role": message.role, "metadata": call.name, "content": content}
 
 
 def _cut(text: str, content: str) -> str:

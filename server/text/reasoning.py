@@ -4,8 +4,8 @@
 
 Some templates open the mark in the prompt, so that the answer begins within it. White space around
 the marks belongs to neither side. This file does not know calls, formats or the request.
-Source: the output and the chat templates of DeepSeek-R1, QwQ and Qwen3, Magistral, Seed-OSS and
-Command R7B.
+Source: the output and the chat templates of DeepSeek-R1, QwQ and Qwen3, Magistral, Seed-OSS,
+Command R7B and Hunyuan-A13B.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Marks(NamedTuple):
 THINK = Marks("<think>", "</think>")
 MARKS = {
     "granite": Marks("<think>", "</think>", around=("<response>", "</response>")),
+    "hunyuan": Marks("<think>", "</think>", around=("<answer>", "</answer>")),
     "think": THINK,
     "magistral": Marks("[THINK]", "[/THINK]"),
     "seed_oss": Marks("<seed:think>", "</seed:think>"),
@@ -46,6 +47,7 @@ REASONING_FORMATS = ("auto", "none", *MARKS)
 # Texts of a chat template by which its models' marks are known.
 _SHOWN = {name: marks.close for name, marks in MARKS.items()} | {
     "granite": "<response></response>",  # alone it parts results of tools elsewhere
+    "hunyuan": "<answer>",
     "harmony": "<|channel|>",
 }
 
@@ -168,13 +170,16 @@ class ReasoningParser:
 
 
 class AroundParser:
-    """Leaves out what an answer stands between, where it begins so; the rest goes to `inner`."""
+    """Leaves out what an answer stands between, where it begins so; the rest goes to `inner`.
+
+    White space between the marks and the answer is left out too.
+    """
 
     def __init__(self, inner: AnswerParser, around: tuple[str, str]) -> None:
         self._inner = inner
         self._open, self._close = around
         self.num_failed = 0
-        self._state = "before"  # before, within, beyond
+        self._state = "before"  # before, opened, within, beyond
         self._held = ""
 
     @property
@@ -186,17 +191,20 @@ class AroundParser:
         if self._state == "before":
             body = self._held.lstrip()
             if body.startswith(self._open):
-                self._state, self._held = "within", body.removeprefix(self._open)
+                self._state, self._held = "opened", body.removeprefix(self._open)
             elif self._open.startswith(body):
                 return []
             else:
                 self._state = "beyond"
+        if self._state == "opened":
+            self._held = self._held.lstrip()
+            self._state = "within" if self._held else "opened"
         certain = self._held
         if self._state == "within":
             text, closed, rest = self._held.partition(self._close)
-            certain = text[: len(text) - overlap(text, self._close)]
+            certain = text[: len(text) - overlap(text, self._close)].rstrip()
             if closed:
-                self._state, certain = "beyond", text + rest
+                self._state, certain = "beyond", text.rstrip() + rest
         self._held = self._held[len(certain) :] if self._state == "within" else ""
         parts = self._inner.push(certain)
         self.num_failed = self._inner.num_failed

@@ -149,7 +149,7 @@ class Format:
             tags = self._tags(loose)
         triggers = [self.trigger]
         if not self.trigger:
-            triggers = [f'{self.before}{item.name}"' for item in functions]
+            triggers = [f"{self.before}{item.name}{self.middle[0]}" for item in functions]
         return {
             "type": "triggered_tags",
             "triggers": triggers,

@@ -33,8 +33,11 @@ def theirs(
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>"
     )
+    shown = [_shown(message, arguments_as_text) for message in messages]
+    if "'metadata'" in source:
+        shown = [_with_metadata(message) for message in shown]
     text = tokenizer.apply_chat_template(
-        [_shown(message, arguments_as_text) for message in messages],
+        shown,
         chat_template=source,
         tools=[tool.to_template() for tool in tools] or None,
         tokenize=False,
@@ -45,7 +48,7 @@ def theirs(
 
 
 def _shown(message: ChatMessage, arguments_as_text: bool) -> dict[str, Any]:
-    """With the reasoning under GPT-OSS's name too."""
+    """With the reasoning under the name of GPT-OSS and LFM2 too."""
     shown = message.to_template()
     if message.reasoning_content is not None:
         shown["thinking"] = message.reasoning_content
@@ -53,3 +56,13 @@ def _shown(message: ChatMessage, arguments_as_text: bool) -> dict[str, Any]:
         arguments = call["function"]["arguments"]
         call["function"]["arguments"] = json.dumps(arguments, ensure_ascii=False)
     return shown
+
+
+def _with_metadata(message: dict[str, Any]) -> dict[str, Any]:
+    """A call and a result as GLM-4's own code has them."""
+    if message["role"] == "tool":
+        return {"role": "observation", "content": message["content"]}
+    for call in message.pop("tool_calls", ()):
+        message["metadata"] = call["function"]["name"]
+        message["content"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return message

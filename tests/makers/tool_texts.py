@@ -9,7 +9,10 @@ from typing import Any
 from hypothesis import strategies as st
 
 from enginehouse.server.formats.command import Command
+from enginehouse.server.formats.glm4 import Glm4
 from enginehouse.server.formats.hermes import Granite, Hermes, Nemotron, Phi4Mini
+from enginehouse.server.formats.hunyuan import Hunyuan, HunyuanList
+from enginehouse.server.formats.lfm2 import Lfm2
 from enginehouse.server.formats.llama import GenericJson, LlamaJson
 from enginehouse.server.formats.mistral import Mistral, MistralNamed, MistralSpaced
 from enginehouse.server.formats.pythonic import Pythonic
@@ -41,6 +44,10 @@ FORMATS: dict[str, Format] = {
     "granite": Granite(),
     "phi4_mini": Phi4Mini(),
     "command": Command(),
+    "glm4": Glm4(),
+    "lfm2": Lfm2(),
+    "hunyuan": Hunyuan(),
+    "hunyuan_list": HunyuanList(),
 }
 XML_FORMATS: dict[str, Format] = {
     "qwen3_coder": Qwen3Coder(),

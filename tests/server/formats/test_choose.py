@@ -36,11 +36,23 @@ def test_the_format_is_chosen_from_the_template() -> None:
         ("{{ '<|tool|>' + x + '<|/tool|>' }}", "phi4_mini"),
         ("{{ '<tool_call><function=' }}", "qwen3_coder"),
         ("{{ '<tool_call>' }}", "hermes"),  # as Granite 4's
+        ("{{ '<|observation|>' + '<arg_key>' }}", "glm45"),
+        ("{{ '<|observation|>' }}", "glm4"),
+        ("{{ '<|tool_list_start|>' }}", "lfm2"),  # LFM2 without its 2.5
     ],
 )
 def test_alike_formats_are_told_apart(template: str, name: str) -> None:
     form = choose_format(template)
     assert form is not None and form.name == name
+
+
+def test_hunyuan_is_held_to_the_form_its_template_asks_for() -> None:
+    call = [ToolCall("", "f", {})]
+    block, listed = choose_format("<tool_calls><tool_call>"), choose_format('<tool_calls>[{"name"')
+    assert block and listed and block.name == listed.name == "hunyuan"
+    text = "<tool_calls><tool_call>f\n```json\n{}\n```</tool_call></tool_calls>"
+    assert block.call_text(call) == text
+    assert listed.call_text(call) == '<tool_calls>[{"name": "f", "arguments": {}}]</tool_calls>'
 
 
 def test_the_format_can_be_named() -> None:

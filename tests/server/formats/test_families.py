@@ -15,7 +15,7 @@ from enginehouse.server.prompt.template import ChatTemplate
 from enginehouse.server.text.answer import Content, Reasoning
 from enginehouse.server.text.message import ChatMessage, ToolCall
 from enginehouse.server.text.reasoning import MARKS, marks_of
-from enginehouse.server.tools.format import ToolFunction
+from enginehouse.server.tools.format import Format, ToolFunction
 from enginehouse.server.tools.tool_choice import ToolUse, as_tag
 from makers.tag_matching import allows
 from makers.templates import FAMILIES, theirs
@@ -25,9 +25,11 @@ from makers.tool_texts import calls_of, feed
 SPECIAL: dict[str, str | list[str]] = {"bos_token": "<s>", "eos_token": "</s>"}
 EVERY_FAMILY = pytest.mark.parametrize("name", FAMILIES)
 REASONING = {
-    **dict.fromkeys(("deepseek_v31", "glm45", "minimax_m2"), "think"),
-    **{name: name for name in ("harmony", "command", "seed_oss")},
+    **dict.fromkeys(("deepseek_v31", "glm45", "minimax_m2", "lfm2"), "think"),
+    **{name: name for name in ("harmony", "command", "seed_oss", "hunyuan")},
 }
+ONE_CALL_EACH = ("harmony", "glm4")  # in a message, its result behind it
+FORGET = ("deepseek_v31", "hunyuan")  # what was thought is not shown again
 WEATHER = ToolFunction(
     "get_weather",
     "The weather <now>",
@@ -98,7 +100,7 @@ def test_a_conversation_renders_as_transformers_does(name: str, conversation: st
     template = ChatTemplate(FAMILIES[name], SPECIAL)
     chat = Chat(byte_level_tokenizer(), template)
     messages = CONVERSATIONS[conversation]
-    if name == "harmony":  # one call in a message, its result behind it
+    if name in ONE_CALL_EACH:
         messages = template.arrange(messages)
     for tools in ((), (WEATHER, CLOCK)):
         for add in (True, False):
@@ -127,7 +129,7 @@ def test_a_past_call_as_the_template_writes_it_is_read_as_that_call(
     feed(parser, [answer])
     assert parser.num_failed == 0
     thought = [part.text for part in parts if isinstance(part, Reasoning)]
-    shows = name in REASONING and name != "deepseek_v31"
+    shows = name in REASONING and name not in FORGET
     assert thought == ([said.reasoning_content] if shows else [])
     end = "".join(part.text for part in parts if isinstance(part, Content)).strip()
     assert end in ("", *ENDS), end
@@ -135,7 +137,7 @@ def test_a_past_call_as_the_template_writes_it_is_read_as_that_call(
 
 # What ends a turn, which a server sees as a token and not as text.
 ENDS = ("<|im_end|>", "<|end_of_text|>", "<|END_OF_TURN_TOKEN|>", "[e~[", "<seed:eos>")
-ENDS += ("<｜end▁of▁sentence｜>", "</think><｜end▁of▁sentence｜>")
+ENDS += ("</s>", "<｜end▁of▁sentence｜>", "</think><｜end▁of▁sentence｜>")
 ENDS += ("<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",)  # always asked to go on
 
 
@@ -148,7 +150,8 @@ def test_a_forced_call_is_what_the_template_would_show_or_is_read_as_it(name: st
     plan = plan_answer(chat, chat.render([USER], SHOWN), use)
     assert plan.constraint is not None
     tag = as_tag(plan.constraint)
-    call = chat.tool_format.call_text([PARIS])
+    form = chat.tool_format
+    call = Format.call_text(form, [PARIS]) if name == "lfm2" else form.call_text([PARIS])
     marks = chat.marks
     begun = name == "minimax_m2"
     thought = f"{'' if begun or marks is None else marks.open}So.{marks.close if marks else ''}"
@@ -162,6 +165,34 @@ def test_a_forced_call_is_what_the_template_would_show_or_is_read_as_it(name: st
             [part for part in feed(plan.new_parser(), [answer]) if not isinstance(part, Reasoning)]
         ) == [("get_weather", ARGUMENTS)]
     assert not allows(tag, "Sunny.")
+
+
+def test_glm_4_is_shown_words_beside_calls_and_each_result_behind_its_call() -> None:
+    template = ChatTemplate(FAMILIES["glm4"], SPECIAL)
+    said = replace(THINKS, content="I look.", tool_calls=(PARIS, TIME))
+    results = [ChatMessage("tool", "noon", None, TIME.id), RESULT]
+    text = template.render(template.arrange([USER, said, *results]))
+    arguments = json.dumps(ARGUMENTS, ensure_ascii=False)
+    assert text == (
+        "[gMASK]<sop><|user|>\nWhat now?<|assistant|>\nI look."
+        f"<|assistant|>get_weather\n{arguments}<|observation|>\n{RESULT.content}"
+        "<|assistant|>get_time\n{}<|observation|>\nnoon<|assistant|>"
+    )
+
+
+def test_lfm2_is_shown_thoughts_and_words_beside_a_call_apart() -> None:
+    template = ChatTemplate(FAMILIES["lfm2"], SPECIAL)
+    text = template.render([USER, replace(THINKS, content="I look."), RESULT])
+    assert "<think>A look outside.</think>I look.<|tool_call_start|>[get_weather(" in text
+
+
+def test_a_template_of_lfm2_that_knows_no_calls_shows_them_as_they_are_written() -> None:
+    source = "<|tool_list_start|>{{ tools }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    chat = Chat(byte_level_tokenizer(), ChatTemplate(source, {}))
+    said = replace(THINKS, tool_calls=(TIME, replace(PARIS, arguments={"city": "L'Aquila"})))
+    text = chat.render([USER, said, RESULT], SHOWN)
+    call = """<|tool_call_start|>[get_time(), get_weather(city="L'Aquila")]<|tool_call_end|>"""
+    assert call in text and text.endswith(RESULT.content)
 
 
 def test_gpt_oss_is_shown_words_and_thoughts_beside_a_call_once() -> None:

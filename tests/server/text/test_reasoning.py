@@ -121,7 +121,10 @@ def test_a_begun_thought_is_gone_on_with(prompt: str, continued: str, within: bo
     assert opens_reasoning(prompt, continued) == within
 
 
-@pytest.mark.parametrize("name", [name for name in MARKS if name not in ("harmony", "granite")])
+PAIRS = [name for name, marks in MARKS.items() if name != "harmony" and marks.around is None]
+
+
+@pytest.mark.parametrize("name", PAIRS)
 def test_every_pair_of_marks_parts_an_answer(name: str) -> None:
     marks = MARKS[name]
     template = f"{{{{ '{marks.open}' + x + '{marks.close}' }}}}"
@@ -145,6 +148,8 @@ ANSWERS = [  # of Granite 3.3
     ("<response></response>", []),
     ("<respo", [C("<respo")]),
     ("Four.", [C("Four.")]),
+    ("<response>\n\nFour.\n\nYes.\n</response>", [C("Four.\n\nYes.")]),
+    ("<response>\nFour. \n", [C("Four. \n")]),
 ]
 
 
@@ -155,3 +160,12 @@ def test_what_an_answer_stands_between_is_left_out(text: str, parts: list[Part])
     for pieces in ([text], list(text), [text[:9], text[9:30], text[30:]]):
         parser = ReasoningParser(AroundParser(PlainParser(), marks.around), marks=marks)
         assert feed(parser, pieces) == parts
+
+
+def test_hunyuan_answers_between_marks_on_lines_of_their_own() -> None:
+    marks = marks_of("{{ content.split('<answer>')[-1] }} </think>")
+    assert marks == MARKS["hunyuan"] and marks.around is not None
+    text = "<think>\nSo.\n</think>\n<answer>\nFour.\n\nYes.\n</answer>"
+    for pieces in ([text], list(text)):
+        parser = ReasoningParser(AroundParser(PlainParser(), marks.around), marks=marks)
+        assert feed(parser, pieces) == [R("So."), C("Four.\n\nYes.")]

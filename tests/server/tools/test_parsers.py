@@ -29,7 +29,8 @@ CALLS = st.lists(
     st.builds(ToolCall, st.just(""), st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3
 )
 WORDS = st.text(st.sampled_from("abc é.,:!\n🙂"), max_size=12).map(lambda text: f"{text}x")
-ALIKE = ("deepseek_v31", "phi4_mini")  # their parsers are those of deepseek_v3 and granite
+# Their parsers are those of deepseek_v3, granite and hunyuan.
+ALIKE = ("deepseek_v31", "phi4_mini", "hunyuan_list")
 TRIED = {name: form for name, form in FORMATS.items() if name not in ALIKE}
 EVERY_FORMAT = pytest.mark.parametrize("form", TRIED.values(), ids=TRIED)
 
@@ -51,6 +52,8 @@ FRAGMENTS = st.sampled_from(
         *("<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|tool_calls_section_begin|>", ":0"),
         *("<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{", "<|tool_call_end|>"),
         *("<|tool_calls_section_end|>", '{"tool_name": "f", "parameters": {}}'),
+        *("<tool_calls>", "</tool_calls>", "<tool_call>f\n```json\n{", "<|assistant|>", "\nf\n{}"),
+        *("<|tool_call_start|>", "<|tool_call_start|>[f(", "<|tool_call_end|>"),
         *("[", "{", "(", ")", "f(", "g(a=1)", '[f(a="x")', "f", "g", ", b=2", "1.5e3", "null", "-"),
         *(
             '"name"',
@@ -285,6 +288,22 @@ LOOSE = [  # format, text, calls, content around them
     ("json", '{"name":"f"}}', ["f"], ""),
     ("json", '{"name":"f"}}; {"name":"g"}', ["f", "g"], ""),
     ("llama3_json", '<|python_tag|>{"name":"f"}}\nso', ["f"], "\nso"),
+    ("glm4", "f\n{}\nso", ["f"], "so"),
+    ("glm4", "\nf \n {}\ng\n{}", ["f", "g"], ""),
+    ("glm4", "f\nand g\nare mine", [], "f\nand g\nare mine"),
+    ("glm4", "call f\n{}", [], "call f\n{}"),
+    ("glm4", "So.<|assistant|>f\n{}", ["f"], "So."),
+    (
+        "lfm2",
+        'So. <|tool_call_start|>[{"name":"f"}, {"name":"g"}]<|tool_call_end|>',
+        ["f", "g"],
+        "So.",
+    ),
+    ("lfm2", '<|tool_call_start|>{"name":"f"}<|tool_call_end|>', ["f"], ""),
+    ("lfm2", "<|tool_call_start|>[f(), g()] so", ["f", "g"], "so"),
+    ("lfm2", "[f()]", [], "[f()]"),
+    ("hunyuan", '<tool_calls>[{"name":"f"}, {"name":"g"}]</tool_calls>', ["f", "g"], ""),
+    ("hunyuan", "<tool_calls>\n<tool_call>f\n{}\n</tool_call>\n</tool_calls> so", ["f"], "so"),
 ]
 
 

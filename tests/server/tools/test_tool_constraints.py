@@ -41,9 +41,9 @@ WRONG = ToolCall("", "get_weather", {"city": "Paris", "unit": "K"})
 
 
 def written(form: Format, *calls: ToolCall) -> str:
-    """As the model is held to write them: for pythonic, as JSON."""
+    """As the model is held to write them: Python calls as JSON."""
     form = FORMATS["llama3_json"] if form.name == "llama_pythonic" else form
-    return form.call_text(calls)
+    return Format.call_text(form, calls) if form.name == "lfm2" else form.call_text(calls)
 
 
 @FORMS
@@ -95,11 +95,11 @@ def test_strict_functions_are_held_to_their_schema_once_a_call_begins(name: str)
     tag = ToolUse((strict, CLOCK)).tag(form)
     loose = ToolCall("", "get_time", {"any": [1, {"thing": None}]})
     assert allows(tag, "It is sunny.")
-    assert allows(tag, "Let me see.\n" + form.call_text([PARIS, loose]))
-    assert not allows(tag, form.call_text([WRONG]))
+    assert allows(tag, "Let me see.\n" + written(form, PARIS, loose))
+    assert not allows(tag, written(form, WRONG))
     single = ToolUse((strict, CLOCK), parallel=False).tag(form)
-    assert allows(single, "Now.\n" + form.call_text([PARIS]))
-    assert not allows(single, form.call_text([PARIS, loose]))
+    assert allows(single, "Now.\n" + written(form, PARIS))
+    assert not allows(single, written(form, PARIS, loose))
 
 
 def test_what_asks_for_nothing_is_not_constrained() -> None:
