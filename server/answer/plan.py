@@ -1,7 +1,7 @@
 """How one request's answer is held to what was asked, and how its text is taken apart.
 
 The one place where tools, reasoning and response_format meet. This file does not know HTTP, the
-engine or any format of calls.
+engine or any format of calls but Harmony, whose channels part reasoning and calls alike.
 """
 
 from __future__ import annotations
