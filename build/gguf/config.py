@@ -134,6 +134,10 @@ def _smollm3(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(config["num_hidden_layers"])]}
 
 
+def _stablelm(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"use_qkv_bias": config["attention_bias"]}
+
+
 def _gpt_oss(file: GgufFile, config: Mapping[str, Any]) -> dict[str, Any]:
     """Its yarn begins and ends between two frequencies, which no file says."""
     scaling = config["rope_scaling"]
@@ -146,6 +150,7 @@ _OWN: dict[str, Callable[[GgufFile, Mapping[str, Any]], dict[str, Any]]] = {
     "phi3": _phi3,
     "gpt_oss": _gpt_oss,
     "smollm3": _smollm3,
+    "stablelm": _stablelm,
 }
 
 
@@ -153,7 +158,7 @@ def _check_neutral(file: GgufFile, family: GgufFamily, head_dim: int, context: i
     """CheckpointError naming the first key whose value would make another model of it."""
     known = NEUTRAL | {"attention.scale": (0, head_dim**-0.5)}
     for key, values in known.items():
-        found = None if key in family.keys else file.of_model(key)
+        found = None if key in family.keys or key in family.unread else file.of_model(key)
         if found is not None and not any(_close(found, value) for value in values):
             raise CheckpointError(
                 f"{file.path} has {file.key(key)}={found!r}, which no config.json of a "

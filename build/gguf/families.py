@@ -84,7 +84,8 @@ class GgufFamily:
     keys: of the config, each by the key of the file that it is of, which must be there. config:
     what the config says besides. epsilon: of its norms, in the file and in the config. window: of
     each so many layers the last sees the whole context, 0: none does; None: no layer has a window.
-    partial_rope: of a head's first numbers only, perhaps.
+    partial_rope: of a head's first numbers only, perhaps. unread: keys that llama.cpp takes no
+    notice of in this family.
     """
 
     model_type: str
@@ -99,6 +100,7 @@ class GgufFamily:
     epsilon: tuple[str, str] = ("attention.layer_norm_rms_epsilon", "rms_norm_eps")
     window: int | None = None
     partial_rope: bool = False
+    unread: tuple[str, ...] = ()
 
 
 # general.architecture -> the family.
@@ -190,6 +192,13 @@ FAMILIES = {
         names={"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
         config={"use_bias": True, "hidden_act": "gelu_pytorch_tanh", "sliding_window": None},
         epsilon=("attention.layer_norm_epsilon", "norm_epsilon"),
+    ),
+    "stablelm": GgufFamily(
+        "stablelm",
+        "StableLmForCausalLM",
+        epsilon=_LAYER_NORM,
+        partial_rope=True,
+        unread=("use_parallel_residual",),  # a norm before the MLP says that it is not
     ),
     "command-r": GgufFamily(
         "cohere", "CohereForCausalLM", keys={"logit_scale": "logit_scale"}, epsilon=_LAYER_NORM

@@ -7,72 +7,18 @@ Source: llama.cpp's llama-vocab.cpp and convert_hf_to_gguf.py, for how its keys 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
-from tokenizers import pre_tokenizers as pre
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from enginehouse.build.gguf.file import GgufFile
+from enginehouse.build.gguf.pre_tokenizers import PRE_TOKENIZERS
 from enginehouse.build.sources.tokenizer_files import end_of_turn_tokens
 from enginehouse.runtime.errors import CheckpointError
 
-
-def _split(pattern: str) -> pre.PreTokenizer:
-    return pre.Sequence(
-        [
-            pre.Split(Regex(pattern), behavior="isolated"),
-            pre.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-
-
-_NUMBERS_OF_3 = r"\p{N}{1,3}"
-_LLAMA3_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    + _NUMBERS_OF_3
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_TEKKEN_PATTERN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|"
-    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SHORT_FORM = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_O200K_PATTERN = (
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_SHORT_FORM}|"
-    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_SHORT_FORM}|"
-    + _NUMBERS_OF_3
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-
-def _gpt2() -> pre.PreTokenizer:
-    return pre.ByteLevel(add_prefix_space=False)
-
-
-def _digits_apart() -> pre.PreTokenizer:
-    return pre.Sequence([pre.Digits(individual_digits=True), _gpt2()])
-
-
-# tokenizer.ggml.pre -> how text is cut before byte pairs are merged.
-PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
-    "gpt-2": _gpt2,
-    "default": _gpt2,
-    "olmo": _gpt2,
-    "refact": _digits_apart,
-    "smollm": _digits_apart,
-    "command-r": _digits_apart,
-    "starcoder": _digits_apart,
-    "llama-bpe": lambda: _split(_LLAMA3_PATTERN),
-    "dbrx": lambda: _split(_LLAMA3_PATTERN),
-    "gpt-4o": lambda: _split(_O200K_PATTERN),
-    "qwen2": lambda: _split(_LLAMA3_PATTERN.replace(_NUMBERS_OF_3, r"\p{N}")),
-    "tekken": lambda: _split(_TEKKEN_PATTERN),
-}
-_WHOLE_WORDS_FIRST = ("llama-bpe", "tekken")  # a word in the vocabulary is not merged up to
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type
 
 # Of Phi-3's marks, behind all others of which white space is dropped; no key says so.
@@ -137,7 +83,7 @@ def build_tokenizer(file: GgufFile) -> Tokenizer:
         ]
     )
     bos = _token(file, "bos")
-    usual = kind == "llama" or metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    usual = kind == "llama" or PRE_TOKENIZERS[metadata["tokenizer.ggml.pre"]].begins
     if bos and metadata.get("tokenizer.ggml.add_bos_token", usual):
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A",
@@ -171,11 +117,11 @@ def _byte_level_bpe(file: GgufFile, tokens: list[str]) -> Tokenizer:
         merges.append((left, right))
     if not merges:
         raise CheckpointError(f"{file.path} has no tokenizer.ggml.merges; download the file again")
-    whole = name in _WHOLE_WORDS_FIRST
-    tokenizer = Tokenizer(BPE(vocab, merges, fuse_unk=False, ignore_merges=whole))
-    if name in ("qwen2", "command-r"):
+    found = PRE_TOKENIZERS[name]
+    tokenizer = Tokenizer(BPE(vocab, merges, fuse_unk=False, ignore_merges=found.whole))
+    if found.composed:
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]()
+    tokenizer.pre_tokenizer = found.cut()
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

@@ -27,6 +27,8 @@ def permute(weight: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 def _add_family(writer: gguf.GGUFWriter, family: str, config: dict[str, Any]) -> None:
     """The keys that the converter's class of the family adds."""
     rope = config.get("rope_parameters") or config
+    if family == "stablelm":
+        writer.add_parallel_residual(config.get("use_parallel_residual", True))
     if family == "granite":
         writer.add_attention_scale(config["attention_multiplier"])
         writer.add_embedding_scale(config["embedding_multiplier"])
@@ -130,7 +132,7 @@ def write_gguf(
     head_dim = config.get("head_dim")
     rope = config.get("rope_parameters") or config
     rope = rope.get("full_attention", rope)
-    if family in PERMUTED or family == "phi3":
+    if family in PERMUTED or family in ("phi3", "stablelm"):
         usual = config["hidden_size"] // config["num_attention_heads"]
         turned = int((head_dim or usual) * rope.get("partial_rotary_factor", 1.0))
         writer.add_rope_dimension_count(turned)

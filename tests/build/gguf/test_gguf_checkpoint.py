@@ -21,11 +21,7 @@ from enginehouse.build.families.shapes import check_tensors
 from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.gguf.file import GgufTensor, read_gguf, read_rows
 from enginehouse.build.gguf.rope import llama3_frequency_factors
-from enginehouse.build.gguf.tokenizer import (
-    PRE_TOKENIZERS,
-    build_tokenizer,
-    check_vocabulary,
-)
+from enginehouse.build.gguf.tokenizer import build_tokenizer, check_vocabulary
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.errors import CheckpointError
@@ -370,33 +366,12 @@ def test_the_tokenizer_gives_the_originals_ids(
     assert generation == {"bos_token_id": 1, "eos_token_id": [2]}
 
 
-PIECES = {
-    "olmo": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],
-    "command-r": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
-    "starcoder": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
-    "dbrx": ["It", "'s", " ", "123", "45", " cafés", "!!\n\n", " x"],
-    "gpt-4o": ["It's", " ", "123", "45", " cafés", "!!\n\n", " x"],
-    "gpt-2": ["It", "'s", " 12345", " cafés", "!!", "\n\n", " x"],
-    "smollm": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!", "\n\n", " x"],
-    "llama-bpe": ["It", "'s", " ", "123", "45", " cafés", "!!\n\n", " x"],
-    "qwen2": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!\n\n", " x"],
-    "tekken": ["It", "'s", " ", "1", "2", "3", "4", "5", " cafés", "!!\n\n", " x"],
-}
-
-
-@pytest.mark.parametrize("name", PIECES)
-def test_text_is_cut_as_each_pre_tokenizer_does(name: str) -> None:
-    text = "It's 12345 cafés!!\n\n x"
-    cuts = PRE_TOKENIZERS[name]().pre_tokenize_str(text)
-    assert [text[start:stop] for _, (start, stop) in cuts] == PIECES[name]
-
-
 @pytest.mark.parametrize("name", [None, "unheard-of"])
 def test_an_unknown_pre_tokenizer_is_refused_by_name(
     original: SourceCheckpoint, tmp_path: Path, name: str | None
 ) -> None:
     source = open_gguf(write_gguf(tmp_path / "x.gguf", original, pre=name))
-    with pytest.raises(CheckpointError, match=f"pre {name!r}; wanted one of gpt-2, .*smollm"):
+    with pytest.raises(CheckpointError, match=f"pre {name!r}; wanted one of gpt-2, .*smollm, "):
         source.write_tokenizer(tmp_path)
 
 

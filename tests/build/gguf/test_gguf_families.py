@@ -43,6 +43,7 @@ MADE_OF: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("olmo2", {}),
     "exaone4": ("exaone4", {}),
     "starcoder2": ("starcoder2", dict(sliding_window=None)),
+    "stablelm": ("stablelm", {}),
     "command-r": ("cohere", {}),
     "cohere2": (
         "cohere2",
@@ -187,4 +188,26 @@ def test_tensors_are_called_as_llama_cpp_calls_them(family: str) -> None:
 # Of rope, of llama's mixtures, and of Phi-3 and Command R+ as nobody released them here.
 NOT_READ = {"rope_freqs", "attn_rot_embd", "rope_factors_long", "rope_factors_short"}
 NOT_READ |= {"ffn_gate_inp", "ffn_gate_exps", "ffn_down_exps", "ffn_up_exps"}
-NOT_READ |= {"attn_q_norm", "attn_k_norm", "ffn_exp_probs_b"}
+NOT_READ |= {"attn_q_norm", "attn_k_norm", "ffn_exp_probs_b"}  # of StableLM 12B too
+
+
+def test_what_the_converter_says_of_a_stablelm_that_says_nothing_is_passed_over(
+    original_of: Callable[[str], SourceCheckpoint], tmp_path: Path
+) -> None:
+    """Sublayers are parallel where no norm stands before the MLP, whatever the key says."""
+
+    def edit(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop("stablelm.use_parallel_residual")
+        writer.add_parallel_residual(True)
+
+    original = original_of("stablelm")
+    found = open_gguf(write_gguf(tmp_path / "x.gguf", original, family="stablelm", edit=edit))
+    assert set(found.tensors.infos) == set(original.tensors.infos)
+
+    def parallel(writer: gguf.GGUFWriter) -> None:
+        for name in [name for name in writer.tensors[0] if ".ffn_norm." in name]:
+            writer.tensors[0].pop(name)
+
+    found = open_gguf(write_gguf(tmp_path / "y.gguf", original, family="stablelm", edit=parallel))
+    with pytest.raises(CheckpointError, match="post_attention_layernorm"):
+        check_tensors(found.tensors, model_config(found.config, "auto"))
