@@ -102,6 +102,24 @@ def _with_gaps(family: Architecture) -> Architecture:
     return replace(family, layer_rows=tuple(rows))
 
 
+def _under(family: Architecture, names: dict[str, str]) -> Architecture:
+    """Its sources begin otherwise: the usual beginning, and the family's own; the first counts."""
+
+    def renamed(row: TensorRow) -> TensorRow:
+        found = [next((u for u in names if s.startswith(u)), "") for s in row.sources]
+        sources = zip(found, row.sources, strict=True)
+        return row._replace(
+            sources=tuple(names.get(usual, "") + s.removeprefix(usual) for usual, s in sources)
+        )
+
+    return replace(
+        family,
+        first_rows=tuple(map(renamed, family.first_rows)),
+        layer_rows=tuple(map(renamed, family.layer_rows)),
+        last_rows=tuple(map(renamed, family.last_rows)),
+    )
+
+
 # Of GLM-4.5's models the larger norms its heads, the smaller (Air) does not.
 _GLM4_MOE_NORMS = rows.only(
     lambda config, layer: bool(config.extra["qk_layernorm"]), rows.qk_norms()
@@ -179,6 +197,20 @@ _OWN_FAMILIES = (
         mixtures.QWEN2_MOE_MLP,
         norm_recipe="plus_one",
     ),
+    _under(
+        _own(
+            "GPTNeoXForCausalLM",
+            rows.NEOX_ATTENTION,
+            rows.NEOX_MLP,
+            norm_biases=True,
+            last_norm="model.final_layer_norm",
+        ),
+        {
+            "model.embed_tokens.": "gpt_neox.embed_in.",
+            "model.": "gpt_neox.",
+            "lm_head.": "embed_out.",
+        },
+    ),
 )
 ARCHITECTURES: dict[str, Architecture] = {
     family.name: family for family in (*_FAMILIES, *_OWN_FAMILIES)
@@ -217,7 +249,9 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
     if pp_rank == config.mapping.pp_size - 1:
         tied = config.tie_word_embeddings
         found += [
-            row._replace(sources=(EMBEDDING,)) if tied and row.sources == (LM_HEAD,) else row
+            row._replace(sources=architecture.first_rows[0].sources)
+            if tied and row.target == "lm_head.weight"
+            else row
             for row in architecture.last_rows
         ]
     return [row._replace(optional=False) for row in found]

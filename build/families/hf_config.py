@@ -14,7 +14,12 @@ from enginehouse.build.families.architectures import architecture_of
 from enginehouse.build.families.attention_keys import attention_windows
 from enginehouse.build.families.config_values import REMEDY, boolean, integer, number
 from enginehouse.build.families.family_keys import ACTIVATIONS, DEFAULTS, family_extra
-from enginehouse.build.families.own_keys import BIAS_KEYS, EPSILON_KEYS, SIZES
+from enginehouse.build.families.own_keys import (
+    BIAS_KEYS,
+    EPSILON_KEYS,
+    OTHER_ACTIVATIONS,
+    SIZES,
+)
 from enginehouse.build.families.rope_config import read_rope
 from enginehouse.runtime.config import DTYPES, ModelConfig
 from enginehouse.runtime.errors import CheckpointError
@@ -88,12 +93,13 @@ def family_name(hf: Mapping[str, Any]) -> str:
 
 
 def _activation(hf: Mapping[str, Any], name: str) -> str:
-    """TensorRT-LLM's word for the family's one activation; CheckpointError for another."""
-    known, written = ACTIVATIONS[name]
-    found = hf.get("hidden_activation") or hf.get("hidden_act", known[0])
-    if found not in known:
-        raise CheckpointError(f"config.json has hidden_act={found!r}; wanted {known[0]!r}")
-    return written
+    """TensorRT-LLM's word for an activation of the family's; CheckpointError for another."""
+    (usual, *_), _ = ACTIVATIONS[name]
+    found = hf.get("hidden_activation") or hf.get("hidden_act", usual)
+    for words, written in (ACTIVATIONS[name], *OTHER_ACTIVATIONS.get(name, ())):
+        if found in words:
+            return written
+    raise CheckpointError(f"config.json has hidden_act={found!r}; wanted {usual!r}")
 
 
 def _dtype(hf: Mapping[str, Any], asked: str) -> str:

@@ -17,6 +17,7 @@ from enginehouse.build.families.attention_keys import (
     sliding_layers,
 )
 from enginehouse.build.families.config_values import (
+    EXACT_GELU,
     GELU,
     RELU2,
     SILU,
@@ -113,6 +114,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "GraniteMoeHybridForCausalLM": {},
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "GPTNeoXForCausalLM": {"attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5},
     **mixture_keys.DEFAULTS,
     **delta_keys.DEFAULTS,
 }
@@ -143,8 +145,13 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "GraniteMoeHybridForCausalLM": SWIGLU,
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
+    "GPTNeoXForCausalLM": EXACT_GELU,
     **mixture_keys.ACTIVATIONS,
     **delta_keys.ACTIVATIONS,
+}
+# Of families whose models differ, those beside the usual one.
+OTHER_ACTIVATIONS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
+    "GPTNeoXForCausalLM": (GELU,)
 }
 # The keys of the biases of attention and of MLP, where they have other names.
 BIAS_KEYS = {
@@ -159,6 +166,7 @@ EPSILON_KEYS = {
     "CohereForCausalLM": "layer_norm_eps",
     "Cohere2ForCausalLM": "layer_norm_eps",
     "PhiForCausalLM": "layer_norm_eps",
+    "GPTNeoXForCausalLM": "layer_norm_eps",
 }
 
 
@@ -294,6 +302,21 @@ def _exaone4(hf: Hf) -> dict[str, Any]:
     }
 
 
+def _neox(hf: Hf) -> dict[str, Any]:
+    """The MLP beside attention has a norm of its own."""
+    parallel = hf.get("use_parallel_residual", True)
+    refuse(hf, "use_parallel_residual", (True, False))
+    beside = {"parallel_sublayers": True, "parallel_mlp_layernorm": True}
+    return {**_nemotron(hf), **(beside if parallel else {})}
+
+
+def _neox_sizes(hf: Hf) -> dict[str, Any]:
+    """Each head has keys of its own; its rope under the words that others have."""
+    words = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+    rope = {usual: hf[own] for own, usual in words.items() if own in hf}
+    return {**rope, "num_key_value_heads": integer(hf, "num_attention_heads")}
+
+
 EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "NemotronForCausalLM": _nemotron,
     "ArceeForCausalLM": _arcee,
@@ -321,6 +344,7 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "YoutuForCausalLM": latent_keys,
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,
+    "GPTNeoXForCausalLM": _neox,
     **mixture_keys.EXTRA,
     **delta_keys.EXTRA,
 }
@@ -332,6 +356,7 @@ SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {
     ),
     "YoutuForCausalLM": latent_sizes,
     "Llama4ForCausalLM": llama4_sizes,
+    "GPTNeoXForCausalLM": _neox_sizes,
     "GraniteMoeHybridForCausalLM": lambda hf: {
         "intermediate_size": integer(hf, "shared_intermediate_size", 1024)
     },

@@ -120,6 +120,7 @@ _SHARES = {
     "NemotronForCausalLM": 0.5,
     "StableLmForCausalLM": 0.25,
     "PhiForCausalLM": 0.5,
+    "GPTNeoXForCausalLM": 0.25,
     "Glm4MoeForCausalLM": 0.5,
     "MiniMaxM2ForCausalLM": 1.0,
     **dict.fromkeys(("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM"), 0.25),

@@ -24,7 +24,7 @@ _PARTS: dict[Recipe, Callable[[Delta], tuple[int, ...]]] = {
 
 
 def reorders(recipe: Recipe) -> bool:
-    return recipe == "swap_halves" or recipe in _PARTS
+    return recipe in ("swap_halves", "parted_heads", *_PARTS)
 
 
 def row_order(config: ModelConfig, recipe: Recipe, rows: int) -> Tensor:
@@ -34,6 +34,8 @@ def row_order(config: ModelConfig, recipe: Recipe, rows: int) -> Tensor:
     order = torch.arange(rows)
     if recipe == "swap_halves":
         return order.roll(rows // 2)
+    if recipe == "parted_heads":
+        return order.view(config.num_attention_heads, 3, -1).transpose(0, 1).flatten()
     assert config.delta is not None
     heads, parts = config.delta.key_heads, _PARTS[recipe](config.delta)
     sizes = [part * rows // sum(parts) for part in parts]

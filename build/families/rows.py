@@ -15,9 +15,11 @@ from enginehouse.runtime.config import ModelConfig
 # What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
 # as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
 # [E, in, out] turned, gate and up, which take turns there, parted, up first; or Llama 4's, in which
-# up follows gate; or the parts of linear attention put together head by head.
+# up follows gate; or q, k and v, of which each head's follow each other, parted; or the parts of
+# linear attention put together head by head.
 Recipe = Literal[
     "join",
+    "parted_heads",
     "experts",
     "swap_halves",
     "plus_one",
@@ -69,10 +71,11 @@ def exact(target: str, source: str, recipe: Recipe = "join") -> TensorRow:
     return TensorRow(f"{_TARGET}{target}", (f"{_SOURCE}{source}",), recipe=recipe)
 
 
-def linear(target: str, *sources: str) -> tuple[TensorRow, ...]:
+def linear(target: str, *sources: str, recipe: Recipe = "join") -> tuple[TensorRow, ...]:
     """A linear's weight, and its bias where the model has one."""
     names = tuple(f"{_SOURCE}{source}.bias" for source in sources)
-    return row(target, *sources), TensorRow(f"{_TARGET}{target}.bias", names, optional=True)
+    bias = TensorRow(f"{_TARGET}{target}.bias", names, optional=True, recipe=recipe)
+    return row(target, *sources, recipe=recipe), bias
 
 
 def norms(recipe: Recipe, **sources: str) -> tuple[TensorRow, ...]:
@@ -96,6 +99,10 @@ PLAIN_ATTENTION = (row("attention.qkv", *_QKV), row("attention.dense", "self_att
 PHI3_ATTENTION = (
     row("attention.qkv", "self_attn.qkv_proj"),  # q, k, v rows in this order already
     row("attention.dense", "self_attn.o_proj"),
+)
+NEOX_ATTENTION = (
+    *linear("attention.qkv", "attention.query_key_value", recipe="parted_heads"),
+    *linear("attention.dense", "attention.dense"),
 )
 PHI_ATTENTION = (*linear("attention.qkv", *_QKV), *linear("attention.dense", "self_attn.dense"))
 
@@ -198,6 +205,7 @@ GRANITE_HYBRID_MLP = (
 # act(fc(x)), and no gate
 UNGATED_MLP = (*linear("mlp.fc", "mlp.up_proj"), *linear("mlp.proj", "mlp.down_proj"))
 STARCODER2_MLP = (*linear("mlp.fc", "mlp.c_fc"), *linear("mlp.proj", "mlp.c_proj"))
+NEOX_MLP = (*linear("mlp.fc", "mlp.dense_h_to_4h"), *linear("mlp.proj", "mlp.dense_4h_to_h"))
 PHI_MLP = (*linear("mlp.fc", "mlp.fc1"), *linear("mlp.proj", "mlp.fc2"))
 
 LLAMA_NORMS = dict(input_layernorm="input_layernorm", post_layernorm="post_attention_layernorm")

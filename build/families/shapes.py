@@ -137,16 +137,16 @@ _DELTA = (
 _Of = Callable[[ModelConfig, str], Shape]
 # By the last word of a module's name: the shape of its weight, whose rows are its bias's.
 _SHAPES: dict[str, _Of] = {
-    **dict.fromkeys(("embed_tokens", "lm_head"), _vocabulary),
+    **dict.fromkeys(("embed_tokens", "embed_in", "lm_head", "embed_out"), _vocabulary),
     **dict.fromkeys(("q_proj", "q_b_proj"), _queries),
     **dict.fromkeys(("q_a_proj", "kv_a_proj_with_mqa", "kv_b_proj"), _latents),
     **dict.fromkeys(("q_a_layernorm", "kv_a_layernorm"), _latent_norm),
     **dict.fromkeys(("k_proj", "v_proj"), _keys),
-    "qkv_proj": lambda config, name: (config.qkv_size, config.hidden_size),
+    **dict.fromkeys(("qkv_proj", "query_key_value"), lambda c, name: (c.qkv_size, c.hidden_size)),
     **dict.fromkeys(("o_proj", "dense"), _attended),
-    **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1", "w1", "w3"), _up),
+    **dict.fromkeys(("gate_proj", "up_proj", "c_fc", "fc1", "w1", "w3", "dense_h_to_4h"), _up),
     **dict.fromkeys(("gate_up_proj", "input_linear"), _both),
-    **dict.fromkeys(("down_proj", "c_proj", "fc2", "w2", "output_linear"), _down),
+    **dict.fromkeys(("down_proj", "c_proj", "fc2", "w2", "output_linear", "dense_4h_to_h"), _down),
     **dict.fromkeys(("gate", "wg", "router"), _router),
     "shared_expert_gate": lambda config, name: (1, config.hidden_size),
     **dict.fromkeys(("q_norm", "query_layernorm"), _query_norm),

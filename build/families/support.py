@@ -258,6 +258,13 @@ NOTES |= {
         "the text model of `Qwen3_5MoeForConditionalGeneration` (Qwen3.5-35B-A3B, 397B-A17B)",
         "Qwen3.5 with experts as Qwen2-MoE's",
     ),
+    "GPTNeoXForCausalLM": Note(
+        "Pythia 14M to 12B, GPT-NeoX 20B, Dolly 2, RedPajama-INCITE, StableLM alpha",
+        "`query_key_value` holds q, k and v of each head in turn; LayerNorm, an MLP of two linears "
+        "and exact GELU (`hidden_act` gelu_erf; the 20B has the tanh form), biases everywhere; "
+        "attention and MLP beside each other, each with a norm of its own "
+        "(`parallel_mlp_layernorm`), or one after the other; a quarter of each head is turned",
+    ),
 }
 # Sizes that every family takes.
 _SIZES: dict[str, Any] = dict(

@@ -18,7 +18,7 @@ from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.mixture_rows import RENAMED
 from enginehouse.build.families.output_table import linear_shapes
 from enginehouse.build.families.row_orders import reordered, reorders
-from enginehouse.build.families.rows import EMBEDDING, TensorRow
+from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.families.shapes import source_shape
 from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS, OutputTensor, is_quantized
@@ -220,11 +220,11 @@ class HfLayout:
         """`tensors`, in ModelOpt's names."""
         module, _, kind = name.rpartition(".")
         if kind == "kv_cache_scaling_factor":
-            attention = f"model.layers.{module.split('.')[2]}.self_attn"
+            attention = self._rows[f"{module}.dense.weight"].sources[0].rsplit(".", 2)[0]
             scale = tensor.reshape(())
             return {f"{attention}.k_proj.k_scale": scale, f"{attention}.v_proj.v_scale": scale}
         row = self._rows.get(name) or self._rows[f"{module}.weight"]
-        if row.target == "lm_head.weight" and row.sources == (EMBEDDING,):
+        if row.target == "lm_head.weight" and self.config.tie_word_embeddings:
             return {}
         if kind in _SCALES:
             return self._scales(row, kind, tensor)
@@ -303,7 +303,8 @@ class HfLayout:
 
     def unquantized_modules(self) -> list[str]:
         """Modules with a matrix that stays in the model's dtype, by their Hugging Face names."""
-        names = {"lm_head", EMBEDDING.removesuffix(".weight")}
+        ends = (self._rows[f"{name}.weight"] for name in ("transformer.vocab_embedding", "lm_head"))
+        names = {"lm_head", *(end.sources[0].removesuffix(".weight") for end in ends)}
         for row in self._rows.values():
             is_linear = ".layers." in row.target and row.target.endswith(".weight")
             is_linear = is_linear and "layernorm" not in row.target
@@ -316,7 +317,8 @@ def _is_single(row: TensorRow) -> bool:
     """Whether a linear is one in Hugging Face's model too, and shares its input with no other."""
     joined = row.target.endswith((".qkv.weight", ".in_qkvz.weight", ".fc.weight", ".gate.weight"))
     fused = (".qkv_proj.weight", ".in_proj_qkvz.weight")
-    fused_before = row.recipe == "swap_halves" or row.sources[0].endswith(fused)
+    fused_before = row.recipe in ("swap_halves", "parted_heads")
+    fused_before = fused_before or row.sources[0].endswith(fused)
     return not joined or fused_before
 
 

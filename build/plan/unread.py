@@ -23,6 +23,7 @@ _HARMLESS = (
     "*.rotary_emb.cos_cached",
     "*.rotary_emb.sin_cached",
     "*.masked_bias",
+    "*.attention.bias",  # GPT-NeoX's mask
     "*.position_ids",
     "*._extra_state",
     "*.self_attn.[kvq]_scale",
@@ -32,7 +33,7 @@ _HARMLESS = (
     "*.self_attn.[kv]_proj.[kv]_scale",
     "*.self_attn.[kv]_proj.output_scale",
 )
-_LAYER = re.compile(r"model\.layers\.(\d+)\.")
+_LAYER = re.compile(r"(model|gpt_neox)\.layers\.(\d+)\.")
 
 
 def check_unread(source: TensorSource, config: ModelConfig, ignored: str | None) -> None:
@@ -73,7 +74,7 @@ def _why(name: str, config: ModelConfig) -> str:
     layer = _LAYER.match(name)
     if "lora_" in name:
         return "it belongs to an adapter; merge the adapter into the model first"
-    if layer and int(layer[1]) >= config.num_hidden_layers:
+    if layer and int(layer[2]) >= config.num_hidden_layers:
         return f"config.json has num_hidden_layers={config.num_hidden_layers}"
     if name.endswith(".bias"):
         return (
@@ -85,4 +86,4 @@ def _why(name: str, config: ModelConfig) -> str:
 
 def _pattern(name: str) -> str:
     """The name with its layer left open."""
-    return _LAYER.sub("model.layers.*.", name)
+    return _LAYER.sub(r"\1.layers.*.", name)

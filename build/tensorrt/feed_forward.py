@@ -9,9 +9,9 @@ from enginehouse.runtime.config import ModelConfig
 
 
 def activated(ops: NetworkOps, x: Value, activation: str) -> Value:
-    """activation: silu, gelu (its tanh form) or relu2."""
-    if activation == "gelu":
-        return ops.activation("GELU_TANH", x)
+    """activation: silu, gelu (its tanh form), gelu_erf or relu2."""
+    if activation in ("gelu", "gelu_erf"):
+        return ops.activation("GELU_TANH" if activation == "gelu" else "GELU_ERF", x)
     if activation == "relu2":
         x = ops.activation("RELU", x)
         return ops.elementwise("PROD", x, x)

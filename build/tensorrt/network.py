@@ -166,6 +166,8 @@ class DecoderNetwork:
         entering = self._entering(f"{name}.input_layernorm", x)
         attended = self.attention(layer, entering)
         if traits.parallel:  # the ranks' parts of both are exchanged as one
+            if traits.parallel_norm:
+                entering = self.norm(f"{name}.post_layernorm", x)
             fed = self._mlp(name, entering)
             return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
         attended = self._summed(attended)

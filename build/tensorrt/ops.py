@@ -103,7 +103,7 @@ class NetworkOps:
         return self._out(self.network.add_unary(x, op), operation.lower())
 
     def activation(self, operation: str, x: Value) -> Value:
-        """SIGMOID, TANH, GELU_TANH, RELU."""
+        """SIGMOID, TANH, GELU_TANH, GELU_ERF, RELU."""
         op = getattr(self.trt.ActivationType, operation)
         return self._out(self.network.add_activation(x, op), operation.lower())
 

@@ -20,6 +20,7 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swiglu": "silu",
     **dict.fromkeys(_GELU_WORDS, "gelu"),
+    "gelu_erf": "gelu_erf",
     "squared-relu": "relu2",
 }
 
@@ -53,9 +54,10 @@ class Traits:
     query_growth: beta, a length and the first position: queries are multiplied by 1 + beta *
     ln(1 + (position + first) // length), in turned layers, or grows_unturned, in the others.
     clip_qkv: what q, k and v are bounded to, on either side.
-    activation: silu, gelu (its tanh form) or relu2; with swiglu_limit gate * sigmoid(alpha * gate)
-    * (up + 1), of gates up to the limit and ups within it. parallel: the MLP reads what attention
-    does, by the same norm, and both are added to it. layer_norm: norms take the mean off first, and
+    activation: silu, gelu (its tanh form), gelu_erf (the exact one) or relu2; with swiglu_limit
+    gate * sigmoid(alpha * gate) * (up + 1), of gates up to the limit and ups within it. parallel:
+    the MLP reads what attention does, by the same norm, or by one of its own (parallel_norm), and
+    both are added to it. layer_norm: norms take the mean off first, and
     may have biases. norm_weights: norms multiply by weights. norm_sublayers:
     norms on what attention and MLP give, before it is added; norm_inputs: on what enters them.
     norm_all_heads: the norms on q and k are over all heads together, else each head's own.
@@ -79,6 +81,7 @@ class Traits:
     swiglu_alpha: float
     gated_mlp: bool
     parallel: bool
+    parallel_norm: bool
     layer_norm: bool
     norm_weights: bool
     norm_inputs: bool
@@ -128,6 +131,7 @@ def traits_of(config: ModelConfig) -> Traits:
         swiglu_alpha=float(extra.get("swiglu_alpha", 1.0)),
         gated_mlp=config.gated_mlp,
         parallel=bool(extra.get("parallel_sublayers", False)),
+        parallel_norm=bool(extra.get("parallel_mlp_layernorm", False)),
         layer_norm=config.layer_norm,
         norm_weights=bool(extra.get("norm_weights", True)),
         norm_inputs=bool(extra.get("input_layernorms", True)),

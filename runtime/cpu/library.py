@@ -28,7 +28,7 @@ NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.
 _HEAD_NORMS = NORMS[-2:]
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
-ACTIVATIONS = ("silu", "gelu", "relu2")
+ACTIVATIONS = ("silu", "gelu", "relu2", "gelu_erf")
 TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
 
 _SIZES = (

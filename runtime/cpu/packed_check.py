@@ -99,10 +99,11 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
 def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
     """Those of NORMS that a layer has."""
     sub, before = traits.norm_sublayers, traits.norm_inputs
+    apart = not traits.parallel or traits.parallel_norm  # the MLP's norm is its own
     of_heads = bool(config.extra.get("qk_layernorm", False))
     attends, feeds = config.has_attention(layer), config.has_mlp(layer)
     has = (
-        *(before and attends, (sub or not traits.parallel) and feeds, sub and before, sub),
+        *(before and attends, (sub or apart) and feeds, sub and before, sub),
         *(of_heads, of_heads),
     )
     yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)

@@ -151,7 +151,8 @@ class DecoderLayer:
             fed = self.mlp(self._entering(middle, "pre_feedforward_"), self._run)
             fed = self._norm(fed, "post_feedforward_")
         elif self.traits.parallel:
-            fed = self.mlp(self._norm(hidden, "input_"), self._run)
+            name = "post_" if self.traits.parallel_norm else "input_"
+            fed = self.mlp(self._norm(hidden, name), self._run)
         else:
             fed = self.mlp(self._norm(middle, "post_"), self._run)
         return self._shown("sum behind the MLP", self._sum(middle, fed))

@@ -22,9 +22,9 @@ Run = Callable[[str, Linear, Tensor], Tensor]
 
 
 def activated(x: Tensor, activation: str) -> Tensor:
-    """activation: silu, gelu (its tanh form) or relu2."""
-    if activation == "gelu":
-        return functional.gelu(x, approximate="tanh")
+    """activation: silu, gelu (its tanh form), gelu_erf or relu2."""
+    if activation in ("gelu", "gelu_erf"):
+        return functional.gelu(x, approximate="tanh" if activation == "gelu" else "none")
     return functional.silu(x) if activation == "silu" else x.relu().square()
 
 

@@ -44,6 +44,7 @@ ACTIVATION: dict[str, Callable[[Tensor], Tensor]] = {
     "SIGMOID": torch.sigmoid,
     "TANH": torch.tanh,
     "RELU": torch.relu,
+    "GELU_ERF": torch.nn.functional.gelu,
     "GELU_TANH": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
 }
 FLOATS = ("FLOAT", "HALF", "BF16")

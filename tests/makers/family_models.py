@@ -216,6 +216,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "phi": ("PhiConfig", {}),
+    "gpt-neox": ("GPTNeoXConfig", {}),
+    "gpt-neox-serial": (
+        "GPTNeoXConfig",
+        dict(use_parallel_residual=False, hidden_act="gelu_fast", attention_bias=False),
+    ),
     "youtu": ("YoutuConfig", dict(LATENT, head_dim=16, pad_token_id=None)),
     "nemotron-nas": ("LlamaConfig", dict(num_hidden_layers=4)),
     "gemma": ("GemmaConfig", dict(head_dim=64)),
@@ -370,7 +375,7 @@ OF_ALL_KINDS = (
     *("llama", "qwen2-tied", "qwen3", "phi3", "gemma2", "nemotron", "starcoder2", "cohere", "glm4"),
     *("granite-hybrid", "olmo", "phi", "nemotron-nas", "youtu", "mixtral", "qwen3-moe-dense"),
     *("qwen2-moe", "dots1", "granite-moe-shared", "gpt-oss", "llama4", "deepseek-v3"),
-    *("qwen3.5", "qwen3-next"),
+    *("qwen3.5", "qwen3-next", "gpt-neox"),
 )
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 

@@ -332,7 +332,10 @@ KINDS: dict[str, Kind] = {
 
 
 # Endings of the modules that are quantised.
-LINEARS = ("_proj", ".w1", ".w2", ".w3", ".in_proj_qkv", ".in_proj_z", ".in_proj_qkvz")
+LINEARS = (
+    *("_proj", ".w1", ".w2", ".w3", ".in_proj_qkv", ".in_proj_z", ".in_proj_qkvz"),
+    *(".query_key_value", ".attention.dense", "_4h", "_to_h"),
+)
 
 
 def write_quantized(

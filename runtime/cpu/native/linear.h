@@ -55,7 +55,7 @@ struct Linear {
 };
 
 // clamped: GPT-OSS's, gate * sigmoid(alpha * gate) * (up + 1) of gates up to a limit and ups within it.
-enum class End { store, silu, gelu, clamped };
+enum class End { store, silu, gelu, gelu_erf, clamped };
 
 struct Target {
   float* y;    // [rows, stride]
@@ -67,6 +67,7 @@ struct Target {
   V gated(const V& gate, const V& up) const {
     if (end == End::silu) return silu(gate) * up;
     if (end == End::gelu) return gelu(gate) * up;
+    if (end == End::gelu_erf) return gelu_erf(gate) * up;
     const V bounded = smaller(gate, all(limit)), raised = larger(smaller(up, all(limit)), all(-limit)) + 1.f;
     return silu(bounded * alpha) / alpha * raised;
   }

@@ -147,7 +147,7 @@ class Model {
       product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
       rows_.shape(n, s.hidden);
       by_rows(n, [&](int row) {
-        if (s.parallel) put_normed(row, row, layer.norms[kInput], layer.fc_gate);
+        if (s.parallel) put_normed(row, row, norm_of_mlp(layer), layer.fc_gate);
         add_branch(row, sub ? layer.norms[kPost].weight : nullptr);
         if (!s.parallel) layer.has_mlp() ? enter_mlp(row, layer) : enter(row, index + 1);
       });
@@ -171,7 +171,8 @@ class Model {
   }
 
   const NormWeights& norm_of_mlp(const Layer& layer) const {
-    return layer.norms[s.norm_sublayers ? kPreFeedForward : s.parallel ? kInput : kPost];
+    const bool shares = s.parallel && !layer.norms[kPost].weight;  // attention's
+    return layer.norms[s.norm_sublayers ? kPreFeedForward : shares ? kInput : kPost];
   }
 
   // Experts read rows of branch_.
@@ -182,8 +183,8 @@ class Model {
 
   // Where gated products go: [rows, inner].
   Target gated(float* y, int inner) const {
-    const End end = s.swiglu_limit > 0 ? End::clamped : s.activation == kGelu ? End::gelu : End::silu;
-    return {y, inner, inner, end, s.swiglu_limit, s.swiglu_alpha};
+    constexpr End ends[] = {End::silu, End::gelu, End::silu, End::gelu_erf};  // of Activation
+    return {y, inner, inner, s.swiglu_limit > 0 ? End::clamped : ends[s.activation], s.swiglu_limit, s.swiglu_alpha};
   }
 
   // branch_: what enters the experts, and what they and the shared one give.
@@ -216,7 +217,7 @@ class Model {
       const V above = larger(x, all(0));
       return above * above;
     }
-    return s.activation == kGelu ? gelu(x) : silu(x);
+    return s.activation == kGelu ? gelu(x) : s.activation == kGeluErf ? gelu_erf(x) : silu(x);
   }
 
   void norm_to_branch(int row, const float* norm) {

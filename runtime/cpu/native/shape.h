@@ -7,7 +7,7 @@
 
 namespace enginehouse {
 
-enum Activation { kSilu, kGelu, kRelu2 };
+enum Activation { kSilu, kGelu, kRelu2, kGeluErf };
 
 // As runtime/cpu/library.py has it. hidden, inner, expert_inner: whole vectors of 16, hidden with zeros behind
 // its first `normed`; inner: of the largest plain MLP; rotary even. kept: of enum Kept. experts: 0 of a dense

@@ -249,6 +249,13 @@ EH_INLINE V silu(const V& x) { return x / (1.f + exp(-x)); }
 EH_INLINE V gelu(const V& x) {  // the tanh form
   return 0.5f * x * (1.f + tanh(0.7978845608f * (x + 0.044715f * x * x * x)));
 }
+EH_INLINE V gelu_erf(const V& x) {  // x / 2 * erfc(-x / sqrt 2); Abramowitz and Stegun, 7.1.26: within 1e-7 * |x|
+  const V z = select(x < 0.f, -x, x) * 0.7071067812f, t = 1.f / (1.f + 0.3275911f * z);
+  V p = all(1.061405429f);
+  for (float c : {-1.453152027f, 1.421413741f, -0.284496736f, 0.254829592f}) p = fma(p, t, all(c));
+  const V tail = p * t * exp(-(z * z));
+  return 0.5f * x * select(x < 0.f, tail, 2.f - tail);
+}
 EH_INLINE V soft_cap(const V& x, float cap) { return cap > 0 ? tanh(x / cap) * cap : x; }
 
 }  // namespace enginehouse

@@ -93,6 +93,7 @@ CASES = [("biased", form) for form in FORMS]
 CASES += [("phi3", form) for form in ("fp8", "fp8_rowwise", "int4", "int4_awq")]
 CASES += [("mixtral", "fp8"), ("qwen3-moe", "fp8"), ("qwen2-tied", "fp8_rowwise")]
 CASES += [("qwen3.5", form) for form in ("fp8", "fp8_rowwise", "int4")] + [("qwen3-next", "fp8")]
+CASES += [("gpt-neox", "fp8"), ("gpt-neox", "fp8_rowwise"), ("gpt-neox", "fp8_kvfp8")]
 CASES += [("gemma2", "fp8"), ("gemma3", "int4_awq"), ("qwen3", "w4a8_awq")]
 
 
@@ -134,11 +135,12 @@ def test_both_formats_hold_the_same_numbers(
         if kind == "weight":
             check_scales(ours, stored, module, row.sources, quantization.quant_algo, family)
     assert compared == len(stage_rows(config, 0))
+    attention = "gpt_neox.layers.{}.attention" if "neox" in family else "model.layers.{}.self_attn"
     for layer in range(config.num_hidden_layers):
         scale = ours.get(f"transformer.layers.{layer}.attention.kv_cache_scaling_factor")
         assert (scale is not None) == (form == "fp8_kvfp8")
         for key in ("k_proj.k_scale", "v_proj.v_scale"):
-            found_scale = stored.get(f"model.layers.{layer}.self_attn.{key}")
+            found_scale = stored.get(f"{attention.format(layer)}.{key}")
             assert found_scale is None if scale is None else found_scale == scale
 
 

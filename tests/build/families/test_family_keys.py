@@ -117,6 +117,23 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
+        "GPTNeoX",
+        {"rotary_pct": 0.5, "rotary_emb_base": 500},
+        {
+            "hidden_act": "gelu_erf",
+            "num_key_value_heads": 8,
+            "rotary_pct": 0.5,
+            "rotary_base": 500.0,
+            "attn_bias": True,
+            "parallel_sublayers": True,
+        },
+    ),
+    (
+        "GPTNeoX",
+        {"use_parallel_residual": False, "hidden_act": "gelu_fast"},
+        {"hidden_act": "gelu_pytorch_tanh", "parallel_sublayers": None, "rotary_pct": 0.25},
+    ),
+    (
         "Gemma2",
         {"attn_logit_softcapping": None, "sliding_window": None},
         {"attn_logit_softcapping": None, "max_attention_window": None},
@@ -167,6 +184,7 @@ MODEL_TYPES = {
     "FlexOlmo": "flex_olmo",
     "DeepseekV3": "deepseek_v3",
     "Glm4MoeLite": "glm4_moe_lite",
+    "GPTNeoX": "gpt_neox",
 }
 # Their classes have no defaults that make a model, or transformers has none.
 WITHOUT_DEFAULTS = {"DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1", "DeepseekV2"}
@@ -309,6 +327,8 @@ def deci(*groups: int, **keys: Any) -> list[dict[str, Any]]:
             {"block_configs": deci(8, 8, replace_with_linear=True)},
             "attention.replace_with_linear=True in layer 0; .* whole or left out",
         ),
+        ("GPTNeoX", {"use_parallel_residual": 1.5}, "parallel_residual=1.5; .* only True"),
+        ("GPTNeoX", {"hidden_act": "gelu_10"}, "hidden_act='gelu_10'; wanted 'gelu'"),
         ("Phi", {"qk_layernorm": True}, "qk_layernorm=True; .* only False"),
         ("InternLM3", {"qkv_bias": True}, "qkv_bias=True; .* only False"),
         ("HunYuanDenseV1", {"rope_scaling": {"type": "dynamic"}}, "has no factor"),

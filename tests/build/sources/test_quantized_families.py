@@ -35,6 +35,7 @@ CASES = [
     ("gemma2", "awq"),
     *(("qwen3.5", kind) for kind in (*FP8, "gptq v1 asymmetric")),
     ("qwen3-next", "modelopt fp8"),
+    *(("gpt-neox", kind) for kind in ("awq", "compressed-tensors fp8 dynamic")),
 ]
 
 
