@@ -96,7 +96,8 @@ def check_format(
     if quantization.pre_quant_scale and not _folds_factors(config):
         raise PlanError(
             f"quant={settings.quant} has factors that a norm before a linear takes up, and "
-            f"{config.architecture} has no such norms; choose quant=int4, fp8 or none"
+            f"{config.architecture} has no norms that feed one linear alone and have a weight and "
+            "no bias; choose quant=int4, fp8 or none"
         )
     if settings.kv_cache_dtype not in ("auto", "fp8"):
         raise PlanError(
@@ -139,10 +140,13 @@ def _check_blocks(quant: str, config: ModelConfig) -> None:
 
 
 def _folds_factors(config: ModelConfig) -> bool:
-    """Whether norms feed the linears whose input factors they take up, and no others."""
+    """Whether norms feed the linears whose input factors they take up, and nothing else, and have
+    no bias, as most LayerNorms have, which the factors would miss.
+    """
     extra = config.extra
-    has_norms = extra.get("input_layernorms", True) and extra.get("norm_weights", True)
-    return bool(has_norms) and config.delta is None
+    before = extra.get("input_layernorms", True) and extra.get("norm_weights", True)
+    alone = config.delta is None and not extra.get("parallel_sublayers")
+    return bool(before and alone and not config.layer_norm)
 
 
 def _is_stacked(config: ModelConfig) -> bool:

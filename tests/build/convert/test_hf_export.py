@@ -218,6 +218,14 @@ def test_an_unquantised_export_is_the_source(
     assert config == kept
 
 
+@pytest.mark.parametrize("name", ["olmo2", "olmo", "starcoder2", "cohere", "gpt-neox"])
+def test_factors_that_no_norm_takes_up_are_refused(
+    name: str, family_source: SourceMaker, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="no norms that feed one linear alone.*choose quant=int4"):
+        exported(family_source(name), tmp_path / "hf", quant="int4_awq")
+
+
 IDS = torch.tensor([5, 17, 300, 42, 7, 256, 99, 12, 480, 3, 77, 150])
 
 
