@@ -30,6 +30,7 @@ class Model {
     assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0 && wide_head() <= kMostHead);
     assert(s.expert_inner % kLanes == 0);
     assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
+    assert(!s.parallel || s.layer_norm);
     assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
@@ -256,6 +257,8 @@ class Model {
     by_rows(n, [&](int row) {
       if (layer.is_mixture())
         rows_.put(row, &branch_[at(row)], nullptr, layer.gate.factor, 1.f, s.hidden, layer.gate.input);
+      else if (s.layer_norm)  // as it entered fc: of a parallel MLP, before attention was added
+        rows_.put(row, &normed_[at(row)], nullptr, layer.gate.factor, 1.f, s.hidden, layer.gate.input);
       else
         put_normed(row, row, norm_of_mlp(layer), layer.gate);
     });

@@ -310,7 +310,7 @@ def test_zero_points_are_added(
     assert (found - without).abs().max() > 0.2 * truth.abs().max()
 
 
-@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
+@pytest.mark.parametrize("name", ["qwen3", "gemma2", "cohere"])
 def test_a_gate_whose_input_is_rounded_otherwise_is_run_apart(
     engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
