@@ -10,19 +10,19 @@
 
 namespace enginehouse {
 
+// n numbers, and zeros behind them up to `wide`.
+inline void widen(const float* x, int n, int wide, float* y) {
+  memcpy(y, x, size_t(n) * sizeof(float));
+  std::fill(y + n, y + wide, 0.f);
+}
+
 struct Heads {
   const Shape& s;
   const float *cos[3] = {}, *sin[3] = {};  // [positions, rotary / 2]: global, local, short
 
-  // One head of x, as [wide_head].
-  void widen(const float* x, float* y) const {
-    memcpy(y, x, size_t(s.head_size) * sizeof(float));
-    std::fill(y + s.head_size, y + s.wide_head(), 0.f);
-  }
-
   // One head's norm, where it has one of its own, and its rotation, the one before the other: [wide_head].
   void turn(const float* x, const float* norm, int rope, int position, float* y) const {
-    widen(x, y);
+    widen(x, s.head_size, s.wide_head(), y);
     if (s.norm_all_heads) norm = nullptr;
     if (!s.norm_turned_heads) norm_head(norm, y);
     if (rope >= 0) rotate(rope, position, y);

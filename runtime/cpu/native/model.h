@@ -6,16 +6,15 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention.h"
 #include "clock.h"
 #include "experts.h"
 #include "heads.h"
 #include "memory.h"
 #include "norms.h"
+#include "paged_attention.h"
 #include "pool.h"
 #include "sampling.h"
 #include "shape.h"
-#include "tall_attention.h"
 #include "tiles.h"
 #include "vectors.h"
 
@@ -25,19 +24,17 @@ class Model {
  public:
   explicit Model(const Shape& shape)
       : s(shape), layers(shape.layers), pool_(shape.threads),
-        cache_(Kept(shape.kept), shape.layers, shape.num_blocks, shape.block_size, shape.kv_heads, wide_head()),
         mixture_(shape.routing(), shape.hidden, shape.expert_inner, shape.max_tokens) {
-    assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0 && wide_head() <= kMostHead);
+    assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0);
     assert(s.expert_inner % kLanes == 0);
     assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
     assert(!s.parallel || s.layer_norm);
-    assert(s.heads % s.kv_heads == 0 && s.rotary % 2 == 0 && s.rotary <= s.head_size && s.block_size % kUnit == 0);
+    assert(s.rotary % 2 == 0 && s.rotary <= s.head_size);
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
-    wide_.resize(n * width()), attended_.resize(n * s.heads * wide_head()), inner_.resize(n * s.inner);
+    wide_.resize(n * width()), attended_.resize(n * attended_stride()), inner_.resize(n * s.inner);
     shared_.resize(s.experts && s.inner ? n * s.hidden : 0);
     for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
-    scratch_.resize(pool_.size());
     rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
   }
 
@@ -49,25 +46,24 @@ class Model {
   Heads heads{s};
 
   int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
-  int wide_head() const { return s.wide_head(); }
 
   Clock clock;
 
   // Whether there was memory for keys and values.
-  bool whole() const { return cache_.whole(); }
+  bool whole() const { return paged_.whole(); }
 
   void run(const Step& step) {
     const Clock::Within own(clock, kLinears);
     const int n = step.tokens;
     assert(n <= s.max_tokens);
-    cut(step);
+    paged_.cut(step);
     rows_.shape(n, s.hidden);
     by_rows(n, [&](int row) {
       const u16* from = embedding + size_t(step.token_ids[row]) * s.hidden;
       for (int i = 0; i < s.hidden; i += kLanes) store(&hidden_[at(row) + i], widened(load<H>(from + i)) * s.embedding_scale);
       enter(row, 0);
     });
-    for (int l = 0; l < s.layers; ++l) layer(step, l);
+    for (int l = 0; l < s.layers; ++l) layer(n, l);
   }
 
   // Of rows of the last step: the sampler's first n rows.
@@ -95,6 +91,7 @@ class Model {
 
  private:
   size_t at(int row) const { return size_t(row) * s.hidden; }
+  int attended_stride() const { return s.heads * s.wide_head(); }
 
   template <class F>
   void by_rows(int n, F&& f) {
@@ -103,16 +100,6 @@ class Model {
   }
 
   float scale_of(const float* x, int n) const { return rms_scale(x, n, s.epsilon); }
-
-  void cut(const Step& step) {
-    tiles_.clear();
-    for (int c = 0, row = 0; c < step.chunks; ++c)
-      for (int p = step.start[c], end = p + step.count[c]; p < end;) {
-        const int count = std::min(kUnit - p % kUnit, end - p);
-        tiles_.push_back({c, row, count, p});
-        row += count, p += count;
-      }
-  }
 
   // The norm of hidden's row, or the row where there is none, as a row of the next product's input.
   void put_normed(int to, int row, const NormWeights& norm, const Linear& next) {
@@ -136,15 +123,12 @@ class Model {
     }
   }
 
-  void layer(const Step& step, int index) {
-    Layer& layer = layers[index];
-    const int n = step.tokens;
+  void layer(int n, int index) {
+    const Layer& layer = layers[index];
     const bool sub = s.norm_sublayers;
     if (layer.attends()) {
-      product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
-      attention(step, index);
-      if (wide_head() != s.head_size) by_rows(n, [&](int row) { close_gaps(row); });
-      put_all(n, attended_.data(), s.heads * wide_head(), s.heads * s.head_size, layer.dense);
+      attend_heads(n, index);
+      put_all(n, attended_.data(), attended_stride(), s.heads * s.head_size, layer.dense);
       product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
       rows_.shape(n, s.hidden);
       by_rows(n, [&](int row) {
@@ -277,10 +261,33 @@ class Model {
 
   // ---- attention ----
 
+  // Each KV head has keys and values of its own.
+  void attend_heads(int n, int index) {
+    const Layer& layer = layers[index];
+    const int D = s.head_size, wide = s.wide_head();
+    product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
+    const Clock::Within own(clock, kAttention);
+    if (s.clip > 0) by_rows(n, [&](int row) { clip(row); });
+    if (s.norm_all_heads) by_rows(n, [&](int row) { norm_heads(row, layer); });
+    paged_.keep(index, layer.rule, [&](const Token& token, int head, float* key, float* value) {
+      const float* x = &wide_[size_t(token.row) * width() + size_t(s.heads + head) * D];
+      heads.turn(x, layer.norms[kKey].weight, token.rope, token.position, key);
+      widen(x + size_t(s.kv_heads) * D, D, wide, value);
+    });
+    auto query = [&](const Token& token, int head, float* y) {
+      heads.turn(&wide_[size_t(token.row) * width() + size_t(head) * D], layer.norms[kQuery].weight, token.rope, token.position, y);
+      const float grown = heads.growth(token.rope, token.position);
+      for (int d = 0; d < D; ++d) y[d] *= grown;
+      return &attended_[(size_t(token.row) * s.heads + head) * wide];
+    };
+    paged_.attend(index, layer.rule, layer.sinks, paged_.all(), s.heads / s.kv_heads, query);
+    if (wide != D) by_rows(n, [&](int row) { close_gaps(row); });
+  }
+
   // Takes out what stands behind each of a row's heads, and puts zeros up to a whole vector.
   void close_gaps(int row) {
-    float* x = &attended_[size_t(row) * s.heads * wide_head()];
-    for (int h = 1; h < s.heads; ++h) memmove(x + h * s.head_size, x + h * wide_head(), size_t(s.head_size) * sizeof(float));
+    float* x = &attended_[size_t(row) * attended_stride()];
+    for (int h = 1; h < s.heads; ++h) memmove(x + h * s.head_size, x + h * s.wide_head(), size_t(s.head_size) * sizeof(float));
     const int end = s.heads * s.head_size;
     std::fill(x + end, x + round_up(end, kLanes), 0.f);
   }
@@ -298,69 +305,6 @@ class Model {
     for (int i = 0; i < width(); ++i) x[i] = std::fmax(std::fmin(x[i], s.clip), -s.clip);
   }
 
-  int rope_of(const Step& step, const Tile& tile, const Rule& rule) const {
-    return rule.rope ? rule.rope : step.rope[tile.chunk];
-  }
-
-  template <class T>
-  void keep_tile(const Step& step, int index, const Tile& tile, int head) {
-    const Layer& layer = layers[index];
-    const int rope = rope_of(step, tile, layer.rule), D = s.head_size;
-    T* unit = cache_.unit<T>(index, step.tables + step.table_offset[tile.chunk], head, tile.position / kUnit);
-    for (int i = 0; i < tile.count; ++i) {
-      const float* x = &wide_[size_t(tile.row + i) * width() + size_t(s.heads + head) * D];
-      float key[kMostHead], value[kMostHead];
-      heads.turn(x, layer.norms[kKey].weight, rope, tile.position + i, key);
-      heads.widen(x + size_t(s.kv_heads) * D, value);
-      cache_.keep(unit, (tile.position + i) % kUnit, key, value, layer.rule.kept);
-    }
-  }
-
-  template <class T>
-  void attend_tile(const Step& step, int index, const Tile& tile, int head, Scratch& scratch) {
-    const Layer& layer = layers[index];
-    const int per = s.heads / s.kv_heads, D = wide_head(), rope = rope_of(step, tile, layer.rule);
-    const int* table = step.tables + step.table_offset[tile.chunk];
-    auto unit = [&](int u) { return cache_.unit<T>(index, table, head, u); };
-    float y[kMostHead];
-    Queries set;
-    int left = tile.count * per, n = 0;
-    bool tall = kTall && left >= kLeastQueries;
-    for (int i = 0; i < tile.count; ++i)
-      for (int h = head * per; h < (head + 1) * per; ++h) {
-        heads.turn(&wide_[size_t(tile.row + i) * width() + size_t(h) * s.head_size], layer.norms[kQuery].weight, rope, tile.position + i, y);
-        const float grown = heads.growth(rope, tile.position + i);
-        for (int d = 0; d < D; d += kLanes) {
-          const H rounded = to_bf16(load<V>(y + d) * grown);
-          tall ? put_acts(set.words + n * D + d, rounded) : put_acts(set.q + n * D + d, rounded);
-        }
-        set.position[n] = tile.position + i;
-        set.sink[n] = layer.sinks ? layer.sinks[h] : -INFINITY;
-        set.out[n] = &attended_[(size_t(tile.row + i) * s.heads + h) * D];
-        --left;
-        if (++n < (tall ? kTallRows : kRows) && left) continue;
-        if (tall)
-          attend_tall(set, n, unit, D, layer.rule, scratch);
-        else
-          with_height(n, [&](auto R) { attend<R.value>(set, unit, D, layer.rule, scratch); });
-        n = 0, tall = kTall && left >= kLeastQueries;
-      }
-  }
-
-  // Two phases: a sequence may read keys that another writes in this very step.
-  void attention(const Step& step, int index) {
-    const Clock::Within own(clock, kAttention);
-    const int items = int(tiles_.size()) * s.kv_heads;
-    if (s.clip > 0) by_rows(step.tokens, [&](int row) { clip(row); });
-    if (s.norm_all_heads) by_rows(step.tokens, [&](int row) { norm_heads(row, layers[index]); });
-    with_kept(cache_.kept, [&]<class T>(T*) {
-      pool_.run(items, [&](int item) { keep_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads); });
-      pool_.run(items, [&](int item, int thread) {
-        attend_tile<T>(step, index, tiles_[item / s.kv_heads], item % s.kv_heads, scratch_[thread]);
-      });
-    });
-  }
-
   // The logits of a row, scaled and capped.
   void end_logits(float* y) const {
     for (int i = 0; i < s.vocab; i += kLanes) {
@@ -375,12 +319,10 @@ class Model {
 
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
-  Cache cache_;
+  PagedAttention paged_{s, pool_};
   Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_;
   Rows rows_;
   Mixture mixture_;
-  Array<Tile> tiles_;
-  Array<Scratch> scratch_;  // each thread's
 };
 
 }  // namespace enginehouse

@@ -1,4 +1,5 @@
-// Attention of up to 16 queries at once, by tiles of registers: the same bits as attention.h gives of each.
+// Attention of up to 16 queries at once, by tiles of registers: the same bits as attention.h gives of each; and of any
+// number of queries, by either.
 #pragma once
 
 #include "amx.h"
@@ -69,5 +70,35 @@ template <class Unit>
 void attend_tall(const Queries&, int, Unit&&, int, const Rule&, Scratch&) {}
 
 #endif
+
+// sink: -INFINITY for none. out: [head_size].
+struct Query {
+  int position;
+  float sink;
+  float* out;
+};
+
+// `count` queries of a head, some at a time: at(k, y) gives the k-th, and writes its [head_size] to y.
+template <class Unit, class At>
+void attend_each(int count, Unit&& unit, int head_size, const Rule& rule, Scratch& scratch, At&& at) {
+  float y[kMostHead];
+  Queries set;
+  for (int done = 0, n; done < count; done += n) {
+    const bool tall = kTall && count - done >= kLeastQueries;
+    n = std::min(count - done, tall ? kTallRows : kRows);
+    for (int i = 0; i < n; ++i) {
+      const Query query = at(done + i, y);
+      for (int d = 0; d < head_size; d += kLanes) {
+        const H rounded = to_bf16(load<V>(y + d));
+        tall ? put_acts(set.words + i * head_size + d, rounded) : put_acts(set.q + i * head_size + d, rounded);
+      }
+      set.position[i] = query.position, set.sink[i] = query.sink, set.out[i] = query.out;
+    }
+    if (tall)
+      attend_tall(set, n, unit, head_size, rule, scratch);
+    else
+      with_height(n, [&](auto R) { attend<R.value>(set, unit, head_size, rule, scratch); });
+  }
+}
 
 }  // namespace enginehouse
