@@ -67,6 +67,12 @@ def run_convert(
             convert(plan, source, sink, calibration, advance, journal, finished)
             files = len(list(directory.glob("*.safetensors")))
             stage.finish(f"{files} file(s), {mib(size)}")
+        walk = calibration.linears
+        if isinstance(walk, LayerwiseWalk) and walk.unseen:
+            progress.note(
+                f"{walk.unseen} expert(s) saw no token of the calibration text: what enters them "
+                "is scaled as their layer's largest; raise --calib-samples for scales of their own"
+            )
 
 
 def _calibrated_layers(

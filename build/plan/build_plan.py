@@ -49,7 +49,9 @@ from enginehouse.runtime.errors import PlanError
 _QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 OWN_EXPERT_QUANTS = (*EXPERT_QUANTS, "fp8_rowwise", "int4")  # and those that we run ourselves
-EXPERT_EXPORTS = (*EXPERT_QUANTS, "mxfp8", "fp8_block")  # and with format=hf
+# With format=hf, and those that compressed-tensors' layout alone has for experts.
+EXPERT_EXPORTS = (*EXPERT_QUANTS, "nvfp4", "w4a16_nvfp4", "mxfp8", "fp8_block", "mixed")
+COMPRESSED_EXPERT_EXPORTS = (*EXPERT_EXPORTS, "fp8_rowwise", "int4")
 # Where max_num_tokens is left out: a CPU computes in small pieces, a GPU wants large ones.
 MAX_NUM_TOKENS = {"torch": 512, "cpu": 512, "tensorrt": 2048, "tensorrt_llm": 8192}
 
@@ -192,7 +194,8 @@ def _expert_quants(settings: BuildSettings, source: SourceCheckpoint) -> tuple[s
     runtimes others.
     """
     if settings.format == "hf":
-        return EXPERT_EXPORTS
+        compressed = settings.layout == "compressed_tensors"
+        return COMPRESSED_EXPERT_EXPORTS if compressed else EXPERT_EXPORTS
     own = settings.backend in ("cpu", "torch")
     return OWN_EXPERT_QUANTS if own and source.quantized is None else EXPERT_QUANTS
 

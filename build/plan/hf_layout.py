@@ -16,7 +16,7 @@ from torch import Tensor
 
 from enginehouse.build.families.architectures import architecture_of, stage_rows
 from enginehouse.build.families.mixture_rows import RENAMED
-from enginehouse.build.families.output_table import linear_shapes
+from enginehouse.build.families.output_table import distinct_linears
 from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.families.shapes import source_shape
@@ -40,6 +40,8 @@ _SCALES = {
     "weights_scaling_factor_2": "weight_scale_2",
     "prequant_scaling_factor": "pre_quant_scale",
 }
+# One number for a whole linear in every form.
+_OF_WHOLE = ("activation_scaling_factor", "weights_scaling_factor_2")
 # Which norms feed which linears alone; of two for one linear, the second where a model has it.
 _FED_BY = {
     "attention.qkv": ("input_layernorm",),
@@ -130,8 +132,7 @@ def _check_blocks(quant: str, config: ModelConfig) -> None:
     if quant not in EXPORT_CONFIGS or quant in ("fp8_block", "mixed"):
         return
     size = EXPORT_CONFIGS[quant].group_size
-    layers = (linear_shapes(config, layer) for layer in range(config.num_hidden_layers))
-    for name, linear in (item for layer in layers for item in layer.items()):
+    for name, linear in distinct_linears(config):
         if linear.in_features % size:
             raise PlanError(
                 f"quant={quant} has blocks of {size} inputs, which do not divide the "
@@ -246,6 +247,7 @@ class HfLayout:
         """TensorRT-LLM's loader wants factors for every INT4 linear that it does not fuse."""
         quantization = self.config.quantization
         int4 = quantization.quant_algo == "W4A16_AWQ" and not quantization.pre_quant_scale
+        int4 = int4 and self.layout == "modelopt"
         quantised = kind == "weight" and is_quantized(quantization, row.target)
         return int4 and quantised and _is_single(row)
 
@@ -260,7 +262,8 @@ class HfLayout:
             (source,) = row.sources
             own = row.target.removesuffix(".weight") not in self._norms
             return {_of_module(source, last): tensor if own else torch.ones_like(tensor)}
-        if tensor.numel() == 1 or algo == "FP8":  # one number for all sources, or for each expert's
+        whole = kind in _OF_WHOLE or algo == "FP8"
+        if tensor.numel() == 1 or whole:  # one number for all sources, or for each expert's
             numbers, count = tensor.flatten(), len(row.sources)
             return {
                 _of_module(source, last): numbers[i * len(numbers) // count].clone()

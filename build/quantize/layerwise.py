@@ -12,8 +12,9 @@ model's outputs as the aim as in GPTAQ (Li et al., 2025).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ from enginehouse.runtime.torch.decoder import (
     DecoderLayer,
     causal_attention,
 )
+from enginehouse.runtime.torch.linear import Linear
+from enginehouse.runtime.torch.moe import ExpertMlp
 
 # Linears that share an input, and so its factors; in the order in which a layer runs them.
 SHARED_INPUTS = (
@@ -70,11 +73,31 @@ class _Seen(Exception):
 @dataclass(frozen=True, slots=True)
 class Inputs:
     """What enters the linears that share an input: sums, none for experts, each of which sees a
-    part of it; and each channel's largest magnitude, [in].
+    part of it; and each channel's largest magnitude, [in], or each expert's, [experts, in], zeros
+    for one that saw no token.
     """
 
     moments: InputMoments | None
     largest: Tensor
+
+
+class _SeenLayer(DecoderLayer):
+    """A layer that shows what enters `module`, and the number of the expert that it enters."""
+
+    module = ""
+    see: Callable[[Tensor, int], None]
+
+    def _run(self, name: str, linear: Linear, x: Tensor) -> Tensor:
+        if name == self.module:
+            self.see(x, self._experts.get(id(linear), 0))
+        return super()._run(name, linear, x)
+
+    @cached_property
+    def _experts(self) -> dict[int, int]:
+        if not isinstance(self.mlp, ExpertMlp):
+            return {}
+        pairs = (enumerate(linears) for linears in (self.mlp.fc, self.mlp.proj))
+        return {id(linear): number for pair in pairs for number, linear in pair}
 
 
 class LayerwiseWalk(ABC):
@@ -102,6 +125,7 @@ class LayerwiseWalk(ABC):
         self.config = config
         self.form = config.quantization
         self.padding = padding
+        self.unseen = 0  # experts that no token entered and whose inputs have scales of their own
         self.reference = reference
         self.saved = saved
         self._rotary = reference.rotary(max(len(ids) for ids in sequences))
@@ -189,22 +213,25 @@ class LayerwiseWalk(ABC):
         self, layer: int, tensors: dict[str, Tensor], module: str, truths: list[Tensor]
     ) -> Inputs:
         """What enters `module` when the layer runs with `tensors`, and what should."""
+        weight = tensors[f"{module}.weight"]
+        *experts, _, in_features = weight.shape
+        largest = torch.zeros(*experts, in_features, device=self.reference.device)
         seen: list[Tensor] = []
 
-        def observe(name: str, x: Tensor) -> None:
-            if name == module:
+        def see(x: Tensor, expert: int) -> None:
+            place = largest[expert] if experts else largest
+            torch.maximum(place, x.abs().amax(0), out=place)
+            if truths:
                 seen.append(x)
-                if truths:
-                    raise _Seen
+                raise _Seen
 
-        decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
+        decoder = _SeenLayer(self.reference.config, tensors, torch.float32)
+        decoder.see = see
         peak = max((float(truth.abs().amax()) for truth in truths), default=0.0)
-        in_features = tensors[f"{module}.weight"].shape[-1]
-        largest = torch.zeros(in_features, device=self.reference.device)
         moments = InputMoments(in_features, self.reference.device) if truths else None
         for i in range(len(self._hidden)):
             middle = self._enter_mlp(layer, decoder, i) if module.startswith("mlp.") else None
-            decoder.observe = observe
+            decoder.module = module
             try:
                 if middle is None:
                     self._attend(layer, decoder, i)
@@ -212,9 +239,7 @@ class LayerwiseWalk(ABC):
                     decoder.feed_forward(self._hidden[i], middle)
             except _Seen:
                 pass
-            decoder.observe = None
-            for x in seen:
-                torch.maximum(largest, x.abs().amax(0), out=largest)
+            decoder.module = ""
             if moments is not None:
                 moments.add(self._entering(seen[0], peak), truths[i])
             seen.clear()

@@ -1,7 +1,8 @@
 """NVFP4 as the calibration text goes through the model: weights that make up for what was rounded.
 
 Of W4A4 what enters a linear is rounded as its kernel will; of W4A16 nothing is. Block scales are
-chosen first and stand fixed while the columns make up for each other.
+chosen first and stand fixed while the columns make up for each other; a layer's experts, which see
+few tokens, are rounded to the nearest.
 Source: GPTQ (Frantar et al., 2023), section 3, on the e2m1 grid; GPTAQ (Li et al., 2025).
 """
 
@@ -12,11 +13,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from enginehouse.build.forms.block_floats import NVFP4_BLOCK, pack_e2m1, round_e2m1, spread_scale
+from enginehouse.build.forms.block_floats import (
+    NVFP4_BLOCK,
+    dequantize_blocks,
+    pack_e2m1,
+    round_e2m1,
+    spread_scale,
+)
 from enginehouse.build.forms.block_quantization import (
     nvfp4_round_trip,
     nvfp4_scales,
     nvfp4_second_scale,
+    quantize_nvfp4,
 )
 from enginehouse.build.quantize.compensation import aim_at_truth, round_compensated, rounding_order
 from enginehouse.build.quantize.layerwise import Inputs, LayerwiseWalk, stacked
@@ -28,7 +36,7 @@ _MADE_UP = 0.5
 
 
 class LayerwiseNvfp4(LayerwiseWalk):
-    """The walk for NVFP4 and W4A16_NVFP4, neither of which experts have."""
+    """The walk for NVFP4 and W4A16_NVFP4."""
 
     @property
     def _rounds_inputs(self) -> bool:
@@ -40,7 +48,8 @@ class LayerwiseNvfp4(LayerwiseWalk):
     def _settle(
         self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
     ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
-        assert inputs.moments is not None
+        if inputs.moments is None:
+            return self._settle_experts(modules[0], weights[0], inputs.largest)
         weight = aim_at_truth(stacked(weights), inputs.moments, _MADE_UP)
         second = nvfp4_second_scale(float(weight.abs().amax()))
         scale = nvfp4_scales(weight, second)
@@ -59,6 +68,28 @@ class LayerwiseNvfp4(LayerwiseWalk):
             if self._rounds_inputs:
                 stored[f"{module}.activation_scaling_factor"] = entering
         return stored, values.mul_(steps).split(rows)
+
+    def _settle_experts(
+        self, module: str, experts: Tensor, largest: Tensor
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
+        """Scales of tensors and of inputs for each expert, [experts, 1]; gate and up, which are one
+        here, share them. What enters an expert that saw no token is scaled as the layer's largest.
+        """
+        made = [quantize_nvfp4(expert.cpu()) for expert in experts]
+        q, scale, second = (torch.stack(list(parts)) for parts in zip(*made, strict=True))
+        stored = {
+            f"{module}.weight": q,
+            f"{module}.weights_scaling_factor": scale,
+            f"{module}.weights_scaling_factor_2": second,
+        }
+        if self._rounds_inputs:
+            peaks = largest.amax(1).cpu()
+            self.unseen += int((peaks == 0).sum()) if module == "mlp.fc" else 0
+            peaks = torch.where(peaks > 0, peaks, peaks.max())
+            entering = [[nvfp4_second_scale(peak)] for peak in peaks.tolist()]
+            stored[f"{module}.activation_scaling_factor"] = torch.tensor(entering)
+        meant = [dequantize_blocks(one.q, one.scale, NVFP4_BLOCK, one.second) for one in made]
+        return stored, [torch.stack(meant).to(experts.device)]
 
 
 class LayerwiseMixed(LayerwiseNvfp4, LayerwiseFp8):

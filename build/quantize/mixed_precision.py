@@ -1,8 +1,9 @@
 """Which form each linear gets of MIXED_PRECISION: by what it loses alone, and what it takes.
 
-Linears that share an input are rounded together, all else as it is, and the model goes on from
-there to its logits: their KL divergence is what that costs. Costs are added up, as if none changed
-another; bits are spent where they save most. Knows no layout and no file.
+Linears that share an input, and all experts of a layer, are rounded together, all else as it is,
+and the model goes on from there to its logits: their KL divergence is what that costs. Costs are
+added up, as if none changed another; bits are spent where they save most. Knows no layout and no
+file.
 Source: the criterion of nvidia-modelopt's auto_quantize with method kl_div, and its effective bits;
 the choice is the convex hull's greedy one.
 """
@@ -31,6 +32,7 @@ from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.torch.decoder import PREFIX, DecoderLayer, causal_attention
 from enginehouse.runtime.torch.linear import Linear
 
+MODULES = tuple(name for shared in SHARED_INPUTS for name in shared)
 MAX_TOKENS = 256  # of the calibration text, that the linears are tried on
 UNQUANTISED = "none"
 # Bits of a weight, scales of blocks included.
@@ -67,8 +69,8 @@ ROUNDINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Linears that share an input. modules: `transformer.layers.3.mlp.fc`. kl: of each form, mean
-    nats a token.
+    """Linears that share an input, or a layer's experts. modules: `transformer.layers.3.mlp.fc`.
+    kl: of each form, mean nats a token.
     """
 
     modules: tuple[str, ...]
@@ -126,10 +128,9 @@ def measure_groups(
             plain = DecoderLayer(config, tensors, torch.float32)
             changed = [run(plain, states) for states in changed]
             after = run(plain, truth)
-            for shared in SHARED_INPUTS:
-                names = tuple(name for name in shared if _is_matrix(tensors, name))
+            for names in _groups(tensors):
                 modules = tuple(PREFIX.format(index) + name for name in names)
-                if not names or left_out(modules[0]):
+                if any(map(left_out, modules)):
                     continue
                 errors: dict[str, float] = {}
                 for form in forms:
@@ -152,9 +153,16 @@ def measure_groups(
     return groups
 
 
-def _is_matrix(tensors: Mapping[str, Tensor], name: str) -> bool:
-    weight = tensors.get(f"{name}.weight")
-    return weight is not None and weight.ndim == 2  # experts are none
+def _groups(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Linears that have one form: those that share an input, and all experts of a layer, which
+    runtimes run as one.
+    """
+    weights = {name: tensors[f"{name}.weight"] for name in MODULES if f"{name}.weight" in tensors}
+    mixture = tuple(name for name, weight in weights.items() if weight.ndim == 3)
+    groups = [
+        tuple(n for n in shared if n in weights and n not in mixture) for shared in SHARED_INPUTS
+    ]
+    return [group for group in (*groups, mixture) if group]
 
 
 def _rounded_layer(
@@ -162,7 +170,11 @@ def _rounded_layer(
 ) -> DecoderLayer:
     rounding = ROUNDINGS[form]
     weights = [tensors[f"{name}.weight"] for name in names]
-    whole = rounding.weight(torch.cat(weights)).split([len(weight) for weight in weights])
+    if weights[0].ndim == 3:
+        whole = [torch.stack([rounding.weight(expert) for expert in weight]) for weight in weights]
+    else:
+        sizes = [len(weight) for weight in weights]
+        whole = list(rounding.weight(torch.cat(weights)).split(sizes))
     rounded = {f"{name}.weight": part for name, part in zip(names, whole, strict=True)}
     layer = _RoundedLayer(reference.config, {**tensors, **rounded}, torch.float32)
     layer.rounded = dict.fromkeys(names, rounding.entering)

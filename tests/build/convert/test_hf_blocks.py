@@ -69,6 +69,7 @@ LOSSES = {"nvfp4": 0.3, "w4a16_nvfp4": 0.3, "mxfp8": 0.03, "fp8_block": 0.03}
 
 FAMILY_AND_FORM = [(family, quant) for family in ("biased", "phi3") for quant in LOSSES]
 FAMILY_AND_FORM += [("mixtral", "fp8_block"), ("qwen3-moe", "mxfp8"), ("qwen3-moe", "fp8_block")]
+FAMILY_AND_FORM += [("mixtral", "nvfp4"), ("qwen2-moe", "w4a16_nvfp4"), ("dots1", "nvfp4")]
 
 
 @pytest.mark.parametrize(("family", "quant"), FAMILY_AND_FORM)
@@ -146,14 +147,15 @@ def unpack(words: Tensor) -> Tensor:
     return ((words.unsqueeze(-1) >> shifts) & 15).flatten(1) - 8
 
 
-LAID_OUT = [quant for quant in COMPRESSED_QUANTS if quant not in ("none", "mixed")]
+LAID_OUT = [("biased", quant) for quant in COMPRESSED_QUANTS if quant not in ("none", "mixed")]
+LAID_OUT += [("mixtral", quant) for quant in ("nvfp4", "w4a16_nvfp4", "mxfp8", "fp8_block", "fp8")]
 
 
-@pytest.mark.parametrize("quant", LAID_OUT)
-def test_both_layouts_hold_the_same_numbers(quant: str, export: Exporter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "quant"), LAID_OUT)
+def test_both_layouts_hold_the_same_numbers(family: str, quant: str, export: Exporter) -> None:
     """compressed-tensors' names and shapes, and its own words for the scheme."""
-    ours = load_file(export("biased", quant) / "model.safetensors")
-    path = export("biased", quant, layout="compressed_tensors")
+    ours = load_file(export(family, quant) / "model.safetensors")
+    path = export(family, quant, layout="compressed_tensors")
     theirs = load_file(path / "model.safetensors")
     scales = {"fp8": (1,), "fp8_rowwise": (-1, 1)}
     seen = set()
@@ -193,7 +195,8 @@ def test_both_layouts_hold_the_same_numbers(quant: str, export: Exporter, tmp_pa
         if args.get("group_size", 0) is None:
             del args["group_size"]
     assert group == wanted_scheme
-    assert {"lm_head", "model.embed_tokens"} == set(said["ignore"])
+    routers = {name.removesuffix(".weight") for name in ours if name.endswith("moe.gate.weight")}
+    assert {"lm_head", "model.embed_tokens", *routers} == set(said["ignore"])
 
 
 def test_an_fp8_cache_has_its_scales_and_words_in_both_layouts(export: Exporter) -> None:
@@ -223,16 +226,20 @@ def test_of_two_layouts_the_same_linears_are_in_the_same_forms(export: Exporter)
             assert torch.equal(weight.view(torch.uint8), ours[f"{module}.weight"].view(torch.uint8))
 
 
+READ_BACK = [("biased", quant) for quant in EXPORT_CONFIGS]
+READ_BACK += [("mixtral", "nvfp4"), ("qwen3-moe-dense", "mixed"), ("deepseek-v3", "w4a16_nvfp4")]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("quant", EXPORT_CONFIGS)
+@pytest.mark.parametrize(("family", "quant"), READ_BACK)
 def test_our_own_reader_reads_what_is_meant(
-    quant: str, layout: str, export: Exporter, tmp_path: Path
+    family: str, quant: str, layout: str, export: Exporter, tmp_path: Path
 ) -> None:
-    path = export("biased", quant, layout=layout)
+    path = export(family, quant, layout=layout)
     with pytest.raises(CheckpointError, match="pass --dequantize"):
         resolve_source(str(path), tmp_path)
     found = resolve_source(str(path), tmp_path, dequantize=True).tensors
-    ours = export("biased", quant)
+    ours = export(family, quant)
     wanted = meant(load_file(ours / "model.safetensors"), EXPORT_CONFIGS[quant].quant_algo)
     assert found.infos.keys() == wanted.keys()
     slack = 2e-7 if layout == "compressed_tensors" else 0.0  # its divisors are rounded
@@ -261,15 +268,20 @@ def test_modelopts_own_blocks_of_fp8_are_read(export: Exporter, tmp_path: Path) 
         assert torch.equal(found.read(name), wanted[name]), name
 
 
-def test_an_engine_of_what_was_read_back_gives_its_logits(export: Exporter, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "quant"), [("biased", "w4a16_nvfp4"), ("mixtral", "nvfp4"), ("qwen2-moe", "mixed")]
+)
+def test_an_engine_of_what_was_read_back_gives_its_logits(
+    family: str, quant: str, export: Exporter, tmp_path: Path
+) -> None:
     """The CPU's torch in float32, beside transformers on the weights that the layout means."""
-    path = export("biased", "w4a16_nvfp4")
+    path = export(family, quant)
     source = resolve_source(str(path), tmp_path, dequantize=True)
     engine = build_engine(
         source, tmp_path / "engine", backend="torch", dtype="float32", dequantize=True
     )
     assert read_engine(engine).manifest.verify is not None
-    tensors = meant(load_file(path / "model.safetensors"), "W4A16_NVFP4")
+    tensors = meant(load_file(path / "model.safetensors"), EXPORT_CONFIGS[quant].quant_algo)
     (tmp_path / "plain").mkdir()
     config = json.loads((path / "config.json").read_text())
     del config["quantization_config"]
