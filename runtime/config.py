@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.mixers import Delta, Latent, delta_of, latent_of
+from enginehouse.runtime.mixers import LATENT, Delta, Latent, delta_of, latent_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -314,7 +314,8 @@ class ModelConfig:
             heads, hidden = _whole(data, "num_attention_heads"), _whole(data, "hidden_size")
             for key in ("num_experts", "top_k"):
                 _whole(_object(data, "moe"), key, 0, least=0)
-            _whole(data, "moe_intermediate_size", 0, least=0)
+            for key in ("moe_intermediate_size", *LATENT):
+                _whole(data, key, 0, least=0)
             delta_of(data)
             _number(data, "rotary_pct", 1.0)
             return cls(

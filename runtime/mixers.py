@@ -66,11 +66,14 @@ class Delta(NamedTuple):
         return 4 * states + width * (self.kernel - 1) * self.key_heads * self.mixed
 
 
+# Latent's fields in config.json.
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+
+
 def latent_of(extra: Mapping[str, Any]) -> Latent | None:
     if not extra.get("kv_lora_rank"):
         return None
-    names = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-    return Latent(*(int(extra.get(name) or 0) for name in names))
+    return Latent(*(int(extra.get(name) or 0) for name in LATENT))
 
 
 _NUMBERS = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel")

@@ -211,9 +211,7 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 
 def beyond_kernels(config: ModelConfig) -> str | None:
     """What the compiled kernels do not do of a model; None: they do all."""
-    if config.delta is not None:
-        return "linear attention"
-    return "latent attention" if config.latent is not None else None
+    return "linear attention" if config.delta is not None else None
 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:

@@ -20,12 +20,15 @@ from enginehouse.runtime.cpu.packed_file import LinearShape, Network
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = (
-    *("qkv", "dense", "fc_gate", "gate", "proj", "lm_head"),
-    *("expert_fc_gate", "expert_proj"),
+    *("qkv", "dense", "fc_gate", "gate", "proj", "kv_a", "q_a", "q", "lm_head"),
+    *("expert_fc_gate", "expert_proj", "of_keys", "of_values"),
 )
-HEAD, EXPERTS = LINEARS[5], LINEARS[6:]  # those that each expert of a mixture has
-NORMS = ("input_", "post_", "pre_feedforward_", "post_feedforward_", "attention.q_", "attention.k_")
-_HEAD_NORMS = NORMS[-2:]
+HEAD = LINEARS[8]
+EXPERTS, OF_HEADS = LINEARS[9:11], LINEARS[11:]  # those that each expert or head has
+NORMS = (
+    *("input_", "post_", "pre_feedforward_", "post_feedforward_"),
+    *("attention.q_", "attention.k_", "attention.q_a_", "attention.kv_a_"),
+)
 FINAL_NORM = "ln_f"
 PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
 ACTIVATIONS = ("silu", "gelu", "relu2", "gelu_erf")
@@ -42,6 +45,10 @@ _SIZES = (
     "inner",
     "expert_inner",
     "vocab",
+    "latent_rank",
+    "query_rank",
+    "nope",
+    "value",
 )
 _TRAITS = (
     "kept",
@@ -188,10 +195,10 @@ class NativeModel:
         name: str,
         shape: LinearShape,
         arrays: Mapping[str, np.ndarray],
-        expert: int = 0,
+        whose: int = 0,
     ) -> None:
         """arrays: weight, and what else the linear has of scales, zeros, counts, bias and factor,
-        as bytes that are laid out as `packed_linear.py` says.
+        as bytes that are laid out as `packed_linear.py` says. whose: an expert, or a head.
         """
         sizes = linear_bytes(shape)
         assert arrays.keys() <= sizes.keys() and "weight" in arrays
@@ -205,7 +212,7 @@ class NativeModel:
             *(INPUTS.index(shape.input), int(shape.narrow_scales)),
             *(self._keep(arrays[part]) if part in arrays else None for part in PARTS),
         )
-        self._functions.eh_linear(self._model, layer, LINEARS.index(name), expert, byref(told))
+        self._functions.eh_linear(self._model, layer, LINEARS.index(name), whose, byref(told))
 
     def step(
         self,
@@ -285,10 +292,16 @@ class NativeModel:
 
 def norm_size(shape: Shape | Network, name: str) -> int:
     """The numbers of a norm of NORMS, or of FINAL_NORM."""
-    if name not in _HEAD_NORMS:
-        return shape.hidden
-    heads = (shape.heads, shape.kv_heads)[_HEAD_NORMS.index(name)]
-    return shape.head_size * (heads if shape.norm_all_heads else 1)
+    heads = (shape.heads, shape.kv_heads) if shape.norm_all_heads else (1, 1)
+    sizes = (*(shape.head_size * each for each in heads), shape.query_rank, shape.latent_rank)
+    return dict(zip(NORMS[4:], sizes, strict=True)).get(name, shape.hidden)
+
+
+def num_alike(network: Network, name: str) -> int:
+    """How many linears there are in the place of one of LINEARS, each like the others."""
+    experts = network.mixture.experts if network.mixture else 0
+    counts = {**dict.fromkeys(EXPERTS, experts), **dict.fromkeys(OF_HEADS, network.heads)}
+    return counts.get(name, 1)
 
 
 def linear_bytes(shape: LinearShape) -> dict[str, int]:

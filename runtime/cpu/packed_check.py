@@ -20,11 +20,14 @@ from enginehouse.runtime.cpu.library import (
     HEAD,
     INPUTS,
     NORMS,
+    OF_HEADS,
     linear_bytes,
     norm_size,
+    num_alike,
 )
 from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Mixture, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.mixers import Latent
 
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (
@@ -40,6 +43,7 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         config.shared_expert_size if config.has_experts(i) else config.inner_size(i)
         for i in range(config.num_hidden_layers)
     ]
+    latent = config.latent or Latent(0, 0, 0, 0, 0)
     return {
         "hidden": _up(config.hidden_size, LANES),
         "normed": config.hidden_size,
@@ -50,6 +54,10 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         "rotary": config.rotary_dim,
         "inners": [_up(size, LANES) for size in sizes],
         "vocab": config.vocab_size,
+        "latent_rank": latent.rank,
+        "query_rank": latent.query_rank,
+        "nope": latent.nope,
+        "value": latent.value,
     }
 
 
@@ -65,6 +73,9 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
     network = packed.network
     for name, size in sizes_of(config).items():
         _want(packed, name, getattr(network, name), size)
+    if network.latent_rank:
+        _want(packed, "head_size", network.head_size, network.latent_rank + network.rotary)
+        _want(packed, "kv_heads", network.kv_heads, 1)
     _want(packed, "mixture", network.mixture, mixture_of(config))
     _want(packed, "rules", len(network.rules), network.layers)
     _want(packed, "ropes", len(network.ropes), 3)
@@ -101,10 +112,11 @@ def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
     sub, before = traits.norm_sublayers, traits.norm_inputs
     apart = not traits.parallel or traits.parallel_norm  # the MLP's norm is its own
     of_heads = bool(config.extra.get("qk_layernorm", False))
+    latent = config.latent if config.has_attention(layer) else None
     attends, feeds = config.has_attention(layer), config.has_mlp(layer)
     has = (
         *(before and attends, (sub or apart) and feeds, sub and before, sub),
-        *(of_heads, of_heads),
+        *(of_heads, of_heads, latent is not None and latent.query_rank, latent is not None),
     )
     yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)
 
@@ -112,7 +124,10 @@ def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
 def _linears(config: ModelConfig, layer: int) -> Iterator[str]:
     """Those of LINEARS that a layer has, but for a gate that stands apart."""
     has_plain = config.shared_expert_size if config.has_experts(layer) else config.has_mlp(layer)
-    yield from ("qkv", "dense") if config.has_attention(layer) else ()
+    if config.has_attention(layer):
+        yield "dense"
+        yield from ("qkv",) if config.latent is None else ("kv_a", "q", *OF_HEADS)
+        yield from ("q_a",) if config.latent and config.latent.query_rank else ()
     yield from ("fc_gate", "proj") if has_plain else ()
     yield from EXPERTS if config.has_experts(layer) else ()
 
@@ -144,7 +159,9 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
     _want(packed, f"{full}'s inputs", shape.inputs, _up(inputs, STEP))
     _want(packed, f"{full}'s outputs", shape.out, _up(outputs, COLS))
     _check_form(packed, full, shape)
-    count = network.mixture.experts if network.mixture and name in EXPERTS else 1
+    if name in OF_HEADS:
+        _want(packed, f"{full}'s form", shape.form, "bf16")
+    count = num_alike(network, name)
     for part, size in linear_bytes(shape).items():
         if f"{full}.{part}" in packed or part == "weight":
             _has(packed, f"{full}.{part}", size * count)
@@ -152,7 +169,8 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
 
 def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     """The inputs and outputs of a linear, as the model's sizes make them."""
-    heads = network.heads * network.head_size
+    heads = network.heads * (network.value if network.latent_rank else network.head_size)
+    queries = network.heads * (network.nope + network.rotary)
     if name == HEAD:
         return network.hidden, network.vocab
     layer = full.removesuffix(f".{name}")
@@ -161,6 +179,11 @@ def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     is_one = f"{layer}.gate" in network.linears or not network.gated_mlp
     return {
         "qkv": (network.hidden, heads + 2 * network.kv_heads * network.head_size),
+        "kv_a": (network.hidden, network.head_size),
+        "q_a": (network.hidden, network.query_rank),
+        "q": (network.query_rank or network.hidden, queries),
+        "of_keys": (network.nope, network.latent_rank),
+        "of_values": (network.latent_rank, network.value),
         "dense": (heads, network.hidden),
         "fc_gate": (network.hidden, inner if is_one else 2 * inner),
         "gate": (network.hidden, inner),

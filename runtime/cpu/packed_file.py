@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 6  # of the packed tensors: another one is packed anew
+LAYOUT = 7  # of the packed tensors: another one is packed anew
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
@@ -82,7 +82,8 @@ class Network(msgspec.Struct, frozen=True):
     """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
     pretrained: the longest context that the short one serves. hidden, inners: multiples of 16,
     hidden with zeros behind the model's own, `normed`; inners: of each layer's plain MLP, or of its
-    shared expert, 0 for none. growth, clip, swiglu_limit: 0 for none.
+    shared expert, 0 for none. growth, clip, swiglu_limit: 0 for none. latent_rank, query_rank,
+    nope, value: of `ModelConfig.latent`, 0 for none.
     """
 
     layout: int
@@ -96,6 +97,10 @@ class Network(msgspec.Struct, frozen=True):
     rotary: int
     inners: list[int]
     vocab: int
+    latent_rank: int
+    query_rank: int
+    nope: int
+    value: int
     activation: str
     gated_mlp: bool
     parallel: bool

@@ -13,7 +13,6 @@ import numpy as np
 from enginehouse.runtime.cpu.compiler import cache_folder
 from enginehouse.runtime.cpu.library import (
     ACTIVATIONS,
-    EXPERTS,
     FINAL_NORM,
     HEAD,
     LINEARS,
@@ -22,6 +21,7 @@ from enginehouse.runtime.cpu.library import (
     SCALES,
     NativeModel,
     Shape,
+    num_alike,
 )
 from enginehouse.runtime.cpu.packed_check import check_packed
 from enginehouse.runtime.cpu.packed_file import (
@@ -113,13 +113,12 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
 
 
 def _set_linear(model: NativeModel, layer: int, name: str, packed: PackedFile, full: str) -> None:
-    """Those of a layer's experts follow each other in each array."""
-    shape, mixture = packed.network.linears[full], packed.network.mixture
-    count = mixture.experts if mixture is not None and name in EXPERTS else 1
+    """Those of a layer's experts or heads follow each other in each array."""
+    shape, count = packed.network.linears[full], num_alike(packed.network, name)
     arrays = {part: packed[f"{full}.{part}"] for part in PARTS if f"{full}.{part}" in packed}
-    for expert in range(count):
-        own = {part: np.split(array, count)[expert] for part, array in arrays.items()}
-        model.set_linear(layer, name, shape, own, expert)
+    for whose in range(count):
+        own = {part: np.split(array, count)[whose] for part, array in arrays.items()}
+        model.set_linear(layer, name, shape, own, whose)
 
 
 def _rotary_table(frequencies: RopeFrequencies, positions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +146,7 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
 
 _SIZES = (
     *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
+    *("latent_rank", "query_rank", "nope", "value"),
     *("growth_length", "growth_first", *(name for name in SCALES if name != "share_scale")),
 )
 _ROUTING = (

@@ -20,8 +20,8 @@ from enginehouse.runtime.checkpoint.weights import (
     expert_tensors,
     module_tensors,
 )
-from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.cpu.library import NORMS
+from enginehouse.runtime.config import Latent, ModelConfig
+from enginehouse.runtime.cpu.library import LINEARS, NORMS, PARTS
 from enginehouse.runtime.cpu.linear_forms import (
     LinearWeights,
     gated,
@@ -56,7 +56,7 @@ _VECTORS = {
     "shared_gate": "mlp.shared_expert_gate.weight",
     "sinks": "attention.sinks",
 }
-_PER_LAYER = 7 * 6 + 2 * len(NORMS) + len(_VECTORS)  # tensors
+_PER_LAYER = len(LINEARS) * len(PARTS) + 2 * len(NORMS) + len(_VECTORS)  # tensors
 
 
 def pack_engine(
@@ -123,8 +123,11 @@ class _Packing:
         """A layer's, by their names of `library.LINEARS`; of a mixture those of all experts."""
         config, found = self.config, {}
         if config.has_attention(layer):
-            found["qkv"] = self._modules(tensors, "attention.qkv")
             found["dense"] = self._modules(tensors, "attention.dense")
+            if config.latent is None:
+                found["qkv"] = self._modules(tensors, "attention.qkv")
+            else:
+                found |= self._latents(tensors, config.latent)
         if config.has_experts(layer):
             experts = self._mlp(tensors, "mlp.", config.num_experts)
             found |= {f"expert_{name}": linears for name, linears in experts.items()}
@@ -133,6 +136,21 @@ class _Packing:
         elif config.has_mlp(layer):
             found |= self._mlp(tensors, "mlp.")
         return found
+
+    def _latents(self, tensors: Tensors, latent: Latent) -> dict[str, list[LinearWeights]]:
+        """What makes latents, and queries; and of each head what its queries, and what attention
+        gives, are multiplied by.
+        """
+        queries = {"q_a": "q_a", "q": "q_b"} if latent.query_rank else {"q": "q"}
+        words = {"kv_a": "kv_a", **queries}
+        found = {name: self._modules(tensors, f"attention.{word}") for name, word in words.items()}
+        both = tensors["attention.kv_b.weight"].unflatten(0, (self.config.num_attention_heads, -1))
+        of_keys, of_values = both.split([latent.nope, latent.value], dim=1)  # [heads, size, rank]
+        of_heads = {"of_keys": of_keys.mT, "of_values": of_values}
+        return found | {
+            name: [LinearWeights("bf16", "bf16", weight) for weight in weights]
+            for name, weights in of_heads.items()
+        }
 
     def _mlp(
         self, tensors: Tensors, prefix: str, experts: int = 0

@@ -12,7 +12,7 @@ from enginehouse.runtime.cpu.kernel_sizes import STEP, UNIT
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
 ACTIVATIONS = ("int8", "bf16")  # what inputs of products in INT4 and INT8 are rounded to
-_MOST_HEAD = 512
+_MOST_HEAD = 576
 
 
 def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> str | None:
@@ -40,4 +40,6 @@ def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
         return f"kv_block_size={kv_block_size}, which {UNIT} does not divide,"
     if config.head_size > _MOST_HEAD:
         return f"head_size={config.head_size}"
+    if config.latent is not None and config.latent.nope > _MOST_HEAD:
+        return f"qk_nope_head_dim={config.latent.nope}"
     return None

@@ -19,7 +19,7 @@ namespace enginehouse {
 
 constexpr int kUnit = kLanes;  // tokens of one unit
 
-constexpr int kMostHead = 512;
+constexpr int kMostHead = 576;  // DeepSeek's latents and what rope turns
 constexpr int kUnitsAhead = 2;  // that are fetched while one is read: they lie anywhere
 
 enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/library.py counts them
@@ -93,7 +93,7 @@ struct Queries {
   Act q[kRows * kMostHead];                                  // [R, D], for others
   int position[kMostQueries];
   float sink[kMostQueries];
-  float* out[kMostQueries];  // [D] each
+  float* out[kMostQueries];  // [value_size] each
 };
 
 struct Scratch {
@@ -155,9 +155,9 @@ void weigh(const Queries& set, const Act* shares, int length, int end, Units&& u
     for (int c = 0; c < C; ++c) store(set.out[r] + (c0 + c) * kLanes, (all_of[r][c] + total(acc[r][c])) / sums[r]);
 }
 
-// unit(u): the head's unit u of this sequence.
+// unit(u): the head's unit u of this sequence. value_size: of the first numbers of values, which are read.
 template <int R, class Unit>
-void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Scratch& scratch) {
+void attend(const Queries& set, Unit&& unit, int head_size, int value_size, const Rule& rule, Scratch& scratch) {
   int first = INT32_MAX, last = 0;
   for (int r = 0; r < R; ++r) {
     first = std::min(first, rule.first(set.position[r]));
@@ -198,7 +198,7 @@ void attend(const Queries& set, Unit&& unit, int head_size, const Rule& rule, Sc
     sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, set.sink[r], rule) / rule.kept;
   }
   const int end = last + 1 - begin;
-  for (int c = 0, left = head_size / kLanes; left > 0; c += kColumns, left -= kColumns)
+  for (int c = 0, left = value_size / kLanes; left > 0; c += kColumns, left -= kColumns)
     with_height<kColumns>(std::min(kColumns, left), [&](auto C) {
       weigh<R, C.value>(set, shares, length, end, units, head_size, c, sums);
     });

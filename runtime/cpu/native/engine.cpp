@@ -69,8 +69,8 @@ void eh_rule(Model* m, int layer, float scale, float cap, float kept, int window
   m->layers.at(layer).rule = {scale, cap, kept, window, chunk, rope};
 }
 
-// which: of Norm, or kNorms for the last norm of all. weight: [hidden], [head_size] or [heads of
-// queries or keys, head_size], the caller's.
+// which: of Norm, or kNorms for the last norm of all. weight: [hidden], [head_size], [heads of
+// queries or keys, head_size], or the rank of latents, the caller's.
 // bias: of a LayerNorm that has one, as long; else null.
 void eh_norm(Model* m, int layer, int which, const float* weight, const float* bias) {
   assert(which <= kNorms && (!bias || m->s.layer_norm));
@@ -91,27 +91,37 @@ void eh_layer(Model* m, int layer, int inner, const float* sinks, const float* s
 }
 
 // which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
-// 4 proj, 5 the head; 6 and 7: fc and gate, and proj, of an expert. After eh_layer.
+// 4 proj, 5 kv_a, 6 q_a, 7 q, 8 the head; 9 and 10: fc and gate, and proj, of an expert; 11 and 12: of_keys and
+// of_values, of a head. After eh_layer.
 void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) {
   const Shape& s = m->s;
   const int inner = m->layers.at(layer).inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols);
-  const int heads = s.heads * s.head_size, expert = s.expert_inner;
-  const int outs[] = {m->width(), s.hidden, !s.gated || linear->out == one ? inner : both, inner, s.hidden, s.vocab, 2 * expert, s.hidden};
-  const int ins[] = {s.hidden, heads, s.hidden, s.hidden, inner, s.hidden, s.hidden, expert};
-  assert(linear->out == round_up(outs[which], kCols) && linear->in == round_up(ins[which], kStep));
+  const int fc_gate = !s.gated || linear->out == one ? inner : both, expert = s.expert_inner;
+  const struct {
+    int out, in;
+  } sizes[] = {
+      {m->width(), s.hidden},
+      {s.hidden, s.heads * s.value_size()},
+      {fc_gate, s.hidden},
+      {inner, s.hidden},
+      {s.hidden, inner},
+      {s.head_size, s.hidden},
+      {s.query_rank, s.hidden},
+      {m->width(), s.query_rank ? s.query_rank : s.hidden},
+      {s.vocab, s.hidden},
+      {2 * expert, s.hidden},
+      {s.hidden, expert},
+      {s.latent_rank, s.nope},
+      {s.value, s.latent_rank},
+  };
+  assert(linear->out == round_up(sizes[which].out, kCols) && linear->in == round_up(sizes[which].in, kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
   assert(!part_of(linear->input) || (linear->counts && linear->form != Form::bf16));
-  if (which == 5) {
-    m->head = *linear;
-    return;
-  }
+  assert(which < 11 || (linear->form == Form::bf16 && linear->input == Input::bf16));
   Layer& l = m->layers.at(layer);
-  if (which > 5) {
-    (which == 6 ? l.experts.fc_gate : l.experts.proj).at(whose) = *linear;
-    return;
-  }
-  Linear* all[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj};
-  *all[which] = *linear;
+  Linear* plain[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj, &l.kv_a, &l.q_a, &l.q, &m->head};
+  Array<Linear>* several[] = {&l.experts.fc_gate, &l.experts.proj, &l.of_keys, &l.of_values};
+  (which < 9 ? *plain[which] : several[which - 9]->at(whose)) = *linear;
 }
 
 }  // extern "C"

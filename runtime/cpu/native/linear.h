@@ -39,6 +39,7 @@ struct Linear {
     const size_t values = size_t(in) * kCols;
     return form == Form::bf16 ? 2 * values : form == Form::int4 ? values / 2 : values;
   }
+  bool reads_as(const Linear& other) const { return input == other.input && factor == other.factor; }
   const uint8_t* block(int b) const { return weights + b * block_bytes(); }
   V scale(int b, int of_group, int half) const {
     const size_t at = (size_t(b) * (in / group) + of_group) * kCols + half * kLanes;

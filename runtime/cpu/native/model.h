@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "experts.h"
 #include "heads.h"
+#include "latent_attention.h"
 #include "memory.h"
 #include "norms.h"
 #include "paged_attention.h"
@@ -33,9 +34,13 @@ class Model {
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
     wide_.resize(n * width()), attended_.resize(n * attended_stride()), inner_.resize(n * s.inner);
+    latents_.resize(s.latent_rank ? n * s.head_size : 0), query_latents_.resize(n * query_stride());
     shared_.resize(s.experts && s.inner ? n * s.hidden : 0);
-    for (Layer& layer : layers) layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
-    rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.head_size}));
+    for (Layer& layer : layers) {
+      layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
+      if (s.latent_rank) layer.of_keys.resize(s.heads), layer.of_values.resize(s.heads);
+    }
+    rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.value_size(), s.query_rank}));
   }
 
   const Shape s;
@@ -45,7 +50,10 @@ class Model {
   const u16* embedding = nullptr;                // [vocab, hidden]
   Heads heads{s};
 
-  int width() const { return (s.heads + 2 * s.kv_heads) * s.head_size; }
+  // Of queries, and where heads have keys and values of their own, of these.
+  int width() const {
+    return s.latent_rank ? s.heads * (s.nope + s.rotary) : (s.heads + 2 * s.kv_heads) * s.head_size;
+  }
 
   Clock clock;
 
@@ -91,7 +99,8 @@ class Model {
 
  private:
   size_t at(int row) const { return size_t(row) * s.hidden; }
-  int attended_stride() const { return s.heads * s.wide_head(); }
+  int attended_stride() const { return s.heads * round_up(s.value_size(), kLanes); }
+  int query_stride() const { return round_up(s.query_rank, kLanes); }
 
   template <class F>
   void by_rows(int n, F&& f) {
@@ -127,8 +136,8 @@ class Model {
     const Layer& layer = layers[index];
     const bool sub = s.norm_sublayers;
     if (layer.attends()) {
-      attend_heads(n, index);
-      put_all(n, attended_.data(), attended_stride(), s.heads * s.head_size, layer.dense);
+      s.latent_rank ? attend_latents(n, index) : attend_heads(n, index);
+      put_all(n, attended_.data(), attended_stride(), s.heads * s.value_size(), layer.dense);
       product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
       rows_.shape(n, s.hidden);
       by_rows(n, [&](int row) {
@@ -150,7 +159,7 @@ class Model {
   void enter(int row, int index) {
     for (; index < s.layers; ++index) {
       const Layer& layer = layers[index];
-      if (layer.attends()) return put_normed(row, row, layer.norms[kInput], layer.qkv);
+      if (layer.attends()) return put_normed(row, row, layer.norms[kInput], layer.entry());
       if (layer.has_mlp()) return enter_mlp(row, layer);
     }
   }
@@ -284,6 +293,24 @@ class Model {
     if (wide != D) by_rows(n, [&](int row) { close_gaps(row); });
   }
 
+  // Keys and values are kept compressed.
+  void attend_latents(int n, int index) {
+    const Layer& layer = layers[index];
+    const Linear& next = layer.q_a.weights ? layer.q_a : layer.q;
+    product(pool_, layer.kv_a, rows_, n, {latents_.data(), s.head_size, s.head_size});
+    if (!next.reads_as(layer.kv_a)) by_rows(n, [&](int row) { put_normed(row, row, layer.norms[kInput], next); });
+    if (layer.q_a.weights) {
+      product(pool_, layer.q_a, rows_, n, {query_latents_.data(), query_stride(), s.query_rank});
+      by_rows(n, [&](int row) {
+        rms_norm(&query_latents_[size_t(row) * query_stride()], layer.norms[kQueryLatents].weight, s.query_rank, kLatentEpsilon);
+      });
+      put_all(n, query_latents_.data(), query_stride(), s.query_rank, layer.q);
+    }
+    product(pool_, layer.q, rows_, n, {wide_.data(), width(), width()});
+    const Clock::Within own(clock, kAttention);
+    latent_.run(index, layer, wide_.data(), latents_.data(), attended_.data(), attended_stride());
+  }
+
   // Takes out what stands behind each of a row's heads, and puts zeros up to a whole vector.
   void close_gaps(int row) {
     float* x = &attended_[size_t(row) * attended_stride()];
@@ -320,7 +347,8 @@ class Model {
   Pool pool_;
   Sampler sampler_{pool_, s.vocab};
   PagedAttention paged_{s, pool_};
-  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_;
+  LatentAttention latent_{s, pool_, paged_, heads};
+  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_, latents_, query_latents_;
   Rows rows_;
   Mixture mixture_;
 };

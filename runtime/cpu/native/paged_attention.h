@@ -76,7 +76,7 @@ class PagedAttention {
     });
   }
 
-  // query(token, head, y): writes the query, of wide_head(), and says where what it gives goes.
+  // query(token, head, y): writes the query, of wide_head(), and says where what it gives goes, of wide_kept().
   // sinks: [heads] or null. per: heads at once, none of two KV heads.
   template <class F>
   void attend(int layer, const Rule& rule, const float* sinks, const Span& of, int per, F& query) {
@@ -100,7 +100,7 @@ class PagedAttention {
         const int first = item % groups * per, count = std::min(per, s.heads - first), kv = first / (s.heads / s.kv_heads);
         const int* table = table_of(tile);
         auto unit = [&](int u) { return cache_.unit<T>(layer, table, kv, u); };
-        attend_each(tile.count * count, unit, s.wide_head(), rule, scratch_[thread], [&](int k, float* y) {
+        attend_each(tile.count * count, unit, s.wide_head(), s.wide_kept(), rule, scratch_[thread], [&](int k, float* y) {
           const int head = first + k % count;
           const Token token = token_of(tile, k / count, rule);
           float* out = query.call(query.context, token, head, y);

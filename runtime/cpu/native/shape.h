@@ -11,9 +11,11 @@ enum Activation { kSilu, kGelu, kRelu2, kGeluErf };
 
 // As runtime/cpu/library.py has it. hidden, inner, expert_inner: whole vectors of 16, hidden with zeros behind
 // its first `normed`; inner: of the largest plain MLP; rotary even. kept: of enum Kept. experts: 0 of a dense
-// model. growth_length, clip, swiglu_limit: 0 for none.
+// model. growth_length, clip, swiglu_limit: 0 for none. latent_rank: 0 without latent attention, whose keys
+// are of head_size, latents and behind them what rope turns; query_rank: 0 where queries are not compressed.
 struct Shape {
   int hidden, normed, layers, heads, kv_heads, head_size, rotary, inner, expert_inner, vocab;
+  int latent_rank, query_rank, nope, value;
   int num_blocks, block_size, max_tokens, threads;
   int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, norm_turned_heads, l2_norm_heads, rope_interleaved;
   int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, growth_length, growth_first, grows_unturned;
@@ -21,6 +23,8 @@ struct Shape {
   float share_scale, growth_beta, clip, swiglu_limit, swiglu_alpha;
 
   int wide_head() const { return round_up(head_size, kLanes); }  // with zeros behind
+  int wide_kept() const { return round_up(latent_rank ? latent_rank : head_size, kLanes); }  // of a value that is kept
+  int value_size() const { return latent_rank ? value : head_size; }  // of what attention gives of a head
   Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, share_scale}; }
 };
 
@@ -35,19 +39,23 @@ struct Step {
   const int* tables;
 };
 
-enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kNorms };
+enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kQueryLatents, kLatents, kNorms };
 
 // gate: where it is no part of fc_gate, which is fc then, and there is one. inner: of the MLP that these make;
 // in a mixture they are the shared expert's, whose gate, [hidden], is shared_gate, or null. sinks: [heads] or null.
+// kv_a, q_a, q: in the place of qkv where attention goes through latents; q reads what q_a gives, if there is one.
+// of_keys, of_values: of each head what its queries and what attention gives are multiplied by there.
 struct Layer {
-  Linear qkv, dense, fc_gate, gate, proj;
+  Linear qkv, dense, fc_gate, gate, proj, kv_a, q_a, q;
+  Array<Linear> of_keys, of_values;
   Experts experts;
   NormWeights norms[kNorms];
   Rule rule;
   int inner = 0;
   const float *sinks = nullptr, *shared_gate = nullptr;
 
-  bool attends() const { return qkv.weights; }
+  const Linear& entry() const { return kv_a.weights ? kv_a : qkv; }  // what reads the hidden state first
+  bool attends() const { return entry().weights; }
   bool is_mixture() const { return experts.router; }
   bool has_mlp() const { return is_mixture() || fc_gate.weights; }
 };

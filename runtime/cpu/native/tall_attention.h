@@ -21,7 +21,7 @@ const u16* as_words(const T* from, int count, u16* room) {
 
 // unit(u): the head's unit u of this sequence. Some of `set.words` may count for nothing: those after n.
 template <class Unit>
-void attend_tall(const Queries& set, int n, Unit&& unit, int head_size, const Rule& rule, Scratch& scratch) {
+void attend_tall(const Queries& set, int n, Unit&& unit, int head_size, int value_size, const Rule& rule, Scratch& scratch) {
   int first = INT32_MAX, last = 0;
   for (int r = 0; r < n; ++r) {
     first = std::min(first, rule.first(set.position[r]));
@@ -46,8 +46,8 @@ void attend_tall(const Queries& set, int n, Unit&& unit, int head_size, const Ru
     const int position = set.position[r];
     sums[r] = softmax(scores + row, shares + row, begin, length, rule.first(position), position, set.sink[r], rule) / rule.kept;
   }
-  for (int c = 0; c < head_size; c += 4 * kLanes) {
-    const int wide = std::min(4, (head_size - c) / kLanes);
+  for (int c = 0; c < value_size; c += 4 * kLanes) {
+    const int wide = std::min(4, (value_size - c) / kLanes);
     zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>();
     for (int i = 0; i < length; i += kUnit) {
       const u16* values = as_words(unit(u0 + i / kUnit) + in_unit, in_unit, room) + c * 2;
@@ -67,11 +67,11 @@ void attend_tall(const Queries& set, int n, Unit&& unit, int head_size, const Ru
 #else
 
 template <class Unit>
-void attend_tall(const Queries&, int, Unit&&, int, const Rule&, Scratch&) {}
+void attend_tall(const Queries&, int, Unit&&, int, int, const Rule&, Scratch&) {}
 
 #endif
 
-// sink: -INFINITY for none. out: [head_size].
+// sink: -INFINITY for none. out: [value_size].
 struct Query {
   int position;
   float sink;
@@ -80,7 +80,7 @@ struct Query {
 
 // `count` queries of a head, some at a time: at(k, y) gives the k-th, and writes its [head_size] to y.
 template <class Unit, class At>
-void attend_each(int count, Unit&& unit, int head_size, const Rule& rule, Scratch& scratch, At&& at) {
+void attend_each(int count, Unit&& unit, int head_size, int value_size, const Rule& rule, Scratch& scratch, At&& at) {
   float y[kMostHead];
   Queries set;
   for (int done = 0, n; done < count; done += n) {
@@ -95,9 +95,9 @@ void attend_each(int count, Unit&& unit, int head_size, const Rule& rule, Scratc
       set.position[i] = query.position, set.sink[i] = query.sink, set.out[i] = query.out;
     }
     if (tall)
-      attend_tall(set, n, unit, head_size, rule, scratch);
+      attend_tall(set, n, unit, head_size, value_size, rule, scratch);
     else
-      with_height(n, [&](auto R) { attend<R.value>(set, unit, head_size, rule, scratch); });
+      with_height(n, [&](auto R) { attend<R.value>(set, unit, head_size, value_size, rule, scratch); });
   }
 }
 

@@ -25,15 +25,18 @@ from enginehouse.build.stages import describe_plan
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.checkpoint.weights import CheckpointWeights
+from enginehouse.runtime.cpu.executor import CpuRunner, text_logits
 from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
+from makers.cpp_compiler import needs_compiler
 from makers.engines import EngineMaker, build_engine, engine_maker, train_tokenizer
 from makers.family_models import (
     FAMILIES,
+    LATENTS,
     MIXTURES,
     OF_ALL_KINDS,
     SIZES,
@@ -131,6 +134,22 @@ def test_logits_over_cached_keys_equal_transformers(
     answer = generate(executor, [Request(0, prompt, GREEDY)])[0]
     truth = logits_of(original(name), prompt + answer)[len(prompt) - 1 : -1]
     torch.testing.assert_close(torch.cat(seen), truth, atol=2e-4, rtol=2e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", sorted(LATENTS))
+def test_the_kernels_logits_are_transformers(
+    engine: EngineMaker, original: Callable[[str], PreTrainedModel], name: str
+) -> None:
+    """Where keys and values are latents; of all families tests/runtime/cpu/ has torch's. Most rows
+    are close: one that likes two experts nearly alike may get the other.
+    """
+    choices = {"dtype": "bfloat16", "backend": "cpu", "cpu_activations": "bf16"}
+    options = ExecutorOptions(num_threads=1)
+    runner = CpuRunner(read_engine(engine(name, tp=2, pp=2, **choices)), options)
+    found = torch.from_numpy(text_logits(runner, PROMPTS[1]))
+    truth = logits_of(original(name), PROMPTS[1])
+    assert (found - truth).abs().amax(dim=1).median() < 0.02 * truth.abs().max()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

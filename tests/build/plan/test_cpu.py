@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from enginehouse.build.progress import BuildProgress
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.stages import build
 from enginehouse.runtime.cpu.packed_file import LAYOUT, PACKED
+from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.engine import read_manifest
 from enginehouse.runtime.errors import PlanError
 from makers.cpp_compiler import needs_compiler
@@ -34,6 +36,22 @@ def test_what_the_kernels_do_not_run_is_refused_by_name(
         make_plan(load_settings({**choices, "backend": "cpu"}), tiny_source)
     assert str(caught.value) == f"{reason} is not yet run by backend=cpu; choose backend=torch"
     make_plan(load_settings({**choices, "backend": "torch"}), tiny_source)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "reason"),
+    [
+        ({"head_size": 577}, "head_size=577"),
+        ({"extra": {"kv_lora_rank": 512, "qk_nope_head_dim": 577}}, "qk_nope_head_dim=577"),
+    ],
+)
+def test_heads_beyond_the_kernels_are_refused(
+    tiny_source: SourceCheckpoint, sizes: dict[str, Any], reason: str
+) -> None:
+    config = make_plan(load_settings({"quant": "none"}), tiny_source).config
+    refusal = cpu_refusal(replace(config, **sizes), 16, "auto")
+    assert refusal == f"{reason} is not yet run by backend=cpu; choose backend=torch"
+    assert cpu_refusal(replace(config, head_size=576), 16, "auto") is None
 
 
 def test_the_engine_is_torchs_folder_with_packed_weights_beside_it(

@@ -107,7 +107,7 @@ def test_a_plan_is_a_page_or_one_sentence(
     parted = parted and (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
         "--backend=torch": has_own_form(family, quant),
-        "--backend=cpu": has_own_form(family, quant) and family not in LATENT,
+        "--backend=cpu": has_own_form(family, quant),
         "--backend=tensorrt_llm": has_form(family, quant) and ARCHITECTURES[family].for_trtllm,
         "--backend=tensorrt": has_form(family, quant) and runs_natively,
         "--format=hf": has_form(family, quant) and quant != "int8" and folds and parted,

@@ -43,7 +43,7 @@ from makers.engines import EngineMaker, SourceMaker, build_engine, engine_maker
 from makers.family_models import FAMILIES, LATENTS, MIXTURES, OF_ALL_KINDS, save_family
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
-DENSE = [name for name in FAMILIES if name not in MIXTURES | LATENTS]
+DENSE = [name for name in FAMILIES if name not in MIXTURES]
 # Longer than every window and than longrope's pretrained length; none a multiple of a cache unit.
 PROMPT = [7 * i % 500 + 3 for i in range(83)]
 OTHERS = [[5, 6, 7], [9] * 17, list(range(40, 75))]
@@ -70,6 +70,7 @@ BYTES = {
     "w4a8_awq": {"quant": "w4a8_awq", "cpu_activations": "bf16"},
 }
 KEPT_INT8 = {**FORMS["none"], "kv_cache_dtype": "int8"}
+ODD_LATENTS = {"q_lora_rank": 36, "kv_lora_rank": 40, "qk_nope_head_dim": 20, "v_head_dim": 10}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def said_to_keep_fp8(path: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("algo", ["FP8", "INT8"])
-@pytest.mark.parametrize("name", ["llama", "gemma2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "youtu"])
 def test_keys_and_values_are_kept_in_bytes(
     engine: EngineMaker, name: str, algo: str, tmp_path: Path
 ) -> None:
@@ -180,18 +181,28 @@ def test_keys_and_values_are_kept_in_bytes(
     assert (found - truth).abs().max() < CLOSE_IN_BYTES * truth.abs().max()
 
 
-@pytest.mark.parametrize("form", BYTES)
-@pytest.mark.parametrize("name", ["biased", "gemma2", "phi4-mini", "qwen3"])
+IN_BYTES = [
+    *((name, form) for name in ("biased", "gemma2", "phi4-mini", "qwen3") for form in BYTES),
+    # Its queries' 64 latents are no group of 128.
+    *(("youtu", form) for form in BYTES if form != "w4a8_awq"),
+]
+
+
+@pytest.mark.parametrize(("name", "form"), IN_BYTES)
 def test_forms_of_one_byte_are_run(engine: EngineMaker, name: str, form: str) -> None:
-    """Biases, GELU, soft caps, fc that holds the gate, norms of heads."""
+    """Biases, GELU, soft caps, fc that holds the gate, norms of heads, latents."""
     path = engine(name, **BYTES[form])
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
 MIXTURES_IN_FORMS = [
-    *((name, form) for name in sorted(MIXTURES - LATENTS) for form in ("none", "int4-int8")),
-    *((name, form) for name in ("gpt-oss", "dots1") for form in ("none-int8", "int4", "fp8")),
-    *((name, form) for name in ("mixtral", "qwen3-moe") for form in ("none-int8", "fp8")),
+    *((name, form) for name in sorted(MIXTURES) for form in ("none", "int4-int8")),
+    *((name, "int4") for name in ("gpt-oss", "dots1", "deepseek-v3")),
+    *(
+        (name, form)
+        for name in ("gpt-oss", "dots1", "deepseek-v3", "mixtral", "qwen3-moe")
+        for form in ("none-int8", "fp8")
+    ),
 ]
 
 
@@ -227,6 +238,8 @@ def test_where_every_expert_is_chosen_every_row_is_close(
         ("qwen3", {"hidden_size": 100, "head_dim": 20, "intermediate_size": 72}),
         ("gemma3", {"hidden_size": 72, "head_dim": 36}),
         ("qwen3-moe", {"hidden_size": 100, "head_dim": 12, "moe_intermediate_size": 40}),
+        ("youtu", {"hidden_size": 100, "head_dim": 12, "qk_rope_head_dim": 12, **ODD_LATENTS}),
+        ("youtu", {"head_dim": 64, "qk_rope_head_dim": 64, "kv_lora_rank": 512}),  # DeepSeek-V3's
     ],
 )
 def test_sizes_that_are_no_whole_vectors_are_run(
@@ -335,7 +348,7 @@ def test_a_prompts_own_tokens_are_scored_as_its_logits_say(engine: EngineMaker) 
     assert torch.allclose(torch.tensor(found), own, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "biased", "mixtral"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "biased", "mixtral", *sorted(LATENTS)])
 def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: EngineMaker, name: str) -> None:
     one, four = (runner_of(engine(name, tp=n, pp=n)) for n in (1, 2))
     assert torch.equal(logits_alone(one, PROMPT), logits_alone(four, PROMPT))
@@ -350,6 +363,8 @@ def test_ranks_that_were_cut_are_merged_to_the_same_bits(engine: EngineMaker, na
         ("gemma2", KEPT_INT8),
         *(("gemma2", form) for form in BYTES.values()),
         ("mixtral", BYTES["fp8"]),
+        *(("youtu", form) for form in (FORMS["none"], FORMS["int4-int8"], BYTES["fp8"], KEPT_INT8)),
+        ("deepseek-v2-lite", FORMS["none"]),
     ],
 )
 def test_logits_depend_on_their_sequence_alone(
@@ -373,10 +388,11 @@ def test_logits_depend_on_their_sequence_alone(
     assert torch.equal(logits_of(beside, range(55, 55 + 83)), alone)
 
 
+@pytest.mark.parametrize("name", ["llama", "deepseek-v3"])
 def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
-    engine: EngineMaker,
+    engine: EngineMaker, name: str
 ) -> None:
-    path = engine("llama", quant="int4", group_size=64)
+    path = engine(name, quant="int4", group_size=64)
     alone = logits_alone(runner_of(path), PROMPT)[-1]
     for threads in (1, 2):
         runner = runner_of(path, OPTIONS._replace(num_threads=threads))
@@ -390,12 +406,18 @@ def test_a_prefix_that_is_shared_in_the_step_that_fills_it_gives_the_same_bits(
             assert torch.equal(logits, alone)
 
 
-@pytest.mark.parametrize("choices", [FORMS["none"], FORMS["int4-int8"], KEPT_INT8])
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        *(("llama", choices) for choices in (FORMS["none"], FORMS["int4-int8"], KEPT_INT8)),
+        ("deepseek-v2-lite", FORMS["none"]),
+    ],
+)
 def test_what_a_used_block_held_leaves_no_trace(
-    engine: EngineMaker, tmp_path: Path, choices: dict[str, Any]
+    engine: EngineMaker, tmp_path: Path, name: str, choices: dict[str, Any]
 ) -> None:
     """Not even NaN, which times zero is NaN."""
-    path = Path(shutil.copytree(engine("llama", **choices), tmp_path / "engine"))
+    path = Path(shutil.copytree(engine(name, **choices), tmp_path / "engine"))
     alone = logits_alone(runner_of(path), PROMPT)
     embedding = PackedFile(path / PACKED)["embedding"].tobytes()
     row = len(embedding) // 512
@@ -445,15 +467,21 @@ def test_the_loop_answers_each_as_it_answers_it_alone(engine: EngineMaker) -> No
 
 
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
-@pytest.mark.parametrize("form", ["none", "int4", "int4-int8", "int8", "fp8_rowwise"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(("llama", form) for form in ("none", "int4", "int4-int8", "int8", "fp8_rowwise")),
+        ("youtu", "none"),
+    ],
+)
 def test_every_instruction_set_of_this_cpu_gives_the_logits(
-    engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, instructions: str, form: str
+    engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, instructions: str, name: str, form: str
 ) -> None:
     if instructions not in available(cpu_words()):
         pytest.skip(f"this CPU has no {instructions}")
     if instructions != choose_instructions():  # which all others are compiled for
         compile_quickly(monkeypatch)
-    path = engine("llama", **{**FORMS, **BYTES}[form])
+    path = engine(name, **{**FORMS, **BYTES}[form])
     found = logits_alone(runner_of(path, instructions=instructions), PROMPT)
     assert_close(path, found, logits_of_torch(path, PROMPT))
 

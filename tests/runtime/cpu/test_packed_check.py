@@ -14,7 +14,7 @@ from enginehouse.runtime.cpu.packed_check import check_packed
 from enginehouse.runtime.cpu.packed_file import PACKED, Mixture, PackedFile
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import EngineError
-from makers.engines import EngineMaker
+from makers.engines import EngineMaker, SourceMaker, build_engine
 
 Header = dict[str, Any]
 Network = dict[str, Any]
@@ -23,6 +23,17 @@ Network = dict[str, Any]
 @pytest.fixture
 def folder(make_engine: EngineMaker, tmp_path: Path) -> Path:
     return Path(shutil.copytree(make_engine(quant="int8", backend="cpu"), tmp_path / "engine"))
+
+
+@pytest.fixture(scope="module")
+def with_latents(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    choices = {"quant": "none", "backend": "cpu", "until": "compile"}
+    return build_engine(family_source("youtu"), tmp_path_factory.mktemp("e") / "youtu", **choices)
+
+
+@pytest.fixture
+def latent_folder(with_latents: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(with_latents, tmp_path / "engine"))
 
 
 def check(folder: Path) -> None:
@@ -77,6 +88,42 @@ LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
         "is no file of packed weights: a tensor ends before it begins",
     ),
 }
+
+
+LATENT_LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
+    "another rank": (lambda h, n: n.update(latent_rank=32), "latent_rank=32; wanted 48"),
+    "none": (lambda h, n: n.update(latent_rank=0), "latent_rank=0; wanted 48"),
+    "queries that are not compressed": (lambda h, n: n.update(query_rank=0), "query_rank=0; wan"),
+    "wider values": (lambda h, n: n.update(value=64), "value=64; wanted 32"),
+    "no norm of latents": (lambda h, n: h.pop("0.attention.kv_a_norm"), "0 bytes of 0.attention.k"),
+    "no norm of queries": (lambda h, n: h.pop("1.attention.q_a_norm"), "0 bytes of 1.attention.q_"),
+    "no latents": (lambda h, n: n["linears"].pop("0.kv_a"), "holds no linear 0.kv_a"),
+    "no queries": (lambda h, n: n["linears"].pop("0.q_a"), "holds no linear 0.q_a"),
+    "more outputs": (lambda h, n: n["linears"]["1.q"].update(out=4096), "1.q's outputs=4096"),
+    "a head less": (lambda h, n: offsets(h, "0.of_keys.weight", 0, 64), "holds 64 bytes of 0.of_k"),
+    "quantised values": (
+        lambda h, n: n["linears"]["0.of_values"].update(form="e4m3", group=64, input="e4m3"),
+        "0.of_values as e4m3",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LATENT_LIES)
+def test_what_the_file_says_otherwise_of_latents_is_refused(latent_folder: Path, lie: str) -> None:
+    check(latent_folder)
+    change, wanted = LATENT_LIES[lie]
+    rewrite(latent_folder, change)
+    with pytest.raises(EngineError, match=wanted):
+        check(latent_folder)
+
+
+def test_sizes_of_latents_that_do_not_fit_each_other_are_refused(latent_folder: Path) -> None:
+    """As they stand in config.json itself."""
+    config = latent_folder / "config.json"
+    config.write_text(config.read_text().replace('"head_size": 64', '"head_size": 80'))
+    rewrite(latent_folder, lambda h, n: n.update(head_size=80))
+    with pytest.raises(EngineError, match="head_size=80; wanted 64"):
+        check(latent_folder)
 
 
 @pytest.mark.parametrize("lie", LIES)

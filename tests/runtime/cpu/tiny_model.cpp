@@ -1,4 +1,4 @@
-// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits. For sanitizers,
+// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits, latents. For sanitizers,
 // and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside another
 // gave the same bits, and tokens were chosen alike together and one by one, however keys are kept; then
 // the last logits with those in bf16.
@@ -73,17 +73,19 @@ static Array<float> sampled(Model* m, int n, int vocab, bool together) {
   return told;
 }
 
-// kept: of enum Kept. experts: 0 for a dense model. whole: becomes the last logits.
-static bool alike(int kept, int experts, Array<float>& whole) {
+// kept: of enum Kept. experts: 0 for a dense model. latent_rank: 0 for heads of their own. whole: becomes the last
+// logits.
+static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
-  constexpr int kTokens = 37;
-  const int head_size = kept == 2 ? 12 : 16;
+  constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12;
+  const int head_size = latent_rank ? latent_rank + kRotary : kept == 2 ? 12 : 16;
   // Norms over all heads, a layer that turns nothing, scales, queries that grow, bounds. With experts: scores by
   // sigmoid, corrected, groups, a shared expert with a gate, clamped gates.
   const bool other_traits = kept == 2, mixed = experts > 0;
   Shape shape = {};
   shape.hidden = kHidden, shape.normed = kHidden - 3, shape.layers = 2, shape.heads = kHeads, shape.kv_heads = kKv;
-  shape.head_size = head_size, shape.rotary = 8, shape.inner = kInner, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
+  if (latent_rank) shape.latent_rank = latent_rank, shape.query_rank = kQueryRank, shape.nope = kNope, shape.value = kValue;
+  shape.head_size = head_size, shape.rotary = kRotary, shape.inner = kInner, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
   shape.num_blocks = kBlocks, shape.block_size = 16, shape.max_tokens = 40, shape.threads = 2;
   shape.kept = kept, shape.activation = kGelu, shape.gated = 1, shape.norm_sublayers = 1;
   shape.norm_all_heads = shape.rope_interleaved = other_traits, shape.norm_turned_heads = mixed;
@@ -137,18 +139,28 @@ static bool alike(int kept, int experts, Array<float>& whole) {
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
     eh_layer(m, l, kInner, mixed ? floats.data() + 9 : nullptr, mixed ? floats.data() + 33 : nullptr);
     if (mixed) eh_router(m, l, floats.data(), l ? floats.data() + 5 : nullptr, floats.data() + 50);
-    eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
-    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * head_size, other));
+    if (latent_rank) {
+      eh_linear(m, l, 5, 0, made(l ? Form::e4m3 : Form::bf16, head_size, kHidden, l ? Input::e4m3_by_row : one));
+      eh_linear(m, l, 6, 0, made(Form::int8, kQueryRank, kHidden, other));
+      eh_linear(m, l, 7, 0, made(Form::int4, kHeads * (kNope + kRotary), kQueryRank, one));
+      for (int h = 0; h < kHeads; ++h) {
+        eh_linear(m, l, 11, h, made(Form::bf16, latent_rank, kNope, Input::bf16));
+        eh_linear(m, l, 12, h, made(Form::bf16, kValue, latent_rank, Input::bf16));
+      }
+    } else {
+      eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
+    }
+    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * (latent_rank ? kValue : head_size), other));
     for (int e = 0; e < experts; ++e) {
-      eh_linear(m, l, 6, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
-      eh_linear(m, l, 7, e, made(Form::bf16, kHidden, kInner, Input::bf16));
+      eh_linear(m, l, 9, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
+      eh_linear(m, l, 10, e, made(Form::bf16, kHidden, kInner, Input::bf16));
     }
     eh_linear(m, l, 2, 0, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
     if (l && !mixed) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
   eh_norm(m, 0, kNorms, floats.data(), nullptr);
-  eh_linear(m, 0, 5, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
+  eh_linear(m, 0, 8, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::initializer_list<int> cuts, std::initializer_list<int> table) {
@@ -187,6 +199,7 @@ static bool alike(int kept, int experts, Array<float>& whole) {
 
 int main() {
   Array<float> logits, other;
-  std::puts(alike(0, 0, logits) && alike(1, 6, other) && alike(2, 0, other) ? "alike" : "different");
+  const bool all_alike = alike(0, 0, 0, logits) && alike(1, 6, 0, other) && alike(2, 0, 0, other) && alike(0, 0, 18, other);
+  std::puts(all_alike ? "alike" : "different");
   for (float x : logits) std::printf("%.9g\n", x);
 }
