@@ -211,7 +211,7 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 
 def beyond_kernels(config: ModelConfig) -> str | None:
     """What the compiled kernels do not do of a model; None: they do all."""
-    return "linear attention" if config.delta is not None else None
+    return None
 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:

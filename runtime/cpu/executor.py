@@ -25,6 +25,7 @@ from enginehouse.runtime.batching.sequence import (
     chosen_rows,
     scored_rows,
 )
+from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.compiler import compiled_library
 from enginehouse.runtime.cpu.instructions import choose_instructions
 from enginehouse.runtime.cpu.kernel_sizes import LANES
@@ -62,13 +63,17 @@ class CpuRunner:
             raise EngineError(f"device {options.device!r}; backend=cpu wants auto or cpu")
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
-        heads = 2 * config.num_key_value_heads * config.num_hidden_layers
+        layers = sum(map(config.has_attention, range(config.num_hidden_layers)))
+        heads = 2 * config.num_key_value_heads * layers
         head_size = config.head_size + -config.head_size % LANES  # as it is kept
         block_bytes = block_size * heads * head_size * _KEPT_BYTES[kv_algo]
-        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free_memory())
-        self.kv_cache_bytes = num_blocks * block_bytes
+        slots = self.capacity.max_batch_size if config.delta is not None else 0
+        state_bytes = slots * _state_bytes(config)
+        free = free_memory() - state_bytes
+        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free)
+        self.kv_cache_bytes = num_blocks * block_bytes + state_bytes
         self.block_size = block_size
-        self.memory = BlockMemory(BlockPool(num_blocks), block_size)
+        self.memory = BlockMemory(BlockPool(num_blocks), block_size, num_slots=slots)
         packed = open_packed(engine)
         self.pretrained = packed.network.pretrained
         self.embedding_size = packed.network.normed
@@ -76,6 +81,7 @@ class CpuRunner:
             packed.network,
             num_blocks=num_blocks,
             block_size=block_size,
+            num_slots=slots,
             max_tokens=self.capacity.max_num_tokens,
             threads=options.num_threads or default_threads(),
         )
@@ -90,6 +96,7 @@ class CpuRunner:
             [chunk.num_rows for chunk in chunks],
             [chunk.start for chunk in chunks],
             [self._rope(chunk) for chunk in chunks],
+            [chunk.sequence.slot for chunk in chunks],
             [self._blocks(chunk) for chunk in chunks],
         )
         scored = list(scored_rows(chunks))
@@ -116,6 +123,11 @@ class CpuRunner:
 
     def close(self) -> None:
         self.model.close()
+
+
+def _state_bytes(config: ModelConfig) -> int:
+    """What layers of linear attention keep of one sequence, in float32."""
+    return 0 if config.delta is None else len(config.delta.layers) * config.delta.state_bytes(4)
 
 
 def text_logits(runner: CpuRunner, ids: list[int]) -> np.ndarray:
@@ -155,4 +167,12 @@ class CpuExecutor(InflightExecutor[CpuRunner]):
         runner = CpuRunner(engine, options, instructions)
         options = options._replace(deterministic=False, grammars_at_once=False)
         prefill = PrefillBudget(options.prefill_ms)
-        super().__init__(engine, runner, options, prefill, speculation_of(options))
+        speculation = speculation_of(options)
+        if engine.config.delta is not None:  # a state cannot go back behind a wrong guess
+            if options.speculative == "ngram":
+                raise EngineError(
+                    "speculative=ngram is of no use with linear attention, whose states do not go "
+                    "back behind a guess that was wrong; leave it out"
+                )
+            speculation = None
+        super().__init__(engine, runner, options, prefill, speculation)

@@ -20,11 +20,12 @@ from enginehouse.runtime.cpu.packed_file import LinearShape, Network
 from enginehouse.runtime.errors import EngineError
 
 LINEARS = (
-    *("qkv", "dense", "fc_gate", "gate", "proj", "kv_a", "q_a", "q", "lm_head"),
+    *("qkv", "dense", "fc_gate", "gate", "proj", "kv_a", "q_a", "q"),
+    *("in_qkvz", "in_ba", "linear_dense", "lm_head"),
     *("expert_fc_gate", "expert_proj", "of_keys", "of_values"),
 )
-HEAD = LINEARS[8]
-EXPERTS, OF_HEADS = LINEARS[9:11], LINEARS[11:]  # those that each expert or head has
+LINEAR, HEAD = LINEARS[8:11], LINEARS[11]  # of linear attention; the last of all
+EXPERTS, OF_HEADS = LINEARS[12:14], LINEARS[14:]  # those that each expert or head has
 NORMS = (
     *("input_", "post_", "pre_feedforward_", "post_feedforward_"),
     *("attention.q_", "attention.k_", "attention.q_a_", "attention.kv_a_"),
@@ -49,6 +50,8 @@ _SIZES = (
     "query_rank",
     "nope",
     "value",
+    "kept_layers",
+    *(f"delta_{word}" for word in ("layers", "heads", "group", "key", "value", "kernel")),
 )
 _TRAITS = (
     "kept",
@@ -60,6 +63,7 @@ _TRAITS = (
     "norm_all_heads",
     "norm_turned_heads",
     "l2_norm_heads",
+    "gated_attention",
     "rope_interleaved",
     "experts",
     "chosen",
@@ -77,11 +81,12 @@ SCALES = (
     *("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap"),
     *("share_scale", "growth_beta", "clip", "swiglu_limit", "swiglu_alpha"),
 )
-_ROOM = ("num_blocks", "block_size", "max_tokens", "threads")
+_ROOM = ("num_blocks", "block_size", "num_slots", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)
 FORMS = ("bf16", "int4", "int8", "e4m3")
 INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row", "fine_bytes")
-_ARRAYS = ("token_ids", "count", "start", "rope", "table_offset", "tables")
+_ARRAYS = ("token_ids", "count", "start", "rope", "slot", "table_offset", "tables")
+DELTA_ARRAYS = ("filter", "speed", "bias", "norm")  # of linear attention
 
 
 class Shape(ctypes.Structure):
@@ -177,17 +182,26 @@ class NativeModel:
         self,
         layer: int,
         inner: int,
+        place: int,
         sinks: np.ndarray | None = None,
         shared_gate: np.ndarray | None = None,
     ) -> None:
-        """inner: of the layer's plain MLP, or of its shared expert; 0 for none. sinks: float32
-        [heads]; shared_gate: float32 [hidden]; as bytes.
+        """inner: of the layer's plain MLP, or of its shared expert; 0 for none. place: of the layer
+        among those with keys and values, or with linear attention. sinks: float32 [heads];
+        shared_gate: float32 [hidden]; as bytes.
         """
-        assert 0 <= inner <= self._shape.inner
+        assert 0 <= inner <= self._shape.inner and 0 <= place <= self._shape.layers
         assert sinks is None or len(sinks) >= 4 * self._shape.heads
         assert shared_gate is None or len(shared_gate) >= 4 * self._shape.hidden
         arrays = (self._kept_or_null(sinks), self._kept_or_null(shared_gate))
-        self._functions.eh_layer(self._model, layer, inner, *arrays)
+        self._functions.eh_layer(self._model, layer, inner, place, *arrays)
+
+    def set_delta(self, layer: int, **arrays: np.ndarray) -> None:
+        """Of a layer with linear attention: `delta_sizes`, float32, as bytes."""
+        for name, size in delta_sizes(self._shape).items():
+            assert len(arrays[name]) >= 4 * size, name
+        kept = (self._keep(arrays[name]) for name in DELTA_ARRAYS)
+        self._functions.eh_delta(self._model, layer, *kept)
 
     def set_linear(
         self,
@@ -220,10 +234,11 @@ class NativeModel:
         count: Sequence[int],
         start: Sequence[int],
         rope: Sequence[int],
+        slots: Sequence[int],
         tables: Sequence[Sequence[int]],
     ) -> None:
-        """Keys, values and hidden states of a step's chunks: of each its number of tokens, first
-        position, rotary table and blocks.
+        """Keys, values, states and hidden states of a step's chunks: of each its number of tokens,
+        first position, rotary table, the slot of its states and its blocks.
         """
         shape = self._shape
         offsets = np.cumsum([0, *map(len, tables)])[:-1]
@@ -233,7 +248,11 @@ class NativeModel:
         assert 0 <= min(blocks) and max(blocks) < shape.num_blocks
         for first, tokens, table in zip(start, count, tables, strict=True):
             assert first >= 0 and first + tokens <= len(table) * shape.block_size
-        arrays = [_ints(values) for values in (token_ids, count, start, rope, offsets, blocks)]
+        assert len(slots) == len(count) and 0 <= min(slots)
+        assert max(slots) < max(1, shape.num_slots)
+        assert not shape.num_slots or len(set(slots)) == len(slots)
+        chunks = (count, start, rope, slots, offsets)
+        arrays = [_ints(values) for values in (token_ids, *chunks, blocks)]
         pointers = (array.ctypes.data for array in arrays)
         self._functions.eh_step(self._model, byref(_Step(len(count), len(token_ids), *pointers)))
 
@@ -297,6 +316,14 @@ def norm_size(shape: Shape | Network, name: str) -> int:
     return dict(zip(NORMS[4:], sizes, strict=True)).get(name, shape.hidden)
 
 
+def delta_sizes(shape: Shape | Network) -> dict[str, int]:
+    """The numbers of each of DELTA_ARRAYS."""
+    mixed = 2 * shape.delta_key + shape.delta_group * shape.delta_value
+    heads = shape.delta_heads * shape.delta_group
+    sizes = (shape.delta_heads * shape.delta_kernel * mixed, heads, heads, shape.delta_value)
+    return dict(zip(DELTA_ARRAYS, sizes, strict=True))
+
+
 def num_alike(network: Network, name: str) -> int:
     """How many linears there are in the place of one of LINEARS, each like the others."""
     experts = network.mixture.experts if network.mixture else 0
@@ -341,7 +368,8 @@ def _functions(library: Path) -> ctypes.CDLL:
         "eh_rule": [number] + [c_float] * 3 + [number] * 3,
         "eh_norm": [number, number, pointer, pointer],
         "eh_router": [number] + [pointer] * 3,
-        "eh_layer": [number] * 2 + [pointer] * 2,
+        "eh_layer": [number] * 3 + [pointer] * 2,
+        "eh_delta": [number] + [pointer] * 4,
         "eh_linear": [number] * 3 + [POINTER(_Linear)],
     }
     for name, arguments in signatures.items():

@@ -19,20 +19,23 @@ from enginehouse.runtime.cpu.library import (
     FORMS,
     HEAD,
     INPUTS,
+    LINEAR,
     NORMS,
     OF_HEADS,
+    delta_sizes,
     linear_bytes,
     norm_size,
     num_alike,
 )
 from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Mixture, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.mixers import Latent
+from enginehouse.runtime.mixers import Delta, Latent
 
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (
     *("activation", "gated_mlp", "parallel", "layer_norm", "norm_sublayers", "norm_all_heads"),
     *("norm_turned_heads", "l2_norm_heads", "rope_interleaved", "swiglu_alpha", "grows_unturned"),
+    "gated_attention",
     *("embedding_scale", "residual_scale", "logits_scale"),
 )
 
@@ -44,6 +47,9 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         for i in range(config.num_hidden_layers)
     ]
     latent = config.latent or Latent(0, 0, 0, 0, 0)
+    delta = config.delta or Delta(frozenset(), 0, 0, 0, 0, 0)
+    linear = [config.is_linear(i) for i in range(config.num_hidden_layers)]
+    kept = [config.has_attention(i) for i in range(config.num_hidden_layers)]
     return {
         "hidden": _up(config.hidden_size, LANES),
         "normed": config.hidden_size,
@@ -58,6 +64,14 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         "query_rank": latent.query_rank,
         "nope": latent.nope,
         "value": latent.value,
+        "places": [sum((linear if linear[i] else kept)[:i]) for i in range(len(kept))],
+        "kept_layers": sum(kept),
+        "delta_layers": sum(linear),
+        "delta_heads": delta.key_heads,
+        "delta_group": delta.group if delta.key_heads else 0,
+        "delta_key": delta.key_size,
+        "delta_value": delta.value_size,
+        "delta_kernel": delta.kernel,
     }
 
 
@@ -101,6 +115,8 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
         for name, size in _vectors(config, network).items():
             if f"{layer}.{name}" in packed or (name == "router" and config.has_experts(layer)):
                 _has(packed, f"{layer}.{name}", 4 * size)
+        for name, size in delta_sizes(network).items() if config.is_linear(layer) else ():
+            _has(packed, f"{layer}.linear_{name}", 4 * size)
         for name in _linears(config, layer):
             _check_linear(packed, f"{layer}.{name}", name)
         if f"{layer}.gate" in network.linears:
@@ -111,11 +127,12 @@ def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
     """Those of NORMS that a layer has."""
     sub, before = traits.norm_sublayers, traits.norm_inputs
     apart = not traits.parallel or traits.parallel_norm  # the MLP's norm is its own
-    of_heads = bool(config.extra.get("qk_layernorm", False))
-    latent = config.latent if config.has_attention(layer) else None
     attends, feeds = config.has_attention(layer), config.has_mlp(layer)
+    of_heads = attends and bool(config.extra.get("qk_layernorm", False))
+    latent = config.latent if attends else None
+    enters = before and (attends or config.is_linear(layer))
     has = (
-        *(before and attends, (sub or apart) and feeds, sub and before, sub),
+        *(enters, (sub or apart) and feeds, sub and before, sub),
         *(of_heads, of_heads, latent is not None and latent.query_rank, latent is not None),
     )
     yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)
@@ -128,6 +145,7 @@ def _linears(config: ModelConfig, layer: int) -> Iterator[str]:
         yield "dense"
         yield from ("qkv",) if config.latent is None else ("kv_a", "q", *OF_HEADS)
         yield from ("q_a",) if config.latent and config.latent.query_rank else ()
+    yield from LINEAR if config.is_linear(layer) else ()
     yield from ("fc_gate", "proj") if has_plain else ()
     yield from EXPERTS if config.has_experts(layer) else ()
 
@@ -171,6 +189,8 @@ def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     """The inputs and outputs of a linear, as the model's sizes make them."""
     heads = network.heads * (network.value if network.latent_rank else network.head_size)
     queries = network.heads * (network.nope + network.rotary)
+    qkv = (1 + network.gated_attention) * heads + 2 * network.kv_heads * network.head_size
+    values = network.delta_group * network.delta_value  # of a key head
     if name == HEAD:
         return network.hidden, network.vocab
     layer = full.removesuffix(f".{name}")
@@ -178,7 +198,10 @@ def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     expert = network.mixture.inner if network.mixture else 0
     is_one = f"{layer}.gate" in network.linears or not network.gated_mlp
     return {
-        "qkv": (network.hidden, heads + 2 * network.kv_heads * network.head_size),
+        "qkv": (network.hidden, qkv),
+        "in_qkvz": (network.hidden, network.delta_heads * (2 * network.delta_key + 2 * values)),
+        "in_ba": (network.hidden, 2 * network.delta_heads * network.delta_group),
+        "linear_dense": (network.delta_heads * values, network.hidden),
         "kv_a": (network.hidden, network.head_size),
         "q_a": (network.hidden, network.query_rank),
         "q": (network.query_rank or network.hidden, queries),

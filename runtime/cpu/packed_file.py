@@ -83,7 +83,8 @@ class Network(msgspec.Struct, frozen=True):
     pretrained: the longest context that the short one serves. hidden, inners: multiples of 16,
     hidden with zeros behind the model's own, `normed`; inners: of each layer's plain MLP, or of its
     shared expert, 0 for none. growth, clip, swiglu_limit: 0 for none. latent_rank, query_rank,
-    nope, value: of `ModelConfig.latent`, 0 for none.
+    nope, value: of `ModelConfig.latent`, 0 for none. kept_layers: those with keys and values;
+    delta_*: of `ModelConfig.delta`, 0 for none; places: of each layer, among these or among those.
     """
 
     layout: int
@@ -101,6 +102,14 @@ class Network(msgspec.Struct, frozen=True):
     query_rank: int
     nope: int
     value: int
+    places: list[int]
+    kept_layers: int
+    delta_layers: int
+    delta_heads: int
+    delta_group: int
+    delta_key: int
+    delta_value: int
+    delta_kernel: int
     activation: str
     gated_mlp: bool
     parallel: bool
@@ -109,6 +118,7 @@ class Network(msgspec.Struct, frozen=True):
     norm_all_heads: bool
     norm_turned_heads: bool
     l2_norm_heads: bool
+    gated_attention: bool
     rope_interleaved: bool
     epsilon: float
     embedding_scale: float

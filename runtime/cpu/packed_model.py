@@ -13,8 +13,10 @@ import numpy as np
 from enginehouse.runtime.cpu.compiler import cache_folder
 from enginehouse.runtime.cpu.library import (
     ACTIVATIONS,
+    DELTA_ARRAYS,
     FINAL_NORM,
     HEAD,
+    LINEAR,
     LINEARS,
     NORMS,
     PARTS,
@@ -63,7 +65,7 @@ def _checked(path: Path, engine: Engine) -> PackedFile:
 
 
 def native_shape(network: Network, **room: int) -> Shape:
-    """room: num_blocks, block_size, max_tokens and threads."""
+    """room: num_blocks, block_size, num_slots, max_tokens and threads."""
     mixture = network.mixture or _NO_MIXTURE
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
@@ -78,6 +80,7 @@ def native_shape(network: Network, **room: int) -> Shape:
         norm_all_heads=int(network.norm_all_heads),
         norm_turned_heads=int(network.norm_turned_heads),
         l2_norm_heads=int(network.l2_norm_heads),
+        gated_attention=int(network.gated_attention),
         grows_unturned=int(network.grows_unturned),
         rope_interleaved=int(network.rope_interleaved),
         **{name: int(getattr(mixture, name)) for name in _ROUTING},
@@ -100,7 +103,10 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm], packed.get(f"{norm}.bias"))
         more = {name: packed.get(f"{layer}.{name}") for name in ("sinks", "shared_gate")}
-        model.set_layer(layer, network.inners[layer], **more)
+        model.set_layer(layer, network.inners[layer], network.places[layer], **more)
+        if f"{layer}.{LINEAR[0]}" in network.linears:
+            delta = {name: packed[f"{layer}.linear_{name}"] for name in DELTA_ARRAYS}
+            model.set_delta(layer, **delta)
         if f"{layer}.router" in packed:
             more = {name: packed.get(f"{layer}.router_{name}") for name in ("bias", "correction")}
             model.set_router(layer, packed[f"{layer}.router"], **more)
@@ -146,7 +152,8 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
 
 _SIZES = (
     *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
-    *("latent_rank", "query_rank", "nope", "value"),
+    *("latent_rank", "query_rank", "nope", "value", "kept_layers"),
+    *(f"delta_{word}" for word in ("layers", "heads", "group", "key", "value", "kernel")),
     *("growth_length", "growth_first", *(name for name in SCALES if name != "share_scale")),
 )
 _ROUTING = (

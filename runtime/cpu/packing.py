@@ -20,8 +20,8 @@ from enginehouse.runtime.checkpoint.weights import (
     expert_tensors,
     module_tensors,
 )
-from enginehouse.runtime.config import Latent, ModelConfig
-from enginehouse.runtime.cpu.library import LINEARS, NORMS, PARTS
+from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.cpu.library import DELTA_ARRAYS, LINEAR, LINEARS, NORMS, PARTS
 from enginehouse.runtime.cpu.linear_forms import (
     LinearWeights,
     gated,
@@ -39,6 +39,7 @@ from enginehouse.runtime.cpu.packed_file import (
     Rule,
 )
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears, whole_vectors
+from enginehouse.runtime.mixers import Delta, Latent
 
 Tensors = Mapping[str, Tensor]
 
@@ -56,7 +57,7 @@ _VECTORS = {
     "shared_gate": "mlp.shared_expert_gate.weight",
     "sinks": "attention.sinks",
 }
-_PER_LAYER = len(LINEARS) * len(PARTS) + 2 * len(NORMS) + len(_VECTORS)  # tensors
+_PER_LAYER = len(LINEARS) * len(PARTS) + 2 * len(NORMS) + len(_VECTORS) + len(DELTA_ARRAYS)
 
 
 def pack_engine(
@@ -102,6 +103,9 @@ class _Packing:
             for name, key in _VECTORS.items():
                 if key in tensors:
                     self._add(f"{layer}.{name}", "F32", whole_vectors(tensors[key].float()))
+            if config.delta is not None and config.is_linear(layer):
+                for name, values in _delta_arrays(tensors, config.delta).items():
+                    self._add(f"{layer}.linear_{name}", "F32", values)
             for name, linears in self._linears(tensors, layer).items():
                 self._linear(f"{layer}.{name}", linears)
             advance(1)
@@ -128,6 +132,10 @@ class _Packing:
                 found["qkv"] = self._modules(tensors, "attention.qkv")
             else:
                 found |= self._latents(tensors, config.latent)
+        if config.is_linear(layer):
+            words = dict(zip(LINEAR, ("in_qkvz", "in_ba", "dense"), strict=True))
+            for name, word in words.items():
+                found[name] = self._modules(tensors, f"linear_attention.{word}")
         if config.has_experts(layer):
             experts = self._mlp(tensors, "mlp.", config.num_experts)
             found |= {f"expert_{name}": linears for name, linears in experts.items()}
@@ -189,6 +197,14 @@ class _Packing:
         self.linears[name] = shape
 
 
+def _delta_arrays(tensors: Tensors, delta: Delta) -> dict[str, Tensor]:
+    """Of linear attention, as native/delta.h has them: the convolution's channels side by side."""
+    own = module_tensors(tensors, "linear_attention")
+    channels = own["conv1d.weight"].float().view(delta.key_heads, delta.mixed, delta.kernel)
+    arrays = (channels.mT, own["A_log"].float().exp(), own["dt_bias"], own["layernorm.weight"])
+    return {name: array.float() for name, array in zip(DELTA_ARRAYS, arrays, strict=True)}
+
+
 def _network(
     config: ModelConfig,
     max_seq_len: int,
@@ -210,6 +226,7 @@ def _network(
         norm_all_heads=traits.norm_all_heads,
         norm_turned_heads=traits.norm_turned_heads,
         l2_norm_heads=traits.l2_norm_heads,
+        gated_attention=traits.gated_attention,
         rope_interleaved=traits.rope_interleaved,
         epsilon=config.norm_epsilon,
         embedding_scale=traits.embedding_scale,

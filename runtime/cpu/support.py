@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enginehouse.runtime.checkpoint.traits import beyond_kernels
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.cpu.kernel_sizes import STEP, UNIT
+from enginehouse.runtime.cpu.kernel_sizes import LANES, STEP, UNIT
 
 _GROUPED = ("W4A16_AWQ", "W4A8_AWQ")
 _ALGOS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN", "W8A16", *_GROUPED)  # of `quant_algo`
@@ -38,6 +38,10 @@ def _form(config: ModelConfig) -> str | None:
 def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
     if kv_block_size % UNIT:
         return f"kv_block_size={kv_block_size}, which {UNIT} does not divide,"
+    if config.delta is not None:
+        sizes = (config.delta.key_size, config.delta.value_size)
+        if any(size % LANES for size in sizes):
+            return f"linear attention with heads of {sizes[0]} and {sizes[1]} elements"
     if config.head_size > _MOST_HEAD:
         return f"head_size={config.head_size}"
     if config.latent is not None and config.latent.nope > _MOST_HEAD:

@@ -13,6 +13,7 @@
 #include "memory.h"
 #include "norms.h"
 #include "pool.h"
+#include "step.h"
 #include "vectors.h"
 
 namespace enginehouse {
@@ -27,25 +28,22 @@ struct DeltaSizes {
   int width() const { return key_heads * rows(); }
   int read() const { return key_heads * values(); }        // what a token reads, of all heads
   int rates() const { return 2 * key_heads * group; }      // of each key head b of its values, then what g is made of
+  int wide_rates() const { return round_up(rates(), kLanes); }
   size_t inputs() const { return size_t(kernel - 1) * mixed(); }
   size_t state() const { return inputs() + size_t(values()) * key_size; }  // numbers that a key head keeps
 };
 
-// A layer's; place: among the layers that have one. All arrays are the caller's.
+// A layer's. All arrays are the caller's.
 struct DeltaWeights {
-  int place = 0;
-  Linear rates;
-  const float* filter = nullptr;                    // [key_heads][kernel][mixed]; null where a layer has none
-  const float *speed = nullptr, *bias = nullptr;    // [key_heads * group]
-  const float* norm = nullptr;                      // [value_size]
+  Linear in_qkvz, in_ba, dense;
+  const float* filter = nullptr;                  // [key_heads][kernel][mixed]
+  const float *speed = nullptr, *bias = nullptr;  // [key_heads * group]
+  const float* norm = nullptr;                    // [value_size]
 };
 
-// Rows of one sequence, one after the other: in: [rows, width], rates: [rows, stride], out: [rows, read].
-struct DeltaRun {
-  int slot, count;
-  bool begins;
+// A step's rows: in: [rows, width], rates: [rows, wide_rates], out: [rows, read].
+struct DeltaRows {
   const float *in, *rates;
-  int rates_stride;
   float* out;
 };
 
@@ -61,37 +59,39 @@ class States {
 
   bool whole() const { return pages_.data() != nullptr; }
 
-  void run(Pool& pool, const DeltaWeights& w, const DeltaRun* runs, int n) {
-    pool.run(n * z.key_heads, [&](int item, int thread) {
+  // place: of the layer, among those that have states.
+  void run(Pool& pool, const Step& step, int place, const DeltaWeights& w, const DeltaRows& rows) {
+    first_.clear();
+    for (int c = 0, row = 0; c < step.chunks; row += step.count[c++]) first_.push_back(row);
+    pool.run(step.chunks * z.key_heads, [&](int item, int thread) {
+      const int c = item / z.key_heads;
       float* seen = reinterpret_cast<float*>(pool.room(thread, sizeof(float) * z.mixed()));
-      go_on(w, runs[item / z.key_heads], item % z.key_heads, seen);
+      float* kept_here = kept(place, step.slot[c], item % z.key_heads);
+      if (step.start[c] == 0) memset(kept_here, 0, sizeof(float) * z.state());
+      for (int t = 0; t < step.count[c]; ++t) go_on(w, rows, first_[c] + t, item % z.key_heads, kept_here, seen);
     });
   }
 
  private:
   float* kept(int place, int slot, int head) const {
+    assert(slot >= 0 && slot < slots_);
     const size_t at = (size_t(place) * slots_ + slot) * z.key_heads + head;
     return reinterpret_cast<float*>(pages_.data()) + at * z.state();
   }
 
-  void go_on(const DeltaWeights& w, const DeltaRun& run, int head, float* seen) {
-    assert(run.slot >= 0 && run.slot < slots_);
-    float *inputs = kept(w.place, run.slot, head), *states = inputs + z.inputs();
-    if (run.begins) memset(inputs, 0, sizeof(float) * z.state());
-    for (int t = 0; t < run.count; ++t) {
-      const float* in = run.in + size_t(t) * z.width() + size_t(head) * z.rows();
-      const float* rates = run.rates + size_t(t) * run.rates_stride + size_t(head) * 2 * z.group;
-      float* out = run.out + size_t(t) * z.read() + size_t(head) * z.values();
-      convolve(w.filter + size_t(head) * z.kernel * z.mixed(), in, inputs, seen);
-      normalize(seen, 1.f / std::sqrt(float(z.key_size))), normalize(seen + z.key_size, 1.f);
-      for (int g = 0; g < z.group; ++g) {
-        const int at = head * z.group + g;
-        const float fades = std::exp(-w.speed[at] * softplus(rates[z.group + g] + w.bias[at]));
-        const float learns = 1.f / (1.f + std::exp(-rates[g]));
-        float* y = out + g * z.value_size;
-        learn(states + size_t(g) * z.key_size * z.value_size, seen, seen + 2 * z.key_size + g * z.value_size, fades, learns, y);
-        gate(w.norm, in + z.mixed() + g * z.value_size, y);
-      }
+  // By one token. kept: of the convolution's last inputs, then states [group, key_size, value_size].
+  void go_on(const DeltaWeights& w, const DeltaRows& rows, int row, int head, float* kept, float* seen) const {
+    const float* in = rows.in + size_t(row) * z.width() + size_t(head) * z.rows();
+    const float* rates = rows.rates + size_t(row) * z.wide_rates() + size_t(head) * 2 * z.group;
+    float* out = rows.out + size_t(row) * z.read() + size_t(head) * z.values();
+    convolve(w.filter + size_t(head) * z.kernel * z.mixed(), in, kept, seen);
+    normalize(seen, 1.f / std::sqrt(float(z.key_size))), normalize(seen + z.key_size, 1.f);
+    for (int g = 0; g < z.group; ++g) {
+      const int of_head = head * z.group + g, at = g * z.value_size;
+      const float fades = std::exp(-w.speed[of_head] * softplus(rates[z.group + g] + w.bias[of_head]));
+      const float learns = 1.f / (1.f + std::exp(-rates[g]));
+      learn(kept + z.inputs() + size_t(at) * z.key_size, seen, seen + 2 * z.key_size + at, fades, learns, out + at);
+      gate(w.norm, in + z.mixed() + at, out + at);
     }
   }
 
@@ -151,6 +151,7 @@ class States {
   float epsilon_;
   int slots_;
   Pages pages_;
+  Array<int> first_;  // each chunk's first row
 };
 
 }  // namespace enginehouse

@@ -83,18 +83,27 @@ void eh_router(Model* m, int layer, const float* router, const float* bias, cons
   e.router = router, e.bias = bias, e.correction = correction;
 }
 
-// inner: of the layer's plain MLP, or its shared expert. sinks: [heads], shared_gate: [hidden], or null.
-void eh_layer(Model* m, int layer, int inner, const float* sinks, const float* shared_gate) {
+// inner: of the layer's plain MLP, or its shared expert. place: among the layers with keys and values, or with
+// linear attention. sinks: [heads], shared_gate: [hidden], or null.
+void eh_layer(Model* m, int layer, int inner, int place, const float* sinks, const float* shared_gate) {
   assert(inner >= 0 && inner <= m->s.inner && inner % kLanes == 0);
+  assert(place >= 0 && place <= m->s.layers);
   Layer& l = m->layers.at(layer);
-  l.inner = inner, l.sinks = sinks, l.shared_gate = shared_gate;
+  l.inner = inner, l.place = place, l.sinks = sinks, l.shared_gate = shared_gate;
+}
+
+// Of linear attention: native/delta.h's DeltaWeights.
+void eh_delta(Model* m, int layer, const float* filter, const float* speed, const float* bias, const float* norm) {
+  DeltaWeights& w = m->layers.at(layer).linear;
+  w.filter = filter, w.speed = speed, w.bias = bias, w.norm = norm;
 }
 
 // which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
-// 4 proj, 5 kv_a, 6 q_a, 7 q, 8 the head; 9 and 10: fc and gate, and proj, of an expert; 11 and 12: of_keys and
-// of_values, of a head. After eh_layer.
+// 4 proj, 5 kv_a, 6 q_a, 7 q, 8 to 10 linear attention's in_qkvz, in_ba and dense, 11 the head; 12 and 13: fc and
+// gate, and proj, of an expert; 14 and 15: of_keys and of_values, of a head. After eh_layer.
 void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) {
   const Shape& s = m->s;
+  const DeltaSizes z = s.delta();
   const int inner = m->layers.at(layer).inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols);
   const int fc_gate = !s.gated || linear->out == one ? inner : both, expert = s.expert_inner;
   const struct {
@@ -108,6 +117,9 @@ void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) 
       {s.head_size, s.hidden},
       {s.query_rank, s.hidden},
       {m->width(), s.query_rank ? s.query_rank : s.hidden},
+      {z.width(), s.hidden},
+      {z.rates(), s.hidden},
+      {s.hidden, z.read()},
       {s.vocab, s.hidden},
       {2 * expert, s.hidden},
       {s.hidden, expert},
@@ -117,11 +129,11 @@ void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) 
   assert(linear->out == round_up(sizes[which].out, kCols) && linear->in == round_up(sizes[which].in, kStep));
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
   assert(!part_of(linear->input) || (linear->counts && linear->form != Form::bf16));
-  assert(which < 11 || (linear->form == Form::bf16 && linear->input == Input::bf16));
+  assert(which < 14 || (linear->form == Form::bf16 && linear->input == Input::bf16));
   Layer& l = m->layers.at(layer);
-  Linear* plain[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj, &l.kv_a, &l.q_a, &l.q, &m->head};
+  Linear* plain[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj, &l.kv_a, &l.q_a, &l.q, &l.linear.in_qkvz, &l.linear.in_ba, &l.linear.dense, &m->head};
   Array<Linear>* several[] = {&l.experts.fc_gate, &l.experts.proj, &l.of_keys, &l.of_values};
-  (which < 9 ? *plain[which] : several[which - 9]->at(whose)) = *linear;
+  (which < 12 ? *plain[which] : several[which - 12]->at(whose)) = *linear;
 }
 
 }  // extern "C"

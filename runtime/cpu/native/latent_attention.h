@@ -34,9 +34,9 @@ class LatentAttention {
 
   // queries: [tokens, heads, nope + rope]; latents: [tokens, rank + rope], not normed yet. to: [tokens, stride],
   // of which it writes [heads, value].
-  void run(int index, const Layer& layer, const float* queries, const float* latents, float* to, int stride) {
+  void run(const Layer& layer, const float* queries, const float* latents, float* to, int stride) {
     const float* norm = layer.norms[kLatents].weight;
-    paged_.keep(index, layer.rule, [&](const Token& token, int, float* key, float* value) {
+    paged_.keep(layer.place, layer.rule, [&](const Token& token, int, float* key, float* value) {
       widen(latents + size_t(token.row) * s.head_size, s.head_size, s.wide_head(), key);
       rms_norm(key, norm, s.latent_rank, kLatentEpsilon);
       widen(key, s.latent_rank, s.wide_head(), value);
@@ -44,7 +44,7 @@ class LatentAttention {
     });
     for (int first = 0; first < paged_.tiles();) {
       const Span some = paged_.some(first, kRowsAtOnce);
-      run(index, layer, some, queries, to + size_t(some.row) * stride, stride);
+      run(layer, some, queries, to + size_t(some.row) * stride, stride);
       first = some.last;
     }
   }
@@ -53,7 +53,7 @@ class LatentAttention {
   static constexpr int kRowsAtOnce = 64;
 
   // Of all heads one after the other, of each all rows.
-  void run(int index, const Layer& layer, const Span& some, const float* queries, float* to, int stride) {
+  void run(const Layer& layer, const Span& some, const float* queries, float* to, int stride) {
     const int n = some.rows, wide = s.wide_head(), each = s.nope + s.rotary;
     auto query_of = [&](int row, int head) { return queries + (size_t(row) * s.heads + head) * each; };
     rows_.shape(n * s.heads, s.nope);
@@ -71,7 +71,7 @@ class LatentAttention {
       return absorbed;  // which is read: what attention gives takes its place
     };
     const int per = std::min(kMostQueries, (s.heads * (some.last - some.first) + pool_.size() - 1) / pool_.size());
-    paged_.attend(index, layer.rule, nullptr, some, std::min(per, s.heads), query);
+    paged_.attend(layer.place, layer.rule, nullptr, some, std::min(per, s.heads), query);
     rows_.shape(n * s.heads, s.latent_rank);
     by_rows(pool_, n * s.heads, [&](int i) {
       rows_.put(i, &wide_[size_t(i) * wide], nullptr, nullptr, 1, s.latent_rank, Input::bf16);

@@ -30,17 +30,18 @@ class Model {
     assert(s.expert_inner % kLanes == 0);
     assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
     assert(!s.parallel || s.layer_norm);
-    assert(s.rotary % 2 == 0 && s.rotary <= s.head_size);
+    assert(s.rotary % 2 == 0 && s.rotary <= s.head_size && !(s.gated_attention && (s.norm_all_heads || s.latent_rank)));
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
-    wide_.resize(n * width()), attended_.resize(n * attended_stride()), inner_.resize(n * s.inner);
+    wide_.resize(n * std::max(width(), states_.z.width())), attended_.resize(n * std::max(attended_stride(), states_.z.read()));
+    inner_.resize(n * s.inner), rates_.resize(n * states_.z.wide_rates());
     latents_.resize(s.latent_rank ? n * s.head_size : 0), query_latents_.resize(n * query_stride());
     shared_.resize(s.experts && s.inner ? n * s.hidden : 0);
     for (Layer& layer : layers) {
       layer.experts.fc_gate.resize(s.experts), layer.experts.proj.resize(s.experts);
       if (s.latent_rank) layer.of_keys.resize(s.heads), layer.of_values.resize(s.heads);
     }
-    rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.value_size(), s.query_rank}));
+    rows_.grow(s.max_tokens, std::max({s.hidden, s.inner, s.heads * s.value_size(), s.query_rank, states_.z.read()}));
   }
 
   const Shape s;
@@ -52,13 +53,13 @@ class Model {
 
   // Of queries, and where heads have keys and values of their own, of these.
   int width() const {
-    return s.latent_rank ? s.heads * (s.nope + s.rotary) : (s.heads + 2 * s.kv_heads) * s.head_size;
+    return s.latent_rank ? s.heads * (s.nope + s.rotary) : s.heads * s.query_size() + 2 * s.kv_heads * s.head_size;
   }
 
   Clock clock;
 
-  // Whether there was memory for keys and values.
-  bool whole() const { return paged_.whole(); }
+  // Whether there was memory for keys and values, and for states.
+  bool whole() const { return paged_.whole() && states_.whole(); }
 
   void run(const Step& step) {
     const Clock::Within own(clock, kLinears);
@@ -71,7 +72,7 @@ class Model {
       for (int i = 0; i < s.hidden; i += kLanes) store(&hidden_[at(row) + i], widened(load<H>(from + i)) * s.embedding_scale);
       enter(row, 0);
     });
-    for (int l = 0; l < s.layers; ++l) layer(n, l);
+    for (int l = 0; l < s.layers; ++l) layer(step, l);
   }
 
   // Of rows of the last step: the sampler's first n rows.
@@ -132,13 +133,12 @@ class Model {
     }
   }
 
-  void layer(int n, int index) {
+  void layer(const Step& step, int index) {
     const Layer& layer = layers[index];
+    const int n = step.tokens;
     const bool sub = s.norm_sublayers;
     if (layer.attends()) {
-      s.latent_rank ? attend_latents(n, index) : attend_heads(n, index);
-      put_all(n, attended_.data(), attended_stride(), s.heads * s.value_size(), layer.dense);
-      product(pool_, layer.dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
+      attend(step, layer);
       rows_.shape(n, s.hidden);
       by_rows(n, [&](int row) {
         if (s.parallel) put_normed(row, row, norm_of_mlp(layer), layer.fc_gate);
@@ -270,32 +270,59 @@ class Model {
 
   // ---- attention ----
 
+  // branch_: what attention gives.
+  void attend(const Step& step, const Layer& layer) {
+    const int n = step.tokens;
+    if (layer.is_linear()) return go_on(step, layer);
+    s.latent_rank ? attend_latents(n, layer) : attend_heads(n, layer);
+    give(n, attended_stride(), s.heads * s.value_size(), layer.dense);
+  }
+
+  void give(int n, int stride, int in, const Linear& dense) {
+    put_all(n, attended_.data(), stride, in, dense);
+    product(pool_, dense, rows_, n, {branch_.data(), s.hidden, s.hidden});
+  }
+
+  // Of linear attention.
+  void go_on(const Step& step, const Layer& layer) {
+    const int n = step.tokens;
+    const DeltaSizes& z = states_.z;
+    const DeltaWeights& w = layer.linear;
+    product(pool_, w.in_qkvz, rows_, n, {wide_.data(), z.width(), z.width()});
+    if (!w.in_ba.reads_as(w.in_qkvz)) by_rows(n, [&](int row) { put_normed(row, row, layer.norms[kInput], w.in_ba); });
+    product(pool_, w.in_ba, rows_, n, {rates_.data(), z.wide_rates(), z.rates()});
+    {
+      const Clock::Within own(clock, kAttention);
+      states_.run(pool_, step, layer.place, w, {wide_.data(), rates_.data(), attended_.data()});
+    }
+    give(n, z.read(), z.read(), w.dense);
+  }
+
   // Each KV head has keys and values of its own.
-  void attend_heads(int n, int index) {
-    const Layer& layer = layers[index];
+  void attend_heads(int n, const Layer& layer) {
     const int D = s.head_size, wide = s.wide_head();
     product(pool_, layer.qkv, rows_, n, {wide_.data(), width(), width()});
     const Clock::Within own(clock, kAttention);
     if (s.clip > 0) by_rows(n, [&](int row) { clip(row); });
     if (s.norm_all_heads) by_rows(n, [&](int row) { norm_heads(row, layer); });
-    paged_.keep(index, layer.rule, [&](const Token& token, int head, float* key, float* value) {
-      const float* x = &wide_[size_t(token.row) * width() + size_t(s.heads + head) * D];
+    paged_.keep(layer.place, layer.rule, [&](const Token& token, int head, float* key, float* value) {
+      const float* x = &wide_[size_t(token.row) * width() + size_t(s.heads) * s.query_size() + size_t(head) * D];
       heads.turn(x, layer.norms[kKey].weight, token.rope, token.position, key);
       widen(x + size_t(s.kv_heads) * D, D, wide, value);
     });
     auto query = [&](const Token& token, int head, float* y) {
-      heads.turn(&wide_[size_t(token.row) * width() + size_t(head) * D], layer.norms[kQuery].weight, token.rope, token.position, y);
+      heads.turn(&wide_[size_t(token.row) * width() + size_t(head) * s.query_size()], layer.norms[kQuery].weight, token.rope, token.position, y);
       const float grown = heads.growth(token.rope, token.position);
       for (int d = 0; d < D; ++d) y[d] *= grown;
       return &attended_[(size_t(token.row) * s.heads + head) * wide];
     };
-    paged_.attend(index, layer.rule, layer.sinks, paged_.all(), s.heads / s.kv_heads, query);
+    paged_.attend(layer.place, layer.rule, layer.sinks, paged_.all(), s.heads / s.kv_heads, query);
+    if (s.gated_attention) by_rows(n, [&](int row) { gate_heads(row); });
     if (wide != D) by_rows(n, [&](int row) { close_gaps(row); });
   }
 
   // Keys and values are kept compressed.
-  void attend_latents(int n, int index) {
-    const Layer& layer = layers[index];
+  void attend_latents(int n, const Layer& layer) {
     const Linear& next = layer.q_a.weights ? layer.q_a : layer.q;
     product(pool_, layer.kv_a, rows_, n, {latents_.data(), s.head_size, s.head_size});
     if (!next.reads_as(layer.kv_a)) by_rows(n, [&](int row) { put_normed(row, row, layer.norms[kInput], next); });
@@ -308,7 +335,17 @@ class Model {
     }
     product(pool_, layer.q, rows_, n, {wide_.data(), width(), width()});
     const Clock::Within own(clock, kAttention);
-    latent_.run(index, layer, wide_.data(), latents_.data(), attended_.data(), attended_stride());
+    latent_.run(layer, wide_.data(), latents_.data(), attended_.data(), attended_stride());
+  }
+
+  // What a row's heads give, times the sigmoid of their gates.
+  void gate_heads(int row) {
+    const int D = s.head_size;
+    for (int h = 0; h < s.heads; ++h) {
+      float* x = &attended_[size_t(row) * attended_stride() + size_t(h) * s.wide_head()];
+      const float* gates = &wide_[size_t(row) * width() + size_t(h) * s.query_size() + D];
+      for (int i = 0; i < D; ++i) x[i] /= 1.f + std::exp(-gates[i]);
+    }
   }
 
   // Takes out what stands behind each of a row's heads, and puts zeros up to a whole vector.
@@ -348,7 +385,8 @@ class Model {
   Sampler sampler_{pool_, s.vocab};
   PagedAttention paged_{s, pool_};
   LatentAttention latent_{s, pool_, paged_, heads};
-  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_, latents_, query_latents_;
+  States states_{s.delta(), s.epsilon, s.delta_layers, s.num_slots};
+  Array<float> hidden_, normed_, branch_, wide_, attended_, inner_, gate_, shared_, latents_, query_latents_, rates_;
   Rows rows_;
   Mixture mixture_;
 };

@@ -28,7 +28,7 @@ class PagedAttention {
  public:
   PagedAttention(const Shape& shape, Pool& pool)
       : s(shape), pool_(pool), scratch_(pool.size()),
-        cache_(Kept(s.kept), s.layers, s.num_blocks, s.block_size, s.kv_heads, s.wide_head()) {
+        cache_(Kept(s.kept), s.kept_layers, s.num_blocks, s.block_size, s.kv_heads, s.wide_head()) {
     assert(s.heads % s.kv_heads == 0 && s.block_size % kUnit == 0 && s.wide_head() <= kMostHead);
   }
 
@@ -58,14 +58,14 @@ class PagedAttention {
   int tiles() const { return int(tiles_.size()); }
 
   // All keys of a step before any is read: a sequence may read some that another writes in this very step.
-  // fill(token, KV head, key, value), of wide_head() each.
+  // fill(token, KV head, key, value), of wide_head() each. place: of the layer in the cache.
   template <class F>
-  void keep(int layer, const Rule& rule, F&& fill) {
+  void keep(int place, const Rule& rule, F&& fill) {
     with_kept(cache_.kept, [&]<class T>(T*) {
       pool_.run(tiles() * s.kv_heads, [&](int item) {
         const Tile& tile = tiles_[item / s.kv_heads];
         const int head = item % s.kv_heads;
-        T* unit = cache_.unit<T>(layer, table_of(tile), head, tile.position / kUnit);
+        T* unit = cache_.unit<T>(place, table_of(tile), head, tile.position / kUnit);
         float key[kMostHead], value[kMostHead];
         for (int i = 0; i < tile.count; ++i) {
           const Token token = token_of(tile, i, rule);
@@ -79,8 +79,8 @@ class PagedAttention {
   // query(token, head, y): writes the query, of wide_head(), and says where what it gives goes, of wide_kept().
   // sinks: [heads] or null. per: heads at once, none of two KV heads.
   template <class F>
-  void attend(int layer, const Rule& rule, const float* sinks, const Span& of, int per, F& query) {
-    attend(layer, rule, sinks, of, per, {&query, [](void* f, const Token& token, int head, float* y) {
+  void attend(int place, const Rule& rule, const float* sinks, const Span& of, int per, F& query) {
+    attend(place, rule, sinks, of, per, {&query, [](void* f, const Token& token, int head, float* y) {
       return (*static_cast<F*>(f))(token, head, y);
     }});
   }
@@ -92,14 +92,14 @@ class PagedAttention {
     float* (*call)(void* context, const Token& token, int head, float* y);
   };
 
-  void attend(int layer, const Rule& rule, const float* sinks, const Span& of, int per, const Asked& query) {
+  void attend(int place, const Rule& rule, const float* sinks, const Span& of, int per, const Asked& query) {
     const int groups = (s.heads + per - 1) / per;
     with_kept(cache_.kept, [&]<class T>(T*) {
       pool_.run((of.last - of.first) * groups, [&](int item, int thread) {
         const Tile& tile = tiles_[of.first + item / groups];
         const int first = item % groups * per, count = std::min(per, s.heads - first), kv = first / (s.heads / s.kv_heads);
         const int* table = table_of(tile);
-        auto unit = [&](int u) { return cache_.unit<T>(layer, table, kv, u); };
+        auto unit = [&](int u) { return cache_.unit<T>(place, table, kv, u); };
         attend_each(tile.count * count, unit, s.wide_head(), s.wide_kept(), rule, scratch_[thread], [&](int k, float* y) {
           const int head = first + k % count;
           const Token token = token_of(tile, k / count, rule);

@@ -73,9 +73,9 @@ static Array<float> sampled(Model* m, int n, int vocab, bool together) {
   return told;
 }
 
-// kept: of enum Kept. experts: 0 for a dense model. latent_rank: 0 for heads of their own. whole: becomes the last
-// logits.
-static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
+// kept: of enum Kept. experts: 0 for a dense model. latent_rank: 0 for heads of their own. states: whether the
+// first layer has linear attention, and the second gates. whole: becomes the last logits.
+static bool alike(int kept, int experts, int latent_rank, bool states, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
   constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12;
   const int head_size = latent_rank ? latent_rank + kRotary : kept == 2 ? 12 : 16;
@@ -96,6 +96,12 @@ static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
   shape.scales_inputs = mixed, shape.l2_norm_heads = other_traits;
   shape.growth_length = other_traits ? 4 : 0, shape.growth_beta = 0.1f, shape.clip = other_traits ? 0.5f : 0.f;
   shape.swiglu_limit = mixed ? 0.5f : 0.f, shape.swiglu_alpha = 1.7f;
+  shape.kept_layers = states ? 1 : 2, shape.num_slots = 2, shape.gated_attention = states;
+  if (states) {
+    shape.delta_layers = 1, shape.delta_heads = 2, shape.delta_group = 2, shape.delta_key = 16;
+    shape.delta_value = 32, shape.delta_kernel = 3;
+  }
+  const DeltaSizes z = shape.delta();
   Model* m = eh_open(&shape);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
@@ -137,38 +143,43 @@ static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
     for (int which = 0; which < kNorms; ++which)
       if (!other_traits || l || (which != kInput && which != kPreFeedForward)) eh_norm(m, l, which, floats.data(), nullptr);
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
-    eh_layer(m, l, kInner, mixed ? floats.data() + 9 : nullptr, mixed ? floats.data() + 33 : nullptr);
+    eh_layer(m, l, kInner, states ? 0 : l, mixed ? floats.data() + 9 : nullptr, mixed ? floats.data() + 33 : nullptr);
     if (mixed) eh_router(m, l, floats.data(), l ? floats.data() + 5 : nullptr, floats.data() + 50);
-    if (latent_rank) {
+    if (states && !l) {
+      eh_delta(m, l, floats.data() + 300, floats.data() + 20, floats.data() + 60, floats.data() + 1000);
+      eh_linear(m, l, 8, 0, made(Form::int4, z.width(), kHidden, Input::bytes));
+      eh_linear(m, l, 9, 0, made(Form::bf16, z.rates(), kHidden, Input::bf16));
+      eh_linear(m, l, 10, 0, made(Form::int8, kHidden, z.read(), Input::fine_bytes));
+    } else if (latent_rank) {
       eh_linear(m, l, 5, 0, made(l ? Form::e4m3 : Form::bf16, head_size, kHidden, l ? Input::e4m3_by_row : one));
       eh_linear(m, l, 6, 0, made(Form::int8, kQueryRank, kHidden, other));
       eh_linear(m, l, 7, 0, made(Form::int4, kHeads * (kNope + kRotary), kQueryRank, one));
       for (int h = 0; h < kHeads; ++h) {
-        eh_linear(m, l, 11, h, made(Form::bf16, latent_rank, kNope, Input::bf16));
-        eh_linear(m, l, 12, h, made(Form::bf16, kValue, latent_rank, Input::bf16));
+        eh_linear(m, l, 14, h, made(Form::bf16, latent_rank, kNope, Input::bf16));
+        eh_linear(m, l, 15, h, made(Form::bf16, kValue, latent_rank, Input::bf16));
       }
     } else {
-      eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, (kHeads + 2 * kKv) * head_size, kHidden, l ? Input::e4m3_by_row : one));
+      eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, kHeads * shape.query_size() + 2 * kKv * head_size, kHidden, l ? Input::e4m3_by_row : one));
     }
-    eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * (latent_rank ? kValue : head_size), other));
+    if (!states || l) eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * (latent_rank ? kValue : head_size), other));
     for (int e = 0; e < experts; ++e) {
-      eh_linear(m, l, 9, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
-      eh_linear(m, l, 10, e, made(Form::bf16, kHidden, kInner, Input::bf16));
+      eh_linear(m, l, 12, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
+      eh_linear(m, l, 13, e, made(Form::bf16, kHidden, kInner, Input::bf16));
     }
     eh_linear(m, l, 2, 0, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
     if (l && !mixed) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
   eh_norm(m, 0, kNorms, floats.data(), nullptr);
-  eh_linear(m, 0, 8, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
+  eh_linear(m, 0, 11, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::initializer_list<int> cuts, std::initializer_list<int> table) {
     Array<float> logits;
-    int start = 0, rope = 0, offset = 0;
+    int start = 0, rope = 0, offset = 0, slot = 1;
     for (int end : cuts) {
       const int count = end - start, row = count - 1;
-      const Step step = {1, count, ids.data() + start, &count, &start, &rope, &offset, table.begin()};
+      const Step step = {1, count, ids.data() + start, &count, &start, &rope, &slot, &offset, table.begin()};
       eh_step(m, &step);
       logits.clear();
       append(logits, eh_logits(m, &row, 1), kVocab);
@@ -179,8 +190,8 @@ static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
   auto beside_another = [&] {
     Array<int> all;
     append(all, ids.end() - 3, 3), append(all, ids.begin(), kTokens);
-    const int count[] = {3, kTokens}, start[] = {0, 0}, rope[] = {2, 0}, offset[] = {3, 0}, table[] = {4, 7, 0, 6};
-    const Step step = {2, 3 + kTokens, all.data(), count, start, rope, offset, table};
+    const int count[] = {3, kTokens}, start[] = {0, 0}, rope[] = {2, 0}, slot[] = {1, 0}, offset[] = {3, 0}, table[] = {4, 7, 0, 6};
+    const Step step = {2, 3 + kTokens, all.data(), count, start, rope, slot, offset, table};
     const int row = 2 + kTokens;
     eh_step(m, &step);
     Array<float> logits;
@@ -190,7 +201,7 @@ static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
   whole = run({kTokens}, {0, 3, 5});
   const bool stepped_alike = same(whole, run({5, 6, kTokens}, {8, 1, 2})) && same(whole, beside_another());
   const int count = kTokens, start = 0, zero = 0, table[] = {0, 3, 5};
-  const Step step = {1, count, ids.data(), &count, &start, &zero, &zero, table};
+  const Step step = {1, count, ids.data(), &count, &start, &zero, &zero, &zero, table};
   eh_step(m, &step);
   const bool chosen_alike = same(sampled(m, kTokens, kVocab, true), sampled(m, kTokens, kVocab, false));
   eh_close(m);
@@ -199,7 +210,8 @@ static bool alike(int kept, int experts, int latent_rank, Array<float>& whole) {
 
 int main() {
   Array<float> logits, other;
-  const bool all_alike = alike(0, 0, 0, logits) && alike(1, 6, 0, other) && alike(2, 0, 0, other) && alike(0, 0, 18, other);
+  const bool heads_alike = alike(0, 0, 0, false, logits) && alike(1, 6, 0, false, other) && alike(2, 0, 0, false, other);
+  const bool all_alike = heads_alike && alike(0, 0, 18, false, other) && alike(0, 0, 0, true, other);
   std::puts(all_alike ? "alike" : "different");
   for (float x : logits) std::printf("%.9g\n", x);
 }

@@ -18,6 +18,7 @@ from enginehouse.runtime.mixers import Delta
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.executor import TorchExecutor
 from enginehouse.runtime.torch.linear_attention import DeltaRule, Past
+from makers.delta_rule import by_loops
 from makers.engines import build_engine
 from makers.family_models import save_family
 
@@ -36,33 +37,6 @@ def drawn(sequences: int, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return mixed, decay, torch.rand(*shape, DELTA.group, generator=generator)
 
 
-def one_by_one(weight: Tensor, mixed: Tensor, decay: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
-    """Equation 10 of the paper, in float64, by loops: of one sequence what each token reads, [T, K,
-    group, Dv], and the states behind the last, [K, group, Dk, Dv].
-    """
-    mixed, decay, rate, weight = (x.double() for x in (mixed, decay, rate, weight))
-    states = torch.zeros(DELTA.key_heads, DELTA.group, DELTA.key_size, DELTA.value_size).double()
-    weight = weight.view(DELTA.key_heads, DELTA.mixed, DELTA.kernel)
-    out = []
-    for t in range(len(mixed)):
-        seen = torch.zeros_like(mixed[0])
-        for back in range(min(t + 1, DELTA.kernel)):
-            seen += mixed[t - back] * weight[..., DELTA.kernel - 1 - back]
-        seen = seen * seen.sigmoid()
-        q, k, v = seen.split([DELTA.key_size, DELTA.key_size, DELTA.values], dim=-1)
-        rows = []
-        for head in range(DELTA.key_heads):
-            query = q[head] / (q[head].square().sum() + 1e-6).sqrt() * DELTA.key_size**-0.5
-            key = k[head] / (k[head].square().sum() + 1e-6).sqrt()
-            for i, value in enumerate(v[head].view(DELTA.group, -1)):
-                state = states[head, i] * decay[t, head, i].exp()
-                state = state + torch.outer(key, rate[t, head, i] * (value - key @ state))
-                states[head, i] = state
-                rows.append(query @ state)
-        out.append(torch.stack(rows).view(DELTA.key_heads, DELTA.group, -1))
-    return torch.stack(out), states
-
-
 @pytest.mark.parametrize("cuts", [[150], [1] * 9 + [141], [2, 63, 64, 21], [64, 1, 1, 84]])
 def test_the_rule_over_chunks_is_the_rule_token_by_token(cuts: list[int]) -> None:
     weight = torch.randn(DELTA.key_heads * DELTA.mixed, DELTA.kernel) * 0.5
@@ -74,7 +48,7 @@ def test_the_rule_over_chunks_is_the_rule_token_by_token(cuts: list[int]) -> Non
         found.append(out)
         start += count
     for i in range(2):
-        truth, states = one_by_one(weight, mixed[i], decay[i], rate[i])
+        truth, states = by_loops(DELTA, weight, mixed[i], decay[i], rate[i])
         torch.testing.assert_close(torch.cat(found, 1)[i].double(), truth, atol=2e-5, rtol=2e-5)
         torch.testing.assert_close(past.states[i].double(), states, atol=2e-5, rtol=2e-5)
 
