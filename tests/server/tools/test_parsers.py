@@ -29,8 +29,8 @@ CALLS = st.lists(
     st.builds(ToolCall, st.just(""), st.sampled_from(NAMES), ARGUMENTS), min_size=1, max_size=3
 )
 WORDS = st.text(st.sampled_from("abc é.,:!\n🙂"), max_size=12).map(lambda text: f"{text}x")
-# Their parsers are those of deepseek_v3, granite and hunyuan.
-ALIKE = ("deepseek_v31", "phi4_mini", "hunyuan_list")
+# Their parsers are those of deepseek_v3, granite, hunyuan and mistral, nemotron's but for the tags.
+ALIKE = ("deepseek_v31", "phi4_mini", "hunyuan_list", "mistral_spaced", "nemotron")
 TRIED = {name: form for name, form in FORMATS.items() if name not in ALIKE}
 EVERY_FORMAT = pytest.mark.parametrize("form", TRIED.values(), ids=TRIED)
 

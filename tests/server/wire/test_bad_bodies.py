@@ -21,12 +21,12 @@ from makers.text_engine import engine_info
 from makers.token_outputs import STOP, TOKENIZER, output
 
 PATH = "/v1/chat/completions"
-TICK_S = 0.02
+TICK_S = 0.005
 [LETTER] = TOKENIZER.encode("a").ids
 
 
 class Ticking(ScriptedGeneration):
-    """A letter every 20 ms until it is told to end."""
+    """A letter every 5 ms until it is told to end."""
 
     ending = False
 
