@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from math import gcd, lcm, prod
 from typing import NamedTuple
 
@@ -73,10 +74,11 @@ def _keeps_groups(
 def _padded(
     config: ModelConfig, quant: str, group_size: int | None, strict: bool, for_trtllm: bool
 ) -> Iterator[ModelConfig]:
-    """The least that fits, or nothing where the hidden size does not."""
+    """The least that fits, or nothing where a size that is never cut does not."""
     tp, inner = config.mapping.tp_size, config.moe_intermediate_size
     rule = multiples(quant, tp, group_size, strict)
-    if any(config.hidden_size % multiple for multiple in rule.whole) or tp > inner:
+    unfit = any(size % n for size in _whole_sizes(config).values() for n in rule.whole)
+    if unfit or tp > inner:
         return
     if config.delta is not None and not _cuts_states(config.delta, tp, rule):
         return
@@ -97,6 +99,12 @@ def _cuts_states(delta: Delta, tp: int, rule: Multiples) -> bool:
     heads = delta.key_heads // tp
     outputs, inputs = heads * delta.rows, heads * delta.values
     return delta.key_heads % tp == 0 and not (outputs % rule.cut[0] or inputs % rule.cut[1])
+
+
+def _whole_sizes(config: ModelConfig) -> dict[str, int]:
+    """What both enters linears whole and leaves some, by its key of config.json."""
+    latents = 0 if config.latent is None else config.latent.query_rank
+    return {"hidden_size": config.hidden_size, **({"q_lora_rank": latents} if latents else {})}
 
 
 def with_numbers(config: ModelConfig, heads: int, kv_heads: int, inner: int) -> ModelConfig:
@@ -194,7 +202,8 @@ def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None
         count = kv_heads * copies
         per_rank, kv_per_rank = heads // tp, max(1, count // tp)
         divided = heads % tp == 0 and (count % tp == 0 or tp % count == 0)
-        inputs, outputs = per_rank * size, per_rank * config.query_size + 2 * kv_per_rank * size
+        inputs = per_rank * (config.attended_size // heads)
+        outputs = per_rank * config.query_size + 2 * kv_per_rank * size
         if divided and inputs % rule.cut[1] == 0 and outputs % rule.cut[0] == 0:
             return heads, count
     return None
@@ -223,9 +232,10 @@ def _uncuttable(
     rule = multiples(quant, tp, size, for_trtllm)
     if tp > config.moe_intermediate_size:
         return f"tp={tp} is more ranks than the MLP has columns; {instead}"
-    for word, multiple in zip(_WORDS, rule.whole, strict=True):
-        if config.hidden_size % multiple:
-            what = f"hidden_size={config.hidden_size}, the {word} of linears at tp={tp}"
+    wholes = product(_whole_sizes(config).items(), zip(_WORDS, rule.whole, strict=True))
+    for (key, whole), (word, multiple) in wholes:
+        if whole % multiple:
+            what = f"{key}={whole}, the {word} of linears at tp={tp}"
             groups = f" with groups of {size}" if size is not None else ""
             return (
                 f"{quant}: {what}, is no multiple of {multiple}, which its kernel wants{groups} "

@@ -324,6 +324,19 @@ def test_forms_of_experts_that_nobody_runs_are_refused_at_plan_time(
         make_plan(load_settings(choices), source)
 
 
+def test_groups_fit_the_latents_of_queries_and_what_attention_gives(
+    checkpoint: Callable[[str], Path],
+) -> None:
+    """64 elements, and 32 of each of 4 heads."""
+    source: SourceCheckpoint = open_checkpoint(checkpoint("youtu"))
+    for tp in (1, 2):
+        assert make_plan(load_settings({"quant": "int4_awq", "tp": tp}), source).group_size == 64
+    with pytest.raises(PlanError, match="over tp=4, .* legal tp for int4_awq: 1, 2:"):
+        make_plan(load_settings({"quant": "int4_awq", "tp": 4}), source)
+    with pytest.raises(PlanError, match="q_lora_rank=64, the in_features of .* multiple of 128"):
+        make_plan(load_settings({"quant": "w4a8_awq"}), source)
+
+
 def test_dense_layers_between_mixtures_are_refused_for_tensorrt_llm(
     checkpoint: Callable[[str], Path],
 ) -> None:

@@ -280,6 +280,12 @@ def test_input_factors_and_both_sizes_of_group_are_run(
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
+@pytest.mark.parametrize("activations", ["bf16", "int8"])
+def test_input_factors_of_latents_are_run(engine: EngineMaker, activations: str) -> None:
+    path = engine("youtu", quant="int4_awq", cpu_activations=activations)
+    assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
+
+
 class WithZeros(CheckpointWeights):
     """Rank files whose 4-bit linears have zero points too, as some sources have them."""
 
