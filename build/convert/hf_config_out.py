@@ -50,7 +50,7 @@ def quantization_files(plan: BuildPlan) -> QuantizationFiles | None:
     algo = plan.config.quantization.quant_algo
     if algo is None:
         return None
-    layout = HfLayout(plan.config)
+    layout = HfLayout(plan.config, plan.settings.layout)
     excluded, mixed = layout.unquantized_modules(), layout.quantized_modules()
     if plan.settings.layout == "compressed_tensors":
         inline = _compressed_tensors(plan.config.quantization, excluded, _by_form(mixed))

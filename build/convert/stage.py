@@ -15,6 +15,7 @@ from enginehouse.build.convert.hf_export import HfCheckpoint
 from enginehouse.build.convert.journal import Journal
 from enginehouse.build.convert.rank_files import RankFiles
 from enginehouse.build.plan.build_plan import BuildPlan, with_forms
+from enginehouse.build.plan.expert_layout import experts_share_scales
 from enginehouse.build.plan.kv_scales import carries_kv_scales
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.quantize.calibration import calibration_sequences, kv_maxima, kv_scales
@@ -137,7 +138,8 @@ def _calibrate(
         return Calibration(scales)
     kind = _walk_kind(plan.config.quantization)
     saved = journal.activations("layers")
-    walk = kind(plan.config, reference, sequences, saved, min(left), plan.padding)
+    one_scale = experts_share_scales(plan.config, plan.settings)
+    walk = kind(plan.config, reference, sequences, saved, min(left), plan.padding, one_scale)
     finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
     return Calibration(scales, walk)
 

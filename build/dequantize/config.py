@@ -26,6 +26,7 @@ from enginehouse.build.dequantize.integers import (
     PackedForm,
 )
 from enginehouse.build.dequantize.small_floats import SmallFloatForm, StackedMxfp4Form
+from enginehouse.build.dequantize.stacks import with_stacks
 from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.sources.quantized_config import (
     AUTOROUND_GPTQ,
@@ -85,7 +86,7 @@ def read_stored_layout(config: Config) -> Layout:
         "auto-round": _autoround,
         "intel/auto-round": _autoround,
         "compressed-tensors": _compressed_tensors,
-        "modelopt": _modelopt,
+        "modelopt": lambda config: with_stacks(_modelopt(config)),
         "fp8": _fp8,
         "fbgemm_fp8": lambda config: one_form(Fp8Form()),
         "bitsandbytes": _bitsandbytes,

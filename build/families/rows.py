@@ -15,8 +15,8 @@ from enginehouse.runtime.config import ModelConfig
 # What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
 # as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
 # [E, in, out] turned, gate and up, which take turns there, parted, up first; or Llama 4's, in which
-# up follows gate; or q, k and v, of which each head's follow each other, parted; or the parts of
-# linear attention put together head by head.
+# up follows gate; q, k and v, of which each head's follow each other, parted; the parts of linear
+# attention put together head by head; and, which are only written, Granite's [E, out, in].
 Recipe = Literal[
     "join",
     "parted_heads",
@@ -31,6 +31,8 @@ Recipe = Literal[
     "qkvz_by_heads",
     "qkv_by_heads",
     "ba_by_heads",
+    "stacked",
+    "stacked_halves",
 ]
 When = Callable[[ModelConfig, int], bool]
 

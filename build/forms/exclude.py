@@ -40,7 +40,7 @@ def with_excluded(patterns: str, modules: Iterable[str], quantization: QuantConf
             )
         for one, other in (("mlp.fc", "mlp.gate"), ("mlp.gate", "mlp.fc")):
             pair = module.replace(one, other)
-            if module.endswith(one) and not result.excludes(pair):
+            if module.endswith(one) and pair in linears and not result.excludes(pair):
                 raise PlanError(
                     f"exclude: {module} without {pair}; they run as one product: exclude both"
                 )

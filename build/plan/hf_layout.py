@@ -14,8 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.architectures import architecture_of, stage_rows
-from enginehouse.build.families.mixture_rows import RENAMED
+from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.output_table import distinct_linears
 from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import TensorRow
@@ -23,6 +22,7 @@ from enginehouse.build.families.shapes import source_shape
 from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS, OutputTensor, is_quantized
 from enginehouse.build.plan.compressed_layout import COMPRESSED_QUANTS, compressed
+from enginehouse.build.plan.expert_layout import check_experts, hf_row, is_stack, stacked
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.config import ModelConfig, QuantConfig
@@ -71,11 +71,6 @@ def check_format(
             f"{source.name} is a TensorRT-LLM checkpoint, which lacks the config.json of a "
             "Hugging Face one; give the Hugging Face directory it was made of, or format=trtllm"
         )
-    if config.architecture in RENAMED or _is_stacked(config):
-        raise PlanError(
-            f"{source.name} is a {config.architecture}, whose Hugging Face tensors hold all "
-            "experts of a layer, which format=hf does not write; choose format=trtllm"
-        )
     if settings.quant not in HF_QUANTS:
         raise PlanError(
             f"quant={settings.quant} has no layout in a Hugging Face checkpoint that the runtimes "
@@ -86,6 +81,7 @@ def check_format(
             f"quant={settings.quant} has no place in compressed-tensors' layout; choose "
             f"layout=modelopt, or quant among {', '.join(COMPRESSED_QUANTS)}"
         )
+    check_experts(settings, config)
     _check_mixed(settings)
     mixed = settings.quant == "mixed"
     for quant in settings.mixed_forms.split(",") if mixed else (settings.quant,):
@@ -150,12 +146,6 @@ def _folds_factors(config: ModelConfig) -> bool:
     return bool(before and alone and not config.layer_norm)
 
 
-def _is_stacked(config: ModelConfig) -> bool:
-    """Whether one tensor of the family holds all experts of a layer."""
-    rows = architecture_of(config.architecture).layer_rows
-    return any(row.recipe.startswith("turned") for row in rows)
-
-
 class HfLayout:
     """The way back for one model, uncut: config.mapping is of one GPU."""
 
@@ -167,7 +157,7 @@ class HfLayout:
         self.config = config
         self.layout = layout
         self._scale_dtype: torch.dtype = getattr(torch, scale_dtype or config.dtype)
-        self._rows = {row.target: row for row in stage_rows(config, 0)}
+        self._rows = {row.target: hf_row(config, row, layout) for row in stage_rows(config, 0)}
         # Linears whose input factors a norm takes up, and that norm.
         self._norms: dict[str, str] = {}
         if config.quantization.pre_quant_scale:
@@ -233,7 +223,7 @@ class HfLayout:
             return {}
         if kind in _SCALES:
             return self._scales(row, kind, tensor)
-        if name.endswith("router.weight"):
+        if name.endswith(("router.weight", "router.bias")):
             tensor = tensor.to(getattr(torch, self.config.dtype))
         result = self._split(row, kind, tensor)
         if self._wants_ones(row, kind):
@@ -273,6 +263,10 @@ class HfLayout:
 
     def _split(self, row: TensorRow, kind: str, tensor: Tensor) -> dict[str, Tensor]:
         """Each source's rows. An INT4 byte holds two rows; no source has an odd number."""
+        own = kind == row.target.rpartition(".")[2]
+        names = row.sources if own else [_of_module(source, kind) for source in row.sources]
+        if is_stack(row):
+            return {names[0]: stacked(row.recipe, tensor)}
         if row.recipe == "flat":
             tensor = tensor.view(source_shape(self.config, row.sources[0]))
         if tensor.dtype == torch.int8:
@@ -285,7 +279,6 @@ class HfLayout:
             tensor = tensor.unsqueeze(1)
         rows = [source_shape(self.config, source)[0] for source in row.sources]
         parts = tensor.split([count * len(tensor) // sum(rows) for count in rows])
-        names = [_of_module(source, kind) for source in row.sources]
         return dict(zip(names, parts, strict=True))
 
     def table(self, engine_table: Mapping[str, OutputTensor]) -> dict[str, OutputTensor]:
@@ -316,7 +309,7 @@ class HfLayout:
             is_linear = ".layers." in row.target and row.target.endswith(".weight")
             is_linear = is_linear and "layernorm" not in row.target
             if is_linear and not is_quantized(self.config.quantization, row.target):
-                names |= {source.removesuffix(".weight") for source in row.sources}
+                names |= {_module_of(source) for source in row.sources}
         return sorted(names)
 
 
@@ -329,6 +322,12 @@ def _is_single(row: TensorRow) -> bool:
     return not joined or fused_before
 
 
+def _module_of(source: str) -> str:
+    """The module of a weight; of a stack, which is its module's own, the experts."""
+    return source.rpartition(".")[0]
+
+
 def _of_module(source: str, kind: str) -> str:
-    """Another tensor of the module that `source` is the weight or bias of."""
-    return f"{source.rpartition('.')[0]}.{kind}"
+    """Another tensor of the module that `source` is a tensor of, or of a stack."""
+    module, _, last = source.rpartition(".")
+    return f"{module}.{kind}" if last in ("weight", "bias", kind) else f"{source}_{kind}"

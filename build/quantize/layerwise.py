@@ -104,7 +104,8 @@ class LayerwiseWalk(ABC):
     """Satisfies `units.LayerLinears`. Layers must be asked for in order, each once; those that are
     not asked for are quantised too, and not given out.
 
-    form: of the linears that are being settled.
+    form: of the linears that are being settled. one_scale: all experts of a layer share the scale
+    of their tensors, and of what enters them.
 
     layer: the one it stands before. An earlier run's activations are gone on with when they stand
     at `first`, the first layer that is still wanted, or before it.
@@ -121,10 +122,12 @@ class LayerwiseWalk(ABC):
         saved: SavedActivations,
         first: int = 0,
         padding: Padding = NO_PADDING,
+        one_scale: bool = False,
     ) -> None:
         self.config = config
         self.form = config.quantization
         self.padding = padding
+        self.one_scale = one_scale
         self.unseen = 0  # experts that no token entered and whose inputs have scales of their own
         self.reference = reference
         self.saved = saved

@@ -41,7 +41,7 @@ class LayerwiseFp8(LayerwiseWalk):
         self, modules: Sequence[str], weights: Sequence[Tensor], inputs: Inputs
     ) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
         if inputs.moments is None:
-            scale, whole = _quantize_experts(stacked(weights))
+            scale, whole = _quantize_experts(stacked(weights), self.one_scale)
         else:
             weight = aim_at_truth(stacked(weights), inputs.moments, _MADE_UP)
             scale = torch.tensor([fp8_scale(float(weight.abs().amax()))])
@@ -58,11 +58,12 @@ class LayerwiseFp8(LayerwiseWalk):
         return stored, [part.float() * factor for part in parts]
 
 
-def _quantize_experts(experts: Tensor) -> tuple[Tensor, Tensor]:
+def _quantize_experts(experts: Tensor, one_scale: bool) -> tuple[Tensor, Tensor]:
     """A scale for each, float32 [experts, 1], and float8_e4m3fn [experts, out, in]. An expert that
     calibration never chose shares the inputs' scale of those it did.
     """
-    scale = torch.tensor([[fp8_scale(float(expert.abs().amax()))] for expert in experts])
+    peaks = [float(expert.abs().amax()) for expert in experts]
+    scale = torch.tensor([[fp8_scale(max(peaks) if one_scale else peak)] for peak in peaks])
     pairs = zip(experts, scale.flatten().tolist(), strict=True)
     return scale, torch.stack([quantize_fp8(expert, its_own) for expert, its_own in pairs])
 

@@ -75,17 +75,19 @@ class LayerwiseNvfp4(LayerwiseWalk):
         """Scales of tensors and of inputs for each expert, [experts, 1]; gate and up, which are one
         here, share them. What enters an expert that saw no token is scaled as the layer's largest.
         """
-        made = [quantize_nvfp4(expert.cpu()) for expert in experts]
-        q, scale, second = (torch.stack(list(parts)) for parts in zip(*made, strict=True))
+        second = nvfp4_second_scale(float(experts.abs().amax())) if self.one_scale else None
+        made = [quantize_nvfp4(expert.cpu(), second) for expert in experts]
+        q, scale, seconds = (torch.stack(list(parts)) for parts in zip(*made, strict=True))
         stored = {
             f"{module}.weight": q,
             f"{module}.weights_scaling_factor": scale,
-            f"{module}.weights_scaling_factor_2": second,
+            f"{module}.weights_scaling_factor_2": seconds,
         }
         if self._rounds_inputs:
             peaks = largest.amax(1).cpu()
-            self.unseen += int((peaks == 0).sum()) if module == "mlp.fc" else 0
-            peaks = torch.where(peaks > 0, peaks, peaks.max())
+            seen = (peaks > 0) & (not self.one_scale)
+            self.unseen += 0 if self.one_scale or module != "mlp.fc" else int((~seen).sum())
+            peaks = torch.where(seen, peaks, peaks.max())
             entering = [[nvfp4_second_scale(peak)] for peak in peaks.tolist()]
             stored[f"{module}.activation_scaling_factor"] = torch.tensor(entering)
         meant = [dequantize_blocks(one.q, one.scale, NVFP4_BLOCK, one.second) for one in made]

@@ -269,11 +269,20 @@ def _convert_blocks(
     """
     mx = config.quantization.quant_algo == "MXFP8"
     quantize, height = (quantize_mxfp8, 1) if mx else (quantize_fp8_blocks, FP8_BLOCK[0])
-    made = [quantize(part) for part in read_parts(row, source)]
+    turned = row.recipe.startswith("turned")
+    parts = _experts_parts(row, source, config) if turned else read_parts(row, source)
+    row = row._replace(recipe="experts") if turned else row
+    made = [quantize(part) for part in parts]
     scales = [scale.repeat_interleave(height, dim=0)[: len(q)] for q, scale, _ in made]
     yield row.target, Pieces.of(joined(row, [q for q, _, _ in made], config))
     name = row.target.removesuffix("weight") + "weights_scaling_factor"
     yield name, Pieces.of(joined(row, scales, config))
+
+
+def _experts_parts(row: TensorRow, source: SourceCheckpoint, config: ModelConfig) -> list[Tensor]:
+    """Of experts that are one tensor, each's own, up before gate."""
+    halves = 2 if row.target.endswith("fc.weight") else 1
+    return [part for expert in read_row(row, source, config) for part in expert.chunk(halves)]
 
 
 def _convert_experts(

@@ -26,6 +26,7 @@ from enginehouse.build.sources.quantized_config import (
     says_unquantised,
 )
 from enginehouse.build.sources.quantized_source import QuantizedTensors
+from enginehouse.build.sources.stacked_experts import stacked_experts
 from enginehouse.runtime.config import DTYPES
 from enginehouse.runtime.errors import CheckpointError
 
@@ -88,7 +89,10 @@ def _dequantized(source: SourceCheckpoint, found: Mapping[str, Any]) -> SourceCh
     if not source.has_weights:
         return replace(source, dequantized=Dequantized(layout.name, ()))
     tensors = DequantizedTensors(source.tensors, layout)
-    return replace(source, tensors=tensors, dequantized=Dequantized(layout.name, tensors.patterns))
+    dequantized = Dequantized(layout.name, tensors.patterns)
+    architecture = model_config(source.config, DTYPES[0]).architecture
+    stacks = stacked_experts(tensors, architecture)
+    return replace(source, tensors=stacks, dequantized=dequantized)
 
 
 def _without_kv_scales(source: SourceCheckpoint, found: Mapping[str, Any]) -> SourceCheckpoint:

@@ -69,6 +69,8 @@ def entering_of(folder: Path, module: str) -> Entering | None:
     said = json.loads((folder / "config.json").read_text()).get("quantization_config", {})
     if said.get("quant_method") == "fp8":
         return lambda x: dynamic_fp8(x, 128)
+    if said.get("quant_method") == "compressed-tensors":
+        return _entering_compressed(folder, module, said)
     own = said.get("quantized_layers", {}).get(module, {})
     algo = own.get("quant_algo") or said.get("quant_algo")
     if algo in ("FP8", "NVFP4"):
@@ -76,7 +78,35 @@ def entering_of(folder: Path, module: str) -> Entering | None:
         return static_fp8(number) if algo == "FP8" else lambda x: nvfp4_round_trip(x, number)
     if algo == "FP8_PER_CHANNEL_PER_TOKEN":
         return lambda x: dynamic_fp8(x, x.shape[-1])
-    return mxfp8_round_trip if algo == "MXFP8" else None
+    if algo == "MXFP8":
+        return mxfp8_round_trip
+    if algo in ("W4A16_AWQ", "W4A16_NVFP4"):
+        return None
+    raise ValueError(f"quant_algo={algo}: it is not known here how what enters is rounded")
+
+
+def _entering_compressed(folder: Path, module: str, said: Mapping[str, Any]) -> Entering | None:
+    """The same of compressed-tensors' schemes."""
+    if module in said.get("ignore", ()):
+        return None
+    groups = list(said["config_groups"].values())
+    own = [group for group in groups if module in group["targets"]]
+    (group,) = own or [group for group in groups if "Linear" in group["targets"]]
+    inputs = group.get("input_activations")
+    if inputs is None:
+        return None
+    scheme = inputs["type"], inputs["num_bits"], inputs["strategy"]
+    if scheme == ("float", 8, "token"):
+        return lambda x: dynamic_fp8(x, x.shape[-1])
+    if scheme == ("float", 8, "tensor") and not inputs["dynamic"]:
+        return static_fp8(float(_stored(folder, f"{module}.input_scale")))
+    if scheme == ("float", 8, "group"):
+        size = int(inputs["group_size"])
+        return mxfp8_round_trip if size == MX_BLOCK[1] else lambda x: dynamic_fp8(x, size)
+    if scheme == ("float", 4, "tensor_group"):
+        number = 1 / float(_stored(folder, f"{module}.input_global_scale"))
+        return lambda x: nvfp4_round_trip(x, number)
+    raise ValueError(f"{scheme}: it is not known here how what enters is rounded")
 
 
 def _stored(folder: Path, name: str) -> Tensor:

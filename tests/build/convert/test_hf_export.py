@@ -20,7 +20,6 @@ from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine
-from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
@@ -183,25 +182,7 @@ def check_scales(
             assert torch.equal(stored[name], wanted), name
 
 
-STACKED = {
-    "granite-moe",
-    "granite-moe-shared",
-    "gpt-oss",
-    "llama4",
-    "llama4-chunked",
-}  # their tensors hold all experts of a layer
-
-
-@pytest.mark.parametrize("name", sorted(STACKED))
-def test_a_family_of_other_tensors_is_refused(
-    name: str, family_source: SourceMaker, tmp_path: Path
-) -> None:
-    with pytest.raises(PlanError, match="hold all experts of a layer.*choose format=trtllm"):
-        exported(family_source(name), tmp_path / "hf")
-    assert not (tmp_path / "hf").exists()
-
-
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in STACKED])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_an_unquantised_export_is_the_source(
     name: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
