@@ -196,10 +196,10 @@ def _rounded_form(plan: BuildPlan, source: SourceCheckpoint) -> str:
     """The form whose loss against the reference is to be expected.
 
     A source that was quantised is its own reference: only what FP8 does to activations differs.
-    W8A16 is quantised where it is loaded.
+    W8A16 is quantised where it is loaded, but of a source in INT8.
     """
     quant = plan.settings.quant
-    if source.quantized is None or quant == "int8":
+    if source.quantized is None or (quant == "int8" and plan.scale_dtype is None):
         return quant
     return "fp8" if quant in (*FP8_FORMS, "w4a8_awq") else "none"
 

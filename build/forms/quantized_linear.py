@@ -2,7 +2,7 @@
 
 Whatever the format it was read from, integers and scales stay as they are: nothing here rounds a
 weight. This file knows no file, no name and no packing but the engine's.
-Source: TensorRT-LLM 1.2.1 checkpoint format, tensors of FP8, FP8_PER_CHANNEL_PER_TOKEN, W4A16_AWQ.
+Source: TensorRT-LLM 1.2.1 checkpoint format, FP8, FP8_PER_CHANNEL_PER_TOKEN, W4A16_AWQ, W4A8_AWQ.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ class QuantizedForm:
 class QuantizedLinear:
     """weight is about (q - zero) * scale * pre_quant_scale.
 
-    q: int8 [out, in] in [-8, 7], or float8_e4m3fn [out, in].
-    scale: [out, in / group] for int8; float32 [1] or [out] for float8.
+    q: int8 [out, in], of 4 bits in [-8, 7], or float8_e4m3fn [out, in].
+    scale: [out, in / group] of 4 bits; [out] of 8; float32 [1] or [out] for float8.
     zero: int8 [out, in / group] in q's units, or None for zeros.
     pre_quant_scale: [in], what x is multiplied by first, or None for ones.
     activation_scale: float32 [1], the static multiplier of x rounded to float8, or None.
+    second_scale: float32 [1], W4A8's: its kernel divides `scale` by it, and gives it back.
     """
 
     q: Tensor
@@ -46,11 +47,14 @@ class QuantizedLinear:
     zero: Tensor | None = None
     pre_quant_scale: Tensor | None = None
     activation_scale: Tensor | None = None
+    second_scale: Tensor | None = None
 
     def dequantized(self) -> Tensor:
         """float32 [out, in], the weight that the format defines."""
         if self.q.dtype == torch.float8_e4m3fn:
             return self.q.float() * self.scale.view(-1, 1)
+        if self.scale.ndim == 1:
+            return self.q.float() * self.scale.float().view(-1, 1)
         groups = self.q.float().view(*self.scale.shape, -1)  # [out, groups, g]
         if self.zero is not None:
             groups = groups - self.zero.float().unsqueeze(-1)
@@ -78,6 +82,9 @@ def join_linears(
         return _join_fp8(linears, quantization, in_order)
     assert scale_dtype is not None
     scale = in_order(torch.cat([linear.scale for linear in linears]))
+    if quantization.quant_algo == "W8A16":
+        weight = in_order(torch.cat([linear.q for linear in linears]))
+        return {"weight": weight, "per_channel_scale": scale.to(scale_dtype)}
     if not torch.equal(scale.to(scale_dtype).to(scale.dtype), scale):
         raise CheckpointError(
             f"{names[0]} has scales that are no values of {scale_dtype}, of which its checkpoint "
@@ -99,6 +106,14 @@ def join_linears(
                     "them on one input; quantise again with one factor for q, k and v"
                 )
         tensors["prequant_scaling_factor"] = factors[0].to(dtype)
+    if quantization.quant_algo == "W4A8_AWQ":
+        for name, found in (
+            ("weights_scaling_factor_2", [linear.second_scale for linear in linears]),
+            ("activation_scaling_factor", [linear.activation_scale for linear in linears]),
+        ):
+            known = [scale for scale in found if scale is not None]
+            assert len(known) == len(linears), "checked when the checkpoint was opened"
+            tensors[name] = torch.stack(known).amax(dim=0)
     return tensors
 
 

@@ -81,12 +81,18 @@ def linear_tensors(
 
     INT4 scales are written in the model's dtype: the loader casts them to it, so the values on
     disk are those that a GPU computes with. Those of a source keep their own, scale_dtype. W8A16
-    is the form that fits every GPU: the weight as it is, which the loader of each rank quantises.
+    is the form that fits every GPU: the weight as it is, which the loader of each rank quantises;
+    but of a source in INT8 its own rows and scales.
     """
     weight, one = f"{module}.weight", OutputTensor("float32", (1,))
     quantised = is_quantized(quantization, weight)
     quantization = quantization.of(module)
     algo, group_size = quantization.quant_algo, quantization.group_size
+    if algo == "W8A16" and quantised and scale_dtype is not None:
+        return {
+            weight: OutputTensor("int8", (out_features, in_features)),
+            f"{module}.per_channel_scale": OutputTensor(scale_dtype, (out_features,)),
+        }
     if algo in (None, "W8A16") or not quantised:
         return {weight: OutputTensor(dtype, (out_features, in_features))}
     if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN"):

@@ -46,6 +46,7 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.errors import PlanError
 
+OWN_BACKENDS = ("cpu", "torch")  # which run a checkpoint's own numbers
 _QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 OWN_EXPERT_QUANTS = (*EXPERT_QUANTS, "fp8_rowwise", "int4")  # and those that we run ourselves
@@ -124,6 +125,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
+    _check_own_int8(settings, source)
     if source.has_weights:
         check_unread(source.tensors, config, settings.ignore_tensors)
     if carries_kv_scales(settings, source, config):
@@ -196,7 +198,7 @@ def _expert_quants(settings: BuildSettings, source: SourceCheckpoint) -> tuple[s
     if settings.format == "hf":
         compressed = settings.layout == "compressed_tensors"
         return COMPRESSED_EXPERT_EXPORTS if compressed else EXPERT_EXPORTS
-    own = settings.backend in ("cpu", "torch")
+    own = settings.backend in OWN_BACKENDS
     return OWN_EXPERT_QUANTS if own and source.quantized is None else EXPERT_QUANTS
 
 
@@ -225,6 +227,17 @@ def _source_form(
             f"{form.quantization.group_size}; leave group_size out"
         )
     return form
+
+
+def _check_own_int8(settings: BuildSettings, source: SourceCheckpoint) -> None:
+    """PlanError where a source's rows of INT8 would be rounded again, by who compiles 16 bits."""
+    own = source.quantized is not None and source.engine_config is None
+    if own and settings.quant == "int8" and settings.backend not in OWN_BACKENDS:
+        raise PlanError(
+            f"backend={settings.backend} makes INT8 of 16-bit weights by itself, and {source.name} "
+            "is in INT8 already; choose backend=cpu or torch, which hold its numbers as they are, "
+            "or pass --dequantize"
+        )
 
 
 def _rounded_twice(source: SourceCheckpoint, quant: str, config: ModelConfig) -> str | None:

@@ -202,7 +202,9 @@ def convert_unit(
     pp_rank, rows = unit
     quantization = config.quantization
     algo = quantization.quant_algo
-    if algo == "W8A16" or not is_quantized(quantization, rows[0].target):
+    own = source.quantized is not None and source.engine_config is None
+    at_load = algo == "W8A16" and not own  # whoever loads the engine quantises it
+    if at_load or not is_quantized(quantization, rows[0].target):
         for row in rows:
             dtype: torch.dtype = getattr(torch, config.dtype)
             if ".mlp.router." in row.target or row.target.endswith(FLOAT32_WORDS):

@@ -17,10 +17,10 @@ from enginehouse.build.sources.quantized_config import QuantizedLayout, left_out
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
     AwqGemvFormat,
-    Fp8Format,
     GptqFormat,
     ModelOptInt4Format,
 )
+from enginehouse.build.sources.quantized_rows import Fp8Format, Int8Format
 from enginehouse.build.sources.quantized_source import QuantizedTensors, engine_linears
 from enginehouse.runtime.config import ModelConfig
 
@@ -47,6 +47,8 @@ class PlannedQuantization(QuantizedTensors):
                 return "a scale for each row or tensor"
             own = "one scale" if self._is_mixture else "a scale of their own each"
             return f"q, k, v, and gate and up, with {own}"
+        if isinstance(self._layout.format, Int8Format):
+            return "no factors on the inputs"
         factors = " and factors of the inputs" if self._has_factors(self.modules) else ""
         return f"scales in {str(self._scale_dtype).removeprefix('torch.')}{factors}"
 

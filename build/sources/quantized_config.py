@@ -17,23 +17,26 @@ from typing import Any, NamedTuple
 import torch
 
 from enginehouse.build.families.config_values import read_json
+from enginehouse.build.forms.weight_forms import GROUP_SIZES as FORM_GROUPS
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
     AwqGemvFormat,
-    Fp8Format,
     GptqFormat,
     LinearFormat,
     ModelOptInt4Format,
+    ModelOptW4A8Format,
     PackedFormat,
 )
+from enginehouse.build.sources.quantized_rows import Fp8Format, Int8Format
 from enginehouse.runtime.config import DTYPES
 from enginehouse.runtime.errors import CheckpointError
 
 GROUP_SIZES = (128, 64)
+W4A8_GROUPS = FORM_GROUPS["w4a8_awq"]
 READABLE = (
     "AutoAWQ (gemm, gemv), GPTQ (4 bit, without act-order), AutoRound (packed as either), "
-    "compressed-tensors (FP8, W4A16), ModelOpt (FP8, INT4 AWQ), fp8 (a scale for each tensor) and "
-    "fbgemm_fp8"
+    "compressed-tensors (FP8, W4A16, INT8), ModelOpt (FP8, INT4 AWQ, W4A8 AWQ, INT8), fp8 (a scale "
+    "for each tensor) and fbgemm_fp8"
 )
 
 # Where config.json says how the weights are quantised; the second is compressed-tensors' of old.
@@ -328,8 +331,16 @@ def _compressed_tensors(config: Mapping[str, Any]) -> QuantizedLayout:
         group_size = _group_size(what, weights.get("group_size"))
         symmetric = bool(weights.get("symmetric", True))
         return QuantizedLayout(PackedFormat(group_size, symmetric), group_size, not symmetric)
+    stored = group.get("format") or config.get("format")
+    if kind == "int" and bits == 8 and stored in ("int-quantized", "naive-quantized"):
+        if strategy not in ("tensor", "channel"):
+            raise refused(what, "strategy", strategy, "'tensor' or 'channel' for INT8 weights")
+        if not weights.get("symmetric", True):
+            raise refused(what, "symmetric", False, "true, as the engine's INT8 has no zero points")
+        return QuantizedLayout(Int8Format())
     scheme = f"{kind} {bits} bit, activations {'quantised' if inputs else 'not quantised'}"
-    raise refused(what, "weights", scheme, "FP8 with FP8 activations, or 4 bit integers alone")
+    wanted = "FP8 with FP8 activations, 4 bit integers alone, or 8 bit integers (int-quantized)"
+    raise refused(what, "weights", scheme, wanted)
 
 
 def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
@@ -338,19 +349,26 @@ def _modelopt(config: Mapping[str, Any]) -> QuantizedLayout:
         return QuantizedLayout(Fp8Format(), static_activations=True)
     if algo == "FP8_PER_CHANNEL_PER_TOKEN":
         return QuantizedLayout(Fp8Format())
-    if algo == "W4A16_AWQ":
+    if algo in ("W8A16", "W8A8_SQ_PER_CHANNEL"):
+        return QuantizedLayout(Int8Format())
+    if algo in ("W4A16_AWQ", "W4A8_AWQ"):
         if config.get("has_zero_point"):
             raise refused(what, "has_zero_point", True, "false, as ModelOpt's INT4 AWQ has it")
         word = json_object(what, "producer", config.get("producer")).get("weight_scale_dtype")
         if word not in (None, *DTYPES):
             raise refused(what, "weight_scale_dtype", word, f"one of {', '.join(DTYPES)}")
+        group_size = _group_size(what, modelopt_group_size(config))
+        if algo == "W4A8_AWQ" and group_size not in W4A8_GROUPS:
+            raise refused(what, "group_size", group_size, "128, for which W4A8 has a kernel")
         return QuantizedLayout(
-            ModelOptInt4Format(),
-            _group_size(what, modelopt_group_size(config)),
+            ModelOptInt4Format() if algo == "W4A16_AWQ" else ModelOptW4A8Format(),
+            group_size,
+            static_activations=algo == "W4A8_AWQ",
             pre_quant_scale=bool(config.get("pre_quant_scale", True)),
             scale_dtype=getattr(torch, word) if word else None,
         )
-    raise refused(what, "quant_algo", algo, "FP8, FP8_PER_CHANNEL_PER_TOKEN or W4A16_AWQ")
+    wanted = "FP8, FP8_PER_CHANNEL_PER_TOKEN, W4A16_AWQ, W4A8_AWQ, W8A16 or W8A8_SQ_PER_CHANNEL"
+    raise refused(what, "quant_algo", algo, wanted)
 
 
 def modelopt_group_size(config: Mapping[str, Any]) -> Any:

@@ -10,7 +10,7 @@ ModelOpt (`modelopt/torch/export`, unified Hugging Face export).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -266,53 +266,33 @@ class ModelOptInt4Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Format:
-    """weight float8_e4m3fn [out, in]; weight_scale [] or [1], or [out] or [out, 1]; input_scale
-    [] or [1] for static activations. ModelOpt's, compressed-tensors', AutoFP8's, transformers' (in
-    other words) and FBGEMM's, whose input_scale_ub repeats a number of config.json.
-    """
+class ModelOptW4A8Format(ModelOptInt4Format):
+    """The same with weight_scale_2 [] and input_scale [], of the product's FP8."""
 
-    name: str = "FP8"
-    marker: str = "weight_scale"
-    tensors: tuple[str, ...] = ("weight", "weight_scale", "input_scale", "input_scale_ub")
-
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
-        out_features, in_features = infos[f"{module}.weight"].shape
-        return out_features, in_features
-
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
+    name: str = "ModelOpt W4A8 AWQ"
+    tensors: tuple[str, ...] = (
+        "weight",
+        "weight_scale",
+        "pre_quant_scale",
+        "weight_scale_2",
+        "input_scale",
+    )
 
     def check(self, source: TensorSource, module: str) -> None:
-        info = source.infos[f"{module}.weight"]
-        if info.dtype != torch.float8_e4m3fn:
-            raise CheckpointError(
-                f"{module}.weight has dtype {info.dtype}; wanted float8_e4m3fn, as its "
-                "quantization_config says"
-            )
-        inputs = source.infos.get(f"{module}.input_scale")
-        if inputs is not None and inputs.shape not in ((), (1,)):
-            raise CheckpointError(
-                f"{module}.input_scale has shape {list(inputs.shape)}; wanted one number"
-            )
-        shape = source.infos[self.scale_name(module)].shape
-        if shape not in ((), (1,), (info.shape[0],), (info.shape[0], 1)):
-            raise CheckpointError(
-                f"{module}.weight_scale has shape {list(shape)}; wanted one scale, or one for "
-                f"each of {info.shape[0]} rows: TensorRT-LLM has no kernel for blocks of FP8; pass "
-                "--dequantize where they are blocks"
-            )
+        ModelOptInt4Format.check(self, source, module)
+        for word in ("weight_scale_2", "input_scale"):
+            info = source.infos.get(f"{module}.{word}")
+            if info is None or info.shape not in ((), (1,)):
+                found = "is missing" if info is None else f"has shape {list(info.shape)}"
+                raise CheckpointError(
+                    f"{module}.{word} {found}; wanted one number, as {self.name} has it: download "
+                    "the checkpoint again, or pass --dequantize"
+                )
 
     def read(self, source: TensorSource, module: str) -> QuantizedLinear:
-        return QuantizedLinear(
-            source.read(f"{module}.weight"),
-            self.scale(source, module),
-            activation_scale=self.activation_scale(source, module),
+        linear = ModelOptInt4Format.read(self, source, module)
+        second, entering = (
+            source.read(f"{module}.{word}").float().view(1)
+            for word in ("weight_scale_2", "input_scale")
         )
-
-    def scale(self, source: TensorSource, module: str) -> Tensor:
-        return source.read(f"{module}.weight_scale").float().view(-1)
-
-    def activation_scale(self, source: TensorSource, module: str) -> Tensor | None:
-        name = f"{module}.input_scale"
-        return source.read(name).float().view(1) if name in source.infos else None
+        return replace(linear, second_scale=second, activation_scale=entering)

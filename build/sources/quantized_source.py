@@ -29,7 +29,11 @@ from enginehouse.build.forms.quantized_linear import (
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
 from enginehouse.build.source import TensorInfo, TensorSource
 from enginehouse.build.sources.quantized_config import QuantizedLayout
-from enginehouse.build.sources.quantized_formats import AwqGemvFormat, Fp8Format
+from enginehouse.build.sources.quantized_formats import (
+    AwqGemvFormat,
+    ModelOptW4A8Format,
+)
+from enginehouse.build.sources.quantized_rows import Fp8Format, Int8Format
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
 from enginehouse.runtime.checkpoint.weights import LINEARS
 from enginehouse.runtime.config import Mapping as RankMapping
@@ -152,6 +156,12 @@ class QuantizedTensors:
                 "read in FP8 only, the one quantised form that is known for a mixture: give the "
                 "unquantised checkpoint, or pass --dequantize"
             )
+        dtype = str(self._scale_dtype).removeprefix("torch.")
+        if isinstance(layout.format, Int8Format):
+            return QuantizedForm("int8", QUANT_CONFIGS["int8"], dtype)
+        if isinstance(layout.format, ModelOptW4A8Format):
+            quantization = replace(QUANT_CONFIGS["w4a8_awq"], group_size=layout.group_size)
+            return QuantizedForm("w4a8_awq", quantization, dtype)
         wanted = {module for modules in linears.values() for module in modules}
         prequant = layout.pre_quant_scale and self._has_factors(wanted)
         quantization = replace(
@@ -160,7 +170,6 @@ class QuantizedTensors:
             has_zero_point=layout.zero_point,
             pre_quant_scale=prequant,
         )
-        dtype = str(self._scale_dtype).removeprefix("torch.")
         return QuantizedForm("int4_awq" if prequant else "int4", quantization, dtype)
 
     def _has_factors(self, modules: Iterable[str]) -> bool:
@@ -242,7 +251,9 @@ class QuantizedTensors:
 
     @cached_property
     def _scale_dtype(self) -> torch.dtype:
-        """The INT4 scales' own dtype, or what the checkpoint says of it; float32 holds several."""
+        """The integers' scales' own dtype, or what the checkpoint says of it; float32 holds
+        several.
+        """
         if self._layout.scale_dtype is not None:
             return self._layout.scale_dtype
         names = map(self._layout.format.scale_name, self.modules)
@@ -283,7 +294,8 @@ class QuantizedTensors:
     ) -> dict[str, Tensor]:
         linears = [self.linear(module) for module in modules]
         dtype: torch.dtype = getattr(torch, config.dtype)
-        scale_dtype = self._scale_dtype if self._layout.group_size else None
+        has_own = self._layout.group_size or isinstance(self._layout.format, Int8Format)
+        scale_dtype = self._scale_dtype if has_own else None
 
         def in_order(tensor: Tensor) -> Tensor:
             return reordered(config, recipe, tensor) if reorders(recipe) else tensor

@@ -156,7 +156,8 @@ class TrtllmTensors:
         if algo == "W4A16_GPTQ" or (algo in ("W4A16", "W8A16") and packed):
             raise CheckpointError(
                 f"{self._path} has quant_algo={algo}, whose weights were arranged for the kernels "
-                f"of one kind of GPU and cannot be cut again; {_UNQUANTISED}"
+                "of one kind of GPU, or are an engine's rows of INT8, and cannot be cut again; "
+                f"{_UNQUANTISED}"
             )
         if algo is not None and algo not in _FORMS:
             raise CheckpointError(

@@ -103,9 +103,10 @@ class CheckpointWeights:
         """Whether TensorRT-LLM's loader makes int8 of this tensor: a decoder linear under W8A16."""
         if self.config.quantization.quant_algo != "W8A16" or not name.startswith(_LAYERS):
             return False
-        *_, module, parameter = name.split(".")
-        linear = module in LINEARS and parameter == "weight"
-        return linear and tensor.dtype != torch.int8
+        module, _, parameter = name.rpartition(".")
+        linear = module.rpartition(".")[2] in LINEARS and parameter == "weight"
+        left_out = self.config.quantization.excludes(module)
+        return linear and tensor.dtype != torch.int8 and not left_out
 
     def _merged_int8(self, name: str, parts: list[Tensor]) -> dict[str, Tensor]:
         """int8 weight [out, in] and its per_channel_scale: [out], or [out, tp] where the inputs

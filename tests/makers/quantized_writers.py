@@ -189,6 +189,33 @@ def fp8(
     return write
 
 
+def w4a8(draw: Draw) -> Writer:
+    """ModelOpt's INT4 AWQ with the scales of its product's FP8, which change no weight."""
+    int4 = modelopt_int4(draw, ("o_proj", "down_proj"))
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        stored, weight = int4(module, out, inn)
+        largest = float(stored["weight_scale"].max()) * 8
+        entering = {"input_scale": torch.tensor(INPUT_SCALE)}
+        return {**stored, "weight_scale_2": torch.tensor(largest / 448), **entering}, weight
+
+    return write
+
+
+def int8(draw: Draw, in_rows: bool, shape: tuple[int, ...] = (-1, 1)) -> Writer:
+    """A scale for each row, in `shape`, or one for a tensor."""
+
+    def write(module: str, out: int, inn: int) -> tuple[Written, Tensor]:
+        q = torch.from_numpy(draw.rng.integers(-128, 128, (out, inn)).astype(np.int8))
+        rows = draw.rng.uniform(0.5, 1.5, out if in_rows else 1) / 75 / inn**0.5
+        scale = torch.from_numpy(rows).to(draw.dtype)
+        return {"weight": q, "weight_scale": scale.view(shape)}, q.float() * scale.float().view(
+            -1, 1
+        )
+
+    return write
+
+
 def ct_config(weights: dict[str, Any], inputs: dict[str, Any] | None, stored: str) -> Any:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs}
     return {
@@ -214,6 +241,8 @@ _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False}
 _INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 64}
 _FP8 = {"num_bits": 8, "type": "float"}
 _MODELOPT = {"quant_method": "modelopt"}
+_INT8 = {"num_bits": 8, "type": "int", "symmetric": True}
+_TOKENS = {**_INT8, "strategy": "token", "dynamic": True}
 _AUTOROUND = {"quant_method": "auto-round", "bits": 4, "group_size": 64, "data_type": "int"}
 _STATIC = {"quant_method": "fp8", "activation_scheme": "static"}
 KINDS: dict[str, Kind] = {
@@ -289,6 +318,26 @@ KINDS: dict[str, Kind] = {
         ),
         {**_MODELOPT, "quant_algo": "W4A16_AWQ", "group_size": 64},
         "int4_awq",
+    ),
+    "modelopt w4a8 awq": Kind(
+        lambda: w4a8(Draw(128, True, FLOAT)),
+        {**_MODELOPT, "quant_algo": "W4A8_AWQ", "group_size": 128},
+        "w4a8_awq",
+    ),
+    "compressed-tensors int8": Kind(
+        lambda: int8(Draw(0, True, BRAIN), True),
+        ct_config({**_INT8, "strategy": "channel"}, _TOKENS, "int-quantized"),
+        "int8",
+    ),
+    "compressed-tensors int8, a scale each": Kind(
+        lambda: int8(Draw(0, True, HALF), False, (1,)),
+        ct_config({**_INT8, "strategy": "tensor"}, None, "naive-quantized"),
+        "int8",
+    ),
+    "modelopt int8": Kind(
+        lambda: int8(Draw(0, True, FLOAT), True, (-1,)),
+        {**_MODELOPT, "quant_algo": "W8A8_SQ_PER_CHANNEL"},
+        "int8",
     ),
     "autofp8": Kind(
         lambda: fp8(Draw(0, True, FLOAT), "tensor", True),

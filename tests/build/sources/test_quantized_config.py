@@ -19,7 +19,7 @@ from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import CheckpointError
 from makers.engines import write_tiny_checkpoint
-from makers.quantized_writers import Written, edit_config, write_quantized
+from makers.quantized_writers import Written, ct_config, edit_config, write_quantized
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -28,6 +28,7 @@ def opened(path: Path) -> SourceCheckpoint:
     return resolve_source(str(path), path)
 
 
+INT8 = {"num_bits": 8, "type": "int"}
 CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("awq", {"bits": 8}, "AutoAWQ checkpoint with bits=8; wanted 4"),
     ("awq", {"version": "gemv_fast"}, "version='gemv_fast'; wanted 'gemm'"),
@@ -37,7 +38,17 @@ CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("gptq v1", {"group_size": -1}, "group_size=-1; wanted 64 or 128"),
     ("gptq v1", {"quant_method": "bitsandbytes"}, "quantised checkpoints are read from AutoAWQ"),
     ("modelopt fp8", {"quant_algo": "NVFP4"}, "quant_algo='NVFP4'; wanted FP8"),
-    ("modelopt fp8", {"quant_algo": "W4A8_AWQ"}, "quant_algo='W4A8_AWQ'; wanted FP8"),
+    ("modelopt w4a8 awq", {"group_size": 64}, "group_size=64; wanted 128, for which W4A8"),
+    (
+        "compressed-tensors int8",
+        ct_config({**INT8, "strategy": "group", "group_size": 64}, None, "int-quantized"),
+        "strategy='group'; wanted 'tensor' or 'channel' for INT8",
+    ),
+    (
+        "compressed-tensors int8",
+        ct_config({**INT8, "strategy": "channel", "symmetric": False}, None, "int-quantized"),
+        "symmetric=False; wanted true, as the engine's INT8 has no zero points",
+    ),
     ("compressed-tensors w4a16", {"format": "int-quantized"}, "wanted 'group' and 'pack-quantized"),
     ("compressed-tensors w4a16", {"transform_config": {"R1": {}}}, "rotations are no part"),
     ("compressed-tensors w4a16", {"config_groups": {"a": {}, "b": {}}}, "one scheme for all"),

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [1, 17, 300, 42, 5, 77, 410, 23, 8, 250, 111, 9]
 FP8 = ("modelopt fp8", "compressed-tensors fp8 static")
 CASES = [
-    *(("phi3", kind) for kind in KINDS if kind != "awq g128"),
+    *(("phi3", kind) for kind in KINDS if kind not in ("awq g128", "modelopt w4a8 awq")),
     *((family, kind) for family in ("mixtral", "qwen3-moe") for kind in FP8),
     ("qwen3", "gptq v1 asymmetric"),
     ("gemma2", "awq"),
@@ -52,7 +52,10 @@ def meant(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         scale = tensors.get(f"{module}.per_channel_scale", extra["weights_scaling_factor"])
         if kind != "weight":
             continue
-        if tensor.dtype == torch.int8:
+        if f"{module}.per_channel_scale" in tensors and tensor.dtype == torch.int8:
+            assert scale is not None
+            found[name] = tensor.float() * scale.float().view(-1, 1)
+        elif tensor.dtype == torch.int8:
             assert scale is not None
             factor = tensors.get(f"{module}.prequant_scaling_factor", torch.ones(1))
             found[name] = dequantize_int4(tensor, scale, extra["zero"]) * factor.float()
@@ -128,6 +131,7 @@ def test_a_mixture_takes_the_largest_scale_of_what_enters_its_experts(tmp_path: 
         ("qwen3-moe", "gptq v1", "experts.0.up_proj is an expert in GPTQ"),
         ("qwen3-moe", "compressed-tensors w4a16", "an expert in compressed-tensors W4A"),
         ("mixtral", "modelopt int4 awq", "an expert in ModelOpt INT4 AWQ"),
+        ("mixtral", "compressed-tensors int8", "an expert in INT8; experts are read in FP8 only"),
         ("mixtral", "compressed-tensors fp8 dynamic", "scales activations token by token"),
         (
             "mixtral",
@@ -179,6 +183,8 @@ PARTS: list[tuple[str, Callable[[str], bool], int, list[str]]] = [
     ("compressed-tensors w4a16", but("o_proj"), 2, ["*attention.dense"]),
     ("modelopt fp8", but("1.self_attn"), 1, ["transformer.layers.1.attention.qkv"]),
     ("compressed-tensors fp8 dynamic", but("0.mlp"), 1, ["transformer.layers.0.mlp.gate"]),
+    ("compressed-tensors int8", but("1.mlp.down"), 1, ["transformer.layers.1.mlp.proj"]),
+    ("modelopt w4a8 awq", but("o_proj"), 2, ["*attention.dense"]),
 ]
 
 
@@ -221,7 +227,9 @@ def test_a_partly_quantised_engine_is_cut_again(tmp_path: Path) -> None:
     assert_same_weights(pair, tmp_path / "plain", other)
 
 
-@pytest.mark.parametrize("kind", ["awq", "gptq v1", "modelopt fp8", "modelopt int4 awq"])
+@pytest.mark.parametrize(
+    "kind", ["awq", "gptq v1", "modelopt fp8", "modelopt int4 awq", "modelopt int8"]
+)
 def test_a_quantised_lm_head_is_written_in_16_bit(kind: str, tmp_path: Path) -> None:
     pair = write_quantized(
         kind, tmp_path / "in", quantises=lambda m: m.endswith((*LINEARS, "lm_head"))

@@ -76,7 +76,7 @@ def test_an_engine_holds_the_checkpoints_own_numbers(
     config = read_config(engine)
     form = KINDS[kind]
     assert config.quantization.has_zero_point == form.has_zero_point
-    assert config.quantization.pre_quant_scale == (form.form == "int4_awq")
+    assert config.quantization.pre_quant_scale == ("awq" in form.form)
     weights = CheckpointWeights(engine, config)
     wanted = load_file(plain / "model.safetensors")
     for layer in range(2):
@@ -85,7 +85,10 @@ def test_an_engine_holds_the_checkpoints_own_numbers(
             found = {k[len(ours) + 1 :]: t for k, t in tensors.items() if k.startswith(f"{ours}.")}
             truth = torch.cat([wanted[f"model.layers.{layer}.{name}.weight"] for name in theirs])
             scale = found.get("weights_scaling_factor")
-            if form.form.startswith("fp8"):
+            if form.form == "int8":
+                assert found["weight"].dtype == torch.int8
+                back = found["weight"].float() * found["per_channel_scale"].float().view(-1, 1)
+            elif form.form.startswith("fp8"):
                 assert ("per_channel_scale" in found) == (form.form == "fp8_rowwise")
                 scale = found.get("per_channel_scale", scale)
                 assert scale is not None
@@ -109,18 +112,35 @@ def logits_of(engine: Path) -> torch.Tensor:
         executor.close()
 
 
-def logits_of_transformers(plain: Path, form: str) -> torch.Tensor:
-    """Of the dequantised checkpoint; under the FP8 forms each linear's input is rounded too."""
-    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
+def logits_of_transformers(pair: Pair, form: str) -> torch.Tensor:
+    """Of the dequantised checkpoint; under the FP8 forms each linear's input is rounded too, and
+    under W4A8, times its factors.
+    """
+    model = AutoModelForCausalLM.from_pretrained(pair.plain, dtype=torch.float32)
+    stored = load_file(pair.quantized / "model.safetensors")
 
-    def rounded(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        dynamic = args[0].abs().amax(dim=-1, keepdim=True) / 448
-        scale = dynamic if form == "fp8_rowwise" else INPUT_SCALE
-        return ((args[0] / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale,)
+    def rounded(x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        dynamic = x.abs().amax(dim=-1, keepdim=True) / 448
+        scale = dynamic if form == "fp8_rowwise" else torch.tensor(INPUT_SCALE)
+        multiplier = factor / scale
+        if form == "w4a8_awq":  # one number in the engine, of the model's dtype
+            multiplier = multiplier.half().float()
+        entering = (x * multiplier).clamp(-448, 448).to(torch.float8_e4m3fn).float()
+        return entering * scale / factor
 
     for name, module in model.named_modules():
-        if name.endswith("_proj") and form.startswith("fp8"):
-            module.register_forward_pre_hook(rounded)
+        if name.endswith("_proj") and form.startswith(("fp8", "w4a8")):
+            factor = stored.get(f"{name}.pre_quant_scale", torch.ones(1)).float()
+            module.register_forward_pre_hook(lambda _, args, f=factor: (rounded(args[0], f),))
+        if name.endswith("_proj") and form == "w4a8_awq":  # the kernel's scales are of float16
+            home, _, word = name.rpartition(".")
+            qkv = ("q_proj", "k_proj", "v_proj")
+            second = max(
+                stored[f"{home}.{one}.weight_scale_2"] for one in (qkv if word in qkv else (word,))
+            )
+            scale = stored[f"{name}.weight_scale"]
+            ratio = (scale / second).half().float() * second / scale
+            module.weight.data *= ratio.repeat_interleave(128, dim=1)
     with torch.inference_mode():
         logits: torch.Tensor = model(IDS.unsqueeze(0)).logits[0]
     return logits
@@ -130,16 +150,18 @@ def logits_of_transformers(plain: Path, form: str) -> torch.Tensor:
 def test_an_engine_answers_as_transformers_with_the_dequantised_weights(
     kind: str, pair: Callable[[str], Pair], tmp_path: Path
 ) -> None:
-    quantized, plain = pair(kind)
+    quantized, _ = pair(kind)
     flags = [str(quantized), "-o", str(tmp_path / "engine"), "--tp", "2", "--quiet"]
     limits = ["--max-batch-size", "8", "--max-num-tokens", "64"]
     assert cli.main([*flags, *limits]) == 0, "verified against the dequantised source"
     verified = read_engine(tmp_path / "engine").manifest.verify
     form = KINDS[kind]
-    assert verified is not None and verified["mean_kl"] < (0.05 if "fp8" in form.form else 1e-3)
-    found, wanted = logits_of(tmp_path / "engine"), logits_of_transformers(plain, form.form)
+    rounds = form.form.startswith(("fp8", "w4a8"))
+    assert verified is not None and verified["mean_kl"] < (0.05 if rounds else 1e-3)
+    wanted = logits_of_transformers(pair(kind), form.form)
+    found = logits_of(tmp_path / "engine")
     # a value between two FP8 numbers may fall to either; zero points are rounded to float16
-    tolerance = 0.05 if "fp8" in form.form else 1e-2 if form.has_zero_point else 1e-3
+    tolerance = 0.05 if rounds else 1e-2 if form.has_zero_point else 1e-3
     torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance)
 
 
@@ -240,6 +262,24 @@ def wide_words(tensors: Written) -> None:
     tensors[name] = tensors[name].long()
 
 
+def shift_int8(tensors: Written) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    tensors[f"{name}.weight_zero_point"] = torch.full((512, 1), 3, dtype=torch.int8)
+
+
+def smooth(tensors: Written) -> None:
+    tensors["model.layers.1.mlp.down_proj.pre_quant_scale"] = torch.ones(512)
+
+
+def widen_int8(tensors: Written) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors[name] = tensors[name].short()
+
+
+def drop_second_scale(tensors: Written) -> None:
+    del tensors["model.layers.0.mlp.up_proj.weight_scale_2"]
+
+
 STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
     "act-order": ("gptq v1", swap_groups, "down_proj.g_idx puts inputs into groups out of order"),
     "act-order, packed": (
@@ -263,6 +303,16 @@ STORED: dict[str, tuple[str, Callable[[Written], None], str]] = {
         wrong_zeros,
         r"zero_point has shape \[4, 64\]; .* give \[64, 4\]",
     ),
+    "INT8 zeros": ("compressed-tensors int8", shift_int8, "holds other numbers than zeros, for wh"),
+    "INT8 factors": ("modelopt int8", smooth, "down_proj.pre_quant_scale multiplies the inputs"),
+    "INT8 groups": ("modelopt int8", block_scales, r"has shape \[4, 2\]; wanted one scale, or one"),
+    "INT8 dtype": ("compressed-tensors int8", widen_int8, "dtype torch.int16; wanted int8"),
+    "W4A8 second": (
+        "modelopt w4a8 awq",
+        drop_second_scale,
+        "weight_scale_2 is missing; wanted one",
+    ),
+    "W4A8 input": ("modelopt w4a8 awq", drop_input_scale, "up_proj.input_scale is missing"),
     "words": ("gptq v2", wide_words, "up_proj.qweight has dtype torch.int64; wanted int32"),
     "gemv": (
         "awq gemv g64",
@@ -297,6 +347,17 @@ def test_a_checkpoint_that_no_engine_holds_is_refused_in_a_sentence(
         ("awq", {"gpu": "b200"}, "above SM90; choose gpu among a30, .*gh200, or the unquantised"),
         ("awq", {"gpu": "h100", "kv_cache_dtype": "fp8"}, "choose kv_cache_dtype among auto, int8"),
         ("awq", {"kv_cache_dtype": "fp8"}, "choose kv_cache_dtype=auto$"),
+        (
+            "modelopt int8",
+            {"backend": "tensorrt_llm"},
+            "makes INT8 of 16-bit .* choose backend=cpu",
+        ),
+        ("modelopt int8", {"backend": "tensorrt", "gpu": "a100"}, "is in INT8 already"),
+        (
+            "modelopt int8",
+            {"format": "hf"},
+            "quant=int8 has no layout in a Hugging Face checkpoint",
+        ),
     ],
 )
 def test_only_the_checkpoints_own_form_is_allowed(
