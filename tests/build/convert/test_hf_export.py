@@ -20,6 +20,7 @@ from enginehouse.build.sources.safetensors_file import SAFETENSORS_DTYPES, read_
 from enginehouse.runtime.checkpoint.packing import dequantize_fp8, dequantize_int4
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import read_config, read_engine
+from enginehouse.runtime.errors import PlanError
 from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
