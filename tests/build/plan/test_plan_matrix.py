@@ -48,8 +48,10 @@ LATENT = (
     *("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM"),
     "YoutuForCausalLM",
 )
+LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
 BEYOND_TENSORRT = (
     *LATENT,
+    *LINEAR,
     *("DeciLMForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
@@ -58,7 +60,7 @@ OF_ALL_KINDS = (
     "Glm4MoeForCausalLM",
 )
 # Every family in three forms, some in all.
-IN_EVERY_FORM = (*OF_ALL_KINDS, *NORMED_BEHIND, *STACKED, *LATENT)
+IN_EVERY_FORM = (*OF_ALL_KINDS, *NORMED_BEHIND, *STACKED, *LATENT, *LINEAR)
 FAMILY_AND_FORM = [
     (family, quant)
     for family in ARCHITECTURES
@@ -101,10 +103,9 @@ def test_a_plan_is_a_page_or_one_sentence(
     config: Configs, family: str, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs_natively = family not in BEYOND_TENSORRT and quant != "w4a8_awq"
-    folds = family not in NORMED_BEHIND or "awq" not in quant
-    parted = family not in STACKED
+    folds = family not in (*NORMED_BEHIND, *LINEAR) or "awq" not in quant
     # Its latents' 576 outputs are no groups of 128, which other runtimes want.
-    parted = parted and (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
+    parted = (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
         "--backend=torch": has_own_form(family, quant),
         "--backend=cpu": has_own_form(family, quant),
