@@ -33,8 +33,7 @@ from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
-from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.faults import unexpected_fault
+from enginehouse.runtime.errors import EnginehouseError, unexpected_fault
 
 _TYPES = {"str": str, "int": int, "float": float}
 

@@ -11,8 +11,18 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from enginehouse.runtime.config_parts import (
+    LATENT,
+    Delta,
+    Latent,
+    delta_of,
+    json_object,
+    latent_of,
+    number,
+    whole,
+    word,
+)
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.mixers import LATENT, Delta, Latent, delta_of, latent_of
 
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -66,8 +76,8 @@ class Mapping:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Mapping:
-        mapping = cls(*(_whole(data, key, 1, most=_MOST_RANKS) for key in ("tp_size", "pp_size")))
-        world_size = _whole(data, "world_size", mapping.world_size)
+        mapping = cls(*(whole(data, key, 1, most=_MOST_RANKS) for key in ("tp_size", "pp_size")))
+        world_size = whole(data, "world_size", mapping.world_size)
         if data.get("cp_size", 1) != 1 or world_size != mapping.world_size:
             raise EngineError(
                 f"mapping says world_size={world_size}, cp_size={data.get('cp_size', 1)} for "
@@ -120,9 +130,9 @@ class QuantConfig:
                 f"config.json has exclude_modules={exclude!r}; wanted a list of words"
             )
         return cls(
-            quant_algo=_word(data, "quant_algo"),
-            kv_cache_quant_algo=_word(data, "kv_cache_quant_algo"),
-            group_size=_whole(data, "group_size", 128, least=0),
+            quant_algo=word(data, "quant_algo"),
+            kv_cache_quant_algo=word(data, "kv_cache_quant_algo"),
+            group_size=whole(data, "group_size", 128, least=0),
             has_zero_point=bool(data.get("has_zero_point", False)),
             pre_quant_scale=bool(data.get("pre_quant_scale", False)),
             exclude_modules=None if exclude is None else tuple(exclude),
@@ -185,6 +195,34 @@ class ModelConfig:
     def query_size(self) -> int:
         """Rows of a query head in qkv: with those of its gate, which follow, where it has one."""
         return self.head_size * (2 if self.extra.get("attention_gate") else 1)
+
+    def of_layer(self, layer: int) -> ModelConfig:
+        """The model as one of its layers has it, where heads differ (`layer_head_sizes`,
+        `layer_kv_heads`): with that layer's head_size and num_key_value_heads.
+        """
+        sizes, heads = (self.extra.get(f"layer_{word}") for word in ("head_sizes", "kv_heads"))
+        if not sizes or not heads:
+            return self
+        return replace(self, head_size=int(sizes[layer]), num_key_value_heads=int(heads[layer]))
+
+    def kv_layer(self, layer: int) -> int:
+        """The layer whose keys and values a layer reads (`kv_source_layers`): mostly itself."""
+        sources = self.extra.get("kv_source_layers")
+        return int(sources[layer]) if sources else layer
+
+    def has_keys(self, layer: int) -> bool:
+        """Whether a layer makes keys and values."""
+        return self.has_attention(layer) and self.kv_layer(layer) == layer
+
+    @property
+    def per_layer_size(self) -> int:
+        """Numbers of what each layer gets of a token besides; 0 where there is nothing."""
+        return int(self.extra.get("per_layer_input_size") or 0)
+
+    @property
+    def num_streams(self) -> int:
+        """Hidden states of a token that go from layer to layer; mostly one."""
+        return int(self.extra.get("altup_num_inputs") or 1)
 
     @property
     def attended_size(self) -> int:
@@ -252,7 +290,7 @@ class ModelConfig:
     @property
     def gate_in_fc(self) -> bool:
         """Whether mlp.fc holds up and gate, in this order, and there is no mlp.gate."""
-        return self.hidden_act == "swiglu"
+        return self.hidden_act in ("swiglu", "geglu")
 
     @property
     def rotary_dim(self) -> int:
@@ -311,72 +349,38 @@ class ModelConfig:
             if data["dtype"] not in DTYPES:
                 wanted = ", ".join(DTYPES)
                 raise EngineError(f"config.json has dtype={data['dtype']!r}; wanted {wanted}")
-            heads, hidden = _whole(data, "num_attention_heads"), _whole(data, "hidden_size")
+            heads, hidden = whole(data, "num_attention_heads"), whole(data, "hidden_size")
             for key in ("num_experts", "top_k"):
-                _whole(_object(data, "moe"), key, 0, least=0)
+                whole(json_object(data, "moe"), key, 0, least=0)
             for key in ("moe_intermediate_size", *LATENT):
-                _whole(data, key, 0, least=0)
+                whole(data, key, 0, least=0)
             delta_of(data)
-            _number(data, "rotary_pct", 1.0)
+            number(data, "rotary_pct", 1.0)
             return cls(
                 architecture=str(data["architecture"]),
                 dtype=str(data["dtype"]),
-                vocab_size=_whole(data, "vocab_size"),
+                vocab_size=whole(data, "vocab_size"),
                 hidden_size=hidden,
-                num_hidden_layers=_whole(data, "num_hidden_layers", most=_MOST_LAYERS),
+                num_hidden_layers=whole(data, "num_hidden_layers", most=_MOST_LAYERS),
                 num_attention_heads=heads,
-                num_key_value_heads=_whole(data, "num_key_value_heads", heads),
-                head_size=_whole(data, "head_size", max(1, hidden // heads)),
-                intermediate_size=_whole(data, "intermediate_size", 4 * hidden),
-                norm_epsilon=_number(data, "norm_epsilon", 1e-5),
-                max_position_embeddings=_whole(data, "max_position_embeddings"),
+                num_key_value_heads=whole(data, "num_key_value_heads", heads),
+                head_size=whole(data, "head_size", max(1, hidden // heads)),
+                intermediate_size=whole(data, "intermediate_size", 4 * hidden),
+                norm_epsilon=number(data, "norm_epsilon", 1e-5),
+                max_position_embeddings=whole(data, "max_position_embeddings"),
                 hidden_act=str(data["hidden_act"]),
-                rotary_base=_number(data, "rotary_base", 10000.0),
-                rotary_scaling=_object(data, "rotary_scaling") or None,
+                rotary_base=number(data, "rotary_base", 10000.0),
+                rotary_scaling=json_object(data, "rotary_scaling") or None,
                 attn_bias=bool(data.get("attn_bias", False)),
                 mlp_bias=bool(data.get("mlp_bias", False)),
                 tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
                 use_parallel_embedding=bool(data.get("use_parallel_embedding", False)),
-                mapping=Mapping.from_dict(_object(data, "mapping")),
-                quantization=QuantConfig.from_dict(_object(data, "quantization")),
+                mapping=Mapping.from_dict(json_object(data, "mapping")),
+                quantization=QuantConfig.from_dict(json_object(data, "quantization")),
                 extra={key: value for key, value in data.items() if key not in known},
             )
         except KeyError as error:
             raise EngineError(f"config.json has no {error.args[0]!r}") from None
-
-
-def _object(data: dict[str, Any], key: str) -> dict[str, Any]:
-    value = data.get(key) or {}
-    if not isinstance(value, dict):
-        raise EngineError(f"config.json has {key}={value!r}; wanted a JSON object")
-    return value
-
-
-def _whole(
-    data: dict[str, Any], key: str, default: int | None = None, least: int = 1, most: int = 2**31
-) -> int:
-    """A whole number; null is the default, and KeyError where there is none."""
-    value = data.get(key)
-    if value is None:
-        value = data[key] if default is None else default
-    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    if isinstance(value, bool) or not is_whole or not least <= value <= most:
-        raise EngineError(f"config.json has {key}={value!r}; wanted {least} to {most}")
-    return int(value)
-
-
-def _number(data: dict[str, Any], key: str, default: float) -> float:
-    value = data.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
-        raise EngineError(f"config.json has {key}={value!r}; wanted a number, not below 0")
-    return float(value)
-
-
-def _word(data: dict[str, Any], key: str) -> str | None:
-    value = data.get(key)
-    if value is not None and not isinstance(value, str):
-        raise EngineError(f"config.json has {key}={value!r}; wanted a word, or null")
-    return value
 
 
 _PROBE: dict[str, Any] = dict(

@@ -14,6 +14,8 @@ A message names the thing, the value found, the value wanted, and what to do.
 from __future__ import annotations
 
 import re
+import tempfile
+import traceback
 
 # Line ends, what commands a terminal or turns a text's direction, half surrogates.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -79,3 +81,18 @@ class RequestError(EnginehouseError):
         self.code = code
         self.status = status
         self.retry_after_s = retry_after_s
+
+
+def unexpected_fault(error: Exception, prog: str) -> str:
+    """One sentence on an error that nobody thought of, and the place of its traceback. prog: the
+    program's name, with which the file that holds it begins.
+    """
+    what = f"stopped by an unexpected {type(error).__name__}"
+    what += f" ({' '.join(str(error).split())[:200]})" if str(error).strip() else ""
+    try:
+        descriptor, log = tempfile.mkstemp(prefix=f"{prog}-", suffix=".log")
+        with open(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError as failure:
+        return f"{what}, whose traceback could not be kept: {failure.strerror}"
+    return f"{what}, which is a fault of enginehouse: report it with its traceback, {log}"

@@ -77,6 +77,8 @@ def convert(
     if config.quantization.kv_cache_quant_algo is not None:
         for pp_rank in range(config.mapping.pp_size):
             for local, layer in enumerate(stage_layers(config, pp_rank)):
+                if not config.has_keys(layer):
+                    continue
                 scale = torch.tensor([calibration.kv_scales[layer]])
                 sink.put(pp_rank, KV_SCALE.format(local), Pieces.of(scale))
     sink.finish()

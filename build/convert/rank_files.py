@@ -13,7 +13,7 @@ from enginehouse.build.convert.rank_file import RankFile, Stored
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.quantize.pieces import Pieces
-from enginehouse.runtime.checkpoint.sharding import shard_piece
+from enginehouse.runtime.checkpoint.sharding import config_of, shard_piece
 
 
 class Sink(Protocol):
@@ -49,10 +49,10 @@ class RankFiles:
     def put(self, pp_rank: int, name: str, pieces: Pieces) -> list[Stored]:
         ranks = range(self._config.mapping.tp_size)
         writers = [self._files[self._path(pp_rank, rank).name].begin(name) for rank in ranks]
-        row = 0
+        row, config = 0, config_of(name, self._config, pp_rank)
         for piece in pieces.parts:
             for rank, writer in zip(ranks, writers, strict=True):
-                part = shard_piece(name, piece, row, pieces.shape, self._config, rank)
+                part = shard_piece(name, piece, row, pieces.shape, config, rank)
                 if len(part):
                     writer.append(part)
             row += len(piece)

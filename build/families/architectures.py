@@ -120,6 +120,32 @@ def _under(family: Architecture, names: dict[str, str]) -> Architecture:
     )
 
 
+def _with_layer_inputs(family: Architecture) -> Architecture:
+    """Tables of what each layer gets of a token besides, where a model has them, and a multiplier
+    of what each gives.
+    """
+    layers = (*family.layer_rows, *rows.LAYER_INPUTS, *rows.LAYER_SCALE)
+    return replace(family, first_rows=(*family.first_rows, *rows.INPUT_TABLES), layer_rows=layers)
+
+
+def _with_streams(family: Architecture) -> Architecture:
+    """Several residual streams, and what each layer gets of a token besides."""
+    tables = (
+        TensorRow(f"transformer.{target}.weight", (f"model.{source}.{{stream}}.weight",))
+        for target, source in (
+            ("stream_projections", "altup_projections"),
+            ("stream_merges", "altup_unembed_projections"),
+        )
+    )
+    opened, merged = tables
+    return replace(
+        family,
+        first_rows=(*family.first_rows, *rows.INPUT_TABLES, opened),
+        layer_rows=(*family.layer_rows, *rows.STREAMS, *rows.LAYER_INPUTS),
+        last_rows=(merged, *family.last_rows),
+    )
+
+
 # Of GLM-4.5's models the larger norms its heads, the smaller (Air) does not.
 _GLM4_MOE_NORMS = rows.only(
     lambda config, layer: bool(config.extra["qk_layernorm"]), rows.qk_norms()
@@ -197,6 +223,12 @@ _OWN_FAMILIES = (
         mixtures.QWEN2_MOE_MLP,
         norm_recipe="plus_one",
     ),
+    _with_layer_inputs(
+        _own("Gemma4ForCausalLM", rows.GEMMA4_ATTENTION, mixtures.GEMMA4_MLP, rows.GEMMA2_NORMS)
+    ),
+    _with_streams(
+        _own("Gemma3nForCausalLM", rows.GEMMA4_ATTENTION, rows.PLAIN_MLP, rows.GEMMA2_NORMS)
+    ),
     _under(
         _own(
             "GPTNeoXForCausalLM",
@@ -237,7 +269,8 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
     model lacks are left out, and rows of other layers; a tied lm_head reads the embedding.
     """
     architecture = architecture_of(config.architecture)
-    found = list(architecture.first_rows) if pp_rank == 0 else []
+    first = [row for row in architecture.first_rows if pp_rank == 0 and row.when(config, 0)]
+    found = [_of_streams(row, config) for row in first]
     for local, layer in enumerate(config.mapping.layers(pp_rank, config.num_hidden_layers)):
         found += [
             row._replace(
@@ -251,7 +284,7 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
         found += [
             row._replace(sources=architecture.first_rows[0].sources)
             if tied and row.target == "lm_head.weight"
-            else row
+            else _of_streams(row, config)
             for row in architecture.last_rows
         ]
     return [row._replace(optional=False) for row in found]
@@ -260,6 +293,13 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
 def _layer_sources(row: TensorRow, layer: int, config: ModelConfig) -> tuple[str, ...]:
     experts = range(config.num_experts) if row.recipe == "experts" else range(1)
     return tuple(name.format(layer, expert=e) for e in experts for name in row.sources)
+
+
+def _of_streams(row: TensorRow, config: ModelConfig) -> TensorRow:
+    """Its sources for each stream but the first, where they are of streams."""
+    streams = range(config.num_streams - 1)
+    sources = (s.format(stream=i) if "{" in s else s for s in row.sources for i in streams or (0,))
+    return row._replace(sources=tuple(dict.fromkeys(sources)))
 
 
 _LAYER, _EXPERT = re.compile(r"\.layers\.\d+\."), re.compile(r"\.experts\.\d+\.")

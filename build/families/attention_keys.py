@@ -68,6 +68,10 @@ def _but_every_nth(hf: Hf, layer: int, usual: int = 6) -> bool:
     return (layer + 1) % pattern != 0
 
 
+def _but_every_sixth_and_the_last(hf: Hf, layer: int) -> bool:
+    return (layer + 1) % 6 != 0 and layer + 1 != integer(hf, "num_hidden_layers")
+
+
 def _but_each_fourth(hf: Hf, layer: int) -> bool:
     return layer % 4 != 0
 
@@ -99,6 +103,8 @@ _SLIDING: dict[str, Callable[[Hf, int], bool]] = {
     "Dots1ForCausalLM": _from_window_layers,
     "Gemma2ForCausalLM": _every_other,
     "Gemma3ForCausalLM": _but_every_nth,
+    "Gemma3nForCausalLM": partial(_but_every_nth, usual=5),
+    "Gemma4ForCausalLM": _but_every_sixth_and_the_last,
 }
 # DeepSeek-V3's sizes, which classes of its kin take for what config.json leaves out.
 LATENT = {

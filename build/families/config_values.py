@@ -19,6 +19,7 @@ SILU_WORDS = ("silu", "swish")
 TANH_WORDS = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")
 SILU, SWIGLU = (SILU_WORDS, "silu"), (SILU_WORDS, "swiglu")
 GELU = (TANH_WORDS, "gelu_pytorch_tanh")
+GEGLU = (TANH_WORDS, "geglu")  # as swiglu: mlp.fc holds up and gate
 # TensorRT-LLM's own "gelu" is the tanh form; it has no word for this one.
 EXACT_GELU = (("gelu", "gelu_python"), "gelu_erf")
 RELU2 = (("relu2",), "squared-relu")

@@ -7,7 +7,7 @@ Knows names alone. Source: TensorRT-LLM 1.2.1 checkpoint format (`mlp.router`, `
 
 from __future__ import annotations
 
-from enginehouse.build.families.rows import TensorRow, exact, only, row
+from enginehouse.build.families.rows import SOURCE, TARGET, TensorRow, exact, only, row
 from enginehouse.runtime.config import ModelConfig
 
 
@@ -108,6 +108,26 @@ LLAMA4_MLP = (
         ),
     ),
     *shared(f"{_LLAMA4}.shared_expert"),
+)
+_GEMMA4_NORMS = {
+    "post_shared_layernorm": "post_feedforward_layernorm_1",
+    "pre_experts_layernorm": "pre_feedforward_layernorm_2",
+    "post_experts_layernorm": "post_feedforward_layernorm_2",
+}
+_ROUTER = (f"{SOURCE}router.proj.weight", f"{SOURCE}router.scale")
+GEMMA4_MLP = (
+    *_DENSE_MLP,
+    *only(
+        has_experts,
+        (
+            TensorRow(f"{TARGET}mlp.router.weight", _ROUTER, recipe="router"),
+            exact("mlp.router.expert_scale", "router.per_expert_scale"),
+            exact("mlp.fc.weight", "experts.gate_up_proj", "stacked_halves"),
+            exact("mlp.proj.weight", "experts.down_proj", "stacked"),
+            *(row(target, source) for target, source in _GEMMA4_NORMS.items()),
+        ),
+    ),
+    *shared("mlp"),
 )
 GPT_OSS_MLP = (
     row("mlp.router", "mlp.router"),

@@ -16,8 +16,15 @@ from enginehouse.build.forms.weight_forms import (
     linear_tensors,
 )
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.mixers import Delta, Latent
+from enginehouse.runtime.config_parts import Delta, Latent
 
+# Of what layers have beside attention and MLP: each rank has all of it, but of the largest table.
+_WHOLE = (
+    *("per_layer_projection", "per_layer_gate", "per_layer_proj", "layer"),
+    *("stream_projections", "stream_merges", "stream_router", "stream_predictions"),
+    *("stream_corrections", "stream", "laurel_left", "laurel_right"),
+)
+_INPUTS, _INPUT_NORM = "transformer.per_layer_embedding", "transformer.per_layer_layernorm"
 KV_SCALE = "transformer.layers.{}.attention.kv_cache_scaling_factor"
 
 
@@ -35,6 +42,7 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
     """The linears of a decoder layer, per rank, in the order in which they run; layers count
     through the model. Experts are no linears (`_expert_tensors`), but the shared one's are.
     """
+    config = config.of_layer(layer)
     tp, hidden, head = config.mapping.tp_size, config.hidden_size, config.head_size
     heads = config.num_attention_heads // tp
     key = max(1, config.num_key_value_heads // tp) * head
@@ -42,7 +50,11 @@ def linear_shapes(config: ModelConfig, layer: int) -> dict[str, LinearShape]:
     if config.latent is not None:
         linears |= _latent_shapes(config, config.latent)
     elif config.has_attention(layer):
-        linears["attention.qkv"] = LinearShape(heads * config.query_size + 2 * key, hidden, 0)
+        queries = heads * config.query_size
+        if config.has_keys(layer):
+            linears["attention.qkv"] = LinearShape(queries + 2 * key, hidden, 0)
+        else:
+            linears["attention.q"] = LinearShape(queries, hidden, 0)
         linears["attention.dense"] = LinearShape(hidden, heads * head, 1)
     elif config.is_linear(layer):
         assert config.delta is not None
@@ -94,13 +106,24 @@ def output_tensors(
     linears_of = [linear_shapes(config, layer) for layer in layers]
     vocab = config.padded_vocab_size() // config.mapping.tp_size
     table: dict[str, OutputTensor] = {}
-    for target in (row.target for row in stage_rows(config, pp_rank)):
+    for target, sources in (row[:2] for row in stage_rows(config, pp_rank)):
         module, _, kind = target.rpartition(".")
-        name, linear = "", None
+        name, linear, of_layer = "", None, config
         if ".layers." in module:
             _, _, number, name = module.split(".", 3)
-            linear = linears_of[int(number)].get(name)
-        if target.endswith(".sinks"):
+            linear, of_layer = (
+                linears_of[int(number)].get(name),
+                config.of_layer(layers[int(number)]),
+            )
+        if module.rpartition(".")[2] in _WHOLE or module == _INPUT_NORM:
+            shapes = [source_shape(config, source) for source in sources]
+            shape = (sum(each[0] for each in shapes), *shapes[0][1:])
+            table[target] = OutputTensor(config.dtype, shape)
+        elif module == _INPUTS:
+            rows, width = source_shape(config, sources[0])
+            rows = -(-rows // config.mapping.tp_size)
+            table[target] = OutputTensor(config.dtype, (rows, width))
+        elif target.endswith(".sinks"):
             heads = config.num_attention_heads // config.mapping.tp_size
             table[target] = OutputTensor(config.dtype, (heads,))
         elif name == "attention.kv_b":
@@ -112,7 +135,7 @@ def output_tensors(
             table.update(_mixture_tensors(config, target))
         elif linear is None:
             vocabulary = module in ("transformer.vocab_embedding", "lm_head")
-            width = head_norm_size(config, name) or config.hidden_size
+            width = head_norm_size(of_layer, name) or config.hidden_size
             shape = (vocab, width)[: 2 if kind == "weight" else 1] if vocabulary else (width,)
             table[target] = OutputTensor(config.dtype, shape)
         elif kind == "bias":
@@ -122,7 +145,7 @@ def output_tensors(
             table.update(linear_tensors(quantization, dtype, module, *linear[:2], scale_dtype))
     if config.quantization.kv_cache_quant_algo is not None:
         for local, layer in enumerate(layers):
-            if config.has_attention(layer):
+            if config.has_keys(layer):
                 table[KV_SCALE.format(local)] = OutputTensor("float32", (1,))
     return table
 
@@ -160,7 +183,7 @@ def _mixture_tensors(config: ModelConfig, target: str) -> dict[str, OutputTensor
     experts, hidden = config.num_experts, config.hidden_size
     module, _, kind = target.rpartition(".")
     word = module.rpartition(".")[2]
-    if word == "router":
+    if word == "router":  # its bias, corrections and scales are a number for each expert
         shape = (experts, hidden) if kind == "weight" else (experts,)
         return {target: OutputTensor("float32", shape)}
     if word == "shared_expert_gate":

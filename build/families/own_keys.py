@@ -18,6 +18,7 @@ from enginehouse.build.families.attention_keys import (
 )
 from enginehouse.build.families.config_values import (
     EXACT_GELU,
+    GEGLU,
     GELU,
     RELU2,
     SILU,
@@ -26,7 +27,16 @@ from enginehouse.build.families.config_values import (
     number,
     refuse,
 )
-from enginehouse.build.families.deci_keys import deci_gaps, deci_sizes
+from enginehouse.build.families.layer_keys import (
+    GEMMA3N,
+    GEMMA4,
+    deci_gaps,
+    deci_sizes,
+    gemma3n_keys,
+    gemma3n_sizes,
+    gemma4_keys,
+    gemma4_sizes,
+)
 from enginehouse.build.families.mixture_keys import granite_multipliers, llama4_sizes
 from enginehouse.runtime.errors import CheckpointError
 
@@ -115,6 +125,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "Olmo3ForCausalLM": {"sliding_window": 4096},
     "Exaone4ForCausalLM": {"num_key_value_heads": 32, "sliding_window": 4096},
     "GPTNeoXForCausalLM": {"attention_bias": True, "mlp_bias": True, "layer_norm_eps": 1e-5},
+    "Gemma4ForCausalLM": GEMMA4,
+    "Gemma3nForCausalLM": GEMMA3N,
     **mixture_keys.DEFAULTS,
     **delta_keys.DEFAULTS,
 }
@@ -146,6 +158,8 @@ ACTIVATIONS: dict[str, tuple[tuple[str, ...], str]] = {
     "Olmo3ForCausalLM": SILU,
     "Exaone4ForCausalLM": SILU,
     "GPTNeoXForCausalLM": EXACT_GELU,
+    "Gemma4ForCausalLM": GEGLU,
+    "Gemma3nForCausalLM": GELU,
     **mixture_keys.ACTIVATIONS,
     **delta_keys.ACTIVATIONS,
 }
@@ -345,6 +359,8 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "Olmo3ForCausalLM": _olmo3,
     "Exaone4ForCausalLM": _exaone4,
     "GPTNeoXForCausalLM": _neox,
+    "Gemma4ForCausalLM": gemma4_keys,
+    "Gemma3nForCausalLM": gemma3n_keys,
     **mixture_keys.EXTRA,
     **delta_keys.EXTRA,
 }
@@ -357,6 +373,8 @@ SIZES: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "YoutuForCausalLM": latent_sizes,
     "Llama4ForCausalLM": llama4_sizes,
     "GPTNeoXForCausalLM": _neox_sizes,
+    "Gemma4ForCausalLM": gemma4_sizes,
+    "Gemma3nForCausalLM": gemma3n_sizes,
     "GraniteMoeHybridForCausalLM": lambda hf: {
         "intermediate_size": integer(hf, "shared_intermediate_size", 1024)
     },

@@ -40,6 +40,8 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
         parameters, extra = _by_layer_type(hf, parameters, old, *_BASES[architecture])
     elif old:  # transformers 5 takes it for the whole, a base in it included
         parameters = old
+    if architecture == "Gemma4ForCausalLM":
+        return _proportional(hf, parameters, extra)
     nested = [key for key, value in parameters.items() if isinstance(value, dict)]
     if nested:
         raise CheckpointError(
@@ -112,6 +114,29 @@ def _check_stretches(scaling: dict[str, Any], count: int) -> None:
             )
 
 
+def _proportional(
+    hf: Mapping[str, Any], parameters: dict[str, Any], extra: dict[str, Any]
+) -> RopeConfig:
+    """Of layers that see everything: a share of a head's pairs turn, as fast as if all did."""
+    kind = parameters.get("rope_type", "default")
+    if kind not in ("default", "proportional"):
+        raise CheckpointError(
+            f"config.json asks for rope type {kind!r} on full layers; wanted proportional"
+        )
+    share = number(parameters, "partial_rotary_factor", 1.0) if kind == "proportional" else 1.0
+    if share > 1:
+        raise CheckpointError(
+            f"config.json has partial_rotary_factor={share}; wanted no more than 1.0"
+        )
+    scaling = {
+        "type": "proportional",
+        "rope_type": "proportional",
+        "partial_rotary_factor": share,
+        "factor": number(parameters, "factor", 1.0) if kind == "proportional" else 1.0,
+    }
+    return RopeConfig(number(parameters, "rope_theta"), scaling, extra)
+
+
 # Families that may turn a part of a head, and which share where nothing is said.
 _SHARES = {
     "Phi3ForCausalLM": 1.0,
@@ -130,6 +155,8 @@ _SHARES = {
 _BASES: dict[str, tuple[float, float | None]] = {
     "Gemma3ForCausalLM": (1e6, 1e4),
     "Olmo3ForCausalLM": (5e5, None),
+    "Gemma4ForCausalLM": (1e6, 1e4),
+    "Gemma3nForCausalLM": (1e6, 1e4),
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from enginehouse.build.families.rows import Recipe
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.mixers import Delta
+from enginehouse.runtime.config_parts import Delta
 
 # Of linear attention's tensors, whose parts follow each other: what a key head has of each part,
 # which stands together in an engine.

@@ -15,11 +15,15 @@ from enginehouse.runtime.config import ModelConfig
 # What is done to the sources once they are concatenated along dim 0 (`units.read_row`): split into
 # as many experts; halves exchanged; one added; of one dimension; and GPT-OSS's stacks of experts
 # [E, in, out] turned, gate and up, which take turns there, parted, up first; or Llama 4's, in which
-# up follows gate; q, k and v, of which each head's follow each other, parted; the parts of linear
-# attention put together head by head; and, which are only written, Granite's [E, out, in].
+# up follows gate; or stacks [E, out, in], as they are or their halves exchanged; q, k and v, where
+# each head's follow each other, parted; the parts of linear attention put together head by head;
+# and a router's weight times a factor of its inputs.
 Recipe = Literal[
     "join",
     "parted_heads",
+    "stacked",
+    "stacked_halves",
+    "router",
     "experts",
     "swap_halves",
     "plus_one",
@@ -31,9 +35,8 @@ Recipe = Literal[
     "qkvz_by_heads",
     "qkv_by_heads",
     "ba_by_heads",
-    "stacked",
-    "stacked_halves",
 ]
+STACKS = ("turned", "stacked")  # recipes of one tensor that holds all experts begin so
 When = Callable[[ModelConfig, int], bool]
 
 
@@ -58,25 +61,25 @@ def only(when: When, rows: Iterable[TensorRow]) -> tuple[TensorRow, ...]:
 
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
-_TARGET, _SOURCE = "transformer.layers.{}.", "model.layers.{}."
+TARGET, SOURCE = "transformer.layers.{}.", "model.layers.{}."
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
 def row(target: str, *sources: str, recipe: Recipe = "join") -> TensorRow:
     """A layer's weight."""
-    names = tuple(f"{_SOURCE}{source}.weight" for source in sources)
-    return TensorRow(f"{_TARGET}{target}.weight", names, recipe=recipe)
+    names = tuple(f"{SOURCE}{source}.weight" for source in sources)
+    return TensorRow(f"{TARGET}{target}.weight", names, recipe=recipe)
 
 
 def exact(target: str, source: str, recipe: Recipe = "join") -> TensorRow:
     """A layer's tensor, both names in full."""
-    return TensorRow(f"{_TARGET}{target}", (f"{_SOURCE}{source}",), recipe=recipe)
+    return TensorRow(f"{TARGET}{target}", (f"{SOURCE}{source}",), recipe=recipe)
 
 
 def linear(target: str, *sources: str, recipe: Recipe = "join") -> tuple[TensorRow, ...]:
     """A linear's weight, and its bias where the model has one."""
-    names = tuple(f"{_SOURCE}{source}.bias" for source in sources)
-    bias = TensorRow(f"{_TARGET}{target}.bias", names, optional=True, recipe=recipe)
+    names = tuple(f"{SOURCE}{source}.bias" for source in sources)
+    bias = TensorRow(f"{TARGET}{target}.bias", names, optional=True, recipe=recipe)
     return row(target, *sources, recipe=recipe), bias
 
 
@@ -86,7 +89,7 @@ def norms(recipe: Recipe, **sources: str) -> tuple[TensorRow, ...]:
 
 def norm_biases(**sources: str) -> tuple[TensorRow, ...]:
     return tuple(
-        TensorRow(f"{_TARGET}{target}.bias", (f"{_SOURCE}{source}.bias",))
+        TensorRow(f"{TARGET}{target}.bias", (f"{SOURCE}{source}.bias",))
         for target, source in sources.items()
     )
 
@@ -188,6 +191,66 @@ QWEN3_5_ATTENTION = (
         ),
     ),
 )
+
+
+def _has_own_keys(config: ModelConfig, layer: int) -> bool:
+    return config.has_keys(layer)
+
+
+def _reads_others(config: ModelConfig, layer: int) -> bool:
+    return not config.has_keys(layer)
+
+
+def _has_values(config: ModelConfig, layer: int) -> bool:
+    return config.has_keys(layer) and layer not in config.extra["shared_projection_layers"]
+
+
+def _values_are_keys(config: ModelConfig, layer: int) -> bool:
+    return config.has_keys(layer) and layer in config.extra["shared_projection_layers"]
+
+
+# Of layers that make no values but of their keys, that is what v is; others make neither.
+GEMMA4_ATTENTION = (
+    *only(_has_values, (row("attention.qkv", *_QKV),)),
+    *only(_values_are_keys, (row("attention.qkv", _QKV[0], _QKV[1], _QKV[1]),)),
+    *only(_reads_others, (row("attention.q", _QKV[0]),)),
+    row("attention.dense", "self_attn.o_proj"),
+    row("attention.q_layernorm", "self_attn.q_norm"),
+    *only(_has_own_keys, (row("attention.k_layernorm", "self_attn.k_norm"),)),
+)
+# What enters a layer besides, and what all it gives is multiplied by.
+LAYER_INPUTS = only(
+    lambda config, layer: config.per_layer_size > 0,
+    (
+        row("per_layer_gate", "per_layer_input_gate"),
+        row("per_layer_proj", "per_layer_projection"),
+        row("per_layer_layernorm", "post_per_layer_input_norm"),
+    ),
+)
+# Several residual streams, and one of low rank.
+STREAMS = (
+    *norms(
+        "join", stream_layernorm="altup.router_norm", laurel_layernorm="laurel.post_laurel_norm"
+    ),
+    row("stream_router", "altup.modality_router"),
+    row("stream_predictions", "altup.prediction_coefs"),
+    row("stream_corrections", "altup.correction_coefs"),
+    exact("stream.correct_output_scale", "altup.correct_output_scale"),
+    row("laurel_left", "laurel.linear_left"),
+    row("laurel_right", "laurel.linear_right"),
+)
+INPUT_TABLES = only(
+    lambda config, layer: config.per_layer_size > 0,
+    (
+        TensorRow(f"transformer.per_layer_{target}.weight", (f"model.{source}.weight",))
+        for target, source in (
+            ("embedding", "embed_tokens_per_layer"),
+            ("projection", "per_layer_model_projection"),
+            ("layernorm", "per_layer_projection_norm"),
+        )
+    ),
+)
+LAYER_SCALE = (exact("layer.layer_scalar", "layer_scalar"),)
 
 
 LLAMA_MLP = (

@@ -33,14 +33,17 @@ def head_norm_size(config: ModelConfig, module: str) -> int:
     return config.head_size * (heads if over_all else min(heads, 1))
 
 
+def _layer(name: str) -> int:
+    return int(name.split(".layers.")[1].split(".")[0])
+
+
 def _inner(config: ModelConfig, name: str) -> int:
     """Rows of the gate that a tensor of an MLP, of an expert or of a shared one belongs to."""
     if ".experts." in name:
         return config.moe_intermediate_size
     if ".shared_" in name and config.num_experts:
         return config.shared_expert_size
-    layer = int(name.split(".layers.")[1].split(".")[0])
-    return config.inner_size(layer)
+    return config.inner_size(_layer(name))
 
 
 def _vocabulary(config: ModelConfig, name: str) -> Shape:
@@ -134,6 +137,14 @@ _DELTA = (
     *("in_proj_qkvz", "in_proj_qkv", "in_proj_z", "in_proj_ba", "in_proj_b", "in_proj_a"),
     *("conv1d", "out_proj"),
 )
+
+
+def _turned(name: str, rows: int, columns: int) -> Shape:
+    """A stack's expert: outputs by inputs, but in MLPs of those that have them turned."""
+    in_mlp = ".mlp." in name or ".feed_forward." in name
+    return (columns, rows) if in_mlp else (rows, columns)
+
+
 _Of = Callable[[ModelConfig, str], Shape]
 # By the last word of a module's name: the shape of its weight, whose rows are its bias's.
 _SHAPES: dict[str, _Of] = {
@@ -153,6 +164,23 @@ _SHAPES: dict[str, _Of] = {
     **dict.fromkeys(("k_norm", "key_layernorm"), _key_norm),
     **dict.fromkeys(_DELTA, _delta),
     "norm": _norm,
+    "embed_tokens_per_layer": lambda config, name: (
+        int(config.extra["per_layer_vocab_size"]),
+        config.num_hidden_layers * config.per_layer_size,
+    ),
+    "per_layer_model_projection": lambda config, name: (
+        config.num_hidden_layers * config.per_layer_size,
+        config.hidden_size,
+    ),
+    "per_layer_projection_norm": lambda config, name: (config.per_layer_size,),
+    "per_layer_input_gate": lambda config, name: (config.per_layer_size, config.hidden_size),
+    "per_layer_projection": lambda config, name: (config.hidden_size, config.per_layer_size),
+    "proj": _router,
+    "linear_left": lambda config, name: (int(config.extra["laurel_rank"]), config.hidden_size),
+    "linear_right": lambda config, name: (config.hidden_size, int(config.extra["laurel_rank"])),
+    "modality_router": lambda config, name: (config.num_streams, config.hidden_size),
+    "prediction_coefs": lambda config, name: (config.num_streams**2, config.num_streams),
+    "correction_coefs": lambda config, name: (config.num_streams, config.num_streams),
 }
 # By the last word of a tensor's name, where it is no module's weight or bias.
 _TENSORS: dict[str, _Of] = {
@@ -161,16 +189,30 @@ _TENSORS: dict[str, _Of] = {
     "e_score_correction_bias": lambda config, name: (
         (1, config.num_experts) if "moe_statics" in name else (config.num_experts,)
     ),
-    "gate_up_proj": lambda c, name: (c.num_experts, c.hidden_size, 2 * c.moe_intermediate_size),
+    "gate_up_proj": lambda c, name: (
+        c.num_experts,
+        *_turned(name, 2 * c.moe_intermediate_size, c.hidden_size),
+    ),
     "gate_up_proj_bias": lambda c, name: (c.num_experts, 2 * c.moe_intermediate_size),
-    "down_proj": lambda c, name: (c.num_experts, c.moe_intermediate_size, c.hidden_size),
+    "down_proj": lambda c, name: (
+        c.num_experts,
+        *_turned(name, c.hidden_size, c.moe_intermediate_size),
+    ),
     "down_proj_bias": lambda config, name: (config.num_experts, config.hidden_size),
+    "layer_scalar": lambda config, name: (1,),
+    "correct_output_scale": lambda config, name: (config.hidden_size,),
+    "scale": lambda config, name: (config.hidden_size,),  # of a router's inputs
+    "per_expert_scale": lambda config, name: (config.num_experts,),
 }
 
 
 def source_shape(config: ModelConfig, name: str) -> Shape:
     """The whole shape of a Hugging Face tensor; what is in no table is a norm."""
     *_, module, kind = name.split(".")
+    if ".layers." in name:
+        config = config.of_layer(_layer(name))
+    if name.startswith("model.altup_"):  # whose last word is a number
+        return config.hidden_size, config.hidden_size
     if kind in _TENSORS:
         return _TENSORS[kind](config, name)
     shape = _SHAPES[module](config, name) if module in _SHAPES else (config.hidden_size,)

@@ -258,6 +258,22 @@ NOTES |= {
         "the text model of `Qwen3_5MoeForConditionalGeneration` (Qwen3.5-35B-A3B, 397B-A17B)",
         "Qwen3.5 with experts as Qwen2-MoE's",
     ),
+    "Gemma4ForCausalLM": Note(
+        "Gemma 4 (31B, 26B-A4B), and the text model of `Gemma4ForConditionalGeneration` (E2B, E4B) "
+        "and `Gemma4UnifiedForConditionalGeneration`",
+        "Gemma 3 whose layers differ in their heads (`layer_head_sizes`, `layer_kv_heads`), the "
+        "full ones with a share of larger heads turned and, of the larger models, values that are "
+        "keys; norms of values; a multiplier of each layer; of the small ones inputs of each layer "
+        "(`per_layer_input_size`) and layers that read the keys of others (`kv_source_layers`); of "
+        "26B-A4B experts beside the MLP, with norms of their own (`expert_layernorms`)",
+    ),
+    "Gemma3nForCausalLM": Note(
+        "the text model of `Gemma3nForConditionalGeneration` (Gemma 3n E2B, E4B)",
+        "four residual streams (`altup_num_inputs`) and one of low rank (`laurel_rank`); inputs of "
+        "each layer; the last layers read the keys of others; sparse MLPs "
+        "(`activation_sparsity_pattern`); norms of values; four windowed layers in five",
+        {"num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 4},
+    ),
     "GPTNeoXForCausalLM": Note(
         "Pythia 14M to 12B, GPT-NeoX 20B, Dolly 2, RedPajama-INCITE, StableLM alpha",
         "`query_key_value` holds q, k and v of each head in turn; LayerNorm, an MLP of two linears "

@@ -38,6 +38,14 @@ EXPORT_ALGOS = {config.quant_algo: quant for quant, config in EXPORT_CONFIGS.ite
 KV_CACHE_ALGOS = {"auto": None, "fp8": "FP8", "int8": "INT8"}
 
 
+# What is multiplied into others, and what is small.
+_NEVER = (
+    *("router", "kv_b", "per_layer_gate", "per_layer_proj", "laurel_left", "laurel_right"),
+    *("stream_predictions", "stream_corrections", "in_ba", "conv1d"),
+)
+FLOAT32_WORDS = ("A_log", "dt_bias")  # of what is float32 in every form
+
+
 class OutputTensor(NamedTuple):
     """One tensor of a rank file: torch's name of the dtype, and the shape on this rank."""
 
@@ -52,16 +60,12 @@ class OutputTensor(NamedTuple):
         return prod(self.shape) * dtype.itemsize
 
 
-# Modules with a matrix that no form rounds, and words of what is float32 in every form.
-_NEVER = ("router", "kv_b", "in_ba", "conv1d")
-FLOAT32_WORDS = ("A_log", "dt_bias")
-
-
 def is_quantized(quantization: QuantConfig, target: str) -> bool:
     """Whether a tensor is the weight of a linear in a decoder layer that is not excluded.
 
     Routers stay as they are in every form, what makes keys and values of latents, which is
-    multiplied into queries, and what makes the rates of linear attention.
+    multiplied into queries, what makes the rates of linear attention, and what takes up a layer's
+    own inputs.
     """
     module, _, kind = target.rpartition(".")
     linear = ".layers." in target and kind == "weight"

@@ -20,8 +20,8 @@ from enginehouse.build.forms.padding import padding_of
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
 from enginehouse.build.plan.multiples import Multiples, multiples
 from enginehouse.runtime.config import Mapping, ModelConfig
+from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.errors import PlanError
-from enginehouse.runtime.mixers import Delta
 
 _WORDS = ("out_features", "in_features")
 
@@ -82,7 +82,7 @@ def _padded(
         return
     if config.delta is not None and not _cuts_states(config.delta, tp, rule):
         return
-    fixed = _norms_all_heads(config) or (for_trtllm and _is_fixed(config))
+    fixed = _norms_all_heads(config) or _heads_differ(config) or (for_trtllm and _is_fixed(config))
     heads = _fixed_heads(config, rule) if fixed else least_heads(config, rule)
     if heads is None:
         return
@@ -185,6 +185,11 @@ def _norms_all_heads(config: ModelConfig) -> bool:
     return of_states or bool(config.extra.get("qk_layernorm_all_heads", False))
 
 
+def _heads_differ(config: ModelConfig) -> bool:
+    """Whether layers have other heads than others, to which none is added."""
+    return "layer_kv_heads" in config.extra
+
+
 def _are_several(config: ModelConfig) -> bool:
     """Whether MLPs are of several kinds or sizes, so that no column is added to any."""
     kinds = ("layer_intermediate_sizes", "dense_layers")
@@ -194,19 +199,27 @@ def _are_several(config: ModelConfig) -> bool:
 
 def _fixed_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:
     """The same heads on KV heads of which each is repeated; None where that does not fit."""
-    tp, size = config.mapping.tp_size, config.head_size
+    if _heads_differ(config):
+        layers = (config.of_layer(i) for i in range(config.num_hidden_layers))
+        fit = all(_fit(layer, rule, layer.num_key_value_heads) for layer in layers)
+        return (config.num_attention_heads, config.num_key_value_heads) if fit else None
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     group = heads // kv_heads
     most = 1 if _norms_all_heads(config) else group
     for copies in (n for n in range(1, most + 1) if group % n == 0):
-        count = kv_heads * copies
-        per_rank, kv_per_rank = heads // tp, max(1, count // tp)
-        divided = heads % tp == 0 and (count % tp == 0 or tp % count == 0)
-        inputs = per_rank * (config.attended_size // heads)
-        outputs = per_rank * config.query_size + 2 * kv_per_rank * size
-        if divided and inputs % rule.cut[1] == 0 and outputs % rule.cut[0] == 0:
+        if _fit(config, rule, count := kv_heads * copies):
             return heads, count
     return None
+
+
+def _fit(config: ModelConfig, rule: Multiples, count: int) -> bool:
+    """Whether a rank's heads, with so many KV heads in all, fit a form's kernels."""
+    tp, size, heads = config.mapping.tp_size, config.head_size, config.num_attention_heads
+    per_rank, kv_per_rank = heads // tp, max(1, count // tp)
+    divided = heads % tp == 0 and (count % tp == 0 or tp % count == 0)
+    inputs = per_rank * (config.attended_size // heads)
+    outputs = per_rank * config.query_size + 2 * kv_per_rank * size
+    return divided and inputs % rule.cut[1] == 0 and outputs % rule.cut[0] == 0
 
 
 def _uncuttable(
@@ -257,10 +270,12 @@ def _uncuttable(
             f"{quant}: padding for tp={tp} would part the groups of {size} that the source has; "
             f"{instead}"
         )
-    if _norms_all_heads(config):
+    if _norms_all_heads(config) or _heads_differ(config):
+        why = "norms are over all of them together"
+        why = "layers have several numbers of KV heads" if _heads_differ(config) else why
         return (
             f"num_attention_heads={config.num_attention_heads} cannot be cut over tp={tp}, and "
-            f"norms are over all of them together, so none can be added; {instead}: choose one"
+            f"{why}, so none can be added; {instead}: choose one"
         )
     return (
         f"num_attention_heads={config.num_attention_heads} cannot be cut over tp={tp}, and "
@@ -329,8 +344,8 @@ def check_stages(config: ModelConfig, pp: int) -> None:
 
 def _uncut(config: ModelConfig, tp: int) -> str | None:
     """The config key that tp does not divide. KV heads are duplicated when tp exceeds them."""
-    kv_heads = config.num_key_value_heads
-    if kv_heads % tp and tp % kv_heads:
+    layers = (config.of_layer(i) for i in range(config.num_hidden_layers))
+    if any(kv_heads % tp and tp % kv_heads for kv_heads in {c.num_key_value_heads for c in layers}):
         return "num_key_value_heads"
     if config.num_attention_heads % tp:
         return "num_attention_heads"

@@ -101,12 +101,18 @@ def kv_bytes_per_token(config: ModelConfig) -> int:
     """Keys and values of one token on one GPU of the fullest pipeline stage."""
     mapping = config.mapping
     stages = (mapping.layers(i, config.num_hidden_layers) for i in range(mapping.pp_size))
-    layers = max(sum(map(config.has_attention, stage)) for stage in stages)
-    heads = max(1, config.num_key_value_heads // mapping.tp_size)
+    numbers = max(sum(_kv_numbers(config, layer) for layer in stage) for stage in stages)
     width = 2 if config.quantization.kv_cache_quant_algo is None else 1
     if config.dtype == "float32" and width == 2:
         width = 4
-    return 2 * layers * heads * config.head_size * width
+    return numbers * width
+
+
+def _kv_numbers(config: ModelConfig, layer: int) -> int:
+    """Of one layer's keys and values of one token on a GPU."""
+    own, tp = config.of_layer(layer), config.mapping.tp_size
+    heads = max(1, own.num_key_value_heads // tp)
+    return 2 * heads * own.head_size if config.has_keys(layer) else 0
 
 
 def _state_bytes(config: ModelConfig) -> int:

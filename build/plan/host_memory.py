@@ -14,6 +14,7 @@ from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.quantize.layerwise import SHARED_INPUTS
 from enginehouse.build.quantize.units import by_layer, is_whole
 from enginehouse.build.source import SourceCheckpoint
+from enginehouse.runtime.checkpoint.carried import carried
 from enginehouse.runtime.config import Mapping, ModelConfig
 
 # What the interpreter, torch and the file buffers hold besides tensors.
@@ -81,5 +82,5 @@ def _layer_bytes(config: ModelConfig, settings: BuildSettings) -> int:
             largest = max(largest, matrices * width**2 + _COPIES * width * height)
     tokens = settings.calib_samples * settings.calib_length
     inputs = sum(linear.in_features for linear in linears.values())
-    activations = tokens * (2 * 4 * config.hidden_size + 2 * inputs)
+    activations = tokens * (2 * 4 * carried(config).width + 2 * inputs)
     return 4 * layer + 4 * largest + activations + search

@@ -7,7 +7,7 @@ ignored. Knows names and reads no weight.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from enginehouse.build.families.rows import LM_HEAD
@@ -45,7 +45,7 @@ def check_unread(source: TensorSource, config: ModelConfig, ignored: str | None)
     patterns = [word.strip() for word in (ignored or "").split(",") if word.strip()]
     unread = sorted(name for name in source.infos if name not in wanted)
     _check_patterns(patterns, unread)
-    passed = (*_HARMLESS, *patterns, *([LM_HEAD] if config.tie_word_embeddings else []))
+    passed = (*_HARMLESS, *patterns, *_replaced(config))
     unread = [name for name in unread if not _matches(name, passed)]
     if unread:
         more = f" and {len(unread) - 1} more" if len(unread) > 1 else ""
@@ -53,6 +53,17 @@ def check_unread(source: TensorSource, config: ModelConfig, ignored: str | None)
             f"tensor {unread[0]}{more} would be read by nothing: {_why(unread[0], config)}; where "
             f"the model is whole without, pass --ignore-tensors '{_pattern(unread[0])}'"
         )
+
+
+def _replaced(config: ModelConfig) -> Iterator[str]:
+    """What a checkpoint may have though another tensor is in its place: a tied head, and what would
+    make keys in layers that read those of another.
+    """
+    if config.tie_word_embeddings:
+        yield LM_HEAD
+    for layer in range(config.num_hidden_layers):
+        if config.has_attention(layer) and not config.has_keys(layer):
+            yield f"model.layers.{layer}.self_attn.[kv]_*"
 
 
 def _check_patterns(patterns: Iterable[str], unread: Iterable[str]) -> None:

@@ -179,7 +179,7 @@ class LayerwiseWalk(ABC):
         decoder = DecoderLayer(self.reference.config, tensors, torch.float32)
         for i in range(len(self._hidden)):
             middle = self._enter_mlp(layer, decoder, i)
-            self._hidden[i] = decoder.feed_forward(self._hidden[i], middle)
+            self._hidden[i] = decoder.feed_forward(layer, self._hidden[i], middle)
         self._attended.clear()
         self._middle.clear()
         return result
@@ -239,7 +239,7 @@ class LayerwiseWalk(ABC):
                 if middle is None:
                     self._attend(layer, decoder, i)
                 else:
-                    decoder.feed_forward(self._hidden[i], middle)
+                    decoder.feed_forward(layer, self._hidden[i], middle)
             except _Seen:
                 pass
             decoder.module = ""

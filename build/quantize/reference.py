@@ -30,6 +30,7 @@ from enginehouse.runtime.torch.decoder import (
     causal_attention,
     normed,
 )
+from enginehouse.runtime.torch.entry import Entry, Exit
 
 
 def default_device() -> torch.device:
@@ -64,17 +65,20 @@ class ReferenceModel:
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """float32, on the device, fused as the engine has them, keyed by what follows `prefix`."""
+        return {name: tensor.float() for name, tensor in self._stored(prefix).items()}
+
+    def _stored(self, prefix: str) -> dict[str, Tensor]:
+        """The same in the source's dtype."""
         return {
-            name[len(prefix) :]: read_row(row, self.source, self.config).to(self.device).float()
+            name[len(prefix) :]: read_row(row, self.source, self.config).to(self.device)
             for name, row in self._rows.items()
             if name.startswith(prefix)
         }
 
     def embedded(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """What enters the first layer: int64 [tokens] -> float32 [tokens, hidden_size]."""
-        embedding = self.tensors("transformer.vocab_embedding.")["weight"]
-        scale = self.traits.embedding_scale
-        return [embedding[ids.to(self.device)] * scale for ids in sequences]
+        """What enters the first layer: int64 [tokens] -> float32 rows, as `Entry` gives them."""
+        entry = Entry(self.config, self._stored, torch.float32)
+        return [entry(ids.to(self.device)) for ids in sequences]
 
     def rotary(self, max_positions: int) -> Rotary:
         """The angles of positions up to that, on the device."""
@@ -114,13 +118,16 @@ class ReferenceModel:
 
     @torch.inference_mode()
     def logits(self, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """float32 [tokens, vocab_size], on the CPU, for each of what `hidden_states` gave."""
+        """float32 [tokens, vocab_size], on the CPU, for each of what `hidden_states` or a walk over
+        all layers gave.
+        """
         norm, last = self.tensors("transformer.ln_f."), self.tensors("lm_head.")
         weight, bias = norm.get("weight"), norm.get("bias")
+        leave = Exit(self.config, self.tensors, torch.float32)
         scale, cap = self.traits.logits_scale, self.traits.logits_soft_cap
 
         def given(states: Tensor) -> Tensor:
-            states = normed(states, weight, bias, self.config)
+            states = normed(leave(states), weight, bias, self.config)
             return functional.linear(states, last["weight"], last.get("bias"))
 
         return [soft_cap(given(states) * scale, cap).cpu() for states in hidden]

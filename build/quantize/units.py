@@ -15,7 +15,7 @@ from torch import Tensor
 
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.row_orders import reordered, reorders
-from enginehouse.build.families.rows import TensorRow
+from enginehouse.build.families.rows import STACKS, TensorRow
 from enginehouse.build.forms.block_floats import FP8_BLOCK
 from enginehouse.build.forms.block_quantization import quantize_fp8_blocks, quantize_mxfp8
 from enginehouse.build.forms.padding import NO_PADDING, Padding
@@ -83,11 +83,17 @@ def read_parts(row: TensorRow, source: SourceCheckpoint) -> list[Tensor]:
 
 def joined(row: TensorRow, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     """One tensor of a row's parts, their rows in TensorRT-LLM's order."""
+    if row.recipe == "router":
+        weight, factor = (part.float() for part in parts)
+        weight *= factor * weight.shape[1] ** -0.5
+        return weight
     whole = parts[0] if len(parts) == 1 else torch.cat([as_bytes(part) for part in parts])
     if row.recipe == "experts":
         whole = whole.view(config.num_experts, -1, whole.shape[1])
     if reorders(row.recipe):
         whole = reordered(config, row.recipe, whole)
+    if row.recipe == "stacked_halves":
+        return whole.roll(whole.shape[1] // 2, dims=1)
     if row.recipe == "flat":
         return whole.flatten()
     if row.recipe == "qkv_by_heads":  # a convolution of each channel by itself
@@ -235,7 +241,7 @@ def _convert_linear(
     if config.quantization.quant_algo in ("FP8_PB_WO", "MXFP8"):
         yield from _convert_blocks(row, source, config)
         return
-    if row.recipe == "experts" or row.recipe.startswith("turned"):
+    if row.recipe == "experts" or row.recipe.startswith(STACKS):
         yield from _convert_experts(row, source, config, padding)
         return
     (height, width), parts = _pieces(row, source, config, padding)

@@ -126,6 +126,45 @@ _TEXTS = {
         },
     ),
 }
+_GEMMA4 = _Text(
+    "Gemma4ForCausalLM",
+    "gemma4_text",
+    {
+        "vocab_size": 262_144,
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 131_072,
+        "rms_norm_eps": 1e-6,
+    },
+)
+# Of the same layers, but without inputs of each.
+_UNIFIED = {
+    "max_position_embeddings": 262_144,
+    "sliding_window": 1024,
+    "hidden_size_per_layer_input": 0,
+}
+_GEMMA4_UNIFIED = _GEMMA4._replace(defaults={**_GEMMA4.defaults, **_UNIFIED})
+_GEMMA3N = _Text(
+    "Gemma3nForCausalLM",
+    "gemma3n_text",
+    {
+        "vocab_size": 262_400,
+        "hidden_size": 2048,
+        "intermediate_size": 16_384,
+        "num_hidden_layers": 35,
+        "num_attention_heads": 8,
+        "max_position_embeddings": 32_768,
+        "rms_norm_eps": 1e-6,
+    },
+)
+_TEXTS |= {
+    "Gemma3nForConditionalGeneration": _GEMMA3N,
+    "Gemma4ForConditionalGeneration": _GEMMA4,
+    "Gemma4UnifiedForConditionalGeneration": _GEMMA4_UNIFIED,
+    "Gemma4UnifiedForCausalLM": _GEMMA4_UNIFIED,
+}
 # By the text model's own model_type, where a tower has several.
 _OTHERS = {
     ("Mistral3ForConditionalGeneration", "ministral3"): _Text(

@@ -273,9 +273,10 @@ class QuantizedTensors:
             found = [name for name in names if name in self._stored.infos]
             if found:
                 scales[layer] = max(float(self._stored.read(name)) for name in found)
-        if scales and len(scales) != config.num_hidden_layers:
+        count = sum(map(config.has_keys, range(config.num_hidden_layers)))
+        if scales and len(scales) != count:
             raise CheckpointError(
-                f"{len(scales)} of {config.num_hidden_layers} layers have scales for the KV cache; "
+                f"{len(scales)} of {count} layers have scales for the KV cache; "
                 "wanted all or none: download the checkpoint again"
             )
         return scales

@@ -143,6 +143,18 @@ def _yarn_magnitude(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
+def _proportional(
+    config: ModelConfig, scaling: dict[str, Any], plain: Tensor, _: int
+) -> Frequencies:
+    """Of the layers that this table turns: a share of a head's pairs turn, the others stand."""
+    layer = traits_of(config).ropes.index(0)
+    size = config.of_layer(layer).head_size
+    turned = int(float(scaling["partial_rotary_factor"]) * size // 2)
+    pairs = torch.arange(0, 2 * turned, 2, dtype=torch.int64).float()
+    inverse = 1.0 / config.rotary_base ** (pairs / size) / float(scaling["factor"])
+    return Frequencies(torch.cat([inverse, torch.zeros(size // 2 - turned)]))
+
+
 def _longrope(
     config: ModelConfig, scaling: dict[str, Any], plain: Tensor, max_positions: int
 ) -> Frequencies:
@@ -167,6 +179,7 @@ _SCALINGS: dict[str, Callable[[ModelConfig, dict[str, Any], Tensor, int], Freque
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "proportional": _proportional,
 }
 
 

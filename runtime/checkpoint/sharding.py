@@ -32,6 +32,7 @@ class Cut(enum.Enum):
 _FUSED = (".mlp.fc.", ".mlp.shared_expert.fc.")  # of a model with gate_in_fc: up, then gate
 _MODULE_CUTS = {
     "vocab_embedding": Cut.VOCABULARY,
+    "per_layer_embedding": Cut.VOCABULARY,
     "lm_head": Cut.VOCABULARY,
     "qkv": Cut.QKV,
     **dict.fromkeys(("q", "q_b", "kv_b"), Cut.ROWS),  # of latent attention, heads one by one
@@ -79,6 +80,15 @@ def config_cut(name: str, ndim: int, config: ModelConfig) -> Cut:
     if config.gate_in_fc and cut is Cut.ROWS and any(module in name for module in _FUSED):
         return Cut.HALVES
     return cut
+
+
+def config_of(name: str, config: ModelConfig, pp_rank: int) -> ModelConfig:
+    """The model as the layer of a stage's tensor has it, for what cuts and merges that tensor."""
+    if ".layers." not in name:
+        return config
+    local = int(name.split(".layers.")[1].partition(".")[0])
+    layers = config.mapping.layers(pp_rank, config.num_hidden_layers)
+    return config.of_layer(layers[local])
 
 
 def kv_heads_of_rank(config: ModelConfig, tp_rank: int) -> range:
@@ -230,7 +240,9 @@ def merge_tensors(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Te
         halves = [part.chunk(2, dim=dim) for part in parts]
         return torch.cat([half[i] for i in (0, 1) for half in halves], dim=dim)
     if cut is Cut.VOCABULARY:
-        return torch.cat(list(parts))[: config.vocab_size]
+        per_layer = "per_layer_embedding" in name
+        rows = config.extra["per_layer_vocab_size"] if per_layer else config.vocab_size
+        return torch.cat(list(parts))[:rows]
     if cut is Cut.QKV:
         return _merge_qkv(name, parts, config)
     return torch.cat(list(parts))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 from enginehouse.runtime.checkpoint.routing import routing_of
@@ -21,6 +22,7 @@ _ACTIVATIONS = {
     "swiglu": "silu",
     **dict.fromkeys(_GELU_WORDS, "gelu"),
     "gelu_erf": "gelu_erf",
+    "geglu": "gelu",
     "squared-relu": "relu2",
 }
 
@@ -65,7 +67,16 @@ class Traits:
     before they are capped. head_bias: lm_head has one. gated_attention: what a head
     gives is multiplied by the sigmoid of its gate. latent: attention goes
     through latents (`ModelConfig.latent`). linear: some layers have linear attention
-    (`ModelConfig.delta`). gaps: layers lack attention or the MLP, or have MLPs of several sizes.
+    (`ModelConfig.delta`). gaps: layers lack attention or the MLP, or
+    have MLPs of several sizes. norm_values: values have norms without weights. several_heads:
+    layers differ in their heads' size and number (`ModelConfig.of_layer`). shared_keys: layers read
+    others' keys and values (`ModelConfig.kv_layer`). layer_inputs: each layer gets something of a
+    token besides (`ModelConfig.per_layer_size`). layer_scales: what a layer gives is multiplied by
+    a number of its own. norm_experts: the shared expert and the others have norms of their own
+    before and behind them, and experts are chosen by what enters both. streams: hidden states that
+    go from layer to layer. learned_residual: to what attention gives a residual of low rank is
+    added. cutoffs: of each layer, where its MLP's gates end, in standard deviations above their
+    mean; () where all are whole.
     """
 
     rules: tuple[AttentionRule, ...]
@@ -96,6 +107,15 @@ class Traits:
     latent: bool
     linear: bool
     gaps: bool
+    norm_values: bool
+    several_heads: bool
+    shared_keys: bool
+    layer_inputs: bool
+    layer_scales: bool
+    norm_experts: bool
+    streams: int
+    learned_residual: bool
+    cutoffs: tuple[float | None, ...]
 
     @property
     def windows(self) -> frozenset[int | Chunked | None]:
@@ -148,6 +168,15 @@ def traits_of(config: ModelConfig) -> Traits:
         latent=config.latent is not None,
         linear=config.delta is not None,
         gaps="layer_intermediate_sizes" in extra or "no_attention_layers" in extra,
+        norm_values=bool(extra.get("v_layernorm", False)),
+        several_heads="layer_head_sizes" in extra,
+        shared_keys="kv_source_layers" in extra,
+        layer_inputs=config.per_layer_size > 0,
+        layer_scales=bool(extra.get("layer_multipliers", False)),
+        norm_experts=bool(extra.get("expert_layernorms", False)),
+        streams=config.num_streams,
+        learned_residual=bool(extra.get("laurel_rank")),
+        cutoffs=tuple(_cutoff(share) for share in extra.get("activation_sparsity_pattern", ())),
     )
 
 
@@ -167,6 +196,11 @@ def layer_windows(config: ModelConfig) -> list[int | Chunked | None]:
         return [None] * config.num_hidden_layers
     windows = [int(listed[i % len(listed)]) for i in range(config.num_hidden_layers)]
     return [w if w < config.max_position_embeddings else None for w in windows]
+
+
+def _cutoff(sparsity: float) -> float | None:
+    """Where a normal distribution has this share below."""
+    return NormalDist().inv_cdf(sparsity) if sparsity > 0 else None
 
 
 def _latent_scale(config: ModelConfig) -> float:
@@ -197,7 +231,20 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
     return int(is_local or layer in extra.get("local_rope_layers", ()))
 
 
-# Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
+# Of `Traits`, what the kernels and TensorRT engines know but one value of, and how a refusal calls
+# another.
+_NEVER: dict[str, tuple[object, str]] = {
+    "several_heads": (False, "heads of several sizes"),
+    "shared_keys": (False, "layers that read the keys of others"),
+    "layer_inputs": (False, "inputs of each layer"),
+    "layer_scales": (False, "a multiplier of each layer"),
+    "norm_values": (False, "norms of values"),
+    "norm_experts": (False, "experts with norms of their own"),
+    "streams": (1, "several residual streams"),
+    "learned_residual": (False, "a learned residual"),
+    "cutoffs": ((), "sparse MLPs"),
+}
+# And what TensorRT engines do.
 _ALWAYS: dict[str, tuple[object, str]] = {
     "l2_norm_heads": (False, "norms of turned heads without weights"),
     "grows_unturned": (False, "queries that grow in layers without rope"),
@@ -211,15 +258,20 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 
 def beyond_kernels(config: ModelConfig) -> str | None:
     """What the compiled kernels do not do of a model; None: they do all."""
-    return None
+    return _first_other(traits_of(config), _NEVER)
+
+
+def _first_other(traits: Traits, known: dict[str, tuple[object, str]]) -> str | None:
+    """How the first trait is called whose value is another than the known one."""
+    others = (words for name, (value, words) in known.items() if getattr(traits, name) != value)
+    return next(others, None)
 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
     traits = traits_of(config)
-    for name, (always, words) in _ALWAYS.items():
-        if getattr(traits, name) != always:
-            return words
+    if (words := _first_other(traits, {**_NEVER, **_ALWAYS})) is not None:
+        return words
     if any(isinstance(window, Chunked) for window in traits.windows):
         return "attention in chunks"
     if config.num_experts and routing_of(config).scales_inputs:

@@ -15,11 +15,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from enginehouse.runtime.checkpoint.packing import quantize_int8
-from enginehouse.runtime.checkpoint.sharding import Cut, merge_tensors, tensor_cut
+from enginehouse.runtime.checkpoint.sharding import Cut, config_of, merge_tensors, tensor_cut
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
 _LAYERS = "transformer.layers."
+# Beginnings of what stands before the layers; what stands behind them begins otherwise.
+_FIRST = tuple(
+    f"transformer.{word}" for word in ("vocab_embedding", "per_layer", "stream_projections")
+)
 # Words of decoder linears that forms quantise.
 LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "dense", "fc", "gate", "proj")
 _PER_EXPERT = ("weight", "weights_scaling_factor", "per_channel_scale", "bias")
@@ -65,11 +69,11 @@ class CheckpointWeights:
             )
         tensors: dict[str, Tensor] = {}
         for name in names:
-            parts = self._parts(name, ranks)
+            parts, config = self._parts(name, ranks), config_of(name, self.config, pp_rank)
             if self._quantised_at_load(name, parts[0]):
-                tensors |= self._merged_int8(name, parts)
+                tensors |= self._merged_int8(name, parts, config)
             else:
-                tensors[name] = merge_tensors(name, parts, self.config)
+                tensors[name] = merge_tensors(name, parts, config)
         return {name[len(local) :]: tensor for name, tensor in tensors.items()}
 
     def _has_nothing(self, prefix: str) -> bool:
@@ -84,9 +88,7 @@ class CheckpointWeights:
         layers = range(self.config.num_hidden_layers)
         if self.config.quantization.kv_cache_quant_algo is None:
             return [1.0 for _ in layers]
-        return [
-            self._kv_scale(layer) if self.config.has_attention(layer) else 1.0 for layer in layers
-        ]
+        return [self._kv_scale(layer) if self.config.has_keys(layer) else 1.0 for layer in layers]
 
     def _kv_scale(self, layer: int) -> float:
         return float(self(f"{_LAYERS}{layer}.attention.kv_cache_scaling_factor")[""])
@@ -108,25 +110,27 @@ class CheckpointWeights:
         left_out = self.config.quantization.excludes(module)
         return linear and tensor.dtype != torch.int8 and not left_out
 
-    def _merged_int8(self, name: str, parts: list[Tensor]) -> dict[str, Tensor]:
+    def _merged_int8(
+        self, name: str, parts: list[Tensor], config: ModelConfig
+    ) -> dict[str, Tensor]:
         """int8 weight [out, in] and its per_channel_scale: [out], or [out, tp] where the inputs
         are cut, as each rank then has its own scale for every output.
         """
         scale_name = name.removesuffix("weight") + "per_channel_scale"
         quantised = [quantize_int8(part) for part in parts]
-        weight = merge_tensors(name, [part.q for part in quantised], self.config)
+        weight = merge_tensors(name, [part.q for part in quantised], config)
         scales = [part.scale for part in quantised]
         if tensor_cut(name, 2) is Cut.COLUMNS:
             scale = torch.stack(scales, dim=1)
         else:
-            scale = merge_tensors(scale_name, scales, self.config)
+            scale = merge_tensors(scale_name, scales, config)
         return {name: weight, scale_name: scale}
 
     def _locate(self, prefix: str) -> tuple[int, str]:
         """The pipeline stage that holds a prefix, and the prefix with its local layer index."""
         mapping = self.config.mapping
         if not prefix.startswith(_LAYERS):
-            first = prefix.startswith("transformer.vocab_embedding")
+            first = prefix.startswith(_FIRST)
             return (0 if first else mapping.pp_size - 1), prefix
         index, _, rest = prefix[len(_LAYERS) :].partition(".")
         for pp_rank in range(mapping.pp_size):

@@ -12,6 +12,7 @@ from typing import Any
 from enginehouse.runtime.checkpoint.routing import routing_of
 from enginehouse.runtime.checkpoint.traits import Traits, traits_of
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config_parts import Delta, Latent
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
 from enginehouse.runtime.cpu.library import (
     EXPERTS,
@@ -29,7 +30,6 @@ from enginehouse.runtime.cpu.library import (
 )
 from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Mixture, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
-from enginehouse.runtime.mixers import Delta, Latent
 
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (

@@ -21,6 +21,7 @@ from enginehouse.runtime.checkpoint.weights import (
     module_tensors,
 )
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config_parts import Delta, Latent
 from enginehouse.runtime.cpu.library import DELTA_ARRAYS, LINEAR, LINEARS, NORMS, PARTS
 from enginehouse.runtime.cpu.linear_forms import (
     LinearWeights,
@@ -39,7 +40,6 @@ from enginehouse.runtime.cpu.packed_file import (
     Rule,
 )
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears, whole_vectors
-from enginehouse.runtime.mixers import Delta, Latent
 
 Tensors = Mapping[str, Tensor]
 

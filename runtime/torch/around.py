@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 class Around(NamedTuple):
     """attend(q, k, v, rule): over its keys; recur(rule, mixed, decay, rate): over its state; norm:
-    of heads, by its name; show: what `watch` is shown.
+    of heads, by its name; show: what `watch` is shown; kept: keys and values of the layer that it
+    reads them of, if that is another, both [tokens, kv_heads * head_size], side by side.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor, AttentionRule], Tensor]
@@ -24,3 +25,4 @@ class Around(NamedTuple):
     run: Run
     norm: Callable[[Tensor, str], Tensor]
     show: Callable[[str, Tensor], Tensor]
+    kept: Tensor | None = None

@@ -20,8 +20,7 @@ from enginehouse.runtime.checkpoint.packing import INT8_MAX, to_fp8
 from enginehouse.runtime.checkpoint.traits import AttentionRule, Chunked
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.machine.device import CPU
-from enginehouse.runtime.torch.linear_attention import DeltaRule
-from enginehouse.runtime.torch.states import StateCache, StateRun, recur
+from enginehouse.runtime.torch.linear_attention import DeltaRule, StateCache, StateRun, recur
 
 _STORAGE = {"FP8": torch.float8_e4m3fn, "INT8": torch.int8}
 
@@ -76,6 +75,7 @@ def shares(scores: Tensor, sinks: Tensor | None) -> Tensor:
 
 class PagedKVCache:
     """Keys and values of all blocks, one tensor a layer: [2 * kv_heads, num_blocks * block, D].
+    kv_heads: all numbers of them that layers have.
 
     Heads lead, so that gathered blocks are a batch of matrices without another copy. Zeroed
     at first: a masked position is multiplied by 0, which must not meet NaN. On a CPU untouched
@@ -94,7 +94,7 @@ class PagedKVCache:
         scales: Sequence[float] = (),
         device: torch.device = CPU,
     ) -> None:
-        shape = (2 * config.num_key_value_heads, num_blocks * block_size, config.head_size)
+        layers = range(config.num_hidden_layers)
         self.dtype = dtype
         self.storage_dtype = kv_storage_dtype(config, dtype)
         self.scales = tuple(scales)
@@ -102,20 +102,19 @@ class PagedKVCache:
         # float8 has neither copies nor selections by index: its bytes are kept.
         stored = torch.uint8 if self.storage_dtype == torch.float8_e4m3fn else self.storage_dtype
         self.device = device
-        self.layers = [
-            _zeros(shape, stored, device) if config.has_attention(i) else torch.empty(0)
-            for i in range(config.num_hidden_layers)
-        ]
-        self.num_heads = shape[0]
+        slots = num_blocks * block_size
+        shapes = [(heads, slots, size) for heads, size in (_kept(config, i) for i in layers)]
+        self.layers = [_zeros(shape, stored, device) for shape in shapes]
+        self.kv_heads = sorted({heads // 2 for heads, _, _ in shapes if heads})
         self.block_size = block_size
         self.num_blocks = num_blocks
 
     @staticmethod
     def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
         """dtype: of arithmetic."""
-        layers = sum(map(config.has_attention, range(config.num_hidden_layers)))
-        heads = 2 * config.num_key_value_heads * layers
-        return heads * config.head_size * kv_storage_dtype(config, dtype).itemsize
+        layers = range(config.num_hidden_layers)
+        numbers = sum(heads * size for heads, size in (_kept(config, i) for i in layers))
+        return numbers * kv_storage_dtype(config, dtype).itemsize
 
     def write(self, layer: int, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store this step's k, v: [tokens, kv_heads, D] at slots: int64 [tokens]."""
@@ -148,9 +147,15 @@ class PagedKVCache:
         return stored.to(self.dtype) * self.scales[layer]
 
 
+def _kept(config: ModelConfig, layer: int) -> tuple[int, int]:
+    """The heads of a layer's keys and values, and their size; no heads where it reads others'."""
+    own = config.of_layer(layer)
+    return 2 * own.num_key_value_heads if config.has_keys(layer) else 0, own.head_size
+
+
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """On a CPU they take no memory until they are written (torch.zeros touches every page)."""
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     return (
         torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
@@ -164,13 +169,13 @@ class DecodeGroup:
     """Sequences of like length that decode one token each.
 
     tokens: int64 [sequences], their rows in the step; blocks: int64 [sequences * blocks per
-    sequence], short ones padded with block 0; masks: for each window,
+    sequence], short ones padded with block 0; masks: for each window and number of KV heads,
     [kv_heads * sequences, 1, positions], 0 or -inf.
     """
 
     tokens: Tensor
     blocks: Tensor
-    masks: Mapping[int | Chunked | None, Tensor]
+    masks: Mapping[tuple[int | Chunked | None, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +227,7 @@ class StepAttention:
         kv_heads = kv.shape[0] // 2
         keys, values = kv.view(2, kv_heads * n, -1, size)  # each [kv_heads * n, positions, D]
         grouped = q.view(n, kv_heads, -1, size).transpose(0, 1).reshape(kv_heads * n, -1, size)
-        mask = group.masks[rule.window]
+        mask = group.masks[rule.window, kv_heads]
         if rule.soft_cap is None:
             scores = torch.baddbmm(mask, grouped, keys.mT, alpha=rule.scale)
         else:

@@ -31,7 +31,7 @@ from enginehouse.runtime.machine.device import (
 )
 from enginehouse.runtime.torch.attention import PagedKVCache
 from enginehouse.runtime.torch.decoder import Decoder
-from enginehouse.runtime.torch.states import StateCache
+from enginehouse.runtime.torch.linear_attention import StateCache
 from enginehouse.runtime.torch.step_plan import plan_attention
 
 

@@ -21,7 +21,7 @@ from enginehouse.runtime.checkpoint.rope import Angles
 from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.mixers import Delta
+from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.torch.around import Around
 from enginehouse.runtime.torch.linear import make_linear
 
@@ -147,3 +147,65 @@ class LinearAttention:
     def _run(self, word: str, x: Tensor, around: Around) -> Tensor:
         name = f"linear_attention.{word}"
         return around.run(name, self.linears[name], x)
+
+
+class StateCache:
+    """A slot for each sequence that runs; whose is which is `BlockMemory`'s business. What is in a
+    slot that begins is nobody's.
+
+    layers: of each layer with linear attention what all slots hold.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_slots: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        layers = () if config.delta is None else sorted(config.delta.layers)
+        self.device = device
+        self.layers = {
+            layer: Past.none(config.delta, num_slots, dtype, device)
+            for layer in layers
+            if config.delta is not None
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(held.nbytes for past in self.layers.values() for held in past)
+
+    def read(self, layer: int, run: StateRun) -> Past:
+        inputs, states = (held[run.slots] for held in self.layers[layer])
+        inputs[run.begins] = 0
+        states[run.begins] = 0
+        return Past(inputs, states)
+
+    def write(self, layer: int, run: StateRun, past: Past) -> None:
+        for held, new in zip(self.layers[layer], past, strict=True):
+            held[run.slots] = new
+
+
+class StateRun(NamedTuple):
+    """Sequences that go on by equally many tokens. rows: int64 [sequences, tokens], theirs in the
+    step; slots: int64 [sequences]; begins: bool [sequences], whether nothing was before.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    begins: Tensor
+
+
+def recur(
+    cache: StateCache,
+    runs: list[StateRun],
+    layer: int,
+    rule: DeltaRule,
+    mixed: Tensor,
+    decay: Tensor,
+    rate: Tensor,
+) -> Tensor:
+    """float32 [tokens, key_heads, group, value_size] of a step's tokens, whose slots go on."""
+    delta = rule.delta
+    out = decay.new_empty(len(mixed), delta.key_heads, delta.group, delta.value_size)
+    for run in runs:
+        past = cache.read(layer, run)
+        out[run.rows], past = rule(mixed[run.rows], decay[run.rows], rate[run.rows], past)
+        cache.write(layer, run, past)
+    return out

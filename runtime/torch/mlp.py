@@ -55,12 +55,17 @@ class PlainMlp:
         self.fc_gate = make_linear([module_tensors(tensors, word) for word in words], dtype)
         self.proj = make_linear([module_tensors(tensors, "proj")], dtype)
 
-    def __call__(self, x: Tensor, run: Run) -> Tensor:
-        """x: [tokens, hidden_size] -> the same shape."""
+    def __call__(self, x: Tensor, run: Run, cutoff: float | None = None) -> Tensor:
+        """x: [tokens, hidden_size] -> the same shape. cutoff: gates keep what lies so many of their
+        standard deviations above their mean, and no more of it.
+        """
         given = run(f"{self.name}.fc", self.fc_gate, x)
         if not self.config.gated_mlp:
             return run(f"{self.name}.proj", self.proj, activated(given, self.traits.activation))
         gate, up = given.chunk(2, dim=-1)
         if self.config.gate_in_fc:
             gate, up = up, gate
+        if cutoff is not None:
+            spread = gate.std(dim=-1, keepdim=True, unbiased=False)
+            gate = (gate - (gate.mean(dim=-1, keepdim=True) + spread * cutoff)).relu()
         return run(f"{self.name}.proj", self.proj, gated(gate, up, self.traits))

@@ -25,8 +25,8 @@ _LEAST_SUM = 1e-20
 def route(router: Mapping[str, Tensor], x: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
     """Each token's experts and their shares: int64 and float32, both [tokens, chosen].
 
-    router: weight [experts, hidden_size], and where a model has them bias and
-    e_score_correction_bias, [experts]; float32.
+    router: weight [experts, hidden_size], and where a model has them bias,
+    e_score_correction_bias and expert_scale, of the shares, [experts]; float32.
     """
     logits = functional.linear(x.float(), router["weight"], router.get("bias"))
     scores = logits.sigmoid() if routing.sigmoid else logits.softmax(dim=-1)
@@ -38,6 +38,8 @@ def route(router: Mapping[str, Tensor], x: Tensor, routing: Routing) -> tuple[Te
     shares = scores.gather(-1, experts)
     if routing.renormalize:
         shares = shares / (shares.sum(dim=-1, keepdim=True) + _LEAST_SUM)
+    if "expert_scale" in router:
+        shares = shares * router["expert_scale"][experts]
     return experts, shares * routing.scale
 
 
@@ -75,7 +77,12 @@ class ExpertMlp:
 
     def __call__(self, x: Tensor, run: Run) -> Tensor:
         """x: [tokens, hidden_size] -> the same shape."""
-        experts, shares = route(self.router, x, self.routing)
+        out = self.routed(x, x, run)
+        return out if self.shared is None else out + self._shared(self.shared, x, run)
+
+    def routed(self, x: Tensor, judged: Tensor, run: Run) -> Tensor:
+        """What the chosen experts make of x. judged: what they are chosen by, of the same shape."""
+        experts, shares = route(self.router, judged, self.routing)
         out = torch.zeros_like(x)
         for expert in experts.unique().tolist():
             tokens, slots = torch.where(experts == expert)
@@ -85,7 +92,7 @@ class ExpertMlp:
             up, gate = run("mlp.fc", self.fc[expert], entering).chunk(2, dim=-1)
             y = run("mlp.proj", self.proj[expert], gated(gate, up, self.traits))
             out.index_add_(0, tokens, y * share)
-        return out if self.shared is None else out + self._shared(self.shared, x, run)
+        return out
 
     def _shared(self, shared: PlainMlp, x: Tensor, run: Run) -> Tensor:
         given = shared(x, run)

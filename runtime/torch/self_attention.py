@@ -33,8 +33,12 @@ class HeadAttention:
     ) -> None:
         self.config = config
         self.traits = traits_of(config)
-        names = ("attention.qkv", "attention.dense")
+        self.has_keys = "attention.qkv.weight" in tensors
+        self.first = "attention.qkv" if self.has_keys else "attention.q"
+        names = (self.first, "attention.dense")
         self.linears = {n: make_linear([module_tensors(tensors, n)], dtype) for n in names}
+        # layers may differ in it, and in the number of KV heads
+        self.head_size = tensors["attention.dense.weight"].shape[1] // config.num_attention_heads
         self.has_norms = "attention.q_layernorm.weight" in tensors
         sinks = tensors.get("attention.sinks")
         self.sinks = None if sinks is None else sinks.to(dtype)
@@ -42,21 +46,27 @@ class HeadAttention:
     def __call__(self, x: Tensor, rule: AttentionRule, angles: Angles, around: Around) -> Tensor:
         """x: [tokens, hidden_size], normed -> the same shape."""
         c, traits, show = self.config, self.traits, around.show
-        qkv = around.run("attention.qkv", self.linears["attention.qkv"], x)
+        qkv = around.run(self.first, self.linears[self.first], x)
         if traits.clip_qkv is not None:
             qkv = qkv.clamp(-traits.clip_qkv, traits.clip_qkv)
         qkv, gates = self._without_gates(qkv)
-        heads = qkv.view(len(x), -1, c.head_size)  # [tokens, heads + 2 * kv_heads, D]
-        sizes = [c.num_attention_heads, c.num_key_value_heads, c.num_key_value_heads]
-        qk, v = heads.split([sizes[0] + sizes[1], sizes[2]], dim=1)
+        heads = qkv.view(len(x), -1, self.head_size)  # [tokens, heads + 2 * kv_heads, D]
+        kv_heads = (heads.shape[1] - c.num_attention_heads) // 2
+        sizes = [c.num_attention_heads, kv_heads]
+        qk, v = heads.split([sum(sizes), kv_heads], dim=1)
         if self.has_norms and not traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2], around.norm)
+            qk = self._norm_heads(qk, sizes, around.norm)
         qk = rotate(qk, angles, traits.rope_interleaved)
         if traits.l2_norm_heads and angles.cos is not None:
             qk = functional.rms_norm(qk, qk.shape[-1:], None, c.norm_epsilon)
         if self.has_norms and traits.norm_turned_heads:
-            qk = self._norm_heads(qk, sizes[:2], around.norm)
-        q, k = qk.split(sizes[:2], dim=1)
+            qk = self._norm_heads(qk, sizes, around.norm)
+        if traits.norm_values:
+            v = functional.rms_norm(v, v.shape[-1:], None, c.norm_epsilon)
+        q, k = qk.split(sizes, dim=1)
+        if not self.has_keys:
+            assert around.kept is not None
+            k, v = around.kept.unflatten(1, (2, -1, self.head_size)).unbind(1)
         if angles.query_scale is not None:
             q = q * angles.query_scale.to(q.dtype)
         out = around.attend(show(QUERIES, q), show(KEYS, k), v, rule._replace(sinks=self.sinks))
@@ -79,6 +89,8 @@ class HeadAttention:
     ) -> Tensor:
         """qk: [tokens, heads + kv_heads, head_size]"""
         names = ("attention.q_", "attention.k_")
+        if not self.has_keys:
+            return norm(qk, names[0])
         pairs = zip(qk.split(sizes, dim=1), names, strict=True)
         if not self.traits.norm_all_heads:
             return torch.cat([norm(x, name) for x, name in pairs], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from itertools import accumulate
 
 import torch
 
@@ -16,7 +17,7 @@ from enginehouse.runtime.torch.attention import (
     StepAttention,
     visible,
 )
-from enginehouse.runtime.torch.states import StateCache, state_runs
+from enginehouse.runtime.torch.linear_attention import StateCache, StateRun
 
 
 def plan_attention(
@@ -75,11 +76,33 @@ def _decode_group(
         table[i, : len(used)] = torch.tensor(used)
     starts = index_tensor([chunk.start for _, chunk in group], device)
     positions = torch.arange(width * size, device=device)
-    masks: dict[int | Chunked | None, torch.Tensor] = {}
+    masks: dict[tuple[int | Chunked | None, int], torch.Tensor] = {}
     for window in windows:
         hidden = ~visible(starts, positions, window)  # [sequences, positions]
         mask = torch.zeros(hidden.shape, dtype=cache.dtype, device=device)
         mask.masked_fill_(hidden, float("-inf"))
-        masks[window] = mask.repeat(cache.num_heads // 2, 1).unsqueeze(1)
+        for kv_heads in cache.kv_heads:
+            masks[window, kv_heads] = mask.repeat(kv_heads, 1).unsqueeze(1)
     rows = index_tensor([row for row, _ in group], device)
     return DecodeGroup(rows, to_device(table.flatten(), device), masks)
+
+
+def state_runs(cache: StateCache, chunks: list[Chunk]) -> list[StateRun]:
+    """All decodes at once, and each other chunk by itself; none where no layer has a state."""
+    if not cache.layers:
+        return []
+    ends = accumulate((chunk.num_tokens for chunk in chunks), initial=0)
+    placed = list(zip(ends, chunks, strict=False))
+    decodes = [each for each in placed if each[1].num_tokens == 1]
+    others = [[each] for each in placed if each[1].num_tokens > 1]
+    return [_run(cache, group) for group in (decodes, *others) if group]
+
+
+def _run(cache: StateCache, group: list[tuple[int, Chunk]]) -> StateRun:
+    device = cache.device
+    rows = [list(range(first, first + chunk.num_tokens)) for first, chunk in group]
+    return StateRun(
+        torch.tensor(rows, device=device),
+        index_tensor([chunk.sequence.slot for _, chunk in group], device),
+        torch.tensor([chunk.start == 0 for _, chunk in group], device=device),
+    )

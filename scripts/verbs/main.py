@@ -11,8 +11,7 @@ import os
 import sys
 from typing import cast
 
-from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.runtime.faults import unexpected_fault
+from enginehouse.runtime.errors import EnginehouseError, unexpected_fault
 from enginehouse.verbs.base import Verb
 
 VERBS = {

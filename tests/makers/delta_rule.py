@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enginehouse.runtime.mixers import Delta
+from enginehouse.runtime.config_parts import Delta
 
 
 def by_loops(

@@ -47,6 +47,15 @@ QWEN_EXPERTS: dict[str, Any] = dict(
 )
 GEMMA2: dict[str, Any] = dict(head_dim=32, query_pre_attn_scalar=4, sliding_window=16)
 
+GEMMA4: dict[str, Any] = dict(
+    head_dim=32,
+    global_head_dim=64,
+    sliding_window=16,
+    hidden_size_per_layer_input=0,
+    vocab_size_per_layer_input=VOCAB,
+)
+TWO_TYPES: dict[str, Any] = dict(layer_types=["sliding_attention", "full_attention"])
+
 GRANITE: dict[str, Any] = dict(
     embedding_multiplier=12.0,
     residual_multiplier=0.22,
@@ -239,6 +248,47 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             layer_types=["sliding_attention", "full_attention"],
         ),
     ),
+    "gemma4": (
+        "Gemma4TextConfig",
+        dict(GEMMA4, **TWO_TYPES, attention_k_eq_v=True, num_global_key_value_heads=1),
+    ),
+    "gemma4-small": (
+        "Gemma4TextConfig",
+        dict(
+            {**GEMMA4, "hidden_size_per_layer_input": 16},
+            num_hidden_layers=6,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            num_kv_shared_layers=3,
+            use_double_wide_mlp=True,
+            final_logit_softcapping=3.0,
+        ),
+    ),
+    "gemma4-moe": (
+        "Gemma4TextConfig",
+        dict(
+            GEMMA4,
+            **TWO_TYPES,
+            attention_k_eq_v=True,
+            enable_moe_block=True,
+            num_experts=4,
+            top_k_experts=2,
+            moe_intermediate_size=64,
+        ),
+    ),
+    "gemma3n": (
+        "Gemma3nTextConfig",
+        dict(
+            {key: GEMMA4[key] for key in ("head_dim", "sliding_window")},
+            num_hidden_layers=6,
+            layer_types=["sliding_attention", "sliding_attention", "full_attention"] * 2,
+            hidden_size_per_layer_input=16,
+            vocab_size_per_layer_input=VOCAB - 12,
+            num_kv_shared_layers=3,
+            laurel_rank=16,
+            activation_sparsity_pattern=[0.95, 0.5, 0.0, 0.0, 0.9, 0.0],
+            intermediate_size=[256, 256, 256, 512, 512, 256],
+        ),
+    ),
     "mixtral": ("MixtralConfig", EXPERTS),
     "qwen3-moe": ("Qwen3MoeConfig", dict(QWEN_EXPERTS, norm_topk_prob=True)),
     "granite-moe": (
@@ -355,19 +405,24 @@ BEYOND_TENSORRT = {
     *("youtu", "nemotron-nas", "gpt-oss", "llama4", "llama4-chunked"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
     *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
+}
+# And of these the kernels.
+BEYOND_KERNELS = {
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
     *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
-    *("llama4-chunked", "qwen3.5-moe", "qwen3-next"),
+    *("llama4-chunked", "qwen3.5-moe", "qwen3-next", "gemma4-moe"),
 }
 # Whose MLPs are of several sizes.
 OF_SEVERAL_SIZES = {
     *("qwen3-moe-dense", "qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe"),
-    *("granite-moe-shared", "hunyuan-moe", "llama4", "llama4-chunked"),
-    *("qwen3.5-moe", "qwen3-next"),
+    *("granite-moe-shared", "hunyuan-moe", "llama4", "llama4-chunked", "gemma4-moe"),
+    *("qwen3.5-moe", "qwen3-next", "gemma3n", "gemma4-small"),
 }
 # Of each way in which a family's tensors are named, fused, biased, normed or left out: what forms
 # of weights meet.
@@ -375,8 +430,9 @@ OF_ALL_KINDS = (
     *("llama", "qwen2-tied", "qwen3", "phi3", "gemma2", "nemotron", "starcoder2", "cohere", "glm4"),
     *("granite-hybrid", "olmo", "phi", "nemotron-nas", "youtu", "mixtral", "qwen3-moe-dense"),
     *("qwen2-moe", "dots1", "granite-moe-shared", "gpt-oss", "llama4", "deepseek-v3"),
-    *("qwen3.5", "qwen3-next", "gpt-neox"),
+    *("qwen3.5", "qwen3-next", "gpt-neox", "gemma3n", "gemma4-small", "gemma4-moe"),
 )
+UNSCALED = ("Gemma3nTextConfig", "Gemma4TextConfig")
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}
 
 
@@ -394,6 +450,10 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
             noise = torch.randn(parameter.shape, generator=generator)
             if kind == "NemotronConfig" and full_name.endswith("norm.weight"):
                 parameter.zero_()  # one is added to it; transformers begins with ones all the same
+            if kind in ("Gemma3nTextConfig", "Gemma4TextConfig") and full_name.endswith(
+                "q_norm.weight"
+            ):
+                parameter.fill_(0.2)  # its scores have no scale beside that
             if full_name.endswith("sinks"):
                 parameter.copy_(noise)
             elif parameter.ndim == 1:
@@ -401,8 +461,11 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
             else:
                 parameter.copy_(noise * parameter.shape[-1] ** -0.5)
         for full_name, buffer in model.named_buffers():
+            noise = 0.1 * torch.randn(buffer.shape, generator=generator)
             if full_name.endswith("e_score_correction_bias"):
-                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+                buffer.copy_(noise)
+            if full_name.endswith("layer_scalar"):
+                buffer += noise
     model.save_pretrained(path)
     if is_deci:
         written = json.loads((path / "config.json").read_text())

@@ -211,6 +211,24 @@ def test_fp8_weights_are_the_models_within_a_rounding(engine: EngineMaker, name:
     assert_answers(quantised)
 
 
+@pytest.mark.parametrize("name", ["gemma4-small", "gemma3n"])
+def test_layers_that_read_others_keys_have_no_scale_of_their_own(
+    engine: EngineMaker, name: str
+) -> None:
+    choices = dict(quant="fp8", kv_cache_dtype="fp8", dtype="bfloat16", calib_samples=16)
+    kept = engine(name, **choices, tp=2, pp=2)
+    scales = CheckpointWeights(kept, read_config(kept)).kv_scales()
+    assert all(0 < scale < 0.1 for scale in scales[:3]) and scales[3:] == [1.0] * 3
+    assert_answers(kept)
+
+
+@pytest.mark.parametrize("name", ["gemma4-small", "gemma3n"])
+def test_a_walk_over_layers_of_several_kinds_settles_awqs_factors(
+    engine: EngineMaker, name: str
+) -> None:
+    assert_answers(engine(name, quant="int4_awq", dtype="bfloat16", calib_samples=16))
+
+
 def assert_answers(engine_dir: Path) -> None:
     """The executor runs it, and no logit is lost: a lost one would be an EngineError."""
     executor = open_executor(engine_dir, FLOAT32)
@@ -250,7 +268,10 @@ def test_the_plan_says_which_window_to_serve_with(
 
 @pytest.mark.parametrize(
     ("name", "quant"),
-    [("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")],
+    [
+        *(("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")),
+        *(("gemma4-small", "fp8"), ("gemma4-moe", "none"), ("gemma3n", "none")),
+    ],
 )
 def test_the_verify_stage_measures_the_family(engine: EngineMaker, name: str, quant: str) -> None:
     settings = {"quant": quant, "tp": 2, "until": "verify", "compute_dtype": "float32"}

@@ -117,6 +117,61 @@ CASES: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         },
     ),
     (
+        "Gemma4",
+        {"attention_k_eq_v": True, "num_global_key_value_heads": 2},
+        {
+            "hidden_act": "geglu",
+            "attention_multiplier": 1.0,
+            "rotary_base": 1e6,
+            "rope_local_base_freq": 1e4,
+            "local_rope_layers": [0, 1, 2, 3, 4],
+            "layer_head_sizes": [256] * 5 + [512],
+            "layer_kv_heads": [4] * 5 + [2],
+            "shared_projection_layers": [5],
+            "kv_source_layers": None,
+            "per_layer_input_size": 256,
+            "max_attention_window": [512] * 5 + [8192],
+        },
+    ),
+    (
+        "Gemma4",
+        {
+            "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+            "hidden_size_per_layer_input": 0,
+            "per_layer_config": {"1": {"head_dim": 128}},
+        },
+        {
+            "local_rope_layers": [0, 2, 4],
+            "layer_head_sizes": [256, 128, 256, 256, 256, 256],
+            "layer_kv_heads": [4] * 6,
+            "kv_source_layers": [0, 1, 2, 3, 2, 3],
+            "layer_intermediate_sizes": [4096] * 4 + [8192] * 2,
+            "per_layer_input_size": None,
+        },
+    ),
+    (
+        "Gemma3n",
+        {
+            "intermediate_size": [64] * 5 + [128],
+            "num_kv_shared_layers": 0,
+            "rope_theta": 1e6,
+            "rope_local_base_freq": 5000,
+        },
+        {
+            "intermediate_size": 128,
+            "layer_intermediate_sizes": [64] * 5 + [128],
+            "local_rope_layers": [0, 1, 2, 3, 5],
+            "rope_local_base_freq": 5000.0,
+            "activation_sparsity_pattern": [],
+            "altup_num_inputs": 4,
+            "laurel_rank": 64,
+            "per_layer_vocab_size": 262144,
+            "final_logit_softcapping": 30.0,
+        },
+    ),
+    (
         "GPTNeoX",
         {"rotary_pct": 0.5, "rotary_emb_base": 500},
         {
@@ -185,9 +240,11 @@ MODEL_TYPES = {
     "DeepseekV3": "deepseek_v3",
     "Glm4MoeLite": "glm4_moe_lite",
     "GPTNeoX": "gpt_neox",
+    "Gemma4": "gemma4_text",
+    "Gemma3n": "gemma3n_text",
 }
 # Their classes have no defaults that make a model, or transformers has none.
-WITHOUT_DEFAULTS = {"DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1", "DeepseekV2"}
+WITHOUT_DEFAULTS = {"Gemma3n", "DeciLM", "GraniteMoeHybrid", "HunYuanMoEV1", "Dots1", "DeepseekV2"}
 DEFAULTED = [name.removesuffix("ForCausalLM") for name in ARCHITECTURES]
 
 
@@ -329,6 +386,29 @@ def deci(*groups: int, **keys: Any) -> list[dict[str, Any]]:
         ),
         ("GPTNeoX", {"use_parallel_residual": 1.5}, "parallel_residual=1.5; .* only True"),
         ("GPTNeoX", {"hidden_act": "gelu_10"}, "hidden_act='gelu_10'; wanted 'gelu'"),
+        ("Gemma4", {"use_bidirectional_attention": "all"}, "attention='all'; .* only None"),
+        ("Gemma4", {"num_kv_shared_layers": 6}, "layers=6, and no layer before them of each type"),
+        ("Gemma4", {"per_layer_config": {"1": {"intermediate_size": 8}}}, "of intermediate_size;"),
+        ("Gemma4", {"per_layer_config": {"1": {"head_dim": 33}}}, "layer 1 heads of 33 and 4 KV"),
+        ("Gemma4", {"per_layer_config": {"1": {"num_key_value_heads": 3}}}, "of 256 and 3 KV"),
+        (
+            "Gemma4",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1e6}}},
+            "rope type 'yarn' on full layers; wanted proportional",
+        ),
+        (
+            "Gemma4",
+            {**EXPERTS, "enable_moe_block": True, "top_k_experts": 2, "use_double_wide_mlp": True},
+            "use_double_wide_mlp and enable_moe_block",
+        ),
+        ("Gemma3n", {"intermediate_size": [8, 8]}, "has 2 of intermediate_size; wanted one number"),
+        ("Gemma3n", {"altup_active_idx": 1}, "altup_active_idx=1; .* only 0"),
+        ("Gemma3n", {"altup_correct_scale": False}, "correct_scale=False; .* only True"),
+        (
+            "Gemma3n",
+            {"num_kv_shared_layers": 0, "activation_sparsity_pattern": [1.0] * 6},
+            "wanted 6 numbers from 0 to below 1",
+        ),
         ("Phi", {"qk_layernorm": True}, "qk_layernorm=True; .* only False"),
         ("InternLM3", {"qkv_bias": True}, "qkv_bias=True; .* only False"),
         ("HunYuanDenseV1", {"rope_scaling": {"type": "dynamic"}}, "has no factor"),

@@ -31,6 +31,8 @@ def test_what_tensorrt_does_not_do_is_said_in_its_words() -> None:
     assert beyond["MixtralForCausalLM"] is None
     assert beyond["GptOssForCausalLM"] == "a bounded SwiGLU"
     assert beyond["DeepseekV3ForCausalLM"] == "latent attention"
+    assert beyond["Gemma3nForCausalLM"] == "layers that read the keys of others"
+    assert beyond["Gemma4ForCausalLM"] == "heads of several sizes"
     assert beyond["Llama4ForCausalLM"] == "norms of turned heads without weights"
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from enginehouse.build import cli
 from enginehouse.build.families.architectures import ARCHITECTURES
+from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.support import NOTES
 from enginehouse.build.forms.capabilities import GPU_SM, refusal
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
@@ -49,9 +50,11 @@ LATENT = (
     "YoutuForCausalLM",
 )
 LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
+BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM")
 BEYOND_TENSORRT = (
     *LATENT,
     *LINEAR,
+    *BEYOND_KERNELS,
     *("DeciLMForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
@@ -85,7 +88,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Configs:
 
 
 def has_experts(family: str) -> bool:
-    return any(row.target.endswith("mlp.router.weight") for row in ARCHITECTURES[family].layer_rows)
+    keys = {"architectures": [family], **SIZES, **NOTES[family].keys}
+    return model_config(keys, "bfloat16").num_experts > 0
 
 
 def has_form(family: str, quant: str) -> bool:
@@ -108,7 +112,7 @@ def test_a_plan_is_a_page_or_one_sentence(
     parted = (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
         "--backend=torch": has_own_form(family, quant),
-        "--backend=cpu": has_own_form(family, quant),
+        "--backend=cpu": has_own_form(family, quant) and family not in BEYOND_KERNELS,
         "--backend=tensorrt_llm": has_form(family, quant) and ARCHITECTURES[family].for_trtllm,
         "--backend=tensorrt": has_form(family, quant) and runs_natively,
         "--format=hf": has_form(family, quant) and quant != "int8" and folds and parted,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginehouse.build import cli
+from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.plan.unread import check_unread
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine
+from enginehouse.runtime.errors import CheckpointError
 from makers.engines import build_engine, write_tiny_checkpoint
+from makers.family_models import save_family
 
 Capture = pytest.CaptureFixture[str]
 HIDDEN, HEAD = 128, 32
@@ -25,6 +30,23 @@ def checkpoint_with(path: Path, *names: str) -> Path:
     extra = {name: torch.ones(HEAD) for name in names}
     save_file({**tensors, **extra}, path / "model.safetensors", {"format": "pt"})
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "passes"), [("layers.5.self_attn.k_proj", True), ("layers.1.self_attn.k_more", False)]
+)
+def test_keys_of_layers_that_read_those_of_another_are_passed_over(
+    tmp_path: Path, name: str, passes: bool
+) -> None:
+    """As released Gemmas have them all the same."""
+    path = save_family("gemma4-small", tmp_path / "m")
+    tensors = load_file(path / "model.safetensors")
+    tensors[f"model.{name}.weight"] = torch.ones(HEAD)
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    source = resolve_source(str(path), path)
+    config = model_config(source.config, "auto")
+    with nullcontext() if passes else pytest.raises(CheckpointError, match="read by nothing"):
+        check_unread(source.tensors, config, None)
 
 
 @pytest.mark.parametrize(

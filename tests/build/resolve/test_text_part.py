@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.torch.decoder import causal_attention
 from enginehouse.runtime.torch.executor import TorchExecutor
 from makers.engines import build_engine, train_tokenizer
-from makers.family_models import DELTA, SIZES, VOCAB
+from makers.family_models import DELTA, FAMILIES, SIZES, VOCAB, save_family
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 IDS = [7 * i % 500 + 3 for i in range(40)]
@@ -68,11 +69,36 @@ def qwen3_5() -> PreTrainedModel:
     return transformers.Qwen3_5ForConditionalGeneration(config)
 
 
+def gemma4() -> PreTrainedModel:
+    tower = dict(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        position_embedding_size=64,
+    )
+    text = {**TEXT, **FAMILIES["gemma4-small"][1]}
+    config = transformers.Gemma4Config(text_config=text, vision_config=tower, dtype="float32")
+    return transformers.Gemma4ForConditionalGeneration(config)
+
+
+def gemma4_unified() -> PreTrainedModel:
+    text = {**TEXT, **FAMILIES["gemma4"][1]}
+    for name in ("hidden_size_per_layer_input", "vocab_size_per_layer_input"):
+        text.pop(name)
+    config = transformers.Gemma4UnifiedTextConfig(**text, dtype="float32")
+    return transformers.Gemma4UnifiedForCausalLM(config)
+
+
 WHOLES = {
     "mistral3": mistral3,
     "qwen2.5-vl": qwen2_5_vl,
     "qwen3-vl": qwen3_vl,
     "qwen3.5": qwen3_5,
+    "gemma4": gemma4,
+    "gemma4-unified": gemma4_unified,
 }
 
 
@@ -102,6 +128,25 @@ def answers_as(whole: PreTrainedModel, path: Path, output: Path) -> None:
 @pytest.mark.parametrize("name", WHOLES)
 def test_a_text_model_equals_the_whole(name: str, tmp_path: Path) -> None:
     answers_as(saved(name, tmp_path / "whole"), tmp_path / "whole", tmp_path / "e")
+
+
+def test_a_gemma_3ns_text_is_taken_out_of_the_whole(tmp_path: Path) -> None:
+    """As transformers' own whole wants a tower that needs more packages: the text's tensors under
+    their longer names, and one of a tower.
+    """
+    alone = resolve_source(str(save_family("gemma3n", tmp_path / "text")), tmp_path)
+    path = Path(shutil.copytree(tmp_path / "text", tmp_path / "whole"))
+    text = json.loads((path / "config.json").read_text())
+    whole = {"architectures": ["Gemma3nForConditionalGeneration"], "text_config": text}
+    (path / "config.json").write_text(json.dumps({**whole, "model_type": "gemma3n"}))
+    tensors = load_file(path / "model.safetensors")
+    longer = {f"model.language_model.{k.removeprefix('model.')}": t for k, t in tensors.items()}
+    longer["model.vision_tower.weight"] = torch.ones(2, 2)
+    save_file(longer, path / "model.safetensors", {"format": "pt"})
+    found = resolve_source(str(path), path)
+    assert model_config(found.config, "auto") == model_config(alone.config, "auto")
+    assert found.tensors.infos == alone.tensors.infos
+    assert found.config["architectures"] == ["Gemma3nForCausalLM"]
 
 
 def test_a_qwen_of_the_older_layout_is_read_too(tmp_path: Path) -> None:

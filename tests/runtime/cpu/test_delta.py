@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import INSTRUCTIONS, available, cpu_words
-from enginehouse.runtime.mixers import Delta
 from makers.cpp_compiler import compile_program, needs_compiler
 from makers.delta_rule import by_loops
 

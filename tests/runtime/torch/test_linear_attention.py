@@ -11,10 +11,10 @@ from torch import Tensor
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
-from enginehouse.runtime.mixers import Delta
 from enginehouse.runtime.request import Request, SamplingParams
 from enginehouse.runtime.torch.executor import TorchExecutor
 from enginehouse.runtime.torch.linear_attention import DeltaRule, Past

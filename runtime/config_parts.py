@@ -1,6 +1,5 @@
-"""Sizes of what layers have in the place of keys and values of each head: latents, or a state.
-
-Read out of config.json's words, and counted for the whole model, never per rank.
+"""Values of config.json, each refused by name when it is wrong; and sizes of what layers have in
+the place of keys and values of each head: latents, or a state. Counted for the whole model.
 """
 
 from __future__ import annotations
@@ -97,3 +96,37 @@ def delta_of(extra: Mapping[str, Any]) -> Delta | None:
             + ", ".join(_NUMBERS)
         )
     return delta
+
+
+def json_object(data: dict[str, Any], key: str) -> dict[str, Any]:
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        raise EngineError(f"config.json has {key}={value!r}; wanted a JSON object")
+    return value
+
+
+def whole(
+    data: dict[str, Any], key: str, default: int | None = None, least: int = 1, most: int = 2**31
+) -> int:
+    """A whole number; null is the default, and KeyError where there is none."""
+    value = data.get(key)
+    if value is None:
+        value = data[key] if default is None else default
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    if isinstance(value, bool) or not is_whole or not least <= value <= most:
+        raise EngineError(f"config.json has {key}={value!r}; wanted {least} to {most}")
+    return int(value)
+
+
+def number(data: dict[str, Any], key: str, default: float) -> float:
+    value = data.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e300:
+        raise EngineError(f"config.json has {key}={value!r}; wanted a number, not below 0")
+    return float(value)
+
+
+def word(data: dict[str, Any], key: str) -> str | None:
+    value = data.get(key)
+    if value is not None and not isinstance(value, str):
+        raise EngineError(f"config.json has {key}={value!r}; wanted a word, or null")
+    return value
