@@ -262,6 +262,13 @@ class TrtllmTensors:
         if reorders(recipe):
             row = reordered(self._config, recipe, row, back=True)
             return row.view(self.infos[sources[0]].shape) if recipe == "qkv_by_heads" else row
+        if recipe == "stacked_halves":
+            return row.roll(row.shape[1] // 2, dims=1)
+        if recipe not in ("join", "flat", "stacked", "plus_one"):
+            raise CheckpointError(
+                f"{self._path} does not hold {sources[0]} as it was; give the model's Hugging Face "
+                "directory"
+            )
         return row.float() - 1 if recipe == "plus_one" else row
 
     def read_row(self, sources: Sequence[str]) -> Tensor:
@@ -271,9 +278,9 @@ class TrtllmTensors:
         if target in ("transformer.vocab_embedding.weight", "lm_head.weight"):
             return self._vocabulary(module)
         tensors = self._module(module)
-        weight, scale = tensors["weight"], tensors.get("weights_scaling_factor")
-        if not is_decoder_linear(target) or weight.dtype.itemsize > 1:
+        if not is_decoder_linear(target) or tensors["weight"].dtype.itemsize > 1:
             return tensors[kind]  # never quantised, or excluded
+        weight, scale = tensors["weight"], tensors.get("weights_scaling_factor")
         if weight.dtype == torch.float8_e4m3fn:
             rows = tensors.get("per_channel_scale", scale)
             assert rows is not None
@@ -352,8 +359,10 @@ class TrtllmTensors:
         except EngineError as error:
             raise CheckpointError(f"{self._path}: {error}") from None
         algo = self._config.quantization.quant_algo
-        if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN") and tensors["weight"].dtype == torch.int8:
-            tensors["weight"] = tensors["weight"].view(torch.float8_e4m3fn)
+        weight = tensors.get("weight")
+        if algo in ("FP8", "FP8_PER_CHANNEL_PER_TOKEN") and weight is not None:
+            if weight.dtype == torch.int8:
+                tensors["weight"] = weight.view(torch.float8_e4m3fn)
         return tensors
 
     @cached_property

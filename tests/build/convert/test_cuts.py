@@ -157,7 +157,13 @@ def test_merging_every_tensor_of_every_rank_gives_the_model_back(
     assert seen == set(model)
 
 
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "phi3", "gemma2", "mixtral", "qwen3-moe"])
+CUT_AGAIN = (
+    *("qwen2", "qwen3", "phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox"),
+    *("gemma3n", "gemma4-small", "gemma4-moe", "gpt-oss", "qwen3.5", "qwen3-next"),
+)
+
+
+@pytest.mark.parametrize("family", CUT_AGAIN)
 def test_a_familys_folder_is_cut_again_bit_for_bit(family: str, tmp_path: Path) -> None:
     source = open_checkpoint(save_family(family, tmp_path / "in"))
     few: dict[str, Any] = {"calib_samples": 1, "calib_length": 16}
@@ -174,7 +180,9 @@ def test_a_familys_folder_is_cut_again_bit_for_bit(family: str, tmp_path: Path) 
             assert all(same_bits(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("family", ["phi3", "gemma2", "mixtral", "qwen3-moe"])
+@pytest.mark.parametrize(
+    "family", ["phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox", "gemma3n", "gemma4-small", "qwen3.5"]
+)
 def test_a_familys_folder_reads_by_hugging_faces_names(family: str, tmp_path: Path) -> None:
     source = open_checkpoint(save_family(family, tmp_path / "in"))
     folder = build_engine(source, tmp_path / "e", tp=2, pp=2, until="convert", dtype="float32")

@@ -227,6 +227,9 @@ def test_config_json_reads_back_as_it_was_written(
 
 MODEL_TYPES = {
     "Qwen3Moe": "qwen3_moe",
+    "Qwen3Next": "qwen3_next",
+    "Qwen3_5": "qwen3_5_text",
+    "Qwen3_5Moe": "qwen3_5_moe_text",
     "Gemma3": "gemma3_text",
     "SeedOss": "seed_oss",
     "StableLm": "stablelm",
