@@ -16,6 +16,10 @@ from enginehouse.runtime.errors import QuantizationError
 INT4_MAX = 7
 # Of a group's largest magnitude: what an INT4 scale may leave out for finer steps elsewhere.
 INT4_SHRINKS = (1.0, 0.95, 0.9, 0.875, 0.85, 0.8, 0.75, 0.7)
+# Of an FP8 row's largest magnitude, up to nearly twice it: its steps double at each power of two,
+# and rows differ in where it is best that their weights lie between two.
+FP8_STRETCHES = (1.0, 1.12, 1.25, 1.4, 1.6)
+_EXPONENT, _LEAST_E4M3 = 0x7F800000, 2.0**-9  # float32's bits of it; the smallest number
 _ROWS_AT_ONCE = 1 << 22  # elements held in float32 at a time
 _INT4_AT_ONCE = 1 << 18  # fewer, as each is rounded several times and stays in the cache
 
@@ -104,6 +108,16 @@ def fp8_scale(amax: float) -> float:
     return amax / FP8_MAX if amax > 0 else 1.0
 
 
+def round_e4m3(values: Tensor) -> Tensor:
+    """`values`, finite float32, made those of e4m3 in place: as `to_fp8` and back does, in a third
+    of the time.
+    """
+    values.clamp_(-FP8_MAX, FP8_MAX)
+    power = (values.view(torch.int32) & _EXPONENT).view(torch.float32)  # of two, not above
+    step = power.div_(8).clamp_(min=_LEAST_E4M3)
+    return values.div_(step).round_().mul_(step)
+
+
 class RowwiseFp8Weight(NamedTuple):
     """q: float8_e4m3fn [out, in]; scale: float32 [out]; weight is about q * scale."""
 
@@ -112,17 +126,29 @@ class RowwiseFp8Weight(NamedTuple):
 
 
 def quantize_fp8_rowwise(weight: Tensor) -> RowwiseFp8Weight:
-    """One scale for each output channel, its largest magnitude / 448; bounded memory.
+    """A scale for each output channel: of FP8_STRETCHES times its largest magnitude / 448, the one
+    with the least sum of squared errors; bounded memory.
 
     weight: [out_features, in_features], floating; a row of zeros gets the scale 1.
     """
-    scale = weight.abs().amax(dim=1).float() / FP8_MAX
-    scale = torch.where(scale > 0, scale, 1.0)
+    scale = torch.empty(len(weight))
     q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
-    step = max(1, _ROWS_AT_ONCE // weight.shape[1])
+    step = max(1, _INT4_AT_ONCE // weight.shape[1])
     for start in range(0, len(weight), step):
         rows = slice(start, start + step)
-        q[rows] = to_fp8(weight[rows].float() / scale[rows].unsqueeze(1))
+        part = weight[rows].float()
+        largest = part.abs().amax(dim=1, keepdim=True) / FP8_MAX
+        largest = torch.where(largest > 0, largest, 1.0)
+        best = best_error = torch.full_like(largest, float("inf"))
+        for stretch in FP8_STRETCHES:
+            divisor = largest * stretch
+            error = round_e4m3(part / divisor).mul_(divisor).sub_(part).square_()
+            error = error.sum(-1, keepdim=True)
+            better = error < best_error
+            best = torch.where(better, divisor, best)
+            best_error = torch.where(better, error, best_error)
+        q[rows] = to_fp8(part / best)
+        scale[rows] = best.squeeze(1)
     return RowwiseFp8Weight(q, scale)
 
 

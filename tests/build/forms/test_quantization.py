@@ -13,6 +13,7 @@ from enginehouse.build.forms.quantization import (
     fp8_scale,
     quantize_fp8,
     quantize_int4,
+    round_e4m3,
 )
 from enginehouse.runtime.checkpoint.packing import (
     dequantize_fp8,
@@ -105,6 +106,18 @@ def test_fp8_rounds_to_the_nearest_value_of_the_format() -> None:
 
 def test_fp8_saturates_instead_of_giving_nan() -> None:
     assert to_fp8(torch.tensor([500.0, -1e9])).float().tolist() == [448.0, -448.0]
+
+
+def test_round_e4m3_is_the_cast_and_back() -> None:
+    """Every number of e4m3, what lies between two and beside it, and numbers of every size."""
+    every = torch.arange(127, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    between = (every[1:] + every[:-1]) / 2
+    spread = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    spread *= torch.exp2(torch.linspace(-20, 12, 4096))
+    near = [torch.nextafter(between, torch.tensor(end)) for end in (0.0, 1000.0)]
+    values = torch.cat([every, between, *near, spread, torch.tensor([1e9])])
+    values = torch.cat([values, -values])
+    assert torch.equal(round_e4m3(values.clone()), to_fp8(values).float())
 
 
 def test_fp8_maps_the_largest_weight_to_448() -> None:
