@@ -1,4 +1,4 @@
-"""The table of docs/families.md, made of build/families/support.py.
+"""The table of docs/families.md, made of build/hf_keys/support.py.
 
 python scripts/family_table.py    # writes it into the page, whose other words stay
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from enginehouse.build.families.support import support
+from enginehouse.build.hf_keys.support import support
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 HEAD = (

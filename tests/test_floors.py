@@ -140,14 +140,15 @@ runtime/host           backends
 build/progress
 build/forms            runtime/checkpoint runtime/tensorrt
 build/source           forms
-build/families         forms source  runtime/checkpoint
-build/sources          forms source families  runtime/checkpoint runtime/template
+build/families         forms source
+build/hf_keys          families  runtime/checkpoint
+build/sources          forms source families hf_keys  runtime/checkpoint runtime/template
 build/dequantize       forms source sources  runtime/checkpoint
-build/gguf             source sources families
-build/resolve          progress source sources families dequantize gguf
-build/check            forms source sources families
+build/gguf             source sources hf_keys
+build/resolve          progress source sources families hf_keys dequantize gguf
+build/check            forms source sources hf_keys
 build/quantize         forms source families  runtime/checkpoint runtime/torch
-build/plan             forms source families quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
+build/plan             forms source families hf_keys quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
 build/original         source
@@ -188,7 +189,7 @@ regress/explain
 regress/limits
 regress/suite
 regress/subject        runtime/machine server/client
-regress/numerics       build/source build/families build/quantize build/resolve
+regress/numerics       build/source build/hf_keys build/quantize build/resolve
 regress/speed          limits subject suite  server/client
 regress/behaviour      findings subject  server/client
 regress/recording      limits subject behaviour speed
@@ -202,7 +203,7 @@ verbs/main             base
 verbs/build            base  build/plan build/cli build/command
 verbs/plan             build
 verbs/doctor           base  build/doctor
-verbs/families         base  build/families
+verbs/families         base  build/hf_keys
 verbs/check            base  build/check
 verbs/compile          base  build/cli build/command
 verbs/serve            base  runtime/machine server/settings server/launch

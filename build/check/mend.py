@@ -14,7 +14,7 @@ from typing import Any
 
 from enginehouse.build.check.rules import Change
 from enginehouse.build.check.stored import LISTS
-from enginehouse.build.families.config_values import read_json
+from enginehouse.build.hf_keys.config_values import read_json
 from enginehouse.runtime.errors import CheckpointError
 
 _CONFIG, _MODELOPT = "config.json", "hf_quant_config.json"

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from enginehouse.build.families.config_values import read_json
+from enginehouse.build.hf_keys.config_values import read_json
 from enginehouse.build.source import TensorInfo
 from enginehouse.build.sources.folder import DiskFolder
 from enginehouse.build.sources.hf_checkpoint import SafetensorsSource

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from enginehouse.build.families.config_values import refuse_pointers
+from enginehouse.build.hf_keys.config_values import refuse_pointers
 from enginehouse.runtime.errors import CheckpointError
 
 FloatArray = NDArray[np.float32]

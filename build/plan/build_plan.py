@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from enginehouse.build.families.architectures import architecture_of, stage_rows
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.families.shapes import check_tensors, expected_shapes
 from enginehouse.build.forms.capabilities import check_gpu, kv_refusal, tensorrt_package
@@ -25,6 +24,7 @@ from enginehouse.build.forms.weight_forms import (
     KV_CACHE_ALGOS,
     QUANT_CONFIGS,
 )
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.cuts import (
     CutModel,
     check_int8,

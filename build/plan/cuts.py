@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from enginehouse.build.families.output_table import distinct_linears
 from enginehouse.build.families.shapes import expected_shapes
+from enginehouse.build.forms.multiples import Multiples, multiples
 from enginehouse.build.forms.padding import padding_of
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
-from enginehouse.build.plan.multiples import Multiples, multiples
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.errors import PlanError

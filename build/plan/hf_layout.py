@@ -1,7 +1,7 @@
 """TensorRT-LLM's fused tensors taken apart again into those of a Hugging Face checkpoint.
 
 families/architectures.py's tables, read backwards: names, row order, and the shapes and dtypes of
-scales as ModelOpt's unified export has them, or compressed-tensors (compressed_layout.py). Every
+scales as ModelOpt's unified export has them, or compressed-tensors (forms/). Every
 value stays what it is but a norm that takes up AWQ's factors, which is rounded once. Knows no file.
 Source: nvidia-modelopt 0.47, torch/export; TensorRT-LLM, _torch/modules/linear.py (what it reads);
 transformers' FineGrainedFP8Config (block FP8).
@@ -20,8 +20,8 @@ from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.families.shapes import source_shape
 from enginehouse.build.forms.block_floats import FP8_BLOCK
+from enginehouse.build.forms.compressed_layout import COMPRESSED_QUANTS, compressed
 from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS, OutputTensor, is_quantized
-from enginehouse.build.plan.compressed_layout import COMPRESSED_QUANTS, compressed
 from enginehouse.build.plan.expert_layout import check_experts, hf_row, is_stack, stacked
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.source import SourceCheckpoint

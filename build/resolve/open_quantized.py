@@ -13,7 +13,7 @@ from typing import Any
 
 from enginehouse.build.dequantize.config import read_stored_layout
 from enginehouse.build.dequantize.tensors import DequantizedTensors
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.source import Dequantized, SourceCheckpoint
 from enginehouse.build.sources.planned_quantization import PlannedQuantization
 from enginehouse.build.sources.quantized_config import (

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from enginehouse.build.families.hf_config import family_name
 from enginehouse.build.gguf.checkpoint import open_gguf
+from enginehouse.build.hf_keys.hf_config import family_name
 from enginehouse.build.resolve.hub import INSTEAD, HubFolder, Progress, open_hub
 from enginehouse.build.resolve.open_quantized import open_quantized
 from enginehouse.build.resolve.sample import open_sample

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from enginehouse.build.families.config_values import boolean
-from enginehouse.build.families.family_keys import DEFAULTS
 from enginehouse.build.families.rows import EMBEDDING, LM_HEAD
+from enginehouse.build.hf_keys.config_values import boolean
+from enginehouse.build.hf_keys.family_keys import DEFAULTS
 from enginehouse.build.source import SourceCheckpoint, TensorSource
 
 _ROWS_AT_ONCE = 4096

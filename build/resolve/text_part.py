@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from enginehouse.build.families.config_values import json_object
+from enginehouse.build.hf_keys.config_values import json_object
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.renamed_tensors import RenamedTensors
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from enginehouse.build.families.config_values import read_json, refuse_pointers
+from enginehouse.build.hf_keys.config_values import read_json, refuse_pointers
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.expert_names import table_parts
 from enginehouse.build.sources.folder import Folder, as_folder

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from enginehouse.build.families.config_values import read_json
 from enginehouse.build.forms.weight_forms import GROUP_SIZES as FORM_GROUPS
+from enginehouse.build.hf_keys.config_values import read_json
 from enginehouse.build.sources.quantized_formats import (
     AwqFormat,
     AwqGemvFormat,

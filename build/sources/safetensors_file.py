@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from enginehouse.build.families.config_values import refuse_pointers
+from enginehouse.build.hf_keys.config_values import refuse_pointers
 from enginehouse.runtime.errors import CheckpointError
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {

@@ -18,7 +18,7 @@ from typing import Any
 from jinja2 import TemplateSyntaxError
 from tokenizers import Tokenizer
 
-from enginehouse.build.families.config_values import read_json, refuse_pointers
+from enginehouse.build.hf_keys.config_values import read_json, refuse_pointers
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import CheckpointError
 from enginehouse.runtime.template import compile_template

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from enginehouse.build.families.architectures import recipe_of, stage_rows
-from enginehouse.build.families.config_values import read_json
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.shapes import expected_shapes
@@ -25,6 +24,7 @@ from enginehouse.build.forms.exclude import excluded_patterns
 from enginehouse.build.forms.quantization import check_finite
 from enginehouse.build.forms.quantized_linear import QuantizedForm
 from enginehouse.build.forms.weight_forms import OutputTensor
+from enginehouse.build.hf_keys.config_values import read_json
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.folder import Folder, as_folder
 from enginehouse.build.sources.quantized_source import is_decoder_linear

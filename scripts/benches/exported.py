@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from enginehouse.build.families.architectures import stage_rows
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.forms.block_floats import MX_BLOCK, dequantize_blocks
 from enginehouse.build.forms.block_quantization import nvfp4_round_trip, quantize_mxfp8
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel, fast_products
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from enginehouse.build.families.support import support
+    from enginehouse.build.hf_keys.support import support
 
     shown = Table(box=None)
     shown.add_column("architecture", no_wrap=True)

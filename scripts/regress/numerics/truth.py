@@ -37,7 +37,7 @@ def true_tops(
     """
     import torch
 
-    from enginehouse.build.families.hf_config import model_config
+    from enginehouse.build.hf_keys.hf_config import model_config
     from enginehouse.build.quantize.reference import ReferenceModel
 
     source = open_reference(checkpoint)

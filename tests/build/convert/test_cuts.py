@@ -18,10 +18,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS, OutputTensor
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
@@ -181,7 +181,8 @@ def test_a_familys_folder_is_cut_again_bit_for_bit(family: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "family", ["phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox", "gemma3n", "gemma4-small", "qwen3.5"]
+    "family",
+    ["phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox", "gemma3n", "gemma4-small", "qwen3.5"],
 )
 def test_a_familys_folder_reads_by_hugging_faces_names(family: str, tmp_path: Path) -> None:
     source = open_checkpoint(save_family(family, tmp_path / "in"))

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config
 
+from enginehouse.build.forms.compressed_layout import COMPRESSED_QUANTS
 from enginehouse.build.forms.weight_forms import EXPORT_CONFIGS
 from enginehouse.build.plan.build_plan import make_plan
-from enginehouse.build.plan.compressed_layout import COMPRESSED_QUANTS
 from enginehouse.build.plan.settings import LAYOUTS, load_settings
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.verify import text_logits

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from enginehouse.build.families.architectures import stage_rows
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.rows import TensorRow
 from enginehouse.build.families.shapes import check_tensors, expected_shapes
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.source import TensorInfo
 from enginehouse.runtime.config import Mapping as GpuMapping
 from enginehouse.runtime.config import ModelConfig

@@ -13,8 +13,8 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.shapes import expected_shapes
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.quantize.reference import ReferenceModel

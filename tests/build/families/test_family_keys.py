@@ -11,9 +11,9 @@ import pytest
 import transformers
 
 from enginehouse.build.families.architectures import ARCHITECTURES
-from enginehouse.build.families.family_keys import ACTIVATIONS
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.shapes import expected_shapes
+from enginehouse.build.hf_keys.family_keys import ACTIVATIONS
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.runtime.checkpoint.traits import layer_windows, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import CheckpointError

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.forms.weight_forms import OutputTensor
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.build_plan import QUANT_CONFIGS
 from enginehouse.build.plan.cuts import check_mapping, choose_group_size
 from enginehouse.runtime.config import Mapping

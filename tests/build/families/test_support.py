@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from enginehouse.build.families.architectures import ARCHITECTURES
-from enginehouse.build.families.support import NOTES, support
+from enginehouse.build.hf_keys.support import NOTES, support
 from enginehouse.runtime.checkpoint.traits import Traits
 from enginehouse.verbs.main import main
 from makers.paths import ROOT

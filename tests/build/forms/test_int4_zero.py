@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.config_values import read_json
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.hf_keys.config_values import read_json
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4
 from enginehouse.runtime.checkpoint.sharding import merge_tensors, shard_tensor
 from enginehouse.runtime.config import Mapping, ModelConfig

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.shapes import check_tensors
 from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.gguf.file import GgufTensor, read_gguf, read_rows
 from enginehouse.build.gguf.rope import llama3_frequency_factors
 from enginehouse.build.gguf.tokenizer import build_tokenizer, check_vocabulary
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.errors import CheckpointError

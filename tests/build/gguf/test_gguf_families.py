@@ -13,10 +13,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.families.shapes import check_tensors
 from enginehouse.build.gguf.checkpoint import open_gguf
 from enginehouse.build.gguf.families import FAMILIES, NAMES
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.errors import CheckpointError

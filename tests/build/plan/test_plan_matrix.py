@@ -13,10 +13,10 @@ from rich.console import Console
 
 from enginehouse.build import cli
 from enginehouse.build.families.architectures import ARCHITECTURES
-from enginehouse.build.families.hf_config import model_config
-from enginehouse.build.families.support import NOTES
 from enginehouse.build.forms.capabilities import GPU_SM, refusal
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.hf_keys.hf_config import model_config
+from enginehouse.build.hf_keys.support import NOTES
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.footprint import footprint, print_page
 from enginehouse.build.plan.settings import load_settings

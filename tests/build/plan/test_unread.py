@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from enginehouse.build import cli
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.unread import check_unread
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.engine import read_engine

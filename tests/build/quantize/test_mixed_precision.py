@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from enginehouse.build.backends import hf
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.forms.block_floats import NVFP4_BLOCK, dequantize_blocks
 from enginehouse.build.forms.block_quantization import quantize_nvfp4
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.plan.build_plan import BuildPlan, with_forms
 from enginehouse.build.quantize.mixed_precision import (
     BITS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.traits import AttentionRule

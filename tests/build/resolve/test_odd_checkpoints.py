@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer
 
 from enginehouse.build import cli
-from enginehouse.build.families.hf_config import model_config
 from enginehouse.build.forms.weight_forms import QUANT_CONFIGS
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor

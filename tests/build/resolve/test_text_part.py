@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.executor import ExecutorOptions

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.expert_names import Part, table_parts

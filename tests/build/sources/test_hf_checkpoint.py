@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.processing_utils import ProcessorMixin
 
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.digest import source_digest

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, LlamaConfig, Phi3Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.runtime.checkpoint.rope import Rotary, rotary_frequencies, rotate
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError

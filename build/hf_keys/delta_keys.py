@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families.config_values import REMEDY, SILU, SWIGLU, integer, refuse
-from enginehouse.build.families.mixture_keys import qwen2_moe
+from enginehouse.build.hf_keys.config_values import REMEDY, SILU, SWIGLU, integer, refuse
+from enginehouse.build.hf_keys.mixture_keys import qwen2_moe
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]

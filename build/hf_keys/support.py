@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from enginehouse.build.families.architectures import ARCHITECTURES
-from enginehouse.build.families.hf_config import model_config
+from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.runtime.checkpoint.traits import beyond_kernels, beyond_tensorrt
 
 

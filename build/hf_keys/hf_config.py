@@ -11,16 +11,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from enginehouse.build.families.architectures import architecture_of
-from enginehouse.build.families.attention_keys import attention_windows
-from enginehouse.build.families.config_values import REMEDY, boolean, integer, number
-from enginehouse.build.families.family_keys import ACTIVATIONS, DEFAULTS, family_extra
-from enginehouse.build.families.own_keys import (
+from enginehouse.build.hf_keys.attention_keys import attention_windows
+from enginehouse.build.hf_keys.config_values import REMEDY, boolean, integer, number
+from enginehouse.build.hf_keys.family_keys import ACTIVATIONS, DEFAULTS, family_extra
+from enginehouse.build.hf_keys.own_keys import (
     BIAS_KEYS,
     EPSILON_KEYS,
     OTHER_ACTIVATIONS,
     SIZES,
 )
-from enginehouse.build.families.rope_config import read_rope
+from enginehouse.build.hf_keys.rope_config import read_rope
 from enginehouse.runtime.config import DTYPES, ModelConfig
 from enginehouse.runtime.errors import CheckpointError
 

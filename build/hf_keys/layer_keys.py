@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from enginehouse.build.families.attention_keys import sliding_layers
-from enginehouse.build.families.config_values import (
+from enginehouse.build.hf_keys.attention_keys import sliding_layers
+from enginehouse.build.hf_keys.config_values import (
     boolean,
     integer,
     json_object,
@@ -21,7 +21,7 @@ from enginehouse.build.families.config_values import (
     refuse,
     whole_numbers,
 )
-from enginehouse.build.families.mixture_keys import read_experts
+from enginehouse.build.hf_keys.mixture_keys import read_experts
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]

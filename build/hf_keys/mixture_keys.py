@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families.attention_keys import LATENT, latent_keys
-from enginehouse.build.families.config_values import (
+from enginehouse.build.hf_keys.attention_keys import LATENT, latent_keys
+from enginehouse.build.hf_keys.config_values import (
     SWIGLU,
     boolean,
     integer,

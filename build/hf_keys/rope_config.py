@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from enginehouse.build.families.config_values import json_object, number
+from enginehouse.build.hf_keys.config_values import json_object, number
 from enginehouse.runtime.errors import CheckpointError
 
 ROPE_TYPES = ("linear", "dynamic", "llama3", "longrope", "yarn")

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families import delta_keys, mixture_keys
-from enginehouse.build.families.attention_keys import (
+from enginehouse.build.hf_keys import delta_keys, mixture_keys
+from enginehouse.build.hf_keys.attention_keys import (
     LATENT,
     latent_keys,
     latent_sizes,
     sliding_layers,
 )
-from enginehouse.build.families.config_values import (
+from enginehouse.build.hf_keys.config_values import (
     EXACT_GELU,
     GEGLU,
     GELU,
@@ -27,7 +27,7 @@ from enginehouse.build.families.config_values import (
     number,
     refuse,
 )
-from enginehouse.build.families.layer_keys import (
+from enginehouse.build.hf_keys.layer_keys import (
     GEMMA3N,
     GEMMA4,
     deci_gaps,
@@ -37,7 +37,7 @@ from enginehouse.build.families.layer_keys import (
     gemma4_keys,
     gemma4_sizes,
 )
-from enginehouse.build.families.mixture_keys import granite_multipliers, llama4_sizes
+from enginehouse.build.hf_keys.mixture_keys import granite_multipliers, llama4_sizes
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]

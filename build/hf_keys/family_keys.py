@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from enginehouse.build.families import own_keys
-from enginehouse.build.families.attention_keys import sliding_layers
-from enginehouse.build.families.config_values import (
+from enginehouse.build.hf_keys import own_keys
+from enginehouse.build.hf_keys.attention_keys import sliding_layers
+from enginehouse.build.hf_keys.config_values import (
     GELU,
     SILU,
     SWIGLU,
@@ -23,7 +23,7 @@ from enginehouse.build.families.config_values import (
     number,
     refuse,
 )
-from enginehouse.build.families.mixture_keys import dense_layers, moe_config, read_experts
+from enginehouse.build.hf_keys.mixture_keys import dense_layers, moe_config, read_experts
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]

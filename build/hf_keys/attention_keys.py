@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from enginehouse.build.families.config_values import boolean, integer, refuse
+from enginehouse.build.hf_keys.config_values import boolean, integer, refuse
 from enginehouse.runtime.errors import CheckpointError
 
 Hf = Mapping[str, Any]
