@@ -16,7 +16,7 @@ from enginehouse.build.convert.journal import Journal
 from enginehouse.build.convert.rank_files import RankFiles
 from enginehouse.build.plan.build_plan import BuildPlan, with_forms
 from enginehouse.build.plan.expert_layout import experts_share_scales
-from enginehouse.build.plan.kv_scales import carries_kv_scales
+from enginehouse.build.plan.quantized_before import carries_kv_scales
 from enginehouse.build.progress import BuildProgress, mib
 from enginehouse.build.quantize.calibration import calibration_sequences, kv_maxima, kv_scales
 from enginehouse.build.quantize.layerwise import LayerwiseWalk

@@ -35,8 +35,12 @@ from enginehouse.build.plan.cuts import (
 )
 from enginehouse.build.plan.hf_layout import HF_QUANTS, HfLayout, check_format
 from enginehouse.build.plan.host_memory import peak_memory_bytes
-from enginehouse.build.plan.kv_scales import carries_kv_scales
-from enginehouse.build.plan.rounded_twice import rounded_twice
+from enginehouse.build.plan.quantized_before import (
+    OWN_BACKENDS,
+    carries_kv_scales,
+    check_own_int8,
+    rounded_twice,
+)
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.plan.tensorrt_targets import check_tensorrt
 from enginehouse.build.plan.trtllm_flags import check_flags, facts_of
@@ -46,7 +50,6 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.cpu.support import cpu_refusal
 from enginehouse.runtime.errors import PlanError
 
-OWN_BACKENDS = ("cpu", "torch")  # which run a checkpoint's own numbers
 _QUANTS = {**QUANT_CONFIGS, **EXPORT_CONFIGS}
 EXPERT_QUANTS = ("none", "fp8")  # forms whose tables for a mixture of experts are known
 OWN_EXPERT_QUANTS = (*EXPERT_QUANTS, "fp8_rowwise", "int4")  # and those that we run ourselves
@@ -125,7 +128,7 @@ def make_plan(settings: BuildSettings, source: SourceCheckpoint) -> BuildPlan:
 
     form = _source_form(settings, source, config)
     settings = replace(settings, quant=form.quant)
-    _check_own_int8(settings, source)
+    check_own_int8(settings, source)
     if source.has_weights:
         check_unread(source.tensors, config, settings.ignore_tensors)
     if carries_kv_scales(settings, source, config):
@@ -227,17 +230,6 @@ def _source_form(
             f"{form.quantization.group_size}; leave group_size out"
         )
     return form
-
-
-def _check_own_int8(settings: BuildSettings, source: SourceCheckpoint) -> None:
-    """PlanError where a source's rows of INT8 would be rounded again, by who compiles 16 bits."""
-    own = source.quantized is not None and source.engine_config is None
-    if own and settings.quant == "int8" and settings.backend not in OWN_BACKENDS:
-        raise PlanError(
-            f"backend={settings.backend} makes INT8 of 16-bit weights by itself, and {source.name} "
-            "is in INT8 already; choose backend=cpu or torch, which hold its numbers as they are, "
-            "or pass --dequantize"
-        )
 
 
 def _rounded_twice(source: SourceCheckpoint, quant: str, config: ModelConfig) -> str | None:
