@@ -37,12 +37,21 @@ def count_blocks(
     block_bytes: int,
     device: str,
     free: int,
+    state_bytes: int = 0,
 ) -> int:
     """KV blocks to hold: as asked, else what suits the model and the free memory, at most what the
     batch can ever use.
 
     device: cpu or cuda. free: its bytes that can still be taken, once the weights are loaded.
+    state_bytes: of these, what linear attention keeps of all sequences of the batch.
     """
+    if state_bytes > free:
+        raise EngineError(
+            f"linear attention keeps {state_bytes / 2**30:.2f} GiB of max_batch_size="
+            f"{capacity.max_batch_size} sequences, and {free / 2**30:.2f} GiB are free on the "
+            f"{device}: lower max_batch_size"
+        )
+    free -= state_bytes
     limits = engine.manifest.limits
     block_size, kv_cache_gib = limits.kv_block_size, options.kv_cache_gib or limits.kv_cache_gib
     needed = -(-capacity.max_seq_len // block_size)

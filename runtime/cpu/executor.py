@@ -69,8 +69,9 @@ class CpuRunner:
         block_bytes = block_size * heads * head_size * _KEPT_BYTES[kv_algo]
         slots = self.capacity.max_batch_size if config.delta is not None else 0
         state_bytes = slots * _state_bytes(config)
-        free = free_memory() - state_bytes
-        num_blocks = count_blocks(engine, options, self.capacity, block_bytes, "cpu", free)
+        num_blocks = count_blocks(
+            engine, options, self.capacity, block_bytes, "cpu", free_memory(), state_bytes
+        )
         self.kv_cache_bytes = num_blocks * block_bytes + state_bytes
         self.block_size = block_size
         self.memory = BlockMemory(BlockPool(num_blocks), block_size, num_slots=slots)

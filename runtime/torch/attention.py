@@ -7,11 +7,9 @@ Source: PagedAttention (Kwon et al., 2023), section 4.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -19,7 +17,7 @@ from torch.nn import functional
 from enginehouse.runtime.checkpoint.packing import INT8_MAX, to_fp8
 from enginehouse.runtime.checkpoint.traits import AttentionRule, Chunked
 from enginehouse.runtime.config import ModelConfig
-from enginehouse.runtime.machine.device import CPU
+from enginehouse.runtime.machine.device import CPU, zeros
 from enginehouse.runtime.torch.linear_attention import DeltaRule, StateCache, StateRun, recur
 
 _STORAGE = {"FP8": torch.float8_e4m3fn, "INT8": torch.int8}
@@ -104,7 +102,7 @@ class PagedKVCache:
         self.device = device
         slots = num_blocks * block_size
         shapes = [(heads, slots, size) for heads, size in (_kept(config, i) for i in layers)]
-        self.layers = [_zeros(shape, stored, device) for shape in shapes]
+        self.layers = [zeros(shape, stored, device) for shape in shapes]
         self.kv_heads = sorted({heads // 2 for heads, _, _ in shapes if heads})
         self.block_size = block_size
         self.num_blocks = num_blocks
@@ -151,17 +149,6 @@ def _kept(config: ModelConfig, layer: int) -> tuple[int, int]:
     """The heads of a layer's keys and values, and their size; no heads where it reads others'."""
     own = config.of_layer(layer)
     return 2 * own.num_key_value_heads if config.has_keys(layer) else 0, own.head_size
-
-
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On a CPU they take no memory until they are written (torch.zeros touches every page)."""
-    if device.type != "cpu" or 0 in shape:
-        return torch.zeros(shape, dtype=dtype, device=device)
-    return (
-        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
-        .view(dtype)
-        .view(shape)
-    )
 
 
 @dataclass(frozen=True, slots=True)

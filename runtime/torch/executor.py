@@ -52,12 +52,13 @@ class TorchRunner:
         self.model = Decoder(engine.config, weights, dtype, max_seq_len, self.device)
         block_bytes = block_size * PagedKVCache.bytes_per_token(engine.config, dtype)
         slots = self.capacity.max_batch_size if engine.config.delta is not None else 0
-        self.states = StateCache(engine.config, slots, dtype, self.device)
-        free = free_memory(self.device) - self.states.num_bytes
+        state_bytes = StateCache.bytes_of(engine.config, slots, dtype)
+        free = free_memory(self.device)
         num_blocks = count_blocks(
-            engine, options, self.capacity, block_bytes, self.device.type, free
+            engine, options, self.capacity, block_bytes, self.device.type, free, state_bytes
         )
-        self.kv_cache_bytes = num_blocks * block_bytes + self.states.num_bytes
+        self.states = StateCache(engine.config, slots, dtype, self.device)
+        self.kv_cache_bytes = num_blocks * block_bytes + state_bytes
         scales = weights.kv_scales()
         self.cache = PagedKVCache(engine.config, num_blocks, block_size, dtype, scales, self.device)
         shares = not options.deterministic

@@ -22,6 +22,7 @@ from enginehouse.runtime.checkpoint.traits import AttentionRule
 from enginehouse.runtime.checkpoint.weights import module_tensors
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.config_parts import Delta
+from enginehouse.runtime.machine.device import zeros
 from enginehouse.runtime.torch.around import Around
 from enginehouse.runtime.torch.linear import make_linear
 
@@ -43,9 +44,7 @@ class Past(NamedTuple):
         """Before the first token."""
         inputs = (sequences, delta.kernel - 1, delta.key_heads, delta.mixed)
         states = (sequences, delta.key_heads, delta.group, delta.key_size, delta.value_size)
-        return cls(
-            torch.zeros(inputs, dtype=dtype, device=device), torch.zeros(states, device=device)
-        )
+        return cls(zeros(inputs, dtype, device), zeros(states, torch.float32, device))
 
 
 class DeltaRule(NamedTuple):
@@ -167,9 +166,12 @@ class StateCache:
             if config.delta is not None
         }
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(held.nbytes for past in self.layers.values() for held in past)
+    @staticmethod
+    def bytes_of(config: ModelConfig, num_slots: int, dtype: torch.dtype) -> int:
+        """What so many slots take."""
+        if config.delta is None:
+            return 0
+        return num_slots * len(config.delta.layers) * config.delta.state_bytes(dtype.itemsize)
 
     def read(self, layer: int, run: StateRun) -> Past:
         inputs, states = (held[run.slots] for held in self.layers[layer])

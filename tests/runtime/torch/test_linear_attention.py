@@ -10,9 +10,11 @@ from torch import Tensor
 
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
+from enginehouse.runtime.batching.kv_room import count_blocks
+from enginehouse.runtime.batching.model_runner import Capacity
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.config_parts import Delta
-from enginehouse.runtime.engine import read_config
+from enginehouse.runtime.engine import read_config, read_engine
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, generate
 from enginehouse.runtime.request import Request, SamplingParams
@@ -96,6 +98,12 @@ def test_states_are_counted_with_the_cache(engine: Path) -> None:
     states = 4 * (delta.value_heads * 32 * 32 + 3 * 2 * delta.mixed)  # float32, one layer
     assert many.runner.kv_cache_bytes - few.runner.kv_cache_bytes == 4 * states
     assert states == delta.state_bytes(4)
+
+
+def test_more_states_than_there_is_memory_for_are_refused(engine: Path) -> None:
+    capacity = Capacity(128, 64, 512)
+    with pytest.raises(EngineError, match="keeps 2.00 GiB of max_batch_size=64.* lower"):
+        count_blocks(read_engine(engine), ExecutorOptions(), capacity, 4096, "cpu", 2**30, 2**31)
 
 
 @pytest.mark.parametrize(
