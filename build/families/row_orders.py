@@ -27,15 +27,17 @@ def reorders(recipe: Recipe) -> bool:
     return recipe in ("swap_halves", "parted_heads", *_PARTS)
 
 
-def row_order(config: ModelConfig, recipe: Recipe, rows: int) -> Tensor:
-    """int64 [rows]: which row of the joined sources stands where in the engine's tensor. A row of
-    packed nibbles is two.
+def row_order(config: ModelConfig, recipe: Recipe, rows: int, back: bool = False) -> Tensor:
+    """int64 [rows]: which row of the joined sources stands where in the engine's tensor. On the way
+    back a row of packed nibbles is two; on the way there the model may have more heads than its
+    sources.
     """
     order = torch.arange(rows)
     if recipe == "swap_halves":
         return order.roll(rows // 2)
     if recipe == "parted_heads":
-        return order.view(config.num_attention_heads, 3, -1).transpose(0, 1).flatten()
+        heads = config.num_attention_heads if back else rows // (3 * config.head_size)
+        return order.view(heads, 3, -1).transpose(0, 1).flatten()
     assert config.delta is not None
     heads, parts = config.delta.key_heads, _PARTS[recipe](config.delta)
     sizes = [part * rows // sum(parts) for part in parts]
@@ -44,6 +46,6 @@ def row_order(config: ModelConfig, recipe: Recipe, rows: int) -> Tensor:
 
 def reordered(config: ModelConfig, recipe: Recipe, tensor: Tensor, back: bool = False) -> Tensor:
     """The tensor with its rows in the engine's order; back: in the sources' again."""
-    order = row_order(config, recipe, len(tensor)).to(tensor.device)
+    order = row_order(config, recipe, len(tensor), back).to(tensor.device)
     raw = tensor.view(torch.uint8) if tensor.dtype == torch.float8_e4m3fn else tensor
     return raw[order.argsort() if back else order].view(tensor.dtype)

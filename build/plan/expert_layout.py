@@ -35,8 +35,11 @@ _GRANITE_STACKS = {"mlp.fc.weight": "input_linear", "mlp.proj.weight": "output_l
 
 def has_turned_stacks(config: ModelConfig) -> bool:
     """Whether one tensor of the family holds all experts of a layer, inputs before outputs."""
-    rows = architecture_of(config.architecture).layer_rows
-    return any(row.recipe.startswith("turned") for row in rows)
+    return any(row.recipe.startswith("turned") for row in _layer_rows(config))
+
+
+def _layer_rows(config: ModelConfig) -> tuple[TensorRow, ...]:
+    return architecture_of(config.architecture).layer_rows
 
 
 def experts_share_scales(config: ModelConfig, settings: BuildSettings) -> bool:
@@ -46,7 +49,15 @@ def experts_share_scales(config: ModelConfig, settings: BuildSettings) -> bool:
 
 
 def check_experts(settings: BuildSettings, config: ModelConfig) -> None:
-    """PlanError for a form of stacked experts that no runtime loads from the layout."""
+    """PlanError for a form of stacked experts that no runtime loads from the layout, and for
+    routers that are not what they were.
+    """
+    if config.num_experts and any(row.recipe == "router" for row in _layer_rows(config)):
+        raise PlanError(
+            f"a {config.architecture} with experts has factors of what enters its router, which an "
+            "engine has multiplied into the router's weight, and format=hf would have to part; "
+            "choose format=trtllm"
+        )
     if not has_turned_stacks(config) or settings.quant == "none":
         return
     name = config.architecture

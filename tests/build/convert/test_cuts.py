@@ -34,6 +34,7 @@ from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
 from makers.engines import build_engine
 from makers.family_models import (
+    BEYOND_KERNELS,
     FAMILIES,
     LATENTS,
     MIXTURES,
@@ -46,10 +47,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ZERO_POINTS = replace(QUANT_CONFIGS["int4"], has_zero_point=True)
 FORMS: dict[str, QuantConfig] = {**QUANT_CONFIGS, "int4 with zero points": ZERO_POINTS}
-# Not of families whose sizes follow from others than those that are drawn here.
+# Not of families whose sizes follow from others than those that are drawn here, or layer by layer.
 DENSE_AND_MIXTURES = [
     (family, form)
-    for family in sorted(FAMILIES.keys() - LATENTS - OF_SEVERAL_SIZES)
+    for family in sorted(FAMILIES.keys() - LATENTS - OF_SEVERAL_SIZES - BEYOND_KERNELS)
     for form in FORMS
     if family not in MIXTURES or form in ("none", "fp8", "fp8_rowwise", "int4")
 ]

@@ -183,7 +183,15 @@ def check_scales(
             assert torch.equal(stored[name], wanted), name
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+def test_a_router_that_is_not_what_it_was_is_refused(
+    family_source: SourceMaker, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="into the router's weight.*choose format=trtllm"):
+        exported(family_source("gemma4-moe"), tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES.keys() - {"gemma4-moe"}))
 def test_an_unquantised_export_is_the_source(
     name: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
