@@ -45,7 +45,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def native(engine: Path, threads: int) -> Sampler:
     options = ExecutorOptions(max_seq_len=16, num_threads=threads)
     model = CpuRunner(read_engine(engine), options).model
-    model.step(list(range(ROWS)), [ROWS], [0], [0], [[0]])
+    model.step(list(range(ROWS)), [ROWS], [0], [0], [0], [[0]])
 
     def choose(logits: np.ndarray, states: list[SamplingState]) -> list[Sampled]:
         model.logits(range(len(logits)))
@@ -245,7 +245,7 @@ def test_an_answer_depends_on_its_row_alone(engine: Path) -> None:
 def test_rows_are_sampled_in_any_order_and_some_at_a_time(engine: Path) -> None:
     """As those of one sequence are, whose state goes on between them."""
     model = CpuRunner(read_engine(engine), ExecutorOptions(max_seq_len=16)).model
-    model.step(list(range(ROWS)), [ROWS], [0], [0], [[0]])
+    model.step(list(range(ROWS)), [ROWS], [0], [0], [0], [[0]])
     model.logits(range(ROWS))
     model.values[:] = np.stack([make_logits("normal", 1)] * ROWS)
     state = SamplingState(SamplingParams(8, 0.0, presence_penalty=100.0), [0])
@@ -261,7 +261,7 @@ def test_rows_are_sampled_in_any_order_and_some_at_a_time(engine: Path) -> None:
 def test_a_prompts_tokens_are_told_from_every_row(engine: Path, threads: int) -> None:
     options = ExecutorOptions(max_seq_len=16, num_threads=threads)
     model = CpuRunner(read_engine(engine), options).model
-    model.step(list(range(ROWS)), [ROWS], [0], [0], [[0]])
+    model.step(list(range(ROWS)), [ROWS], [0], [0], [0], [[0]])
     model.logits(range(ROWS))
     logits = np.stack([make_logits("tied" if seed % 2 else "normal", seed) for seed in range(ROWS)])
     logits[3, 5] = float("nan")
