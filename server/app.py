@@ -41,6 +41,7 @@ from enginehouse.server.http.slow_readers import SlowReaders
 from enginehouse.server.observe.logged import RequestFields
 from enginehouse.server.observe.reasons import NOT_HTTP
 from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
+from enginehouse.server.page.routes import add_page
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
 from enginehouse.server.wire.error_body import ErrorAnswer, error_answer, make_error
@@ -118,6 +119,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     messages.add_messages(app, service)
     add_batches(app, service)
     _add_documents(app)
+    add_page(app, openapi.document(version("enginehouse")), settings.page)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)
     if service.tracing is not None:
@@ -183,11 +185,6 @@ def _open_client(address: str) -> EngineClient:
 def _add_routes(app: Flask, service: Service) -> None:
     for path, answer in _POSTS.items():
         app.add_url_rule(path, path, partial(answer, service), methods=["POST"])
-
-    @app.get("/")
-    def where() -> Response:
-        api = {"api": "/v1", "docs": "/docs", "openapi": "/openapi.json", "ready": "/health/ready"}
-        return json_response({"server": "enginehouse", **api})
 
     @app.get("/v1/models")
     def list_models() -> Response:

@@ -42,8 +42,8 @@ class ServerSettings:
     every page.
     tool_format, reasoning_format: how the model writes calls and reasoning; auto: as its chat
     template shows. pooling: of embeddings, where a request names none. metric_names: of other
-    servers, told beside ours. log_prompts: whether the log has the text of prompts. otlp_endpoint:
-    of the collector that traces are sent to.
+    servers, told beside ours. log_prompts: whether the log has the text of prompts. page: whether
+    browsers get the web page. otlp_endpoint: of the collector that traces are sent to.
     started_s: Unix time; None: now.
     """
 
@@ -72,6 +72,7 @@ class ServerSettings:
     pooling: str = "last"
     metric_names: tuple[str, ...] = ()
     log_prompts: bool = False
+    page: bool = True
     otlp_endpoint: str | None = None
     started_s: float | None = None
 
@@ -306,6 +307,7 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_METRIC_NAMES": ("metric_names", _metric_names),
     "ENGINEHOUSE_OTLP_ENDPOINT": ("otlp_endpoint", _otlp_endpoint),
     "ENGINEHOUSE_LOG_PROMPTS": ("log_prompts", _switch),
+    "ENGINEHOUSE_PAGE": ("page", _switch),
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
     "ENGINEHOUSE_POOLING": ("pooling", _pooling),

@@ -179,7 +179,8 @@ server/api/responses   wire request prompt tools text answer http api/chat
 server/api/messages    wire request prompt tools text answer http api/chat
 server/api/batches     wire request http api/responses
 server/openapi         wire api/embeddings api/responses api/messages api/batches
-server/app             wire prompt answer observe settings http openapi api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
+server/page            wire
+server/app             wire prompt answer observe settings http openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
 server/launch          wire app api/batches  runtime/machine runtime/host
 server/client
 

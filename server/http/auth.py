@@ -46,6 +46,8 @@ class KeyRing:
         return known[0]
 
     def _is_open(self, path: str) -> bool:
-        return path == "/" or any(
-            path == each or path.startswith(f"{each}/") for each in self._open
+        return (
+            path == "/"
+            or path.startswith("/page/")
+            or any(path == each or path.startswith(f"{each}/") for each in self._open)
         )

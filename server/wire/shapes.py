@@ -236,13 +236,15 @@ class SamplingFields(Body):
     """Answer by server-sent events."""
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] = 1.0
-    """0 is greedy."""
+    """Higher values make the answer more random; 0 is greedy."""
     top_p: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    """Choose among the likeliest tokens that together have this probability; 1 is off."""
     min_p: Annotated[Number, Field(ge=0, le=1)] = 0.0
+    """Drop tokens less likely than this share of the likeliest one's probability; 0 is off."""
     top_k: Annotated[int, Field(ge=-1, lt=1000)] = 0
-    """0 is off, and so is -1."""
+    """Choose among so many of the likeliest tokens; 0 is off, and so is -1."""
     max_tokens: Annotated[int | None, Field(ge=0, le=MAX_TOKENS)] = None
-    """Also bounded by what the context has left."""
+    """Of the answer, at most; also bounded by what the context has left."""
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] = 0
     """No end token, stop token or stop string ends the answer earlier."""
     stop: Stops = []
@@ -258,8 +260,11 @@ class SamplingFields(Body):
     best_of: Annotated[int | None, Field(ge=1, le=MAX_BEST_OF)] = None
     """Generate this many, return the n whose tokens are likeliest on average."""
     presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Taken from the logit of each token that the answer has already."""
     frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = 0.0
+    """Taken from a token's logit as many times as the answer has it."""
     repetition_penalty: Annotated[Number, Field(ge=0.01, le=5)] = 1.0
+    """Divides the chances of tokens of the prompt and the answer; below 1 it favours them."""
     logit_bias: Annotated[
         dict[TokenName, Bias],
         BeforeValidator(_few),
@@ -270,6 +275,7 @@ class SamplingFields(Body):
     """Tell the log probability of each token of the prompt, and of so many of the likeliest in its
     place; not in a stream, as vLLM does."""
     seed: Annotated[int | None, Field(ge=0, lt=SEED_LIMIT)] = None
+    """The same seed draws the same answer, as far as the engine repeats itself."""
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] = 0
     """A lower one runs first."""
     response_format: ResponseFormat = ResponseFormat(type="text")
