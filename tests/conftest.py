@@ -51,11 +51,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files that take half a minute or more and would come late: begun last, one would run alone.
 LONG = {
+    "test_chat_page.py",
     "test_ci_recipes.py",
     "test_gunicorn.py",
     "test_installed.py",
     "test_json_schemas.py",
     "test_openapi.py",
+    "test_page_for_all.py",
     "test_serve.py",
     "test_tiny_model.py",
     "test_tools.py",
