@@ -1,0 +1,148 @@
+"""The process of a server for the page's tests: `page_server.py [--model NAME] [--key KEY]`.
+
+Its engine says what the last message names, token by token and not all at once, with made-up log
+probabilities. It prints its port and serves until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import gevent
+from gevent.pywsgi import WSGIHandler, WSGIServer
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+
+from scripted.answers import to_clients  # noqa: E402
+from scripted.engine import Playing, ScriptedEngine, write_text  # noqa: E402
+
+from enginehouse.runtime.request import (  # noqa: E402
+    FinishReason,
+    SamplingParams,
+    TokenLogprobs,
+    TokenOutput,
+)
+from enginehouse.server.api_keys import read_keys  # noqa: E402
+from enginehouse.server.app import create_app  # noqa: E402
+from enginehouse.server.settings import ServerSettings  # noqa: E402
+
+_USER = "<|im_start|>user\n"
+_SLOW_S = 0.02
+ATTACK = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'>\n\n"
+    "[link](javascript:window.hacked=1) ![picture](https://example.com/x.png) "
+    '<https://example.com/"onmouseover=alert(1)>\n\n```<b>\n</code></pre><script>1</script>\n```\n'
+)
+MARKDOWN = (
+    "# Title\n\nSome **bold** and *slanted* words, `code`, and a [link](https://example.com/).\n\n"
+    "1. one\n2. two\n   - inner\n\n| a | b |\n|---|---|\n| 1 | 2 |\n\n> quoted\n\n"
+    "```python\ndef wheels(n: int) -> int:\n    return 8 * n  # eight each\n```\n\nThe end.\n"
+)
+SAID = {
+    "markdown": MARKDOWN,
+    "attack": ATTACK,
+    "think": "<think>First I *think* of it.</think>Then I say it.",
+    "slow": "On and on it goes. " * 400,
+    "evil tool": '{"name": "get_weather", "arguments": {"city": "<img src=x onerror=alert(1)>"}}',
+}
+
+
+def answers(prompt: str) -> Iterator[str]:
+    last = prompt.rpartition(_USER)[2]
+    said = [text for name, text in SAID.items() if name in last]
+    return chain(said, to_clients(prompt))
+
+
+class Paced(Playing):
+    """Its outputs come one after the other."""
+
+    def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
+        gevent.sleep(_SLOW_S if len(self._left) > 100 else 0.001)
+        return super().get(timeout_s)
+
+    @property
+    def has_output(self) -> bool:
+        return False
+
+    @has_output.setter
+    def has_output(self, _: bool) -> None: ...
+
+
+class PageEngine(ScriptedEngine):
+    def submit(
+        self,
+        prompt_ids: list[int],
+        samplings: list[SamplingParams],
+        priority: int = 0,
+        label: str = "",
+    ) -> Paced:
+        prompt = self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
+        return Paced([self._outputs(prompt, sampling) for sampling in samplings])
+
+    def _outputs(self, prompt: str, sampling: SamplingParams) -> list[TokenOutput]:
+        outputs = super()._outputs(prompt, sampling)
+        if "break" in prompt.rpartition(_USER)[2]:
+            end = TokenOutput(1, finish_reason=FinishReason.ERROR, error="the engine has no steam")
+            return [*outputs[:3], end]
+        if sampling.num_logprobs is None:
+            return outputs
+        return [self._scored(output, sampling.num_logprobs) for output in outputs]
+
+    def _scored(self, output: TokenOutput, num_top: int) -> TokenOutput:
+        scores = [_score(token_id, num_top) for token_id in output.token_ids]
+        return TokenOutput(
+            output.request_id,
+            output.token_ids,
+            output.finish_reason,
+            logprobs=scores or None,
+            stop_token_id=output.stop_token_id,
+        )
+
+
+def _score(token_id: int, num_top: int) -> TokenLogprobs:
+    top: Sequence[tuple[int, float]] = [(token_id + i, -0.3 - i) for i in range(num_top)]
+    return TokenLogprobs(-(token_id % 7) / 3, tuple(top), 1)
+
+
+class SocketHandler(WSGIHandler):
+    """Tells the socket as gunicorn does."""
+
+    def get_environ(self) -> dict[str, object]:
+        return {**super().get_environ(), "gunicorn.socket": self.socket}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="scripted")
+    parser.add_argument("--key")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_text(folder)
+        engine = PageEngine(folder, answers)
+        keys = read_keys({"ENGINEHOUSE_API_KEYS": options.key} if options.key else {})
+        settings = ServerSettings(
+            folder,
+            "ipc://none",
+            options.model,
+            responses_path=folder / "responses.sqlite",
+            api_keys=keys,
+            reasoning_format="think",
+        )
+        app = create_app(settings, engine)
+        server = WSGIServer(("127.0.0.1", 0), app, handler_class=SocketHandler, log=None)
+        server.start()
+        print(server.server_port, flush=True)
+        gevent.get_hub().threadpool.apply(sys.stdin.read)
+        server.stop(timeout=1)
+        engine.close()
+
+
+if __name__ == "__main__":
+    main()
