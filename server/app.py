@@ -41,6 +41,7 @@ from enginehouse.server.http.slow_readers import SlowReaders
 from enginehouse.server.observe.logged import RequestFields
 from enginehouse.server.observe.reasons import NOT_HTTP
 from enginehouse.server.observe.tracing import PROPAGATED, TRACE, Trace, Tracing
+from enginehouse.server.page.engine_events import add_engine_events
 from enginehouse.server.page.routes import add_page
 from enginehouse.server.prompt.chat import Chat, load_chat
 from enginehouse.server.settings import ServerSettings
@@ -119,6 +120,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     messages.add_messages(app, service)
     add_batches(app, service)
     _add_documents(app)
+    add_engine_events(app, service)
     add_page(app, openapi.document(version("enginehouse")), settings.page)
     _add_error_handlers(app, service.metrics)
     _add_request_ids(app, service.metrics)

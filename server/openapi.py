@@ -197,6 +197,15 @@ OPERATIONS = (
     Operation("get", "/health", "Whether it takes requests", (), answers.HealthStatus),
     Operation("get", "/health/ready", "The same", (), answers.HealthStatus),
     Operation("get", "/health/live", "Whether it runs", (), answers.HealthStatus),
+    Operation(
+        "get",
+        "/v1/engine/events",
+        "The engine as it runs, as server-sent events",
+        (),
+        None,
+        answers.EngineLook,
+        errors=(429,),
+    ),
     Operation("get", "/metrics", "Prometheus text", (), None),
 )
 

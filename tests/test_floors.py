@@ -179,7 +179,7 @@ server/api/responses   wire request prompt tools text answer http api/chat
 server/api/messages    wire request prompt tools text answer http api/chat
 server/api/batches     wire request http api/responses
 server/openapi         wire api/embeddings api/responses api/messages api/batches
-server/page            wire
+server/page            wire http
 server/app             wire prompt answer observe settings http openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
 server/launch          wire app api/batches  runtime/machine runtime/host
 server/client

@@ -32,6 +32,7 @@ from enginehouse.server.answer.completion import (
 )
 from enginehouse.server.http import sse
 from enginehouse.server.http.metrics import Metrics
+from enginehouse.server.observe.lanes import Lanes
 from enginehouse.server.observe.reasons import cancel_reason, phase_of
 from enginehouse.server.observe.timing import server_timing
 from enginehouse.server.observe.tracing import TRACE, open_tracing
@@ -67,6 +68,7 @@ class Service:
         self.client = client
         self.chat = chat
         self.draining = False
+        self.lanes = Lanes()
         self.tracing = open_tracing(settings.otlp_endpoint)
         self.metrics = Metrics(
             client, settings.metric_names, settings.model_name, settings.started_s
@@ -108,6 +110,7 @@ class Service:
         unenforced: the schemas that its answers are held against then.
         """
         completion.on_gap = self.metrics.observe_gap
+        self.lanes.begin(completion, generation, g.request_id)
         watch = sse.DisconnectWatch(request.environ.get("gunicorn.socket"), generation)
         try:
             if stream:
@@ -138,6 +141,7 @@ class Service:
         its way.
         """
         self.metrics.count_completion(completion)
+        self.lanes.end(completion)
         if not completion.finished and completion.unfinished_reason == "cancelled":
             reason = cancel_reason(sys.exc_info()[1])
             self.metrics.count_cancelled(reason, phase_of(completion, generation))

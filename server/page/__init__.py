@@ -1,5 +1,7 @@
-"""The web page of a server, at `GET /`: static files, and what its forms are made of.
+"""The web page of a server, at `GET /`: static files, what its forms are made of, and the engine
+as it runs.
 
-Imports `wire/`. Does not know a request of the API: the page is a client of it like any other.
+Imports `wire/` and `http/`. Does not know a request of the API: the page is a client of it like any
+other.
 Read `routes.py` first, then `static/main.js`.
 """

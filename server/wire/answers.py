@@ -5,7 +5,7 @@ tests/server/test_openapi.py holds the real answers against these.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -240,3 +240,43 @@ class Version(AnswerShape):
 
 class HealthStatus(AnswerShape):
     status: str
+
+
+class EngineLane(AnswerShape):
+    """A sequence of the worker that tells. age_s: since its request came; first_token_s: from then
+    to its first token.
+    """
+
+    request_id: str
+    choice: int
+    state: Literal[
+        "queued", "prefill", "decode", "stop", "length", "tool_calls", "cancelled", "error"
+    ]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_tokens: int
+    age_s: float
+    first_token_s: float | None
+
+
+class EngineFacts(AnswerShape):
+    """info: what runs, and its limits. manifest: how it was built."""
+
+    info: dict[str, Any]
+    manifest: dict[str, Any] | None
+
+
+class EngineLook(AnswerShape):
+    """One look at the engine; stats are the engine host's, of all workers."""
+
+    object: Literal["engine.look"]
+    ready: bool
+    stands_still: bool
+    stats: dict[str, float | None]
+    lanes: list[EngineLane]
+    num_more_lanes: int
+    """Beside those that are told one by one."""
+    ended: list[EngineLane]
+    """Since the look before."""
+    engine: EngineFacts | None
+    """In the first look, and after a restart."""

@@ -19,10 +19,11 @@ from gevent.pywsgi import WSGIHandler, WSGIServer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
-from scripted.answers import to_clients  # noqa: E402
+from scripted.answers import Script, to_clients  # noqa: E402
 from scripted.engine import Playing, ScriptedEngine, write_text  # noqa: E402
 
 from enginehouse.runtime.request import (  # noqa: E402
+    ExecutorStats,
     FinishReason,
     SamplingParams,
     TokenLogprobs,
@@ -60,10 +61,13 @@ def answers(prompt: str) -> Iterator[str]:
 
 
 class Paced(Playing):
-    """Its outputs come one after the other."""
+    """Its outputs come one after the other, and are counted."""
+
+    num_told = 0
 
     def get(self, timeout_s: float | None = None) -> tuple[int, TokenOutput] | None:
         gevent.sleep(_SLOW_S if len(self._left) > 100 else 0.001)
+        Paced.num_told += bool(self._left)
         return super().get(timeout_s)
 
     @property
@@ -75,6 +79,25 @@ class Paced(Playing):
 
 
 class PageEngine(ScriptedEngine):
+    """Its figures are made up of what runs."""
+
+    def __init__(self, engine_dir: Path, script: Script) -> None:
+        super().__init__(engine_dir, script)
+        self._all: list[Paced] = []
+
+    @property
+    def stats(self) -> ExecutorStats:  # type: ignore[override]
+        self._all = [playing for playing in self._all if not playing.finished]
+        num_running = sum(len({index for index, _ in playing._left}) for playing in self._all)
+        return ExecutorStats(
+            num_running=num_running,
+            num_kv_blocks=1024,
+            num_free_kv_blocks=1024 - 60 * num_running,
+            num_remembered_kv_blocks=200,
+            num_iterations=Paced.num_told,
+            num_generated_tokens=Paced.num_told,
+        )
+
     def submit(
         self,
         prompt_ids: list[int],
@@ -83,7 +106,9 @@ class PageEngine(ScriptedEngine):
         label: str = "",
     ) -> Paced:
         prompt = self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
-        return Paced([self._outputs(prompt, sampling) for sampling in samplings])
+        playing = Paced([self._outputs(prompt, sampling) for sampling in samplings])
+        self._all.append(playing)
+        return playing
 
     def _outputs(self, prompt: str, sampling: SamplingParams) -> list[TokenOutput]:
         outputs = super()._outputs(prompt, sampling)

@@ -30,6 +30,7 @@ def run_apart(
 ) -> None:
     """ticket: of the key that asked. Never raises but what ends its greenlet."""
     looked_s = time.monotonic()
+    service.lanes.begin(answer, generation, request_id)
     try:
         for _ in answer.run(generation, POLL_S):
             if generation is None or time.monotonic() - looked_s < POLL_S:

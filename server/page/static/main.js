@@ -74,8 +74,24 @@ function watchButtons() {
   }
 }
 
+// The engine's view is loaded when it is first looked at, and asks nothing of the server otherwise.
+function watchViews() {
+  let engine;
+  async function turn(isEngine) {
+    byId("chat").hidden = isEngine;
+    byId("engine").hidden = !isEngine;
+    byId("view-chat").setAttribute("aria-pressed", !isEngine);
+    byId("view-engine").setAttribute("aria-pressed", isEngine);
+    if (isEngine) engine ??= new (await import("./engine.js")).EngineView(byId("engine"), wantsKey);
+    engine?.look(isEngine);
+  }
+  byId("view-chat").addEventListener("click", () => turn(false));
+  byId("view-engine").addEventListener("click", () => turn(true));
+}
+
 async function begin() {
   watchButtons();
+  watchViews();
   const fields = await askJson("page/fields.json");
   const conversations = await store.all().catch((error) => {
     byId("kept").textContent = `Conversations are not kept: ${error.message}`;

@@ -1,0 +1,54 @@
+// Small drawings: a curve over the last minutes, blocks of the KV cache as cells, a lane's past.
+
+import { svg } from "./dom.js";
+
+const WIDTH = 320;
+const HEIGHT = 70;
+const CELLS = 480;
+const COLUMNS = 80;
+
+// points: [seconds, value], the newest last; words: what the curve is.
+export function curve(points, spanS, words, format) {
+  const most = Math.max(1e-9, ...points.map(([, value]) => value));
+  const end = points.at(-1)?.[0] ?? 0;
+  const x = (s) => WIDTH - ((end - s) / spanS) * WIDTH;
+  const y = (value) => HEIGHT - 4 - (value / most) * (HEIGHT - 22);
+  const line = points.map(([s, value], index) => `${index ? "L" : "M"}${x(s).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const label = points.length ? `${words}: ${format(points.at(-1)[1])} now, ${format(most)} at most` : `${words}: nothing yet`;
+  const top = svg("text", { x: 2, y: 11 });
+  top.textContent = points.length ? format(most) : "";
+  return svg(
+    "svg",
+    { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label },
+    svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT - 4, y2: HEIGHT - 4 }),
+    svg("path", { d: line || "M0 0" }),
+    top,
+  );
+}
+
+// Shares of all blocks; which block is where the engine does not tell.
+export function blockMap({ held, kept, free }) {
+  const total = held + kept + free;
+  const num = Math.min(CELLS, total);
+  const cells = [];
+  const size = WIDTH / COLUMNS;
+  for (let index = 0; index < num; index += 1) {
+    const at = ((index + 0.5) / num) * total;
+    const kind = at < held ? "held" : at < held + kept ? "kept" : "free";
+    const place = { x: (index % COLUMNS) * size, y: Math.floor(index / COLUMNS) * size };
+    cells.push(svg("rect", { ...place, width: size - 0.8, height: size - 0.8, rx: 0.5, class: `k-${kind}` }));
+  }
+  const rows = Math.max(1, Math.ceil(num / COLUMNS));
+  const label = `${held} blocks held by sequences, ${kept} kept for prompts that begin alike, ${free} free`;
+  return svg("svg", { viewBox: `0 0 ${WIDTH} ${rows * size}`, role: "img", "aria-label": label }, ...cells);
+}
+
+// past: [{state, from}], the last one until now; all in seconds.
+export function strip(past, now, spanS) {
+  const x = (s) => Math.max(0, WIDTH - ((now - s) / spanS) * WIDTH);
+  const pieces = past.map(({ state, from }, index) => {
+    const to = past[index + 1]?.from ?? now;
+    return svg("rect", { x: x(from), y: 1, width: Math.max(to > from ? 1 : 0, x(to) - x(from)), height: 10, class: `k-${state}` });
+  });
+  return svg("svg", { viewBox: `0 0 ${WIDTH} 12`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...pieces);
+}

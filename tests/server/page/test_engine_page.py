@@ -1,0 +1,66 @@
+"""The engine's view in a real Chromium, beside a chat that keeps the engine at work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from makers.page_visit import Visit
+
+
+def test_it_shows_a_sequence_from_its_first_token_to_its_cancel(visit: Visit, site: str) -> None:
+    page = visit.open()
+    assert not [url for url in visit.asked if "engine" in url], "nobody has looked"
+    page.click("#view-engine")
+    page.wait_for_selector("#engine >> text=The engine takes requests.")
+    assert "8 at most" in page.inner_text("#engine .card >> nth=0")
+    page.click("#view-chat")
+    page.fill("#prompt", "slow")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("article.assistant .answer > .text >> text=On and on")
+    page.click("#view-engine")
+    page.wait_for_selector(".lanes td >> text=decode")
+    assert page.locator(".lanes .strip rect.k-decode").count() >= 1
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".lanes td >> text=cancelled")
+    info = page.inner_text("#engine .card >> nth=-1")
+    for words in ("1 × 1", "1.00 GiB, 1024 blocks of 32 tokens", "sha256:0"):
+        assert words in info
+
+
+def test_the_server_is_left_alone_while_nobody_sees_it(visit: Visit) -> None:
+    page = visit.open()
+    page.click("#view-engine")
+    page.wait_for_selector("#engine >> text=The engine takes requests.")
+    with page.expect_event("requestfailed") as ended:
+        page.click("#view-chat")
+    assert ended.value.url.endswith("/v1/engine/events")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
+    browser: Any, site: str, scheme: str, width: int, shots: Path
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    size = {"width": width, "height": 900}
+    visit = Visit(browser, site, viewport=size, color_scheme=scheme)
+    page = visit.open()
+    page.click("#view-engine")
+    page.wait_for_selector("#engine >> text=The engine takes requests.")
+    page.click("#view-chat")
+    page.fill("#prompt", "slow")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("article.assistant .answer > .text >> text=On and on")
+    page.click("#view-engine")
+    page.wait_for_selector(".lanes td >> text=decode")
+    page.screenshot(path=shots / f"engine-{width}-{scheme}.jpg", quality=75)
+    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert page.evaluate(wide) == 0
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
+    assert visit.said == []
+    visit.close()
