@@ -9,6 +9,7 @@ export class Sidebar {
   constructor(conversations, open) {
     this.conversations = conversations;
     this.show = open;
+    this.removed = new Set(); // an answer to one may still be on its way
     this.list = byId("conversations");
     byId("new").addEventListener("click", () => this.begin());
     byId("export").addEventListener("click", () => download("enginehouse-conversations.json", store.exported(this.conversations)));
@@ -33,7 +34,7 @@ export class Sidebar {
 
   // A conversation is kept from its first message on.
   async save(conversation) {
-    if (!conversation.title) return;
+    if (!conversation.title || this.removed.has(conversation)) return;
     if (!this.conversations.includes(conversation)) this.conversations.unshift(conversation);
     this.draw();
     try {
@@ -45,6 +46,7 @@ export class Sidebar {
   }
 
   async #remove(conversation) {
+    this.removed.add(conversation);
     this.conversations.splice(this.conversations.indexOf(conversation), 1);
     await store.remove(conversation.id);
     announce("Conversation deleted");

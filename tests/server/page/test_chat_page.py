@@ -65,6 +65,17 @@ def test_a_stream_can_be_stopped_and_what_came_is_kept(visit: Any) -> None:
     assert visit.answer().locator(".ending").inner_text() == "Stopped."
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_away(visit: Any) -> None:
+    page = visit.open()
+    page.fill("#prompt", "slow")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("article.assistant .answer > .text >> text=On and on it goes.")
+    page.get_by_role("button", name="Delete slow").click()
+    page.wait_for_selector("#send:not(.is-stop)")
+    assert page.locator("#conversations li").count() == 0
+    assert visit.open().locator("#conversations li").count() == 0
+
+
 def test_an_answer_follows_the_schema_of_the_editor(visit: Any) -> None:
     page = visit.open()
     page.select_option("#format", "json_schema")
