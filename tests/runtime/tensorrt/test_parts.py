@@ -46,7 +46,7 @@ CUT: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("gemma2", 3, {}, dict(quant="fp8", plan_layers=2)),
     ("gemma3", 3, LOCAL, dict(quant="none", plan_layers=1, tp=2)),
     ("qwen2", 3, {}, dict(quant="int4", plan_layers=2, tp=2)),
-    ("phi3", 3, {}, dict(quant="fp8_rowwise", plan_layers=1)),
+    ("phi3", 3, {}, dict(quant="none", plan_layers=1)),
     ("smollm3", 3, {}, dict(quant="none", plan_layers=1)),
 ]
 BAKED: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
@@ -88,14 +88,15 @@ def test_greedy_tokens_equal_the_torch_backends(
     assert found == wanted
 
 
+@pytest.mark.parametrize("quant", ["fp8", "fp8_rowwise"])
 def test_fp8_tokens_differ_only_where_a_value_is_on_an_edge_of_e4m3(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: str
 ) -> None:
-    """In the second prompt an input of the first layer's attention.dense is 1.937503 in one
+    """Of fp8 in the second prompt an input of the first layer's attention.dense is 1.937503 in one
     and 1.937496 in the other, where e4m3 has 1.875 and 2: one cast, after which all differs. With
     every edge a 30000th further down, on both sides, the tokens are equal.
     """
-    settings = dict(quant="fp8", plan_layers=1)
+    settings = dict(quant=quant, plan_layers=1)
     path = cut_engine(tmp_path, "phi3", 3, {}, settings)
     work = requests(PROMPTS, greedy(8))
     for module in (linear, recording_network):
