@@ -24,8 +24,9 @@ def chromium() -> str:
     pytest.skip("no Chromium is installed: apt-get install chromium, or ENGINEHOUSE_CHROMIUM=PATH")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Not for longer: while Playwright runs, an event loop does, which others would find."""
     path = chromium()
     from playwright.sync_api import sync_playwright
 
