@@ -22,7 +22,7 @@ from enginehouse.build.backends.torch import TorchBackend
 from enginehouse.build.convert.output_folder import refuse_foreign
 from enginehouse.build.original import check_original
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
-from enginehouse.build.plan.cuts import padding_price
+from enginehouse.build.plan.footprint import padding_price
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress, mib

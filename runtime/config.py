@@ -15,6 +15,7 @@ from enginehouse.runtime.config_parts import (
     LATENT,
     Delta,
     Latent,
+    check_delta,
     delta_of,
     json_object,
     latent_of,
@@ -257,7 +258,7 @@ class ModelConfig:
 
     def is_linear(self, layer: int) -> bool:
         """Whether a layer has a state in the place of keys and values."""
-        return self.delta is not None and layer in self.delta.layers
+        return layer in (self.extra.get("linear_attention") or {}).get("layers", ())
 
     def has_mlp(self, layer: int) -> bool:
         return self.has_experts(layer) or self.inner_size(layer) > 0
@@ -354,7 +355,7 @@ class ModelConfig:
                 whole(json_object(data, "moe"), key, 0, least=0)
             for key in ("moe_intermediate_size", *LATENT):
                 whole(data, key, 0, least=0)
-            delta_of(data)
+            check_delta(data)
             number(data, "rotary_pct", 1.0)
             return cls(
                 architecture=str(data["architecture"]),

@@ -79,13 +79,13 @@ _NUMBERS = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim"
 _MANY = 1 << 20
 
 
-def delta_of(extra: Mapping[str, Any]) -> Delta | None:
-    """Raises EngineError for what is no such object."""
+def check_delta(extra: Mapping[str, Any]) -> None:
+    """EngineError for what is no such object."""
     found = extra.get("linear_attention")
-    if not found:
-        return None
     try:
-        delta = Delta(frozenset(found["layers"]), *(found[name] for name in _NUMBERS))
+        delta = delta_of(extra)
+        if delta is None:
+            return
         right = all(type(n) is int and 0 <= n < _MANY for n in (*delta.layers, *delta[1:]))
         right = right and min(delta[1:]) > 0 and not delta.value_heads % delta.key_heads
     except (AttributeError, KeyError, TypeError):
@@ -95,7 +95,14 @@ def delta_of(extra: Mapping[str, Any]) -> Delta | None:
             f"config.json has linear_attention={found!r}; wanted its layers and "
             + ", ".join(_NUMBERS)
         )
-    return delta
+
+
+def delta_of(extra: Mapping[str, Any]) -> Delta | None:
+    """Of words that were checked."""
+    found = extra.get("linear_attention")
+    if not found:
+        return None
+    return Delta(frozenset(found["layers"]), *(found[name] for name in _NUMBERS))
 
 
 def json_object(data: dict[str, Any], key: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def _delta_keys(hf: Hf) -> dict[str, Any]:
     count, every = integer(hf, "num_hidden_layers"), integer(hf, "full_attention_interval", 4)
     kinds = ("linear_attention", "full_attention")
     types = hf.get("layer_types") or [kinds[(i + 1) % every == 0] for i in range(count)]
-    if not isinstance(types, list) or len(types) != count or set(types) - set(kinds):
+    if not isinstance(types, list) or len(types) != count or any(t not in kinds for t in types):
         raise CheckpointError(
             f"config.json has layer_types={types!r}; wanted {count} times {' or '.join(kinds)}"
         )

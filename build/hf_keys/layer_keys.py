@@ -134,6 +134,14 @@ def gemma4_sizes(hf: Hf) -> dict[str, Any]:
     return {"layer_types": [*types[:-1], "full_attention"]}
 
 
+_NORMED: dict[str, Any] = {
+    "qk_layernorm": True,
+    "v_layernorm": True,
+    "inter_layernorms": True,
+    "attention_multiplier": 1.0,
+}
+
+
 def gemma4_keys(hf: Hf) -> dict[str, Any]:
     refuse(hf, "attention_bias", (False,))
     refuse(hf, "use_bidirectional_attention", (None, False, "vision"))
@@ -142,10 +150,7 @@ def gemma4_keys(hf: Hf) -> dict[str, Any]:
     heads = [_heads(hf, layer, slides) for layer, slides in enumerate(sliding)]
     cap = "final_logit_softcapping"
     return {
-        "qk_layernorm": True,
-        "v_layernorm": True,
-        "inter_layernorms": True,
-        "attention_multiplier": 1.0,
+        **_NORMED,
         "local_rope_layers": [i for i, slides in enumerate(sliding) if slides],
         "layer_head_sizes": [size for size, _ in heads],
         "layer_kv_heads": [count for _, count in heads],
@@ -179,10 +184,7 @@ def gemma3n_keys(hf: Hf) -> dict[str, Any]:
     sliding = sliding_layers(hf, name)
     sources = _key_sources(hf, name)
     return {
-        "qk_layernorm": True,
-        "v_layernorm": True,
-        "inter_layernorms": True,
-        "attention_multiplier": 1.0,
+        **_NORMED,
         "local_rope_layers": [i for i, slides in enumerate(sliding) if slides],
         "shared_projection_layers": [],
         **({"kv_source_layers": sources} if sources else {}),

@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
-from math import gcd, lcm, prod
+from math import gcd, lcm
 from typing import NamedTuple
 
 from enginehouse.build.families.output_table import distinct_linears
-from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.multiples import Multiples, multiples
 from enginehouse.build.forms.padding import padding_of
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
@@ -121,28 +120,6 @@ def _weights(config: ModelConfig) -> tuple[int, int]:
     kv_heads = max(tp, config.num_key_value_heads)
     attention = 2 * (config.num_attention_heads + kv_heads) * config.head_size
     return attention + 3 * max(1, config.num_experts) * config.moe_intermediate_size, kv_heads
-
-
-def padding_price(before: ModelConfig, after: ModelConfig) -> str:
-    """What is padded, and what it costs: words for people, none where nothing is."""
-    repeated = after.num_attention_heads == before.num_attention_heads
-    pairs = {
-        "heads": (before.num_attention_heads, after.num_attention_heads),
-        "KV heads, repeated" if repeated else "KV heads": (
-            before.num_key_value_heads,
-            after.num_key_value_heads,
-        ),
-        "columns of each expert" if before.num_experts else "MLP columns": (
-            before.moe_intermediate_size,
-            after.moe_intermediate_size,
-        ),
-    }
-    words = [f"{old} -> {new} {what}" for what, (old, new) in pairs.items() if old != new]
-    if not words:
-        return ""
-    old, new = (sum(map(prod, expected_shapes(config).values())) for config in (before, after))
-    share = f"+{100 * (new / old - 1):.1f} % weights"
-    return f"padded for TP {after.mapping.tp_size}: {', '.join([*words, share])}"
 
 
 def least_heads(config: ModelConfig, rule: Multiples) -> tuple[int, int] | None:

@@ -6,15 +6,17 @@ activations and the runtime's own share are estimates and said to be so.
 
 from __future__ import annotations
 
+from math import prod
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from enginehouse.build.families.output_table import distinct_linears
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.forms.weight_forms import GROUP_SIZES
 from enginehouse.build.plan.build_plan import BuildPlan
-from enginehouse.build.plan.cuts import legal_tp, padding_price
+from enginehouse.build.plan.cuts import legal_tp
 from enginehouse.runtime.config import ModelConfig
 
 GIB = 2**30
@@ -178,6 +180,28 @@ def kv_budget(needs: Footprint, memory_gib: float) -> int:
 def concurrent_requests(needs: Footprint, memory_gib: float, context: int) -> int:
     """Sequences of `context` tokens whose keys and values fit at once."""
     return max(0, kv_budget(needs, memory_gib) // needs.kv_of(context))
+
+
+def padding_price(before: ModelConfig, after: ModelConfig) -> str:
+    """What is padded, and what it costs: words for people, none where nothing is."""
+    repeated = after.num_attention_heads == before.num_attention_heads
+    pairs = {
+        "heads": (before.num_attention_heads, after.num_attention_heads),
+        "KV heads, repeated" if repeated else "KV heads": (
+            before.num_key_value_heads,
+            after.num_key_value_heads,
+        ),
+        "columns of each expert" if before.num_experts else "MLP columns": (
+            before.moe_intermediate_size,
+            after.moe_intermediate_size,
+        ),
+    }
+    words = [f"{old} -> {new} {what}" for what, (old, new) in pairs.items() if old != new]
+    if not words:
+        return ""
+    old, new = (sum(map(prod, expected_shapes(config).values())) for config in (before, after))
+    share = f"+{100 * (new / old - 1):.1f} % weights"
+    return f"padded for TP {after.mapping.tp_size}: {', '.join([*words, share])}"
 
 
 def print_page(plan: BuildPlan, console: Console) -> None:

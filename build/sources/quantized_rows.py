@@ -18,8 +18,21 @@ from enginehouse.build.sources.quantized_formats import Infos
 from enginehouse.runtime.errors import CheckpointError
 
 
+class _Rows:
+    """A weight of one element a number, and a scale beside it."""
+
+    __slots__ = ()
+
+    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
+        out_features, in_features = infos[f"{module}.weight"].shape
+        return out_features, in_features
+
+    def scale_name(self, module: str) -> str:
+        return f"{module}.weight_scale"
+
+
 @dataclass(frozen=True, slots=True)
-class Int8Format:
+class Int8Format(_Rows):
     """weight int8 [out, in]; weight_scale [] or [1], or [out] or [out, 1]: compressed-tensors'
     int-quantized and ModelOpt's. What rounds activations is not read: the engine's are not rounded.
     """
@@ -33,13 +46,6 @@ class Int8Format:
         "input_scale",
         "input_zero_point",
     )
-
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
-        out_features, in_features = infos[f"{module}.weight"].shape
-        return out_features, in_features
-
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
 
     def check(self, source: TensorSource, module: str) -> None:
         infos, zero = source.infos, f"{module}.weight_zero_point"
@@ -73,7 +79,7 @@ class Int8Format:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Format:
+class Fp8Format(_Rows):
     """weight float8_e4m3fn [out, in]; weight_scale [] or [1], or [out] or [out, 1]; input_scale
     [] or [1] for static activations. ModelOpt's, compressed-tensors', AutoFP8's, transformers' (in
     other words) and FBGEMM's, whose input_scale_ub repeats a number of config.json.
@@ -82,13 +88,6 @@ class Fp8Format:
     name: str = "FP8"
     marker: str = "weight_scale"
     tensors: tuple[str, ...] = ("weight", "weight_scale", "input_scale", "input_scale_ub")
-
-    def shape(self, infos: Infos, module: str) -> tuple[int, int]:
-        out_features, in_features = infos[f"{module}.weight"].shape
-        return out_features, in_features
-
-    def scale_name(self, module: str) -> str:
-        return f"{module}.weight_scale"
 
     def check(self, source: TensorSource, module: str) -> None:
         info = source.infos[f"{module}.weight"]

@@ -192,9 +192,12 @@ class StepAttention:
         self.chunks = chunks
         self.states = states
         self.runs = runs
+        self.written: set[int] = set()
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, rule: AttentionRule) -> Tensor:
-        self.cache.write(layer, self.slots, k, v)
+        if layer not in self.written:  # else by another layer, which reads the same
+            self.cache.write(layer, self.slots, k, v)
+            self.written.add(layer)
         out = torch.empty_like(q)
         for group in self.decodes:
             out[group.tokens] = self._decode(layer, group, q[group.tokens], rule)
