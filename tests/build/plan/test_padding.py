@@ -15,9 +15,9 @@ from enginehouse.build.plan.cuts import (
     cut_model,
     least_heads,
     multiples,
-    padding_price,
     with_numbers,
 )
+from enginehouse.build.plan.footprint import padding_price
 from enginehouse.runtime.checkpoint.packing import dequantize_int4, pack_int4
 from enginehouse.runtime.config import Mapping, ModelConfig
 from enginehouse.runtime.errors import PlanError
