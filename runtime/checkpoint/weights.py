@@ -25,7 +25,7 @@ _FIRST = tuple(
     f"transformer.{word}" for word in ("vocab_embedding", "per_layer", "stream_projections")
 )
 # Words of decoder linears that forms quantise.
-LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "dense", "fc", "gate", "proj")
+LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "in_qkvz", "dense", "fc", "gate", "proj")
 _PER_EXPERT = ("weight", "weights_scaling_factor", "per_channel_scale", "bias")
 
 

@@ -209,6 +209,7 @@ def test_forms_of_one_byte_are_run(engine: EngineMaker, name: str, form: str) ->
 JUMPY_IN_FORMS = [
     *((name, form) for name in JUMPY for form in ("none", "int4-int8")),
     *((name, "int4") for name in ("gpt-oss", "dots1", "deepseek-v3", "qwen3.5")),
+    ("qwen3.5", "int8-int8"),
     *(
         (name, form)
         for name in ("gpt-oss", "dots1", "deepseek-v3", "mixtral", "qwen3-moe", "qwen3.5")

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.batching.kv_room import count_blocks
 from enginehouse.runtime.batching.model_runner import Capacity
+from enginehouse.runtime.checkpoint.weights import CheckpointWeights
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.config_parts import Delta
 from enginehouse.runtime.engine import read_config, read_engine
@@ -60,6 +62,29 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("linear")
     source = open_checkpoint(save_family("qwen3.5", folder / "hf"))
     return build_engine(source, folder / "engine", dtype="float32", until="compile")
+
+
+def test_what_reads_the_hidden_state_is_a_linear_in_every_form(engine: Path) -> None:
+    """Loaders quantise it to INT8, and a folder of INT4 is dequantised under the source's names."""
+    source = open_checkpoint(engine.with_name("hf"))
+    found = {
+        quant: build_engine(
+            source, engine.with_name(quant), quant=quant, group_size=size, until="compile"
+        )
+        for quant, size in (("int8", None), ("int4", 64))
+    }
+    weights = CheckpointWeights(found["int8"], read_config(found["int8"]))
+    own = weights("transformer.layers.0.linear_attention.")
+    kinds = {name: own[f"{name}.weight"].dtype for name in ("in_qkvz", "dense", "in_ba", "conv1d")}
+    assert kinds == {
+        **dict.fromkeys(("in_qkvz", "dense"), torch.int8),
+        **dict.fromkeys(("in_ba", "conv1d"), torch.bfloat16),
+    }
+    folder = resolve_source(str(found["int4"]), found["int4"]).tensors
+    for word in ("in_proj_qkv", "in_proj_z", "in_proj_b", "out_proj"):
+        name = f"model.layers.0.linear_attn.{word}.weight"
+        truth = source.tensors.read(name)
+        assert (folder.read(name).float() - truth).norm() < 0.15 * truth.norm(), word
 
 
 def opened(engine: Path, **options: object) -> TorchExecutor:
