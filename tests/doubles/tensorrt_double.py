@@ -16,6 +16,7 @@ import ctypes
 import gc
 import json
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -86,6 +87,7 @@ class TensorRTDouble:
         self.scratch: dict[int, _Region] = {}  # in use just now, by stream
         self._known: set[tuple[int, int]] = set()
         self._held: set[tuple[int, int]] = set()
+        self._memory = threading.Lock()  # ranks are threads here
 
     def Runtime(self, logger: Any) -> Runtime:
         return Runtime(self, logger)
@@ -94,15 +96,16 @@ class TensorRTDouble:
         """Every region (address, bytes) lies within one tensor's memory, as far as it was seen:
         memory that was let go of meanwhile is not noticed.
         """
-        new = set(regions) - self._known
-        if not all(self._inside(*region) for region in new):
-            for thing in gc.get_objects():
-                if issubclass(type(thing), Tensor):
-                    storage = thing.untyped_storage()
-                    self._held.add((storage.data_ptr(), storage.nbytes()))
-        for address, size in new:
-            assert self._inside(address, size), f"{size} bytes at {address:#x} are in no tensor"
-        self._known |= new
+        with self._memory:
+            new = set(regions) - self._known
+            if not all(self._inside(*region) for region in new):
+                for thing in gc.get_objects():
+                    if issubclass(type(thing), Tensor):
+                        storage = thing.untyped_storage()
+                        self._held.add((storage.data_ptr(), storage.nbytes()))
+            for address, size in new:
+                assert self._inside(address, size), f"{size} bytes at {address:#x} are in no tensor"
+            self._known |= new
 
     def _inside(self, address: int, size: int) -> bool:
         return any(at <= address and address + size <= at + n for at, n in self._held)
