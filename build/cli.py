@@ -29,11 +29,13 @@ from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress
+from enginehouse.build.report.page import build_page, plan_page, write_page
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
 from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_compilable
-from enginehouse.runtime.errors import EnginehouseError, unexpected_fault
+from enginehouse.runtime.engine import MANIFEST, read_manifest
+from enginehouse.runtime.errors import EnginehouseError, PlanError, unexpected_fault
 
 _TYPES = {"str": str, "int": int, "float": float}
 
@@ -58,6 +60,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--plan",
         action="store_true",
         help="print what the engine takes on each GPU and the requests it allows, and stop",
+    )
+    group.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write what was built, or with --plan what it takes, as a page of one file",
     )
     group.add_argument("--quiet", action="store_true", help="print nothing but the result")
 
@@ -133,7 +141,8 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     add_settings(parser)
     args = vars(parser.parse_args(words))
     config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
-    page = args.pop("plan")
+    page, html = args.pop("plan"), args.pop("html")
+    _check_html(html)
     if page:
         args["until"] = "plan"
     if args["trtllm_build"] is not None:
@@ -147,6 +156,8 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         settings, _ = settle_backend(settings, source)
         plan, _ = settle(settings, source, progress)
         print_page(plan, console)
+        if html is not None:
+            write_page(html, plan_page(plan))
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")
             console.print(
@@ -156,7 +167,29 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
             console.print(f"\nCompiled for SM {', '.join(map(str, plan.targets))}. What is what:")
             print_targets(plan.config.dtype, console)
         return 0
-    return _report(build(settings, source, progress))
+    result = build(settings, source, progress)
+    if html is not None:
+        _write_report(html, result, progress)
+    return _report(result)
+
+
+def _check_html(path: Path | None) -> None:
+    """PlanError, before anything is done, for a page that could not be written."""
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be written: {path.parent} is no folder"
+        raise PlanError(f"--html {path} {what}; name a file in a folder that is there")
+
+
+def _write_report(path: Path, result: BuildResult, progress: BuildProgress) -> None:
+    manifest = result.manifest
+    if manifest is None and result.path is not None and (result.path / MANIFEST).exists():
+        manifest = read_manifest(result.path)  # a checkpoint that another machine compiles
+    if manifest is None:
+        progress.note(f"{path} was not written: what was made has no manifest to report on")
+        return
+    write_page(path, build_page(manifest))
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

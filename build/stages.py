@@ -26,6 +26,7 @@ from enginehouse.build.plan.footprint import padding_price
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress, mib
+from enginehouse.build.report.record import recorded
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.tokenizer_files import (
     check_token_ids,
@@ -59,7 +60,8 @@ def build(
     with work.folders:
         for stage in stages(settings):
             if not stage.resume(work):
-                stage.run(work)
+                with recorded(stage.name, work.costs):
+                    stage.run(work)
             if work.result is not None:
                 return work.result
     return BuildResult(None)

@@ -66,6 +66,44 @@ class Limits(msgspec.Struct, frozen=True):
     max_attention_window: tuple[int, ...] | None = None
 
 
+class StageRecord(msgspec.Struct, frozen=True):
+    """What a stage of a build took. peak_bytes: of the process's memory, looked at now and then."""
+
+    name: str
+    seconds: float
+    peak_bytes: int
+
+
+class MemoryRecord(msgspec.Struct, frozen=True):
+    """One GPU's memory as it was planned, bytes. requests: (context in tokens, how many fit at
+    once, up to max_batch_size).
+    """
+
+    gpu: str
+    total: int
+    weights: int
+    activations: int
+    runtime: int
+    kv_cache: int
+    requests: tuple[tuple[int, int], ...]
+
+
+class BuildRecord(msgspec.Struct, frozen=True):
+    """What a build found on its way, for people; nothing is run by it.
+
+    source_bytes: of the source's weights. errors: of each layer that was rounded, (layer, relative
+    root mean square of `errors_of`); empty where nothing was.
+    """
+
+    source_bytes: int
+    weight_bytes: int
+    num_parameters: int
+    stages: tuple[StageRecord, ...]
+    memory: MemoryRecord
+    errors_of: str = ""
+    errors: tuple[tuple[int, float], ...] = ()
+
+
 class Manifest(msgspec.Struct, frozen=True):
     """manifest.json. `digest` names the engine: a hash over `files`."""
 
@@ -85,6 +123,7 @@ class Manifest(msgspec.Struct, frozen=True):
     # backend tensorrt: package, version, targets, for each context class its limits, parts and
     # their files, and what each file cost
     tensorrt: dict[str, Any] | None = None
+    build: BuildRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,16 +149,17 @@ build/resolve          progress source sources families hf_keys dequantize gguf
 build/check            forms source sources hf_keys
 build/quantize         forms source families  runtime/checkpoint runtime/torch
 build/plan             forms source families hf_keys quantize  runtime/checkpoint runtime/tensorrt runtime/cpu
+build/report           progress source plan quantize
 build/convert          progress forms source families sources quantize plan  runtime/checkpoint
 build/tensorrt         progress forms families plan  runtime/machine runtime/checkpoint runtime/tensorrt
 build/original         source
 build/verify           runtime/checkpoint runtime/torch runtime/cpu
 build/tensorrt_llm     progress forms source sources plan convert verify  runtime/machine runtime/torch runtime/backends
-build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm  runtime/cpu
-build/stages           progress source sources plan convert original backends
+build/backends         progress forms source sources quantize plan convert tensorrt original verify tensorrt_llm report  runtime/cpu
+build/stages           progress source sources plan convert original backends report
 build/machine_facts    tensorrt_llm  runtime/machine runtime/cpu
 build/doctor           machine_facts tensorrt_llm  runtime/machine runtime/grammar
-build/cli              progress resolve plan tensorrt_llm backends stages doctor
+build/cli              progress resolve plan tensorrt_llm backends stages doctor report
 build/command          cli
 
 server/text            runtime/grammar
@@ -195,7 +196,7 @@ regress/speed          limits subject suite  server/client
 regress/behaviour      findings subject  server/client
 regress/recording      limits subject behaviour speed
 regress/judge          findings outcome explain limits suite subject numerics speed recording
-regress/report         findings outcome
+regress/report         findings outcome  build/report
 regress/collect        subject suite numerics behaviour recording  server/client
 regress/run            findings outcome explain limits suite subject numerics speed behaviour recording judge collect  server/client
 

@@ -14,7 +14,7 @@ from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.progress import BuildProgress
 from enginehouse.build.quantize.reference import ReferenceModel
 from enginehouse.build.source import SourceCheckpoint
-from enginehouse.runtime.engine import Manifest
+from enginehouse.runtime.engine import Manifest, StageRecord
 
 
 class BuildResult(NamedTuple):
@@ -43,6 +43,7 @@ class Build:
     journal: Journal = field(init=False)
     reference: ReferenceModel = field(init=False)
     manifest: Manifest | None = None
+    costs: list[StageRecord] = field(default_factory=list)  # of the stages that have run
     result: BuildResult | None = None
     folders: ExitStack = field(default_factory=ExitStack)  # what is undone when the build ends
 

@@ -24,6 +24,7 @@ from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.choices import choices
 from enginehouse.build.progress import mib
 from enginehouse.build.quantize.reference import ReferenceModel
+from enginehouse.build.report.record import build_record
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.build.sources.digest import source_digest
 from enginehouse.build.verify import INT8_ACTIVATIONS_KL, INT8_KV_KL, MAX_MEAN_KL, verify
@@ -179,6 +180,8 @@ def _truth(work: Build, advance: Callable[[int], None], ids: Tensor) -> Tensor:
 def put(work: Build) -> None:
     """The finished folder takes its place, whole, with its manifest written last."""
     if work.manifest is not None:
+        found = build_record(work.plan, work.source, work.costs, work.journal.errors)
+        work.manifest = msgspec.structs.replace(work.manifest, build=found)
         write_manifest(work.directory, work.manifest)
     replace_folder(work.directory, work.output)
     work.result = BuildResult(work.output, work.manifest)

@@ -5,11 +5,14 @@ Elsewhere the build ends with the checkpoint and the commands that finish it on 
 
 from __future__ import annotations
 
+import msgspec
+
 from enginehouse.build.backends.base import Build, BuildResult, Stage
 from enginehouse.build.backends.shared_stages import CONVERT, DIGEST, PUT, REUSE, convert
 from enginehouse.build.convert.engine_manifest import engine_manifest
 from enginehouse.build.convert.output_folder import replace_folder
 from enginehouse.build.plan.build_plan import BuildPlan
+from enginehouse.build.report.record import build_record
 from enginehouse.build.tensorrt_llm.builder import find_builder
 from enginehouse.build.tensorrt_llm.compile import (
     check_machine_early,
@@ -56,7 +59,8 @@ def convert_and_keep(work: Build) -> None:
     """`convert`: the checkpoint, with a manifest, beside the engine's place."""
     convert(work)
     manifest = engine_manifest(work.plan, work.source, work.directory, work.record)
-    write_manifest(work.directory, manifest)
+    found = build_record(work.plan, work.source, work.costs, work.journal.errors)
+    write_manifest(work.directory, msgspec.structs.replace(manifest, build=found))
     replace_folder(work.directory, checkpoint_path(work.output))
     work.folders.close()
 
@@ -67,7 +71,8 @@ def kept_from_before(work: Build) -> bool:
     if kept is None:
         return False
     path, files = kept.path, kept.manifest.files
-    write_manifest(path, engine_manifest(work.plan, work.source, path, work.record, files))
+    manifest = engine_manifest(work.plan, work.source, path, work.record, files)
+    write_manifest(path, msgspec.structs.replace(manifest, build=kept.manifest.build))
     return True
 
 

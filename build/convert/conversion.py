@@ -62,7 +62,9 @@ def convert(
         with gate.holding(held(unit)):
             stored = [
                 item
-                for name, pieces in convert_unit(config, unit, source, calibration, plan.padding)
+                for name, pieces in convert_unit(
+                    config, unit, source, calibration, plan.padding, journal.errors
+                )
                 for item in sink.put(unit.pp_rank, name, pieces)
             ]
         journal.record(unit.key, stored)

@@ -21,6 +21,7 @@ from enginehouse.build.convert.rank_files import Sink
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.choices import choices
 from enginehouse.build.quantize.activations import SavedActivations
+from enginehouse.build.quantize.layer_errors import ErrorLog
 from enginehouse.build.source import SourceCheckpoint
 
 
@@ -36,12 +37,16 @@ def conversion_key(plan: BuildPlan, source: SourceCheckpoint) -> str:
 
 
 class Journal:
-    """Units that were written, in the order they were. Threads may record at once."""
+    """Units that were written, in the order they were. Threads may record at once.
+
+    errors: how far the layers have moved.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._path = directory / "units.jsonl"
         self._lock = threading.Lock()
+        self.errors = ErrorLog(directory / "errors.jsonl")
 
     def begin(self, key: str) -> None:
         """Start anew in a folder that has no journal."""
@@ -57,7 +62,8 @@ class Journal:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was finished that is worth keeping."""
-        return not any(path.name != "key" for path in self._directory.iterdir())
+        beside = {"key", "errors.jsonl"}
+        return all(path.name in beside for path in self._directory.iterdir())
 
     def record(self, unit: str, stored: Sequence[Stored]) -> None:
         """A unit's tensors are in their files."""

@@ -140,6 +140,7 @@ def _calibrate(
     saved = journal.activations("layers")
     one_scale = experts_share_scales(plan.config, plan.settings)
     walk = kind(plan.config, reference, sequences, saved, min(left), plan.padding, one_scale)
+    walk.errors = journal.errors
     finished -= {key for key, layer in layers.items() if layer is not None and layer >= walk.layer}
     return Calibration(scales, walk)
 

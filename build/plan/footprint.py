@@ -18,6 +18,7 @@ from enginehouse.build.forms.weight_forms import GROUP_SIZES
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.cuts import legal_tp
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.engine import MemoryRecord
 
 GIB = 2**30
 
@@ -204,8 +205,27 @@ def padding_price(before: ModelConfig, after: ModelConfig) -> str:
     return f"padded for TP {after.mapping.tp_size}: {', '.join([*words, share])}"
 
 
-def print_page(plan: BuildPlan, console: Console) -> None:
-    """The page of `--plan`: what it takes, per GPU and on this machine, and what it allows.
+def memory_record(plan: BuildPlan) -> MemoryRecord:
+    """The memory of the GPU that the plan names, or of the usual one, and what it allows."""
+    gpu = plan.settings.gpu or DEFAULT_GPU
+    memory_gib, needs = GPU_MEMORY_GIB[gpu], footprint(plan)
+    most = plan.settings.max_batch_size
+    return MemoryRecord(
+        gpu=gpu,
+        total=int(memory_gib * GIB),
+        weights=needs.weights,
+        activations=needs.activations,
+        runtime=needs.runtime,
+        kv_cache=max(0, kv_budget(needs, memory_gib)),
+        requests=tuple(
+            (context, min(most, concurrent_requests(needs, memory_gib, context)))
+            for context in _contexts(plan.max_seq_len)
+        ),
+    )
+
+
+def page_rows(plan: BuildPlan) -> list[tuple[str, str]]:
+    """What a plan takes, on each GPU and on this machine: a name and words; ("", "") parts them.
 
     The plan's `gpu` names the GPU; its legality was settled with the plan.
     """
@@ -220,7 +240,7 @@ def print_page(plan: BuildPlan, console: Console) -> None:
     legal = legal_tp(plan.unpadded, groups, int8=settings.quant == "int8")
     price = padding_price(plan.unpadded, config)
     quant = settings.quant + (f", groups of {plan.group_size}" if plan.group_size else "")
-    rows = [
+    return [
         ("model", f"{plan.name} ({config.architecture}, {plan.num_parameters / 1e9:.2f} B)"),
         ("form", f"{quant}; the rest {config.dtype}"),
         *([("source", "quantised, and dequantised first")] if plan.rounded_twice else []),
@@ -242,15 +262,18 @@ def print_page(plan: BuildPlan, console: Console) -> None:
         *([("linear attention", _state_words(needs.state))] if needs.state else []),
         *([("windows", _window_words(plan))] if plan.max_attention_window else []),
     ]
+
+
+def print_page(plan: BuildPlan, console: Console) -> None:
+    """The page of `--plan`: its rows, and the requests that they allow."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for key, value in rows:
+    for key, value in page_rows(plan):
         table.add_row(key, value)
     console.print(table)
     requests = Table("context, tokens", "concurrent requests", box=None, pad_edge=False)
-    for context in _contexts(plan.max_seq_len):
-        count = concurrent_requests(needs, memory_gib, context)
-        bound = " (max_batch_size)" if count > settings.max_batch_size else ""
-        requests.add_row(f"{context:,}", f"{min(count, settings.max_batch_size)}{bound}")
+    for context, count in memory_record(plan).requests:
+        bound = " (max_batch_size)" if count == plan.settings.max_batch_size else ""
+        requests.add_row(f"{context:,}", f"{count}{bound}")
     console.print()
     console.print(requests)
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from enginehouse.build.forms.padding import NO_PADDING, Padding
 from enginehouse.build.quantize.activations import SavedActivations
 from enginehouse.build.quantize.compensation import InputMoments
+from enginehouse.build.quantize.layer_errors import STATES, ErrorLog
 from enginehouse.build.quantize.reference import ReferenceModel, fast_products
 from enginehouse.runtime.checkpoint.rope import Angles
 from enginehouse.runtime.checkpoint.traits import AttentionRule
@@ -128,6 +129,7 @@ class LayerwiseWalk(ABC):
         self.form = config.quantization
         self.padding = padding
         self.one_scale = one_scale
+        self.errors: ErrorLog | None = None  # where it is told how far each layer's output is
         self.unseen = 0  # experts that no token entered and whose inputs have scales of their own
         self.reference = reference
         self.saved = saved
@@ -182,7 +184,18 @@ class LayerwiseWalk(ABC):
             self._hidden[i] = decoder.feed_forward(layer, self._hidden[i], middle)
         self._attended.clear()
         self._middle.clear()
+        if self.errors is not None:
+            self.errors.add(STATES, layer, "", *self._error())
         return result
+
+    def _error(self) -> tuple[float, float]:
+        """Over all tokens the squared distance from the truth relative to it, and their number:
+        each counts alike, as a few tokens' states are far larger than all others'.
+        """
+        pairs = list(zip(self._hidden, self._truth, strict=True))
+        ratios = [(found - true).norm(dim=-1) / true.norm(dim=-1) for found, true in pairs]
+        error = sum(float(ratio.square().sum()) for ratio in ratios)
+        return error, float(sum(len(ratio) for ratio in ratios))
 
     @abstractmethod
     def _settle(

@@ -16,7 +16,7 @@ from torch import Tensor
 from enginehouse.build.families.architectures import stage_rows
 from enginehouse.build.families.row_orders import reordered, reorders
 from enginehouse.build.families.rows import STACKS, TensorRow
-from enginehouse.build.forms.block_floats import FP8_BLOCK
+from enginehouse.build.forms.block_floats import FP8_BLOCK, MX_BLOCK
 from enginehouse.build.forms.block_quantization import quantize_fp8_blocks, quantize_mxfp8
 from enginehouse.build.forms.padding import NO_PADDING, Padding
 from enginehouse.build.forms.quantization import (
@@ -26,6 +26,7 @@ from enginehouse.build.forms.quantization import (
     quantize_int4,
 )
 from enginehouse.build.forms.weight_forms import FLOAT32_WORDS, is_quantized
+from enginehouse.build.quantize.layer_errors import WEIGHTS, ErrorLog, ErrorSum
 from enginehouse.build.quantize.pieces import Pieces, can_be_cut, read_pieces
 from enginehouse.build.source import SourceCheckpoint
 from enginehouse.runtime.checkpoint.packing import pack_int4
@@ -200,10 +201,11 @@ def convert_unit(
     source: SourceCheckpoint,
     calibration: Calibration,
     padding: Padding = NO_PADDING,
+    errors: ErrorLog | None = None,
 ) -> Iterator[tuple[str, Pieces]]:
     """The checkpoint's tensors of a unit, by their TensorRT-LLM names, uncut and padded. The pieces
     of each must be gone through before the next is asked for. What calibration has quantised is
-    padded already.
+    padded already. errors: where it is told how far weights that are rounded here have moved.
     """
     pp_rank, rows = unit
     quantization = config.quantization
@@ -230,19 +232,27 @@ def convert_unit(
             yield f"transformer.layers.{local}.{name}", Pieces.of(tensor)
     else:
         for row in rows:
-            yield from _convert_linear(row, source, config, padding)
+            seen = ErrorSum()
+            yield from _convert_linear(row, source, config, padding, seen)
+            if errors is not None and row.target.startswith("transformer.layers."):
+                layer = stage_layers(config, pp_rank)[_layer_of(row.target)]
+                errors.add(WEIGHTS, layer, row.target, seen.error, seen.whole)
 
 
 def _convert_linear(
-    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
+    row: TensorRow,
+    source: SourceCheckpoint,
+    config: ModelConfig,
+    padding: Padding,
+    seen: ErrorSum,
 ) -> Iterator[tuple[str, Pieces]]:
     """A weight whose rows can each be quantised alone, then its scales."""
     module = row.target.removesuffix("weight")
     if config.quantization.quant_algo in ("FP8_PB_WO", "MXFP8"):
-        yield from _convert_blocks(row, source, config)
+        yield from _convert_blocks(row, source, config, seen)
         return
     if row.recipe == "experts" or row.recipe.startswith(STACKS):
-        yield from _convert_experts(row, source, config, padding)
+        yield from _convert_experts(row, source, config, padding, seen)
         return
     (height, width), parts = _pieces(row, source, config, padding)
     scales: list[Tensor] = []
@@ -251,6 +261,7 @@ def _convert_linear(
         def rowwise() -> Iterator[Tensor]:
             for part in parts:
                 q, scale = quantize_fp8_rowwise(part)
+                seen.see(part, q, scale)
                 scales.append(scale)
                 yield q
 
@@ -262,6 +273,7 @@ def _convert_linear(
     def grouped() -> Iterator[Tensor]:
         for part in parts:
             q, scale = quantize_int4(part, group_size, dtype)
+            seen.see(part, q, scale, group_size)
             scales.append(scale)
             yield pack_int4(q)
 
@@ -270,7 +282,7 @@ def _convert_linear(
 
 
 def _convert_blocks(
-    row: TensorRow, source: SourceCheckpoint, config: ModelConfig
+    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, seen: ErrorSum
 ) -> Iterator[tuple[str, Pieces]]:
     """MXFP8 and block FP8: blocks lie in the source's own tensors, experts' too. The scale stands
     once for each output.
@@ -282,6 +294,8 @@ def _convert_blocks(
     row = row._replace(recipe="experts") if turned else row
     made = [quantize(part) for part in parts]
     scales = [scale.repeat_interleave(height, dim=0)[: len(q)] for q, scale, _ in made]
+    for part, (q, _, _), scale in zip(parts, made, scales, strict=True):
+        seen.see(part, q, scale, MX_BLOCK[1] if mx else FP8_BLOCK[1])
     yield row.target, Pieces.of(joined(row, [q for q, _, _ in made], config))
     name = row.target.removesuffix("weight") + "weights_scaling_factor"
     yield name, Pieces.of(joined(row, scales, config))
@@ -294,7 +308,11 @@ def _experts_parts(row: TensorRow, source: SourceCheckpoint, config: ModelConfig
 
 
 def _convert_experts(
-    row: TensorRow, source: SourceCheckpoint, config: ModelConfig, padding: Padding
+    row: TensorRow,
+    source: SourceCheckpoint,
+    config: ModelConfig,
+    padding: Padding,
+    seen: ErrorSum,
 ) -> Iterator[tuple[str, Pieces]]:
     """All experts of a layer, each quantised alone; then their scales, one expert after another."""
     module, quantization = row.target.removesuffix("weight"), config.quantization
@@ -302,9 +320,11 @@ def _convert_experts(
     for expert in padding.pad(row.target, read_row(row, source, config)):
         if quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN":
             found.append(quantize_fp8_rowwise(expert))
+            seen.see(expert, *found[-1])
             continue
         dtype: torch.dtype = getattr(torch, config.dtype)
         q, scale = quantize_int4(expert, quantization.group_size, dtype)
+        seen.see(expert, q, scale, quantization.group_size)
         found.append((pack_int4(q), scale))
     rowwise = quantization.quant_algo == "FP8_PER_CHANNEL_PER_TOKEN"
     kinds = ("weight", "per_channel_scale" if rowwise else "weights_scaling_factor")

@@ -17,6 +17,7 @@ SHOWN = (
 )
 _OTHERS = (
     ("--config FILE", "YAML file with any of the settings; flags override it"),
+    ("--html FILE", "write what was built, or with --plan what it takes, as a page of one file"),
     ("--help-all", "every setting, and every choice of it"),
 )
 _WIDTH, _COLUMN = 98, 22

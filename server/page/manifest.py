@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_SHOWN = ("name", "created", "backend", "digest", "versions", "limits", "files")
+_SHOWN = ("name", "created", "backend", "digest", "versions", "limits", "files", "build")
 _CHOICES = ("quant", "group_size", "kv_cache_dtype", "format", "gpu", "tp", "pp", "dtype")
 _VERIFY = ("mean_kl", "max_kl", "top1_agreement", "num_positions", "max_mean_kl")
 

@@ -7,11 +7,13 @@ probabilities. It prints its port and serves until its standard input ends.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import gevent
 from gevent.pywsgi import WSGIHandler, WSGIServer
@@ -130,6 +132,39 @@ class PageEngine(ScriptedEngine):
         )
 
 
+MANIFEST: dict[str, Any] = {
+    "name": "<b>scripted</b>",
+    "created": "2026-01-31T12:00:00+00:00",
+    "choices": {"quant": "int4_awq", "group_size": 64},
+    "verify": {"mean_kl": 0.1365, "max_kl": 2.5, "top1_agreement": 0.87, "num_positions": 537},
+    "files": {"rank0.safetensors": {"bytes": 90 << 20, "sha256": "0"}},
+    "build": {
+        "source_bytes": 256 << 20,
+        "weight_bytes": 90 << 20,
+        "num_parameters": 134_000_000,
+        "stages": [["plan", 0.01, 1 << 28], ["convert", 135.0, 1 << 30], ["verify", 4.5, 1 << 29]],
+        "memory": {
+            "gpu": "h100",
+            "total": 79 << 30,
+            "weights": 90 << 20,
+            "activations": 1 << 28,
+            "runtime": 2 << 30,
+            "kv_cache": 68 << 30,
+            "requests": [[2048, 64], [8192, 17]],
+        },
+        "errors_of": "what leaves the layer",
+        "errors": [[layer, 0.01 * (layer + 1)] for layer in range(12)],
+    },
+}
+_STAGE = ("name", "seconds", "peak_bytes")
+
+
+def write_manifest(folder: Path) -> None:
+    stages = [dict(zip(_STAGE, stage, strict=True)) for stage in MANIFEST["build"]["stages"]]
+    told = {**MANIFEST, "build": {**MANIFEST["build"], "stages": stages}}
+    (folder / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+
+
 def _score(token_id: int, num_top: int) -> TokenLogprobs:
     top: Sequence[tuple[int, float]] = [(token_id + i, -0.3 - i) for i in range(num_top)]
     return TokenLogprobs(-(token_id % 7) / 3, tuple(top), 1)
@@ -150,6 +185,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_text(folder)
+        write_manifest(folder)
         engine = PageEngine(folder, answers)
         keys = read_keys({"ENGINEHOUSE_API_KEYS": options.key} if options.key else {})
         settings = ServerSettings(

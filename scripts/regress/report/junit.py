@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from xml.etree import ElementTree
 
+from enginehouse.build.report.words import one_line, visible
 from enginehouse.regress.findings import Finding, Status
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report.wording import (
@@ -20,8 +21,6 @@ from enginehouse.regress.report.wording import (
     differences,
     figure,
     grouped,
-    one_line,
-    visible,
 )
 
 _CANNOT_TELL = {None: "error", "pass": "skipped", "fail": "failure"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.findings import Finding
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report.wording import (
@@ -21,7 +22,6 @@ from enginehouse.regress.report.wording import (
     facts,
     headline,
     mark_of,
-    one_line,
 )
 
 # By this the comment of an earlier run is found, to be written anew.

@@ -9,26 +9,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-
+from enginehouse.build.report.templates import templates
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report import plots, wording
 
 _FOLDER = Path(__file__).parent
-_MOST_TEXT = 1000  # characters of a sentence
 _SHOWN_PLOTS = 6  # texts whose divergence is seen without unfolding
 
 
 def page(outcome: Outcome) -> str:
     """The page as text, to be written as UTF-8."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["text"] = lambda value: wording.one_line(value, _MOST_TEXT)
+    environment = templates(_FOLDER)
     environment.filters["figure"] = wording.figure
     concerns = [found for found in outcome.findings if found.status in wording.CONCERNS]
     divergences = {
@@ -41,7 +33,7 @@ def page(outcome: Outcome) -> str:
         marks=wording.MARKS,
         headline=wording.headline(outcome),
         compared=wording.compared(outcome),
-        suite=wording.one_line(outcome.suite, 120),
+        suite=one_line(outcome.suite, 120),
         created=wording.moment(outcome),
         differences=wording.differences(outcome),
         concerns=wording.by_concern(concerns),

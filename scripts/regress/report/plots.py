@@ -11,20 +11,16 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from enginehouse.build.report.axes import Axis, linear_axis, logarithmic_axis, named_axis
+from enginehouse.build.report.drawing import Drawing, Point
+from enginehouse.build.report.templates import Plot
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.outcome import LoadFigures, PerplexityRatio, TextDivergence
-from enginehouse.regress.report.axes import Axis, linear_axis, logarithmic_axis, named_axis
-from enginehouse.regress.report.drawing import Drawing, Point
-from enginehouse.regress.report.wording import figure, one_line
+from enginehouse.regress.report.wording import figure
 
 _PLACES, _QUANTILES, _DOTTED = 240, 200, 40
 _DECADES = 6
 _MOST_ROWS = 40
-
-
-class Plot(NamedTuple):
-    title: str
-    caption: str
-    svg: str
 
 
 class Divergence(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.text import Text
 
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.findings import Finding, Status
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report.wording import (
@@ -16,7 +17,6 @@ from enginehouse.regress.report.wording import (
     grouped,
     headline,
     mark_of,
-    one_line,
 )
 
 _STYLES = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from enginehouse.build.report.words import one_line, visible
 from enginehouse.regress.findings import Figure, Finding, Status, Verdict
 from enginehouse.regress.outcome import Described, Outcome
 
@@ -34,33 +34,9 @@ _STATUS_OF = {
     Verdict.PASSED: Status.PASSED,
 }
 
-# Control characters; lone surrogates and non-characters, which no file of UTF-8 or XML takes; and
-# what turns the direction of a line, in which a path could read as another.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)
-
 
 def mark_of(verdict: Verdict) -> Mark:
     return MARKS[_STATUS_OF[verdict]]
-
-
-def visible(text: str) -> str:
-    """With nothing that a terminal obeys or XML forbids: control characters, newline and tab aside,
-    become their pictures (escape is ␛), what cannot be written U+FFFD.
-    """
-    return _HIDDEN.sub(_picture, text)
-
-
-def _picture(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    return chr(0x2400 + code) if code < 32 else "␡" if code == 127 else "\ufffd"
-
-
-def one_line(text: str, most: int) -> str:
-    """Visible, in one line of at most `most` characters; a cut one ends with an ellipsis."""
-    line = " ".join(visible(text).split())
-    return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def figure(value: Figure) -> str:

@@ -2,6 +2,7 @@
 
 import { ask, events } from "./api.js";
 import { announce, el } from "./dom.js";
+import { bytes, card, number, seconds, table } from "./figures.js";
 import { Lanes, SPAN_S } from "./lanes.js";
 import { blockMap, curve, strip } from "./plots.js";
 
@@ -10,16 +11,10 @@ const CURVE_S = 180;
 const MARK_S = 1.5; // how long an end is seen in a lane
 const KINDS = { queued: "queued", prefill: "prompt", decode: "answer", cancelled: "cancelled, failed" };
 
-const number = (value) => (value >= 100 ? value.toFixed(0) : value.toFixed(1));
-const seconds = (value) => (value < 1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toFixed(2)} s`);
-const bytes = (value) => (value >= 2 ** 30 ? `${(value / 2 ** 30).toFixed(2)} GiB` : `${(value / 2 ** 20).toFixed(1)} MiB`);
-
 export class EngineView {
   constructor(box, wantsKey) {
     Object.assign(this, { box, wantsKey, lanes: new Lanes(), out: [], into: [], firsts: [], notes: [] });
-    document.head.append(el("link", { rel: "stylesheet", href: "page/engine.css" }));
     this.parts = Object.fromEntries(["state", "numbers", "out", "into", "first", "blocks", "lanes", "engine"].map((name) => [name, el("div")]));
-    const card = (title, ...parts) => el("section", { class: "card" }, el("h2", {}, title), parts);
     const { parts } = this;
     box.replaceChildren(
       parts.state,
@@ -161,9 +156,4 @@ export class EngineView {
       ]),
     );
   }
-}
-
-function table(rows) {
-  const shown = rows.filter(([, value]) => value !== null && value !== undefined && value !== "");
-  return el("table", {}, el("tbody", {}, shown.map(([name, value]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, String(value))))));
 }

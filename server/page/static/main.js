@@ -74,19 +74,24 @@ function watchButtons() {
   }
 }
 
-// The engine's view is loaded when it is first looked at, and asks nothing of the server otherwise.
+// The engine's and the build's views are loaded when they are first looked at, and ask nothing of the
+// server otherwise.
 function watchViews() {
-  let engine;
-  async function turn(isEngine) {
-    byId("chat").hidden = isEngine;
-    byId("engine").hidden = !isEngine;
-    byId("view-chat").setAttribute("aria-pressed", !isEngine);
-    byId("view-engine").setAttribute("aria-pressed", isEngine);
-    if (isEngine) engine ??= new (await import("./engine.js")).EngineView(byId("engine"), wantsKey);
-    engine?.look(isEngine);
+  const views = {};
+  const load = {
+    engine: async () => new (await import("./engine.js")).EngineView(byId("engine"), wantsKey),
+    build: async () => new (await import("./build.js")).BuildView(byId("build"), wantsKey),
+  };
+  async function turn(to) {
+    for (const name of ["chat", "engine", "build"]) {
+      byId(name).hidden = name !== to;
+      byId(`view-${name}`).setAttribute("aria-pressed", name === to);
+    }
+    if (load[to]) views[to] ??= await load[to]();
+    views.engine?.look(to === "engine");
+    if (to === "build") await views.build.look();
   }
-  byId("view-chat").addEventListener("click", () => turn(false));
-  byId("view-engine").addEventListener("click", () => turn(true));
+  for (const name of ["chat", "engine", "build"]) byId(`view-${name}`).addEventListener("click", () => turn(name));
 }
 
 async function begin() {

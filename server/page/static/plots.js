@@ -52,3 +52,33 @@ export function strip(past, now, spanS) {
   });
   return svg("svg", { viewBox: `0 0 ${WIDTH} 12`, preserveAspectRatio: "none", "aria-hidden": "true" }, ...pieces);
 }
+
+// share and start: 0 to 1, of the whole width.
+export function bar(share, start = 0) {
+  const place = { x: start * WIDTH, y: 0, width: Math.min(share, 1 - start) * WIDTH, height: 10 };
+  const ground = svg("rect", { x: 0, y: 0, width: WIDTH, height: 10, class: "k-free" });
+  return svg("svg", { viewBox: `0 0 ${WIDTH} 10`, preserveAspectRatio: "none", "aria-hidden": "true" }, ground, svg("rect", { ...place, class: "k-held" }));
+}
+
+// points: [layer, value], from the first layer to the last; words: what a reader is told.
+export function profile(points, words, format) {
+  const most = Math.max(1e-9, ...points.map(([, value]) => value));
+  const [first, last] = [points[0][0], points.at(-1)[0]];
+  const x = (layer) => 4 + ((layer - first) / Math.max(1, last - first)) * (WIDTH - 8);
+  const y = (value) => HEIGHT - 18 - (value / most) * (HEIGHT - 36);
+  const line = points.map(([layer, value], index) => `${index ? "L" : "M"}${x(layer).toFixed(1)} ${y(value).toFixed(1)}`).join("");
+  const label = (text, place, anchor) => {
+    const node = svg("text", { ...place, "text-anchor": anchor });
+    node.textContent = text;
+    return node;
+  };
+  return svg(
+    "svg",
+    { class: "plot", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": words },
+    svg("line", { x1: 0, x2: WIDTH, y1: HEIGHT - 18, y2: HEIGHT - 18 }),
+    svg("path", { d: line }),
+    label(format(most), { x: 2, y: 11 }, "start"),
+    label(`layer ${first}`, { x: 2, y: HEIGHT - 4 }, "start"),
+    label(String(last), { x: WIDTH - 2, y: HEIGHT - 4 }, "end"),
+  );
+}

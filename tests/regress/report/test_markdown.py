@@ -10,10 +10,10 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.findings import Finding, Status
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report.markdown import MARKER, MOST_CHARACTERS, escaped, markdown
-from enginehouse.regress.report.wording import one_line
 from makers.outcomes import HOSTILE, empty_outcome, full_outcome, hostile_outcome
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

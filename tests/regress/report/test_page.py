@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 
+from enginehouse.build.report.words import one_line
 from enginehouse.regress.findings import Verdict
 from enginehouse.regress.outcome import Outcome, TextDivergence
 from enginehouse.regress.report.page import page
-from enginehouse.regress.report.wording import MARKS, one_line
+from enginehouse.regress.report.wording import MARKS
 from makers.outcomes import HOSTILE, empty_outcome, full_outcome, hostile_outcome
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

@@ -7,9 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from enginehouse.build.report.axes import linear_axis, logarithmic_axis, named_axis
 from enginehouse.regress.outcome import LoadFigures, PerplexityRatio, TextDivergence
 from enginehouse.regress.report import plots
-from enginehouse.regress.report.axes import linear_axis, logarithmic_axis, named_axis
 
 Pairs = list[tuple[float, float]]
 

@@ -1,4 +1,4 @@
-"""The engine's view in a real Chromium, beside a chat that keeps the engine at work."""
+"""The views of the engine, which a chat keeps at work, and of its build, in a real Chromium."""
 
 from __future__ import annotations
 
@@ -39,6 +39,26 @@ def test_the_server_is_left_alone_while_nobody_sees_it(visit: Visit) -> None:
     assert ended.value.url.endswith("/v1/engine/events")
 
 
+def test_the_build_is_told_from_the_manifest(visit: Visit) -> None:
+    page = visit.open()
+    page.click("#view-build")
+    page.wait_for_selector("#build .card")
+    told = page.inner_text("#build")
+    for words in (
+        *("256.0 MiB", "90.0 MiB, 35.2 %", "0.134 B parameters, 5.63 bits each"),
+        *("int4_awq, groups of 64", "0.137 in the mean, 2.50 at most", "87.0 % of 537 tokens"),
+        *("most at layer 11: 12.0 %", "convert", "2 min 15 s", "1.00 GiB"),
+        *("Each h100, as planned: 79.00 GiB", "68.00 GiB, 86.1 %", "8192 tokens", "17"),
+    ):
+        assert words in told, told
+    assert "plan" not in [one.inner_text() for one in page.locator("#build .bar-row span").all()]
+    drawn = "[...document.querySelectorAll('#build .k-held')].map((r) => r.width.baseVal.value)"
+    assert page.evaluate(drawn)[:2] == pytest.approx([320, 320 * 90 / 256])
+    page.click("#view-chat")
+    page.click("#view-build")
+    assert len([url for url in visit.asked if url.endswith("/v1/engine/events")]) == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
@@ -61,6 +81,11 @@ def test_axe_finds_nothing_and_nothing_is_wider_than_the_screen(
     wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
     assert page.evaluate(wide) == 0
     found = Axe().run(page).response["violations"]
+    page.click("#view-build")
+    page.wait_for_selector("#build .card")
+    page.screenshot(path=shots / f"build-{width}-{scheme}.jpg", quality=75)
+    assert page.evaluate(wide) == 0
+    found += Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"][:200] for node in one["nodes"][:3]]) for one in found] == []
     assert visit.said == []
     visit.close()

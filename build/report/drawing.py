@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from xml.etree import ElementTree
 
-from enginehouse.regress.report.axes import Axis
-from enginehouse.regress.report.wording import visible
+from enginehouse.build.report.axes import Axis
+from enginehouse.build.report.words import visible
 
 WIDTH = 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 24, 38
