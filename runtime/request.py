@@ -197,6 +197,12 @@ def joined(before: TokenOutput, more: TokenOutput) -> TokenOutput:
     )
 
 
+# Of a block of the KV cache, by the byte that says it: free, free with a prefix that can be found,
+# held by a sequence, held by several at once.
+KV_STATES = ("free", "kept", "held", "shared")
+MOST_CELLS = 480
+
+
 @dataclass(frozen=True, slots=True)
 class ExecutorStats:
     """One look at a running executor. Counters only grow; the rest are of this moment.
@@ -206,6 +212,10 @@ class ExecutorStats:
     num_draft_tokens were guessed and computed, num_accepted_tokens of them right. iterations_s: of
     all iterations, and num_in_iterations the sequences that each had, summed; None where the engine
     does not say.
+
+    kv_blocks: a map of the KV cache, one of KV_STATES for each block, or for as many as MOST_CELLS
+    of them, evenly; None where the engine does not say. preempted: the ids of sequences that run
+    no more, as others need their room, and wait to be computed again.
     """
 
     num_running: int = 0
@@ -222,6 +232,8 @@ class ExecutorStats:
     num_accepted_tokens: int = 0
     iterations_s: float | None = None
     num_in_iterations: int | None = None
+    kv_blocks: bytes | None = None
+    preempted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +243,7 @@ class EngineInfo:
     kv_cache_bytes: what keys and values take at most, on each GPU or on the CPU.
     scores_prompts: whether it can tell the log probabilities of a prompt's tokens.
     embedding_size: how many numbers an embedding has; 0 where the engine gives none.
+    max_queue_*: what the engine host lets wait, as its QueueLimits say; None before it has.
     """
 
     name: str
@@ -251,3 +264,6 @@ class EngineInfo:
     created: int  # seconds since the epoch
     scores_prompts: bool = True
     embedding_size: int = 0
+    max_queue_requests: int | None = None
+    max_queue_tokens: int | None = None
+    max_queue_s: float | None = None

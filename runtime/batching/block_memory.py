@@ -39,6 +39,9 @@ class BlockMemory:
     def num_remembered(self) -> int:
         return self.pool.num_remembered
 
+    def states(self, most: int) -> bytes:
+        return self.pool.states(most)
+
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         shared: list[int] = []
         if self._shares(sequence) and not sequence.computes_all:

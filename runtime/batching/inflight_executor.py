@@ -33,6 +33,7 @@ from enginehouse.runtime.executor import ExecutorOptions, check_request, unexpec
 from enginehouse.runtime.grammar.compiler import DEFAULT_TIMEOUT_S, Grammar, GrammarCompiler
 from enginehouse.runtime.grammar.constraint import refusal
 from enginehouse.runtime.request import (
+    MOST_CELLS,
     ExecutorStats,
     FinishReason,
     Refusal,
@@ -229,6 +230,8 @@ class InflightExecutor(Generic[Runner]):
             num_accepted_tokens=self._num_accepted_tokens,
             iterations_s=self._iterations_s,
             num_in_iterations=self._num_in_iterations,
+            kv_blocks=scheduler.memory.states(MOST_CELLS),
+            preempted=scheduler.preempted(),
         )
 
     def close(self) -> None:

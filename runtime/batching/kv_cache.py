@@ -48,6 +48,16 @@ class BlockPool:
         """Blocks nobody holds that can still be found."""
         return len(self._by_hash) - self._num_held_hashes
 
+    def states(self, most: int) -> bytes:
+        """One of KV_STATES for each block, or for `most` of them, evenly."""
+        count = min(self.num_blocks, most)
+        blocks = [index * self.num_blocks // count for index in range(count)]
+        return bytes(map(self._state, blocks))
+
+    def _state(self, block: int) -> int:
+        held = self._references[block]
+        return min(held + 1, 3) if held else int(self._hashes[block] is not None)
+
     def allocate(self, count: int) -> list[int]:
         """Take `count` blocks; the caller has checked `num_free`."""
         assert count <= len(self._free)

@@ -41,6 +41,9 @@ class KVMemory(Protocol):
     def num_remembered(self) -> int:
         """Of the free ones, those that keep what a later sequence may share."""
 
+    def states(self, most: int) -> bytes | None:
+        """One of KV_STATES for each block, or for `most` of them; None where it is not known."""
+
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         """Give a waiting sequence room for all its tokens: how many of them need not be computed,
         or None when there is no room. others: some are running, and will want more.
@@ -226,6 +229,11 @@ class Scheduler:
         self._drop(sequence)
         insort(self.waiting, sequence, key=_rank)
         self.num_preemptions += 1
+
+    def preempted(self) -> tuple[int, ...]:
+        """Ids of those that wait and have run before."""
+        known = [s for s in self.waiting if s.num_cached_tokens is not None]
+        return tuple(sequence.request.request_id for sequence in known)
 
     def restart(self, sequence: Sequence, root_hash: BlockHash) -> None:
         """Let a running sequence compute all of its tokens again, under another root."""

@@ -10,7 +10,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import gevent
@@ -86,6 +86,7 @@ class Generation:
         self._events: SimpleQueue[TokenOutput | HostUnavailable | None] = SimpleQueue()
         self._silence = _Silence(lambda: self._events.put(None))
         self.begun = False  # the prompt of one choice at least is, or was, being computed
+        self.preempted: frozenset[int] = frozenset()  # choices that wait to be computed again
 
     @property
     def finished(self) -> bool:
@@ -122,6 +123,11 @@ class Generation:
                 self._end([event.request_id])
             return index, event
         return None
+
+    def give_way(self, request_ids: Collection[int]) -> None:
+        """Those of all that are preempted now."""
+        found = (choice for request_id, choice in self._open.items() if request_id in request_ids)
+        self.preempted = frozenset(found)
 
     def _end(self, request_ids: list[int]) -> None:
         for request_id in request_ids:
@@ -284,6 +290,9 @@ class EngineClient:
             before, self._stats = self._stats, message.stats
             if message.stats.num_iterations != before.num_iterations or not before.num_running:
                 self._moved_s = time.monotonic()
+            for request_id in {*before.preempted, *message.stats.preempted}:
+                if request_id in self._generations:
+                    self._generations[request_id].give_way(message.stats.preempted)
         elif isinstance(message, messages.Begun):
             for request_id in message.request_ids:
                 if request_id in self._generations:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import EngineInfo, ExecutorStats, Refusal, Request, TokenOutput
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_SCORES = 4096  # log probabilities of prompts in a message: 2 MB with 20 alternatives each
 _SCORE_BYTES = 512  # what one takes at most

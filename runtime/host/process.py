@@ -33,7 +33,14 @@ from enginehouse.runtime.host.listening import Listening
 from enginehouse.runtime.host.log_lines import FORMATS, LEVELS, TRAFFIC, last_words, log_to_stderr
 from enginehouse.runtime.host.mapped_files import MappedFiles
 from enginehouse.runtime.host.throughput import Throughput
-from enginehouse.runtime.request import FinishReason, Refusal, Request, TokenOutput, log_fields
+from enginehouse.runtime.request import (
+    EngineInfo,
+    FinishReason,
+    Refusal,
+    Request,
+    TokenOutput,
+    log_fields,
+)
 
 log = logging.getLogger("enginehouse.host")
 traffic = logging.getLogger(TRAFFIC)
@@ -105,7 +112,16 @@ class EngineHost:
             self._send(client, messages.Refused(reason))
         else:
             self._clients.add(client)
-            self._send(client, messages.Ready(messages.PROTOCOL_VERSION, self.executor.info))
+            self._send(client, messages.Ready(messages.PROTOCOL_VERSION, self._info()))
+
+    def _info(self) -> EngineInfo:
+        limits = self.admission.limits
+        return dataclasses.replace(
+            self.executor.info,
+            max_queue_requests=limits.max_requests,
+            max_queue_tokens=limits.max_tokens,
+            max_queue_s=limits.max_wait_s,
+        )
 
     def _submit_all(self, client: bytes, requests: list[Request]) -> None:
         """All of one answer's sequences, or none."""
@@ -230,8 +246,14 @@ class EngineHost:
             is_running = bool(self._owners) and stats.num_running > 0
             self.heartbeat.beat(now, is_running, (stats.num_iterations, *tokens))
             self._tell_room(again=True)
+            preempted: dict[bytes, list[int]] = {}
+            for own_id in stats.preempted:
+                if own_id in self._owners:
+                    client, request_id = self._owners[own_id]
+                    preempted.setdefault(client, []).append(request_id)
             for client in list(self._clients):
-                self._send(client, messages.Stats(stats))
+                told = dataclasses.replace(stats, preempted=tuple(preempted.get(client, ())))
+                self._send(client, messages.Stats(told))
             if line := self._throughput.line(stats, now):
                 traffic.info(line)
 

@@ -89,6 +89,9 @@ class SlotMemory:
         """The first row of a slot that may be written over."""
         return self._slot(place).num_rows
 
+    def states(self, most: int) -> None:
+        """A slot has no blocks."""
+
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         sampling = sequence.request.sampling
         longest = len(sequence.request.prompt_ids) + sampling.max_tokens

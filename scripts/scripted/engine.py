@@ -47,6 +47,7 @@ class Playing:
     """The choices of one request, each a list of outputs that is there already."""
 
     begun = has_output = True
+    preempted: frozenset[int] = frozenset()
 
     def __init__(self, choices: Sequence[Sequence[TokenOutput]]) -> None:
         self._left = deque(

@@ -18,7 +18,8 @@ _KEPT = 64  # that ended
 
 
 class Lane(NamedTuple):
-    """state: queued, prefill, decode, or how it ended: stop, length, tool_calls, cancelled, error.
+    """state: queued, prefill, decode, preempted (others need its room, and it waits to be computed
+    again), or how it ended: stop, length, tool_calls, cancelled, error.
 
     age_s: since its request came; first_token_s: from then to the first token, where that is there.
     """
@@ -63,13 +64,15 @@ class Lanes:
         return [lane for ended, lane in self._ended if ended > number]
 
     def _lanes(
-        self, completion: Completion, _: Generation | None, label: str, otherwise: str
+        self, completion: Completion, generation: Generation | None, label: str, otherwise: str
     ) -> Iterator[Lane]:
         began_s, first_s = completion.started_s, completion.first_token_s
         age_s = round(self._clock() - began_s, 3)
         num_prompt_tokens = completion.num_prompt_tokens
+        preempted = generation.preempted if generation is not None else frozenset()
         for index, choice in enumerate(completion.choices):
-            state = choice.finish_reason or _state_of(choice, otherwise)
+            now = "preempted" if index in preempted else _state_of(choice, otherwise)
+            state = choice.finish_reason or now
             cached, count = choice.num_cached_tokens, choice.num_tokens
             first_token_s = None if first_s is None or not count else round(first_s - began_s, 4)
             yield Lane(label, index, state, num_prompt_tokens, cached, count, age_s, first_token_s)

@@ -77,12 +77,16 @@ def _events(
 def _look(service: Service, ended: int) -> dict[str, Any]:
     client, lanes = service.client, service.lanes
     every = lanes.open()
+    stats = dataclasses.asdict(client.stats)
+    blocks = stats.pop("kv_blocks")
+    del stats["preempted"]
     shown = [lane._asdict() for lane in islice(every, _MAX_LANES)]
     return {
         "object": "engine.look",
         "ready": client.ready,
         "stands_still": client.stands_still,
-        "stats": dataclasses.asdict(client.stats),
+        "stats": stats,
+        "kv_blocks": blocks and "".join(map(str, blocks)),
         "lanes": shown,
         "num_more_lanes": sum(1 for _ in every),
         "ended": [lane._asdict() for lane in lanes.ended_after(ended)],

@@ -242,6 +242,10 @@ class HealthStatus(AnswerShape):
     status: str
 
 
+_Now = Literal["queued", "prefill", "decode", "preempted"]
+_End = Literal["stop", "length", "tool_calls", "cancelled", "error"]
+
+
 class EngineLane(AnswerShape):
     """A sequence of the worker that tells. age_s: since its request came; first_token_s: from then
     to its first token.
@@ -250,7 +254,15 @@ class EngineLane(AnswerShape):
     request_id: str
     choice: int
     state: Literal[
-        "queued", "prefill", "decode", "stop", "length", "tool_calls", "cancelled", "error"
+        "queued",
+        "prefill",
+        "decode",
+        "preempted",
+        "stop",
+        "length",
+        "tool_calls",
+        "cancelled",
+        "error",
     ]
     num_prompt_tokens: int
     num_cached_tokens: int
@@ -273,6 +285,9 @@ class EngineLook(AnswerShape):
     ready: bool
     stands_still: bool
     stats: dict[str, float | None]
+    kv_blocks: str | None
+    """A digit for each block of the KV cache, or for 480 of them, evenly: 0 free, 1 free with a
+    prefix that can be found, 2 held by a sequence, 3 by several; null where it is not known."""
     lanes: list[EngineLane]
     num_more_lanes: int
     """Beside those that are told one by one."""

@@ -98,6 +98,7 @@ class PageEngine(ScriptedEngine):
             num_remembered_kv_blocks=200,
             num_iterations=Paced.num_told,
             num_generated_tokens=Paced.num_told,
+            kv_blocks=bytes([3] * 20 + [2] * 20 * min(num_running, 10) + [1] * 100 + [0] * 160),
         )
 
     def submit(
@@ -109,6 +110,8 @@ class PageEngine(ScriptedEngine):
     ) -> Paced:
         prompt = self._tokenizer.decode(prompt_ids, skip_special_tokens=False)
         playing = Paced([self._outputs(prompt, sampling) for sampling in samplings])
+        if "give way" in prompt.rpartition(_USER)[2]:
+            playing.preempted = frozenset({0})
         self._all.append(playing)
         return playing
 

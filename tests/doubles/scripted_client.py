@@ -35,6 +35,7 @@ class ScriptedGeneration:
         self._open = set(range(num_choices))
         self.cancels: list[int | None] = []
         self.begun = False
+        self.preempted: frozenset[int] = frozenset()
         self.ended = Event()
 
     @property

@@ -34,6 +34,10 @@ class InTurn:
         return self._generation is not None and self._generation.begun
 
     @property
+    def preempted(self) -> frozenset[int]:
+        return frozenset() if self._generation is None else self._generation.preempted
+
+    @property
     def has_output(self) -> bool:
         return self._generation is not None and self._generation.has_output
 

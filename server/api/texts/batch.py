@@ -35,6 +35,14 @@ class Batch:
         return any(generation.begun for generation in self._generations)
 
     @property
+    def preempted(self) -> frozenset[int]:
+        return frozenset(
+            number * self._num_sequences + choice
+            for number, generation in enumerate(self._generations)
+            for choice in generation.preempted
+        )
+
+    @property
     def has_output(self) -> bool:
         return not self._events.empty() and isinstance(self._events.peek_nowait(), tuple)
 

@@ -9,7 +9,7 @@ import { blockMap, curve, strip } from "./plots.js";
 const AGAIN_MS = 2000;
 const CURVE_S = 180;
 const MARK_S = 1.5; // how long an end is seen in a lane
-const KINDS = { queued: "queued", prefill: "prompt", decode: "answer", cancelled: "cancelled, failed" };
+const KINDS = { queued: "queued", prefill: "prompt", decode: "answer", preempted: "preempted", cancelled: "cancelled, failed" };
 
 export class EngineView {
   constructor(box, wantsKey) {
@@ -91,7 +91,7 @@ export class EngineView {
     parts.numbers.replaceChildren(
       table([
         ["Running", `${stats.num_running}${limit ? ` of ${limit} at most` : ""}`],
-        ["Waiting", stats.num_waiting],
+        ["Waiting", `${stats.num_waiting}${this.info?.max_queue_requests ? ` of ${this.info.max_queue_requests} at most` : ""}`],
         ["Iterations", stats.num_iterations],
         ["Preempted so far", stats.num_preemptions],
         ["Prompt tokens found in the cache", stats.num_cached_tokens],
@@ -106,7 +106,10 @@ export class EngineView {
     const held = stats.num_kv_blocks - stats.num_free_kv_blocks;
     const counts = { held, kept, free: stats.num_free_kv_blocks - kept };
     const legend = Object.entries({ held: "held by sequences", kept: "kept: prompts that begin alike share them", free: "free" });
-    parts.blocks.replaceChildren(blockMap(counts), el("p", { class: "about" }, legend.map(([name, words]) => [el("span", { class: `key k-${name}` }), `${counts[name]} ${words}`])));
+    const states = look.kv_blocks;
+    const shared = states && [el("span", { class: "key k-shared" }), "held by several"];
+    const each = states && states.length < stats.num_kv_blocks ? ` A cell is one of ${(stats.num_kv_blocks / states.length).toFixed(1)} blocks.` : "";
+    parts.blocks.replaceChildren(blockMap(counts, states), el("p", { class: "about" }, legend.map(([name, words]) => [el("span", { class: `key k-${name}` }), `${counts[name]} ${words}`]), shared, each));
     this.#drawLanes(look, now);
   }
 
@@ -146,6 +149,7 @@ export class EngineView {
         ["Backend", info.backend],
         ["TP × PP", `${info.tp_size} × ${info.pp_size}`],
         ["Context, batch, tokens of an iteration", `${info.max_seq_len}, ${info.max_batch_size}, ${info.max_num_tokens}`],
+        ["Queue at most", info.max_queue_requests ? `${info.max_queue_requests} sequences beyond the batch, ${info.max_queue_tokens} tokens of prompts, ${info.max_queue_s} s` : null],
         ["KV cache at most", `${bytes(info.kv_cache_bytes)}, ${info.num_kv_blocks} blocks of ${info.kv_block_size} tokens`],
         ["Files", files ? `${Object.keys(files).length}, ${bytes(total)}` : null],
         ["Built", manifest?.created],

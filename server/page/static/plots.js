@@ -26,15 +26,18 @@ export function curve(points, spanS, words, format) {
   );
 }
 
-// Shares of all blocks; which block is where the engine does not tell.
-export function blockMap({ held, kept, free }) {
+const KINDS = ["free", "kept", "held", "shared"];
+
+// states: a digit for each block, or for some of them; without it shares of all, as an engine that
+// has no blocks of one size does not tell which is where.
+export function blockMap({ held, kept, free }, states) {
   const total = held + kept + free;
-  const num = Math.min(CELLS, total);
+  const num = states ? states.length : Math.min(CELLS, total);
   const cells = [];
   const size = WIDTH / COLUMNS;
   for (let index = 0; index < num; index += 1) {
     const at = ((index + 0.5) / num) * total;
-    const kind = at < held ? "held" : at < held + kept ? "kept" : "free";
+    const kind = states ? KINDS[states[index]] : at < held ? "held" : at < held + kept ? "kept" : "free";
     const place = { x: (index % COLUMNS) * size, y: Math.floor(index / COLUMNS) * size };
     cells.push(svg("rect", { ...place, width: size - 0.8, height: size - 0.8, rx: 0.5, class: `k-${kind}` }));
   }

@@ -99,6 +99,17 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.num_free == self.NUM_BLOCKS - len(in_use)
         assert self.pool.num_remembered == len(self.names.keys() - in_use)
 
+    @invariant()
+    def each_block_says_what_it_is(self) -> None:
+        def state(block: int) -> int:
+            held = sum(block in holder for holder in self.held)
+            return min(held + 1, 3) if held else int(block in self.names)
+
+        wanted = [state(block) for block in range(self.NUM_BLOCKS)]
+        assert list(self.pool.states(1000)) == wanted
+        some = [wanted[0], wanted[self.NUM_BLOCKS // 3], wanted[2 * self.NUM_BLOCKS // 3]]
+        assert list(self.pool.states(3)) == some
+
 
 TestPool = PoolMachine.TestCase
 TestPool.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -124,13 +124,16 @@ def test_the_youngest_is_preempted_and_computed_again() -> None:
     old, young = make_sequence(1, [1] * 7, 9), make_sequence(2, [2] * 4, 9)
     scheduler.add(old)
     scheduler.add(young)
+    assert scheduler.preempted() == (), "they wait, and have not run"
     assert len(step(scheduler)) == 2
-    reasons = []
+    reasons, waiting = [], []
     for _ in range(30):
         for chunk in scheduler.schedule():
             token = len(chunk.sequence.token_ids) if chunk.completes else None
             reasons.append(scheduler.settle(chunk, token, stops=False))
+        waiting.append(scheduler.preempted())
     assert scheduler.num_preemptions > 0
+    assert waiting[0] == waiting[-1] == () and set(waiting) == {(), (2,)}
     assert reasons.count(FinishReason.LENGTH) == 2
     assert old.token_ids[7:] == [7, *range(8, 16)]
     assert young.token_ids[4:] == [7, *range(5, 13)], "nothing was lost or sampled twice"

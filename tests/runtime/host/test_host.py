@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import mmap
 import threading
@@ -67,6 +68,7 @@ class ScriptedExecutor:
         self.running: dict[int, Iterator[int]] = {}
         self.cancelled: list[int] = []
         self.num_iterations = 0
+        self.preempted: tuple[int, ...] = ()
         self.priorities: list[int] = []
         self.pace = threading.Event()
         self.waiting = True
@@ -112,7 +114,11 @@ class ScriptedExecutor:
         return bool(self.running)
 
     def stats(self) -> ExecutorStats:
-        return ExecutorStats(num_running=len(self.running), num_iterations=self.num_iterations)
+        return ExecutorStats(
+            num_running=len(self.running),
+            num_iterations=self.num_iterations,
+            preempted=self.preempted,
+        )
 
     def close(self) -> None:
         self.running.clear()
@@ -184,7 +190,9 @@ def read(generation: Generation) -> dict[int, list[int]]:
 
 
 def test_every_choice_gets_its_own_tokens(client: EngineClient) -> None:
-    assert client.info == INFO
+    names = ("max_queue_requests", "max_queue_tokens", "max_queue_s")
+    told = dict(zip(names, QueueLimits(), strict=True))
+    assert client.info == dataclasses.replace(INFO, **told), "with how much may wait"
     generation = client.submit([1, 2, 3], [SamplingParams(4), SamplingParams(2)])
     assert read(generation) == {0: [2, 3, 4, 2], 1: [2, 3]}
 
@@ -331,6 +339,27 @@ def test_a_worker_that_vanishes_leaves_nothing_running(address: str, host: Runni
     wait_until(lambda: host.executor.busy, "it runs")
     lost.close()  # says nothing to the host
     wait_until(lambda: not host.executor.busy, "the host noticed")
+
+
+def test_a_worker_is_told_which_of_its_own_sequences_were_preempted(
+    address: str, client: EngineClient, host: RunningHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its own numbers: the executor's are others, and another worker's are its own business."""
+    monkeypatch.setattr(process, "_STATS_PERIOD_S", 0.02)
+    other = EngineClient(address)
+    wait_until(lambda: other.ready, "the second client is ready")
+    theirs = other.submit([50], [SamplingParams(10**9)])
+    wait_until(lambda: len(host.executor.running) == 1, "it runs")
+    mine = client.submit([1], [SamplingParams(10**9), SamplingParams(10**9)])
+    wait_until(lambda: len(host.executor.running) == 3, "all run")
+    host.executor.preempted = (max(host.executor.running),)
+    wait_until(lambda: mine.preempted == {1}, "the second choice gave way")
+    assert theirs.preempted == frozenset()
+    host.executor.preempted = ()
+    wait_until(lambda: not mine.preempted, "it runs again")
+    mine.cancel()
+    theirs.cancel()
+    other.close()
 
 
 def test_statistics_arrive(client: EngineClient) -> None:

@@ -26,6 +26,10 @@ def test_a_sequence_goes_from_the_queue_to_its_end() -> None:
     assert (first.state, first.num_tokens, first.num_prompt_tokens) == ("decode", 1, 15)
     assert (first.first_token_s, first.age_s, first.request_id) == (0.25, 0.25, "one")
     assert second.state == "prefill"
+    generation.preempted = frozenset({0})
+    assert [lane.state for lane in lanes.open()] == ["preempted", "prefill"]
+    generation.preempted = frozenset()
+    assert next(lanes.open()).state == "decode"
     running.close()
     lanes.end(answer)
     assert list(lanes.open()) == []

@@ -38,6 +38,12 @@ def test_a_look_has_the_host_s_figures_and_the_engine(http: FlaskClient) -> None
     assert look["ready"] and look["stats"]["num_kv_blocks"] == 10
     assert look["engine"]["info"]["max_batch_size"] == 4
     assert look["lanes"] == [] == look["ended"]
+    assert look["kv_blocks"] is None and "preempted" not in look["stats"]
+
+
+def test_blocks_are_told_by_a_digit_each(http: FlaskClient, engine: ScriptedClient) -> None:
+    engine.stats = dataclasses.replace(engine.stats, kv_blocks=bytes([3, 2, 0, 1]))
+    assert look_of(http.get(PATH).data)["kv_blocks"] == "3201"
 
 
 def test_keys_apply(settings: ServerSettings, engine: ScriptedClient) -> None:

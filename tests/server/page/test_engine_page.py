@@ -9,6 +9,8 @@ import pytest
 
 from makers.page_visit import Visit
 
+KINDS = ("shared", "held", "kept", "free")
+
 
 def test_it_shows_a_sequence_from_its_first_token_to_its_cancel(visit: Visit, site: str) -> None:
     page = visit.open()
@@ -28,6 +30,21 @@ def test_it_shows_a_sequence_from_its_first_token_to_its_cancel(visit: Visit, si
     info = page.inner_text("#engine .card >> nth=-1")
     for words in ("1 × 1", "1.00 GiB, 1024 blocks of 32 tokens", "sha256:0"):
         assert words in info
+
+
+def test_it_shows_each_block_and_who_gave_way(visit: Visit) -> None:
+    page = visit.open()
+    page.fill("#prompt", "slow, and give way")
+    page.press("#prompt", "Enter")
+    page.wait_for_selector("article.assistant .answer > .text >> text=On and on")
+    page.click("#view-engine")
+    page.wait_for_selector(".lanes td >> text=preempted")
+    assert page.locator(".lanes .strip rect.k-preempted").count() == 1
+    counts = {kind: page.locator(f"#engine svg rect.k-{kind}").count() for kind in KINDS}
+    assert counts == {"shared": 20, "held": 20, "kept": 100, "free": 160}
+    told = page.inner_text("#engine")
+    assert "A cell is one of 3.4 blocks." in told and "held by several" in told
+    page.keyboard.press("Escape")
 
 
 def test_the_server_is_left_alone_while_nobody_sees_it(visit: Visit) -> None:
