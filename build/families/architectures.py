@@ -34,6 +34,10 @@ class Architecture:
     for_trtllm: bool = True
 
 
+def _has_head_bias(config: ModelConfig, layer: int) -> bool:
+    return bool(config.extra.get("lm_head_bias", False))
+
+
 def _family(
     name: str,
     attention: tuple[TensorRow, ...],
@@ -43,11 +47,8 @@ def _family(
     for_trtllm: bool = True,
     norm_biases: bool = False,
     last_norm: str | None = "model.norm",
-    head_bias: bool = False,
 ) -> Architecture:
-    """norm_biases: whether norms have a bias. last_norm: None where it has no weight. head_bias:
-    whether lm_head has one.
-    """
+    """norm_biases: whether norms have a bias. last_norm: None where it has no weight."""
     all_norms = rows.norms(norm_recipe, **norms)
     biases = rows.norm_biases(**norms) if norm_biases else ()
     last: list[TensorRow] = []
@@ -58,8 +59,7 @@ def _family(
         if norm_biases:
             last.append(TensorRow("transformer.ln_f.bias", (f"{last_norm}.bias",)))
     last.append(TensorRow("lm_head.weight", (LM_HEAD,)))
-    if head_bias:
-        last.append(TensorRow("lm_head.bias", ("lm_head.bias",)))
+    last.append(TensorRow("lm_head.bias", ("lm_head.bias",), when=_has_head_bias))
     return Architecture(
         name=name,
         first_rows=(TensorRow("transformer.vocab_embedding.weight", (EMBEDDING,)),),
@@ -191,7 +191,6 @@ _OWN_FAMILIES = (
         rows.ONE_NORM,
         norm_biases=True,
         last_norm="model.final_layernorm",
-        head_bias=True,
     ),
     # Its norms have no weights.
     _own("OlmoForCausalLM", rows.PLAIN_ATTENTION, rows.PLAIN_MLP, {}, last_norm=None),
@@ -203,6 +202,7 @@ _OWN_FAMILIES = (
     _own("HunYuanMoEV1ForCausalLM", rows.HUNYUAN_ATTENTION, mixtures.HUNYUAN_MLP),
     _own("GraniteMoeSharedForCausalLM", rows.PLAIN_ATTENTION, mixtures.GRANITE_SHARED_MLP),
     _own("MiniMaxM2ForCausalLM", rows.QWEN3_ATTENTION, mixtures.MINIMAX_MLP),
+    _own("PhiMoEForCausalLM", rows.LLAMA_ATTENTION, mixtures.MIXTRAL_MLP, norm_biases=True),
     _own("GptOssForCausalLM", rows.GPT_OSS_ATTENTION, mixtures.GPT_OSS_MLP),
     _own("Llama4ForCausalLM", rows.PLAIN_ATTENTION, mixtures.LLAMA4_MLP),
     _own("DeepseekV2ForCausalLM", rows.LATENT_ATTENTION, mixtures.DEEPSEEK_V2_MLP),
@@ -249,8 +249,18 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+# transformers' spellings, where released checkpoints and other runtimes have another.
+_SPELLINGS = {"PhimoeForCausalLM": "PhiMoEForCausalLM"}
+
+
+def usual_name(architecture: str) -> str:
+    """The name that ARCHITECTURES has; itself where it is known under no other."""
+    return _SPELLINGS.get(architecture, architecture)
+
+
 def architecture_of(name: str) -> Architecture:
     """The family's tables; CheckpointError lists the supported ones."""
+    name = usual_name(name)
     if name not in ARCHITECTURES:
         raise CheckpointError(
             f"architecture {name} is not supported; choose a checkpoint of {supported()}"
@@ -286,6 +296,7 @@ def stage_rows(config: ModelConfig, pp_rank: int) -> list[TensorRow]:
             if tied and row.target == "lm_head.weight"
             else _of_streams(row, config)
             for row in architecture.last_rows
+            if row.when(config, config.num_hidden_layers - 1)
         ]
     return [row._replace(optional=False) for row in found]
 

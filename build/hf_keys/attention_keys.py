@@ -89,6 +89,7 @@ _SLIDING: dict[str, Callable[[Hf, int], bool]] = {
     "MistralForCausalLM": _all_layers,
     "MixtralForCausalLM": _all_layers,
     "Phi3ForCausalLM": _all_layers,
+    "PhiMoEForCausalLM": _all_layers,
     "Qwen2ForCausalLM": _upper_layers,
     "Qwen3ForCausalLM": _upper_layers,
     "Qwen3MoeForCausalLM": _if_asked,

@@ -187,6 +187,20 @@ def _minimax(hf: Hf) -> dict[str, Any]:
     }
 
 
+def _phi_moe(hf: Hf) -> dict[str, Any]:
+    """SparseMixer chooses two, whatever is asked for, and normalises each share by itself."""
+    refuse(hf, "num_experts_per_tok", (2,))
+    mixer = {
+        "normalization_mode": 2,  # MoeConfig's SPARSE_MIXER
+        "sparse_mixer_epsilon": number(hf, "router_jitter_noise"),
+    }
+    return {
+        "layer_norm": True,
+        "lm_head_bias": boolean(hf, "lm_head_bias"),
+        "moe": {**read_experts(hf, renormalize=False), **mixer},
+    }
+
+
 def _gpt_oss(hf: Hf) -> dict[str, Any]:
     """Shares are a softmax over the chosen experts alone."""
     return {
@@ -292,6 +306,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "rope_theta": 5e6,
         "attn_type_list": [1],
     },
+    "PhiMoEForCausalLM": {
+        "num_key_value_heads": 8,
+        "num_local_experts": 16,
+        "num_experts_per_tok": 2,
+        "router_jitter_noise": 0.01,
+        "rope_theta": 1e6,
+    },
     "GptOssForCausalLM": {
         "num_key_value_heads": 8,
         "head_dim": 64,
@@ -368,6 +389,7 @@ EXTRA: dict[str, Callable[[Hf], dict[str, Any]]] = {
     "GraniteMoeForCausalLM": _granite_moe,
     "GraniteMoeSharedForCausalLM": _granite_moe,
     "MiniMaxM2ForCausalLM": _minimax,
+    "PhiMoEForCausalLM": _phi_moe,
     "GptOssForCausalLM": _gpt_oss,
     "OlmoeForCausalLM": _over_all,
     "Llama4ForCausalLM": _llama4,

@@ -69,6 +69,7 @@ def read_rope(hf: Mapping[str, Any], architecture: str, head_size: int) -> RopeC
     scaling = _scaling(hf, parameters)
     if scaling is None:
         return RopeConfig(base, None, extra)
+    _settle_magnitudes(scaling, architecture)
     if scaling["type"] == "longrope":
         _check_stretches(scaling, rotary_dim // 2)
         extra |= {
@@ -101,6 +102,20 @@ def _scaling(hf: Mapping[str, Any], scaling: dict[str, Any]) -> dict[str, Any] |
         number(scaling, _PRETRAINED)
     scaling.pop("max_position_embeddings", None)  # Ministral 3 says it here too
     return {**scaling, "type": kind, "rope_type": kind}
+
+
+def _settle_magnitudes(scaling: dict[str, Any], architecture: str) -> None:
+    """PhiMoE's own multipliers of cos and sin, which its class wants; other classes read none."""
+    is_phi_moe = architecture == "PhiMoEForCausalLM"
+    if is_phi_moe and scaling["type"] != "longrope":
+        raise CheckpointError(
+            f"config.json asks for rope type {scaling['type']!r}; a PhiMoE knows only longrope"
+        )
+    for key in ("short_mscale", "long_mscale"):
+        if is_phi_moe:
+            number(scaling, key)
+        else:
+            scaling.pop(key, None)
 
 
 def _check_stretches(scaling: dict[str, Any], count: int) -> None:

@@ -219,6 +219,13 @@ NOTES |= {
         "experts chosen by sigmoids with corrections; norms on q and k over all heads; half of "
         "each head is turned (`rotary_dim`)",
     ),
+    "PhiMoEForCausalLM": Note(
+        "Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE",
+        "experts chosen by SparseMixer (`normalization_mode` 2, `sparse_mixer_epsilon`); "
+        "LayerNorm; biases of attention and of lm_head (`lm_head_bias`); longrope with magnitudes "
+        "of its own (`short_mscale`, `long_mscale`); attention window",
+        {"attention_bias": True, "lm_head_bias": True},
+    ),
     "GptOssForCausalLM": Note(
         "gpt-oss 20b, 120b",
         "experts with biases and clamped gates (`swiglu_limit`, `swiglu_alpha`); a score for each "

@@ -31,6 +31,7 @@ _SPELLINGS: dict[str, tuple[str, dict[str, str]]] = {
     "GraniteMoeForCausalLM": ("mlp", _QWEN),
     "GraniteMoeSharedForCausalLM": ("mlp", _QWEN),
     "MiniMaxM2ForCausalLM": ("block_sparse_moe", _MIXTRAL),
+    "PhiMoEForCausalLM": ("block_sparse_moe", _MIXTRAL),
     **dict.fromkeys(
         (
             "Qwen2MoeForCausalLM",

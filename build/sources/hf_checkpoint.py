@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from enginehouse.build.families.architectures import usual_name
 from enginehouse.build.hf_keys.config_values import read_json, refuse_pointers
 from enginehouse.build.source import SourceCheckpoint, TensorInfo
 from enginehouse.build.sources.expert_names import table_parts
@@ -137,7 +138,7 @@ def open_checkpoint(where: Path | Folder) -> SourceCheckpoint:
     config = read_json(path / "config.json")
     weights = _weight_names(folder)
     families = config.get("architectures") or [""]
-    family = str(families[0]) if isinstance(families, list) else ""
+    family = usual_name(str(families[0])) if isinstance(families, list) else ""
     eos, bos = special_token_ids(path, config)
     return SourceCheckpoint(
         name=folder.name,

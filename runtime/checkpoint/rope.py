@@ -158,11 +158,14 @@ def _proportional(
 def _longrope(
     config: ModelConfig, scaling: dict[str, Any], plain: Tensor, max_positions: int
 ) -> Frequencies:
-    """Each pair has its own stretch, one list for long contexts and one for short."""
+    """Each pair has its own stretch, one list for long contexts and one for short, and the
+    magnitude may differ with them (PhiMoE).
+    """
     original = _original(config, scaling)
     factor = float(scaling.get("factor") or config.max_position_embeddings / original)
-    stretch = torch.tensor(scaling["long_factor" if max_positions > original else "short_factor"])
-    magnitude = scaling.get("attention_factor")
+    length = "long" if max_positions > original else "short"
+    stretch = torch.tensor(scaling[f"{length}_factor"])
+    magnitude = scaling.get(f"{length}_mscale", scaling.get("attention_factor"))
     if magnitude is None:
         magnitude = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return Frequencies(plain / stretch.float(), float(magnitude))

@@ -76,6 +76,7 @@ class Mixture(msgspec.Struct, frozen=True):
     group_best: int
     scale: float
     scales_inputs: bool
+    mixer_epsilon: float = 0.0
 
 
 class Network(msgspec.Struct, frozen=True):

@@ -1,7 +1,7 @@
 """A mixture of experts: the router's choice, and each expert's rows run together.
 
 Knows one layer's MLP. Source: Mixtral of Experts (Jiang et al., 2024), section 2.1; DeepSeek-V3
-Technical Report (2024), section 2.1.2.
+Technical Report (2024), section 2.1.2; GRIN (Liu et al., 2024), as Phi-3.5-MoE computes it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ def route(router: Mapping[str, Tensor], x: Tensor, routing: Routing) -> tuple[Te
     e_score_correction_bias and expert_scale, of the shares, [experts]; float32.
     """
     logits = functional.linear(x.float(), router["weight"], router.get("bias"))
+    if routing.mixer_epsilon:
+        return _sparse_mixer(logits, routing)
     scores = logits.sigmoid() if routing.sigmoid else logits.softmax(dim=-1)
     correction = router.get("e_score_correction_bias")
     judged = scores if correction is None else scores + correction
@@ -41,6 +43,19 @@ def route(router: Mapping[str, Tensor], x: Tensor, routing: Routing) -> tuple[Te
     if "expert_scale" in router:
         shares = shares * router["expert_scale"][experts]
     return experts, shares * routing.scale
+
+
+def _sparse_mixer(logits: Tensor, routing: Routing) -> tuple[Tensor, Tensor]:
+    """The best expert, then the best of the others; logits: float32 [tokens, experts]."""
+    left, experts, shares = logits, [], []
+    for _ in range(routing.chosen):
+        best, expert = left.max(dim=-1, keepdim=True)
+        far = (best - logits) / logits.abs().maximum(best) > 2 * routing.mixer_epsilon
+        near = left.masked_fill(far, float("-inf")).softmax(dim=-1)
+        experts.append(expert)
+        shares.append(near.gather(-1, expert))
+        left = left.scatter(-1, expert, float("-inf"))
+    return torch.cat(experts, dim=-1), torch.cat(shares, dim=-1)
 
 
 def _in_best_groups(judged: Tensor, routing: Routing) -> Tensor:

@@ -389,6 +389,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5},
         ),
     ),
+    "phimoe": (
+        "PhimoeConfig",
+        dict(
+            num_local_experts=8,
+            intermediate_size=64,
+            router_jitter_noise=0.2,
+            attention_bias=True,
+            lm_head_bias=True,
+            rope_parameters={
+                **{**LONGROPE, "rope_theta": 1e4, "original_max_position_embeddings": 256},
+                **{"short_mscale": 1.25, "long_mscale": 1.5},
+            },
+        ),
+    ),
+    "phimoe-tied": ("PhimoeConfig", dict(EXPERTS, sliding_window=16, tie_word_embeddings=True)),
     "gpt-oss": (
         "GptOssConfig",
         dict(
@@ -405,16 +420,16 @@ BEYOND_TENSORRT = {
     *("youtu", "nemotron-nas", "gpt-oss", "llama4", "llama4-chunked"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
     *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
-    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe", "phimoe", "phimoe-tied"),
 }
 # And of these the kernels.
 BEYOND_KERNELS = {
-    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe", "phimoe", "phimoe-tied"),
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),
-    *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss"),
+    *("minimax-m2", "hunyuan-moe", "flex-olmo", "gpt-oss", "phimoe", "phimoe-tied"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "llama4"),
     *("llama4-chunked", "qwen3.5-moe", "qwen3-next", "gemma4-moe"),
 }
@@ -430,7 +445,7 @@ OF_ALL_KINDS = (
     *("llama", "qwen2-tied", "qwen3", "phi3", "gemma2", "nemotron", "starcoder2", "cohere", "glm4"),
     *("granite-hybrid", "olmo", "phi", "nemotron-nas", "youtu", "mixtral", "qwen3-moe-dense"),
     *("qwen2-moe", "dots1", "granite-moe-shared", "gpt-oss", "llama4", "deepseek-v3"),
-    *("qwen3.5", "qwen3-next", "gpt-neox", "gemma3n", "gemma4-small", "gemma4-moe"),
+    *("qwen3.5", "qwen3-next", "gpt-neox", "gemma3n", "gemma4-small", "gemma4-moe", "phimoe"),
 )
 UNSCALED = ("Gemma3nTextConfig", "Gemma4TextConfig")
 LATENTS = {"deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite", "youtu"}

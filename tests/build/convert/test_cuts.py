@@ -159,7 +159,7 @@ def test_merging_every_tensor_of_every_rank_gives_the_model_back(
 
 
 CUT_AGAIN = (
-    *("qwen2", "qwen3", "phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox"),
+    *("qwen2", "qwen3", "phi3", "gemma2", "mixtral", "qwen3-moe", "gpt-neox", "phimoe-tied"),
     *("gemma3n", "gemma4-small", "gemma4-moe", "gpt-oss", "qwen3.5", "qwen3-next"),
 )
 

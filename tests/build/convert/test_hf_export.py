@@ -94,7 +94,7 @@ CASES += [("phi3", form) for form in ("fp8", "fp8_rowwise", "int4", "int4_awq")]
 CASES += [("mixtral", "fp8"), ("qwen3-moe", "fp8"), ("qwen2-tied", "fp8_rowwise")]
 CASES += [("qwen3.5", form) for form in ("fp8", "fp8_rowwise", "int4")] + [("qwen3-next", "fp8")]
 CASES += [("gpt-neox", "fp8"), ("gpt-neox", "fp8_rowwise"), ("gpt-neox", "fp8_kvfp8")]
-CASES += [("gemma2", "fp8"), ("gemma3", "int4_awq"), ("qwen3", "w4a8_awq")]
+CASES += [("gemma2", "fp8"), ("gemma3", "int4_awq"), ("qwen3", "w4a8_awq"), ("phimoe", "fp8")]
 
 
 @pytest.mark.parametrize(("family", "form"), CASES)

@@ -35,7 +35,7 @@ NORMED_TOGETHER = {"olmo2", "olmo3", "olmoe", "minimax-m2"}  # all heads: none c
 # Of each way in which a family's tensors are fused, biased or normed.
 OF_ALL_KINDS = (
     *("llama", "qwen2", "qwen3", "phi3", "gemma3", "starcoder2", "cohere", "glm4", "phi", "olmo"),
-    *("gpt-neox", "mixtral", "qwen3-moe", "gpt-oss"),
+    *("gpt-neox", "mixtral", "qwen3-moe", "gpt-oss", "phimoe-tied"),
 )
 
 Sources = Callable[..., SourceCheckpoint]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -270,6 +271,7 @@ def test_the_plan_says_which_window_to_serve_with(
     ("name", "quant"),
     [
         *(("gemma3", "none"), ("gemma2", "fp8"), ("phi3-longrope", "none"), ("mixtral", "fp8")),
+        ("phimoe", "none"),
         *(("gemma4-small", "fp8"), ("gemma4-moe", "none"), ("gemma3n", "none")),
     ],
 )
@@ -312,6 +314,22 @@ def test_longrope_changes_its_factors_where_transformers_does(
         torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None
     )
     assert theirs[0, length:].tolist() == answer
+
+
+@pytest.mark.parametrize("length", [32, 33, 80])
+def test_a_phimoe_turns_long_contexts_by_its_long_factors(length: int, tmp_path: Path) -> None:
+    """As it was trained to; transformers 5 does so only where its function is told the length."""
+    rope = {**FAMILIES["phimoe"][1]["rope_parameters"], "original_max_position_embeddings": 32}
+    source = open_checkpoint(save_family("phimoe", tmp_path / "in", rope_parameters=rope))
+    built = build_engine(source, tmp_path / "e", dtype="float32", until="compile")
+    executor = open_executor(built, FLOAT32)
+    assert isinstance(executor, TorchExecutor)
+    ids, model = PROMPTS[1][:length], executor.runner.model
+    hidden = model.hidden_states(torch.tensor(ids), torch.arange(length), causal_attention)
+    theirs = load_family(tmp_path / "in")
+    rotary = theirs.model.rotary_emb
+    rotary.rope_init_fn = partial(rotary.rope_init_fn, seq_len=length)
+    torch.testing.assert_close(model.logits(hidden), logits_of(theirs, ids), atol=2e-4, rtol=2e-4)
 
 
 def test_longrope_shares_no_prefix_between_short_and_long_prompts(engine: EngineMaker) -> None:

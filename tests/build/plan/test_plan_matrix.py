@@ -50,7 +50,7 @@ LATENT = (
     "YoutuForCausalLM",
 )
 LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
-BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM")
+BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM", "PhiMoEForCausalLM")
 BEYOND_TENSORRT = (
     *LATENT,
     *LINEAR,

@@ -69,6 +69,7 @@ SPELLINGS: dict[str, tuple[str, list[Callable[[Written], None]], bool]] = {
     "mixtral, moved": ("mixtral", [block(MIXTRAL, QWEN)], True),
     "mixtral, llm-compressor's": ("mixtral", [words(WORDS)], False),
     "mixtral, llm-compressor's, moved": ("mixtral", [words(WORDS), block(MIXTRAL, QWEN)], False),
+    "phimoe, stacked": ("phimoe-tied", [stack(MIXTRAL, "w1", "w3", "w2")], True),
     "qwen3-moe, stacked": ("qwen3-moe", [stack(QWEN, *WORDS.values())], True),
 }
 

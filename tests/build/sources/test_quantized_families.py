@@ -31,6 +31,7 @@ FP8 = ("modelopt fp8", "compressed-tensors fp8 static")
 CASES = [
     *(("phi3", kind) for kind in KINDS if kind not in ("awq g128", "modelopt w4a8 awq")),
     *((family, kind) for family in ("mixtral", "qwen3-moe") for kind in FP8),
+    ("phimoe", "modelopt fp8"),
     ("qwen3", "gptq v1 asymmetric"),
     ("gemma2", "awq"),
     *(("qwen3.5", kind) for kind in (*FP8, "gptq v1 asymmetric")),

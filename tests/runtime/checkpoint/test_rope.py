@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig, Phi3Config
+from transformers import AutoConfig, LlamaConfig, Phi3Config, PhimoeConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.phimoe.modeling_phimoe import PhimoeRotaryEmbedding
 
 from enginehouse.build.hf_keys.hf_config import model_config
 from enginehouse.runtime.checkpoint.rope import Rotary, rotary_frequencies, rotate
@@ -82,6 +83,19 @@ def test_frequencies_equal_transformers(name: str, context: int) -> None:
     found = rotary_frequencies(config, context)
     torch.testing.assert_close(found.inverse, inverse, rtol=1e-6, atol=0)
     assert found.magnitude == pytest.approx(magnitude)
+
+
+@pytest.mark.parametrize("context", [512, 4096])
+def test_a_phimoes_magnitudes_are_transformers(context: int) -> None:
+    """Those of short and of long contexts, which no other family has apart."""
+    magnitudes = {"short_mscale": 1.25, "long_mscale": 1.5}
+    rope = {**SCALINGS["longrope"], **magnitudes, "original_max_position_embeddings": 1024}
+    hf: Any = PhimoeConfig(**SIZES, rope_parameters={**rope, "rope_theta": 5e5}, pad_token_id=0)
+    inverse, _ = ROPE_INIT_FUNCTIONS["longrope"](hf, torch.device("cpu"), seq_len=context)
+    cos, _ = PhimoeRotaryEmbedding(hf)(torch.zeros(1), torch.tensor([[0, context - 1]]))
+    found = rotary_frequencies(converted(hf, "PhiMoEForCausalLM"), context)
+    torch.testing.assert_close(found.inverse, inverse, rtol=1e-6, atol=0)
+    assert found.magnitude == pytest.approx(float(cos[0, 0, 0]))
 
 
 def test_the_old_spelling_of_a_scaling_gives_the_same_frequencies() -> None:

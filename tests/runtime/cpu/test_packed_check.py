@@ -57,7 +57,7 @@ def offsets(header: Header, name: str, begin: int, end: int) -> None:
     header[name]["data_offsets"] = [begin, end]
 
 
-MIXTURE = (64, 4, 2, True, False, 1, 1, 1, 1.0, False)
+MIXTURE = (64, 4, 2, True, False, 1, 1, 1, 1.0, False, 0.0)
 LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
     "a larger vocabulary": (lambda h, n: n.update(vocab=n["vocab"] * 2), "vocab="),
     "more layers": (lambda h, n: n.update(layers=n["layers"] + 1), "layers="),
