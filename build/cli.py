@@ -24,6 +24,7 @@ from rich.console import Console
 
 from enginehouse.build import doctor
 from enginehouse.build.backends.base import BuildResult
+from enginehouse.build.convert.shares import parse_share
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
@@ -60,6 +61,14 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--plan",
         action="store_true",
         help="print what the engine takes on each GPU and the requests it allows, and stop",
+    )
+    group.add_argument(
+        "--shard", metavar="I/N", help="convert a share of N, on any machine, for --join"
+    )
+    group.add_argument(
+        "--join",
+        action="store_true",
+        help="make the engine of the shares that lie beside the output",
     )
     group.add_argument(
         "--html",
@@ -142,7 +151,11 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     args = vars(parser.parse_args(words))
     config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
     page, html = args.pop("plan"), args.pop("html")
+    share, joins = args.pop("shard"), args.pop("join")
     _check_html(html)
+    if share is not None and (joins or page or html is not None):
+        raise PlanError("--shard makes a share and nothing else; leave --join, --plan, --html out")
+    share = None if share is None else parse_share(share)
     if page:
         args["until"] = "plan"
     if args["trtllm_build"] is not None:
@@ -167,7 +180,10 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
             console.print(f"\nCompiled for SM {', '.join(map(str, plan.targets))}. What is what:")
             print_targets(plan.config.dtype, console)
         return 0
-    result = build(settings, source, progress)
+    result = build(settings, source, progress, share, joins=joins)
+    if share is not None:
+        print(f"{result.path}  (share {share.index} of {share.count})")
+        return 0
     if html is not None:
         _write_report(html, result, progress)
     return _report(result)

@@ -15,11 +15,12 @@ from pathlib import Path
 from enginehouse.build.backends.base import Backend, Build, BuildResult, Stage
 from enginehouse.build.backends.cpu import CpuBackend
 from enginehouse.build.backends.hf import HfExport
-from enginehouse.build.backends.shared_stages import FETCH, describe_download
+from enginehouse.build.backends.shared_stages import DIGEST, FETCH, SHARE, describe_download
 from enginehouse.build.backends.tensorrt import TensorRTBackend
 from enginehouse.build.backends.tensorrt_llm import TensorRTLLMBackend
 from enginehouse.build.backends.torch import TorchBackend
 from enginehouse.build.convert.output_folder import refuse_foreign
+from enginehouse.build.convert.shares import Share, check_shared, refuse_foreign_share
 from enginehouse.build.original import check_original
 from enginehouse.build.plan.build_plan import BuildPlan, make_plan
 from enginehouse.build.plan.footprint import padding_price
@@ -46,9 +47,15 @@ BACKENDS: dict[str, Backend] = {
 
 
 def build(
-    settings: BuildSettings, source: SourceCheckpoint, progress: BuildProgress
+    settings: BuildSettings,
+    source: SourceCheckpoint,
+    progress: BuildProgress,
+    share: Share | None = None,
+    *,
+    joins: bool = False,
 ) -> BuildResult:
-    """Run the stages up to `settings.until`.
+    """Run the stages up to `settings.until`; share: or convert that, and nothing else. joins: take
+    the shares that lie beside the output.
 
     Raises an EnginehouseError in one sentence; nothing half-made is left at the output.
     """
@@ -57,8 +64,9 @@ def build(
     if remark is not None:
         progress.note(remark)
     work = Build(settings, source, progress, choose_backend(settings))
+    work.share, work.joins = share, joins
     with work.folders:
-        for stage in stages(settings):
+        for stage in (PLAN, REFUSE, FETCH, DIGEST, SHARE) if share else stages(settings):
             if not stage.resume(work):
                 with recorded(stage.name, work.costs):
                     stage.run(work)
@@ -132,6 +140,10 @@ def refuse(work: Build) -> None:
     work.output = output_path(work.plan)
     if work.output.resolve() == source.path.resolve():
         raise PlanError(f"{work.output} is the source itself; choose another output")
+    if work.share is not None:
+        check_shared(work.plan, source)
+        refuse_foreign_share(work.share.folder(work.output))
+        return
     refuse_foreign(work.output, "convert" if settings.format == "hf" else settings.until)
     if settings.verify_with == "transformers":
         work.progress.note(check_original(source, work.plan.num_parameters))

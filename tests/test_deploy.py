@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,25 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 POD = KINDS["Deployment"]["spec"]["template"]
 [SERVER] = POD["spec"]["containers"]
+
+
+def test_slurm_s_array_makes_shares_and_the_job_behind_it_joins_them(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    script = DEPLOY / "slurm" / "build-shares.sh"
+    output = tmp_path / "e"
+    known = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "MODEL": str(tiny_checkpoint),
+        "OUTPUT": str(output),
+        "BUILD": "--quant int4 --backend torch --until compile --quiet",
+    }
+    for task in ("1", "2"):
+        array = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
+        subprocess.run([script], env={**known, **array}, check=True, timeout=120)
+    assert not output.exists()
+    subprocess.run([script], env=known, check=True, timeout=120)
+    assert (output / "manifest.json").is_file()
 
 
 def test_the_base_lists_its_files() -> None:

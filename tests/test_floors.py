@@ -159,7 +159,7 @@ build/backends         progress forms source sources quantize plan convert tenso
 build/stages           progress source sources plan convert original backends report
 build/machine_facts    tensorrt_llm  runtime/machine runtime/cpu
 build/doctor           machine_facts tensorrt_llm  runtime/machine runtime/grammar
-build/cli              progress resolve plan tensorrt_llm backends stages doctor report
+build/cli              progress resolve plan convert tensorrt_llm backends stages doctor report
 build/command          cli
 
 server/text            runtime/grammar

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from enginehouse.build.convert.journal import Journal
+from enginehouse.build.convert.shares import Share
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.plan.settings import BuildSettings
 from enginehouse.build.progress import BuildProgress
@@ -43,6 +44,8 @@ class Build:
     journal: Journal = field(init=False)
     reference: ReferenceModel = field(init=False)
     manifest: Manifest | None = None
+    share: Share | None = None  # only this is converted, and nothing else made
+    joins: bool = False  # shares that lie beside the output are taken
     costs: list[StageRecord] = field(default_factory=list)  # of the stages that have run
     result: BuildResult | None = None
     folders: ExitStack = field(default_factory=ExitStack)  # what is undone when the build ends

@@ -17,7 +17,16 @@ from torch import Tensor
 from enginehouse.build.backends.base import Build, BuildResult, Stage
 from enginehouse.build.convert.journal import conversion_key
 from enginehouse.build.convert.output_folder import made_parents, replace_folder, unfinished
-from enginehouse.build.convert.stage import run_convert
+from enginehouse.build.convert.shares import (
+    convert_share,
+    find_shares,
+    join,
+    put_record,
+    share_key,
+    share_of,
+    size_of,
+)
+from enginehouse.build.convert.stage import open_sink, run_convert
 from enginehouse.build.forms.weight_forms import FP8_FORMS
 from enginehouse.build.original import original_logits
 from enginehouse.build.plan.build_plan import BuildPlan
@@ -135,7 +144,40 @@ def convert(work: Build) -> None:
     work.reference = ReferenceModel(work.plan.unpadded, work.source)
     if not work.is_bare:
         work.source.write_tokenizer(work.directory)
+    if work.joins:
+        _join(work)
     run_convert(work.plan, work.source, work.reference, work.directory, work.journal, work.progress)
+
+
+def _join(work: Build) -> None:
+    """`join`: the tensors of all shares, so that `convert` has only what stands beside them."""
+    if not work.record:
+        digest(work)
+    folders = find_shares(work.output, share_key(work.plan, work.record))
+    with work.progress.stage("join", size_of(folders), "bytes") as stage:
+        with open_sink(work.plan, work.source, work.directory) as sink:
+            join(folders, sink, work.journal, stage.advance)
+        stage.finish(f"{len(folders)} shares, {mib(size_of(folders))}")
+
+
+def convert_shared(work: Build) -> None:
+    """`share`: some of the units, in a folder of their own beside the output."""
+    assert work.share is not None
+    work.folders.enter_context(made_parents(work.output))
+    plan, source, share = work.plan, work.source, work.share
+    folder, key = share.folder(work.output), share_key(work.plan, work.record)
+    keys = share_of(plan, source, share)
+    hidden = unfinished(folder, f"{key} {share.index}/{share.count}")
+    directory, journal = work.folders.enter_context(hidden)
+    with work.progress.stage("share", len(keys), "tensors") as stage:
+        with open_sink(plan, source, directory) as sink:
+            convert_share(plan, source, sink, keys, journal, lambda _key, _size: stage.advance(1))
+        put_record(directory, share, key, journal)
+        stage.finish(
+            f"{share.index}/{share.count}: {len(keys)} tensors, {mib(size_of([directory]))}"
+        )
+    replace_folder(directory, folder)
+    work.result = BuildResult(folder)
 
 
 def check_answer(work: Build) -> None:
@@ -227,6 +269,7 @@ def _check_disk(plan: BuildPlan, output: Path) -> None:
 FETCH = Stage("fetch", fetch)
 DIGEST = Stage("digest", digest)
 REUSE = Stage("reuse", reuse)
+SHARE = Stage("share", convert_shared)
 CONVERT = Stage("convert", convert)
 VERIFY = Stage("verify", check_answer)
 PUT = Stage("put", put)

@@ -51,6 +51,29 @@ def convert(
     a form or format needs it whole, and what `calibration.linears` takes.
     """
     config = plan.config
+    left = [unit for unit in units(config, source) if unit.key not in finished]
+    convert_units(plan, source, sink, calibration, advance, journal, left)
+    if config.quantization.kv_cache_quant_algo is not None:
+        for pp_rank in range(config.mapping.pp_size):
+            for local, layer in enumerate(stage_layers(config, pp_rank)):
+                if not config.has_keys(layer):
+                    continue
+                scale = torch.tensor([calibration.kv_scales[layer]])
+                sink.put(pp_rank, KV_SCALE.format(local), Pieces.of(scale))
+    sink.finish()
+
+
+def convert_units(
+    plan: BuildPlan,
+    source: SourceCheckpoint,
+    sink: Sink,
+    calibration: Calibration,
+    advance: Callable[[str, int], None],
+    journal: Journal,
+    left: list[Unit],
+) -> None:
+    """Some of the units, in their order; the sink is not finished."""
+    config = plan.config
     every = list(units(config, source))
     largest = max(source_bytes(row, source) for unit in every for row in unit.rows)
     gate = _MemoryGate(2 * largest + _SPARE_BYTES)
@@ -70,20 +93,11 @@ def convert(
         journal.record(unit.key, stored)
         advance(unit.key, sum(item.num_bytes for item in stored))
 
-    left = [unit for unit in every if unit.key not in finished]
     if calibration.linears is not None:  # layer after layer, each with all threads
         for unit in left:
             work(unit)
     else:
         _in_threads(work, left)
-    if config.quantization.kv_cache_quant_algo is not None:
-        for pp_rank in range(config.mapping.pp_size):
-            for local, layer in enumerate(stage_layers(config, pp_rank)):
-                if not config.has_keys(layer):
-                    continue
-                scale = torch.tensor([calibration.kv_scales[layer]])
-                sink.put(pp_rank, KV_SCALE.format(local), Pieces.of(scale))
-    sink.finish()
 
 
 def _in_threads(work: Callable[[Unit], None], left: list[Unit]) -> None:

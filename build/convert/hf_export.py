@@ -87,6 +87,11 @@ class HfCheckpoint:
         file = self._file_of.get(stored.name)
         return file is not None and file.path.name == stored.file and file.holds(stored)
 
+    def take(self, folder: Path, stored: Stored) -> bool:
+        file = self._file_of.get(stored.name)
+        known = file is not None and file.path.name == stored.file
+        return known and file is not None and file.take(folder / stored.file, stored)
+
     def finish(self) -> None:
         for file in dict.fromkeys(self._file_of.values()):
             file.finish()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ def conversion_key(plan: BuildPlan, source: SourceCheckpoint) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
+UNITS, ERRORS = "units.jsonl", "errors.jsonl"
+
+
 class Journal:
     """Units that were written, in the order they were. Threads may record at once.
 
@@ -44,9 +48,9 @@ class Journal:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._path = directory / "units.jsonl"
+        self._path = directory / UNITS
         self._lock = threading.Lock()
-        self.errors = ErrorLog(directory / "errors.jsonl")
+        self.errors = ErrorLog(directory / ERRORS)
 
     def begin(self, key: str) -> None:
         """Start anew in a folder that has no journal."""
@@ -62,7 +66,7 @@ class Journal:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was finished that is worth keeping."""
-        beside = {"key", "errors.jsonl"}
+        beside = {"key", ERRORS}
         return all(path.name in beside for path in self._directory.iterdir())
 
     def record(self, unit: str, stored: Sequence[Stored]) -> None:
@@ -72,9 +76,20 @@ class Journal:
             file.write(line)
 
     def entries(self) -> dict[str, list[Stored]]:
-        """What was recorded; a last line that was cut off counts for nothing."""
+        """What was recorded."""
+        return self.read_units(self._path)
+
+    def copy_to(self, folder: Path) -> None:
+        """What was recorded, and how far the layers have moved, into another folder."""
+        for name in (UNITS, ERRORS):
+            if (self._directory / name).exists():
+                shutil.copyfile(self._directory / name, folder / name)
+
+    @staticmethod
+    def read_units(path: Path) -> dict[str, list[Stored]]:
+        """Of a journal's file; a last line that was cut off counts for nothing."""
         found: dict[str, list[Stored]] = {}
-        with contextlib.suppress(OSError), self._path.open(encoding="utf-8") as file:
+        with contextlib.suppress(OSError), path.open(encoding="utf-8") as file:
             for line in file:
                 with contextlib.suppress(ValueError, TypeError):
                     unit, stored = json.loads(line)

@@ -110,6 +110,35 @@ class RankFile:
         self._missing.discard(stored.name)
         return True
 
+    def take(self, path: Path, stored: Stored) -> bool:
+        """Copy a tensor from a file of the same tensors; false where it, or the file's beginning,
+        is not as it was once written.
+        """
+        if stored.name not in self._table:
+            return False
+        offset = self._data_start + self._offsets[stored.name]
+        left, digest = self._table[stored.name].num_bytes, xxh3_128()
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:
+            return False
+        stream = self._file.stream(offset)
+        try:
+            same = os.pread(descriptor, self._data_start, 0) == os.pread(
+                self._file.descriptor, self._data_start, 0
+            )
+            while same and left and (data := os.pread(descriptor, min(left, _READ_BYTES), offset)):
+                digest.update(data)
+                stream.append(memoryview(data))
+                left, offset = left - len(data), offset + len(data)
+        finally:
+            stream.close()
+            os.close(descriptor)
+        if not same or left or digest.hexdigest() != stored.digest:
+            return False
+        self._missing.discard(stored.name)
+        return True
+
     def finish(self) -> None:
         """Every tensor was written: have them on the disk."""
         assert not self._missing, f"never written: {sorted(self._missing)[:3]}"

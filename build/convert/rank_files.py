@@ -25,6 +25,9 @@ class Sink(Protocol):
     def holds(self, stored: Stored) -> bool:
         """Whether this is on the disk still, of an earlier run."""
 
+    def take(self, folder: Path, stored: Stored) -> bool:
+        """Copy this from another folder of the same files; false where it is not as written."""
+
     def finish(self) -> None:
         """All tensors were put: write what goes beside them."""
 
@@ -61,6 +64,10 @@ class RankFiles:
     def holds(self, stored: Stored) -> bool:
         file = self._files.get(stored.file)
         return file is not None and file.holds(stored)
+
+    def take(self, folder: Path, stored: Stored) -> bool:
+        file = self._files.get(stored.file)
+        return file is not None and file.take(folder / stored.file, stored)
 
     def finish(self) -> None:
         for file in self._files.values():

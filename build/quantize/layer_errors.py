@@ -68,6 +68,13 @@ class ErrorLog:
         with self._lock, self._path.open("a", encoding="utf-8") as file:
             file.write(line)
 
+    def extend(self, path: Path) -> None:
+        """With another log's lines, where there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            text = path.read_text(encoding="utf-8")
+            with self._lock, self._path.open("a", encoding="utf-8") as file:
+                file.write(text)
+
     def read(self) -> LayerErrors | None:
         """None where nothing was rounded; a last line that was cut off counts for nothing."""
         parts: dict[tuple[int, str], tuple[float, float]] = {}

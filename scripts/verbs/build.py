@@ -18,6 +18,7 @@ SHOWN = (
 _OTHERS = (
     ("--config FILE", "YAML file with any of the settings; flags override it"),
     ("--html FILE", "write what was built, or with --plan what it takes, as a page of one file"),
+    ("--shard I/N, --join", "convert a share of N, on any machine; make the engine of all shares"),
     ("--help-all", "every setting, and every choice of it"),
 )
 _WIDTH, _COLUMN = 98, 22
