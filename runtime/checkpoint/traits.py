@@ -258,12 +258,7 @@ _ALWAYS: dict[str, tuple[object, str]] = {
 
 def beyond_kernels(config: ModelConfig) -> str | None:
     """What the compiled kernels do not do of a model; None: they do all."""
-    return _first_other(traits_of(config), _NEVER) or _sparse_mixer(config)
-
-
-def _sparse_mixer(config: ModelConfig) -> str | None:
-    mixed = config.num_experts and routing_of(config).mixer_epsilon
-    return "experts chosen by SparseMixer" if mixed else None
+    return _first_other(traits_of(config), _NEVER)
 
 
 def _first_other(traits: Traits, known: dict[str, tuple[object, str]]) -> str | None:
@@ -281,4 +276,6 @@ def beyond_tensorrt(config: ModelConfig) -> str | None:
         return "attention in chunks"
     if config.num_experts and routing_of(config).scales_inputs:
         return "experts whose inputs are scaled"
-    return _sparse_mixer(config)
+    if config.num_experts and routing_of(config).mixer_epsilon:
+        return "experts chosen by SparseMixer"
+    return None

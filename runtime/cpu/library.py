@@ -79,7 +79,7 @@ _TRAITS = (
 )
 SCALES = (
     *("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap"),
-    *("share_scale", "growth_beta", "clip", "swiglu_limit", "swiglu_alpha"),
+    *("share_scale", "mixer_epsilon", "growth_beta", "clip", "swiglu_limit", "swiglu_alpha"),
 )
 _ROOM = ("num_blocks", "block_size", "num_slots", "max_tokens", "threads")
 _INTS = (*_SIZES, *_ROOM, *_TRAITS)

@@ -85,6 +85,7 @@ def native_shape(network: Network, **room: int) -> Shape:
         rope_interleaved=int(network.rope_interleaved),
         **{name: int(getattr(mixture, name)) for name in _ROUTING},
         share_scale=mixture.scale,
+        mixer_epsilon=mixture.mixer_epsilon,
         **room,
     )
 
@@ -150,11 +151,12 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
     return path
 
 
+_OF_SHARES = ("share_scale", "mixer_epsilon")
 _SIZES = (
     *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
     *("latent_rank", "query_rank", "nope", "value", "kept_layers"),
     *(f"delta_{word}" for word in ("layers", "heads", "group", "key", "value", "kernel")),
-    *("growth_length", "growth_first", *(name for name in SCALES if name != "share_scale")),
+    *("growth_length", "growth_first", *(name for name in SCALES if name not in _OF_SHARES)),
 )
 _ROUTING = (
     *("experts", "chosen", "renormalize", "sigmoid", "groups", "chosen_groups", "group_best"),

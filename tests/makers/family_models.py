@@ -424,7 +424,7 @@ BEYOND_TENSORRT = {
 }
 # And of these the kernels.
 BEYOND_KERNELS = {
-    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe", "phimoe", "phimoe-tied"),
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
 }
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),

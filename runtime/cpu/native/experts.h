@@ -22,7 +22,7 @@ struct Experts {
 // How experts are chosen: checkpoint/routing.py's Routing.
 struct Routing {
   int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs;
-  float scale;
+  float scale, mixer_epsilon;
 };
 
 class Mixture {
@@ -84,7 +84,9 @@ class Mixture {
   // The largest scores of router @ x, of equals the first, in the order of their numbers.
   void choose(const Experts& experts, const float* x, Choice* to) const {
     float p[kMost], judged[kMost];
-    scores(experts, x, p);
+    logits(experts, x, p);
+    if (r_.mixer_epsilon > 0) return mix(p, to);
+    scores(p);
     for (int e = 0; e < r_.experts; ++e) judged[e] = experts.correction ? p[e] + experts.correction[e] : p[e];
     if (r_.chosen_groups < r_.groups) leave_out_groups(judged);
     float kept = 0;
@@ -97,7 +99,30 @@ class Mixture {
       if (r_.renormalize) to[i].share /= kept;
       to[i].share *= r_.scale;
     }
-    std::sort(to, to + r_.chosen, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
+    order(to);
+  }
+
+  // SparseMixer, p: the largest logit, then the largest of the others; a share is the softmax over those left that
+  // are near it.
+  void mix(const float* p, Choice* to) const {
+    float left[kMost];
+    std::copy_n(p, r_.experts, left);
+    for (int i = 0; i < r_.chosen; ++i) {
+      const int best = int(std::max_element(left, left + r_.experts) - left);
+      const float top = left[best];
+      float total = 0;
+      for (int e = 0; e < r_.experts; ++e) {
+        const bool far = (top - p[e]) / std::max(std::abs(p[e]), top) > 2 * r_.mixer_epsilon;
+        if (!far) total += std::exp(left[e] - top);
+      }
+      to[i] = {best, 1 / total};
+      left[best] = -INFINITY;
+    }
+    order(to);
+  }
+
+  void order(Choice* choices) const {
+    std::sort(choices, choices + r_.chosen, [](const Choice& a, const Choice& b) { return a.expert < b.expert; });
   }
 
   // The place of the largest, which is not found again.
@@ -107,8 +132,8 @@ class Mixture {
     return best;
   }
 
-  // p: [experts, in whole vectors], the softmax of router @ x + bias, or each one's sigmoid.
-  void scores(const Experts& experts, const float* x, float* p) const {
+  // p: [experts, in whole vectors], router @ x + bias, and minus infinity behind them.
+  void logits(const Experts& experts, const float* x, float* p) const {
     const int wide = (r_.experts + kLanes - 1) / kLanes * kLanes;
     for (int e = 0; e < wide; ++e) {
       V total = all(0);
@@ -116,10 +141,15 @@ class Mixture {
         total = fma(load<V>(x + d), load<V>(experts.router + size_t(e) * hidden_ + d), total);
       p[e] = e < r_.experts ? sum(total) + (experts.bias ? experts.bias[e] : 0.f) : -INFINITY;
     }
+  }
+
+  // p, logits: becomes their softmax, or each one's sigmoid.
+  void scores(float* p) const {
     if (r_.sigmoid) {
       for (int e = 0; e < r_.experts; ++e) p[e] = 1.f / (1.f + std::exp(-p[e]));
       return;
     }
+    const int wide = (r_.experts + kLanes - 1) / kLanes * kLanes;
     V most = all(-INFINITY), total = all(0);
     for (int e = 0; e < wide; e += kLanes) most = larger(load<V>(p + e), most);
     const float top = largest(most);

@@ -28,8 +28,8 @@ class Model {
         mixture_(shape.routing(), shape.hidden, shape.expert_inner, shape.max_tokens) {
     assert(s.hidden == round_up(s.normed, kLanes) && s.inner % kLanes == 0);
     assert(s.expert_inner % kLanes == 0);
-    assert(!(s.layer_norm || s.parallel) || (!s.norm_sublayers && !s.experts));
-    assert(!s.parallel || s.layer_norm);
+    assert(!(s.layer_norm || s.parallel) || !s.norm_sublayers);
+    assert(!s.parallel || (s.layer_norm && !s.experts));
     assert(s.rotary % 2 == 0 && s.rotary <= s.head_size && !(s.gated_attention && (s.norm_all_heads || s.latent_rank)));
     const size_t n = s.max_tokens;
     hidden_.resize(n * s.hidden), branch_.resize(n * s.hidden), normed_.resize(s.layer_norm ? n * s.hidden : 0);
@@ -171,7 +171,7 @@ class Model {
 
   // Experts read rows of branch_.
   void enter_mlp(int row, const Layer& layer) {
-    if (layer.is_mixture()) return norm_to_branch(row, norm_of_mlp(layer).weight);
+    if (layer.is_mixture()) return norm_to_branch(row, norm_of_mlp(layer));
     put_normed(row, row, norm_of_mlp(layer), layer.fc_gate);
   }
 
@@ -214,11 +214,13 @@ class Model {
     return s.activation == kGelu ? gelu(x) : s.activation == kGeluErf ? gelu_erf(x) : silu(x);
   }
 
-  void norm_to_branch(int row, const float* norm) {
+  void norm_to_branch(int row, const NormWeights& norm) {
     const float* x = &hidden_[at(row)];
-    const float by = norm ? scale_of(x, s.normed) : 1.f;
+    float* y = &branch_[at(row)];
+    if (s.layer_norm) return layer_norm(x, norm, s.normed, s.epsilon, y);
+    const float by = norm.weight ? scale_of(x, s.normed) : 1.f;
     for (int i = 0; i < s.hidden; i += kLanes)
-      store(&branch_[at(row) + i], norm ? load<V>(x + i) * by * load<V>(norm + i) : load<V>(x + i));
+      store(y + i, norm.weight ? load<V>(x + i) * by * load<V>(norm.weight + i) : load<V>(x + i));
   }
 
   // to: [n, hidden], what the MLP gives.

@@ -25,14 +25,14 @@ struct Shape {
   int kept, activation, gated, parallel, layer_norm, norm_sublayers, norm_all_heads, norm_turned_heads, l2_norm_heads, gated_attention, rope_interleaved;
   int experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, growth_length, growth_first, grows_unturned;
   float epsilon, embedding_scale, residual_scale, logits_scale, logits_cap;
-  float share_scale, growth_beta, clip, swiglu_limit, swiglu_alpha;
+  float share_scale, mixer_epsilon, growth_beta, clip, swiglu_limit, swiglu_alpha;
 
   int wide_head() const { return round_up(head_size, kLanes); }  // with zeros behind
   int wide_kept() const { return round_up(latent_rank ? latent_rank : head_size, kLanes); }  // of a value that is kept
   int value_size() const { return latent_rank ? value : head_size; }  // of what attention gives of a head
   int query_size() const { return gated_attention ? 2 * head_size : head_size; }  // with its gate behind it
   DeltaSizes delta() const { return {delta_heads, delta_group, delta_key, delta_value, delta_kernel}; }
-  Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, share_scale}; }
+  Routing routing() const { return {experts, chosen, renormalize, sigmoid, groups, chosen_groups, group_best, scales_inputs, share_scale, mixer_epsilon}; }
 };
 
 enum Norm { kInput, kPost, kPreFeedForward, kPostFeedForward, kQuery, kKey, kQueryLatents, kLatents, kNorms };

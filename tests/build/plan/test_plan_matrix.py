@@ -50,12 +50,12 @@ LATENT = (
     "YoutuForCausalLM",
 )
 LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
-BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM", "PhiMoEForCausalLM")
+BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM")
 BEYOND_TENSORRT = (
     *LATENT,
     *LINEAR,
     *BEYOND_KERNELS,
-    *("DeciLMForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM"),
+    *("DeciLMForCausalLM", "GptOssForCausalLM", "Llama4ForCausalLM", "PhiMoEForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
 OF_ALL_KINDS = (

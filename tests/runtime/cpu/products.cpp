@@ -1,6 +1,6 @@
 // One linear's product, or a mixture of experts. From the standard input, all numbers of 32 bits: the
 // number of rows and of their inputs; the experts, how many are chosen, and the rest of Routing with its
-// scale in percent, then an expert's columns and the limit of clamped gates in percent, all 0 for one linear;
+// scale and epsilon in percent, then an expert's columns and the limit of clamped gates in percent, all 0 for one linear;
 // the linears. To the standard output: float32 rows.
 // A linear: form, in, out, group, input, narrow_scales; of each of its arrays the bytes' number and the
 // bytes. A mixture: its router, its bias and correction, arrays; then of each expert fc_gate and proj.
@@ -43,8 +43,8 @@ static Linear read_linear() {
 }
 
 int main() {
-  const auto sizes = read<int>(13);
-  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[11];
+  const auto sizes = read<int>(14);
+  const int n = sizes[0], in = sizes[1], experts = sizes[2], chosen = sizes[3], inner = sizes[12];
   Pool pool(2);
   Array<float> x, y;
   if (experts) {
@@ -52,9 +52,9 @@ int main() {
     read_array(all.router), read_array(all.bias), read_array(all.correction);
     for (int i = 0; i < experts; ++i) all.fc_gate.push_back(read_linear()), all.proj.push_back(read_linear());
     y = read<float>(size_t(n) * in);
-    const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[10], float(sizes[9]) / 100};
+    const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[10], float(sizes[9]) / 100, float(sizes[11]) / 100};
     Mixture mixture(routing, in, inner, 7 * chosen);  // 7 rows at once
-    const float limit = float(sizes[12]) / 100;
+    const float limit = float(sizes[13]) / 100;
     mixture.run(pool, all, n, y.data(), {nullptr, inner, inner, limit > 0 ? End::clamped : End::silu, limit, 1.702f});
   } else {
     const Linear l = read_linear();

@@ -251,6 +251,7 @@ def test_where_every_expert_is_chosen_every_row_is_close(
         ("qwen3", {"hidden_size": 100, "head_dim": 20, "intermediate_size": 72}),
         ("gemma3", {"hidden_size": 72, "head_dim": 36}),
         ("qwen3-moe", {"hidden_size": 100, "head_dim": 12, "moe_intermediate_size": 40}),
+        ("phimoe-tied", {"hidden_size": 100, "head_dim": 20, "intermediate_size": 40}),
         ("youtu", {"hidden_size": 100, "head_dim": 12, "qk_rope_head_dim": 12, **ODD_LATENTS}),
         ("youtu", {"head_dim": 64, "qk_rope_head_dim": 64, "kv_lora_rank": 512}),  # DeepSeek-V3's
     ],

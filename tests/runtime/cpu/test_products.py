@@ -115,7 +115,7 @@ def run(program: str, head: bytes, x: Tensor) -> Tensor:
 
 
 def product(program: str, module: dict[str, Tensor], x: Tensor) -> Tensor:
-    return run(program, words(*[0] * 11) + told(linear_of(module, "bf16")), x)[:, :OUT]
+    return run(program, words(*[0] * 12) + told(linear_of(module, "bf16")), x)[:, :OUT]
 
 
 def in_bytes(x: Tensor, part: int) -> Tensor:
@@ -152,7 +152,7 @@ def test_a_product_of_bytes_is_that_of_what_is_rounded(
     if linear.zero is not None:
         weight = weight + linear.zero.double().unsqueeze(-1)
     wanted = rounded @ weight.flatten(1).T
-    found = run(program, words(*[0] * 11) + told(linear), x)[:, :OUT].double()
+    found = run(program, words(*[0] * 12) + told(linear), x)[:, :OUT].double()
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
 
 
@@ -185,7 +185,8 @@ def config_of(routing: Routing, limit: float) -> ModelConfig:
     moe = {
         "num_experts": routing.experts,
         "top_k": routing.chosen,
-        "normalization_mode": int(routing.renormalize),
+        "normalization_mode": 2 if routing.mixer_epsilon else int(routing.renormalize),
+        "sparse_mixer_epsilon": routing.mixer_epsilon,
         "scoring": SCORING[routing.sigmoid, routing.scales_inputs],
         "device_limited_n_group": routing.groups,
         "device_limited_topk_group": routing.chosen_groups,
@@ -208,6 +209,7 @@ def config_of(routing: Routing, limit: float) -> ModelConfig:
         Routing(EXPERTS, 20, renormalize=False),
         Routing(EXPERTS, 2, False, sigmoid=True, group_best=2, scales_inputs=True),
         Routing(EXPERTS, 3, renormalize=False, groups=5, chosen_groups=2),
+        Routing(EXPERTS, 2, False, mixer_epsilon=0.25),
         Routing(EXPERTS, 3, True, sigmoid=True, groups=4, chosen_groups=2, group_best=2, scale=2.5),
     ],
 )
@@ -231,7 +233,7 @@ def test_a_mixture_chooses_and_adds_as_torch_does(
         x, lambda name, linear, rows: linear(rows)
     )
 
-    head = words(*(round(100 * n) if i == 7 else int(n) for i, n in enumerate(routing[:-1])))
+    head = words(*(round(100 * n) if i in (7, 9) else int(n) for i, n in enumerate(routing)))
     head += words(INNER, limit)
     for name in ("weight", "bias", "e_score_correction_bias"):
         found = tensors.get(f"router.{name}")
