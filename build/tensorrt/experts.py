@@ -5,7 +5,7 @@ each makes of a token, the other adds up what they give, once it is multiplied b
 of each, which is zero for those that are not chosen. So a step reads all experts and computes
 all, as TensorRT-RTX has no layer that leaves some out. Sums nothing over ranks.
 Source: Mixtral of Experts (Jiang et al., 2024), section 2.1; DeepSeek-V3 Technical Report (2024),
-section 2.1.2.
+section 2.1.2; GRIN (Liu et al., 2024), as Phi-3.5-MoE computes it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class Experts:
     def _shares(self, module: str, x: Value) -> Value:
         """float32 [B, T, experts, 1]: a token's share of each expert, zero of those not chosen."""
         ops, routing = self.ops, self.routing
-        scores, judged = self._scores(module, x)
+        logits = self._logits(module, x)
+        if routing.mixer_epsilon:
+            return ops.reshape(self._mixed(logits), (0, 0, self.count, 1))
+        scores, judged = self._scores(module, logits)
         _, experts = ops.top_k(judged, routing.chosen, 2)
         shares = ops.elementwise("PROD", scores, self._marked(experts, routing.chosen, self.count))
         if routing.renormalize:
@@ -75,16 +78,37 @@ class Experts:
             shares = ops.elementwise("PROD", shares, ops.number(routing.scale, 3))
         return ops.reshape(shares, (0, 0, self.count, 1))
 
-    def _scores(self, module: str, x: Value) -> tuple[Value, Value]:
-        """The router's, float32 [B, T, experts], and by what experts are chosen."""
+    def _logits(self, module: str, x: Value) -> Value:
+        """The router's, float32 [B, T, experts]."""
+        shape = self.linear.table[f"{module}.weight"].shape
+        router = self.linear.input(f"{module}.weight", "float32", shape)
+        return self.linear.multiply(self.ops.cast(x, "float32"), router, shape, True)
+
+    def _mixed(self, logits: Value) -> Value:
+        """SparseMixer's shares, of the logits' shape: the best expert's softmax over those that are
+        nearly as good, then, without it, the next's.
+        """
+        ops, none, shares = self.ops, self.ops.number(float("-inf"), 3), None
+        left, magnitudes = logits, ops.unary("ABS", logits)
+        for _ in range(self.routing.chosen):
+            best, expert = ops.top_k(left, 1, 2)
+            below = ops.elementwise("SUB", best, logits)
+            below = ops.elementwise("DIV", below, ops.elementwise("MAX", magnitudes, best))
+            far = ops.elementwise("GREATER", below, ops.number(2 * self.routing.mixer_epsilon, 3))
+            marked = self._marked(expert, 1, self.count)
+            share = ops.elementwise("PROD", marked, ops.softmax(ops.select(far, none, left), 2))
+            shares = share if shares is None else ops.elementwise("SUM", shares, share)
+            left = ops.select(ops.elementwise("GREATER", marked, ops.number(0, 3)), none, left)
+        return shares
+
+    def _scores(self, module: str, logits: Value) -> tuple[Value, Value]:
+        """Of the router, float32 [B, T, experts], and by what experts are chosen."""
         ops, linear, routing = self.ops, self.linear, self.routing
-        shape = linear.table[f"{module}.weight"].shape
-        router = linear.input(f"{module}.weight", "float32", shape)
-        logits = linear.multiply(ops.cast(x, "float32"), router, shape, True)
         scores = ops.activation("SIGMOID", logits) if routing.sigmoid else ops.softmax(logits, 2)
         judged, correction = scores, f"{module}.e_score_correction_bias"
         if correction in linear.table:
-            added = ops.reshape(linear.input(correction, "float32", shape[:1]), (1, 1, -1))
+            added = linear.input(correction, "float32", (self.count,))
+            added = ops.reshape(added, (1, 1, -1))
             judged = ops.elementwise("SUM", scores, added)
         if routing.chosen_groups < routing.groups:
             judged = self._in_best_groups(judged)

@@ -276,6 +276,4 @@ def beyond_tensorrt(config: ModelConfig) -> str | None:
         return "attention in chunks"
     if config.num_experts and routing_of(config).scales_inputs:
         return "experts whose inputs are scaled"
-    if config.num_experts and routing_of(config).mixer_epsilon:
-        return "experts chosen by SparseMixer"
     return None

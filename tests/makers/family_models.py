@@ -420,7 +420,7 @@ BEYOND_TENSORRT = {
     *("youtu", "nemotron-nas", "gpt-oss", "llama4", "llama4-chunked"),
     *("deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
     *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
-    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe", "phimoe", "phimoe-tied"),
+    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
 }
 # And of these the kernels.
 BEYOND_KERNELS = {

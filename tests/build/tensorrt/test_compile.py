@@ -86,7 +86,7 @@ LIKE_OTHERS = {
     *("ernie4.5-biased", "arcee", "stablelm", "glm", "cohere", "olmo2", "exaone4-whole"),
     *("internlm3", "cwm", "ministral", "granite-hybrid"),
     *("granite-moe", "olmoe", "qwen3-moe", "qwen3-moe-raw", "flex-olmo", "glm4-moe-air", "dots1"),
-    *("ernie4.5-moe", "granite-moe-shared", "minimax-m2", "hunyuan-moe"),
+    *("ernie4.5-moe", "granite-moe-shared", "minimax-m2", "hunyuan-moe", "phimoe-tied"),
 }
 
 
