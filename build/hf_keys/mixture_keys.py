@@ -190,15 +190,9 @@ def _minimax(hf: Hf) -> dict[str, Any]:
 def _phi_moe(hf: Hf) -> dict[str, Any]:
     """SparseMixer chooses two, whatever is asked for, and normalises each share by itself."""
     refuse(hf, "num_experts_per_tok", (2,))
-    mixer = {
-        "normalization_mode": 2,  # MoeConfig's SPARSE_MIXER
-        "sparse_mixer_epsilon": number(hf, "router_jitter_noise"),
-    }
-    return {
-        "layer_norm": True,
-        "lm_head_bias": boolean(hf, "lm_head_bias"),
-        "moe": {**read_experts(hf, renormalize=False), **mixer},
-    }
+    moe = {**read_experts(hf, renormalize=False), "normalization_mode": 2}  # SPARSE_MIXER
+    moe["sparse_mixer_epsilon"] = number(hf, "router_jitter_noise")
+    return {"layer_norm": True, "lm_head_bias": boolean(hf, "lm_head_bias"), "moe": moe}
 
 
 def _gpt_oss(hf: Hf) -> dict[str, Any]:
