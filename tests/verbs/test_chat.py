@@ -193,11 +193,13 @@ class Terminal:
         return shown + wanted
 
     def interrupt_until_it_ends(self) -> int:
-        """Ctrl-C as a person presses it: again, where the prompt was not yet listening."""
-        for _ in range(DEADLINE_S * 20):
+        """Ctrl-C as a person presses it: again where the prompt was not listening, and not while it
+        leaves.
+        """
+        for _ in range(DEADLINE_S):
             self.process.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                return self.process.wait(0.05)
+                return self.process.wait(1.0)
         raise AssertionError("it never ended")
 
     def __enter__(self) -> Terminal:
