@@ -155,6 +155,8 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     _check_html(html)
     if share is not None and (joins or page or html is not None):
         raise PlanError("--shard makes a share and nothing else; leave --join, --plan, --html out")
+    if joins and page:
+        raise PlanError("--join has nothing to join for --plan; leave one of them out")
     share = None if share is None else parse_share(share)
     if page:
         args["until"] = "plan"

@@ -180,6 +180,7 @@ def test_a_folder_that_is_no_share_is_not_replaced(
         (["--shard", "x"], "--shard x: wanted I/N"),
         (["--shard", "1/4", "--join"], "--shard makes a share and nothing else"),
         (["--shard", "1/4", "--plan"], "--shard makes a share and nothing else"),
+        (["--join", "--plan"], "--join has nothing to join for --plan"),
     ],
 )
 def test_the_command_line_refuses_in_words(
