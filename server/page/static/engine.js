@@ -107,7 +107,7 @@ export class EngineView {
     const counts = { held, kept, free: stats.num_free_kv_blocks - kept };
     const legend = Object.entries({ held: "held by sequences", kept: "kept: prompts that begin alike share them", free: "free" });
     const states = look.kv_blocks;
-    const shared = states && [el("span", { class: "key k-shared" }), "held by several"];
+    const shared = states && [el("span", { class: "key k-shared" }), "held by several."];
     const each = states && states.length < stats.num_kv_blocks ? ` A cell is one of ${(stats.num_kv_blocks / states.length).toFixed(1)} blocks.` : "";
     parts.blocks.replaceChildren(blockMap(counts, states), el("p", { class: "about" }, legend.map(([name, words]) => [el("span", { class: `key k-${name}` }), `${counts[name]} ${words}`]), shared, each));
     this.#drawLanes(look, now);
