@@ -30,7 +30,8 @@ from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
 from enginehouse.build.plan.tensorrt_targets import print_targets
 from enginehouse.build.plan.this_machine import settle_backend
 from enginehouse.build.progress import BuildProgress
-from enginehouse.build.report.page import build_page, plan_page, write_page
+from enginehouse.build.report.page import build_page, plan_page
+from enginehouse.build.report.words import write_whole
 from enginehouse.build.resolve.resolve import resolve_source
 from enginehouse.build.stages import build, output_path, settle, with_settled_tokenizer
 from enginehouse.build.tensorrt_llm.compile import planned_command, run_compile_checkpoint
@@ -172,7 +173,7 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         plan, _ = settle(settings, source, progress)
         print_page(plan, console)
         if html is not None:
-            write_page(html, plan_page(plan))
+            write_whole(html, plan_page(plan).encode())
         if settings.backend == "tensorrt_llm":
             console.print("\nOn the GPU machine, `enginehouse-build compile` runs:")
             console.print(
@@ -207,7 +208,7 @@ def _write_report(path: Path, result: BuildResult, progress: BuildProgress) -> N
     if manifest is None:
         progress.note(f"{path} was not written: what was made has no manifest to report on")
         return
-    write_page(path, build_page(manifest))
+    write_whole(path, build_page(manifest).encode())
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

@@ -154,10 +154,11 @@ def _join(work: Build) -> None:
     if not work.record:
         digest(work)
     folders = find_shares(work.output, share_key(work.plan, work.record))
-    with work.progress.stage("join", size_of(folders), "bytes") as stage:
+    size = size_of(folders)
+    with work.progress.stage("join", size, "bytes") as stage:
         with open_sink(work.plan, work.source, work.directory) as sink:
             join(folders, sink, work.journal, stage.advance)
-        stage.finish(f"{len(folders)} shares, {mib(size_of(folders))}")
+        stage.finish(f"{len(folders)} shares, {mib(size)}")
 
 
 def convert_shared(work: Build) -> None:

@@ -4,9 +4,7 @@ font and no request in it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from enginehouse.build.plan.build_plan import BuildPlan
@@ -58,16 +56,6 @@ def plan_page(plan: BuildPlan) -> str:
     rows = [row for row in page_rows(plan) if row[0]]
     sections = [*_memory(memory_record(plan)), Section("What it takes", rows=rows)]
     return _page(f"Plan of {plan.name}", "What the engine takes, before it is built.", sections)
-
-
-def write_page(path: Path, text: str) -> None:
-    """Whole, or not there."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _page(title: str, lead: str, sections: Iterable[Section]) -> str:
@@ -157,7 +145,7 @@ def _cost(record: BuildRecord) -> Section:
     peaks = [
         Bar(stage.name, amount(stage.peak_bytes), stage.peak_bytes / fullest) for stage in stages
     ]
-    total = f"{duration(sum(stage.seconds for stage in record.stages))} in all"
+    total = f"{_took(sum(stage.seconds for stage in record.stages))} in all"
     return Section(
         "Time and memory of the build",
         plots=[
@@ -169,6 +157,10 @@ def _cost(record: BuildRecord) -> Section:
             ),
         ],
     )
+
+
+def _took(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _memory(memory: MemoryRecord) -> list[Section]:

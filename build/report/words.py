@@ -1,8 +1,10 @@
-"""Text that a page or a terminal can show, whatever stands in it; and amounts for people."""
+"""Text that a page or a terminal can show, whatever stands in it; amounts for people; files."""
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 # Control characters; lone surrogates and non-characters, which no file of UTF-8 or XML takes; and
 # what turns the direction of a line, in which a path could read as another.
@@ -36,6 +38,15 @@ def amount(count: float) -> str:
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    if minutes:
-        return f"{minutes} min {rest} s"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """The file, whole or not there."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

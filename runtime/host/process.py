@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -164,15 +164,19 @@ class EngineHost:
         """Workers know then whether a client that leaves had waited, or was being served. The
         executor is at work: a worker that is gone is noticed later.
         """
-        by_client: dict[bytes, list[int]] = {}
-        for own_id in [i for i in self._not_begun if not self.executor.waits(i)]:
-            self._not_begun.remove(own_id)
-            client, request_id = self._owners[own_id]
-            by_client.setdefault(client, []).append(request_id)
-        for client, request_ids in by_client.items():
+        begun = [own_id for own_id in self._not_begun if not self.executor.waits(own_id)]
+        self._not_begun.difference_update(begun)
+        for client, request_ids in self._by_client(begun).items():
             with contextlib.suppress(zmq.ZMQError):
                 data = messages.encode(messages.Begun(request_ids))
                 self.socket.send_multipart([client, data], zmq.NOBLOCK)
+
+    def _by_client(self, own_ids: Iterable[int]) -> dict[bytes, list[int]]:
+        """The executor's ids as each client's own; of those that are owned."""
+        found: dict[bytes, list[int]] = {}
+        for client, request_id in filter(None, map(self._owners.get, own_ids)):
+            found.setdefault(client, []).append(request_id)
+        return found
 
     def _hand_out(self, outputs: list[TokenOutput]) -> None:
         """One message per client and iteration, or few."""
@@ -246,11 +250,7 @@ class EngineHost:
             is_running = bool(self._owners) and stats.num_running > 0
             self.heartbeat.beat(now, is_running, (stats.num_iterations, *tokens))
             self._tell_room(again=True)
-            preempted: dict[bytes, list[int]] = {}
-            for own_id in stats.preempted:
-                if own_id in self._owners:
-                    client, request_id = self._owners[own_id]
-                    preempted.setdefault(client, []).append(request_id)
+            preempted = self._by_client(stats.preempted)
             for client in list(self._clients):
                 told = dataclasses.replace(stats, preempted=tuple(preempted.get(client, ())))
                 self._send(client, messages.Stats(told))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from enginehouse.build.report.words import write_whole
 from enginehouse.regress.outcome import Outcome
 from enginehouse.regress.report.junit import junit_xml
 from enginehouse.regress.report.markdown import markdown
@@ -31,7 +31,7 @@ def write_reports(outcome: Outcome, folder: Path, *, cannot_tell: str | None = N
         "report.json": lambda: report_json(outcome),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    return [_write(folder / name, form()) for name, form in forms.items()]
+    return [write_whole(folder / name, form()) for name, form in forms.items()]
 
 
 def report_json(outcome: Outcome) -> bytes:
@@ -76,13 +76,3 @@ def _floats(value: Any, place: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _floats(item, f"{place}.{key}")
-
-
-def _write(path: Path, content: bytes) -> Path:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from enginehouse.build.report.words import one_line, visible
+from enginehouse.build.report.words import duration, one_line, visible
 from enginehouse.regress.findings import Figure, Finding, Status, Verdict
 from enginehouse.regress.outcome import Described, Outcome
 
@@ -122,8 +122,3 @@ def differences(outcome: Outcome) -> list[str]:
 def moment(outcome: Outcome) -> str:
     """`2026-01-31 12:34 UTC`"""
     return f"{one_line(outcome.created, 100)[:16].replace('T', ' ')} UTC"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
