@@ -197,10 +197,7 @@ def joined(before: TokenOutput, more: TokenOutput) -> TokenOutput:
     )
 
 
-# Of a block of the KV cache, by the byte that says it: free, free with a prefix that can be found,
-# held by a sequence, held by several at once.
-KV_STATES = ("free", "kept", "held", "shared")
-MOST_CELLS = 480
+MOST_CELLS = 480  # of a map of the KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,8 +210,9 @@ class ExecutorStats:
     all iterations, and num_in_iterations the sequences that each had, summed; None where the engine
     does not say.
 
-    kv_blocks: a map of the KV cache, one of KV_STATES for each block, or for as many as MOST_CELLS
-    of them, evenly; None where the engine does not say. preempted: the ids of sequences that run
+    kv_blocks: a map of the KV cache, a byte for each block, or for as many as MOST_CELLS of them,
+    evenly: 0 free, 1 free with a prefix that can be found, 2 held by a sequence, 3 by several; None
+    where the engine does not say. preempted: the ids of sequences that run
     no more, as others need their room, and wait to be computed again.
     """
 

@@ -49,7 +49,7 @@ class BlockPool:
         return len(self._by_hash) - self._num_held_hashes
 
     def states(self, most: int) -> bytes:
-        """One of KV_STATES for each block, or for `most` of them, evenly."""
+        """ExecutorStats' map: each block's state, or that of `most` of them, evenly."""
         count = min(self.num_blocks, most)
         blocks = [index * self.num_blocks // count for index in range(count)]
         return bytes(map(self._state, blocks))

@@ -42,7 +42,7 @@ class KVMemory(Protocol):
         """Of the free ones, those that keep what a later sequence may share."""
 
     def states(self, most: int) -> bytes | None:
-        """One of KV_STATES for each block, or for `most` of them; None where it is not known."""
+        """ExecutorStats' map of blocks, of `most` of them; None where it is not known."""
 
     def admit(self, sequence: Sequence, others: bool) -> int | None:
         """Give a waiting sequence room for all its tokens: how many of them need not be computed,
