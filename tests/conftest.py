@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +68,12 @@ LONG = {
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+
+
+def pytest_collection_finish() -> None:
+    """What all files imported stays: no later search for garbage looks through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 set_hypothesis_home_dir(ROOT / ".cache" / "hypothesis")

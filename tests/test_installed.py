@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from makers.engines import EngineMaker
+from makers.engines import QUICKEST, EngineMaker
 from makers.gunicorn_server import Server
 from makers.wheel import build_wheel
 
@@ -58,7 +58,7 @@ def test_the_wheel_serves_without_the_checkout(
         [installed / "bin" / "python", "-c", where], capture_output=True, text=True, check=True
     )
     assert Path(told.stdout.strip()).is_relative_to(installed)
-    server = InstalledServer(installed, make_engine(), tmp_path / "log")
+    server = InstalledServer(installed, make_engine(**QUICKEST), tmp_path / "log")
     try:
         with server.client() as client:
             answer = client.completions.create(model="tiny-llama", prompt=[5, 6, 7], max_tokens=4)

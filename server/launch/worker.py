@@ -121,9 +121,12 @@ def _log_exception(context: object, *what: Any) -> None:
 
 
 def _end(connection: socket.socket) -> None:
-    """Let the next read find the end of the connection; what is being written still goes out."""
+    """Let the next read find the end of the connection; what is being written still goes out.
+
+    Not by gevent's own shutdown, which has who waits for a read fail: gunicorn would log that.
+    """
     try:
-        connection.shutdown(socket.SHUT_RD)
+        connection._sock.shutdown(socket.SHUT_RD)  # type: ignore[attr-defined]
     except OSError:
         pass  # it is closed already
 

@@ -167,7 +167,7 @@ def test_what_the_document_allows_and_what_it_forbids_is_answered_as_it_says(
     document = schemathesis.openapi.from_wsgi("/openapi.json", create_app(settings, engine))
     wanted = document[operation.path][operation.method]
 
-    @tries(12)
+    @tries(8)
     @given(case=wanted.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         response = case.call()

@@ -15,7 +15,7 @@ import pytest
 
 from enginehouse.verbs.main import main
 from enginehouse.verbs.run_batch import make_parser
-from makers.engines import EngineMaker
+from makers.engines import QUICKEST, EngineMaker
 
 CHAT = "/v1/chat/completions"
 
@@ -33,7 +33,7 @@ def lines(count: int, name: str, tokens: int = 2) -> str:
 def test_a_file_is_answered_and_goes_on_after_a_kill(
     make_engine: EngineMaker, tmp_path: Path
 ) -> None:
-    engine = make_engine()
+    engine = make_engine(**QUICKEST)
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(lines(30, engine.name, tokens=24) + "no json\n")
     command = [sys.executable, "-m", "enginehouse.verbs.main", "run-batch", str(source)]

@@ -229,7 +229,7 @@ def test_a_chat_over_a_pipe_is_answered_by_the_engine(server: Server, engine: Pa
 
 def test_ctrl_c_stops_an_answer_and_the_server_cancels_it(server: Server) -> None:
     process = subprocess.Popen(
-        [*FRONT_DOOR, "chat", server.url, "--temperature", "0", "--max-tokens", "1900"],
+        [*FRONT_DOOR, "chat", server.url, "--temperature", "0", "--max-tokens", "8000"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,23 +19,25 @@ from makers.cpp_compiler import compile_program, needs_compiler
 
 pytestmark = needs_compiler
 SOURCE = Path(__file__).with_name("tiny_model.cpp")
-OF_THIS_CPU = dict.fromkeys([available(cpu_words())[0], "plain"])
-# What looks on. GCC takes minutes over all of it where each vector becomes 16 numbers, so for plain
-# what asks of every pointer whether it is null or aligned is left to the best set.
-LOOKING_ON = "address,undefined"
-LOOKING_ON_PLAIN = "address,bounds,float-cast-overflow,integer-divide-by-zero,shift"
-LOOKING_ON_PLAIN += ",signed-integer-overflow"
-BY_CALLS = "--param=asan-instrumentation-with-call-threshold=0"  # a third less to compile
-# Another quarter less: what is undefined ends the program (SIGILL), and who wants to read what it
-# was leaves this out.
-BY_TRAPS = "-fsanitize-undefined-trap-on-error"
+BEST = available(cpu_words())[0]
+# What looks on, and at the best set alone: the plain one reads and writes where that does, and GCC
+# takes as long again over it. What asks of every pointer whether it is null or aligned would double
+# the time; what is undefined ends the program (SIGILL), and who wants to read what it was leaves
+# the second flag out.
+LOOKING_ON = (
+    "-fsanitize=address,bounds,float-cast-overflow,integer-divide-by-zero,shift"
+    ",signed-integer-overflow",
+    "-fno-sanitize-recover=all",
+)
+OF_GCC = (
+    "--param=asan-instrumentation-with-call-threshold=0",
+    "-fsanitize-undefined-trap-on-error",
+)
 # CPUs that have a set and nothing beyond it: what else is used is an illegal instruction there.
 ARM64 = {"neon_bf16": "max", "neon_dotprod": "cortex-a76", "plain": "cortex-a53"}
 ARM64_LIBRARIES = Path("/usr/aarch64-linux-gnu")
 # Of the largest logit: the last bit of a sum may decide to what an activation is rounded.
 CLOSE = 0.01
-
-Logits = Callable[[str], Tensor]
 
 
 def run(command: Sequence[str]) -> Tensor:
@@ -51,37 +53,23 @@ def sanitizing_compiler() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def logits(tmp_path_factory: pytest.TempPathFactory) -> Logits:
-    """logits("plain"): what the program prints on this CPU, compiled once for each set, with the
-    sanitizers of GCC or Clang.
-    """
-    found: dict[str, Tensor] = {}
+def plain_logits(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
+    """What the program prints on this CPU without any instruction set."""
+    made = tmp_path_factory.mktemp("tiny") / "plain"
+    return run([compile_program(SOURCE, made, find_compiler(), "plain", "-O0")])
+
+
+def test_the_kernels_touch_nothing_that_is_not_theirs(plain_logits: Tensor, tmp_path: Path) -> None:
     command = sanitizing_compiler()
-    more = ["-O0", "-fno-sanitize-recover=all"]
-    if command[0].endswith("/g++"):
-        more += [BY_CALLS, BY_TRAPS]
-
-    def of(instructions: str) -> Tensor:
-        if instructions not in found:
-            made = tmp_path_factory.mktemp("tiny") / instructions
-            watched = LOOKING_ON_PLAIN if instructions == "plain" else LOOKING_ON
-            flags = [] if "ziglang" in command else [*more, f"-fsanitize={watched}"]
-            program = compile_program(SOURCE, made, command, instructions, *flags)
-            found[instructions] = run([program])
-        return found[instructions]
-
-    return of
-
-
-@pytest.mark.parametrize("instructions", OF_THIS_CPU)
-def test_the_kernels_touch_nothing_that_is_not_theirs(logits: Logits, instructions: str) -> None:
-    if "ziglang" in sanitizing_compiler():
+    if "ziglang" in command:
         pytest.skip("zig's compiler has no address sanitizer")
-    assert_close(logits(instructions), logits("plain"))
+    flags = [*LOOKING_ON, *(OF_GCC if command[0].endswith("/g++") else ())]
+    made = compile_program(SOURCE, tmp_path / "tiny", command, BEST, "-O0", *flags)
+    assert_close(run([made]), plain_logits)
 
 
 @pytest.mark.parametrize("instructions", ARM64)
-def test_an_arm64_gives_the_logits(logits: Logits, instructions: str, tmp_path: Path) -> None:
+def test_an_arm64_gives_the_logits(plain_logits: Tensor, instructions: str, tmp_path: Path) -> None:
     if importlib.util.find_spec("ziglang") is None:
         pytest.skip("no ziglang package: pip install 'enginehouse[compiler]'")
     if shutil.which("qemu-aarch64") is None or not ARM64_LIBRARIES.is_dir():
@@ -90,7 +78,7 @@ def test_an_arm64_gives_the_logits(logits: Logits, instructions: str, tmp_path: 
     command = [*zig, "-target", "aarch64-linux-gnu"]
     made = compile_program(SOURCE, tmp_path / "tiny", command, instructions, "-Os")
     emulated = ["qemu-aarch64", "-cpu", ARM64[instructions], "-L", str(ARM64_LIBRARIES), made]
-    assert_close(run(emulated), logits("plain"))
+    assert_close(run(emulated), plain_logits)
 
 
 def assert_close(found: Tensor, truth: Tensor) -> None:

@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from enginehouse.server.observe.reasons import PHASES
+from makers.engines import ENDLESS, build_endless_engine
 from makers.gunicorn_server import DEADLINE_S, MESSAGES, Server, wait_until
 
 
@@ -37,16 +38,16 @@ def client(server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-LONG = {"max_tokens": 1900, "temperature": 0.0}
+LONG = {"max_tokens": ENDLESS - 192, "temperature": 0.0}
 
 
-def long_stream(client: openai.OpenAI) -> openai.Stream[Any]:
+def long_stream(client: openai.OpenAI, **other: int) -> openai.Stream[Any]:
     """One that has begun."""
     stream = client.chat.completions.create(
         model="tiny-llama",
         messages=MESSAGES,
         stream=True,
-        **LONG,  # type: ignore[arg-type]
+        **{**LONG, **other},  # type: ignore[arg-type]
     )
     next(iter(stream))
     return stream  # type: ignore[return-value]
@@ -196,7 +197,7 @@ def test_more_than_the_queue_holds_is_refused_with_when_to_come_again(
     monkeypatch.setenv("ENGINEHOUSE_MAX_QUEUE_REQUESTS", "4")
     server = Server(engine, tmp_path / "log")
     url = f"{server.url}/v1/chat/completions"
-    body = {"model": "tiny-llama", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 750}
+    body = {"model": "tiny-llama", "messages": MESSAGES, "temperature": 0.0, "max_tokens": 1500}
 
     def ask(_: int) -> tuple[int, str | None]:
         answer = client.post(url, json=body)
@@ -283,57 +284,28 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     assert server.metric('enginehouse_requests_refused_total{reason="not_http"}') == before + 1
 
 
-def test_sigterm_lets_a_stream_end_and_takes_the_host_along(engine: Path, tmp_path: Path) -> None:
+def test_sigterm_waits_for_streams_and_not_for_idle_connections_and_takes_the_host_along(
+    engine: Path, tmp_path: Path
+) -> None:
     server = Server(engine, tmp_path / "log")
     host_pid = server.host_pid()
-    assert host_pid is not None
+    idle = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    idle.request("GET", "/health/live")
+    idle.getresponse().read()
     with server.client() as client:
-        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 300}
+        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 2000}
         chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
         next(chunks)
         server.process.send_signal(signal.SIGTERM)
         reasons = [chunk.choices[0].finish_reason for chunk in chunks]
-    assert reasons[-1] in ("stop", "length"), "the stream was not cut"
-    assert server.process.wait(60) == 0
-    assert not psutil.pid_exists(host_pid)
+    assert len(reasons) > 100 and reasons[-1] == "length", "the stream was not cut"
+    assert server.process.wait(10) == 0
+    idle.close()
+    assert host_pid is not None and not psutil.pid_exists(host_pid)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_sigterm_waits_for_requests_and_not_for_idle_connections(
-    engine: Path, tmp_path: Path
-) -> None:
-    server = Server(engine, tmp_path / "log")
-    idle, asking = (
-        http.client.HTTPConnection("127.0.0.1", server.port, timeout=30) for _ in range(2)
-    )
-    for connection in (idle, asking):
-        connection.request("GET", "/health/live")
-        connection.getresponse().read()
-    with server.client() as client:
-        asked = {"model": "tiny-llama", "messages": MESSAGES, "max_tokens": 600}
-        chunks = iter(client.chat.completions.create(**asked, temperature=0.0, stream=True))
-        next(chunks)
-        server.process.send_signal(signal.SIGTERM)
-        assert sum(1 for _ in chunks) > 100
-    assert server.process.wait(10) == 0
-    for connection in (idle, asking):
-        connection.close()
-
-
-def test_the_host_ends_with_gunicorn_after_its_configuration_was_read_again(
-    engine: Path, tmp_path: Path
-) -> None:
-    server = Server(engine, tmp_path / "log")
-    host_pid = server.host_pid()
-    server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: server.log.read_text().count("Booting worker") == 2, "a new worker")
-    wait_until(server.is_ready, "ready again")
-    assert server.host_pid() == host_pid
-    assert server.stop() == 0
-    assert host_pid is not None and not psutil.pid_exists(host_pid)
-
-
-def test_sighup_reads_the_keys_again_and_the_engine_stays(
+def test_sighup_reads_the_keys_again_and_the_host_stays_until_gunicorn_ends(
     engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = tmp_path / "keys"
@@ -358,23 +330,23 @@ def test_sighup_reads_the_keys_again_and_the_engine_stays(
     os.kill(server.process.pid, signal.SIGHUP)
     wait_until(lambda: status("second") == 200 and status("first") == 401, "the new key opens")
     assert server.host_pid() == pid and server.stop() == 0
+    assert pid is not None and not psutil.pid_exists(pid)
     log = (tmp_path / "log").read_text()
     assert "key alice" in log and "key bob" in log
     assert "first" not in log.replace("first model", "") and "second" not in log
 
 
-def test_sighup_exchanges_the_engine_and_loses_no_request(
-    engine: Path, quick_engine: Path, tmp_path: Path
-) -> None:
+def test_sighup_exchanges_the_engine_and_loses_no_request(engine: Path, tmp_path: Path) -> None:
     """A stream of the old engine goes on to its end, while new requests are the new one's."""
     current = tmp_path / "current"
     current.symlink_to(engine)
+    other = build_endless_engine(tmp_path / "other", quant="int8")
     server = Server(current, tmp_path / "log")
     old_pid, old = server.host_pid(), fingerprint(server)
     statuses: list[int] = []
     with server.client() as client:
-        stream = long_stream(client)
-        lead_to(current, quick_engine)
+        stream = long_stream(client, max_tokens=2000)
+        lead_to(current, other)
         os.kill(server.process.pid, signal.SIGHUP)
 
         def exchanged() -> bool:
@@ -395,9 +367,9 @@ def test_sighup_exchanges_the_engine_and_loses_no_request(
 
 
 def lead_to(link: Path, engine: Path) -> None:
-    other = link.with_name("other")
-    other.symlink_to(engine)
-    other.replace(link)
+    beside = link.with_name("beside")
+    beside.symlink_to(engine)
+    beside.replace(link)
 
 
 def chat(server: Server, max_tokens: int) -> httpx.Response:

@@ -44,7 +44,7 @@ REWRITTEN = {
 }
 HEALTHY_TOKENS = 700
 AT_ONCE = 6
-LONGEST_SILENCE_S = 10.0  # between two tokens of the stream beside, on a machine that is shared
+LONGEST_SILENCE_S = 30.0  # between two tokens of the stream beside, on a machine that is shared
 
 
 class Answer(NamedTuple):

@@ -45,10 +45,10 @@ EXTRA: dict[str, list[Any]] = {
 
 
 @pytest.fixture(scope="module")
-def server(quick_engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ENGINEHOUSE_DETERMINISTIC", "1")
-        running = Server(quick_engine, tmp_path_factory.mktemp("gunicorn") / "log")
+        running = Server(engine, tmp_path_factory.mktemp("gunicorn") / "log")
     yield running
     assert running.stop() == 0
 

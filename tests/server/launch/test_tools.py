@@ -23,12 +23,12 @@ SEEDS = range(2)
 
 @pytest.fixture(scope="module", params=["json", "hermes"])
 def server(
-    quick_engine: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    engine: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Server]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ENGINEHOUSE_TOOL_FORMAT", request.param)
         environment.setenv("ENGINEHOUSE_DETERMINISTIC", "1")
-        running = Server(quick_engine, tmp_path_factory.mktemp("gunicorn") / "log")
+        running = Server(engine, tmp_path_factory.mktemp("gunicorn") / "log")
     yield running
     assert running.stop() == 0
 

@@ -119,40 +119,35 @@ def test_what_a_model_says_stays_text(browser: Any) -> None:
         visit.close()
 
 
-@pytest.mark.parametrize("width", [320, 360, 768, 1280, 2560])
-def test_nothing_is_wider_than_the_screen(browser: Any, site: str, width: int, shots: Path) -> None:
-    visit = Visit(browser, site, viewport={"width": width, "height": 800})
+def test_nothing_is_wider_than_the_screen(visit: Visit, shots: Path) -> None:
     page = visit.open()
-    page.evaluate("document.body.classList.remove('shows-settings')")
     visit.ask("markdown")
-    wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    assert page.evaluate(wide) == 0
-    for name in ("#prompt", "#send", "#model"):
-        box = page.locator(name).bounding_box()
-        assert box["x"] >= 0 and box["x"] + box["width"] <= width
-    if width < 1000:
-        page.click("#toggle-settings")
-        assert page.is_visible("#field-temperature")
-        page.click("#toggle-settings")
-        page.click("#toggle-list")
-        page.get_by_role("button", name="markdown", exact=True).click()
-        assert not page.is_visible("#list")
-    page.screenshot(path=shots / f"chat-{width}.jpg", quality=75)
-    assert visit.said == []
-    visit.close()
+    for width in (320, 360, 768, 1280, 2560):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.evaluate("document.body.classList.remove('shows-settings')")
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        assert page.evaluate(wide) == 0, width
+        for name in ("#prompt", "#send", "#model"):
+            box = page.locator(name).bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= width, (name, width)
+        if width < 1000:
+            page.click("#toggle-settings")
+            assert page.is_visible("#field-temperature")
+            page.click("#toggle-settings")
+            page.click("#toggle-list")
+            page.get_by_role("button", name="markdown", exact=True).click()
+            assert not page.is_visible("#list")
+        page.screenshot(path=shots / f"chat-{width}.jpg", quality=75)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [PHONE, {"width": 1280, "height": 800}], ids=["phone", "desktop"])
 def test_axe_finds_nothing_in_the_light_or_in_the_dark(
-    browser: Any, site: str, scheme: str, size: dict[str, int], shots: Path
+    browser: Any, site: str, size: dict[str, int], shots: Path
 ) -> None:
     from axe_playwright_python.sync_playwright import Axe
 
-    visit = Visit(browser, site, viewport=size, color_scheme=scheme)
+    visit = Visit(browser, site, viewport=size)
     page = visit.open()
-    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, paper[4:-1].split(", "))) > 3 * 128) == (scheme == "light")
     if size is not PHONE:
         page.click("text=More fields")
         page.select_option("#field-logprobs", "true")
@@ -160,17 +155,24 @@ def test_axe_finds_nothing_in_the_light_or_in_the_dark(
     if size is not PHONE:
         page.fill("#field-n", "2")
     answer = visit.ask("markdown")
-    page.screenshot(path=shots / f"chat-{size['width']}-{scheme}.jpg", quality=75)
-    if size is not PHONE:
-        answer.get_by_role("button", name="Probabilities").click()
-        page.locator(".token").first.hover()
-        page.screenshot(path=shots / f"probabilities-{scheme}.jpg", quality=75)
-    found = Axe().run(page)
-    told = [
-        (one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]])
-        for one in found.response["violations"]
-    ]
-    assert told == []
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (sum(map(int, paper[4:-1].split(", "))) > 3 * 128) == (scheme == "light")
+        page.screenshot(path=shots / f"chat-{size['width']}-{scheme}.jpg", quality=75)
+        if size is not PHONE:
+            answer.get_by_role("button", name="Probabilities").click()
+            page.locator(".token").first.hover()
+            page.screenshot(path=shots / f"probabilities-{scheme}.jpg", quality=75)
+        found = Axe().run(page)
+        told = [
+            (one["id"], one["impact"], [node["html"][:200] for node in one["nodes"][:3]])
+            for one in found.response["violations"]
+        ]
+        assert told == [], scheme
+        if size is not PHONE:
+            answer.get_by_role("button", name="Probabilities").click()
+    assert visit.said == []
     visit.close()
 
 
