@@ -183,6 +183,7 @@ server/openapi         wire api/embeddings api/responses api/messages api/batche
 server/page            wire http
 server/app             wire prompt answer observe settings http openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
 server/launch          wire app api/batches  runtime/machine runtime/host
+server/replicas
 server/client
 
 regress/findings
