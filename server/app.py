@@ -106,7 +106,7 @@ def create_app(settings: ServerSettings | None = None, client: EngineClient | No
     Raises EnginehouseError when either cannot be used.
     """
     settings = ServerSettings.from_environment() if settings is None else settings
-    client = _open_client(settings.host_address) if client is None else client
+    client = _open_client(settings) if client is None else client
     service = Service(settings, client, _open_chat(settings))
     app = Flask(__name__, static_folder=None)
     app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # none here is a coroutine
@@ -178,10 +178,16 @@ def engine_client(app: Flask) -> EngineClient:
     return service.client
 
 
-def _open_client(address: str) -> EngineClient:
+def _open_client(settings: ServerSettings) -> EngineClient:
     from enginehouse.runtime.host.client import EngineClient as HostClient
+    from enginehouse.runtime.host.keys import read_key
+    from enginehouse.server.replicas.clients import ReplicaClients
 
-    return HostClient(address)
+    key = None if settings.host_key_path is None else read_key(settings.host_key_path)
+    if settings.replicas_path is None:
+        return HostClient(settings.host_address, key)
+    path, digest = settings.replicas_path, settings.engine_digest
+    return ReplicaClients(path, digest, key, settings.is_open)
 
 
 def _add_routes(app: Flask, service: Service) -> None:

@@ -75,6 +75,9 @@ class ServerSettings:
     page: bool = True
     otlp_endpoint: str | None = None
     started_s: float | None = None
+    host_key_path: Path | None = None
+    is_open: bool = False
+    replicas_path: Path | None = None
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -96,6 +99,9 @@ class ServerSettings:
             responses_path=_responses_path(env),
             files_dir=_files_dir(env),
             started_s=_started_s(env),
+            host_key_path=_path(env, "ENGINEHOUSE_HOST_KEY_FILE"),
+            is_open=env.get("ENGINEHOUSE_OPEN_HOST") == "1",
+            replicas_path=_path(env, "ENGINEHOUSE_REPLICAS_FILE"),
             **given,
         )
 
@@ -106,9 +112,13 @@ def shared_file(env: Mapping[str, str], name: str) -> Path | None:
     return Path(folder) / name if folder else None
 
 
+def _path(env: Mapping[str, str], variable: str) -> Path | None:
+    text = env.get(variable, "").strip()
+    return Path(text) if text else None
+
+
 def _files_dir(env: Mapping[str, str]) -> Path | None:
-    text = env.get("ENGINEHOUSE_FILES_DIR", "").strip()
-    return Path(text) if text else shared_file(env, "files")
+    return _path(env, "ENGINEHOUSE_FILES_DIR") or shared_file(env, "files")
 
 
 def _responses_path(env: Mapping[str, str]) -> Path | None:
@@ -244,11 +254,13 @@ def _open_pages(variable: str, text: str) -> tuple[str, ...]:
 def _host_address(env: Mapping[str, str]) -> str:
     """Who reaches a host's socket runs what it likes on its engine: TCP has nobody to ask who."""
     address = _required(env, "ENGINEHOUSE_HOST_ADDRESS", "the engine host's ZeroMQ address")
-    if not address.startswith("ipc://") and env.get("ENGINEHOUSE_OPEN_HOST") != "1":
+    is_closed = bool(env.get("ENGINEHOUSE_HOST_KEY_FILE", "").strip())
+    is_meant = env.get("ENGINEHOUSE_OPEN_HOST") == "1"
+    if not (address.startswith("ipc://") or is_closed or is_meant):
         raise EnginehouseError(
             f"ENGINEHOUSE_HOST_ADDRESS={address!r} is open to whoever reaches it; wanted "
-            "ipc://PATH in a private folder, or ENGINEHOUSE_OPEN_HOST=1 where the network lets "
-            "nobody in"
+            "ipc://PATH in a private folder, ENGINEHOUSE_HOST_KEY_FILE, or ENGINEHOUSE_OPEN_HOST=1 "
+            "where the network lets nobody in"
         )
     return address
 

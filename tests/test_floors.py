@@ -181,9 +181,9 @@ server/api/messages    wire request prompt tools text answer http api/chat
 server/api/batches     wire request http api/responses
 server/openapi         wire api/embeddings api/responses api/messages api/batches
 server/page            wire http
-server/app             wire prompt answer observe settings http openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
-server/launch          wire app api/batches  runtime/machine runtime/host
-server/replicas
+server/replicas        runtime/host
+server/app             wire prompt answer observe settings http replicas openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
+server/launch          wire replicas app api/batches  runtime/machine runtime/host
 server/client
 
 regress/findings

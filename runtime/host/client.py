@@ -20,6 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from enginehouse.runtime.errors import HostUnavailable
 from enginehouse.runtime.host import messages
+from enginehouse.runtime.host.keys import HostKey
 from enginehouse.runtime.request import (
     EngineInfo,
     ExecutorStats,
@@ -34,6 +35,7 @@ log = logging.getLogger("enginehouse.client")
 STILL_S = 20.0
 _RECONNECT_MS = 50
 _MORE_MESSAGES = 7
+_REFUSED = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class _Silence:
@@ -150,7 +152,8 @@ class Generation:
 class EngineClient:
     """Connects to the host's address and stays: it reconnects whenever the host comes back."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: HostKey | None = None) -> None:
+        """key: what a host asks for that does not listen on `ipc://`."""
         self.address = address
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
@@ -161,8 +164,11 @@ class EngineClient:
         self._socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
         self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | _REFUSED
         )
+        if key is not None and not address.startswith("ipc://"):
+            key.secure_client(self._socket)
+        self._was_refused = False
         self._info: EngineInfo | None = None
         self._ready = False
         self._stats = ExecutorStats()
@@ -194,6 +200,11 @@ class EngineClient:
     @property
     def stats(self) -> ExecutorStats:
         return self._stats
+
+    @property
+    def num_open(self) -> int:
+        """Sequences that this client has there."""
+        return len(self._generations)
 
     def check_room(self) -> None:
         """RequestError while the host's queue is full, as far as this worker has heard."""
@@ -252,7 +263,12 @@ class EngineClient:
         """Notice the host's going and coming from the socket itself, not from silence."""
         while True:
             event = parse_monitor_message(self._monitor.recv_multipart())["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            if event & _REFUSED:
+                if not self._was_refused:
+                    log.error("the engine host at %s takes another key, or none", self.address)
+                self._was_refused = True
+            elif event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._was_refused = False
                 self._send(messages.encode(messages.Hello(messages.PROTOCOL_VERSION)))
             elif event == zmq.EVENT_DISCONNECTED:
                 self._lose_host("the engine host stopped; it is being restarted")

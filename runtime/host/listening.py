@@ -27,6 +27,10 @@ class Listening:
         self._socket, self._address = socket, address
         self._path, self._next_s = file_of(address), now_s + _LOOK_S
         socket.bind(address)
+        # As it is to be told: with the port that the system chose.
+        bound = socket.getsockopt(zmq.LAST_ENDPOINT)
+        assert isinstance(bound, bytes)
+        self.address = bound.decode().rstrip("\0")
 
     def keep(self, now_s: float) -> None:
         """Once a second. Nothing can be done where the file's folder is gone too: new workers are

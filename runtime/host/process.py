@@ -29,6 +29,7 @@ from enginehouse.runtime.executor import Executor, ExecutorOptions, unexpected
 from enginehouse.runtime.host import messages
 from enginehouse.runtime.host.admission import Admission, QueueLimits
 from enginehouse.runtime.host.heartbeat import Heartbeat
+from enginehouse.runtime.host.keys import HostKey, read_key
 from enginehouse.runtime.host.listening import Listening
 from enginehouse.runtime.host.log_lines import FORMATS, LEVELS, TRAFFIC, last_words, log_to_stderr
 from enginehouse.runtime.host.mapped_files import MappedFiles
@@ -279,12 +280,14 @@ def serve(
     options: ExecutorOptions,
     ready_fd: int | None,
     limits: QueueLimits = QueueLimits(),  # noqa: B008
+    key: HostKey | None = None,
 ) -> None:
     """Load an engine and serve it at a ZeroMQ address until SIGTERM, or until the parent dies.
 
-    ready_fd: a pipe that gets one JSON line (EngineInfo) once the engine takes requests, then its
-    heartbeat; with it the host ends when its parent does. Raises EngineError when the engine
-    cannot be opened, and when one of its files is changed while it is served.
+    ready_fd: a pipe that gets one JSON line (EngineInfo, and the `address` that port 0 became) once
+    the engine takes requests, then its heartbeat; with it the host ends when its parent does. key:
+    what clients must have. Raises EngineError when the engine cannot be opened, and when one of its
+    files is changed while it is served.
     """
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -300,8 +303,9 @@ def serve(
     # ends one that stands still for good, long before so many messages have gathered.
     socket.setsockopt(zmq.SNDHWM, _MAX_UNREAD_MESSAGES)
     socket.setsockopt(zmq.MAXMSGSIZE, messages.MAX_MESSAGE_BYTES)
+    door = None if key is None else key.secure_host(socket)
     listening = Listening(socket, address, time.monotonic())
-    report(ready_fd, msgspec.to_builtins(executor.info))
+    report(ready_fd, {**msgspec.to_builtins(executor.info), "address": listening.address})
 
     def wanted() -> bool:
         now_s = time.monotonic()
@@ -316,6 +320,8 @@ def serve(
         executor.close()
         files.close()
         socket.close()
+        if door is not None:
+            door.stop()
         context.term()
 
 
@@ -326,7 +332,14 @@ def main(argv: list[str] | None = None) -> int:
         description="Serve one engine directory to gunicorn's workers over ZeroMQ.",
     )
     parser.add_argument("engine", type=Path, help="engine directory made by enginehouse-build")
-    parser.add_argument("--address", required=True, help="ZeroMQ address, such as ipc:///tmp/eh")
+    parser.add_argument(
+        "--address",
+        required=True,
+        help="ZeroMQ address, such as ipc:///tmp/eh or tcp://0.0.0.0:5555 (port 0: any free one)",
+    )
+    parser.add_argument(
+        "--key-file", type=Path, help="take no client but those that have this file's secret"
+    )
     parser.add_argument(
         "--open-host",
         action="store_true",
@@ -372,10 +385,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if not args.address.startswith("ipc://") and not args.open_host:
+    is_open = args.key_file is None and not args.open_host
+    if not args.address.startswith("ipc://") and is_open:
         parser.error(
             f"--address {args.address} is open to whoever reaches it; wanted ipc://PATH in a "
-            "private folder, or --open-host where the network lets nobody in"
+            "private folder, --key-file, or --open-host where the network lets nobody in"
         )
     log_to_stderr(args.log_level, args.log_traffic, args.log_format)
     options = ExecutorOptions(
@@ -399,7 +413,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         limits = QueueLimits(args.max_queue_requests, args.max_queue_tokens, args.max_queue_s)
-        serve(args.engine, args.address, options, args.ready_fd, limits)
+        key = None if args.key_file is None else read_key(args.key_file)
+        serve(args.engine, args.address, options, args.ready_fd, limits, key)
     except EnginehouseError as error:
         last_words("enginehouse-host", str(error), args.log_format)
         report(args.ready_fd, {"error": str(error)})

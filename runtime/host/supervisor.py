@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ class HostSupervisor:
     a sentence when the first host cannot serve its engine at all (restarting would not help).
     Both run on the supervisor's thread. silence_s: a host that takes requests and sends no
     heartbeat for so long stands still, and is ended. tries_once: a first host that ends before it
-    is ready, without a word, has failed too.
+    is ready, without a word, has failed too. env: variables of the host beside this process's.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class HostSupervisor:
         on_failure: Callable[[str], None],
         silence_s: float = DEFAULT_SILENCE_S,
         tries_once: bool = False,
+        env: Mapping[str, str] | None = None,
     ) -> None:
+        self._env = dict(env or {})
         self._tries_once = tries_once
         self._silence_s = silence_s
         self._command = list(command)
@@ -74,10 +76,16 @@ class HostSupervisor:
         self._stopping = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
         self._was_ready = False
+        self._is_up = False
         self._thread = threading.Thread(target=self._run, name="host-supervisor", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether a host takes requests, as far as its heartbeat says."""
+        return self._is_up
 
     def stop(self, timeout_s: float = 10.0) -> None:
         """End the host: SIGTERM, and SIGKILL to its process group after timeout_s."""
@@ -132,8 +140,10 @@ class HostSupervisor:
                 failure = facts.get("error")
                 if failure is None:
                     self._was_ready = True
+                    self._is_up = True
                     self._on_ready(facts)
                     self._watch(process, pipe)
+        self._is_up = False
         process.wait()  # gunicorn may reap it first; that counts as its end too
         return failure
 
@@ -163,6 +173,7 @@ class HostSupervisor:
                 process = subprocess.Popen(
                     [*self._command, "--ready-fd", str(writer)],
                     pass_fds=[writer],
+                    env={**os.environ, **self._env},
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,  # a Ctrl-C in the terminal is gunicorn's alone
                 )

@@ -40,6 +40,10 @@ _LISTEN: tuple[_Flag, ...] = (
         *("--workers", "WORKERS", {"type": count_up_to(1024), "metavar": "N"}),
         "processes that speak HTTP (default 1)",
     ),
+    (
+        *("--replicas", "REPLICAS", {"type": count_up_to(99), "metavar": "N"}),
+        "engine hosts, each with its own GPUs or CPU threads (default 1)",
+    ),
 )
 _SIZE: tuple[_Flag, ...] = (
     (
@@ -169,7 +173,8 @@ def main(argv: list[str]) -> int:
         read_served,
         tell,
     )
-    from enginehouse.server.launch.process_settings import host_flags, log_format
+    from enginehouse.server.launch.process_settings import host_flags, log_format, num_replicas
+    from enginehouse.server.launch.shares import shares_of
     from enginehouse.server.settings import ServerSettings
 
     settings, bind = settings_of(args, os.environ)
@@ -182,6 +187,7 @@ def main(argv: list[str]) -> int:
     )
     # Each process reads it by itself: what is wrong is told here once, before there is any.
     host_flags(launch.env)
+    shares_of(Path(launch.env["ENGINEHOUSE_ENGINE"]), num_replicas(launch.env), launch.env)
     ServerSettings.from_environment({"ENGINEHOUSE_HOST_ADDRESS": "ipc://unknown-yet", **launch.env})
     if not args.dry_run and bind is not None:
         check_free(bind)

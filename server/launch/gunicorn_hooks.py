@@ -22,11 +22,13 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.metric_files import take_room
-from enginehouse.server.launch.process_settings import host_flags, watchdog_s
+from enginehouse.server.launch.process_settings import host_flags, num_replicas, watchdog_s
+from enginehouse.server.launch.shares import shares_of
 
 _LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"
 HOST_ADDRESS = "ENGINEHOUSE_HOST_ADDRESS"
+REPLICAS_FILE = "ENGINEHOUSE_REPLICAS_FILE"
 STARTED_S = "ENGINEHOUSE_STARTED_S"
 PROMETHEUS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -39,7 +41,8 @@ _GRACE_AFTER_FAILURE_S = 3  # a worker that is still booting misses its SIGTERM
 def prepare_environment() -> None:
     """Give this server a private folder for its socket and metrics; workers inherit the names.
 
-    A HOST_ADDRESS that is set already names a host that runs elsewhere: none is started.
+    A HOST_ADDRESS or REPLICAS_FILE that is set already names hosts that run elsewhere: none is
+    started.
     """
     if RUN_DIR in os.environ:  # gunicorn reads its configuration again on SIGHUP
         return
@@ -49,6 +52,8 @@ def prepare_environment() -> None:
     (run_dir / "metrics").mkdir()
     os.environ.setdefault(PROMETHEUS_DIR, str(run_dir / "metrics"))
     os.environ.setdefault(HOST_ADDRESS, f"ipc://{run_dir}/engine")
+    if num_replicas(os.environ) > 1:
+        os.environ.setdefault(REPLICAS_FILE, str(run_dir / "replicas.json"))
 
 
 def num_workers() -> int:
@@ -99,6 +104,7 @@ def check_engine() -> None:
         host_flags(os.environ)
         watchdog_s(os.environ)
         hosts.check_engine(path)
+        shares_of(path, num_replicas(os.environ), os.environ)
     except EnginehouseError as error:
         shutil.rmtree(os.environ[RUN_DIR], ignore_errors=True)
         end(str(error))
@@ -110,9 +116,10 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
     shorten_grace(seconds): how long workers get to end when the host cannot serve its engine.
     """
     global _hosts
-    address = os.environ[HOST_ADDRESS]
-    if address != f"ipc://{os.environ[RUN_DIR]}/engine":
-        return  # somebody else's host
+    address, run_dir = os.environ[HOST_ADDRESS], os.environ[RUN_DIR]
+    own_file = f"{run_dir}/replicas.json"
+    if address != f"ipc://{run_dir}/engine" or os.environ.get(REPLICAS_FILE, own_file) != own_file:
+        return  # somebody else's hosts
 
     def give_up(reason: str) -> None:
         last_words("enginehouse", reason, process_settings.log_format(os.environ))
@@ -120,7 +127,7 @@ def start_host(url: str, shorten_grace: Callable[[int], None]) -> None:
         shorten_grace(_GRACE_AFTER_FAILURE_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    _hosts = hosts.Hosts(Path(os.environ[RUN_DIR]), partial(announce, url))
+    _hosts = hosts.Hosts(Path(run_dir), partial(announce, url), num_replicas(os.environ))
     _hosts.start(address, give_up)
 
 

@@ -25,7 +25,7 @@ from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.machine.gpus import visible_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
-from enginehouse.server.launch.process_settings import log_format
+from enginehouse.server.launch.process_settings import log_format, num_replicas
 
 _LOG = logging.getLogger("enginehouse.launch")
 APP = "enginehouse.server.app:create_app()"
@@ -91,6 +91,11 @@ def plan_launch(
     if launcher == "auto":
         several = "srun" if "SLURM_JOB_ID" in env else "mpirun"
         launcher = several if nodes > 1 else "spawn"
+    if launcher != "spawn" and num_replicas(ours) > 1:
+        raise EngineError(
+            f"ENGINEHOUSE_REPLICAS={num_replicas(ours)} are started by one server on its own node, "
+            f"and {launcher} starts one engine's ranks; leave one of them out"
+        )
     if hostfile is not None and launcher != "mpirun":
         raise EngineError(f"--hostfile is mpirun's, and {launcher} starts the ranks; leave it out")
     if not num_ranks and (nodes > 1 or launcher != "spawn"):

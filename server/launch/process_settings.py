@@ -85,6 +85,14 @@ def watchdog_s(env: Mapping[str, str]) -> float:
     return float(text) if text else DEFAULT_SILENCE_S
 
 
+def num_replicas(env: Mapping[str, str]) -> int:
+    """Engine hosts that this server starts."""
+    text = env.get("ENGINEHOUSE_REPLICAS", "")
+    if text and not re.fullmatch("[1-9][0-9]?", text):
+        raise EnginehouseError(f"ENGINEHOUSE_REPLICAS={text!r}; wanted a number from 1 to 99")
+    return int(text or 1)
+
+
 def log_level(env: Mapping[str, str]) -> str:
     """Of every process; info where the environment does not say."""
     text = env.get("ENGINEHOUSE_LOG_LEVEL") or "info"

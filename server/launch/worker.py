@@ -13,6 +13,7 @@ import re
 import socket
 import uuid
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ from enginehouse.server.app import (
     start_draining,
 )
 from enginehouse.server.launch import held_signals
-from enginehouse.server.launch.gunicorn_hooks import HOST_ADDRESS
+from enginehouse.server.launch.gunicorn_hooks import HOST_ADDRESS, REPLICAS_FILE
 from enginehouse.server.wire.error_body import make_error
 
 _LOG = logging.getLogger("enginehouse.server")
@@ -51,7 +52,8 @@ class Worker(GeventWorker):
         """Where a host listens already, no request is taken before this worker has met it."""
         held_signals.release()
         gevent.get_hub().print_exception = _log_exception  # type: ignore[assignment,method-assign]
-        file = file_of(os.environ[HOST_ADDRESS])
+        named = os.environ.get(REPLICAS_FILE)
+        file = Path(named) if named else file_of(os.environ[HOST_ADDRESS])
         if file is not None and file.exists():
             client = engine_client(cast(Flask, self.wsgi))
             with suppress(gevent.Timeout), gevent.Timeout(_MEETS_S):

@@ -6,7 +6,7 @@ A hash stands for everything up to its block's end. Knows no replica.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from xxhash import xxh3_64_intdigest
 
@@ -26,6 +26,7 @@ class PrefixBlocks:
         self.block_tokens = block_tokens
         self.num_tokens = len(self._data) // _ID_BYTES
         self.hashes: list[int] = []  # of each full block
+        self._partial: dict[int, list[tuple[int, int]]] = {}
         seed = _ROOT
         for start in range(0, len(self._data) - self._block_bytes + 1, self._block_bytes):
             seed = xxh3_64_intdigest(self._data[start : start + self._block_bytes], seed)
@@ -35,20 +36,20 @@ class PrefixBlocks:
         """The hash that stands for the first `depth` blocks."""
         return self.hashes[depth - 1] if depth else _ROOT
 
-    def partial(self, depth: int) -> Iterator[tuple[int, int]]:
+    def partial(self, depth: int) -> list[tuple[int, int]]:
         """(tokens, hash) of each part of the block behind the first `depth`, the longest first.
 
         A prompt's last block is seldom full; the conversation's next prompt goes on inside it.
         """
-        start, seed = depth * self._block_bytes, self.parent(depth)
-        for num_tokens in range(min(self.block_tokens - 1, self._behind(depth)), 0, -1):
-            end = start + num_tokens * _ID_BYTES
-            yield num_tokens, xxh3_64_intdigest(self._data[start:end], seed)
+        found = self._partial.get(depth)
+        if found is None:  # every replica asks for few and the same
+            start, seed = depth * self._block_bytes, self.parent(depth)
+            most = min(self.block_tokens - 1, self.num_tokens - depth * self.block_tokens)
+            ends = ((n, start + n * _ID_BYTES) for n in range(most, 0, -1))
+            found = [(n, xxh3_64_intdigest(self._data[start:end], seed)) for n, end in ends]
+            self._partial[depth] = found
+        return found
 
     def last(self) -> int | None:
         """The hash of the last block where it is not full; None: it is, or there is none."""
         return next((found for _, found in self.partial(len(self.hashes))), None)
-
-    def _behind(self, depth: int) -> int:
-        """Tokens behind the first `depth` blocks."""
-        return self.num_tokens - depth * self.block_tokens

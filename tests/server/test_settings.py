@@ -31,7 +31,11 @@ def test_settings_come_from_the_environment_with_the_page_s_prices(
     env |= {"ENGINEHOUSE_OPEN_PAGES": "docs"}
     opened = ServerSettings.from_environment(env)
     assert (opened.host_address, opened.open_pages) == ("tcp://10.0.0.1:5555", ("docs",))
-    assert not opened.log_prompts
+    assert not opened.log_prompts and opened.is_open and opened.host_key_path is None
+    named = {"ENGINEHOUSE_OPEN_HOST": "0", "ENGINEHOUSE_HOST_KEY_FILE": "/k"}
+    locked = ServerSettings.from_environment({**env, **named, "ENGINEHOUSE_REPLICAS_FILE": "/r"})
+    assert (locked.host_key_path, locked.is_open) == (Path("/k"), False)
+    assert locked.replicas_path == Path("/r")
     env |= {"ENGINEHOUSE_OPEN_PAGES": "none", "ENGINEHOUSE_LOG_PROMPTS": "1"}
     assert ServerSettings.from_environment(env).open_pages == ()
     assert ServerSettings.from_environment(env).log_prompts

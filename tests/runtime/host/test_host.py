@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gevent
 import msgspec
@@ -23,6 +24,7 @@ from enginehouse.runtime.executor import ExecutorOptions
 from enginehouse.runtime.host import messages, process
 from enginehouse.runtime.host.admission import QueueLimits
 from enginehouse.runtime.host.client import EngineClient, Generation
+from enginehouse.runtime.host.keys import HostKey
 from enginehouse.runtime.host.log_lines import TRAFFIC
 from enginehouse.runtime.host.process import EngineHost
 from enginehouse.runtime.request import (
@@ -534,9 +536,13 @@ def test_every_flag_of_the_host_reaches_the_executor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[tuple[ExecutorOptions, QueueLimits]] = []
-    monkeypatch.setattr(
-        process, "serve", lambda engine, at, options, fd, queue: asked.append((options, queue))
-    )
+    keys: list[HostKey | None] = []
+
+    def serve(engine: Path, at: str, options: ExecutorOptions, *more: Any) -> None:
+        asked.append((options, more[1]))
+        keys.append(more[2])
+
+    monkeypatch.setattr(process, "serve", serve)
     logged: list[tuple[str, bool, str]] = []
     monkeypatch.setattr(process, "log_to_stderr", lambda *how: logged.append(how))
     wanted = ExecutorOptions(
@@ -573,6 +579,9 @@ def test_every_flag_of_the_host_reaches_the_executor(
     assert process.main([*command, *flags]) == process.main(command) == 0
     opened = [str(tmp_path), "--address", "tcp://127.0.0.1:5555", "--open-host"]
     assert process.main(opened) == 0 and len(asked) == 3
+    (tmp_path / "key").write_text("k" * 32)
+    locked = [*opened[:-1], "--key-file", str(tmp_path / "key")]
+    assert process.main(locked) == 0 and [key is not None for key in keys] == [False] * 3 + [True]
     del asked[2:], logged[2:]
     plain = ExecutorOptions(grammars_at_once=True)
     assert asked == [(wanted, QueueLimits(5, 6, 7.5)), (plain, QueueLimits())]
