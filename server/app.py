@@ -182,12 +182,13 @@ def _open_client(settings: ServerSettings) -> EngineClient:
     from enginehouse.runtime.host.client import EngineClient as HostClient
     from enginehouse.runtime.host.keys import read_key
     from enginehouse.server.replicas.clients import ReplicaClients
+    from enginehouse.server.replicas.prefix_router import ROUTERS
 
     key = None if settings.host_key_path is None else read_key(settings.host_key_path)
     if settings.replicas_path is None:
         return HostClient(settings.host_address, key)
     path, digest = settings.replicas_path, settings.engine_digest
-    return ReplicaClients(path, digest, key, settings.is_open)
+    return ReplicaClients(path, digest, key, settings.is_open, ROUTERS[settings.routing]())
 
 
 def _add_routes(app: Flask, service: Service) -> None:

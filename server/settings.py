@@ -21,6 +21,7 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.request import PoolingKind
 from enginehouse.server.api_keys import ApiKey, read_keys
 from enginehouse.server.formats.choose import TOOL_FORMATS
+from enginehouse.server.replicas.prefix_router import ROUTERS
 from enginehouse.server.text.reasoning import REASONING_FORMATS
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?")
@@ -78,6 +79,7 @@ class ServerSettings:
     host_key_path: Path | None = None
     is_open: bool = False
     replicas_path: Path | None = None
+    routing: str = "prefix"
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> ServerSettings:
@@ -228,6 +230,10 @@ def _reasoning(variable: str, text: str) -> str:
     return _one_of(variable, text, REASONING_FORMATS)
 
 
+def _routing(variable: str, text: str) -> str:
+    return _one_of(variable, text, tuple(ROUTERS))
+
+
 def _pooling(variable: str, text: str) -> str:
     return _one_of(variable, text, tuple(kind.value for kind in PoolingKind))
 
@@ -323,4 +329,5 @@ _OPTIONAL: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "ENGINEHOUSE_TOOL_FORMAT": ("tool_format", _tool_format),
     "ENGINEHOUSE_REASONING_FORMAT": ("reasoning_format", _reasoning),
     "ENGINEHOUSE_POOLING": ("pooling", _pooling),
+    "ENGINEHOUSE_ROUTING": ("routing", _routing),
 }

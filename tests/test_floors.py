@@ -171,7 +171,8 @@ server/request         text tools wire prompt  runtime/grammar runtime/schemas
 server/answer          text tools formats prompt
 server/observe         wire answer
 server/api_keys
-server/settings        text formats api_keys
+server/replicas        runtime/host
+server/settings        text formats api_keys replicas
 server/http            tools wire prompt request answer observe api_keys settings
 server/api/chat        wire request prompt tools text answer http
 server/api/texts       wire request prompt tools text answer observe http api/chat
@@ -181,9 +182,9 @@ server/api/messages    wire request prompt tools text answer http api/chat
 server/api/batches     wire request http api/responses
 server/openapi         wire api/embeddings api/responses api/messages api/batches
 server/page            wire http
-server/replicas        runtime/host
 server/app             wire prompt answer observe settings http replicas openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
 server/launch          wire replicas app api/batches  runtime/machine runtime/host
+server/ray_serve       replicas  runtime/host
 server/client
 
 regress/findings

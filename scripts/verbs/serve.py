@@ -151,6 +151,7 @@ def make_parser() -> VerbParser:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
     _add(parser, _LISTEN)
+    parser.add_argument("--ray", action="store_true", help="Ray Serve runs the --replicas")
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     for title, flags in _GROUPS.items():
         _add(parser.add_argument_group(title), flags)
@@ -174,10 +175,13 @@ def main(argv: list[str]) -> int:
         tell,
     )
     from enginehouse.server.launch.process_settings import host_flags, log_format, num_replicas
+    from enginehouse.server.launch.ray_front import RayFront
     from enginehouse.server.launch.shares import shares_of
     from enginehouse.server.settings import ServerSettings
 
     settings, bind = settings_of(args, os.environ)
+    front = RayFront.of(settings, os.environ) if args.ray else None
+    settings |= front.settings if front else {}
     launch = plan_launch(
         read_served(engine_of(args.engine, os.environ), {**os.environ, **settings}),
         os.environ,
@@ -194,6 +198,8 @@ def main(argv: list[str]) -> int:
     tell(launch, "text" if args.dry_run else log_format(launch.env))
     if args.dry_run:
         return 0
+    if front:
+        front.start(launch.env)
     become(launch)
 
 

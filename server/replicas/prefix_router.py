@@ -13,7 +13,7 @@ PrefixCacheAffinityRouter and the Gateway API inference extension's prefix score
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from xxhash import xxh3_64_intdigest
@@ -121,6 +121,13 @@ class LeastLoaded:
 
     def forget(self, name: str) -> None:
         """It keeps nothing."""
+
+
+ROUTERS: dict[str, Callable[[], Router]] = {
+    "prefix": PrefixRouter,
+    "round_robin": RoundRobin,
+    "least_loaded": LeastLoaded,
+}
 
 
 def _names(loads: Mapping[str, float]) -> list[str]:

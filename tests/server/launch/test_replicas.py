@@ -4,11 +4,8 @@ load, and nobody who asks sees an error.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import signal
-import threading
 from pathlib import Path
 
 import httpx
@@ -21,57 +18,7 @@ from enginehouse.server.launch import shares
 from enginehouse.server.launch.shares import shares_of
 from makers.engines import build_endless_engine
 from makers.gunicorn_server import Server, wait_until
-
-
-class Load:
-    """Clients that ask one answer after another. errors: whatever was no whole answer."""
-
-    def __init__(self, server: Server, num_clients: int) -> None:
-        self.errors: list[str] = []
-        self.num_answers = 0
-        self.fingerprints: set[str] = set()
-        self._url = f"{server.url}/v1/chat/completions"
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(number,)) for number in range(num_clients)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self, number: int) -> None:
-        content = f"{number}: what is the time?"
-        body = {"messages": [{"role": "user", "content": content}], "max_tokens": 1}
-        while not self._ended.is_set():
-            try:
-                answer = httpx.post(self._url, json={"model": "tiny-llama", **body}, timeout=60)
-                if answer.status_code != 200:
-                    self.errors.append(answer.text)
-                    continue
-                self.fingerprints.add(answer.json()["system_fingerprint"])
-                self.num_answers += 1
-            except httpx.HTTPError as error:
-                self.errors.append(repr(error))
-
-    def __enter__(self) -> Load:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(60)
-
-
-def host_pids(server: Server) -> set[int]:
-    found = set()
-    for each in psutil.Process(server.process.pid).children(recursive=True):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            found |= {each.pid} if "enginehouse-host" in " ".join(each.cmdline()) else set()
-    return found
-
-
-def readiness(server: Server) -> list[str]:
-    """Of each replica, as /metrics has it."""
-    return re.findall(r'^enginehouse_ready\{replica="(.+)"\} 1.0$', server.get("/metrics")[1], re.M)
+from makers.replica_load import Load, host_pids, replicas_ready
 
 
 def test_a_host_is_killed_and_the_engine_exchanged_and_nobody_sees_an_error(
@@ -84,24 +31,25 @@ def test_a_host_is_killed_and_the_engine_exchanged_and_nobody_sees_an_error(
     current = tmp_path / "current"
     current.symlink_to(quick_engine)
     server = Server(current, tmp_path / "log")
-    wait_until(lambda: readiness(server) == ["engine-0", "engine-1"], "both are ready")
-    first = host_pids(server)
+    wait_until(lambda: replicas_ready(server) == ["engine-0", "engine-1"], "both are ready")
+    pid = server.process.pid
+    first = host_pids(pid)
     threads = [" ".join(psutil.Process(pid).cmdline()) for pid in first]
     assert len(first) == 2 and all("--num-threads 1" in command for command in threads)
     with Load(server, 3) as load:
         wait_until(lambda: load.num_answers > 20, "they are asked")
         before = load.num_answers
         os.kill(min(first), signal.SIGKILL)
-        wait_until(lambda: len(host_pids(server) - {min(first)}) == 2, "another one is started")
-        wait_until(lambda: len(readiness(server)) == 2, "and is ready")
+        wait_until(lambda: len(host_pids(pid) - {min(first)}) == 2, "another one is started")
+        wait_until(lambda: len(replicas_ready(server)) == 2, "and is ready")
         assert load.num_answers > before and not load.errors
         current.with_name("other").symlink_to(engine)
         current.with_name("other").replace(current)
-        second = host_pids(server)
-        os.kill(server.process.pid, signal.SIGHUP)
+        second = host_pids(pid)
+        os.kill(pid, signal.SIGHUP)
         wait_until(lambda: len(load.fingerprints) == 2, "the new engine answers")
-        wait_until(lambda: not second & host_pids(server), "the old hosts have ended")
-        wait_until(lambda: len(readiness(server)) == 2, "there are two")
+        wait_until(lambda: not second & host_pids(pid), "the old hosts have ended")
+        wait_until(lambda: len(replicas_ready(server)) == 2, "there are two")
     assert not load.errors
     assert httpx.get(f"{server.url}/health").status_code == 200
     assert server.stop() == 0
