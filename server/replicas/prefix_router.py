@@ -13,6 +13,7 @@ PrefixCacheAffinityRouter and the Gateway API inference extension's prefix score
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
@@ -41,8 +42,8 @@ class Router(Protocol):
 class PrefixRouter:
     """Prefix-aware, with bounded loads.
 
-    block_tokens: prompts are compared in blocks of so many. load_bound: a replica with more than
-    load_bound times the mean load, plus one sequence, is passed over. max_blocks: remembered of
+    block_tokens: prompts are compared in blocks of so many. load_bound: a replica that would have
+    more than load_bound times the mean load, rounded up, is passed over. max_blocks: remembered of
     each replica. max_prompt_blocks: looked at of a prompt.
     """
 
@@ -137,7 +138,10 @@ def _names(loads: Mapping[str, float]) -> list[str]:
 
 
 def _within_bound(loads: Mapping[str, float], load_bound: float) -> list[str]:
-    """One at least: the least load is never above the mean."""
+    """Those that may take one more: load_bound times the mean that there is then, rounded up. Those
+    with the least always may.
+    """
     names = _names(loads)
-    most = load_bound * sum(loads.values()) / len(names) + 1
-    return [name for name in names if loads[name] <= most]
+    most = math.ceil(load_bound * (sum(loads.values()) + 1) / len(names))
+    least = min(loads.values())
+    return [name for name in names if loads[name] + 1 <= most or loads[name] == least]
