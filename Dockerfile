@@ -14,12 +14,15 @@ COPY scripts/verbs scripts/verbs
 COPY configs configs
 # What the image has (torch, transformers, TensorRT, xgrammar 0.1.25, numpy 1.26) satisfies our bounds
 # and stays as it is: pip is held to every version of it, and to no list that the image brings.
+# mpirun starts the ranks of other nodes by ssh (docs/kubernetes.md); no sshd runs unless a pod is one.
 # doctor's status 3 is the GPU that no image has while it is built.
 RUN python3 -m pip list --format=freeze > /tmp/image.txt \
     && PIP_CONSTRAINT= python3 -m pip install --no-cache-dir -c /tmp/image.txt . \
     && python3 -c "import importlib.metadata as m; assert m.version('tensorrt_llm') == '1.2.1'" \
     && (enginehouse-build doctor || test $? -eq 3) \
-    && useradd --create-home --uid 10001 enginehouse
+    && useradd --create-home --uid 10001 enginehouse \
+    && apt-get update && apt-get install -y --no-install-recommends openssh-client openssh-server \
+    && rm -rf /var/lib/apt/lists/*
 
 USER 10001
 WORKDIR /home/enginehouse

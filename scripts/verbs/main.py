@@ -22,6 +22,7 @@ VERBS = {
     "doctor": "what works on this machine, and how to mend what does not",
     "compile": "finish a TensorRT-LLM build on the GPU machine",
     "serve": "serve an engine over OpenAI's API",
+    "deploy": "write the manifests by which a cluster runs an engine",
     "chat": "talk to a server, or to an engine, in the terminal",
     "bench": "load a running server, measure it, and check what it sends",
     "run-batch": "answer a file of requests by an engine",

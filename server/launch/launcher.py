@@ -3,6 +3,8 @@
     one GPU, or one node    gunicorn; TensorRT-LLM spawns a worker for each GPU by itself
     several nodes           srun or mpirun starts a task for each GPU; trtllm-llmapi-launch makes
                             task 0 the server and the others its workers
+    pods of a               the same by mpirun: --ssh-keys in the leader, which waits for the
+    LeaderWorkerSet         others, and with --worker in each of those
 
 Prints the command it becomes; --dry-run prints only. Knows no HTTP and no tensor.
 Source: TensorRT-LLM 1.2.1, trtllm-llmapi-launch; NVIDIA/TensorRT-LLM issues 2813, 1826.
@@ -25,6 +27,13 @@ from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.machine.gpus import visible_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
+from enginehouse.server.launch.leader_worker import (
+    check_keys,
+    group_hosts,
+    ssh_settings,
+    sshd_command,
+    wait_for_workers,
+)
 from enginehouse.server.launch.process_settings import log_format, num_replicas
 
 _LOG = logging.getLogger("enginehouse.launch")
@@ -75,13 +84,15 @@ def plan_launch(
     nodes: int = 1,
     launcher: str = "auto",
     hostfile: str | None = None,
+    hosts: Sequence[str] = (),
     num_gpus: int | None = None,
     as_root: bool = False,
 ) -> Launch:
     """The command that serves it on so many nodes.
 
     gunicorn: the server's own command. settings: variables that override those of env. launcher:
-    auto, spawn, mpirun or srun; auto spawns on one node. num_gpus: GPUs that are visible here, None
+    auto, spawn, mpirun or srun; auto spawns on one node. hosts: mpirun's machines, instead of a
+    hostfile. num_gpus: GPUs that are visible here, None
     when that is not known. as_root: mpirun is told that root may run it, as it is in most
     containers.
     Raises EngineError when it cannot run that way.
@@ -119,6 +130,8 @@ def plan_launch(
             f"takes GPU rank % {GPUS_PER_NODE} of its node; use nodes of {GPUS_PER_NODE} GPUs, all "
             "of them"
         )
+    if hosts and len(hosts) != nodes:
+        raise EngineError(f"there are {len(hosts)} pods in the group; wanted --nodes {len(hosts)}")
     task = ["trtllm-llmapi-launch", *gunicorn]
     if launcher == "srun":
         tasks = ["-N", str(nodes), "--ntasks", str(num_ranks)]
@@ -128,6 +141,8 @@ def plan_launch(
     if as_root:
         ours = dict.fromkeys(_ALLOW_ROOT, "1") | ours
     where = ["--map-by", f"ppr:{per_node}:node"] + (["--hostfile", hostfile] if hostfile else [])
+    if hosts:
+        where += ["--host", ",".join(f"{host}:{per_node}" for host in hosts)]
     handed = [name for name in sorted(ours) if _is_handed_on(name)]
     words = [word for name in handed for word in ("-x", name)]
     return _launch(["mpirun", "-n", str(num_ranks), *where, *words, *task], env, ours)
@@ -196,25 +211,55 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--config", type=Path, help="gunicorn's configuration; without it, the installed one"
     )
+    parser.add_argument(
+        "--ssh-keys",
+        type=Path,
+        metavar="DIR",
+        help="in a pod of a LeaderWorkerSet: id, id.pub and known_hosts, by which mpirun reaches "
+        "the others",
+    )
+    parser.add_argument(
+        "--worker", action="store_true", help="be the sshd by which the leader starts ranks here"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(argv)
     if args.nodes < 1:
         parser.error("--nodes is below 1")
+    if args.worker and args.ssh_keys is None:
+        parser.error("--worker wants --ssh-keys")
+    if args.ssh_keys is not None and args.hostfile is not None:
+        parser.error("--ssh-keys finds the machines itself; leave --hostfile out")
     try:
-        launch = plan_launch(
-            read_served(Path(os.path.abspath(args.engine)), os.environ),
-            os.environ,
-            gunicorn=gunicorn_command(args.config),
-            nodes=args.nodes,
-            launcher=args.launcher,
-            hostfile=args.hostfile,
-            num_gpus=len(visible_gpus()) or None,
-            as_root=os.geteuid() == 0,
-        )
+        if args.ssh_keys is not None and not args.dry_run:
+            check_keys(args.ssh_keys)
+        launch, others = _of_arguments(args)
         tell(launch, "text" if args.dry_run else log_format(os.environ))
         if args.dry_run:
             return 0
+        wait_for_workers(others)
         become(launch)
     except EnginehouseError as error:
         print(f"enginehouse-launch: {error}", file=sys.stderr)
         return 2
+
+
+def _of_arguments(args: argparse.Namespace) -> tuple[Launch, Sequence[str]]:
+    """What to become, and the machines that have to listen before."""
+    keys, env = args.ssh_keys, os.environ
+    served = read_served(Path(os.path.abspath(args.engine)), env)
+    if args.worker:
+        return _launch(sshd_command(keys, env), env, dict(env)), ()
+    hosts = [] if keys is None else group_hosts(env)
+    launch = plan_launch(
+        served,
+        env,
+        gunicorn=gunicorn_command(args.config),
+        settings=None if keys is None else ssh_settings(keys),
+        nodes=args.nodes,
+        launcher="mpirun" if hosts else args.launcher,
+        hostfile=args.hostfile,
+        hosts=hosts,
+        num_gpus=len(visible_gpus()) or None,
+        as_root=os.geteuid() == 0,
+    )
+    return launch, hosts[1:]

@@ -47,7 +47,7 @@ def test_help_fits_a_screen_and_has_an_example(
     assert examples and all(f"enginehouse {verb}".strip() in line for line in examples)
 
 
-@pytest.mark.parametrize("verb", ["serve", "chat", "bench", "top"])
+@pytest.mark.parametrize("verb", ["serve", "deploy", "chat", "bench", "top"])
 def test_an_example_is_a_command_line_that_is_taken(verb: str) -> None:
     parser = import_module(f"enginehouse.verbs.{verb}").make_parser()
     for line in str(parser.epilog).splitlines()[1:]:
