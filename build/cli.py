@@ -24,6 +24,7 @@ from rich.console import Console
 
 from enginehouse.build import doctor
 from enginehouse.build.backends.base import BuildResult
+from enginehouse.build.convert.share_costs import print_shares, share_costs
 from enginehouse.build.convert.shares import parse_share
 from enginehouse.build.plan.footprint import print_page
 from enginehouse.build.plan.settings import GROUPS, BuildSettings, load_settings
@@ -39,6 +40,7 @@ from enginehouse.build.tensorrt_llm.kept_checkpoint import engine_path, open_com
 from enginehouse.runtime.engine import MANIFEST, read_manifest
 from enginehouse.runtime.errors import EnginehouseError, PlanError, unexpected_fault
 
+_MOST_SHARES = 9999
 _TYPES = {"str": str, "int": int, "float": float}
 
 
@@ -70,6 +72,12 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "--join",
         action="store_true",
         help="make the engine of the shares that lie beside the output",
+    )
+    group.add_argument(
+        "--shares",
+        type=int,
+        metavar="N",
+        help="with --plan: what each of N shares would read, write and take",
     )
     group.add_argument(
         "--html",
@@ -152,12 +160,16 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
     args = vars(parser.parse_args(words))
     config_file, quiet, cache_dir = args.pop("config"), args.pop("quiet"), args.pop("cache_dir")
     page, html = args.pop("plan"), args.pop("html")
-    share, joins = args.pop("shard"), args.pop("join")
+    share, joins, shares = args.pop("shard"), args.pop("join"), args.pop("shares")
     _check_html(html)
     if share is not None and (joins or page or html is not None):
         raise PlanError("--shard makes a share and nothing else; leave --join, --plan, --html out")
     if joins and page:
         raise PlanError("--join has nothing to join for --plan; leave one of them out")
+    if shares is not None and not (page and 1 <= shares <= _MOST_SHARES):
+        raise PlanError(
+            f"--shares {shares}: wanted 1 to {_MOST_SHARES}, with --plan; --shard makes a share"
+        )
     share = None if share is None else parse_share(share)
     if page:
         args["until"] = "plan"
@@ -172,6 +184,9 @@ def run_build(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
         settings, _ = settle_backend(settings, source)
         plan, _ = settle(settings, source, progress)
         print_page(plan, console)
+        if shares is not None:
+            console.print()
+            print_shares(plan, share_costs(plan, source, shares), console)
         if html is not None:
             write_whole(html, plan_page(plan).encode())
         if settings.backend == "tensorrt_llm":

@@ -172,3 +172,14 @@ def test_the_script_prints_a_table_and_writes_it(
     with pytest.raises(SystemExit):
         script.main(["--bench", str(tmp_path / "none.json")])
     assert "none.json" in capsys.readouterr().err
+
+
+def test_the_parts_are_measured_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
+    script = import_module("bench_fleet_parts")
+    words = ["--replicas", "2", "--prompt-tokens", "640", "--choices", "3", "--messages", "20"]
+    words += ["--blocks", "64"]
+    assert script.main(words) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert len(rows) == 3 + 5
+    message = script.messages.Outputs([script.TokenOutput(request_id=0, token_ids=[1000])])
+    assert f"| 1 | {len(script.messages.encode(message))} |" in rows[5]

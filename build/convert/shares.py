@@ -15,14 +15,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from enginehouse.build.convert.conversion import convert_units
 from enginehouse.build.convert.journal import ERRORS, UNITS, Journal
 from enginehouse.build.convert.rank_files import Sink
+from enginehouse.build.families.shapes import expected_shapes
 from enginehouse.build.plan.build_plan import BuildPlan
 from enginehouse.build.quantize.units import (
     Calibration,
@@ -88,10 +91,7 @@ def check_shared(plan: BuildPlan, source: SourceCheckpoint) -> None:
 
 def share_of(plan: BuildPlan, source: SourceCheckpoint, share: Share) -> set[str]:
     """Keys of the units of a share: one after the other, about as many bytes in each share."""
-    sizes = {
-        unit.key: sum(source_bytes(row, source) for row in unit.rows)
-        for unit in units(plan.config, source)
-    }
+    sizes = unit_sizes(plan, source)
     total, before, keys = max(1, sum(sizes.values())), 0, set()
     for key, size in sizes.items():
         middle = (2 * before + size) / (2 * total)
@@ -99,6 +99,21 @@ def share_of(plan: BuildPlan, source: SourceCheckpoint, share: Share) -> set[str
             keys.add(key)
         before += size
     return keys
+
+
+def unit_sizes(plan: BuildPlan, source: SourceCheckpoint) -> dict[str, int]:
+    """Bytes that each unit reads; where no weight is here, as the model's dtype has them."""
+    if source.has_weights:
+        return {
+            unit.key: sum(source_bytes(row, source) for row in unit.rows)
+            for unit in units(plan.config, source)
+        }
+    shapes, config = expected_shapes(plan.unpadded), plan.config
+    width = getattr(torch, config.dtype).itemsize
+    return {
+        unit.key: width * sum(prod(shapes[name]) for row in unit.rows for name in row.sources)
+        for unit in units(config, source)
+    }
 
 
 def convert_share(

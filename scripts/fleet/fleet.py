@@ -28,7 +28,7 @@ class Router(Protocol):
 @dataclass(frozen=True, slots=True)
 class FleetSettings:
     """seconds: for which conversations begin and turns are taken; what runs then is let end.
-    warm_s: whose requests are not counted. fronts: each with a router of its own, in turn.
+    warm_s: whose requests are not counted. fronts: each with a router of its own, and any of them asked.
     stale_s: how old loads may be that a front knows. mtbf_s: of one replica; None: none fails.
     mttr_s: until it is back, empty. max_retries: of one request.
     """
@@ -95,7 +95,7 @@ class Fleet:
         self._fronts = [
             Front(make_router(), self, settings.stale_s) for _ in range(settings.fronts)
         ]
-        self._turn = itertools.cycle(self._fronts)
+        self._connections = random.Random(settings.seed + 2)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = itertools.count()
         self._requests: list[Request] = []
@@ -130,7 +130,7 @@ class Fleet:
         self._send(request, now)
 
     def _send(self, request: Request, now: float) -> None:
-        name = next(self._turn).choose(request, now)
+        name = self._connections.choice(self._fronts).choose(request, now)
         if name is None:
             request.error = "no replica"
             return

@@ -19,6 +19,7 @@ _OTHERS = (
     ("--config FILE", "YAML file with any of the settings; flags override it"),
     ("--html FILE", "write what was built, or with --plan what it takes, as a page of one file"),
     ("--shard I/N, --join", "convert a share of N, on any machine; make the engine of all shares"),
+    ("--shares N", "with --plan: what each of N shares would read, write and take"),
     ("--help-all", "every setting, and every choice of it"),
 )
 _WIDTH, _COLUMN = 98, 22

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 
 from enginehouse.build import cli
 from enginehouse.build.convert.conversion import convert_units
+from enginehouse.build.convert.journal import UNITS, Journal
+from enginehouse.build.convert.share_costs import share_costs
 from enginehouse.build.convert.shares import Share, share_of
 from enginehouse.build.plan.build_plan import make_plan
 from enginehouse.build.plan.settings import load_settings
@@ -199,3 +202,42 @@ def test_the_command_line_makes_shares_and_joins_them(
     assert "e.shard-2-of-2  (share 2 of 2)" in capsys.readouterr().out
     assert cli.main([*words, "--join", "--quiet", "--until", "compile"]) == 0
     assert "(built, sha256:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["none", "int4", "rowwise"])
+def test_what_a_plan_says_of_shares_is_what_they_read_and_write(
+    name: str, source: SourceCheckpoint, tmp_path: Path
+) -> None:
+    choices = {"backend": "torch", **CHOICES[name]}
+    plan = make_plan(load_settings({**choices, "until": "plan"}), source)
+    costs = share_costs(plan, source, 2)
+    folders = make_shares(source, tmp_path / "e", 2, **CHOICES[name])
+    for cost, folder in zip(costs, folders, strict=True):
+        stored = [item for each in Journal.read_units(folder / UNITS).values() for item in each]
+        assert cost.written_bytes == sum(item.num_bytes for item in stored)
+    assert sum(cost.written_bytes for cost in costs) == sum(plan.rank_bytes)
+    tensors = source.tensors.infos.values()
+    sizes = [math.prod(info.shape) * info.dtype.itemsize for info in tensors]
+    assert sum(cost.read_bytes for cost in costs) == sum(sizes)
+    assert all(cost.seconds > 0 for cost in costs)
+
+
+def test_a_config_alone_tells_what_shares_take(
+    source: SourceCheckpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As many bytes as the weights would have, which are not there."""
+    shutil.copy(source.path / "config.json", tmp_path)
+    words = [str(tmp_path), "--quant", "int4", "--backend", "torch"]
+    assert cli.main([*words, "--plan", "--shares", "2"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[0] for row in rows if row and row[0] in ("1/2", "2/2", "--join")] == [
+        *("1/2", "2/2", "--join")
+    ]
+    bare = open_checkpoint(tmp_path)
+    plan = make_plan(load_settings({"quant": "int4", "backend": "torch", "until": "plan"}), bare)
+    whole = make_plan(load_settings({"quant": "int4", "backend": "torch"}), source)
+    assert share_costs(plan, bare, 3) == share_costs(whole, source, 3)
+    for wrong in (["--shares", "2"], ["--plan", "--shares", "0"]):
+        assert cli.main([*words, *wrong]) == 2
+        assert "wanted 1 to 9999, with --plan" in capsys.readouterr().err
+    assert cli.main([str(tmp_path), "--quant", "fp8", "--plan", "--shares", "2"]) == 2
