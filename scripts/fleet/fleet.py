@@ -28,7 +28,7 @@ class Router(Protocol):
 @dataclass(frozen=True, slots=True)
 class FleetSettings:
     """seconds: for which conversations begin and turns are taken; what runs then is let end.
-    warm_s: whose requests are not counted. fronts: each with a router of its own, and any of them asked.
+    warm_s: whose requests are not counted. fronts: each with a router of its own; any is asked.
     stale_s: how old loads may be that a front knows. mtbf_s: of one replica; None: none fails.
     mttr_s: until it is back, empty. max_retries: of one request.
     """
