@@ -22,7 +22,8 @@ class Load:
         self._url = f"{server.url}/v1/chat/completions"
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._ask, args=(number,)) for number in range(num_clients)
+            threading.Thread(target=self._ask, args=(number,), daemon=True)
+            for number in range(num_clients)
         ]
         for thread in self._threads:
             thread.start()

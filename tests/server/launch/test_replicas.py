@@ -12,7 +12,6 @@ import httpx
 import psutil
 import pytest
 
-from enginehouse.runtime.cpu.compiler import has_compiler
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.launch import shares
 from enginehouse.server.launch.shares import shares_of
@@ -22,14 +21,13 @@ from makers.replica_load import Load, host_pids, replicas_ready
 
 
 def test_a_host_is_killed_and_the_engine_exchanged_and_nobody_sees_an_error(
-    quick_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = "cpu" if has_compiler() else "torch"
-    engine = build_endless_engine(tmp_path, backend=backend, kv_cache_dtype="int8")
+    other = build_endless_engine(tmp_path, kv_cache_dtype="int8")
     monkeypatch.setenv("ENGINEHOUSE_REPLICAS", "2")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     current = tmp_path / "current"
-    current.symlink_to(quick_engine)
+    current.symlink_to(engine)
     server = Server(current, tmp_path / "log")
     wait_until(lambda: replicas_ready(server) == ["engine-0", "engine-1"], "both are ready")
     pid = server.process.pid
@@ -43,8 +41,8 @@ def test_a_host_is_killed_and_the_engine_exchanged_and_nobody_sees_an_error(
         wait_until(lambda: len(host_pids(pid) - {min(first)}) == 2, "another one is started")
         wait_until(lambda: len(replicas_ready(server)) == 2, "and is ready")
         assert load.num_answers > before and not load.errors
-        current.with_name("other").symlink_to(engine)
-        current.with_name("other").replace(current)
+        current.with_name("next").symlink_to(other)
+        current.with_name("next").replace(current)
         second = host_pids(pid)
         os.kill(pid, signal.SIGHUP)
         wait_until(lambda: len(load.fingerprints) == 2, "the new engine answers")
