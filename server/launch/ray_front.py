@@ -62,6 +62,7 @@ class RayFront(NamedTuple):
         engine = env["ENGINEHOUSE_ENGINE"]
         command = [sys.executable, "-m", "enginehouse.server.ray_serve.front", engine]
         command += ["--file", env["ENGINEHOUSE_REPLICAS_FILE"], "--key-file", self.key_file]
+        command += ["--own-folder"]
         command += ["--parent", str(os.getpid()), "--log-format", log_format(env)]
         if self.num_replicas:
             num_gpus = gpus_of_one(Path(engine), env)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -72,6 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m enginehouse.server.ray_serve.front")
     parser.add_argument("engine", type=Path)
     parser.add_argument("--file", type=Path, required=True, help="the replicas file")
+    parser.add_argument("--own-folder", action="store_true", help="the file's goes at the end")
     parser.add_argument("--key-file", help="of the hosts")
     parser.add_argument("--app", default="enginehouse", help="the application in Serve")
     parser.add_argument("--deploy", type=int, default=0, metavar="N", help="so many replicas")
@@ -109,6 +111,8 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         ray.shutdown()
+        if args.own_folder:
+            shutil.rmtree(args.file.parent, ignore_errors=True)
     return 0
 
 
