@@ -42,7 +42,7 @@ _LISTEN: tuple[_Flag, ...] = (
     ),
     (
         *("--replicas", "REPLICAS", {"type": count_up_to(99), "metavar": "N"}),
-        "engine hosts, each with its own GPUs or CPU threads (default 1)",
+        "engine hosts that share GPUs or threads (default 1)",
     ),
 )
 _SIZE: tuple[_Flag, ...] = (
