@@ -9,7 +9,7 @@ export UV_SYSTEM_CERTS=1
 uv=$1
 shift
 packages=(flask gevent gunicorn hypothesis jinja2 jsonschema limits msgspec numpy openai packaging pip
-  prometheus_client psutil pydantic pytest pytest-timeout pyyaml pyzmq regex setuptools tokenizers transformers wheel)
+  prometheus_client psutil pydantic pytest pytest-timeout pyyaml pyzmq regex setuptools tokenizers transformers wheel xxhash)
 files=(tests/test_packaging.py tests/server/test_settings.py
   tests/runtime/batching/test_kv_cache.py tests/runtime/host/test_host.py
   tests/server/client/test_{connection,load,stream_reader}.py tests/verbs/test_bench.py
