@@ -186,7 +186,7 @@ server/app             wire prompt answer observe settings http replicas openapi
 server/launch          wire replicas app api/batches  runtime/machine runtime/host
 server/ray_serve       replicas  runtime/host
 server/deploy          launch
-server/client
+server/client          runtime/machine
 
 regress/findings
 regress/outcome        findings

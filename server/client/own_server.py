@@ -7,7 +7,6 @@ server serves.
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import os
 import signal
@@ -20,12 +19,11 @@ from pathlib import Path
 from types import TracebackType
 
 from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.machine.parent import end_with_parent
 
 _POLL_S = 0.1
 _END_S = 20.0
 _NOTICE_S = 1.0  # a connection breaks a moment before its server has ended
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_PRCTL = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 def free_port() -> int:
@@ -60,7 +58,7 @@ class OwnServer:
                 stderr=subprocess.STDOUT,
                 env=env,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     @property
@@ -130,8 +128,3 @@ class OwnServer:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
-
-
-def _end_with_parent() -> None:
-    if _PRCTL is not None:
-        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)

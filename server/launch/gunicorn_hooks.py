@@ -23,6 +23,7 @@ from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.metric_files import take_room
 from enginehouse.server.launch.process_settings import host_flags, num_replicas, watchdog_s
+from enginehouse.server.launch.rank_group import say_that_it_serves
 from enginehouse.server.launch.shares import shares_of
 
 _LOG = logging.getLogger("enginehouse.launch")
@@ -166,6 +167,7 @@ def stop_host() -> None:
 
 def announce(url: str, facts: dict[str, Any]) -> None:
     """Print where the server is, a line to paste, and what the engine can do; or log the facts."""
+    say_that_it_serves(os.environ)
     if process_settings.log_format(os.environ) == "json":
         _LOG.info("ready", extra={"url": url, "engine": facts})
         return

@@ -6,7 +6,8 @@
     pods of a               the same by mpirun: --ssh-keys in the leader, which waits for the
     LeaderWorkerSet         others, and with --worker in each of those
 
-Prints the command it becomes; --dry-run prints only. Knows no HTTP and no tensor.
+Prints the command; --dry-run prints only. This process becomes it, but for mpirun and srun, which
+it starts and watches (`rank_group.py`). Knows no HTTP and no tensor.
 Source: TensorRT-LLM 1.2.1, trtllm-llmapi-launch; NVIDIA/TensorRT-LLM issues 2813, 1826.
 """
 
@@ -35,6 +36,7 @@ from enginehouse.server.launch.leader_worker import (
     wait_for_workers,
 )
 from enginehouse.server.launch.process_settings import log_format, num_replicas
+from enginehouse.server.launch.rank_group import RankGroup
 
 _LOG = logging.getLogger("enginehouse.launch")
 APP = "enginehouse.server.app:create_app()"
@@ -237,6 +239,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.dry_run:
             return 0
         wait_for_workers(others)
+        if launch.command[0] in ("mpirun", "srun"):
+            log_to_stderr("info", traffic=False, form=log_format(os.environ))
+            return RankGroup(launch.command, launch.env).run()
         become(launch)
     except EnginehouseError as error:
         print(f"enginehouse-launch: {error}", file=sys.stderr)

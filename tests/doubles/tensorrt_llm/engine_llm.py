@@ -134,7 +134,14 @@ class LLM:
             raise RuntimeError("Serialization assertion: the engine is of another TensorRT or SM")
 
     def _start_ranks(self, world_size: int) -> None:
-        """Processes in sessions of their own, as MPI's daemon starts them."""
+        """Processes in sessions of their own, as MPI's daemon starts them; where mpirun has started
+        them already, as many as there are to be.
+        """
+        if "TLLM_SPAWN_PROXY_PROCESS" in os.environ:
+            size = os.environ.get("OMPI_COMM_WORLD_SIZE", str(world_size))
+            if size != str(world_size):
+                raise RuntimeError(f"MPI has {size} tasks for {world_size} ranks")
+            return
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         if world_size > 1 and spec is not None and not spec.name.startswith("pytest"):
             raise RuntimeError("MPI's pool imports the main module again: no python -m")

@@ -35,7 +35,7 @@ def test_every_finished_answer_validates_against_its_schema(
     validator = Draft202012Validator(schema, format_checker=Draft202012Validator.FORMAT_CHECKER)
     params = [
         constrained(ConstraintKind.JSON_SCHEMA, json.dumps(schema), seed=seed, num_logprobs=1)
-        for seed in range(4)
+        for seed in range(8)
     ]
     requests = [Request(i, [5, 6, 7], p) for i, p in enumerate(params)]
     if name in NEWER and not installed().is_newest:
