@@ -34,7 +34,7 @@ PORT   ?= 8000
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
-.PHONY: help ready install engine plan doctor serve regress test clients agents fuzz faults test-others test-xgrammar resolve audit lint format build clean
+.PHONY: help ready install engine plan doctor serve regress test clients agents fuzz faults test-others test-xgrammar resolve audit lint format build clean compiled
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: [^#]*##/\t/' | expand -t 12
@@ -80,8 +80,11 @@ regress: ready ## judge an engine against an older one: make regress ENGINE=engi
 	$(BIN)/enginehouse regress run $(ENGINE) $(if $(BASELINE),--baseline $(BASELINE)) \
 	  $(if $(REFERENCE),--reference $(REFERENCE)) $(if $(OUT),--out $(OUT))
 
-test: install ## run the whole test suite: make test PYTHON=python3.12 VENV=.venv-3.12
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+test: install ## run the test suite: make test [THOROUGH=1] PYTHON=python3.12 VENV=.venv-3.12
+	$(if $(THOROUGH),ENGINEHOUSE_THOROUGH=1) $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+compiled: install ## what the tests import, compiled once for the processes that run them
+	$(BIN)/python -m pytest --collect-only -q > /dev/null
 
 clients: install ## other people's clients and judges against a server with a scripted engine
 	$(BIN)/python scripts/client_transcripts.py --scripted --jobs $(TEST_PROCESSES)

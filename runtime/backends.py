@@ -31,6 +31,11 @@ def open_executor(engine_dir: Path | str, options: ExecutorOptions | None = None
     manifest = read_manifest(path)
     if options.prefill_ms is not None and manifest.backend.startswith("tensorrt"):
         raise EngineError(no_prefill_ms(f"backend={manifest.backend}"))
+    if options.remote_ranks is not None and manifest.backend != "tensorrt":
+        raise EngineError(
+            f"ranks of other machines are of backend=tensorrt, and {path} is of "
+            f"{manifest.backend}; leave --ranks-address out"
+        )
     check_speculation(options, manifest.backend)
     if manifest.backend == "tensorrt_llm" or is_hf_checkpoint(manifest):
         from enginehouse.runtime.tensorrt_llm.deployment import open_deployment

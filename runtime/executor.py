@@ -7,6 +7,7 @@ come. It knows neither text nor sockets.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from enginehouse.runtime.errors import EngineError, RequestError
@@ -18,6 +19,17 @@ from enginehouse.runtime.request import (
     SamplingParams,
     TokenOutput,
 )
+
+
+class RemoteRanks(NamedTuple):
+    """Ranks of TensorRT plans on other machines. address: HOST:PORT, where the leader listens for
+    them. key_file: holds the secret that both sides prove to have. num_local: ranks of the leader's
+    machine, its own among them; the others come.
+    """
+
+    address: str
+    key_file: Path
+    num_local: int = 1
 
 
 class ExecutorOptions(NamedTuple):
@@ -50,6 +62,7 @@ class ExecutorOptions(NamedTuple):
     num_speculative_tokens: int | None = None
     max_matching_ngram_size: int | None = None
     speculative_batch_size: int | None = None
+    remote_ranks: RemoteRanks | None = None
 
 
 def limit_within(name: str, asked: int | None, built: int) -> int:

@@ -78,6 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
         ("--user-tokens", float, 96.0, "of a turn, on average"),
         ("--answer-tokens", float, 128.0, "on average"),
         ("--think-s", float, 10.0, "between an answer and the next turn, on average"),
+        ("--clients", int, 0, "who each lead conversations one after another; 0: see --rate"),
+        ("--num-conversations", int, 3, "of each client"),
     ]
     _add_all(load, flags)
     fleet = parser.add_argument_group("the fleet")
@@ -141,7 +143,7 @@ def _run(
     args: argparse.Namespace, times: ServiceTimes, settings: dict[str, Any], policy: str
 ) -> Outcome:
     names = ("arrivals", "bursts", "burst_s", "turns", "systems", "system_tokens", "user_tokens")
-    names += ("answer_tokens", "think_s")
+    names += ("answer_tokens", "think_s", "clients", "num_conversations")
     of_all = args.rate * settings["num_replicas"]
     workload = Workload(of_all, **{name: getattr(args, name) for name in names})
     return Fleet(FleetSettings(**settings), times, workload, POLICIES[policy]).run()

@@ -10,6 +10,8 @@ from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: torch, and what they start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Most servers of these tests are asked for no grammar.
+os.environ.setdefault("ENGINEHOUSE_GRAMMARS_AT_ONCE", "0")
 # Without Intel's AMX, whose float32 products round their factors to bfloat16 where calibration lets
 # them: tests compare with exact ones, and greedy answers of tiny models turn on the last bits.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
@@ -31,6 +33,7 @@ from makers.engines import (  # noqa: E402
     write_tiny_checkpoint,
 )
 from makers.paths import ROOT  # noqa: E402
+from makers.thorough import THOROUGH, is_asked  # noqa: E402
 
 
 class FailuresAtOnce:
@@ -66,8 +69,14 @@ LONG = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONG)
+    left_out = [] if THOROUGH else [item for item in items if not is_asked(item)]
+    if left_out and len(config.args) == 1 and "::" in config.args[0]:
+        return  # a test that is named is asked
+    config.hook.pytest_deselected(items=left_out)
+    gone = set(left_out)
+    items[:] = [item for item in items if item not in gone]
 
 
 def pytest_collection_finish() -> None:

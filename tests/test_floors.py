@@ -135,7 +135,7 @@ runtime/cpu            machine checkpoint batching
 runtime/tensorrt       machine checkpoint batching
 runtime/tensorrt_llm   machine logprobs grammar
 runtime/backends       torch cpu tensorrt tensorrt_llm
-runtime/host           backends
+runtime/host           machine backends
 
 build/progress
 build/forms            runtime/checkpoint runtime/tensorrt

@@ -183,3 +183,19 @@ def test_the_parts_are_measured_one_by_one(capsys: pytest.CaptureFixture[str]) -
     assert len(rows) == 3 + 5
     message = script.messages.Outputs([script.TokenOutput(request_id=0, token_ids=[1000])])
     assert f"| 1 | {len(script.messages.encode(message))} |" in rows[5]
+
+
+def test_clients_lead_one_conversation_after_another() -> None:
+    work = {"conversations_per_s": 1, "clients": 3, "num_conversations": 2, "turns": 4}
+    work |= {"user_tokens": 50, "answer_tokens": 20, "system_tokens": 100, "think_s": 0}
+    out, run = simulate("prefix", 2, ENGINE, work, seconds=10_000, warm_s=0)
+    requests = run._requests
+    assert out.requests == len(requests) == 3 * 2 * 4 and out.errors == 0
+    prompts = sorted({request.prompt_tokens for request in requests})
+    assert prompts == [150, 220, 290, 360], "the system prompt, then a question and an answer each"
+    for request in requests:
+        inside = sum(one.arrived_s <= request.arrived_s < one.done_s for one in requests)
+        assert inside <= 3
+    alone, run = simulate("prefix", 1, ENGINE, {**work, "clients": 1}, seconds=10_000, warm_s=0)
+    ends = [0.0, *(request.done_s for request in run._requests)]
+    assert [request.arrived_s for request in run._requests] == ends[:-1], "each when the last ended"

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 from zmq.utils import z85
 
-from enginehouse.runtime.errors import EnginehouseError
+from enginehouse.runtime.machine.secret_file import read_secret
 
 if TYPE_CHECKING:
     from zmq.auth.thread import ThreadAuthenticator
-
-_WANTED = "wanted one line of 32 to 1024 characters, as `openssl rand -hex 32` writes"
 
 
 class KeyPair(NamedTuple):
@@ -62,16 +59,7 @@ class HostKey:
 
 def read_key(path: Path) -> HostKey:
     """Raises EnginehouseError for a file that holds none."""
-    try:
-        text = path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EnginehouseError(f"the key file {path} cannot be read ({error}); {_WANTED}") from None
-    if not re.fullmatch(r"[!-~]{32,1024}", text):
-        raise EnginehouseError(
-            f"the key file {path} holds {len(text)} characters in {len(text.splitlines())} lines; "
-            f"{_WANTED}"
-        )
-    return HostKey(text.encode())
+    return HostKey(read_secret(path))
 
 
 def _pair(secret: bytes, role: bytes) -> KeyPair:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -24,12 +25,14 @@ from enginehouse.runtime.batching.sequence import Chunk, ScoredRow
 from enginehouse.runtime.engine import Engine, read_engine, verify_files
 from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, limit_within
+from enginehouse.runtime.machine.secret_file import read_secret
 from enginehouse.runtime.tensorrt.commands import Command, KeepKernels, Start
-from enginehouse.runtime.tensorrt.followers import Followers
+from enginehouse.runtime.tensorrt.followers import Come, Followers
 from enginehouse.runtime.tensorrt.inputs import RotaryInputs
 from enginehouse.runtime.tensorrt.machine import check_machine
 from enginehouse.runtime.tensorrt.nccl import make_id
 from enginehouse.runtime.tensorrt.rank import TensorRTRank, require_cuda
+from enginehouse.runtime.tensorrt.remote_ranks import accept_ranks
 from enginehouse.runtime.tensorrt.slots import SlotMemory
 from enginehouse.runtime.tensorrt.steps import StepPlanner
 
@@ -37,6 +40,7 @@ from enginehouse.runtime.tensorrt.steps import StepPlanner
 # as it runs, its CUDA graphs, and sampling.
 _KV_SHARE = 0.8
 _LOOK_AGAIN_S = 50e-6
+_START_S = 1200.0  # for ranks of other machines to come
 # The plans give the logits of one token of each sequence: a prompt whose own log probabilities are
 # wanted goes through as if it were decoded, beside those that are.
 _SCORED_TOKENS = 1
@@ -69,6 +73,23 @@ def share_slots(
     return counts
 
 
+def _coming(
+    engine: Engine, max_seq_len: int, options: ExecutorOptions
+) -> tuple[Come | None, int | None]:
+    """How ranks of other machines are waited for, and how many are of this one."""
+    remote = options.remote_ranks
+    if remote is None:
+        return None, None
+    secret, digest = read_secret(remote.key_file), str(engine.manifest.digest)
+    told = {"max_seq_len": max_seq_len}
+
+    def come(ranks: Collection[int]) -> Mapping[int, Connection]:
+        seconds = options.start_s or _START_S
+        return accept_ranks(remote.address, secret, ranks, digest, told, seconds)
+
+    return come, remote.num_local
+
+
 class TensorRTRunner:
     """Satisfies `batching.model_runner.ModelRunner`: rank 0 here, the others as processes.
 
@@ -76,7 +97,8 @@ class TensorRTRunner:
     """
 
     def __init__(self, engine: Engine, options: ExecutorOptions) -> None:
-        built, trt = check_machine(engine)
+        remote = options.remote_ranks
+        built, trt = check_machine(engine, None if remote is None else remote.num_local)
         verify_files(engine)
         require_cuda()
         limits, config = engine.manifest.limits, engine.config
@@ -88,7 +110,10 @@ class TensorRTRunner:
         num_ranks = config.mapping.tp_size
         self._rank: TensorRTRank | None = None
         self._in_step = False  # whether all ranks have warmed up, and done alike since
-        self._followers = Followers(engine.path, num_ranks, max_seq_len, self._abort)
+        come, num_local = _coming(engine, max_seq_len, options)
+        self._followers = Followers(
+            engine.path, num_ranks, max_seq_len, self._abort, num_local, come
+        )
         try:
             self._rank = TensorRTRank(engine, built, trt, 0, max_seq_len)
             free = [self._rank.free_bytes]
@@ -103,6 +128,7 @@ class TensorRTRunner:
             self.kv_cache_bytes = rows * row_bytes
             self._do(Start(counts, make_id() if num_ranks > 1 else b""))
             self._followers.answers()
+            self._followers.watch_remote()
             self.memory = SlotMemory(contexts, counts, max_seq_len, not options.deterministic)
             self._rotary = RotaryInputs(config, self._rank.records[0].max_positions)
             self._planner = StepPlanner(self._rank.records, self.memory, self._rotary)

@@ -1,6 +1,7 @@
-"""The ranks beside the leader: a process for each, told what to do through a pipe, and watched.
+"""The ranks beside the leader, told what to do through a pipe each, and watched.
 
-Started afresh, never forked, as CUDA does not survive a fork. A rank that ends ends the engine:
+Those of this machine are processes that are started afresh, never forked, as CUDA does not survive
+a fork; those of others come by themselves (`remote_ranks.py`). A rank that ends ends the engine:
 the others would wait for it for ever. Knows no command's meaning.
 """
 
@@ -10,7 +11,8 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 from enginehouse.runtime.errors import EngineError
 
 _END_S = 30.0
+Come = Callable[[Collection[int]], Mapping[int, Connection]]
 
 
 def spawn_rank(
@@ -40,23 +43,52 @@ def spawn_rank(
 
 
 class Followers:
-    """Ranks 1 to n - 1. on_death is called, on a thread of its own, when one ends unasked."""
+    """Ranks 1 to n - 1. on_death is called, on a thread of its own, when one ends unasked.
+
+    num_local: of all ranks those of this machine, None: all. come: waits for the others' pipes.
+    """
 
     def __init__(
-        self, engine_dir: Path, num_ranks: int, max_seq_len: int, on_death: Callable[[], None]
+        self,
+        engine_dir: Path,
+        num_ranks: int,
+        max_seq_len: int,
+        on_death: Callable[[], None],
+        num_local: int | None = None,
+        come: Come | None = None,
     ) -> None:
+        self._num_local = num_ranks if num_local is None else min(num_local, num_ranks)
         self._num_ranks = num_ranks
         self._on_death = on_death
         self._closing = False
         self._failure: str | None = None
         self._pipes: list[Connection] = []
         self._processes: list[subprocess.Popen[bytes]] = []
-        for rank in range(1, num_ranks):
+        for rank in range(1, self._num_local):
             pipe, process = spawn_rank(engine_dir, rank, max_seq_len)
             self._pipes.append(pipe)
             self._processes.append(process)
             watch = threading.Thread(target=self._watch, args=(rank, process), daemon=True)
             watch.start()
+        if come is not None and self._num_local < num_ranks:
+            try:
+                found = come(range(self._num_local, num_ranks))
+            except BaseException:
+                self.close()
+                raise
+            self._pipes += [found[rank] for rank in sorted(found)]
+
+    def watch_remote(self) -> None:
+        """From when on ranks say nothing more: whatever comes is the end of one's connection."""
+        for rank, pipe in enumerate(self._pipes[self._num_local - 1 :], start=self._num_local):
+            threading.Thread(target=self._watch_pipe, args=(rank, pipe), daemon=True).start()
+
+    def _watch_pipe(self, rank: int, pipe: Connection) -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv_bytes()
+        if not self._closing:
+            self._failure = self._failure or self._sentence(rank, "its connection is lost")
+            self._on_death()
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes]) -> None:
         status = process.wait()

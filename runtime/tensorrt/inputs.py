@@ -1,15 +1,17 @@
 """What a TensorRT plan is fed with besides tokens and caches: weights and rotary tables.
 
 Weights are inputs of the plan, one for each tensor of a rank file and under its name; here a rank
-file's tensors take the layouts that TensorRT wants. Knows no TensorRT.
+file's tensors take the layouts that TensorRT wants, and go to the GPU. Where the plans hold them,
+they stay on the disk. Knows no TensorRT.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from enginehouse.runtime.checkpoint.packing import quantize_int8
@@ -17,6 +19,10 @@ from enginehouse.runtime.checkpoint.rope import Rotary, RotaryTable
 from enginehouse.runtime.checkpoint.sharding import kv_heads_of_rank
 from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
+from enginehouse.runtime.engine import Engine
+from enginehouse.runtime.errors import EngineError
+from enginehouse.runtime.machine.device import to_device
+from enginehouse.runtime.tensorrt.manifest import Built, PlanRecord
 
 _LAYER = re.compile(r"(transformer\.layers\.|(?:past|present)_(?:key|value)_)(\d+)")
 _LINEARS = ("qkv", "dense", "fc", "gate", "proj")
@@ -171,3 +177,46 @@ def _halves(table: RotaryTable) -> list[Tensor]:
     """cos and sin of one element of each pair; the table's second halves have the plain signs."""
     half = table.cos.shape[-1] // 2
     return [part[:, 0, half:].contiguous() for part in (table.cos, table.sin)]
+
+
+def fixed_inputs(
+    engine: Engine, built: Built, plans: Sequence[PlanRecord], rank: int, device: torch.device
+) -> dict[str, Tensor]:
+    """By the model's names, for all of the plans, which rise in their contexts. Raises EngineError
+    when the rank file cannot be read.
+    """
+    config = engine.config
+    found: dict[str, Tensor] = {}
+    if not built.baked:
+        found |= _read_weights(engine, rank, device)
+        rotary = RotaryInputs(config, plans[0].max_positions)
+        found |= {name: table.to(device) for name, table in rotary.tables.items()}
+    found["kv_positions"] = to_device(torch.arange(plans[-1].context, dtype=torch.int32), device)
+    rows = config.padded_vocab_size() // config.mapping.tp_size
+    found["vocab_start"] = to_device(torch.tensor([rank * rows], dtype=torch.int32), device)
+    return found
+
+
+def _read_weights(engine: Engine, rank: int, device: torch.device) -> dict[str, Tensor]:
+    """A rank file's, one module of it at a time."""
+    path, config = engine.rank_file(rank), engine.config
+    bound: dict[str, Tensor] = {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            for names in _modules(list(file.keys())):
+                tensors = {name: file.get_tensor(name).to(device) for name in names}
+                bound |= bound_weights(config, tensors, rank)
+    except (OSError, SafetensorError) as error:
+        raise EngineError(f"{path} cannot be read: {error}; build it again") from None
+    head, embedding = "lm_head.weight", "transformer.vocab_embedding.weight"
+    if config.tie_word_embeddings and torch.equal(bound[head], bound[embedding]):
+        bound[head] = bound[embedding]  # one copy in memory
+    return bound
+
+
+def _modules(names: list[str]) -> Iterator[list[str]]:
+    """A rank file's names, those of a module together."""
+    modules: dict[str, list[str]] = {}
+    for name in names:
+        modules.setdefault(name.rpartition(".")[0], []).append(name)
+    yield from modules.values()

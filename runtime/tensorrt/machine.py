@@ -29,10 +29,13 @@ _INVALID = {
 }
 
 
-def check_gpus(engine: Engine, built: Built, gpus: list[Gpu]) -> None:
-    """EngineError when these GPUs cannot run the plans: none, too few, or of another SM."""
+def check_gpus(engine: Engine, built: Built, gpus: list[Gpu], num_local: int | None = None) -> None:
+    """EngineError when these GPUs cannot run the plans: none, too few, or of another SM.
+
+    num_local: ranks of this machine, None: all.
+    """
     targets = " or ".join(f"SM{sm}" for sm in built.targets)
-    ranks = engine.config.mapping.world_size
+    ranks = engine.config.mapping.world_size if num_local is None else num_local
     if not gpus:
         raise EngineError(
             f"{engine.path} holds TensorRT plans, which need a GPU with {targets} and NVIDIA's "
@@ -76,10 +79,10 @@ def find_matching(engine: Engine, built: Built) -> ModuleType:
     return trt
 
 
-def check_machine(engine: Engine) -> tuple[Built, ModuleType]:
-    """What runs the engine here. Raises EngineError when nothing does."""
+def check_machine(engine: Engine, num_local: int | None = None) -> tuple[Built, ModuleType]:
+    """What runs the engine here, or so many of its ranks. Raises EngineError when nothing does."""
     built = read_built(engine)
-    check_gpus(engine, built, visible_gpus())
+    check_gpus(engine, built, visible_gpus(), num_local)
     return built, find_matching(engine, built)
 
 

@@ -1,7 +1,8 @@
 """One rank of an engine on its GPU: weights, slots and plans, doing what the leader tells.
 
 The leader has one in its own process; every other rank is a process of this module, which reads
-commands from a pipe until that ends. Knows no sequence.
+commands from a pipe until that ends: the leader's child, or on another machine `enginehouse-rank`.
+Knows no sequence.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from enginehouse.runtime.engine import Engine, read_engine
 from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.machine.device import free_memory, to_device
+from enginehouse.runtime.machine.secret_file import read_secret
 from enginehouse.runtime.tensorrt.commands import (
     ClearSlot,
     Command,
@@ -32,7 +34,8 @@ from enginehouse.runtime.tensorrt.commands import (
     SwapRows,
     step_layout,
 )
-from enginehouse.runtime.tensorrt.machine import check_plan, find_matching
+from enginehouse.runtime.tensorrt.inputs import fixed_inputs
+from enginehouse.runtime.tensorrt.machine import check_machine, check_plan, find_matching
 from enginehouse.runtime.tensorrt.manifest import (
     Built,
     PlanRecord,
@@ -44,7 +47,7 @@ from enginehouse.runtime.tensorrt.nccl import Communicator
 from enginehouse.runtime.tensorrt.package import Words
 from enginehouse.runtime.tensorrt.plan import LoadedPart, LoadedPlan
 from enginehouse.runtime.tensorrt.plan_file import PlanFile
-from enginehouse.runtime.tensorrt.weights import fixed_inputs
+from enginehouse.runtime.tensorrt.remote_ranks import join_leader
 
 _END_S = 5.0  # no step takes as long
 _LOOK_AGAIN_S = 1e-3
@@ -71,7 +74,7 @@ class TensorRTRank:
         self.rank = rank
         self.records = plans_for(built, max_seq_len)
         require_cuda()
-        self.device = torch.device("cuda", rank)
+        self.device = torch.device("cuda", rank % torch.cuda.device_count())
         torch.cuda.set_device(self.device)
         self._stream = torch.cuda.Stream(self.device)
         torch.cuda.set_stream(self._stream)
@@ -234,28 +237,59 @@ def follow(rank: TensorRTRank, pipe: Connection) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """A following rank's process; exit status 2 when the engine fails on it."""
-    parser = argparse.ArgumentParser(description="One rank of an engine; the host starts it.")
-    parser.add_argument("engine", type=Path)
-    parser.add_argument("--rank", type=int, required=True)
-    parser.add_argument("--max-seq-len", type=int, required=True)
-    parser.add_argument("--pipe", type=int, required=True, help="descriptor of the leader's pipe")
+    parser = argparse.ArgumentParser(
+        prog="enginehouse-rank",
+        description="One rank of an engine of TensorRT plans, on a machine beside its leader's. "
+        "The leader is `enginehouse serve` with ENGINEHOUSE_RANKS_ADDRESS; it tells what to do, "
+        "and the rank ends with it.",
+    )
+    parser.add_argument("engine", type=Path, help="the leader's engine, on this machine's disk")
+    parser.add_argument("--rank", type=int, required=True, help="from 1 on; 0 is the leader")
+    parser.add_argument("--leader", metavar="HOST:PORT", help="where it waits for ranks")
+    parser.add_argument("--key-file", type=Path, help="the secret that both prove to have")
+    parser.add_argument(
+        "--wait-s", type=float, default=1200.0, help="for the leader (default 1200)"
+    )
+    parser.add_argument("--max-seq-len", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--pipe", type=int, help=argparse.SUPPRESS)  # a descriptor, of a child
     args = parser.parse_args(argv)
-    pipe = Connection(args.pipe)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    if args.pipe is None and (args.leader is None or args.key_file is None):
+        parser.error("--leader and --key-file are wanted")
+    for number in (signal.SIGTERM, signal.SIGINT) if args.pipe is not None else ():
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; it ends with its pipe
+    pipe: Connection | None = None
     try:
         engine = read_engine(args.engine)
-        built = read_built(engine)
-        trt = find_matching(engine, built)
-        rank = TensorRTRank(engine, built, trt, args.rank, args.max_seq_len)
+        pipe, max_seq_len = _leader_of(args, engine)
+        if args.pipe is None:
+            built, trt = check_machine(engine, 1)
+        else:  # its leader has looked
+            built = read_built(engine)
+            trt = find_matching(engine, built)
+        rank = TensorRTRank(engine, built, trt, args.rank, max_seq_len)
         try:
             follow(rank, pipe)
         finally:
             rank.close()
     except (EnginehouseError, torch.cuda.OutOfMemoryError) as error:
-        pipe.send_bytes(json.dumps({"error": str(error)}).encode())
+        if pipe is not None:
+            pipe.send_bytes(json.dumps({"error": str(error)}).encode())
+        if args.pipe is None:
+            print(f"enginehouse-rank: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _leader_of(args: argparse.Namespace, engine: Engine) -> tuple[Connection, int]:
+    """The pipe to it, and the context that it serves."""
+    if args.pipe is not None:
+        return Connection(args.pipe), args.max_seq_len
+    ranks = engine.config.mapping.world_size
+    if not 0 < args.rank < ranks:
+        raise EngineError(f"--rank {args.rank}; {engine.path} has ranks 1 to {ranks - 1} to follow")
+    secret, digest = read_secret(args.key_file), str(engine.manifest.digest)
+    pipe, told = join_leader(args.leader, secret, args.rank, digest, args.wait_s)
+    return pipe, int(told["max_seq_len"])
 
 
 if __name__ == "__main__":

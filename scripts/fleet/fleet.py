@@ -89,6 +89,8 @@ class Fleet:
     ) -> None:
         self._settings = settings
         self._source = Source(workload, settings.seed)
+        self._workload = workload
+        self._num_to_begin = workload.clients * workload.num_conversations
         self._failures = random.Random(settings.seed + 1)  # the same whatever is asked
         names = [f"replica-{index}" for index in range(settings.num_replicas)]
         self.replicas = {name: Replica(name, times) for name in names}
@@ -101,8 +103,11 @@ class Fleet:
         self._requests: list[Request] = []
 
     def run(self) -> Outcome:
-        beginnings = self._source.beginnings()
-        self._next_beginning(beginnings.__next__)
+        if self._workload.clients:
+            for _ in range(self._workload.clients):
+                self._begin_next(0.0)
+        else:
+            self._next_beginning(self._source.beginnings().__next__)
         if self._settings.mtbf_s is not None:
             for replica in self.replicas.values():
                 self._next_failure(replica, 0.0)
@@ -124,6 +129,12 @@ class Fleet:
             self._next_beginning(draw)
 
         self._at(when, begin)
+
+    def _begin_next(self, now: float) -> None:
+        """Of clients, as long as one has a conversation left to lead."""
+        if self._num_to_begin:
+            self._num_to_begin -= 1
+            self._arrive(self._source.begin(now), now)
 
     def _arrive(self, request: Request, now: float) -> None:
         self._requests.append(request)
@@ -158,6 +169,8 @@ class Fleet:
         if following is not None and following[0] < self._settings.seconds:
             when, next_one = following
             self._at(when, lambda now: self._arrive(next_one, now))
+        elif request.done_s is not None:
+            self._begin_next(request.done_s)
 
     def _next_failure(self, replica: Replica, now: float) -> None:
         assert self._settings.mtbf_s is not None

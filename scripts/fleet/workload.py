@@ -20,7 +20,8 @@ class Workload:
     on average, in the share of time that keeps the mean; between them nothing. turns, *_tokens:
     means; turns are geometric, tokens exponential, but answers as they are where fixed_answers.
     systems: system prompts there are, of system_tokens each. think_s: between an answer's end and
-    the next turn, exponential.
+    the next turn, exponential. clients: so many people who each lead num_conversations, one after
+    another, of as many turns and tokens as the means say; 0: conversations begin by themselves.
     """
 
     conversations_per_s: float
@@ -34,6 +35,8 @@ class Workload:
     answer_tokens: float = 128.0
     fixed_answers: bool = False
     think_s: float = 10.0
+    clients: int = 0
+    num_conversations: int = 3
 
 
 @dataclass(slots=True)
@@ -104,8 +107,8 @@ class Source:
         draw = random.Random(f"{self._count} of {self._seed}")
         system = draw.randrange(work.systems) if work.systems else 0
         ids = list(self._systems[system]) if work.systems else []
-        turns = 1
-        while work.turns > 1 and draw.random() > 1 / work.turns:
+        turns = round(work.turns) if work.clients else 1
+        while not work.clients and work.turns > 1 and draw.random() > 1 / work.turns:
             turns += 1
         conversation = Conversation(self._count, ids, turns, system, len(ids), draw)
         return self._turn(conversation, now)
@@ -123,9 +126,10 @@ class Source:
 
     def _turn(self, conversation: Conversation, now: float) -> Request:
         work, conversation.turns_left = self.workload, conversation.turns_left - 1
-        self._say(conversation, _tokens(conversation.draw, work.user_tokens))
+        asked = _tokens(conversation.draw, work.user_tokens)
         answer = _tokens(conversation.draw, work.answer_tokens)
-        if work.fixed_answers:
+        self._say(conversation, round(work.user_tokens) if work.clients else asked)
+        if work.fixed_answers or work.clients:
             answer = round(work.answer_tokens)
         return Request(conversation, len(conversation.ids), answer, now)
 

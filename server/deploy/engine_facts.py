@@ -68,8 +68,9 @@ def read_facts(path: Path, *, nodes: int | None = None, tp_size: int | None = No
     num_nodes = max(1, -(-num_gpus // GPUS_PER_NODE)) if nodes is None else nodes
     if kind == "tensorrt" and num_nodes > 1:
         raise EngineError(
-            f"{path} runs on {num_gpus} GPUs of one node, as backend tensorrt does; build it with "
-            f"--tp {GPUS_PER_NODE} or less, or with --backend tensorrt_llm for several nodes"
+            f"{path} runs on {num_gpus} GPUs, and pods are written for engines of backend tensorrt "
+            f"on one node alone: build it with --tp {GPUS_PER_NODE} or less, or with --backend "
+            "tensorrt_llm; or start its ranks yourself (docs/tensorrt.md)"
         )
     if kind != "tensorrt":
         launcher = "mpirun" if num_nodes > 1 else "spawn"

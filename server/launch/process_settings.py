@@ -54,6 +54,9 @@ _HOST_SETTINGS = (
     ),
     ("ENGINEHOUSE_DEVICE", "--device", "auto|cpu|cuda", "auto, cpu or cuda"),
     ("ENGINEHOUSE_TP_SIZE", "--tp-size", "[1-9][0-9]{0,3}", "a number of GPUs"),
+    ("ENGINEHOUSE_RANKS_ADDRESS", "--ranks-address", r"\S+:[1-9][0-9]{0,4}", "HOST:PORT"),
+    ("ENGINEHOUSE_RANKS_KEY_FILE", "--ranks-key-file", ".+", "a file"),
+    ("ENGINEHOUSE_LOCAL_RANKS", "--local-ranks", "[1-9][0-9]{0,3}", "a number of ranks"),
     ("ENGINEHOUSE_START_S", "--start-s", "[1-9][0-9]{0,5}", "a number of seconds"),
     (
         *("ENGINEHOUSE_GRAMMAR_TIMEOUT_S", "--grammar-timeout-s"),
@@ -65,6 +68,8 @@ _HOST_SETTINGS = (
 def host_flags(env: Mapping[str, str]) -> list[str]:
     """What the environment asks of the host. Raises EnginehouseError, which names the variable."""
     flags = ["--deterministic"] if _switch(env, "ENGINEHOUSE_DETERMINISTIC") else []
+    if _switch(env, "ENGINEHOUSE_GRAMMARS_AT_ONCE") is False:
+        flags += ["--grammars-later"]
     for name, flag, pattern, wanted in _HOST_SETTINGS:
         text = env.get(name, "")
         if text and not re.fullmatch(pattern, text):

@@ -93,6 +93,7 @@ def doubled_machine(
     patch.setattr(torch.cuda, "Event", event)
     for name in ("set_device", "set_stream", "synchronize"):
         patch.setattr(torch.cuda, name, lambda _: None)
+    patch.setattr(torch.cuda, "device_count", lambda: count)
     communicator = PeerCommunicator if processes else ThreadCommunicator
     patch.setattr(f"{RUNTIME}.tensorrt.rank.Communicator", communicator)
     patch.setattr(f"{RUNTIME}.tensorrt.executor.make_id", communicator.make_id)

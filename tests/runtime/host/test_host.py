@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from enginehouse.runtime.errors import EngineError, HostUnavailable, RequestError
-from enginehouse.runtime.executor import ExecutorOptions
+from enginehouse.runtime.executor import ExecutorOptions, RemoteRanks
 from enginehouse.runtime.host import messages, process
 from enginehouse.runtime.host.admission import QueueLimits
 from enginehouse.runtime.host.client import EngineClient, Generation
@@ -563,6 +563,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
         num_speculative_tokens=7,
         max_matching_ngram_size=2,
         speculative_batch_size=3,
+        remote_ranks=RemoteRanks("h:5", Path("k"), 2),
     )
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
     flags += ["--compute-dtype=bfloat16", "--num-threads=3", "--deterministic"]
@@ -570,7 +571,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags += ["--log-level=error", "--log-format=json", "--log-traffic", "--prefill-ms=12.5"]
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
     flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
-    flags += ["--max-queue-s=7.5"]
+    flags += ["--max-queue-s=7.5", "--ranks-address=h:5", "--ranks-key-file=k", "--local-ranks=2"]
     for refused in ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555"):
         with pytest.raises(SystemExit):
             process.main([str(tmp_path), "--address", refused])

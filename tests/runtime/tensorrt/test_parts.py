@@ -80,7 +80,7 @@ def test_greedy_tokens_equal_the_torch_backends(
     work = requests(PROMPTS, greedy(8))
     wanted = torch_answers(path, work)
     if "bake_weights" in settings:
-        monkeypatch.setattr(f"{RUNTIME}.tensorrt.weights.safe_open", None)
+        monkeypatch.setattr(f"{RUNTIME}.tensorrt.inputs.safe_open", None)
     with doubled_machine(monkeypatch, settings.get("tp", 1)):
         executor = open_executor(path)
         found = generate(executor, work)

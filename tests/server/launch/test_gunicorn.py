@@ -400,7 +400,10 @@ def test_a_damaged_engine_ends_gunicorn_with_one_sentence(engine: Path, tmp_path
     assert "rank0.safetensors: its SHA-256 is not the manifest's" in str(caught.value)
 
 
-def test_a_master_that_is_killed_takes_everything_along(engine: Path, tmp_path: Path) -> None:
+def test_a_master_that_is_killed_takes_everything_along(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINEHOUSE_GRAMMARS_AT_ONCE", "1")
     server = Server(engine, tmp_path / "log")
     family = psutil.Process(server.process.pid).children(recursive=True)
     assert len(family) >= 2, "a worker and the host, and perhaps already its grammar process"

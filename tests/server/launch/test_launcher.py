@@ -160,17 +160,22 @@ def test_the_environment_is_handed_to_the_host() -> None:
         "SPECULATIVE_BATCH_SIZE": "3",
         "DEVICE": "cuda",
         "TP_SIZE": "4",
+        "RANKS_ADDRESS": "0.0.0.0:5600",
+        "LOCAL_RANKS": "4",
         "START_S": "90",
+        "GRAMMARS_AT_ONCE": "0",
         "GRAMMAR_TIMEOUT_S": "5",
         "LOG_LEVEL": "warning",
         "LOG_FORMAT": "json",
         "ACCESS_LOG": "1",
     }
-    flags = ["--deterministic", "--max-seq-len", "4096", "--max-batch-size", "9"]
+    flags = ["--deterministic", "--grammars-later", "--max-seq-len", "4096"]
+    flags += ["--max-batch-size", "9"]
     flags += ["--max-num-tokens", "64", "--kv-cache-gib", "0.5"]
     flags += ["--speculative", "ngram", "--num-speculative-tokens", "7"]
     flags += ["--max-matching-ngram-size", "2", "--speculative-batch-size", "3"]
-    flags += ["--device", "cuda", "--tp-size", "4", "--start-s", "90", "--grammar-timeout-s", "5"]
+    flags += ["--device", "cuda", "--tp-size", "4", "--ranks-address", "0.0.0.0:5600"]
+    flags += ["--local-ranks", "4", "--start-s", "90", "--grammar-timeout-s", "5"]
     flags += ["--log-level", "warning", "--log-format", "json", "--log-traffic"]
     assert host_flags({f"ENGINEHOUSE_{name}": text for name, text in values.items()}) == flags
     assert host_flags(dict.fromkeys((f"ENGINEHOUSE_{name}" for name in values), "")) == []
@@ -202,6 +207,8 @@ def test_requests_are_logged_where_they_are_asked_for_or_on_a_terminal(
         ("DEVICE", "gpu", "auto, cpu or cuda"),
         ("TP_SIZE", "0", "a number of GPUs"),
         ("START_S", "--x", "a number of seconds"),
+        ("RANKS_ADDRESS", "here", "HOST:PORT"),
+        ("GRAMMARS_AT_ONCE", "later", "0 or 1"),
         ("LOG_LEVEL", "loud", "debug, info, warning, error"),
         ("LOG_FORMAT", "xml", "text or json"),
         ("ACCESS_LOG", "yes", "0 or 1"),

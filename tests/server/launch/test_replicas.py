@@ -15,7 +15,7 @@ import pytest
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.launch import shares
 from enginehouse.server.launch.shares import shares_of
-from makers.engines import build_endless_engine
+from makers.engines import EngineMaker, build_endless_engine
 from makers.gunicorn_server import Server, wait_until
 from makers.replica_load import Load, host_pids, replicas_ready
 
@@ -54,8 +54,9 @@ def test_a_host_is_killed_and_the_engine_exchanged_and_nobody_sees_an_error(
 
 
 def test_each_replica_has_its_share_of_the_machine(
-    engine: Path, monkeypatch: pytest.MonkeyPatch
+    make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    engine = make_engine()  # which may be on GPUs
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(shares, "visible_gpus", lambda env: [])
     assert shares_of(engine, 1, {}) == [((), {})]
