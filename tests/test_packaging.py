@@ -90,6 +90,8 @@ def test_every_file_beside_the_code_is_data_that_setup_cfg_names() -> None:
 def test_a_console_script_leads_to_a_function(line: str) -> None:
     _, _, target = (part.strip() for part in line.partition("="))
     module, _, function = target.partition(":")
+    if "tensorrt" in module:
+        pytest.importorskip("torch", reason="a rank computes in torch, which is not installed")
     assert callable(getattr(importlib.import_module(module), function))
 
 
