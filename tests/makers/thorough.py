@@ -14,6 +14,7 @@ import pytest
 
 THOROUGH = os.environ.get("ENGINEHOUSE_THOROUGH", "0") != "0"
 FEW = r"^(llama|biased|gemma2|phi3|mixtral|qwen2-moe|gpt-oss|deepseek-v3|qwen3-next|gemma3n)(?!\w)"
+SOME_KINDS = "^(awq|gptq v1|modelopt fp8|compressed-tensors fp8 static|auto-round|modelopt int8)$"
 IN_FOUR = r"(^|-)2-2(-|$)"  # TP x PP, which has all that one rank has
 
 ASKED: dict[str, dict[str, str | None]] = {
@@ -24,18 +25,22 @@ ASKED: dict[str, dict[str, str | None]] = {
         "test_a_walk_over_layers_of_several_kinds_settles_awqs_factors": r"gemma3n",
     },
     "build/tensorrt/test_network.py": {
-        "test_the_network_answers_as_the_torch_backend": r"-[24]$",
+        "test_the_network_answers_as_the_torch_backend": FEW + ".*-[24]$",
+        "test_parts_one_after_another_answer_as_the_torch_backend": FEW,
     },
     "build/tensorrt/test_compile.py": {
-        "test_every_kind_of_decoder_compiles": (
-            r"^(llama|gemma2|qwen3|mixtral|phi3-longrope|olmo|cohere2|qwen2-moe|phimoe|gpt-neox)$"
-        ),
+        "test_every_kind_of_decoder_compiles": "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox)$",
+        "test_one_rank_compiles_for_all_that_the_table_takes_at_once": "int4|fp8$",
+        "test_every_form_compiles_with_its_weights_in_the_plan": "int4|fp8$",
         "test_an_engine_in_parts_lists_them_in_the_order_in_which_they_run": None,
         "test_baked_weights_give_each_rank_plans_of_its_own": None,
-        "test_each_form_compiles_or_is_refused_as_the_table_says": r"\b(80|89|120)\b",
+        "test_each_form_compiles_or_is_refused_as_the_table_says": r"\b89\b",
     },
     "build/tensorrt_llm/test_builder.py": {
         "test_an_engine_of_other_arithmetic_is_accepted": None,
+    },
+    "build/convert/test_resume.py": {
+        "test_an_interrupted_conversion_goes_on": "^6-",
     },
     "build/sources/test_corrupt_inputs.py": {
         "test_a_real_limit_on_file_sizes_is_one_sentence": "^100$",
@@ -48,19 +53,23 @@ ASKED: dict[str, dict[str, str | None]] = {
     },
     "build/convert/test_hf_export.py": {
         "test_both_formats_hold_the_same_numbers": FEW,
+        "test_an_unquantised_export_is_the_source": FEW,
     },
     "build/convert/test_cuts.py": {
         "test_a_familys_folder_is_cut_again_bit_for_bit": FEW,
+        "test_merging_every_tensor_of_every_rank_gives_the_model_back": None,
     },
     "build/convert/test_conversion.py": {
+        "test_peak_memory_stays_near_the_largest_tensor": None,
         "test_what_is_written_does_not_depend_on_the_pieces": r"^(int4|fp8)$",
-        "test_rank_files_equal_the_contracts_tables": r"^(?!.*fp8_kvfp8)",
+        "test_rank_files_equal_the_contracts_tables": r"\.none|fp8_rowwise|g64",
     },
     "build/sources/test_quantized_families.py": {
         "test_an_engine_of_the_family_holds_the_checkpoints_own_numbers": IN_FOUR,
     },
     "build/sources/test_quantized_source.py": {
         "test_an_engine_holds_the_checkpoints_own_numbers": IN_FOUR,
+        "test_an_engine_answers_as_transformers_with_the_dequantised_weights": SOME_KINDS,
     },
     "runtime/tensorrt/test_executor.py": {
         "test_greedy_tokens_equal_the_torch_backends": r"int4|gemma2|fp8_rowwise|mixtral|biased",
@@ -70,15 +79,13 @@ ASKED: dict[str, dict[str, str | None]] = {
         "test_greedy_tokens_equal_the_torch_backends": r"^(llama|gemma3|olmoe)",
     },
     "runtime/cpu/test_tiny_model.py": {
-        "test_an_arm64_gives_the_logits": r"neon_dotprod",
+        "*": None,  # the kernels under sanitizers, and on ARM64: minutes of compilers
     },
     "runtime/cpu/test_executor.py": {
         "test_every_compiler_of_this_machine_gives_the_logits": r"\+\+$",
     },
     "regress/mutations/test_numerics_see.py": {
-        "test_it_is_flagged_by_the_check_named_for_it": (
-            "group's scale|rows swapped|shards|KV scale|EOS|template"
-        ),
+        "test_it_is_flagged_by_the_check_named_for_it": ("group's scale|rows swapped|EOS|template"),
     },
     "regress/test_backends.py": {
         "*": None,
@@ -86,6 +93,26 @@ ASKED: dict[str, dict[str, str | None]] = {
     "regress/test_run.py": {
         "test_an_engine_that_fails_under_load_is_a_finding_and_ends_no_run": None,
         "test_memory_up_by_a_third_is_flagged": None,
+        "test_a_url_of_our_own_server_is_asked_what_can_be_asked_of_it": None,
+    },
+    "regress/test_any_bytes.py": {
+        "test_a_text_file_that_is_nested_too_deep_is_refused": None,
+    },
+    "server/test_generated_clients.py": {
+        "*": None,
+    },
+    "server/launch/test_json_schemas.py": {
+        "*": None,
+    },
+    "server/launch/test_stream_equals_plain.py": {
+        "*": None,
+    },
+    "server/launch/test_gunicorn.py": {  # scripts/faults.py has the first
+        "test_a_host_that_stands_still_is_ended_and_its_streams_are_told": None,
+        "test_a_worker_that_is_still_starting_is_ended_too": None,
+    },
+    "test_deploy.py": {
+        "test_slurm_s_array_makes_shares_and_the_job_behind_it_joins_them": None,
     },
     "server/launch/test_traces.py": {
         "test_a_collector_that_hangs_holds_no_answer_up_and_no_worker": None,
