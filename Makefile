@@ -104,7 +104,7 @@ FUZZERS := tests/server/http/test_any_request.py tests/server/launch/test_raw_ht
 fuzz: install ## the tests that draw their input, FUZZ times as long and anew each time: make fuzz FUZZ=100
 	ENGINEHOUSE_FUZZ=$(FUZZ) $(BIN)/python -m pytest -q -o timeout=0 -o faulthandler_timeout=0 $(FUZZERS)
 
-test-others: install ## what needs no torch, on Python 3.10 and 3.12 where they are installed
+test-others: install ## what needs no torch on Python 3.10, and a part of it on 3.12, where they are installed
 	scripts/test_others.sh $(BIN)/uv
 
 test-xgrammar: install ## the tests of constraints with xgrammar 0.1.25
