@@ -294,7 +294,7 @@ def test_the_folder_is_written_again_and_a_strangers_is_not(
         ({"tp": 4, "pp": 3}, [], "12 ranks .* cannot be laid on 2 nodes"),
         ({"backend": "cpu"}, ["--nodes", "2"], "runs on the CPU backend"),
         ({"backend": "tensorrt"}, [], "name an image that has it with --image"),
-        ({"backend": "tensorrt", "tp": 8, "pp": 2}, ["--image", "a"], "runs on 16 GPUs, and pods are"),
+        ({"backend": "tensorrt", "tp": 8, "pp": 2}, ["--image", "a"], "runs on 16 GPUs, and"),
         ({}, ["--tp-size", "2"], "was cut when it was built; leave --tp-size out"),
         ({}, ["--name", "Mine"], "--name Mine: wanted up to 40 small letters"),
         ({}, ["--keda", "prometheus"], "--keda prometheus: wanted the address of Prometheus"),
