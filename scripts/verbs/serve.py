@@ -145,8 +145,10 @@ def make_parser() -> VerbParser:
         "ENGINE [--host HOST] [--port PORT] [flags]",
         "Serve a built engine over OpenAI's API. Flags override ENGINEHOUSE_ variables.",
         "enginehouse serve engines/mine --host 0.0.0.0 --port 9000 --workers 2",
+        add_help=False,
     )
-    # Usage names it: what more there is to say takes the screen's last lines.
+    # Usage names it, and who reads this has found --help: more takes the screen's last lines.
+    parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     parser.add_argument("engine", nargs="?", metavar="ENGINE", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")

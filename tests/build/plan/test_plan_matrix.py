@@ -62,14 +62,13 @@ OF_ALL_KINDS = (
     *("LlamaForCausalLM", "Gemma3ForCausalLM", "DeciLMForCausalLM", "MixtralForCausalLM"),
     "Glm4MoeForCausalLM",
 )
-# Some families in every form, one of each kind; the others in one form each, by turns.
-KINDS = (NORMED_BEHIND, STACKED, LATENT, LINEAR, BEYOND_KERNELS)
-IN_EVERY_FORM = (*OF_ALL_KINDS, *(kind[0] for kind in KINDS), "YoutuForCausalLM")
+# Every family in three forms, some in all.
+IN_EVERY_FORM = (*OF_ALL_KINDS, *NORMED_BEHIND, *STACKED, *LATENT, *LINEAR)
 FAMILY_AND_FORM = [
     (family, quant)
-    for number, family in enumerate(ARCHITECTURES)
+    for family in ARCHITECTURES
     for quant in QUANT_CONFIGS
-    if family in IN_EVERY_FORM or quant == ("none", "fp8", "int4")[number % 3]
+    if family in IN_EVERY_FORM or quant in ("none", "fp8", "int4")
 ]
 
 

@@ -66,10 +66,11 @@ def test_each_form_compiles_or_is_refused_as_the_table_says(quant: str, sm: int)
     assert_as_the_table_says(quant, "bfloat16", sm, 4)
 
 
+@pytest.mark.parametrize("tp", [1, 2])
 @pytest.mark.parametrize("quant", FORMS)
-def test_one_rank_compiles_for_all_that_the_table_takes_at_once(quant: str) -> None:
-    taken = [sm for sm in SMS if tensorrt_refusal(quant, "bfloat16", sm, 1) is None]
-    plan = compile_plan(load_tensorrt(), tiny_config(quant, "bfloat16", 1), taken, TINY).plan
+def test_fewer_ranks_compile_for_all_that_the_table_takes_at_once(quant: str, tp: int) -> None:
+    taken = [sm for sm in SMS if tensorrt_refusal(quant, "bfloat16", sm, tp) is None]
+    plan = compile_plan(load_tensorrt(), tiny_config(quant, "bfloat16", tp), taken, TINY).plan
     assert plan[:4] == b"vtrt"
 
 
@@ -90,12 +91,14 @@ LIKE_OTHERS = {
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES.keys() - BEYOND_TENSORRT - LIKE_OTHERS))
-def test_every_kind_of_decoder_compiles(family: str, family_source: SourceMaker) -> None:
+def test_every_kind_of_decoder_compiles_for_all_targets_at_once(
+    family: str, family_source: SourceMaker
+) -> None:
     quant = "none" if family in MIXTURES else "int4"
     settings = dict(backend="tensorrt", dtype="bfloat16", quant=quant, tp=2, until="plan")
     plan = make_plan(load_settings(settings), family_source(family))
     assert plan.targets == (80, 86, 89, 120)
-    compiled = compile_plan(load_tensorrt(), plan.config, plan.targets[:1], TINY)
+    compiled = compile_plan(load_tensorrt(), plan.config, plan.targets, TINY)
     assert compiled.plan[:4] == b"vtrt"
 
 

@@ -19,7 +19,7 @@ from enginehouse.runtime.tensorrt.inputs import transpose_int4
 from enginehouse.runtime.torch.decoder import Decoder, causal_attention
 from enginehouse.runtime.torch.linear import Fp8RowwiseLinear
 from makers.engines import SourceMaker, build_engine, write_tiny_checkpoint
-from makers.family_models import BEYOND_TENSORRT, FAMILIES, LLAMA3, MIXTURES, OF_ALL_KINDS
+from makers.family_models import BEYOND_TENSORRT, FAMILIES, LLAMA3, MIXTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -118,7 +118,7 @@ def test_llama_3s_rotary_scaling_reaches_the_network(tmp_path: Path) -> None:
     assert max(errors(engine, torch.float32)) < 1e-4
 
 
-@pytest.mark.parametrize("family", [name for name in OURS if name in OF_ALL_KINDS])
+@pytest.mark.parametrize("family", OURS)
 def test_parts_one_after_another_answer_as_the_torch_backend(
     family: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
