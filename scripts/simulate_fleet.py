@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH
 from benches.goals import markdown  # noqa: E402
 from fleet.fleet import Fleet, FleetSettings, Router  # noqa: E402
 from fleet.outcome import Outcome  # noqa: E402
+from fleet.recorded import RecordedSource  # noqa: E402
 from fleet.service import ServiceTimes, read_steps  # noqa: E402
-from fleet.workload import Workload  # noqa: E402
+from fleet.workload import Source, Workload  # noqa: E402
 
 from enginehouse.server.replicas.prefix_router import (  # noqa: E402
     LeastLoaded,
@@ -38,6 +39,10 @@ POLICIES: dict[str, Callable[[], Router]] = {
     "least_loaded": LeastLoaded,
     "prefix": PrefixRouter,
 }
+WORKLOAD = (
+    *("arrivals", "bursts", "burst_s", "turns", "systems", "system_tokens", "user_tokens"),
+    *("answer_tokens", "think_s", "clients", "num_conversations"),
+)
 HEADS = ("replicas", "policy", "requests", "tokens/s", "TTFT p50 ms", "p99 ms", "hit rate %")
 MORE_HEADS = ("errors", "retried", "busiest")
 
@@ -64,11 +69,14 @@ def make_parser() -> argparse.ArgumentParser:
         ("--chunk", int, 512, "prompt tokens of a step"),
         ("--cache-blocks", int, 4096, "kept of prompts and answers"),
         ("--block-tokens", int, 64, "of each"),
+        ("--jitter", float, 0.0, "of what a step takes: the deviation of its logarithm"),
     ]
     _add_all(engine, flags)
     load = parser.add_argument_group("who asks")
+    load.add_argument("--trace", type=Path, metavar="FILE", help="recorded: see fleet/recorded.py")
     load.add_argument("--arrivals", choices=("poisson", "bursty"), default="poisson")
     flags = [
+        ("--speed", float, 1.0, "times faster than a trace was recorded"),
         ("--rate", float, 1.0, "conversations a second and replica that begin"),
         ("--bursts", float, 5.0, "times the mean rate, in bursts"),
         ("--burst-s", float, 5.0, "seconds of one, on average"),
@@ -84,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_all(load, flags)
     fleet = parser.add_argument_group("the fleet")
     flags = [
-        ("--seconds", float, 600.0, "simulated"),
+        ("--seconds", float, None, "simulated (default 600, or all of a trace)"),
         ("--warm-s", float, 60.0, "of them not counted"),
         ("--fronts", int, 1, "with a router each"),
         ("--stale-s", float, 0.0, "how old a front's loads may be"),
@@ -129,9 +137,8 @@ def _times(args: argparse.Namespace) -> ServiceTimes:
     else:
         pairs = (text.partition("=") for text in args.step_ms)
         steps = {int(batch): float(ms) / 1000 for batch, _, ms in pairs}
-    return ServiceTimes(
-        steps, args.prefill, args.slots, args.chunk, args.cache_blocks, args.block_tokens
-    )
+    names = ("slots", "chunk", "cache_blocks", "block_tokens", "jitter")
+    return ServiceTimes(steps, args.prefill, **{name: getattr(args, name) for name in names})
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,11 +149,16 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _run(
     args: argparse.Namespace, times: ServiceTimes, settings: dict[str, Any], policy: str
 ) -> Outcome:
-    names = ("arrivals", "bursts", "burst_s", "turns", "systems", "system_tokens", "user_tokens")
-    names += ("answer_tokens", "think_s", "clients", "num_conversations")
-    of_all = args.rate * settings["num_replicas"]
-    workload = Workload(of_all, **{name: getattr(args, name) for name in names})
-    return Fleet(FleetSettings(**settings), times, workload, POLICIES[policy]).run()
+    source: Source | RecordedSource
+    if args.trace is not None:
+        source = RecordedSource(args.trace, args.speed)
+        settings = {**settings, "seconds": settings["seconds"] or source.seconds + 1.0}
+    else:
+        of_all = args.rate * settings["num_replicas"]
+        workload = Workload(of_all, **{name: getattr(args, name) for name in WORKLOAD})
+        source = Source(workload, settings["seed"])
+        settings = {**settings, "seconds": settings["seconds"] or 600.0}
+    return Fleet(FleetSettings(**settings), times, source, POLICIES[policy]).run()
 
 
 def _row(count: int, policy: str, out: Outcome) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -28,11 +29,12 @@ def simulate(
     policy: str, replicas: int, times: dict[str, Any], work: dict[str, Any], **more: Any
 ) -> Any:
     service = import_module("fleet.service").ServiceTimes(**times)
-    workload = import_module("fleet.workload").Workload(**work)
+    workload = import_module("fleet.workload")
     fleet = import_module("fleet.fleet")
     settings = fleet.FleetSettings(replicas, **more)
     router = import_module("simulate_fleet").POLICIES[policy]
-    run = fleet.Fleet(settings, service, workload, router)
+    source = workload.Source(workload.Workload(**work), settings.seed)
+    run = fleet.Fleet(settings, service, source, router)
     return run.run(), run
 
 
@@ -199,3 +201,49 @@ def test_clients_lead_one_conversation_after_another() -> None:
     alone, run = simulate("prefix", 1, ENGINE, {**work, "clients": 1}, seconds=10_000, warm_s=0)
     ends = [0.0, *(request.done_s for request in run._requests)]
     assert [request.arrived_s for request in run._requests] == ends[:-1], "each when the last ended"
+
+
+def test_recorded_conversations_are_found_where_they_were_computed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One replica that forgets nothing finds what a set of all numbers seen before does."""
+    draw, lines, seen, wanted = random.Random(7), [], set[int](), []
+    beginnings = [[0]]
+    for number in range(1, 60):
+        full = [*draw.choice(beginnings), number]
+        beginnings.append(full)
+        hash_ids = [*full, 1000 + number]  # the last stands for less than 512, and is its own
+        prompt = 512 * len(full) + draw.choice([1, 64, 500])
+        known = itertools.takewhile(seen.__contains__, hash_ids)
+        wanted.append(512 * len(list(known)))
+        seen.update(hash_ids)
+        asked = {"timestamp": 60_000 * number, "input_length": prompt, "output_length": 5}
+        lines.append(json.dumps({**asked, "hash_ids": hash_ids}))
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n".join(lines) + "\n")
+    source = import_module("fleet.recorded").RecordedSource(trace, speed=2.0)
+    assert source.seconds == 59 * 30.0
+    times = import_module("fleet.service").ServiceTimes(**ENGINE, cache_blocks=10**6)
+    fleet = import_module("fleet.fleet")
+    settings = fleet.FleetSettings(1, seconds=source.seconds + 1, warm_s=0)
+    run = fleet.Fleet(settings, times, source, import_module("simulate_fleet").POLICIES["prefix"])
+    out = run.run()
+    assert [request.cached_tokens for request in run._requests] == wanted
+    assert out.requests == 59 and out.errors == 0
+    words = ["--trace", str(trace), "--replicas", "2", "--policies", "prefix", "--warm-s", "0"]
+    script = import_module("simulate_fleet")
+    assert script.main(words) == 0 and "| 2 | prefix | 59 |" in capsys.readouterr().out
+    trace.write_text('{"timestamp": 0, "input_length": 600, "output_length": 1, "hash_ids": [1]}')
+    with pytest.raises(SystemExit):
+        script.main(words)
+    assert "trace.jsonl:1: 600 tokens of a prompt are not what 1" in capsys.readouterr().err
+
+
+def test_jitter_leaves_the_middle_where_it_was() -> None:
+    work = {"conversations_per_s": 0.5, "think_s": 4, "system_tokens": 256}
+    even, uneven = (
+        simulate("least_loaded", 2, {**ENGINE, "jitter": jitter}, work, seconds=400)[0]
+        for jitter in (0.0, 0.5)
+    )
+    assert uneven.ttft_p50_s == pytest.approx(even.ttft_p50_s, rel=0.2)
+    assert uneven.ttft_p99_s > 1.2 * even.ttft_p99_s

@@ -9,15 +9,29 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 from fleet.outcome import Outcome, outcome_of
 from fleet.replica import Replica
 from fleet.service import ServiceTimes
-from fleet.workload import Request, Source, Workload
+from fleet.workload import Request
+
+
+class Source(Protocol):
+    """Who asks what, and when. clients: who lead conversations of which num_to_begin are left, one
+    after another; 0: they begin by the clock.
+    """
+
+    clients: int
+    num_to_begin: int
+
+    def beginnings(self) -> Iterator[float]: ...
+    def begin(self, now: float) -> Request: ...
+    def follow(self, request: Request) -> tuple[float, Request] | None: ...
 
 
 class Router(Protocol):
@@ -84,16 +98,17 @@ class Fleet:
         self,
         settings: FleetSettings,
         times: ServiceTimes,
-        workload: Workload,
+        source: Source,
         make_router: Callable[[], Router],
     ) -> None:
         self._settings = settings
-        self._source = Source(workload, settings.seed)
-        self._workload = workload
-        self._num_to_begin = workload.clients * workload.num_conversations
+        self._source = source
         self._failures = random.Random(settings.seed + 1)  # the same whatever is asked
         names = [f"replica-{index}" for index in range(settings.num_replicas)]
-        self.replicas = {name: Replica(name, times) for name in names}
+        self.replicas = {
+            name: Replica(name, times, random.Random(f"{name} of {settings.seed}"))
+            for name in names
+        }
         self._fronts = [
             Front(make_router(), self, settings.stale_s) for _ in range(settings.fronts)
         ]
@@ -103,11 +118,11 @@ class Fleet:
         self._requests: list[Request] = []
 
     def run(self) -> Outcome:
-        if self._workload.clients:
-            for _ in range(self._workload.clients):
+        if self._source.clients:
+            for _ in range(self._source.clients):
                 self._begin_next(0.0)
         else:
-            self._next_beginning(self._source.beginnings().__next__)
+            self._next_beginning(self._source.beginnings())
         if self._settings.mtbf_s is not None:
             for replica in self.replicas.values():
                 self._next_failure(replica, 0.0)
@@ -119,21 +134,20 @@ class Fleet:
     def _at(self, when: float, happen: Callable[[float], None]) -> None:
         heapq.heappush(self._events, (when, next(self._order), happen))
 
-    def _next_beginning(self, draw: Callable[[], float]) -> None:
-        when = draw()
+    def _next_beginning(self, moments: Iterator[float]) -> None:
+        when = next(moments, math.inf)
         if when >= self._settings.seconds:
             return
 
         def begin(now: float) -> None:
             self._arrive(self._source.begin(now), now)
-            self._next_beginning(draw)
+            self._next_beginning(moments)
 
         self._at(when, begin)
 
     def _begin_next(self, now: float) -> None:
         """Of clients, as long as one has a conversation left to lead."""
-        if self._num_to_begin:
-            self._num_to_begin -= 1
+        if self._source.num_to_begin > 0:
             self._arrive(self._source.begin(now), now)
 
     def _arrive(self, request: Request, now: float) -> None:

@@ -7,21 +7,20 @@ one event. What is there is counted in blocks, the least recently used go first.
 
 from __future__ import annotations
 
+import random
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from math import ceil
 
 from fleet.service import ServiceTimes
-from fleet.workload import Request
-
-Block = tuple[int, int, int]
+from fleet.workload import Block, Request
 
 
 class Replica:
     """advance and take return when to look at it again; None: it has nothing to do."""
 
-    def __init__(self, name: str, times: ServiceTimes) -> None:
-        self.name, self._times = name, times
+    def __init__(self, name: str, times: ServiceTimes, draw: random.Random) -> None:
+        self.name, self._times, self._draw = name, times, draw
         self.is_up = True
         self.version = 0  # of what was said of when to look again: older words do not count
         self._waiting: deque[Request] = deque()
@@ -93,6 +92,8 @@ class Replica:
                 self._steps = min(self._steps, decoding)
         else:
             self._steps = decoding
+        if self._times.jitter:
+            self._step_s *= self._draw.lognormvariate(0.0, self._times.jitter)
         self._began_s, self.version = now, self.version + 1
         return now + self._steps * self._step_s if self._steps else None
 
@@ -132,10 +133,6 @@ class Replica:
 
 
 def blocks_of(request: Request, num_tokens: int, block_tokens: int) -> Iterator[Block]:
-    """Names of the full blocks of the first tokens: a system prompt's are everyone's who has it."""
-    conversation = request.conversation
-    for index in range(num_tokens // block_tokens):
-        if (index + 1) * block_tokens <= conversation.system_tokens:
-            yield (0, conversation.system, index)
-        else:
-            yield (1, conversation.number, index)
+    """Names of the full blocks of the first tokens."""
+    block = request.conversation.block
+    return (block(index, block_tokens) for index in range(num_tokens // block_tokens))

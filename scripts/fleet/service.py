@@ -14,7 +14,8 @@ class ServiceTimes:
     """One replica's. step_s: seconds of a step by the sequences that it gives a token each, linear
     between those that were measured and, beyond the last, on as between the last two.
     prefill_tokens_per_s: beside that. slots: sequences at once. chunk: prompt tokens of a step.
-    cache_blocks: of block_tokens each, that a replica keeps of prompts and answers.
+    cache_blocks: of block_tokens each, that a replica keeps of prompts and answers. jitter: a
+    stretch of steps takes as long as that times a lognormal draw, whose logarithm deviates so much.
     """
 
     step_s: Mapping[int, float]
@@ -23,6 +24,7 @@ class ServiceTimes:
     chunk: int = 512
     cache_blocks: int = 4096
     block_tokens: int = 64
+    jitter: float = 0.0
     _known: dict[int, float] = field(default_factory=dict)
 
     def step(self, batch: int) -> float:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
+Block = tuple[int, int, int]
 Arrivals = Literal["poisson", "bursty"]
 
 
@@ -52,12 +53,29 @@ class Conversation:
     system_tokens: int
     draw: random.Random
 
+    def block(self, index: int, block_tokens: int) -> Block:
+        """The name of one: a system prompt's are everyone's who has it."""
+        if (index + 1) * block_tokens <= self.system_tokens:
+            return (0, self.system, index)
+        return (1, self.number, index)
+
+
+class Said(Protocol):
+    """A conversation, or a prompt of one that was recorded."""
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens so far."""
+
+    def block(self, index: int, block_tokens: int) -> Block:
+        """What block number `index` of it is called: the same, where it is the same."""
+
 
 @dataclass(slots=True)
 class Request:
     """One turn. *_s: when; None: not yet, or never."""
 
-    conversation: Conversation
+    conversation: Said
     prompt_tokens: int
     answer_tokens: int
     arrived_s: float
@@ -68,14 +86,14 @@ class Request:
     error: str | None = None
     replica: str = ""
     left: int = 0  # prompt tokens while it is computed, then tokens of the answer
-    blocks: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 class Source:
     """Draws all of it; the same seed gives the same."""
 
     def __init__(self, workload: Workload, seed: int) -> None:
-        self.workload = workload
+        self.workload, self.clients = workload, workload.clients
+        self.num_to_begin = workload.clients * workload.num_conversations
         self._random, self._seed = random.Random(seed), seed
         self._count = 0
         draw = random.Random(f"systems of {seed}")
@@ -104,6 +122,7 @@ class Source:
     def begin(self, now: float) -> Request:
         """The first turn of a new conversation."""
         work, self._count = self.workload, self._count + 1
+        self.num_to_begin -= 1
         draw = random.Random(f"{self._count} of {self._seed}")
         system = draw.randrange(work.systems) if work.systems else 0
         ids = list(self._systems[system]) if work.systems else []
@@ -116,6 +135,7 @@ class Source:
     def follow(self, request: Request) -> tuple[float, Request] | None:
         """When the conversation goes on behind an answer, and with what; None: it is over."""
         conversation = request.conversation
+        assert isinstance(conversation, Conversation)
         if conversation.turns_left == 0 or request.done_s is None:
             return None
         self._say(conversation, request.answer_tokens)
