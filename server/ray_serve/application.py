@@ -24,7 +24,8 @@ POLICY = "enginehouse.server.ray_serve.directory:by_queue_depth"
 
 class Arguments(BaseModel):
     """num_cpus, num_gpus: of each replica, as Ray counts them. target: sequences that run or wait
-    at a replica, as scaling aims at. The others as EngineReplica has them.
+    at a replica, as scaling aims at; autoscaling: what else Serve's AutoscalingConfig takes, such
+    as downscale_delay_s. The others as EngineReplica has them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -35,6 +36,7 @@ class Arguments(BaseModel):
     min_replicas: int = Field(default=1, ge=1)
     max_replicas: int = Field(default=1, ge=1)
     target: float = Field(default=16.0, gt=0)
+    autoscaling: dict[str, Any] = {}
     num_cpus: float = Field(default=1.0, ge=0)
     num_gpus: float = Field(default=0.0, ge=0)
     host: str | None = None
@@ -42,9 +44,9 @@ class Arguments(BaseModel):
     max_drain_s: float = Field(default=600.0, gt=0)
 
 
-def build(arguments: Arguments) -> Any:
-    """The application, for serve.run or `serve deploy`."""
-    given = arguments
+def build(arguments: Arguments | dict[str, Any]) -> Any:
+    """The application, for serve.run or `serve deploy`, which hands over what its file says."""
+    given = Arguments.model_validate(arguments)
     flags = list(given.flags)
     if not given.num_gpus and "--num-threads" not in flags and given.num_cpus >= 1:
         flags += ["--num-threads", str(int(given.num_cpus))]
@@ -55,6 +57,7 @@ def build(arguments: Arguments) -> Any:
             max_replicas=given.max_replicas,
             target_ongoing_requests=given.target,
             policy=AutoscalingPolicy(policy_function=POLICY),
+            **given.autoscaling,
         )
         scaling = {"autoscaling_config": config}
     deployment = serve.deployment(
