@@ -11,6 +11,9 @@ Plain answers have 16 tokens, streams 64. The first text is that of a stream wit
 each at 20 tokens a second, and alone. What a stream holds of the server's resident memory is that
 of 1,000 that are open, at a token a second. `trivial` is a server that does nothing: how fast the
 load generator is.
+
+`--peer ray` puts Ray Serve's ingress before our own server, in the place of FastAPI (wants the
+extra `ray`): what that hop costs (docs/replicas.md).
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ from enginehouse.server.client.own_server import free_port  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache"
-OURS, PEER, LIMIT = "enginehouse", "fastapi", "trivial"
+OURS, LIMIT = "enginehouse", "trivial"
+FASTAPI, INGRESS = "fastapi", "ray"
 PLAIN_TOKENS, STREAM_TOKENS = 16, 64
 PLAIN, EVENTS = "plain answers/s", "SSE events/s"
 PLAIN_CPU, EVENTS_CPU = "plain answers/CPU s", "SSE events/CPU s"
@@ -60,7 +64,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--connections", type=int, default=16, help="of each load (default 16)")
     parser.add_argument("--probes", type=int, default=100, help="streams timed (default 100)")
     parser.add_argument("--open", type=int, default=1000, help="0: none (default 1000)")
-    parser.add_argument("--without-peer", action="store_true", help="ours alone, to profile it")
+    parser.add_argument(
+        "--peer",
+        choices=(FASTAPI, INGRESS, "none"),
+        default=FASTAPI,
+        help="ray: our own server behind Ray Serve's ingress; none: ours alone, to profile it",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample here")
     parser.add_argument("--peers", type=Path, default=CACHE / "peers", help="their environments")
     parser.add_argument("--out", type=Path, default=CACHE / "bench_server", help="logs, links")
@@ -95,7 +104,7 @@ class Bench:
         self._args = args
         self._server_core, self._load_core = cores[0], cores[-1]
         self._model = read_engine(args.engine).manifest.model.name
-        self._who = [OURS] if args.without_peer else [OURS, PEER]
+        self._who = [OURS] if args.peer == "none" else [OURS, args.peer]
         self._links = _links(args.out / "links")
 
     def run(self) -> None:
@@ -150,7 +159,7 @@ class Bench:
         rows = [heads]
         for what in ROWS:
             medians = [self.figures.median(what, name) for name in (*self._who, LIMIT)]
-            ratio = self.figures.ratio(what, OURS, PEER)
+            ratio = self.figures.ratio(what, OURS, self._args.peer)
             told = ["-" if each is None else f"{each:,.1f}" for each in medians]
             told.insert(-1, "-" if ratio is None or what == ADDED else f"{ratio:.2f}")
             rows.append([what, *told])
@@ -165,7 +174,7 @@ class Bench:
         if name == LIMIT:
             command = (sys.executable, str(HERE / "run_trivial.py"), str(port))
             recipe = Recipe(name, (*pin, *command), {}, port, "/", load)
-        elif name == PEER:
+        elif name == FASTAPI:
             python = peers.python_of(peers.FASTAPI, self._args.peers)
             command = (str(python), "-m", "uvicorn", "run_fastapi:app", "--port", str(port))
             command += ("--no-access-log", "--log-level", "warning", "--loop", "uvloop")
@@ -174,10 +183,14 @@ class Bench:
         else:
             command = (sys.executable, "-m", "gunicorn", "benches.at_once:create_app()")
             command += ("-c", "python:enginehouse.server.launch.gunicorn_conf")
+            ours = free_port() if name == INGRESS else port
+            if name == INGRESS:
+                proxy = str(HERE / "run_ray_ingress.py")
+                command = (sys.executable, proxy, str(port), str(ours), *command)
             env = {
                 **period,
                 "ENGINEHOUSE_ENGINE": engine,
-                "ENGINEHOUSE_BIND": f"127.0.0.1:{port}",
+                "ENGINEHOUSE_BIND": f"127.0.0.1:{ours}",
                 "ENGINEHOUSE_LOG_LEVEL": "warning",
                 "ENGINEHOUSE_HOST_ADDRESS": f"ipc://{self._args.out}/nobody",
                 "PYTHONPATH": f"{HERE.parent}:{self._links}",

@@ -11,6 +11,7 @@ import re
 import secrets
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -97,7 +98,10 @@ def test_replicas_follow_the_queue_and_who_had_a_token_is_told(
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else its token lands in the home directory
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("ENGINEHOUSE_HOST_KEY_FILE", str(key))
-    with head_node(tmp_path) as head:
+    # Where nobody else looks for a cluster; pytest's own folder is too long for Ray's sockets.
+    folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", folder.name)
+    with folder, head_node(tmp_path) as head:
         run = [BIN / "serve", "run", tmp_path / "serve.yaml", "--non-blocking"]
         subprocess.run([*run, "--address", os.environ["RAY_ADDRESS"]], check=True, timeout=120)
         server = ClusterServer(engine, tmp_path / "log")
