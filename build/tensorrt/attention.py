@@ -24,7 +24,8 @@ class Attention:
     """attention(layer, x): what a layer's attention gives, as far as this rank has its heads.
 
     context: S, the rows of a cache; max_positions: what the rotary tables cover; layers: those of
-    the part, of which there is at least one. `caches`: name and tensor of each cache as written.
+    the part that attend, of which there is at least one. `caches`: name and tensor of each cache as
+    written.
     """
 
     def __init__(
@@ -44,7 +45,6 @@ class Attention:
         self.step_input = step_input
         self.config = config
         self.context = context
-        self.first_layer = layers[0]
         self.traits = traits_of(config)
         tp = config.mapping.tp_size
         self.heads = config.num_attention_heads // tp
@@ -187,7 +187,7 @@ class Attention:
     def _cached(self, side: str, layer: int, update: Value) -> Value:
         """This step's keys or values behind the earlier ones: the cache's first L rows."""
         shape = (-1, self.kv_heads, self.context, self.config.head_size)
-        local = layer - self.first_layer
+        local = layer - self.linear.first_layer
         cache = self.step_input(f"past_{side}_{local}", shape, self.config.dtype)
         present = self.ops.update_cache(cache, update, self.write_indices)
         self.caches.append((f"present_{side}_{local}", present))

@@ -156,8 +156,6 @@ def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill:
     config, context = decoder.config, limits.context
     most = 2 if tokens == 1 and context > _ONE_TOKEN_ROWS else tokens
     sizes: Shapes = ((1, 1), (usual, tokens), (batch, most))
-    kv_heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
-    rows = (kv_heads, context, config.head_size)
     shapes: dict[str, Shapes] = {
         "write_indices": ((1,), (usual,), (batch,)),
         "last_token_ids": ((1, 1), (usual, 1), (batch, 1)),
@@ -165,8 +163,8 @@ def _profile(profile: Any, decoder: DecoderNetwork, limits: PlanLimits, prefill:
         "hidden_states": tuple((*size, config.hidden_size) for size in sizes),
     }
     shapes |= dict.fromkeys(("input_ids", "position_ids", "rotary_ids"), sizes)
-    cache: Shapes = tuple((count, *rows) for count in (1, usual, batch))
-    for name in decoder.fed:
+    for name, (_, *rows) in decoder.fed.items():
+        cache: Shapes = tuple((count, *rows) for count in (1, usual, batch))
         profile.set_shape(name, *shapes.get(name, cache))
     return profile
 

@@ -9,7 +9,7 @@ tokens each, L positions looked at; a part has those that it needs:
     write_indices             int32 [B]      the cache row of each sequence's first token
     last_token_ids            int32 [B, 1]   the token of each sequence that gives logits
     kv_positions              int32 [L]      0, 1, ..., L - 1
-    past_key_N, past_value_N  [B, kv_heads, S, head_size]  caches, one pair a layer
+    past_key_N, past_value_N  [B, kv_heads, S, head_size]  caches, a pair a layer that attends
     vocab_start               int32 [1]      tp > 1: the first token of the rank's embedding
     rotary.cos, ...           float32        `RotaryInputs.tables`
     transformer. ..., lm_head.weight         `bound_weights` of a rank file
@@ -76,7 +76,8 @@ class DecoderNetwork:
 
     context: S, the rows of a cache; max_positions: what the rotary tables cover. constants: one
     rank's `bound_weights` and `RotaryInputs.tables`, where the plan is to hold them.
-    weights: the inputs that those feed otherwise; fed: the names of those that a step feeds.
+    weights: the inputs that those feed otherwise; fed: the names and
+    shapes of those that a step feeds.
     """
 
     def __init__(
@@ -100,23 +101,24 @@ class DecoderNetwork:
         self.norm = Norms(ops, self.linear, config)
         self.step_input = StepInputs(ops)
         caches: list[tuple[str, Value]] = []
-        if part.num_layers:
+        if attending := [layer for layer in part.layers if config.has_attention(layer)]:
             sizes = context, max_positions
             self.attention = Attention(
-                ops, self.linear, self.norm, self.step_input, config, *sizes, part.layers
+                ops, self.linear, self.norm, self.step_input, config, *sizes, attending
             )
+            caches = self.attention.caches
+        if part.num_layers:
             self.plain = FeedForward(ops, self.linear, config)
             if config.num_experts:
                 self.experts = Experts(ops, self.linear, self.plain, config)
-            caches = self.attention.caches
-        x = self._embed() if part.embeds else self._hidden_states()
+        entering = x = self._embed() if part.embeds else self._hidden_states()
         for layer in part.layers:
             with ops.part(f"layers.{layer}"):
                 x = self._layer(layer, x)
         if part.heads:
             self._add_logits(x)
-        else:
-            ops.output(x, "next_hidden_states")
+        else:  # of layers that lack everything a copy, as an input is no output
+            ops.output(ops.cast(x, self.dtype) if x is entering else x, "next_hidden_states")
         for name, present in caches:
             ops.output(present, name)
         unread = {name for name in self.table if part.holds(name)} - self.linear.asked
@@ -131,8 +133,8 @@ class DecoderNetwork:
         return self.linear.weights
 
     @property
-    def fed(self) -> list[str]:
-        return self.step_input.names
+    def fed(self) -> dict[str, tuple[int, ...]]:
+        return self.step_input.shapes
 
     def _hidden_states(self) -> Value:
         shape = (-1, -1, self.config.hidden_size)
@@ -162,27 +164,39 @@ class DecoderNetwork:
         return x
 
     def _layer(self, layer: int, x: Value) -> Value:
-        name, traits = f"transformer.layers.{layer}", self.traits
+        name = f"transformer.layers.{layer}"
+        if self.traits.parallel:
+            return self._parallel(layer, name, x)
+        if self.config.has_attention(layer):
+            x = self._attend(layer, name, x)
+        return self._feed(name, x) if self.config.has_mlp(layer) else x
+
+    def _parallel(self, layer: int, name: str, x: Value) -> Value:
+        """Attention and MLP beside each other; the ranks' parts of both are exchanged as one."""
         entering = self._entering(f"{name}.input_layernorm", x)
         attended = self.attention(layer, entering)
-        if traits.parallel:  # the ranks' parts of both are exchanged as one
-            if traits.parallel_norm:
-                entering = self.norm(f"{name}.post_layernorm", x)
-            fed = self._mlp(name, entering)
-            return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
+        if self.traits.parallel_norm:
+            entering = self.norm(f"{name}.post_layernorm", x)
+        fed = self._mlp(name, entering)
+        return self._add(x, self._summed(self.ops.elementwise("SUM", attended, fed)))
+
+    def _attend(self, layer: int, name: str, x: Value) -> Value:
+        attended = self.attention(layer, self._entering(f"{name}.input_layernorm", x))
         attended = self._summed(attended)
-        if not traits.norm_sublayers:
-            x = self._add(x, attended)
-            return self._add(x, self._feed(name, self.norm(f"{name}.post_layernorm", x)))
-        x = self._add(x, self.norm(f"{name}.post_layernorm", attended))
-        fed = self._feed(name, self._entering(f"{name}.pre_feedforward_layernorm", x))
-        return self._add(x, self.norm(f"{name}.post_feedforward_layernorm", fed))
+        if self.traits.norm_sublayers:
+            attended = self.norm(f"{name}.post_layernorm", attended)
+        return self._add(x, attended)
+
+    def _feed(self, name: str, x: Value) -> Value:
+        if not self.traits.norm_sublayers:
+            entering = self.norm(f"{name}.post_layernorm", x)
+            return self._add(x, self._summed(self._mlp(name, entering)))
+        fed = self._mlp(name, self._entering(f"{name}.pre_feedforward_layernorm", x))
+        fed = self.norm(f"{name}.post_feedforward_layernorm", self._summed(fed))
+        return self._add(x, fed)
 
     def _entering(self, module: str, x: Value) -> Value:
         return self.norm(module, x) if self.traits.norm_inputs else x
-
-    def _feed(self, name: str, x: Value) -> Value:
-        return self._summed(self._mlp(name, x))
 
     def _mlp(self, name: str, x: Value) -> Value:
         mixed = f"{name}.mlp.router.weight" in self.table

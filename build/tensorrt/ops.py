@@ -261,12 +261,12 @@ class NetworkOps:
 
 
 class StepInputs:
-    """The inputs that every step feeds, as the network's parts ask for them: `names`."""
+    """The inputs that every step feeds, as the network's parts ask for them: `shapes`, by name."""
 
     def __init__(self, ops: NetworkOps) -> None:
         self.ops = ops
-        self.names: list[str] = []
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def __call__(self, name: str, shape: Sequence[int], dtype: str = "int32") -> Value:
-        self.names.append(name)
+        self.shapes[name] = tuple(shape)
         return self.ops.input(name, dtype, shape)

@@ -67,8 +67,7 @@ class Traits:
     before they are capped. head_bias: lm_head has one. gated_attention: what a head
     gives is multiplied by the sigmoid of its gate. latent: attention goes
     through latents (`ModelConfig.latent`). linear: some layers have linear attention
-    (`ModelConfig.delta`). gaps: layers lack attention or the MLP, or
-    have MLPs of several sizes. norm_values: values have norms without weights. several_heads:
+    (`ModelConfig.delta`). norm_values: values have norms without weights. several_heads:
     layers differ in their heads' size and number (`ModelConfig.of_layer`). shared_keys: layers read
     others' keys and values (`ModelConfig.kv_layer`). layer_inputs: each layer gets something of a
     token besides (`ModelConfig.per_layer_size`). layer_scales: what a layer gives is multiplied by
@@ -106,7 +105,6 @@ class Traits:
     gated_attention: bool
     latent: bool
     linear: bool
-    gaps: bool
     norm_values: bool
     several_heads: bool
     shared_keys: bool
@@ -167,7 +165,6 @@ def traits_of(config: ModelConfig) -> Traits:
         gated_attention=config.query_size > config.head_size,
         latent=config.latent is not None,
         linear=config.delta is not None,
-        gaps="layer_intermediate_sizes" in extra or "no_attention_layers" in extra,
         norm_values=bool(extra.get("v_layernorm", False)),
         several_heads="layer_head_sizes" in extra,
         shared_keys="kv_source_layers" in extra,
@@ -251,7 +248,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "latent": (False, "latent attention"),
     "linear": (False, "linear attention"),
     "gated_attention": (False, "gated attention"),
-    "gaps": (False, "layers without attention or MLP, or of several sizes"),
     "swiglu_limit": (None, "a bounded SwiGLU"),
 }
 

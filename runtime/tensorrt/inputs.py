@@ -1,4 +1,4 @@
-"""What a TensorRT plan is fed with besides tokens and caches: weights and rotary tables.
+"""What a TensorRT plan is fed with besides tokens: weights, rotary tables, and the sizes of caches.
 
 Weights are inputs of the plan, one for each tensor of a rank file and under its name; here a rank
 file's tensors take the layouts that TensorRT wants, and go to the GPU. Where the plans hold them,
@@ -135,6 +135,15 @@ def _heads_normed(config: ModelConfig, module: str, rank: int) -> range | None:
         return kv_heads_of_rank(config, rank)
     count = config.num_attention_heads // config.mapping.tp_size
     return range(rank * count, (rank + 1) * count)
+
+
+def cache_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """A rank's caches by the model's names, in their order: how many heads each has, and their
+    size. A layer that does not attend has none.
+    """
+    size = max(1, config.num_key_value_heads // config.mapping.tp_size), config.head_size
+    layers = [i for i in range(config.num_hidden_layers) if config.has_attention(i)]
+    return {f"past_{side}_{layer}": size for layer in layers for side in ("key", "value")}
 
 
 class RotaryInputs:

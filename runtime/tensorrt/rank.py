@@ -34,7 +34,7 @@ from enginehouse.runtime.tensorrt.commands import (
     SwapRows,
     step_layout,
 )
-from enginehouse.runtime.tensorrt.inputs import fixed_inputs
+from enginehouse.runtime.tensorrt.inputs import cache_sizes, fixed_inputs
 from enginehouse.runtime.tensorrt.machine import check_machine, check_plan, find_matching
 from enginehouse.runtime.tensorrt.manifest import (
     Built,
@@ -133,9 +133,8 @@ class TensorRTRank:
     def row_bytes(self) -> int:
         """Of one token in this rank's caches."""
         config = self.engine.config
-        heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
         itemsize: int = getattr(torch, config.dtype).itemsize
-        return 2 * config.num_hidden_layers * heads * config.head_size * itemsize
+        return sum(heads * size for heads, size in cache_sizes(config).values()) * itemsize
 
     def do(self, command: Command) -> None:
         """Enqueue a command. Raises EngineError when TensorRT refuses it."""
@@ -169,15 +168,15 @@ class TensorRTRank:
 
     def _start(self, command: Start) -> None:
         config = self.engine.config
-        heads = max(1, config.num_key_value_heads // config.mapping.tp_size)
         dtype: torch.dtype = getattr(torch, config.dtype)
-        names = [f"past_{s}_{n}" for n in range(config.num_hidden_layers) for s in ("key", "value")]
+        sizes = cache_sizes(config)
         for plan, record, count in zip(self.plans, self.records, command.num_slots, strict=True):
             # Zeroed once: a masked row is multiplied by 0, which must not meet NaN.
-            shape = (count, heads, record.context, config.head_size)
             caches = {
-                name: torch.zeros(shape, dtype=dtype, device=self.device)
-                for name in (names if count else ())
+                name: torch.zeros(
+                    (count, heads, record.context, size), dtype=dtype, device=self.device
+                )
+                for name, (heads, size) in (sizes.items() if count else ())
             }
             if count:
                 plan.bind(self._weights, caches, self._fed, self._hidden, self.logits)

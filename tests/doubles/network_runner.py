@@ -17,7 +17,12 @@ from enginehouse.build.tensorrt.parts import cut_decoder
 from enginehouse.build.tensorrt.worker import rank_constants
 from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.engine import read_config
-from enginehouse.runtime.tensorrt.inputs import RotaryInputs, bound_weights, shift_layer
+from enginehouse.runtime.tensorrt.inputs import (
+    RotaryInputs,
+    bound_weights,
+    cache_sizes,
+    shift_layer,
+)
 
 
 class NetworkRunner:
@@ -50,7 +55,6 @@ class NetworkRunner:
             bound = bound_weights(self.config, each, rank)
             self.weights.append({**bound, **self.rotary.tables})
         assert len(tensors) == 1 or not baked
-        kv_heads = max(1, self.config.num_key_value_heads // len(tensors))
         asked: set[str] = set()
         fed: dict[NetworkPart, set[str]] = {}
         for part, like in self.parts:
@@ -69,12 +73,10 @@ class NetworkRunner:
         if set(traits_of(self.config).ropes) == {None}:
             wanted -= self.rotary.tables.keys()
         assert asked == wanted, "some weight is in no part, or fed to none"
-        shape = (batch, kv_heads, context, self.config.head_size)
         self.caches = [
             {
-                f"past_{side}_{layer}": torch.zeros(shape, dtype=self.dtype)
-                for layer in range(self.config.num_hidden_layers)
-                for side in ("key", "value")
+                name: torch.zeros((batch, heads, context, size), dtype=self.dtype)
+                for name, (heads, size) in cache_sizes(self.config).items()
             }
             for _ in tensors
         ]

@@ -321,8 +321,8 @@ class Context:
         self._check(inputs, name, out)
         feeds = {name: region.tensor() for name, region in inputs.items()}
         batch, tokens = self._sizes(inputs)
-        if self.engine.part.num_layers:
-            first, rows = feeds["write_indices"], feeds["past_key_0"].shape[2]
+        for cache in self.engine.aliases.values():
+            first, rows = feeds["write_indices"], feeds[cache].shape[2]
             assert bool(((first >= 0) & (first + tokens <= rows)).all()), "rows past a cache's end"
         if self.communicator is None:
             assert self.engine.config.mapping.tp_size == 1, "ranks without a communicator"
@@ -332,7 +332,7 @@ class Context:
         assert self.scratch is not None
         self.scratch.tensor().fill_(-1)  # NaN in every dtype
         out.tensor().copy_(found[name])
-        looked_at = len(feeds["kv_positions"]) if self.engine.part.num_layers else 0
+        looked_at = len(feeds.get("kv_positions", ()))
         if self.config.cache is not None:
             self.config.cache.kernels.add(f"{self.profile} {batch} {tokens} {looked_at}")
         rank = 0 if self.communicator is None else self.communicator.rank

@@ -13,7 +13,9 @@ import re
 import pytest
 
 THOROUGH = os.environ.get("ENGINEHOUSE_THOROUGH", "0") != "0"
-FEW = r"^(llama|biased|gemma2|phi3|mixtral|qwen2-moe|gpt-oss|deepseek-v3|qwen3-next|gemma3n)(?!\w)"
+_KINDS = "llama|biased|gemma2|phi3|mixtral|qwen2-moe|gpt-oss|deepseek-v3|qwen3-next|gemma3n"
+FEW = rf"^({_KINDS})(?!\w)"
+IN_PLANS = rf"^({_KINDS}|nemotron-nas)(?!\w)"  # whose TensorRT network has layers of its own
 SOME_KINDS = "^(awq|gptq v1|modelopt fp8|compressed-tensors fp8 static|auto-round|modelopt int8)$"
 IN_FOUR = r"(^|-)2-2(-|$)"  # TP x PP, which has all that one rank has
 
@@ -25,12 +27,12 @@ ASKED: dict[str, dict[str, str | None]] = {
         "test_a_walk_over_layers_of_several_kinds_settles_awqs_factors": r"gemma3n",
     },
     "build/tensorrt/test_network.py": {
-        "test_the_network_answers_as_the_torch_backend": FEW + ".*-[24]$",
-        "test_parts_one_after_another_answer_as_the_torch_backend": FEW,
+        "test_the_network_answers_as_the_torch_backend": IN_PLANS + ".*-[24]$",
+        "test_parts_one_after_another_answer_as_the_torch_backend": IN_PLANS,
     },
     "build/tensorrt/test_compile.py": {
         "test_every_kind_of_decoder_compiles_for_all_targets_at_once": (
-            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox)$"
+            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox|nemotron-nas)$"
         ),
         "test_fewer_ranks_compile_for_all_that_the_table_takes_at_once": "(int4|fp8)-1$",
         "test_every_form_compiles_with_its_weights_in_the_plan": "int4|fp8$",
@@ -86,7 +88,7 @@ ASKED: dict[str, dict[str, str | None]] = {
         "test_no_neighbour_changes_a_step_when_deterministic": r"float32",
     },
     "runtime/tensorrt/test_parts.py": {
-        "test_greedy_tokens_equal_the_torch_backends": r"^(llama|gemma3|olmoe)",
+        "test_greedy_tokens_equal_the_torch_backends": r"^(llama|gemma3|olmoe|nemotron-nas)",
     },
     "runtime/cpu/test_tiny_model.py": {
         "*": None,  # the kernels under sanitizers, and on ARM64: minutes of compilers

@@ -69,8 +69,12 @@ def torch_logits(engine: Path, dtype: torch.dtype) -> list[Tensor]:
     config = read_config(engine)
     model = Decoder(config, CheckpointWeights(engine, config), dtype, max_positions=CONTEXT)
     for layer in model.layers:
-        linears = vars(layer.attention)["linears"]
-        for owner, name in ((linears, "attention.dense"), (vars(layer.mlp), "proj")):
+        owners: list[tuple[dict[str, Any], str]] = []
+        if layer.attention is not None:
+            owners.append((vars(layer.attention)["linears"], "attention.dense"))
+        if layer.mlp is not None:
+            owners.append((vars(layer.mlp), "proj"))
+        for owner, name in owners:
             if isinstance(whole := owner[name], Fp8RowwiseLinear):
                 owner[name] = CutInputs(whole, config.mapping.tp_size)
     found = []

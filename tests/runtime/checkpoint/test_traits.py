@@ -19,7 +19,7 @@ MOE = dict(num_experts=8, top_k=2, normalization_mode=1, sparse_mixer_epsilon=0.
         ({"moe": {**MOE, "scoring": "sigmoid", "shared_expert_intermediate_size": 64}}, None),
         ({"moe": {**MOE, "scoring": "sigmoid of inputs"}}, "experts whose inputs are scaled"),
         ({"moe": MOE, "swiglu_limit": 7.0}, "a bounded SwiGLU"),
-        ({"layer_intermediate_sizes": [0]}, "layers without attention or MLP, or of several sizes"),
+        ({"layer_intermediate_sizes": [0]}, None),
     ],
 )
 def test_a_decoder_of_another_kind_is_not_taken_for_a_known_one(

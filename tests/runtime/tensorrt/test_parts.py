@@ -27,6 +27,7 @@ from doubles.tensorrt_machine import (
     requests,
     torch_answers,
 )
+from enginehouse.build.plan.footprint import kv_bytes_per_token
 from enginehouse.build.sources.hf_checkpoint import open_checkpoint
 from enginehouse.runtime.backends import open_executor
 from enginehouse.runtime.config import Mapping
@@ -48,6 +49,8 @@ CUT: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("qwen2", 3, {}, dict(quant="int4", plan_layers=2, tp=2)),
     ("phi3", 3, {}, dict(quant="none", plan_layers=1)),
     ("smollm3", 3, {}, dict(quant="none", plan_layers=1)),
+    # A layer without attention, one without an MLP, and one with neither, of three caches less.
+    ("nemotron-nas", 4, {}, dict(quant="int4", plan_layers=1, tp=2)),
 ]
 BAKED: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("llama", 2, {}, dict(quant="int4", bake_weights=True, tp=2)),
@@ -74,7 +77,7 @@ def test_greedy_tokens_equal_the_torch_backends(
     settings: dict[str, Any],
 ) -> None:
     """Ragged prompts in chunks, in flight together, in three classes of contexts. Weights that
-    are in the plans are not read.
+    are in the plans are not read. A token's caches are what the plan's page counts.
     """
     path = cut_engine(tmp_path, family, layers, sizes, settings)
     work = requests(PROMPTS, greedy(8))
@@ -84,8 +87,11 @@ def test_greedy_tokens_equal_the_torch_backends(
     with doubled_machine(monkeypatch, settings.get("tp", 1)):
         executor = open_executor(path)
         found = generate(executor, work)
+        rank = executor.runner._rank  # type: ignore[attr-defined]
+        kept = sum(cache[0, :, 0].nbytes for cache in rank.plans[0].caches.values())
         executor.close()
     assert found == wanted
+    assert kept == rank.row_bytes() == kv_bytes_per_token(read_engine(path).config)
 
 
 @pytest.mark.parametrize("quant", ["fp8", "fp8_rowwise"])
