@@ -10,11 +10,12 @@ section 2.1.2; GRIN (Liu et al., 2024), as Phi-3.5-MoE computes it.
 
 from __future__ import annotations
 
-from enginehouse.build.tensorrt.feed_forward import FeedForward, activated
+from math import prod
+
+from enginehouse.build.tensorrt.feed_forward import FeedForward, gated
 from enginehouse.build.tensorrt.linear import Linears
 from enginehouse.build.tensorrt.ops import NetworkOps, Value
 from enginehouse.runtime.checkpoint.routing import routing_of
-from enginehouse.runtime.checkpoint.traits import traits_of
 from enginehouse.runtime.config import ModelConfig
 
 
@@ -30,7 +31,6 @@ class Experts:
         self.linear = linear
         self.plain = plain
         self.config = config
-        self.activation = traits_of(config).activation
         self.count = config.num_experts
         self.routing = routing_of(config)
         self.inner = config.moe_intermediate_size // config.mapping.tp_size
@@ -43,7 +43,7 @@ class Experts:
         with ops.part("mlp.fc"):
             both = ops.reshape(self._opened(f"{module}.fc", x), (0, 0, count, 2, inner))
         up, gate = (ops.gather(both, ops.constant(i, "int32"), 3) for i in (0, 1))
-        product = ops.elementwise("PROD", activated(ops, gate, self.activation), up)
+        product = gated(ops, gate, up, self.config, 4)
         with ops.part("mlp.proj"):
             given = self._closed(f"{module}.proj", product, shares)
         if f"{module}.shared_expert.fc.weight" not in self.linear.table:
@@ -82,7 +82,8 @@ class Experts:
         """The router's, float32 [B, T, experts]."""
         shape = self.linear.table[f"{module}.weight"].shape
         router = self.linear.input(f"{module}.weight", "float32", shape)
-        return self.linear.multiply(self.ops.cast(x, "float32"), router, shape, True)
+        logits = self.linear.multiply(self.ops.cast(x, "float32"), router, shape, True)
+        return self._with_bias(module, logits, "float32")
 
     def _mixed(self, logits: Value) -> Value:
         """SparseMixer's shares, of the logits' shape: the best expert's softmax over those that are
@@ -139,15 +140,26 @@ class Experts:
         shape = (self.count * 2 * self.inner, self.config.hidden_size)
         if not self._is_fp8(module):
             weight = self.linear.input(f"{module}.weight", self.config.dtype, shape)
-            return self.linear.multiply(x, weight, shape, True)
+            return self._with_bias(module, self.linear.multiply(x, weight, shape, True))
         x = self.linear.rounded(module, x)
         scale = self.linear.input(f"{module}.weights_scaling_factor", "float32", shape[:1])
         weight = self.linear.input(f"{module}.weight", "float8_e4m3fn", shape)
         weight = self.ops.dequantize(weight, scale, self.config.dtype, axis=0)
-        return self.linear.multiply(x, weight, shape, True)
+        return self._with_bias(module, self.linear.multiply(x, weight, shape, True))
+
+    def _with_bias(self, module: str, x: Value, dtype: str | None = None) -> Value:
+        """x [B, T, features] and, where the module has one, its bias, that of all experts in turn;
+        dtype: the model's unless given.
+        """
+        name, ops = f"{module}.bias", self.ops
+        if name not in self.linear.table:
+            return x
+        count = prod(self.linear.table[name].shape)
+        bias = self.linear.input(name, dtype or self.config.dtype, (count,))
+        return ops.elementwise("SUM", x, ops.reshape(bias, (1, 1, -1)))
 
     def _closed(self, module: str, x: Value, shares: Value) -> Value:
-        """[B, T, experts, inner] -> [B, T, hidden_size], each expert's by its share.
+        """[B, T, experts, inner] -> [B, T, hidden_size], each expert's, biases too, by its share.
 
         FP8: the experts' scales differ along what is summed. x is rounded, then multiplied by its
         expert's scale over the largest; the largest is the weight's.
@@ -156,6 +168,7 @@ class Experts:
         shape = (self.config.hidden_size, self.count * self.inner)
         weight_dtype = "float8_e4m3fn" if self._is_fp8(module) else dtype
         weight = self.linear.input(f"{module}.weight", weight_dtype, shape)
+        biases = self._biases(f"{module}.bias", shares)
         if self._is_fp8(module):
             x = self.linear.rounded(module, x)
             largest = self.linear.input(f"{module}.weights_scaling_factor", "float32", ())
@@ -164,7 +177,17 @@ class Experts:
             scales = ops.reshape(scales, (1, 1, self.count, 1))
             shares = ops.elementwise("PROD", shares, scales)
         x = ops.elementwise("PROD", x, ops.cast(shares, dtype))
-        return self.linear.multiply(ops.reshape(x, (0, 0, shape[1])), weight, shape, True)
+        given = self.linear.multiply(ops.reshape(x, (0, 0, shape[1])), weight, shape, True)
+        return given if biases is None else ops.elementwise("SUM", given, biases)
+
+    def _biases(self, name: str, shares: Value) -> Value | None:
+        """[B, T, hidden_size]: the experts' biases by their shares; None where they have none."""
+        if name not in self.linear.table:
+            return None
+        shape = self.linear.table[name].shape
+        shares = self.ops.cast(self.ops.reshape(shares, (0, 0, -1)), self.config.dtype)
+        biases = self.linear.input(name, self.config.dtype, shape)
+        return self.linear.multiply(shares, biases, shape, False)
 
     def _is_fp8(self, module: str) -> bool:
         return self.linear.table[f"{module}.weight"].dtype == "float8_e4m3fn"

@@ -1,4 +1,8 @@
-"""A layer's MLP in TensorRT's layers. Knows no norm, and sums nothing over ranks."""
+"""A layer's MLP in TensorRT's layers. Knows no norm, and sums nothing over ranks.
+
+Source: GLU Variants Improve Transformer (Shazeer, 2020); the clamped form is GPT-OSS's (OpenAI,
+2025).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,23 @@ def activated(ops: NetworkOps, x: Value, activation: str) -> Value:
         x = ops.activation("RELU", x)
         return ops.elementwise("PROD", x, x)
     return ops.elementwise("PROD", x, ops.activation("SIGMOID", x))
+
+
+def gated(ops: NetworkOps, gate: Value, up: Value, config: ModelConfig, rank: int) -> Value:
+    """act(gate) * up, both of `rank` axes, or the clamped form, in which up is one more."""
+    traits = traits_of(config)
+    if traits.swiglu_limit is None:
+        return ops.elementwise("PROD", activated(ops, gate, traits.activation), up)
+
+    def number(value: float) -> Value:
+        return ops.cast(ops.number(value, rank), config.dtype)
+
+    most = number(traits.swiglu_limit)
+    gate = ops.elementwise("MIN", gate, most)
+    up = ops.elementwise("MAX", ops.elementwise("MIN", up, most), number(-traits.swiglu_limit))
+    slope = ops.elementwise("PROD", gate, number(traits.swiglu_alpha))
+    gate = ops.elementwise("PROD", gate, ops.activation("SIGMOID", slope))
+    return ops.elementwise("PROD", gate, ops.elementwise("SUM", up, number(1)))
 
 
 class FeedForward:
@@ -39,5 +60,4 @@ class FeedForward:
             up, gate = (ops.gather(both, ops.constant(i, "int32"), 2) for i in (0, 1))
         else:
             gate, up = self.linear(f"{module}.fc", x), self.linear(f"{module}.gate", x)
-        product = ops.elementwise("PROD", activated(ops, gate, self.activation), up)
-        return self.linear(f"{module}.proj", product)
+        return self.linear(f"{module}.proj", gated(ops, gate, up, self.config, 3))

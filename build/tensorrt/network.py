@@ -36,6 +36,7 @@ from torch import Tensor
 
 from enginehouse.build.families.output_table import output_tensors
 from enginehouse.build.tensorrt.attention import Attention
+from enginehouse.build.tensorrt.attention_inputs import AttentionInputs
 from enginehouse.build.tensorrt.experts import Experts
 from enginehouse.build.tensorrt.feed_forward import FeedForward
 from enginehouse.build.tensorrt.linear import InputSpec, Linears
@@ -103,10 +104,9 @@ class DecoderNetwork:
         caches: list[tuple[str, Value]] = []
         if attending := [layer for layer in part.layers if config.has_attention(layer)]:
             sizes = context, max_positions
-            self.attention = Attention(
-                ops, self.linear, self.norm, self.step_input, config, *sizes, attending
-            )
-            caches = self.attention.caches
+            shared = AttentionInputs(ops, self.linear, self.step_input, config, *sizes, attending)
+            self.attention = Attention(ops, self.linear, self.norm, shared, config)
+            caches = shared.caches
         if part.num_layers:
             self.plain = FeedForward(ops, self.linear, config)
             if config.num_experts:

@@ -173,6 +173,19 @@ class NetworkOps:
             layer.set_input(2, sizes)
         return self._out(layer, "slice")
 
+    def padded(self, x: Value, sizes: Value, value: Value | None = None) -> Value:
+        """x with elements behind it on every axis, up to `sizes`, int64 [rank]: zeros, or `value`,
+        of x's dtype and rank 0.
+        """
+        rank = len(x.shape)
+        layer = self.network.add_slice(x, (0,) * rank, (0,) * rank, (1,) * rank)
+        if layer is not None:
+            layer.set_input(2, sizes)
+            layer.mode = self.trt.SampleMode.FILL
+            if value is not None:
+                layer.set_input(4, value)
+        return self._out(layer, "padded")
+
     def gather(self, x: Value, indices: Value, axis: int, batch_axes: int = 0) -> Value:
         """x's elements at int32 indices of one axis; batch_axes leading axes run along."""
         layer = self.network.add_gather(x, indices, axis)

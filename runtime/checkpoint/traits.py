@@ -248,7 +248,6 @@ _ALWAYS: dict[str, tuple[object, str]] = {
     "latent": (False, "latent attention"),
     "linear": (False, "linear attention"),
     "gated_attention": (False, "gated attention"),
-    "swiglu_limit": (None, "a bounded SwiGLU"),
 }
 
 

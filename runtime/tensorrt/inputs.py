@@ -82,7 +82,9 @@ def bound_weights(
     bound: dict[str, Tensor] = {}
     for module, names in parameters.items():
         weight = tensors.get(f"{module}.weight")
-        assert weight is not None, f"{module} has no weight"
+        if weight is None:  # attention's sinks
+            bound |= {f"{module}.{name}": tensors[f"{module}.{name}"].to(dtype) for name in names}
+            continue
         kind = str(weight.dtype).removeprefix("torch.")
         form = weight_form(module, kind, names, config.quantization.quant_algo)
         mine = {name: tensors[f"{module}.{name}"] for name in names}
@@ -108,7 +110,7 @@ def bound_weights(
 
 def _side_by_side(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All experts of a layer as one matrix: of mlp.fc [experts * out, in], of mlp.proj
-    [out, experts * in].
+    [out, experts * in]. Biases are [experts * out] and [experts, out].
 
     FP8: mlp.fc has a scale for each row; mlp.proj the largest of its experts', and as
     `expert_scales` [experts] what each is of it.
@@ -117,6 +119,8 @@ def _side_by_side(module: str, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     out = weight.shape[1]
     is_fc = module.endswith(".fc")
     made = {"weight": weight.flatten(0, 1) if is_fc else weight.transpose(0, 1).flatten(1)}
+    if "bias" in tensors:
+        made["bias"] = tensors["bias"].flatten() if is_fc else tensors["bias"]
     if "weights_scaling_factor" in tensors:
         scales = tensors["weights_scaling_factor"].flatten()
         made["activation_scaling_factor"] = tensors["activation_scaling_factor"].view(())

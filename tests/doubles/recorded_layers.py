@@ -51,13 +51,19 @@ FLOATS = ("FLOAT", "HALF", "BF16")
 
 
 class Recorded:
-    """An ITensor: a dtype by TensorRT's name, a rank, and a place among the values."""
+    """An ITensor: a dtype by TensorRT's name, a rank, and a place among the values. shape: of
+    sizes that are not known yet.
+    """
 
     def __init__(self, index: int, dtype: str, rank: int) -> None:
         self.index = index
         self.dtype = dtype
         self.rank = rank
         self.name = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (-1,) * self.rank
 
 
 def to_e4m3(values: Tensor) -> Tensor:
@@ -81,12 +87,13 @@ class Layer:
         self.first_transpose = self.second_transpose = self._reshape_dims = None
         self.decomposable = False
         self.num_ranks = 1
+        self.mode: Any = None
 
     def get_output(self, index: int) -> Recorded:
         return self.second if index else self.output
 
     def set_input(self, index: int, value: Recorded) -> None:
-        assert index >= len(self.inputs), "each layer here has one optional input, the last"
+        assert index >= len(self.inputs), "optional inputs come in their order"
         self.inputs.append(value)
 
     @property

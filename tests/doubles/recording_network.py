@@ -206,7 +206,13 @@ class RecordingNetwork:
     def add_slice(self, x: Recorded, start: Any, shape: Any, stride: Any) -> Layer:
         assert all(step == 1 for step in stride)
 
-        def compute(_: Layer, v: Tensor, sizes: Tensor) -> Tensor:
+        def compute(layer: Layer, v: Tensor, sizes: Tensor, *value: Tensor) -> Tensor:
+            if layer.mode is not None:
+                assert layer.mode.name == "FILL" and not any(start)
+                wider = v.new_zeros(sizes.tolist()) if not value else value[0].expand(*sizes)
+                wider = wider.clone()
+                wider[tuple(slice(size) for size in v.shape)] = v
+                return wider
             for axis, (first, size) in enumerate(zip(start, sizes.tolist(), strict=True)):
                 assert 0 <= first and first + size <= v.shape[axis], "a slice beyond its tensor"
                 v = v.narrow(axis, first, size)

@@ -146,6 +146,15 @@ def test_a_long_context_has_a_fused_attention_for_decoding_too() -> None:
     assert compile_plan(load_tensorrt(), config, [89], limits).plan[:4] == b"vtrt"
 
 
+def test_attention_with_sinks_is_one_kernel_too(family_source: SourceMaker) -> None:
+    """Four heads on a rank, which have one; the scores of a chunk would take 64 MiB alone."""
+    settings = dict(backend="tensorrt", dtype="bfloat16", quant="none", until="plan")
+    config = make_plan(load_settings(settings), family_source("gpt-oss")).config
+    limits = PlanLimits(16384, 8, 256, 1, 16384)
+    compiled = compile_plan(load_tensorrt(), config, SMS, limits)
+    assert compiled.scratch_bytes[1] < 4 * 256 * 16384 * 4
+
+
 def test_layers_that_are_alike_share_a_plan() -> None:
     """80 layers of one kind; six kinds of stretches where every sixth layer sees all."""
     config = tiny_config("fp8", num_hidden_layers=80)

@@ -37,6 +37,7 @@ CASES = [
     ("llama", "int4", 4),
     ("mixtral", "fp8", 2),
     ("qwen2-moe", "fp8", 2),
+    ("gpt-oss", "fp8", 2),  # experts with biases
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]
 CONTEXT = 96
@@ -135,7 +136,11 @@ def test_parts_one_after_another_answer_as_the_torch_backend(
 
 @pytest.mark.parametrize("plan_layers", [None, 1])
 @pytest.mark.parametrize(
-    ("family", "quant"), [*(("llama", quant) for quant in (*FORMS, "int4_awq")), ("mixtral", "fp8")]
+    ("family", "quant"),
+    [
+        *(("llama", quant) for quant in (*FORMS, "int4_awq")),
+        *(("mixtral", "fp8"), ("gpt-oss", "none")),
+    ],
 )
 def test_baked_weights_answer_as_the_torch_backend(
     family: str, quant: str, plan_layers: int | None, family_source: SourceMaker, tmp_path: Path
