@@ -57,7 +57,12 @@ class Attention:
         k = ops.slice(qkv, (0, self.heads, 0, 0), self.key_sizes)
         v = ops.slice(qkv, (0, self.heads + self.kv_heads, 0, 0), self.key_sizes)
         scale = shared.query_scale(layer)
-        if f"{name}.q_layernorm.weight" not in self.linear.table:
+        if self.traits.l2_norm_heads and self.traits.ropes[layer] is not None:
+            q, k = (
+                self.norms(f"{name}.qk_l2norm", shared.rotated(layer, each), 4) for each in (q, k)
+            )
+            q = shared.scaled(q, scale)
+        elif f"{name}.q_layernorm.weight" not in self.linear.table:
             q, k = shared.rotated(layer, q, scale), shared.rotated(layer, k)
         elif self.traits.norm_turned_heads:
             q, k = self._normed(name, shared.rotated(layer, q), shared.rotated(layer, k))

@@ -55,7 +55,7 @@ class AttentionInputs:
             if name.partition(".")[0] in used
         }
         growth = self.traits.query_growth
-        self.growth = None if growth is None else self._growth(*growth[:2])
+        self.growth = None if growth is None else self._growth(*growth)
         windows = dict.fromkeys(self.traits.rules[layer].window for layer in layers)
         self.masks = {window: self._mask(window) for window in windows}
         self.tokens = ops.shape(ops.reshape(self.positions, (0, 1, -1, 1)))  # B, 1, T, 1
@@ -64,21 +64,26 @@ class AttentionInputs:
         self.rows = ops.elementwise("PROD", batch, rows)  # B, 1, L, 1
 
     def _mask(self, window: int | Chunked | None) -> Value:
-        """bool [B, 1, T, L]: up to the token's own position, and the last `window` of those."""
+        """bool [B, 1, T, L]: up to the token's position, of the last `window` or of its chunk."""
         ops = self.ops
-        assert not isinstance(window, Chunked), "the plan has refused it"
         query = ops.reshape(self.positions, (0, 1, -1, 1))
         key = ops.reshape(self.kv_positions, (1, 1, 1, -1))
         mask = ops.unary("NOT", ops.elementwise("GREATER", key, query))
         if window is None:
             return mask
+        if isinstance(window, Chunked):
+            size = ops.number(window.size, 4, "int32")
+            chunks = (ops.elementwise("FLOOR_DIV", at, size) for at in (key, query))
+            return ops.elementwise("AND", mask, ops.elementwise("EQUAL", *chunks))
         first = ops.elementwise("SUB", query, ops.number(window, 4, "int32"))
         return ops.elementwise("AND", mask, ops.elementwise("GREATER", key, first))
 
-    def _growth(self, beta: float, length: int) -> Value:
-        """1 + beta * ln(1 + position // length): float32 [B, 1, T, 1]."""
+    def _growth(self, beta: float, length: int, first: int) -> Value:
+        """1 + beta * ln(1 + (position + first) // length): float32 [B, 1, T, 1]."""
         ops = self.ops
-        wide = ops.cast(ops.reshape(self.positions, (0, 1, -1, 1)), "float32")
+        counted = ops.reshape(self.positions, (0, 1, -1, 1))
+        counted = ops.elementwise("SUM", counted, ops.number(first, 4, "int32"))
+        wide = ops.cast(counted, "float32")
         steps = ops.unary("FLOOR", ops.elementwise("DIV", wide, ops.number(length, 4)))
         steps = ops.unary("LOG", ops.elementwise("SUM", steps, ops.number(1, 4)))
         grown = ops.elementwise("PROD", steps, ops.number(beta, 4))
@@ -93,7 +98,8 @@ class AttentionInputs:
         """What a layer's queries are multiplied by, float32 [1 or B, 1, 1 or T, 1]; None for 1."""
         ops, rule = self.ops, self.traits.rules[layer]
         scale = None if rule.soft_cap is not None else ops.number(rule.scale, 4)
-        if self.growth is None or self.traits.ropes[layer] is None:
+        grows = (self.traits.ropes[layer] is None) == self.traits.grows_unturned
+        if self.growth is None or not grows:
             return scale
         return self.growth if scale is None else ops.elementwise("PROD", self.growth, scale)
 

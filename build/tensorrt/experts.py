@@ -37,18 +37,48 @@ class Experts:
 
     def __call__(self, module: str, x: Value) -> Value:
         """[B, T, hidden_size] -> the same shape; the ranks' add up to the mixture's."""
-        ops, count, inner = self.ops, self.count, self.inner
+        ops = self.ops
         with ops.part("mlp.router"):
             shares = self._shares(f"{module}.router", x)
-        with ops.part("mlp.fc"):
-            both = ops.reshape(self._opened(f"{module}.fc", x), (0, 0, count, 2, inner))
-        up, gate = (ops.gather(both, ops.constant(i, "int32"), 3) for i in (0, 1))
-        product = gated(ops, gate, up, self.config, 4)
-        with ops.part("mlp.proj"):
-            given = self._closed(f"{module}.proj", product, shares)
+        if self.routing.scales_inputs:
+            given = self._added(self._routed(module, *self._apart(x, shares)))
+        else:
+            given = self._routed(module, x, shares)
         if f"{module}.shared_expert.fc.weight" not in self.linear.table:
             return given
         return ops.elementwise("SUM", given, self._shared(module, x))
+
+    def _routed(self, module: str, x: Value, shares: Value) -> Value:
+        """What the experts give of x by these shares, [B, T, hidden_size]."""
+        ops = self.ops
+        with ops.part("mlp.fc"):
+            both = self._opened(f"{module}.fc", x)
+            both = ops.reshape(both, (0, 0, self.count, 2, self.inner))
+        up, gate = (ops.gather(both, ops.constant(i, "int32"), 3) for i in (0, 1))
+        product = gated(ops, gate, up, self.config, 4)
+        with ops.part("mlp.proj"):
+            return self._closed(f"{module}.proj", product, shares)
+
+    def _apart(self, x: Value, shares: Value) -> tuple[Value, Value]:
+        """Where shares are of what enters: the tokens once for each expert that they have chosen,
+        [B, chosen * T, hidden_size], multiplied by its share, and all of that expert as shares.
+        """
+        ops, chosen = self.ops, self.routing.chosen
+        best, places = ops.top_k(ops.reshape(shares, (0, 0, self.count)), chosen, 2)
+        tokens, marks = [], []
+        for index in range(chosen):
+            at = ops.constant([index], "int32")
+            share = ops.cast(ops.gather(best, at, 2), self.config.dtype)
+            tokens.append(ops.elementwise("PROD", x, share))
+            marks.append(self._marked(ops.gather(places, at, 2), 1, self.count))
+        marked = ops.reshape(ops.concat(marks, 1), (0, 0, self.count, 1))
+        return ops.concat(tokens, 1), marked
+
+    def _added(self, given: Value) -> Value:
+        """[B, chosen * T, hidden_size] of `_apart`'s tokens -> [B, T, hidden_size]."""
+        ops, size = self.ops, self.config.hidden_size
+        given = ops.reshape(given, (0, self.routing.chosen, -1, size))
+        return ops.reshape(ops.reduce("SUM", given, 1), (0, -1, size))
 
     def _shared(self, module: str, x: Value) -> Value:
         """What every token's expert gives, times the sigmoid of a gate where it has one."""

@@ -93,7 +93,7 @@ class NetworkOps:
         return self._out(self.network.add_cast(x, self.dtype(dtype)), "cast")
 
     def elementwise(self, operation: str, a: Value, b: Value) -> Value:
-        """SUM, SUB, PROD, DIV, MAX, MIN, AND, GREATER, LESS; sizes of 1 broadcast."""
+        """SUM, SUB, PROD, DIV, FLOOR_DIV, MAX, MIN, AND, GREATER, EQUAL; sizes of 1 broadcast."""
         op = getattr(self.trt.ElementWiseOperation, operation)
         return self._out(self.network.add_elementwise(a, b, op), operation.lower())
 

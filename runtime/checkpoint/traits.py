@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
-from enginehouse.runtime.checkpoint.routing import routing_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.errors import EngineError
 
@@ -243,8 +242,6 @@ _NEVER: dict[str, tuple[object, str]] = {
 }
 # And what TensorRT engines do.
 _ALWAYS: dict[str, tuple[object, str]] = {
-    "l2_norm_heads": (False, "norms of turned heads without weights"),
-    "grows_unturned": (False, "queries that grow in layers without rope"),
     "latent": (False, "latent attention"),
     "linear": (False, "linear attention"),
     "gated_attention": (False, "gated attention"),
@@ -264,11 +261,4 @@ def _first_other(traits: Traits, known: dict[str, tuple[object, str]]) -> str | 
 
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
-    traits = traits_of(config)
-    if (words := _first_other(traits, {**_NEVER, **_ALWAYS})) is not None:
-        return words
-    if any(isinstance(window, Chunked) for window in traits.windows):
-        return "attention in chunks"
-    if config.num_experts and routing_of(config).scales_inputs:
-        return "experts whose inputs are scaled"
-    return None
+    return _first_other(traits_of(config), {**_NEVER, **_ALWAYS})

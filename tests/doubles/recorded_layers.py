@@ -27,6 +27,7 @@ ELEMENTWISE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "SUB": torch.sub,
     "PROD": torch.mul,
     "DIV": torch.div,
+    "FLOOR_DIV": torch.floor_divide,
     "MAX": torch.maximum,
     "MIN": torch.minimum,
     "AND": torch.logical_and,

@@ -15,7 +15,7 @@ import pytest
 THOROUGH = os.environ.get("ENGINEHOUSE_THOROUGH", "0") != "0"
 _KINDS = "llama|biased|gemma2|phi3|mixtral|qwen2-moe|gpt-oss|deepseek-v3|qwen3-next|gemma3n"
 FEW = rf"^({_KINDS})(?!\w)"
-IN_PLANS = rf"^({_KINDS}|nemotron-nas)(?!\w)"  # whose TensorRT network has layers of its own
+IN_PLANS = rf"^({_KINDS}|nemotron-nas|llama4)(?!\w)"  # whose TensorRT network has layers of its own
 SOME_KINDS = "^(awq|gptq v1|modelopt fp8|compressed-tensors fp8 static|auto-round|modelopt int8)$"
 IN_FOUR = r"(^|-)2-2(-|$)"  # TP x PP, which has all that one rank has
 
@@ -32,7 +32,7 @@ ASKED: dict[str, dict[str, str | None]] = {
     },
     "build/tensorrt/test_compile.py": {
         "test_every_kind_of_decoder_compiles_for_all_targets_at_once": (
-            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox|nemotron-nas|gpt-oss)$"
+            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox|nemotron-nas|gpt-oss|llama4)$"
         ),
         "test_fewer_ranks_compile_for_all_that_the_table_takes_at_once": "(int4|fp8)-1$",
         "test_every_form_compiles_with_its_weights_in_the_plan": "int4|fp8$",

@@ -55,7 +55,6 @@ BEYOND_TENSORRT = (
     *LATENT,
     *LINEAR,
     *BEYOND_KERNELS,
-    "Llama4ForCausalLM",
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
 OF_ALL_KINDS = (

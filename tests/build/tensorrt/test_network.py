@@ -38,6 +38,7 @@ CASES = [
     ("mixtral", "fp8", 2),
     ("qwen2-moe", "fp8", 2),
     ("gpt-oss", "fp8", 2),  # experts with biases
+    ("llama4", "fp8", 2),  # experts whose inputs are scaled
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]
 CONTEXT = 96

@@ -17,7 +17,7 @@ MOE = dict(num_experts=8, top_k=2, normalization_mode=1, sparse_mixer_epsilon=0.
     [
         ({"moe": MOE}, None),
         ({"moe": {**MOE, "scoring": "sigmoid", "shared_expert_intermediate_size": 64}}, None),
-        ({"moe": {**MOE, "scoring": "sigmoid of inputs"}}, "experts whose inputs are scaled"),
+        ({"moe": {**MOE, "scoring": "sigmoid of inputs"}}, None),
         ({"moe": MOE, "swiglu_limit": 7.0}, None),
         ({"layer_intermediate_sizes": [0]}, None),
     ],

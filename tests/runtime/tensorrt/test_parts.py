@@ -49,6 +49,7 @@ CUT: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("qwen2", 3, {}, dict(quant="int4", plan_layers=2, tp=2)),
     ("phi3", 3, {}, dict(quant="none", plan_layers=1)),
     ("smollm3", 3, {}, dict(quant="none", plan_layers=1)),
+    ("llama4", 2, {}, dict(quant="fp8", plan_layers=1, tp=2)),
     # A layer without attention, one without an MLP, and one with neither, of three caches less.
     ("nemotron-nas", 4, {}, dict(quant="int4", plan_layers=1, tp=2)),
 ]
