@@ -67,7 +67,7 @@ class Footprint(NamedTuple):
 
 def footprint(plan: BuildPlan) -> Footprint:
     """What the fullest rank holds while it serves the plan's limits."""
-    per_token = kv_bytes_per_token(plan.config)
+    per_token = kv_bytes_per_token(plan.config, kept_latents(plan))
     windows = kept_windows(plan) or ()
     return Footprint(
         weights=max(plan.rank_bytes),
@@ -100,11 +100,21 @@ def windowed_bytes(plan: BuildPlan) -> int:
     return tokens * kv_bytes_per_token(config) // len(stages[0])
 
 
-def kv_bytes_per_token(config: ModelConfig) -> int:
-    """Keys and values of one token on one GPU of the fullest pipeline stage."""
+def kept_latents(plan: BuildPlan) -> int:
+    """How often a runtime keeps the latents of a token: as keys and as values, which the others
+    have as heads of their own, or in our TensorRT network once.
+    """
+    return 1 if plan.settings.backend == "tensorrt" else 2
+
+
+def kv_bytes_per_token(config: ModelConfig, latents: int = 2) -> int:
+    """Keys and values of one token on one GPU of the fullest pipeline stage. latents: how often
+    those of a layer that has them are kept.
+    """
     mapping = config.mapping
     stages = (mapping.layers(i, config.num_hidden_layers) for i in range(mapping.pp_size))
-    numbers = max(sum(_kv_numbers(config, layer) for layer in stage) for stage in stages)
+    copies = 2 if config.latent is None else latents
+    numbers = copies * max(sum(_kv_numbers(config, layer) for layer in stage) for stage in stages)
     width = 2 if config.quantization.kv_cache_quant_algo is None else 1
     if config.dtype == "float32" and width == 2:
         width = 4
@@ -112,10 +122,10 @@ def kv_bytes_per_token(config: ModelConfig) -> int:
 
 
 def _kv_numbers(config: ModelConfig, layer: int) -> int:
-    """Of one layer's keys and values of one token on a GPU."""
+    """Of one layer's keys of one token on a GPU."""
     own, tp = config.of_layer(layer), config.mapping.tp_size
     heads = max(1, own.num_key_value_heads // tp)
-    return 2 * heads * own.head_size if config.has_keys(layer) else 0
+    return heads * own.head_size if config.has_keys(layer) else 0
 
 
 def _state_bytes(config: ModelConfig) -> int:

@@ -10,6 +10,7 @@ tokens each, L positions looked at; a part has those that it needs:
     last_token_ids            int32 [B, 1]   the token of each sequence that gives logits
     kv_positions              int32 [L]      0, 1, ..., L - 1
     past_key_N, past_value_N  [B, kv_heads, S, head_size]  caches, a pair a layer that attends
+    past_key_N                [B, 1, S, rank + rope]  alone, where attention is latent
     vocab_start               int32 [1]      tp > 1: the first token of the rank's embedding
     rotary.cos, ...           float32        `RotaryInputs.tables`
     transformer. ..., lm_head.weight         `bound_weights` of a rank file
@@ -39,6 +40,7 @@ from enginehouse.build.tensorrt.attention import Attention
 from enginehouse.build.tensorrt.attention_inputs import AttentionInputs
 from enginehouse.build.tensorrt.experts import Experts
 from enginehouse.build.tensorrt.feed_forward import FeedForward
+from enginehouse.build.tensorrt.latent_attention import LatentAttention
 from enginehouse.build.tensorrt.linear import InputSpec, Linears
 from enginehouse.build.tensorrt.norms import Norms
 from enginehouse.build.tensorrt.ops import NetworkOps, StepInputs, Value
@@ -105,7 +107,8 @@ class DecoderNetwork:
         if attending := [layer for layer in part.layers if config.has_attention(layer)]:
             sizes = context, max_positions
             shared = AttentionInputs(ops, self.linear, self.step_input, config, *sizes, attending)
-            self.attention = Attention(ops, self.linear, self.norm, shared, config)
+            kind = Attention if config.latent is None else LatentAttention
+            self.attention = kind(ops, self.linear, self.norm, shared, config)
             caches = shared.caches
         if part.num_layers:
             self.plain = FeedForward(ops, self.linear, config)

@@ -20,15 +20,17 @@ class Norms:
         self.linear = linear
         self.config = config
 
-    def __call__(self, module: str, x: Value, rank: int = 3) -> Value:
-        """x: floating, of `rank` axes -> the same shape in the model's dtype."""
+    def __call__(self, module: str, x: Value, rank: int = 3, epsilon: float | None = None) -> Value:
+        """x: floating, of `rank` axes -> the same shape in the model's dtype. epsilon: the model's
+        unless given.
+        """
         ops = self.ops
         with ops.part(module.rpartition(".")[2]):
             wide = ops.cast(x, "float32")
             if self.config.layer_norm:
                 wide = ops.elementwise("SUB", wide, ops.reduce("AVG", wide, rank - 1))
             mean = ops.reduce("AVG", ops.elementwise("PROD", wide, wide), rank - 1)
-            wide = self._divided(wide, mean, rank)
+            wide = self._divided(wide, mean, rank, epsilon)
             if f"{module}.weight" in self.linear.table:
                 weight = self.linear.vector(f"{module}.weight", rank, "float32")
                 wide = ops.elementwise("PROD", wide, weight)
@@ -56,10 +58,11 @@ class Norms:
             q, k = (self._by_heads(f"{name}.{one}_layernorm", x) for one, x in (("q", q), ("k", k)))
         return q, k
 
-    def _divided(self, wide: Value, mean: Value, rank: int) -> Value:
+    def _divided(self, wide: Value, mean: Value, rank: int, epsilon: float | None = None) -> Value:
         """By the root of the mean square."""
         ops = self.ops
-        mean = ops.elementwise("SUM", mean, ops.number(self.config.norm_epsilon, rank))
+        least = self.config.norm_epsilon if epsilon is None else epsilon
+        mean = ops.elementwise("SUM", mean, ops.number(least, rank))
         return ops.elementwise("DIV", wide, ops.unary("SQRT", mean))
 
     def _by_heads(self, module: str, wide: Value) -> Value:

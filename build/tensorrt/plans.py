@@ -77,7 +77,7 @@ def write_plans(plan: BuildPlan, directory: Path, progress: BuildProgress) -> di
 def cached_tokens(config: ModelConfig, sms: Sequence[int]) -> int:
     """How many tokens' keys and values the largest GPU of these SMs could hold, and no weight."""
     known = [gib for gpu, gib in GPU_MEMORY_GIB.items() if GPU_SM[gpu] in sms]
-    return int(max(known or GPU_MEMORY_GIB.values()) * GIB) // kv_bytes_per_token(config)
+    return int(max(known or GPU_MEMORY_GIB.values()) * GIB) // kv_bytes_per_token(config, 1)
 
 
 def plan_jobs(

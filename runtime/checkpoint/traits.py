@@ -242,7 +242,6 @@ _NEVER: dict[str, tuple[object, str]] = {
 }
 # And what TensorRT engines do.
 _ALWAYS: dict[str, tuple[object, str]] = {
-    "latent": (False, "latent attention"),
     "linear": (False, "linear attention"),
     "gated_attention": (False, "gated attention"),
 }

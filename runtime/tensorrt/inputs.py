@@ -25,7 +25,7 @@ from enginehouse.runtime.machine.device import to_device
 from enginehouse.runtime.tensorrt.manifest import Built, PlanRecord
 
 _LAYER = re.compile(r"(transformer\.layers\.|(?:past|present)_(?:key|value)_)(\d+)")
-_LINEARS = ("qkv", "dense", "fc", "gate", "proj")
+_LINEARS = ("qkv", "q", "q_a", "q_b", "kv_a", "dense", "fc", "gate", "proj")
 
 
 def weight_form(module: str, dtype: str, parameters: Collection[str], algo: str | None) -> str:
@@ -143,11 +143,12 @@ def _heads_normed(config: ModelConfig, module: str, rank: int) -> range | None:
 
 def cache_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """A rank's caches by the model's names, in their order: how many heads each has, and their
-    size. A layer that does not attend has none.
+    size. A layer that does not attend has none, and latents are kept once.
     """
     size = max(1, config.num_key_value_heads // config.mapping.tp_size), config.head_size
     layers = [i for i in range(config.num_hidden_layers) if config.has_attention(i)]
-    return {f"past_{side}_{layer}": size for layer in layers for side in ("key", "value")}
+    sides = ("key", "value") if config.latent is None else ("key",)
+    return {f"past_{side}_{layer}": size for layer in layers for side in sides}
 
 
 class RotaryInputs:

@@ -417,7 +417,6 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Of these our TensorRT network does not do all.
 BEYOND_TENSORRT = {
-    *("youtu", "deepseek-v2", "deepseek-v2-lite", "deepseek-v3", "glm4-moe-lite"),
     *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
     *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
 }

@@ -32,7 +32,7 @@ ASKED: dict[str, dict[str, str | None]] = {
     },
     "build/tensorrt/test_compile.py": {
         "test_every_kind_of_decoder_compiles_for_all_targets_at_once": (
-            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox|nemotron-nas|gpt-oss|llama4)$"
+            "^(llama|gemma2|phi3-longrope|mixtral|gpt-neox|nemotron-nas|gpt-oss|llama4|deepseek-v3)$"
         ),
         "test_fewer_ranks_compile_for_all_that_the_table_takes_at_once": "(int4|fp8)-1$",
         "test_every_form_compiles_with_its_weights_in_the_plan": "int4|fp8$",
@@ -88,7 +88,9 @@ ASKED: dict[str, dict[str, str | None]] = {
         "test_no_neighbour_changes_a_step_when_deterministic": r"float32",
     },
     "runtime/tensorrt/test_parts.py": {
-        "test_greedy_tokens_equal_the_torch_backends": r"^(llama|gemma3|olmoe|nemotron-nas)",
+        "test_greedy_tokens_equal_the_torch_backends": (
+            r"^(llama-|gemma3|olmoe|nemotron-nas|deepseek)"
+        ),
     },
     "runtime/cpu/test_tiny_model.py": {
         "*": None,  # the kernels under sanitizers, and on ARM64: minutes of compilers

@@ -21,6 +21,7 @@ from enginehouse.build.plan.footprint import (
 )
 from enginehouse.build.plan.settings import load_settings
 from enginehouse.build.resolve.resolve import resolve_source
+from makers.engines import SourceMaker
 from makers.paths import ROOT
 
 
@@ -144,6 +145,14 @@ def test_tensorrt_llm_keeps_a_window_and_the_others_all() -> None:
         whole = footprint(windowed(backend, **flags))
         assert whole.kv_of(131072) == 131072 * 12 * LAYER
         assert whole.kv_of(777) == 777 * 12 * LAYER
+
+
+def test_our_tensorrt_network_keeps_latents_once(family_source: SourceMaker) -> None:
+    """Two layers of 48 numbers and 16 that are turned; the others keep them as values too."""
+    for backend, copies in (("torch", 2), ("tensorrt", 1)):
+        settings = load_settings({"until": "plan", "backend": backend, "tp": 2})
+        needs = footprint(make_plan(settings, family_source("youtu")))
+        assert needs.kv_per_token == 2 * copies * (48 + 16) * 2
 
 
 @pytest.mark.parametrize("context", [256, 1024, 4096, 65536, 131072])

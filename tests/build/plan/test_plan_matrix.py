@@ -52,7 +52,6 @@ LATENT = (
 LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
 BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM")
 BEYOND_TENSORRT = (
-    *LATENT,
     *LINEAR,
     *BEYOND_KERNELS,
 )

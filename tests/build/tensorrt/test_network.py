@@ -38,6 +38,8 @@ CASES = [
     ("mixtral", "fp8", 2),
     ("qwen2-moe", "fp8", 2),
     ("gpt-oss", "fp8", 2),  # experts with biases
+    *(("youtu", quant, 2) for quant in (*FORMS[1:], "int4_awq")),  # latents
+    ("deepseek-v3", "fp8", 2),
     ("llama4", "fp8", 2),  # experts whose inputs are scaled
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]

@@ -20,6 +20,8 @@ MOE = dict(num_experts=8, top_k=2, normalization_mode=1, sparse_mixer_epsilon=0.
         ({"moe": {**MOE, "scoring": "sigmoid of inputs"}}, None),
         ({"moe": MOE, "swiglu_limit": 7.0}, None),
         ({"layer_intermediate_sizes": [0]}, None),
+        ({"kv_lora_rank": 64, "qk_rope_head_dim": 32}, None),
+        ({"attention_gate": True}, "gated attention"),
     ],
 )
 def test_a_decoder_of_another_kind_is_not_taken_for_a_known_one(

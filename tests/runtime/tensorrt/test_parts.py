@@ -50,6 +50,7 @@ CUT: list[tuple[str, int, dict[str, Any], dict[str, Any]]] = [
     ("phi3", 3, {}, dict(quant="none", plan_layers=1)),
     ("smollm3", 3, {}, dict(quant="none", plan_layers=1)),
     ("llama4", 2, {}, dict(quant="fp8", plan_layers=1, tp=2)),
+    ("deepseek-v3", 2, {}, dict(quant="none", plan_layers=1, tp=2)),
     # A layer without attention, one without an MLP, and one with neither, of three caches less.
     ("nemotron-nas", 4, {}, dict(quant="int4", plan_layers=1, tp=2)),
 ]
@@ -92,7 +93,7 @@ def test_greedy_tokens_equal_the_torch_backends(
         kept = sum(cache[0, :, 0].nbytes for cache in rank.plans[0].caches.values())
         executor.close()
     assert found == wanted
-    assert kept == rank.row_bytes() == kv_bytes_per_token(read_engine(path).config)
+    assert kept == rank.row_bytes() == kv_bytes_per_token(read_engine(path).config, 1)
 
 
 @pytest.mark.parametrize("quant", ["fp8", "fp8_rowwise"])
