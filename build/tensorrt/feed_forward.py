@@ -34,8 +34,9 @@ def gated(ops: NetworkOps, gate: Value, up: Value, config: ModelConfig, rank: in
     most = number(traits.swiglu_limit)
     gate = ops.elementwise("MIN", gate, most)
     up = ops.elementwise("MAX", ops.elementwise("MIN", up, most), number(-traits.swiglu_limit))
-    slope = ops.elementwise("PROD", gate, number(traits.swiglu_alpha))
-    gate = ops.elementwise("PROD", gate, ops.activation("SIGMOID", slope))
+    wide = ops.elementwise("PROD", ops.cast(gate, "float32"), ops.number(traits.swiglu_alpha, rank))
+    open_by = ops.cast(ops.activation("SIGMOID", wide), config.dtype)  # alpha is no 16-bit number
+    gate = ops.elementwise("PROD", gate, open_by)
     return ops.elementwise("PROD", gate, ops.elementwise("SUM", up, number(1)))
 
 

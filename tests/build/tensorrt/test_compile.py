@@ -87,6 +87,7 @@ LIKE_OTHERS = {
     *("internlm3", "cwm", "ministral", "granite-hybrid"),
     *("granite-moe", "olmoe", "qwen3-moe", "qwen3-moe-raw", "flex-olmo", "glm4-moe-air", "dots1"),
     *("ernie4.5-moe", "granite-moe-shared", "minimax-m2", "hunyuan-moe", "phimoe-tied"),
+    *("glm4-moe-lite", "llama4-chunked"),
 }
 
 

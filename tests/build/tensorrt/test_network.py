@@ -44,7 +44,9 @@ CASES = [
     ("olmo2", "none", 4),  # norms over all heads, two ranks with the same key head
 ]
 CONTEXT = 96
-LENGTHS = (23, 41, 27, 9)  # prompts of one batch, in chunks of 16
+# Prompts of one batch, in chunks of 16; one ends with position 31, where a step of Llama 4's growth
+# begins, as it counts from 1.
+LENGTHS = (23, 41, 29, 9)
 DECODES = 3
 
 
@@ -155,15 +157,21 @@ def test_baked_weights_answer_as_the_torch_backend(
     assert max(found) < (0.5 if quant in FP8_FORMS else 1e-4)
 
 
-@pytest.mark.parametrize("quant", FORMS)
+@pytest.mark.parametrize(
+    ("family", "quant"),
+    [*(("qwen2", quant) for quant in FORMS), ("gpt-oss", "none"), ("deepseek-v3", "none")],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_16_bit_activations_stay_within_their_rounding(
-    dtype: str, quant: str, family_source: SourceMaker, tmp_path: Path
+    dtype: str, family: str, quant: str, family_source: SourceMaker, tmp_path: Path
 ) -> None:
+    """Of two sequences at least: of a mixture one whose router has two experts nearly alike may be
+    given the other, in bfloat16.
+    """
     settings = dict(dtype=dtype, quant=quant, tp=2, until="convert")
-    engine = build_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    engine = build_engine(family_source(family), tmp_path / "e", **settings)
     found = sorted(errors(engine, torch.float32))
-    print(dtype, quant, *(f"{error:.1e}" for error in found))
+    print(dtype, family, quant, *(f"{error:.1e}" for error in found))
     assert found[1] < (0.4 if quant in FP8_FORMS else 0.1 if dtype == "bfloat16" else 0.02)
 
 
