@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import re
+import tempfile
 import threading
+from collections.abc import Iterator
 
 import httpx
 import psutil
+import pytest
 
 from makers.gunicorn_server import Server
+
+
+@contextlib.contextmanager
+def ray_of_its_own() -> Iterator[None]:
+    """No cluster of this machine is found, nor one that ended: in a folder that is not pytest's,
+    whose names are too long for Ray's sockets.
+    """
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_TMPDIR", folder)
+            patch.setenv("RAY_AUTH_MODE", "disabled")  # else a token lands in the home directory
+            patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+            yield
 
 
 class Load:

@@ -11,7 +11,6 @@ import re
 import secrets
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ from enginehouse.runtime.cpu.compiler import has_compiler
 from makers.engines import build_endless_engine
 from makers.gunicorn_server import BIN, MESSAGES, Server, free_port, wait_until
 from makers.paths import ROOT
-from makers.replica_load import host_pids, replicas_ready
+from makers.replica_load import host_pids, ray_of_its_own, replicas_ready
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: the extra `ray`")
 
@@ -95,13 +94,8 @@ def test_replicas_follow_the_queue_and_who_had_a_token_is_told(
     application["args"] |= {"autoscaling": soon}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(recipe))
     monkeypatch.setenv("RAY_ADDRESS", "")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else its token lands in the home directory
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("ENGINEHOUSE_HOST_KEY_FILE", str(key))
-    # Where nobody else looks for a cluster; pytest's own folder is too long for Ray's sockets.
-    folder = tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp")
-    monkeypatch.setenv("RAY_TMPDIR", folder.name)
-    with folder, head_node(tmp_path) as head:
+    with ray_of_its_own(), head_node(tmp_path) as head:
         run = [BIN / "serve", "run", tmp_path / "serve.yaml", "--non-blocking"]
         subprocess.run([*run, "--address", os.environ["RAY_ADDRESS"]], check=True, timeout=120)
         server = ClusterServer(engine, tmp_path / "log")

@@ -16,7 +16,7 @@ import pytest
 from enginehouse.runtime.cpu.compiler import has_compiler
 from makers.engines import build_endless_engine
 from makers.gunicorn_server import BIN, Server, wait_until
-from makers.replica_load import Load, host_pids, replicas_ready
+from makers.replica_load import Load, host_pids, ray_of_its_own, replicas_ready
 
 pytest.importorskip("ray.serve", reason="Ray Serve is not installed: the extra `ray`")
 
@@ -36,7 +36,11 @@ def test_ray_replicas_are_killed_and_exchanged_and_nobody_sees_an_error(
     current = tmp_path / "current"
     current.symlink_to(tmp_path / "old" / "engine")
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    with ray_of_its_own():
+        lose_and_exchange(current, tmp_path)
+
+
+def lose_and_exchange(current: Path, tmp_path: Path) -> None:
     server = RayServer(current, tmp_path / "log")
     pid = server.process.pid
     try:
