@@ -13,12 +13,15 @@ from enginehouse.runtime.config import Mapping, ModelConfig, QuantConfig
 from enginehouse.runtime.errors import CheckpointError, PlanError
 
 
-def with_excluded(patterns: str, modules: Iterable[str], quantization: QuantConfig) -> QuantConfig:
+def with_excluded(
+    patterns: str, modules: Iterable[str], quantization: QuantConfig, whole_experts: bool = False
+) -> QuantConfig:
     """`quantization` with the patterns (separated by commas) after its own.
 
     modules: every module's name as TensorRT-LLM has it; layers count from 0 in each pipeline
     stage. It runs fc and gate as one product, and its W8A16 loader quantises every decoder linear
     by name: patterns that contradict this are refused, as is one that matches nothing.
+    whole_experts: for runtimes that know one form for all linears of a layer's experts.
     """
     modules = list(modules)
     asked = [pattern.strip() for pattern in patterns.split(",")]
@@ -44,7 +47,22 @@ def with_excluded(patterns: str, modules: Iterable[str], quantization: QuantConf
                 raise PlanError(
                     f"exclude: {module} without {pair}; they run as one product: exclude both"
                 )
+    if whole_experts:
+        _check_experts(modules, linears, result)
     return result
+
+
+def _check_experts(modules: list[str], linears: set[str], result: QuantConfig) -> None:
+    """vLLM, SGLang and TensorRT-LLM from 1.3 on give a layer's experts one quantisation method."""
+    for layer in (name.removesuffix("router") for name in modules if name.endswith("mlp.router")):
+        experts = [name for name in (f"{layer}fc", f"{layer}proj") if name in linears]
+        kept = [name for name in experts if not result.excludes(name)]
+        if kept and len(kept) < len(experts):
+            [out] = set(experts) - set(kept)
+            raise PlanError(
+                f"exclude: {out} without {kept[0]}; what loads a checkpoint of format=hf knows one "
+                "form for all experts of a layer: exclude both"
+            )
 
 
 def excluded_patterns(modules: Iterable[str], config: ModelConfig) -> tuple[str, ...]:

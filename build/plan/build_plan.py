@@ -310,7 +310,7 @@ def _quantization(
         for pp_rank in range(config.mapping.pp_size)
         for row in stage_rows(config, pp_rank)
     )
-    return with_excluded(settings.exclude, modules, quantization)
+    return with_excluded(settings.exclude, modules, quantization, settings.format == "hf")
 
 
 def _check_cpu(settings: BuildSettings, config: ModelConfig) -> None:

@@ -249,6 +249,7 @@ def _uncuttable(
         )
     if _norms_all_heads(config) or _heads_differ(config):
         why = "norms are over all of them together"
+        why = "they share latents" if config.latent is not None else why
         why = "layers have several numbers of KV heads" if _heads_differ(config) else why
         return (
             f"num_attention_heads={config.num_attention_heads} cannot be cut over tp={tp}, and "

@@ -240,3 +240,14 @@ def test_what_no_runtime_loads_is_refused(
 ) -> None:
     with pytest.raises(PlanError, match=sentence):
         make_plan(load_settings({**BF16, "format": "hf", **values}), family_source(family))
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt-oss"])
+def test_half_of_a_layers_experts_is_not_left_out(family: str, family_source: SourceMaker) -> None:
+    """Of an engine it may be, as each of its products has a form of its own."""
+    settings = {"quant": "fp8", "exclude": "*mlp.proj", **BF16}
+    source = family_source(family)
+    words = r"layers\.0\.mlp\.proj without .*\.mlp\.fc; .* format=hf .*: exclude both$"
+    with pytest.raises(PlanError, match=words):
+        make_plan(load_settings({**settings, "format": "hf"}), source)
+    make_plan(load_settings({**settings, "backend": "torch"}), source)

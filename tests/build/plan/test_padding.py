@@ -219,6 +219,13 @@ def test_an_order_keeps_runs_whole_or_says_that_it_does_not(
             True,
             "num_attention_heads=9 cannot be cut over tp=4.* legal tp for none: 1, 3, 9",
         ),
+        (
+            dict(extra={"kv_lora_rank": 64}),
+            4,
+            "none",
+            False,
+            "num_attention_heads=9 cannot be cut over tp=4, and they share latents, .*: 1, 3, 9",
+        ),
     ],
 )
 def test_what_no_padding_helps_is_one_sentence(

@@ -25,7 +25,7 @@ def test_serve_is_told_what_the_application_takes() -> None:
     assert schema.applications[0].route_prefix is None
     module, _, name = app["import_path"].partition(":")
     assert (module, getattr(application, name)) == (application.__name__, application.build)
-    deployment = application.build(application.Arguments(**app["args"]))._bound_deployment
+    deployment = application.build(app["args"])._bound_deployment  # as Serve calls it
     scaling = deployment._deployment_config.autoscaling_config
     assert (scaling.min_replicas, scaling.max_replicas) == (2, 8)
     assert deployment.ray_actor_options["num_gpus"] == 1
