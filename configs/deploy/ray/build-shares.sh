@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # A conversion on the nodes of a Ray cluster that see one folder: a job for each share, then one that joins them.
+# `ray job` is of ray[default].
 #
 #   export RAY_ADDRESS=http://head:8265 MODEL=/models/llama-405b OUTPUT=/engines/llama-405b SHARES=16
 #   BUILD="--quant fp8_rowwise --tp 8" ./build-shares.sh
