@@ -41,7 +41,7 @@ _LISTEN: tuple[_Flag, ...] = (
         "processes that speak HTTP (default 1)",
     ),
     (
-        *("--replicas", "REPLICAS", {"type": count_up_to(99), "metavar": "N"}),
+        *("--replicas", "REPLICAS", {"metavar": "N"}),
         "engine hosts that share GPUs or threads (default 1)",
     ),
 )
@@ -153,7 +153,9 @@ def make_parser() -> VerbParser:
     parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=count_up_to(65535), help="(default 8000)")
     _add(parser, _LISTEN)
-    parser.add_argument("--ray", action="store_true", help="Ray Serve runs the --replicas")
+    parser.add_argument(
+        "--ray", action="store_true", help="Ray Serve runs the --replicas; 1-4: by the queue"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     for title, flags in _GROUPS.items():
         _add(parser.add_argument_group(title), flags)

@@ -92,10 +92,24 @@ def watchdog_s(env: Mapping[str, str]) -> float:
 
 def num_replicas(env: Mapping[str, str]) -> int:
     """Engine hosts that this server starts."""
-    text = env.get("ENGINEHOUSE_REPLICAS", "")
-    if text and not re.fullmatch("[1-9][0-9]?", text):
-        raise EnginehouseError(f"ENGINEHOUSE_REPLICAS={text!r}; wanted a number from 1 to 99")
-    return int(text or 1)
+    least, most = range_of_replicas(env.get("ENGINEHOUSE_REPLICAS") or "1")
+    if least != most:
+        raise EnginehouseError(
+            f"ENGINEHOUSE_REPLICAS={least}-{most}: within a range Ray Serve scales; add --ray, or "
+            "give a number"
+        )
+    return least
+
+
+def range_of_replicas(text: str) -> tuple[int, int]:
+    """`2` and `1-4` -> at least and at most so many; EnginehouseError for what is neither."""
+    found = re.fullmatch("([1-9][0-9]?)(?:-([1-9][0-9]?))?", text, re.ASCII)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if least > most:
+        raise EnginehouseError(
+            f"ENGINEHOUSE_REPLICAS={text!r}; wanted a number from 1 to 99, or two such as 1-4"
+        )
+    return least, most
 
 
 def log_level(env: Mapping[str, str]) -> str:

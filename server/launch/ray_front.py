@@ -17,14 +17,16 @@ from typing import NamedTuple
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.runtime.machine.cpu import default_threads
-from enginehouse.server.launch.process_settings import host_flags, log_format
+from enginehouse.server.launch.process_settings import host_flags, log_format, range_of_replicas
 from enginehouse.server.launch.shares import gpus_of_one
 
 
 class RayFront(NamedTuple):
-    """num_replicas: to deploy; 0: they are deployed already. settings: of gunicorn."""
+    """replicas: to deploy, at least and at most; 0: they are deployed already. settings: of
+    gunicorn.
+    """
 
-    num_replicas: int
+    replicas: tuple[int, int]
     folder: Path
     key_file: str
     settings: dict[str, str]
@@ -34,9 +36,10 @@ class RayFront(NamedTuple):
         """Raises EnginehouseError where Ray is not installed, or a cluster has no key."""
         if find_spec("ray") is None:
             raise EnginehouseError("--ray wants Ray Serve; install enginehouse[ray]")
-        num_replicas = int({**env, **settings}.get("ENGINEHOUSE_REPLICAS") or 0)
+        text = {**env, **settings}.get("ENGINEHOUSE_REPLICAS")
+        replicas = range_of_replicas(text) if text else (0, 0)
         key_file = env.get("ENGINEHOUSE_HOST_KEY_FILE", "").strip()
-        if not key_file and (env.get("RAY_ADDRESS") or not num_replicas):
+        if not key_file and (env.get("RAY_ADDRESS") or not text):
             raise EnginehouseError(
                 "replicas on a cluster of Ray's need a key that each node finds at one path; set "
                 "ENGINEHOUSE_HOST_KEY_FILE to a file that `openssl rand -hex 32` wrote"
@@ -44,7 +47,7 @@ class RayFront(NamedTuple):
         folder = Path(tempfile.gettempdir()) / f"enginehouse-ray-{os.getpid()}"
         key_file = key_file or str(folder / "host.key")
         return cls(
-            num_replicas,
+            replicas,
             folder,
             key_file,
             {
@@ -64,9 +67,10 @@ class RayFront(NamedTuple):
         command += ["--file", env["ENGINEHOUSE_REPLICAS_FILE"], "--key-file", self.key_file]
         command += ["--own-folder"]
         command += ["--parent", str(os.getpid()), "--log-format", log_format(env)]
-        if self.num_replicas:
+        least, most = self.replicas
+        if least:
             num_gpus = gpus_of_one(Path(engine), env)
-            num_cpus = 1 if num_gpus else max(1, default_threads() // self.num_replicas)
-            command += ["--deploy", str(self.num_replicas), "--num-gpus", str(num_gpus)]
+            num_cpus = 1 if num_gpus else max(1, default_threads() // most)
+            command += ["--deploy", str(least), str(most), "--num-gpus", str(num_gpus)]
             command += ["--num-cpus", str(num_cpus), *host_flags(env)]
         subprocess.Popen(command, stdin=subprocess.DEVNULL, env=dict(env), start_new_session=True)

@@ -1,7 +1,8 @@
 """Beside gunicorn: deploys the replicas, where that is asked, and names them to its workers.
 
-    enginehouse serve ENGINE --ray --replicas N     deploys N, and takes them back at the end
-    enginehouse serve ENGINE --ray                  those that `serve deploy` has deployed
+    enginehouse serve ENGINE --ray --replicas N      deploys N, and takes them back at the end
+    enginehouse serve ENGINE --ray --replicas 1-4    as many of those as the queue wants
+    enginehouse serve ENGINE --ray                   those that `serve deploy` has deployed
 
 Writes the replicas file as replicas come and go, and has gunicorn read the engine's folder again
 once replicas of the engine that is there now answer. Where it deployed them and the folder is a
@@ -76,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--own-folder", action="store_true", help="the file's goes at the end")
     parser.add_argument("--key-file", help="of the hosts")
     parser.add_argument("--app", default="enginehouse", help="the application in Serve")
-    parser.add_argument("--deploy", type=int, default=0, metavar="N", help="so many replicas")
+    parser.add_argument(
+        "--deploy", type=int, nargs=2, metavar="N", help="replicas, at least and at most"
+    )
     parser.add_argument("--num-cpus", type=float, default=1.0, help="of each of them")
     parser.add_argument("--num-gpus", type=float, default=0.0)
     parser.add_argument("--log-format", choices=FORMATS, default="text")
@@ -122,8 +125,8 @@ def _deploy(args: argparse.Namespace, flags: list[str], engine: Path) -> None:
         engine=str(engine),
         key_file=args.key_file,
         app=args.app,
-        min_replicas=args.deploy,
-        max_replicas=args.deploy,
+        min_replicas=args.deploy[0],
+        max_replicas=args.deploy[1],
         num_cpus=args.num_cpus,
         num_gpus=args.num_gpus,
         flags=flags,
