@@ -19,9 +19,9 @@ HEAD = (
 
 def table() -> str:
     lines = []
-    for architecture, note, of_cpu, of_tensorrt, for_trtllm in support():
-        cells = [f"`{architecture}`", note.models, note.differs, "yes"]
-        cells += ["yes" if each is None else f"no: {each}" for each in (of_cpu, of_tensorrt)]
+    for architecture, note, beyond, for_trtllm in support():
+        cells = [f"`{architecture}`", note.models, note.differs, "yes", "yes"]
+        cells.append("yes" if beyond is None else f"no: {beyond}")
         cells.append("yes" if for_trtllm else "no")
         lines.append(f"| {' | '.join(cells)} |\n".replace("|  |", "| |"))
     return HEAD + "".join(lines)

@@ -144,14 +144,15 @@ def test_events_are_read_across_pieces_of_a_stream() -> None:
 
 
 def test_a_step_s_work_is_counted_from_the_packed_network() -> None:
-    from enginehouse.runtime.cpu.packed_file import LinearShape
+    from enginehouse.runtime.cpu.packed_file import LayerShape, LinearShape
 
     linears = {
         "0.qkv": LinearShape("int4", 64, 128, group=64, input="bytes", narrow_scales=True),
         "lm_head": LinearShape("bf16", 32, 64),
     }
-    sizes = dict(layers=1, heads=2, kv_heads=1, head_size=32, kept="bf16")
-    network = SimpleNamespace(linears=linears, **sizes)  # what is read of a Network
+    layers = [LayerShape(64, 0, 32, 1, None), LayerShape(64, 1, 32, 0, None)]
+    # what is read of a Network
+    network = SimpleNamespace(linears=linears, heads=2, kept="bf16", of_layers=layers)
     work = bench("machine").step_work(network, batch=3, context=10)
     assert work.weight_bytes == 64 * 128 / 2 + 64 * 2 * 2 + 32 * 64 * 2
     assert work.kv_bytes == 3 * 10 * 2 * 32 * 2

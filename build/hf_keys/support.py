@@ -1,8 +1,8 @@
 """Which models each family is, how it differs from Llama, and which backends run it: one table.
 
-What a backend runs is asked of the code that refuses, for the configuration of the family's
-released models. Printed by `enginehouse families`, written into docs/families.md by
-scripts/family_table.py.
+The torch backend and the kernels run all; what TensorRT engines do is asked of the code that
+refuses, for the configuration of the family's released models. Printed by `enginehouse families`,
+written into docs/families.md by scripts/family_table.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from enginehouse.build.families.architectures import ARCHITECTURES
 from enginehouse.build.hf_keys.hf_config import model_config
-from enginehouse.runtime.checkpoint.traits import beyond_kernels, beyond_tensorrt
+from enginehouse.runtime.checkpoint.traits import beyond_tensorrt
 
 
 class Note(NamedTuple):
@@ -26,13 +26,10 @@ class Note(NamedTuple):
 
 
 class Support(NamedTuple):
-    """A row. cpu, tensorrt: None where the kernels and our network run it, else what of it they do
-    not do.
-    """
+    """A row. tensorrt: None where our network runs it, else what of it that does not do."""
 
     architecture: str
     note: Note
-    cpu: str | None
     tensorrt: str | None
     for_trtllm: bool
 
@@ -309,5 +306,4 @@ def support() -> Iterator[Support]:
         note = NOTES[name]
         keys = {"architectures": [name], **_SIZES, **note.keys}
         config = model_config(keys, "bfloat16")
-        beyond = beyond_kernels(config), beyond_tensorrt(config)
-        yield Support(name, note, *beyond, family.for_trtllm)
+        yield Support(name, note, beyond_tensorrt(config), family.for_trtllm)

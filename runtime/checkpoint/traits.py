@@ -227,9 +227,8 @@ def _rope(config: ModelConfig, layer: int) -> int | None:
     return int(is_local or layer in extra.get("local_rope_layers", ()))
 
 
-# Of `Traits`, what the kernels and TensorRT engines know but one value of, and how a refusal calls
-# another.
-_NEVER: dict[str, tuple[object, str]] = {
+# Of `Traits`, what TensorRT engines know but one value of, and how a refusal calls another.
+_ALWAYS: dict[str, tuple[object, str]] = {
     "several_heads": (False, "heads of several sizes"),
     "shared_keys": (False, "layers that read the keys of others"),
     "layer_inputs": (False, "inputs of each layer"),
@@ -239,25 +238,13 @@ _NEVER: dict[str, tuple[object, str]] = {
     "streams": (1, "several residual streams"),
     "learned_residual": (False, "a learned residual"),
     "cutoffs": ((), "sparse MLPs"),
-}
-# And what TensorRT engines do.
-_ALWAYS: dict[str, tuple[object, str]] = {
     "linear": (False, "linear attention"),
     "gated_attention": (False, "gated attention"),
 }
 
 
-def beyond_kernels(config: ModelConfig) -> str | None:
-    """What the compiled kernels do not do of a model; None: they do all."""
-    return _first_other(traits_of(config), _NEVER)
-
-
-def _first_other(traits: Traits, known: dict[str, tuple[object, str]]) -> str | None:
-    """How the first trait is called whose value is another than the known one."""
-    others = (words for name, (value, words) in known.items() if getattr(traits, name) != value)
-    return next(others, None)
-
-
 def beyond_tensorrt(config: ModelConfig) -> str | None:
     """The first trait of a model that TensorRT engines of it do not have; None: they have all."""
-    return _first_other(traits_of(config), {**_NEVER, **_ALWAYS})
+    traits = traits_of(config)
+    others = (words for name, (known, words) in _ALWAYS.items() if getattr(traits, name) != known)
+    return next(others, None)

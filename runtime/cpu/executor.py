@@ -63,10 +63,7 @@ class CpuRunner:
             raise EngineError(f"device {options.device!r}; backend=cpu wants auto or cpu")
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
-        layers = sum(map(config.has_attention, range(config.num_hidden_layers)))
-        heads = 2 * config.num_key_value_heads * layers
-        head_size = config.head_size + -config.head_size % LANES  # as it is kept
-        block_bytes = block_size * heads * head_size * _KEPT_BYTES[kv_algo]
+        block_bytes = block_size * _kept_numbers(config) * _KEPT_BYTES[kv_algo]
         slots = self.capacity.max_batch_size if config.delta is not None else 0
         state_bytes = slots * _state_bytes(config)
         num_blocks = count_blocks(
@@ -124,6 +121,13 @@ class CpuRunner:
 
     def close(self) -> None:
         self.model.close()
+
+
+def _kept_numbers(config: ModelConfig) -> int:
+    """Of keys and values, those of one token in all layers that have some of their own."""
+    layers = filter(config.has_keys, range(config.num_hidden_layers))
+    sizes = ((own.num_key_value_heads, own.head_size) for own in map(config.of_layer, layers))
+    return sum(2 * heads * (size + -size % LANES) for heads, size in sizes)
 
 
 def _state_bytes(config: ModelConfig) -> int:

@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: their structures, and one loaded model.
+"""The compiled kernels as Python sees them: one loaded model, and what is told to it.
 
 The bounds that native/model.h asserts are checked here, before C++ is called. Knows pointers and
 sizes; what a weight means is `packed_linear.py`'s.
@@ -16,113 +16,43 @@ from typing import Any
 import numpy as np
 
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
-from enginehouse.runtime.cpu.packed_file import LinearShape, Network
+from enginehouse.runtime.cpu.packed_file import LayerShape, LinearShape
+from enginehouse.runtime.cpu.structures import (
+    DELTA_ARRAYS,
+    FINAL_NORM,
+    FORMS,
+    INPUTS,
+    LINEARS,
+    NORMS,
+    PARTS,
+    STREAM_ARRAYS,
+    TIMES,
+    NativeLayer,
+    NativeLinear,
+    NativeStep,
+    Shape,
+    delta_sizes,
+    input_sizes,
+    linear_bytes,
+    native_layer,
+    norm_size,
+    stream_sizes,
+)
 from enginehouse.runtime.errors import EngineError
-
-LINEARS = (
-    *("qkv", "dense", "fc_gate", "gate", "proj", "kv_a", "q_a", "q"),
-    *("in_qkvz", "in_ba", "linear_dense", "lm_head"),
-    *("expert_fc_gate", "expert_proj", "of_keys", "of_values"),
-)
-LINEAR, HEAD = LINEARS[8:11], LINEARS[11]  # of linear attention; the last of all
-EXPERTS, OF_HEADS = LINEARS[12:14], LINEARS[14:]  # those that each expert or head has
-NORMS = (
-    *("input_", "post_", "pre_feedforward_", "post_feedforward_"),
-    *("attention.q_", "attention.k_", "attention.q_a_", "attention.kv_a_"),
-)
-FINAL_NORM = "ln_f"
-PARTS = ("weight", "scales", "zeros", "counts", "bias", "factor")  # of a linear
-ACTIVATIONS = ("silu", "gelu", "relu2", "gelu_erf")
-TIMES = ("linears", "attention", "head", "rows")  # of a step; rows: norms, sums and rounding
-
-_SIZES = (
-    "hidden",
-    "normed",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_size",
-    "rotary",
-    "inner",
-    "expert_inner",
-    "vocab",
-    "latent_rank",
-    "query_rank",
-    "nope",
-    "value",
-    "kept_layers",
-    *(f"delta_{word}" for word in ("layers", "heads", "group", "key", "value", "kernel")),
-)
-_TRAITS = (
-    "kept",
-    "activation",
-    "gated",
-    "parallel",
-    "layer_norm",
-    "norm_sublayers",
-    "norm_all_heads",
-    "norm_turned_heads",
-    "l2_norm_heads",
-    "gated_attention",
-    "rope_interleaved",
-    "experts",
-    "chosen",
-    "renormalize",
-    "sigmoid",
-    "groups",
-    "chosen_groups",
-    "group_best",
-    "scales_inputs",
-    "growth_length",
-    "growth_first",
-    "grows_unturned",
-)
-SCALES = (
-    *("epsilon", "embedding_scale", "residual_scale", "logits_scale", "logits_cap"),
-    *("share_scale", "mixer_epsilon", "growth_beta", "clip", "swiglu_limit", "swiglu_alpha"),
-)
-_ROOM = ("num_blocks", "block_size", "num_slots", "max_tokens", "threads")
-_INTS = (*_SIZES, *_ROOM, *_TRAITS)
-FORMS = ("bf16", "int4", "int8", "e4m3")
-INPUTS = ("bf16", "bytes", "e4m3", "e4m3_by_row", "fine_bytes")
-_ARRAYS = ("token_ids", "count", "start", "rope", "slot", "table_offset", "tables")
-DELTA_ARRAYS = ("filter", "speed", "bias", "norm")  # of linear attention
-
-
-class Shape(ctypes.Structure):
-    """native/model.h's Shape: the model's sizes, and the room that it gets."""
-
-    _fields_ = [
-        *((name, c_int) for name in _INTS),
-        *((name, c_float) for name in SCALES),
-    ]
-
-
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int) for name in ("chunks", "tokens")),
-        *((name, c_void_p) for name in _ARRAYS),
-    ]
-
-
-class _Linear(ctypes.Structure):
-    """native/linear.h's Linear."""
-
-    _fields_ = [
-        *((name, c_int) for name in ("form", "inputs", "out", "group", "input", "narrow")),
-        *((name, c_void_p) for name in PARTS),
-    ]
 
 
 class NativeModel:
     """One model in the compiled library. Not thread-safe; of no use after close()."""
 
-    def __init__(self, library: Path, shape: Shape) -> None:
+    def __init__(self, library: Path, shape: Shape, layers: Sequence[LayerShape]) -> None:
+        assert len(layers) == shape.layers
+        assert all(each.place <= shape.kept_layers + shape.delta_layers for each in layers)
         self._functions = _functions(library)
-        self._shape = shape
+        self._shape, self._layers = shape, layers
         self._kept: list[np.ndarray] = []  # what the library only points to
         self._num_logits = 0
-        model = self._functions.eh_open(byref(shape))
+        told = (NativeLayer * shape.layers)(*map(native_layer, layers))
+        model = self._functions.eh_open(byref(shape), told)
         if not model:
             raise EngineError(
                 "the memory for keys and values cannot be had; lower kv_cache_gib or max_seq_len"
@@ -136,10 +66,12 @@ class NativeModel:
         self._functions.eh_embedding(self._model, self._keep(table))
 
     def set_rotary(self, index: int, cos: np.ndarray, sin: np.ndarray) -> None:
-        """cos, sin: float32 [positions, rotary / 2]. index: 0 global, 1 local, 2 short."""
-        assert cos.shape == sin.shape and cos.shape[1] * 2 == self._shape.rotary
-        assert cos.dtype == sin.dtype == np.float32
-        self._functions.eh_rotary(self._model, index, self._keep(cos), self._keep(sin))
+        """cos, sin: float32 [positions, pairs that are turned]. index: 0 global, 1 local, 2
+        short.
+        """
+        assert cos.shape == sin.shape and cos.dtype == sin.dtype == np.float32
+        tables = self._keep(cos), self._keep(sin)
+        self._functions.eh_rotary(self._model, index, cos.shape[1], *tables)
 
     def set_rule(
         self, layer: int, scale: float, cap: float, kept: float, window: int, chunk: int, rope: int
@@ -156,7 +88,7 @@ class NativeModel:
         [`norm_size`], as bytes.
         """
         which = len(NORMS) if name == FINAL_NORM else NORMS.index(name)
-        num_bytes = 4 * norm_size(self._shape, name)
+        num_bytes = 4 * norm_size(self._shape, self._layers[layer], name)
         assert len(weight) >= num_bytes
         assert bias is None or (self._shape.layer_norm and len(bias) >= num_bytes)
         pointers = (self._keep(weight), None if bias is None else self._keep(bias))
@@ -168,33 +100,40 @@ class NativeModel:
         weight: np.ndarray,
         bias: np.ndarray | None = None,
         correction: np.ndarray | None = None,
+        scale: np.ndarray | None = None,
     ) -> None:
-        """weight: float32 [experts, hidden], as bytes; bias of its logits and correction of its
-        scores, float32 [experts], where there are any.
+        """weight: float32 [experts, hidden], as bytes; bias of its logits, correction of its scores
+        and scale of its shares, float32 [experts], where there are any.
         """
-        experts = self._shape.experts
+        experts, more = self._shape.experts, (bias, correction, scale)
         assert len(weight) >= 4 * experts * self._shape.hidden
-        assert all(each is None or len(each) >= 4 * experts for each in (bias, correction))
-        arrays = (self._keep(weight), self._kept_or_null(bias), self._kept_or_null(correction))
+        assert all(each is None or len(each) >= 4 * experts for each in more)
+        arrays = (self._keep(weight), *map(self._kept_or_null, more))
         self._functions.eh_router(self._model, layer, *arrays)
 
     def set_layer(
         self,
         layer: int,
-        inner: int,
-        place: int,
         sinks: np.ndarray | None = None,
         shared_gate: np.ndarray | None = None,
+        multiplier: np.ndarray | None = None,
     ) -> None:
-        """inner: of the layer's plain MLP, or of its shared expert; 0 for none. place: of the layer
-        among those with keys and values, or with linear attention. sinks: float32 [heads];
-        shared_gate: float32 [hidden]; as bytes.
+        """sinks: float32 [heads]; shared_gate: float32 [hidden]; multiplier: float32 [1]; as
+        bytes.
         """
-        assert 0 <= inner <= self._shape.inner and 0 <= place <= self._shape.layers
-        assert sinks is None or len(sinks) >= 4 * self._shape.heads
-        assert shared_gate is None or len(shared_gate) >= 4 * self._shape.hidden
-        arrays = (self._kept_or_null(sinks), self._kept_or_null(shared_gate))
-        self._functions.eh_layer(self._model, layer, inner, place, *arrays)
+        sizes = (self._shape.heads, self._shape.hidden, 1)
+        arrays = (sinks, shared_gate, multiplier)
+        for array, size in zip(arrays, sizes, strict=True):
+            assert array is None or len(array) >= 4 * size
+        self._functions.eh_layer(self._model, layer, *map(self._kept_or_null, arrays))
+
+    def set_inputs(self, table: np.ndarray, norm: np.ndarray) -> None:
+        """Of what each layer gets of a token besides: `input_sizes`, as bytes: table in bfloat16,
+        norm in float32.
+        """
+        sizes = input_sizes(self._shape)
+        assert len(table) >= 2 * sizes["table"] and len(norm) >= 4 * sizes["norm"]
+        self._functions.eh_inputs(self._model, self._keep(table), self._keep(norm))
 
     def set_delta(self, layer: int, **arrays: np.ndarray) -> None:
         """Of a layer with linear attention: `delta_sizes`, float32, as bytes."""
@@ -202,6 +141,13 @@ class NativeModel:
             assert len(arrays[name]) >= 4 * size, name
         kept = (self._keep(arrays[name]) for name in DELTA_ARRAYS)
         self._functions.eh_delta(self._model, layer, *kept)
+
+    def set_streams(self, layer: int, **arrays: np.ndarray) -> None:
+        """Of a layer, with several residual streams: `stream_sizes`, float32, as bytes."""
+        for name, size in stream_sizes(self._shape).items():
+            assert len(arrays[name]) >= 4 * size, name
+        kept = (self._keep(arrays[name]) for name in STREAM_ARRAYS)
+        self._functions.eh_streams(self._model, layer, *kept)
 
     def set_linear(
         self,
@@ -212,7 +158,8 @@ class NativeModel:
         whose: int = 0,
     ) -> None:
         """arrays: weight, and what else the linear has of scales, zeros, counts, bias and factor,
-        as bytes that are laid out as `packed_linear.py` says. whose: an expert, or a head.
+        as bytes that are laid out as `packed_linear.py` says. whose: an expert, a head, or
+        a stream but the first.
         """
         sizes = linear_bytes(shape)
         assert arrays.keys() <= sizes.keys() and "weight" in arrays
@@ -220,7 +167,7 @@ class NativeModel:
         assert ("counts" in arrays) == (shape.input in BYTES_PART)
         for part, array in arrays.items():
             assert len(array) >= sizes[part], part
-        told = _Linear(
+        told = NativeLinear(
             FORMS.index(shape.form),
             *(shape.inputs, shape.out, shape.group),
             *(INPUTS.index(shape.input), int(shape.narrow_scales)),
@@ -254,7 +201,9 @@ class NativeModel:
         chunks = (count, start, rope, slots, offsets)
         arrays = [_ints(values) for values in (token_ids, *chunks, blocks)]
         pointers = (array.ctypes.data for array in arrays)
-        self._functions.eh_step(self._model, byref(_Step(len(count), len(token_ids), *pointers)))
+        self._functions.eh_step(
+            self._model, byref(NativeStep(len(count), len(token_ids), *pointers))
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -309,41 +258,6 @@ class NativeModel:
         return c_void_p(array.ctypes.data)
 
 
-def norm_size(shape: Shape | Network, name: str) -> int:
-    """The numbers of a norm of NORMS, or of FINAL_NORM."""
-    heads = (shape.heads, shape.kv_heads) if shape.norm_all_heads else (1, 1)
-    sizes = (*(shape.head_size * each for each in heads), shape.query_rank, shape.latent_rank)
-    return dict(zip(NORMS[4:], sizes, strict=True)).get(name, shape.hidden)
-
-
-def delta_sizes(shape: Shape | Network) -> dict[str, int]:
-    """The numbers of each of DELTA_ARRAYS."""
-    mixed = 2 * shape.delta_key + shape.delta_group * shape.delta_value
-    heads = shape.delta_heads * shape.delta_group
-    sizes = (shape.delta_heads * shape.delta_kernel * mixed, heads, heads, shape.delta_value)
-    return dict(zip(DELTA_ARRAYS, sizes, strict=True))
-
-
-def num_alike(network: Network, name: str) -> int:
-    """How many linears there are in the place of one of LINEARS, each like the others."""
-    experts = network.mixture.experts if network.mixture else 0
-    counts = {**dict.fromkeys(EXPERTS, experts), **dict.fromkeys(OF_HEADS, network.heads)}
-    return counts.get(name, 1)
-
-
-def linear_bytes(shape: LinearShape) -> dict[str, int]:
-    """The bytes of each of a linear's arrays, where it has them."""
-    weights, groups = shape.inputs * shape.out, shape.inputs // shape.group if shape.group else 0
-    return {
-        "weight": weights * {"bf16": 4, "int8": 2, "e4m3": 2, "int4": 1}[shape.form] // 2,
-        "scales": groups * shape.out * (2 if shape.narrow_scales else 4),
-        "zeros": groups * shape.out * 4,
-        "counts": weights // BYTES_PART.get(shape.input, 1) * 2,
-        "bias": shape.out * 4,
-        "factor": shape.inputs * 4,
-    }
-
-
 def _functions(library: Path) -> ctypes.CDLL:
     try:
         functions = ctypes.CDLL(str(library))
@@ -352,25 +266,28 @@ def _functions(library: Path) -> ctypes.CDLL:
             f"{library} cannot be loaded: {error}; delete it, and it is made anew"
         ) from None
     pointer, number = c_void_p, c_int
-    functions.eh_open.argtypes, functions.eh_open.restype = [POINTER(Shape)], pointer
+    functions.eh_open.argtypes = [POINTER(Shape), POINTER(NativeLayer)]
+    functions.eh_open.restype = pointer
     functions.eh_logits.argtypes = [pointer, pointer, number]
     functions.eh_logits.restype = POINTER(c_float)
     functions.eh_stride.argtypes, functions.eh_stride.restype = [pointer], number
     signatures: dict[str, list[Any]] = {
         "eh_close": [],
-        "eh_step": [POINTER(_Step)],
+        "eh_step": [POINTER(NativeStep)],
         "eh_hidden": [pointer, number, pointer],
         "eh_seconds": [pointer],
         "eh_sample": [pointer, number],
         "eh_score": [pointer, number],
         "eh_embedding": [pointer],
-        "eh_rotary": [number, pointer, pointer],
+        "eh_rotary": [number, number, pointer, pointer],
         "eh_rule": [number] + [c_float] * 3 + [number] * 3,
         "eh_norm": [number, number, pointer, pointer],
-        "eh_router": [number] + [pointer] * 3,
-        "eh_layer": [number] * 3 + [pointer] * 2,
+        "eh_router": [number] + [pointer] * 4,
+        "eh_layer": [number] + [pointer] * 3,
+        "eh_inputs": [pointer, pointer],
         "eh_delta": [number] + [pointer] * 4,
-        "eh_linear": [number] * 3 + [POINTER(_Linear)],
+        "eh_streams": [number] + [pointer] * 4,
+        "eh_linear": [number] * 3 + [POINTER(NativeLinear)],
     }
     for name, arguments in signatures.items():
         function = getattr(functions, name)

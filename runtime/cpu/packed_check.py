@@ -14,57 +14,72 @@ from enginehouse.runtime.checkpoint.traits import Traits, traits_of
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.config_parts import Delta, Latent
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
-from enginehouse.runtime.cpu.library import (
+from enginehouse.runtime.cpu.packed_file import (
+    KEPT,
+    LayerShape,
+    LinearShape,
+    Mixture,
+    Network,
+    PackedFile,
+)
+from enginehouse.runtime.cpu.structures import (
     EXPERTS,
     FINAL_NORM,
     FORMS,
     HEAD,
     INPUTS,
+    INPUTS_OF_ALL,
+    INPUTS_OF_LAYER,
     LINEAR,
+    LOW_RANK,
     NORMS,
     OF_HEADS,
+    OF_STREAMS,
     delta_sizes,
+    input_sizes,
     linear_bytes,
     norm_size,
     num_alike,
+    stream_sizes,
 )
-from enginehouse.runtime.cpu.packed_file import KEPT, LinearShape, Mixture, Network, PackedFile
 from enginehouse.runtime.errors import EngineError
 
+# The rotary tables that a layer of each `Rule.rope` may be turned by.
+_SHORT = 2  # longrope's, if there is one
+_TABLES: dict[int, tuple[int, ...]] = {-1: (), 0: (0, _SHORT), 1: (1,)}
 # Of a Network, what a model's traits are called there too.
 _TRAITS = (
     *("activation", "gated_mlp", "parallel", "layer_norm", "norm_sublayers", "norm_all_heads"),
     *("norm_turned_heads", "l2_norm_heads", "rope_interleaved", "swiglu_alpha", "grows_unturned"),
-    "gated_attention",
+    *("gated_attention", "norm_values", "norm_experts"),
     *("embedding_scale", "residual_scale", "logits_scale"),
 )
 
 
 def sizes_of(config: ModelConfig) -> dict[str, Any]:
     """`Network`'s sizes of a model."""
-    sizes = [
-        config.shared_expert_size if config.has_experts(i) else config.inner_size(i)
-        for i in range(config.num_hidden_layers)
-    ]
     latent = config.latent or Latent(0, 0, 0, 0, 0)
     delta = config.delta or Delta(frozenset(), 0, 0, 0, 0, 0)
+    traits = traits_of(config)
     linear = [config.is_linear(i) for i in range(config.num_hidden_layers)]
-    kept = [config.has_attention(i) for i in range(config.num_hidden_layers)]
+    kept = [config.has_keys(i) for i in range(config.num_hidden_layers)]
     return {
         "hidden": _up(config.hidden_size, LANES),
         "normed": config.hidden_size,
         "layers": config.num_hidden_layers,
         "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-        "head_size": config.head_size,
         "rotary": config.rotary_dim,
-        "inners": [_up(size, LANES) for size in sizes],
         "vocab": config.vocab_size,
         "latent_rank": latent.rank,
         "query_rank": latent.query_rank,
         "nope": latent.nope,
         "value": latent.value,
-        "places": [sum((linear if linear[i] else kept)[:i]) for i in range(len(kept))],
+        "of_layers": [
+            _layer_shape(
+                config, traits, i, sum((linear if linear[i] else kept)[: config.kv_layer(i)])
+            )
+            for i in range(config.num_hidden_layers)
+        ],
         "kept_layers": sum(kept),
         "delta_layers": sum(linear),
         "delta_heads": delta.key_heads,
@@ -72,7 +87,24 @@ def sizes_of(config: ModelConfig) -> dict[str, Any]:
         "delta_key": delta.key_size,
         "delta_value": delta.value_size,
         "delta_kernel": delta.kernel,
+        "inputs": config.per_layer_size,
+        "inputs_vocab": config.extra["per_layer_vocab_size"] if config.per_layer_size else 0,
+        "streams": config.num_streams,
+        "low_rank": int(config.extra.get("laurel_rank") or 0),
     }
+
+
+def is_sparse(traits: Traits, layer: int) -> bool:
+    """Whether some gates of a layer's MLP end, so that all are looked at together."""
+    return bool(traits.cutoffs) and traits.cutoffs[layer] is not None
+
+
+def _layer_shape(config: ModelConfig, traits: Traits, layer: int, place: int) -> LayerShape:
+    own, mixed = config.of_layer(layer), config.has_experts(layer)
+    gates = config.shared_expert_size if mixed else config.inner_size(layer)
+    kv_heads = own.num_key_value_heads if config.has_attention(layer) else 0
+    cutoff = traits.cutoffs[layer] if traits.cutoffs else None
+    return LayerShape(gates, place, own.head_size, kv_heads, cutoff)
 
 
 def mixture_of(config: ModelConfig) -> Mixture | None:
@@ -85,21 +117,37 @@ def mixture_of(config: ModelConfig) -> Mixture | None:
 def check_packed(packed: PackedFile, config: ModelConfig) -> None:
     """EngineError names the first thing that is not as the model's config.json has it."""
     network = packed.network
-    for name, size in sizes_of(config).items():
+    sizes = sizes_of(config)
+    of_layers = sizes.pop("of_layers")
+    for name, size in sizes.items():
         _want(packed, name, getattr(network, name), size)
-    if network.latent_rank:
-        _want(packed, "head_size", network.head_size, network.latent_rank + network.rotary)
-        _want(packed, "kv_heads", network.kv_heads, 1)
+    _want(packed, "of_layers", len(network.of_layers), network.layers)
+    for layer, (told, shape) in enumerate(zip(network.of_layers, of_layers, strict=True)):
+        _want(packed, f"layer {layer}", told, shape)
+        _check_source(packed, config, layer)
+    for shape in network.of_layers if network.latent_rank else ():
+        _want(packed, "head_size", shape.head_size, network.latent_rank + network.rotary)
+        _want(packed, "kv_heads", shape.kv_heads, 1)
     _want(packed, "mixture", network.mixture, mixture_of(config))
     _want(packed, "rules", len(network.rules), network.layers)
     _want(packed, "ropes", len(network.ropes), 3)
-    for rope in network.ropes:
-        _want(packed, "frequencies", 2 * len(rope.inverse) if rope else None, network.rotary, rope)
-    if any(rule.rope not in (-1, 0, 1) for rule in network.rules):
+    if any(rule.rope not in _TABLES for rule in network.rules):
         _want(packed, "ropes of layers", [rule.rope for rule in network.rules], "-1, 0 or 1")
+    for layer, rule in enumerate(network.rules):
+        turned = config.of_layer(layer).rotary_dim
+        for i in _TABLES[rule.rope]:
+            if (rope := network.ropes[i]) is not None or i != _SHORT:
+                _want(packed, "frequencies", rope and 2 * len(rope.inverse), turned)
     if network.kept not in KEPT or min(min(rule.window, rule.chunk) for rule in network.rules) < 0:
         _want(packed, "kept and windows", network.kept, " or ".join(KEPT))
     _has(packed, "embedding", 2 * network.vocab * network.hidden)
+    if network.inputs:
+        of_inputs = input_sizes(network)
+        _has(packed, "inputs_table", 2 * of_inputs["table"])
+        _has(packed, "inputs_norm", 4 * of_inputs["norm"])
+        _check_linear(packed, INPUTS_OF_ALL, INPUTS_OF_ALL)
+    for name in OF_STREAMS if network.streams > 1 else ():
+        _check_linear(packed, name, name)
     traits = traits_of(config)
     for name in _TRAITS:
         _want(packed, name, getattr(network, name), getattr(traits, name))
@@ -107,20 +155,33 @@ def check_packed(packed: PackedFile, config: ModelConfig) -> None:
         _want(packed, name, getattr(network, name), found or 0.0)
     grown = (network.growth_beta, network.growth_length, network.growth_first)
     _want(packed, "growth", grown, traits.query_growth or (0.0, 0, 0))
-    _check_norm(packed, "final_norm", FINAL_NORM)
+    _check_norm(packed, "final_norm", FINAL_NORM, 0)
     _check_linear(packed, HEAD, HEAD)
     for layer in range(network.layers):
         for name in _norms(config, traits, layer):
-            _check_norm(packed, f"{layer}.{name}norm", name)
+            _check_norm(packed, f"{layer}.{name}norm", name, layer)
         for name, size in _vectors(config, network).items():
-            if f"{layer}.{name}" in packed or (name == "router" and config.has_experts(layer)):
+            if f"{layer}.{name}" in packed or name in _vectors_wanted(config, traits, layer):
                 _has(packed, f"{layer}.{name}", 4 * size)
         for name, size in delta_sizes(network).items() if config.is_linear(layer) else ():
             _has(packed, f"{layer}.linear_{name}", 4 * size)
+        for name, size in stream_sizes(network).items() if network.streams > 1 else ():
+            _has(packed, f"{layer}.stream_{name}", 4 * size)
         for name in _linears(config, layer):
             _check_linear(packed, f"{layer}.{name}", name)
-        if f"{layer}.gate" in network.linears:
+        if f"{layer}.gate" in network.linears or is_sparse(traits, layer):
             _check_linear(packed, f"{layer}.gate", "gate")
+
+
+def _check_source(packed: PackedFile, config: ModelConfig, layer: int) -> None:
+    """Keys and values that a layer reads are of an earlier one, and of its own heads' size."""
+    source = config.kv_layer(layer)
+    if source == layer:
+        return
+    _want(packed, f"layer {layer}'s source", 0 <= source < layer and config.has_keys(source), True)
+    own, others = (packed.network.of_layers[i] for i in (layer, source))
+    found, wanted = ((of.head_size, of.kv_heads) for of in (own, others))
+    _want(packed, f"layer {layer}'s heads", found, wanted)
 
 
 def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
@@ -131,9 +192,13 @@ def _norms(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
     of_heads = attends and bool(config.extra.get("qk_layernorm", False))
     latent = config.latent if attends else None
     enters = before and (attends or config.is_linear(layer))
+    experts = traits.norm_experts and config.has_experts(layer)
     has = (
         *(enters, (sub or apart) and feeds, sub and before, sub),
-        *(of_heads, of_heads, latent is not None and latent.query_rank, latent is not None),
+        *(of_heads, of_heads and config.has_keys(layer)),
+        *(latent is not None and latent.query_rank, latent is not None),
+        *(experts, experts, experts, traits.layer_inputs),
+        *(traits.streams > 1, traits.learned_residual),
     )
     yield from (name for name, is_there in zip(NORMS, has, strict=True) if is_there)
 
@@ -143,26 +208,39 @@ def _linears(config: ModelConfig, layer: int) -> Iterator[str]:
     has_plain = config.shared_expert_size if config.has_experts(layer) else config.has_mlp(layer)
     if config.has_attention(layer):
         yield "dense"
-        yield from ("qkv",) if config.latent is None else ("kv_a", "q", *OF_HEADS)
+        of_heads = ("qkv",) if config.has_keys(layer) else ("q",)
+        yield from of_heads if config.latent is None else ("kv_a", "q", *OF_HEADS)
         yield from ("q_a",) if config.latent and config.latent.query_rank else ()
     yield from LINEAR if config.is_linear(layer) else ()
     yield from ("fc_gate", "proj") if has_plain else ()
     yield from EXPERTS if config.has_experts(layer) else ()
+    yield from INPUTS_OF_LAYER if config.per_layer_size else ()
+    yield from LOW_RANK if config.extra.get("laurel_rank") else ()
 
 
 def _vectors(config: ModelConfig, network: Network) -> dict[str, int]:
     """What a layer may have of float32, and how many of them."""
-    of_experts = dict.fromkeys(("router_bias", "router_correction"), config.num_experts)
+    words = ("router_bias", "router_correction", "router_scale")
     return {
-        **of_experts,
+        **dict.fromkeys(words, config.num_experts),
         "router": config.num_experts * network.hidden,
         "shared_gate": network.hidden,
         "sinks": network.heads,
+        "multiplier": 1,
     }
 
 
-def _check_norm(packed: PackedFile, full: str, name: str) -> None:
-    size = 4 * norm_size(packed.network, name)
+def _vectors_wanted(config: ModelConfig, traits: Traits, layer: int) -> Iterator[str]:
+    """Those that a layer must have."""
+    if config.has_experts(layer):
+        yield "router"
+    if traits.layer_scales:
+        yield "multiplier"
+
+
+def _check_norm(packed: PackedFile, full: str, name: str, layer: int) -> None:
+    network = packed.network
+    size = 4 * norm_size(network, network.of_layers[layer], name)
     _has(packed, full, size)
     if f"{full}.bias" in packed:
         _has(packed, f"{full}.bias", size)
@@ -187,32 +265,46 @@ def _check_linear(packed: PackedFile, full: str, name: str) -> None:
 
 def _sides(network: Network, full: str, name: str) -> tuple[int, int]:
     """The inputs and outputs of a linear, as the model's sizes make them."""
-    heads = network.heads * (network.value if network.latent_rank else network.head_size)
-    queries = network.heads * (network.nope + network.rotary)
-    qkv = (1 + network.gated_attention) * heads + 2 * network.kv_heads * network.head_size
-    values = network.delta_group * network.delta_value  # of a key head
-    if name == HEAD:
-        return network.hidden, network.vocab
+    hidden, inputs = network.hidden, _up(network.inputs, LANES)
+    of_model = {
+        HEAD: (hidden, network.vocab),
+        INPUTS_OF_ALL: (hidden, network.layers * inputs),
+        **dict.fromkeys(OF_STREAMS, (hidden, hidden)),
+    }
+    if name in of_model:
+        return of_model[name]
     layer = full.removesuffix(f".{name}")
-    inner = network.inners[int(layer)]
+    shape = network.of_layers[int(layer)]
+    heads, queries = network.heads * shape.head_size, (1 + network.gated_attention) * network.heads
+    queries *= shape.head_size
+    if network.latent_rank:
+        heads, queries = (
+            network.heads * size for size in (network.value, network.nope + network.rotary)
+        )
+    values = network.delta_group * network.delta_value  # of a key head
+    inner = _up(shape.gates, LANES)
     expert = network.mixture.inner if network.mixture else 0
     is_one = f"{layer}.gate" in network.linears or not network.gated_mlp
     return {
-        "qkv": (network.hidden, qkv),
-        "in_qkvz": (network.hidden, network.delta_heads * (2 * network.delta_key + 2 * values)),
-        "in_ba": (network.hidden, 2 * network.delta_heads * network.delta_group),
-        "linear_dense": (network.delta_heads * values, network.hidden),
-        "kv_a": (network.hidden, network.head_size),
-        "q_a": (network.hidden, network.query_rank),
-        "q": (network.query_rank or network.hidden, queries),
+        "qkv": (hidden, queries + 2 * shape.kv_heads * shape.head_size),
+        "in_qkvz": (hidden, network.delta_heads * (2 * network.delta_key + 2 * values)),
+        "in_ba": (hidden, 2 * network.delta_heads * network.delta_group),
+        "linear_dense": (network.delta_heads * values, hidden),
+        "kv_a": (hidden, shape.head_size),
+        "q_a": (hidden, network.query_rank),
+        "q": (network.query_rank or hidden, queries),
         "of_keys": (network.nope, network.latent_rank),
         "of_values": (network.latent_rank, network.value),
-        "dense": (heads, network.hidden),
-        "fc_gate": (network.hidden, inner if is_one else 2 * inner),
-        "gate": (network.hidden, inner),
-        "proj": (inner, network.hidden),
-        "expert_fc_gate": (network.hidden, 2 * expert),
-        "expert_proj": (expert, network.hidden),
+        "dense": (heads, hidden),
+        "fc_gate": (hidden, inner if is_one else 2 * inner),
+        "gate": (hidden, inner),
+        "proj": (inner, hidden),
+        "input_gate": (hidden, inputs),
+        "input_proj": (inputs, hidden),
+        "low_left": (hidden, network.low_rank),
+        "low_right": (network.low_rank, hidden),
+        "expert_fc_gate": (hidden, 2 * expert),
+        "expert_proj": (expert, hidden),
     }[name]
 
 
@@ -237,8 +329,8 @@ def _has(packed: PackedFile, name: str, num_bytes: int) -> None:
         )
 
 
-def _want(packed: PackedFile, what: str, found: object, wanted: object, asked: object = 1) -> None:
-    if asked is not None and found != wanted:
+def _want(packed: PackedFile, what: str, found: object, wanted: object) -> None:
+    if found != wanted:
         raise EngineError(
             f"{packed.path} has {what}={found!r}; wanted {wanted}, as config.json has it: build it "
             "again"

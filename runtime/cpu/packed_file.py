@@ -18,7 +18,7 @@ import numpy as np
 from enginehouse.runtime.errors import EngineError
 
 PACKED = "packed.safetensors"
-LAYOUT = 7  # of the packed tensors: another one is packed anew
+LAYOUT = 8  # of the packed tensors: another one is packed anew
 KEPT = ("bf16", "e4m3", "int8")  # what keys and values can be
 
 _ALIGNED = 64  # bytes: of a tensor's place in the file, and of its size
@@ -39,6 +39,19 @@ class LinearShape(msgspec.Struct, frozen=True):
     group: int = 0
     input: str = "bf16"
     narrow_scales: bool = False
+
+
+class LayerShape(msgspec.Struct, frozen=True):
+    """gates: of a layer's plain MLP, or of its shared expert; 0 for none. place: among the layers
+    with keys and values, of which another's may be read, or with linear attention. kv_heads: 0
+    where no keys are read. cutoff: of `Traits.cutoffs`.
+    """
+
+    gates: int
+    place: int
+    head_size: int
+    kv_heads: int
+    cutoff: float | None
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -81,11 +94,13 @@ class Mixture(msgspec.Struct, frozen=True):
 
 class Network(msgspec.Struct, frozen=True):
     """A decoder's sizes and traits. ropes: the global table, the local one, longrope's short one;
-    pretrained: the longest context that the short one serves. hidden, inners: multiples of 16,
-    hidden with zeros behind the model's own, `normed`; inners: of each layer's plain MLP, or of its
-    shared expert, 0 for none. growth, clip, swiglu_limit: 0 for none. latent_rank, query_rank,
-    nope, value: of `ModelConfig.latent`, 0 for none. kept_layers: those with keys and values;
-    delta_*: of `ModelConfig.delta`, 0 for none; places: of each layer, among these or among those.
+    pretrained: the longest context that the short one serves. hidden: a multiple of 16, with zeros
+    behind the model's own, `normed`. growth, clip, swiglu_limit: 0 for none. latent_rank,
+    query_rank, nope, value: of `ModelConfig.latent`, 0 for none; rotary: of latents, or of heads of
+    the usual size. kept_layers: those with keys and values of their own; delta_*: of
+    `ModelConfig.delta`, 0 for none. inputs: numbers that each layer gets of a token besides, 0 for
+    none; inputs_vocab: tokens that have some. streams: hidden states that go from layer to layer;
+    low_rank: of a learned residual, 0 for none.
     """
 
     layout: int
@@ -94,16 +109,13 @@ class Network(msgspec.Struct, frozen=True):
     normed: int
     layers: int
     heads: int
-    kv_heads: int
-    head_size: int
     rotary: int
-    inners: list[int]
     vocab: int
     latent_rank: int
     query_rank: int
     nope: int
     value: int
-    places: list[int]
+    of_layers: list[LayerShape]
     kept_layers: int
     delta_layers: int
     delta_heads: int
@@ -111,6 +123,10 @@ class Network(msgspec.Struct, frozen=True):
     delta_key: int
     delta_value: int
     delta_kernel: int
+    inputs: int
+    inputs_vocab: int
+    streams: int
+    low_rank: int
     activation: str
     gated_mlp: bool
     parallel: bool
@@ -121,6 +137,8 @@ class Network(msgspec.Struct, frozen=True):
     l2_norm_heads: bool
     gated_attention: bool
     rope_interleaved: bool
+    norm_values: bool
+    norm_experts: bool
     epsilon: float
     embedding_scale: float
     residual_scale: float
@@ -214,11 +232,12 @@ class PackedWriter:
     def add(self, name: str, dtype: str, values: np.ndarray) -> None:
         """dtype: BF16, F32, I16 or U8, whose bytes values holds."""
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        data = np.pad(data, (0, -len(data) % _ALIGNED))
-        end = self._end + len(data)
-        count = len(data) // _BYTES[dtype]
+        padding = -len(data) % _ALIGNED
+        end = self._end + len(data) + padding
+        count = (end - self._end) // _BYTES[dtype]
         self._header[name] = {"dtype": dtype, "shape": [count], "data_offsets": [self._end, end]}
         self._file.write(data.data)
+        self._file.write(bytes(padding))
         self._end = end
 
     def finish(self, network: Network) -> None:

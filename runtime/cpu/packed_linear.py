@@ -23,7 +23,7 @@ from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART, COLS, LANES, STEP
 from enginehouse.runtime.cpu.linear_forms import LinearWeights
 from enginehouse.runtime.cpu.packed_file import LinearShape
 
-Arrays = dict[str, tuple[str, Tensor]]  # of `library.PARTS`: a dtype of the file, and the values
+Arrays = dict[str, tuple[str, Tensor]]  # of `structures.PARTS`: a dtype of the file, and the values
 
 _PAIRS = [0, 2, 4, 6, 1, 3, 5, 7]
 
@@ -65,8 +65,9 @@ def packed_linears(linears: list[LinearWeights]) -> tuple[LinearShape, Arrays]:
 
 
 def whole_vectors(rows: Tensor) -> Tensor:
-    """[n, width] or [width], zeros behind each row up to a multiple of 16."""
-    return functional.pad(rows, [0, -rows.shape[-1] % LANES])
+    """[..., width], zeros behind each row up to a multiple of 16; rows itself where it has one."""
+    padding = -rows.shape[-1] % LANES
+    return functional.pad(rows, [0, padding]) if padding else rows
 
 
 def array_of(dtype: str, values: Tensor) -> np.ndarray:

@@ -11,20 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from enginehouse.runtime.cpu.compiler import cache_folder
-from enginehouse.runtime.cpu.library import (
-    ACTIVATIONS,
-    DELTA_ARRAYS,
-    FINAL_NORM,
-    HEAD,
-    LINEAR,
-    LINEARS,
-    NORMS,
-    PARTS,
-    SCALES,
-    NativeModel,
-    Shape,
-    num_alike,
-)
+from enginehouse.runtime.cpu.library import NativeModel
 from enginehouse.runtime.cpu.packed_check import check_packed
 from enginehouse.runtime.cpu.packed_file import (
     KEPT,
@@ -34,6 +21,22 @@ from enginehouse.runtime.cpu.packed_file import (
     Network,
     PackedFile,
     RopeFrequencies,
+)
+from enginehouse.runtime.cpu.structures import (
+    ACTIVATIONS,
+    DELTA_ARRAYS,
+    FINAL_NORM,
+    HEAD,
+    INPUTS_OF_ALL,
+    LINEAR,
+    LINEARS,
+    NORMS,
+    OF_STREAMS,
+    PARTS,
+    SCALES,
+    STREAM_ARRAYS,
+    Shape,
+    num_alike,
 )
 from enginehouse.runtime.engine import Engine
 from enginehouse.runtime.errors import EngineError
@@ -69,7 +72,6 @@ def native_shape(network: Network, **room: int) -> Shape:
     mixture = network.mixture or _NO_MIXTURE
     return Shape(
         **{name: getattr(network, name) for name in _SIZES},
-        inner=max(network.inners),
         expert_inner=mixture.inner,
         kept=KEPT.index(network.kept),
         activation=ACTIVATIONS.index(network.activation),
@@ -83,6 +85,8 @@ def native_shape(network: Network, **room: int) -> Shape:
         gated_attention=int(network.gated_attention),
         grows_unturned=int(network.grows_unturned),
         rope_interleaved=int(network.rope_interleaved),
+        norm_values=int(network.norm_values),
+        norm_experts=int(network.norm_experts),
         **{name: int(getattr(mixture, name)) for name in _ROUTING},
         share_scale=mixture.scale,
         mixer_epsilon=mixture.mixer_epsilon,
@@ -93,8 +97,13 @@ def native_shape(network: Network, **room: int) -> Shape:
 def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) -> NativeModel:
     """positions: how many the rotary tables reach."""
     network = packed.network
-    model = NativeModel(library, shape)
+    model = NativeModel(library, shape, network.of_layers)
     model.set_embedding(packed["embedding"])
+    if network.inputs:
+        model.set_inputs(packed["inputs_table"], packed["inputs_norm"])
+        _set_linear(model, 0, INPUTS_OF_ALL, packed, INPUTS_OF_ALL)
+    for name in OF_STREAMS if network.streams > 1 else ():
+        _set_linear(model, 0, name, packed, name)
     for index, frequencies in enumerate(network.ropes):
         if frequencies is not None:
             model.set_rotary(index, *_rotary_table(frequencies, positions))
@@ -103,13 +112,15 @@ def load_model(library: Path, shape: Shape, packed: PackedFile, positions: int) 
         for name in NORMS:
             if (norm := f"{layer}.{name}norm") in packed:
                 model.set_norm(layer, name, packed[norm], packed.get(f"{norm}.bias"))
-        more = {name: packed.get(f"{layer}.{name}") for name in ("sinks", "shared_gate")}
-        model.set_layer(layer, network.inners[layer], network.places[layer], **more)
+        model.set_layer(layer, **{name: packed.get(f"{layer}.{name}") for name in _OF_LAYER})
         if f"{layer}.{LINEAR[0]}" in network.linears:
             delta = {name: packed[f"{layer}.linear_{name}"] for name in DELTA_ARRAYS}
             model.set_delta(layer, **delta)
+        if network.streams > 1:
+            streams = {name: packed[f"{layer}.stream_{name}"] for name in STREAM_ARRAYS}
+            model.set_streams(layer, **streams)
         if f"{layer}.router" in packed:
-            more = {name: packed.get(f"{layer}.router_{name}") for name in ("bias", "correction")}
+            more = {name: packed.get(f"{layer}.router_{name}") for name in _OF_ROUTER}
             model.set_router(layer, packed[f"{layer}.router"], **more)
         for name in LINEARS:
             if f"{layer}.{name}" in network.linears:
@@ -129,7 +140,7 @@ def _set_linear(model: NativeModel, layer: int, name: str, packed: PackedFile, f
 
 
 def _rotary_table(frequencies: RopeFrequencies, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos, sin: float32 [positions, rotary / 2]."""
+    """cos, sin: float32 [positions, pairs]."""
     inverse = np.asarray(frequencies.inverse, np.float32)
     angles = np.outer(np.arange(positions, dtype=np.float32), inverse)
     magnitude = np.float32(frequencies.magnitude)
@@ -151,9 +162,12 @@ def _packed_anew(engine: Engine, path: Path) -> Path:
     return path
 
 
+_OF_LAYER = ("sinks", "shared_gate", "multiplier")
+_OF_ROUTER = ("bias", "correction", "scale")
 _OF_SHARES = ("share_scale", "mixer_epsilon")
 _SIZES = (
-    *("hidden", "normed", "layers", "heads", "kv_heads", "head_size", "rotary", "vocab"),
+    *("hidden", "normed", "layers", "heads", "rotary", "vocab", "inputs", "inputs_vocab"),
+    *("streams", "low_rank"),
     *("latent_rank", "query_rank", "nope", "value", "kept_layers"),
     *(f"delta_{word}" for word in ("layers", "heads", "group", "key", "value", "kernel")),
     *("growth_length", "growth_first", *(name for name in SCALES if name not in _OF_SHARES)),

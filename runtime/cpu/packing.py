@@ -22,7 +22,6 @@ from enginehouse.runtime.checkpoint.weights import (
 )
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.config_parts import Delta, Latent
-from enginehouse.runtime.cpu.library import DELTA_ARRAYS, LINEAR, LINEARS, NORMS, PARTS
 from enginehouse.runtime.cpu.linear_forms import (
     LinearWeights,
     gated,
@@ -30,7 +29,7 @@ from enginehouse.runtime.cpu.linear_forms import (
     linear_of,
     rounded,
 )
-from enginehouse.runtime.cpu.packed_check import mixture_of, sizes_of
+from enginehouse.runtime.cpu.packed_check import is_sparse, mixture_of, sizes_of
 from enginehouse.runtime.cpu.packed_file import (
     LAYOUT,
     LinearShape,
@@ -40,6 +39,19 @@ from enginehouse.runtime.cpu.packed_file import (
     Rule,
 )
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linears, whole_vectors
+from enginehouse.runtime.cpu.structures import (
+    DELTA_ARRAYS,
+    HEAD,
+    INPUTS_OF_ALL,
+    INPUTS_OF_LAYER,
+    LINEAR,
+    LINEARS,
+    LOW_RANK,
+    NORMS,
+    OF_STREAMS,
+    PARTS,
+    STREAM_ARRAYS,
+)
 
 Tensors = Mapping[str, Tensor]
 
@@ -55,9 +67,17 @@ _VECTORS = {
     "router_bias": "mlp.router.bias",
     "router_correction": "mlp.router.e_score_correction_bias",
     "shared_gate": "mlp.shared_expert_gate.weight",
+    "router_scale": "mlp.router.expert_scale",
     "sinks": "attention.sinks",
+    "multiplier": "layer.layer_scalar",
 }
-_PER_LAYER = len(LINEARS) * len(PARTS) + 2 * len(NORMS) + len(_VECTORS) + len(DELTA_ARRAYS)
+_OF_STREAMS = (
+    *(f"stream_{word}.weight" for word in STREAM_ARRAYS[:-1]),
+    "stream.correct_output_scale",
+)
+_WHOLE = ("router", "scale")  # of them, rows of hidden_size
+_ARRAYS = (*_VECTORS, *DELTA_ARRAYS, *STREAM_ARRAYS)
+_PER_LAYER = len(LINEARS) * len(PARTS) + 2 * len(NORMS) + len(_ARRAYS)
 
 
 def pack_engine(
@@ -91,7 +111,8 @@ class _Packing:
         self.writer = writer
         self.activations = activations
         self.linears: dict[str, LinearShape] = {}
-        self.has_weights = traits_of(config).norm_weights
+        self.traits = traits_of(config)
+        self.has_weights = self.traits.norm_weights
 
     def all(self, directory: Path, max_seq_len: int, advance: Callable[[int], None]) -> None:
         config, weights = self.config, CheckpointWeights(directory, self.config)
@@ -106,6 +127,10 @@ class _Packing:
             if config.delta is not None and config.is_linear(layer):
                 for name, values in _delta_arrays(tensors, config.delta).items():
                     self._add(f"{layer}.linear_{name}", "F32", values)
+            for name, key in zip(STREAM_ARRAYS, _OF_STREAMS, strict=True):
+                if key in tensors:
+                    values = whole_vectors(tensors[key]) if name in _WHOLE else tensors[key]
+                    self._add(f"{layer}.stream_{name}", "F32", values)
             for name, linears in self._linears(tensors, layer).items():
                 self._linear(f"{layer}.{name}", linears)
             advance(1)
@@ -116,33 +141,58 @@ class _Packing:
         bias = None if bias is None else bias[: config.vocab_size]
         whole = LinearWeights("bf16", "bf16", head, bias=bias)
         self._linear(
-            "lm_head", [rounded(head)._replace(bias=bias) if self.activations == "int8" else whole]
+            HEAD, [rounded(head)._replace(bias=bias) if self.activations == "int8" else whole]
         )
         embedding = weights("transformer.vocab_embedding.")["weight"][: config.vocab_size]
         self._add("embedding", "BF16", whole_vectors(embedding))
+        if config.per_layer_size:
+            self._layer_inputs(weights)
+        for name, word in zip(OF_STREAMS, ("projections", "merges"), strict=True):
+            if (others := config.num_streams - 1) > 0:
+                parts = weights(f"transformer.stream_{word}.")["weight"].chunk(others)
+                self._linear(name, [LinearWeights("bf16", "bf16", part) for part in parts])
         kept = weights.kv_scales()
         self.writer.finish(_network(config, max_seq_len, self.activations, self.linears, kept))
 
+    def _layer_inputs(self, weights: CheckpointWeights) -> None:
+        """What each layer gets of a token besides: of each layer whole vectors."""
+        table, projection, norm = (
+            weights(f"transformer.per_layer_{word}.")["weight"]
+            for word in ("embedding", "projection", "layernorm")
+        )
+        of_layers = (-1, self.config.per_layer_size)
+        self._add("inputs_table", "BF16", whole_vectors(table.unflatten(1, of_layers)))
+        wide = whole_vectors(projection.unflatten(0, of_layers).mT).mT.flatten(0, 1)
+        self._linear(INPUTS_OF_ALL, [LinearWeights("bf16", "bf16", wide)])
+        self._add("inputs_norm", "F32", whole_vectors(norm))
+
     def _linears(self, tensors: Tensors, layer: int) -> dict[str, list[LinearWeights]]:
-        """A layer's, by their names of `library.LINEARS`; of a mixture those of all experts."""
+        """A layer's, by their names of `structures.LINEARS`; of a mixture those of all experts."""
         config, found = self.config, {}
         if config.has_attention(layer):
             found["dense"] = self._modules(tensors, "attention.dense")
             if config.latent is None:
-                found["qkv"] = self._modules(tensors, "attention.qkv")
+                word = "qkv" if config.has_keys(layer) else "q"
+                found[word] = self._modules(tensors, f"attention.{word}")
             else:
                 found |= self._latents(tensors, config.latent)
         if config.is_linear(layer):
             words = dict(zip(LINEAR, ("in_qkvz", "in_ba", "dense"), strict=True))
             for name, word in words.items():
                 found[name] = self._modules(tensors, f"linear_attention.{word}")
+        if config.per_layer_size:
+            words = dict(zip(INPUTS_OF_LAYER, ("per_layer_gate", "per_layer_proj"), strict=True))
+            found |= {name: self._modules(tensors, word) for name, word in words.items()}
+        if self.traits.learned_residual:
+            words = dict(zip(LOW_RANK, ("laurel_left", "laurel_right"), strict=True))
+            found |= {name: self._modules(tensors, word) for name, word in words.items()}
         if config.has_experts(layer):
             experts = self._mlp(tensors, "mlp.", config.num_experts)
             found |= {f"expert_{name}": linears for name, linears in experts.items()}
             if config.shared_expert_size:
                 found |= self._mlp(tensors, "mlp.shared_expert.")
         elif config.has_mlp(layer):
-            found |= self._mlp(tensors, "mlp.")
+            found |= self._mlp(tensors, "mlp.", apart=is_sparse(self.traits, layer))
         return found
 
     def _latents(self, tensors: Tensors, latent: Latent) -> dict[str, list[LinearWeights]]:
@@ -161,9 +211,9 @@ class _Packing:
         }
 
     def _mlp(
-        self, tensors: Tensors, prefix: str, experts: int = 0
+        self, tensors: Tensors, prefix: str, experts: int = 0, apart: bool = False
     ) -> dict[str, list[LinearWeights]]:
-        """fc_gate, gate where it stands apart, and proj; of so many experts."""
+        """fc_gate, gate where it stands apart, as it may have to, and proj; of so many experts."""
         fc = self._modules(tensors, f"{prefix}fc", experts)
         if not self.config.gated_mlp:
             gates = [{"fc_gate": each} for each in fc]
@@ -172,7 +222,9 @@ class _Packing:
             gates = [gated(gate, up) for up, gate in both]
         else:
             pairs = zip(fc, self._modules(tensors, f"{prefix}gate", experts), strict=True)
-            gates = [gated(gate, up) for gate, up in pairs]
+            gates = [
+                {"fc_gate": gate, "gate": up} if apart else gated(gate, up) for gate, up in pairs
+            ]
         found = {name: [each[name] for each in gates] for name in gates[0]}
         return {**found, "proj": self._modules(tensors, f"{prefix}proj", experts)}
 
@@ -228,6 +280,8 @@ def _network(
         l2_norm_heads=traits.l2_norm_heads,
         gated_attention=traits.gated_attention,
         rope_interleaved=traits.rope_interleaved,
+        norm_values=traits.norm_values,
+        norm_experts=traits.norm_experts,
         epsilon=config.norm_epsilon,
         embedding_scale=traits.embedding_scale,
         residual_scale=traits.residual_scale,
@@ -247,9 +301,9 @@ def _network(
                 0 if isinstance(rule.window, Chunked) else rule.window or 0,
                 rule.window.size if isinstance(rule.window, Chunked) else 0,
                 _NO_ROPE if rope is None else rope,
-                scale,
+                kept[config.kv_layer(layer)],
             )
-            for rule, rope, scale in zip(traits.rules, traits.ropes, kept, strict=True)
+            for layer, (rule, rope) in enumerate(zip(traits.rules, traits.ropes, strict=True))
         ],
         ropes=[_rope(found) for found in (ropes.everywhere, ropes.local, ropes.short)],
         pretrained=ropes.pretrained,

@@ -5,7 +5,6 @@ Knows words and numbers of config.json, no tensor.
 
 from __future__ import annotations
 
-from enginehouse.runtime.checkpoint.traits import beyond_kernels
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.kernel_sizes import LANES, STEP, UNIT
 
@@ -17,7 +16,7 @@ _MOST_HEAD = 576
 
 def cpu_refusal(config: ModelConfig, kv_block_size: int, compute_dtype: str) -> str | None:
     """Why backend=cpu does not run a model, in one sentence; None where it does."""
-    reason = beyond_kernels(config) or _form(config) or _sizes(config, kv_block_size)
+    reason = _form(config) or _sizes(config, kv_block_size)
     if reason is None and compute_dtype == "float32":
         reason = "compute_dtype=float32"
     return (
@@ -42,8 +41,9 @@ def _sizes(config: ModelConfig, kv_block_size: int) -> str | None:
         sizes = (config.delta.key_size, config.delta.value_size)
         if any(size % LANES for size in sizes):
             return f"linear attention with heads of {sizes[0]} and {sizes[1]} elements"
-    if config.head_size > _MOST_HEAD:
-        return f"head_size={config.head_size}"
+    layers = map(config.of_layer, range(config.num_hidden_layers))
+    if (size := max(own.head_size for own in layers)) > _MOST_HEAD:
+        return f"head_size={size}"
     if config.latent is not None and config.latent.nope > _MOST_HEAD:
         return f"qk_nope_head_dim={config.latent.nope}"
     return None

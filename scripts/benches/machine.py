@@ -13,8 +13,8 @@ from typing import NamedTuple
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import cpu_words
 from enginehouse.runtime.cpu.kernel_sizes import BYTES_PART
-from enginehouse.runtime.cpu.library import linear_bytes
 from enginehouse.runtime.cpu.packed_file import Network
+from enginehouse.runtime.cpu.structures import linear_bytes
 
 _SOURCE = Path(__file__).with_name("limits.cpp")
 _FLAGS = ("-std=c++20", "-O3", "-pthread")
@@ -73,10 +73,10 @@ def step_work(network: Network, batch: int, context: int) -> Work:
         weight_bytes += sizes["weight"] + sizes["scales"]
         kind = "int8" if linear.input in BYTES_PART else "bf16"
         operations[kind] += 2.0 * batch * linear.out * linear.inputs
-    pairs = batch * context * network.layers
-    operations["bf16"] += 4.0 * pairs * network.heads * network.head_size
+    pairs, layers = batch * context, [of for of in network.of_layers if of.kv_heads]
+    operations["bf16"] += 4.0 * pairs * network.heads * sum(of.head_size for of in layers)
     kept = 2 if network.kept == "bf16" else 1  # bytes
-    kv_bytes = 2.0 * pairs * network.kv_heads * network.head_size * kept
+    kv_bytes = 2.0 * pairs * sum(of.kv_heads * of.head_size for of in layers) * kept
     return Work(weight_bytes, kv_bytes, operations)
 
 

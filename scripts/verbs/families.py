@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     shown.add_column("architecture", no_wrap=True)
     for heading in ("models", "torch", "cpu", "tensorrt", "tensorrt_llm"):
         shown.add_column(heading)
-    for architecture, note, *beyond, for_trtllm in support():
-        kinds = ("yes" if each is None else f"no: {each}" for each in beyond)
-        models = note.models.replace("`", "")
-        shown.add_row(architecture, models, "yes", *kinds, "yes" if for_trtllm else "no")
+    for architecture, note, beyond, for_trtllm in support():
+        by_network = "yes" if beyond is None else f"no: {beyond}"
+        models, by_trtllm = note.models.replace("`", ""), "yes" if for_trtllm else "no"
+        shown.add_row(architecture, models, "yes", "yes", by_network, by_trtllm)
     Console().print(shown)
     return 0

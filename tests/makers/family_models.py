@@ -420,10 +420,8 @@ BEYOND_TENSORRT = {
     *("qwen3.5", "qwen3.5-moe", "qwen3-next"),
     *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
 }
-# And of these the kernels.
-BEYOND_KERNELS = {
-    *("gemma3n", "gemma4", "gemma4-small", "gemma4-moe"),
-}
+# Whose layers differ in their heads, read the keys of others or get inputs of their own.
+OF_OWN_LAYERS = {"gemma3n", "gemma4", "gemma4-small", "gemma4-moe"}
 MIXTURES = {
     *("granite-moe", "olmoe", "mixtral", "qwen3-moe", "qwen3-moe-raw", "qwen3-moe-dense"),
     *("qwen2-moe", "glm4-moe", "glm4-moe-air", "dots1", "ernie4.5-moe", "granite-moe-shared"),

@@ -96,6 +96,7 @@ ASKED: dict[str, dict[str, str | None]] = {
         "*": None,  # the kernels under sanitizers, and on ARM64: minutes of compilers
     },
     "runtime/cpu/test_executor.py": {
+        "test_forms_of_one_byte_are_run": r"^(?!gemma(4|3n))|-fp8$",
         "test_every_compiler_of_this_machine_gives_the_logits": r"\+\+$",
     },
     "regress/mutations/test_numerics_see.py": {

@@ -22,7 +22,7 @@ constexpr int kUnit = kLanes;  // tokens of one unit
 constexpr int kMostHead = 576;  // DeepSeek's latents and what rope turns
 constexpr int kUnitsAhead = 2;  // that are fetched while one is read: they lie anywhere
 
-enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/library.py counts them
+enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/packed_file.py counts them
 
 // f(a null pointer to the type that keys and values are kept in).
 template <class F>
@@ -34,21 +34,19 @@ void with_kept(Kept kept, F&& f) {
   }
 }
 
-// For each layer, block and head: units of keys [D / 2][16 tokens][2], then values [8][D][2 tokens].
-class Cache {
+// A layer's keys and values, for each block and head: units of keys [D / 2][16 tokens][2], then values
+// [8][D][2 tokens].
+class LayerCache {
  public:
-  Cache(Kept kept, int layers, int num_blocks, int block_size, int kv_heads, int head_size)
-      : kept(kept), blocks_(num_blocks), heads_(kv_heads), size_(head_size), units_(block_size / kUnit),
-        pages_(size_t(layers) * num_blocks * kv_heads * units_ * unit_values() * (kept == Kept::bf16 ? 2 : 1)) {}
+  LayerCache(uint8_t* pages, int block_units, int heads, int size)
+      : pages_(pages), units_(block_units), heads_(heads), size_(size) {}
 
-  const Kept kept;
-
-  bool whole() const { return pages_.data() != nullptr; }
+  static size_t unit_values(int size) { return size_t(2) * kUnit * size; }
 
   template <class T>
-  T* unit(int layer, const int* table, int head, int u) const {
-    const size_t block = size_t(layer) * blocks_ + table[u / units_];
-    return reinterpret_cast<T*>(pages_.data()) + ((block * heads_ + head) * units_ + u % units_) * unit_values();
+  T* unit(const int* table, int head, int u) const {
+    const size_t block = table[u / units_];
+    return reinterpret_cast<T*>(pages_) + ((block * heads_ + head) * units_ + u % units_) * unit_values(size_);
   }
 
   // One token's key and value, [D] each, divided by scale. A unit's first zeroes its values: they may
@@ -65,9 +63,8 @@ class Cache {
   }
 
  private:
-  size_t unit_values() const { return size_t(2) * kUnit * size_; }
-  int blocks_, heads_, size_, units_;
-  Pages pages_;
+  uint8_t* pages_;
+  int units_, heads_, size_;
 };
 
 // softmax(cap(q @ k * scale)) over the last `window` positions, or those of the position's own chunk; 0: no

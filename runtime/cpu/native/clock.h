@@ -7,7 +7,7 @@
 
 namespace enginehouse {
 
-// As runtime/cpu/library.py names them.
+// As runtime/cpu/structures.py names them.
 enum Phase { kLinears, kAttention, kHead, kRowWork, kPhases };
 
 // Looked at by the thread that calls; the others work within its blocks.

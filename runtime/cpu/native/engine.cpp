@@ -11,11 +11,11 @@ void eh_close(Model* m) {
   std::free(m);
 }
 
-// Null where there is no memory for keys and values.
-Model* eh_open(const Shape* shape) {
+// shapes: [layers]. Null where there is no memory for keys and values.
+Model* eh_open(const Shape* shape, const LayerShape* shapes) {
   void* place = std::aligned_alloc(alignof(Model), sizeof(Model));
   if (!place) return nullptr;
-  Model* m = new (place) Model(*shape);
+  Model* m = new (place) Model(*shape, shapes);
   if (m->whole()) return m;
   eh_close(m);
   return nullptr;
@@ -59,8 +59,11 @@ void eh_seconds(Model* m, double* out) { std::copy_n(m->clock.seconds, kPhases, 
 // embedding: bf16 [vocab, hidden], which stays the caller's.
 void eh_embedding(Model* m, const u16* embedding) { m->embedding = embedding; }
 
-// cos, sin: [positions, rotary / 2], which stay the caller's. index: 0 global, 1 local, 2 short.
-void eh_rotary(Model* m, int index, const float* cos, const float* sin) { m->heads.cos[index] = cos, m->heads.sin[index] = sin; }
+// cos, sin: [positions, half], which stay the caller's. index: 0 global, 1 local, 2 short.
+void eh_rotary(Model* m, int index, int half, const float* cos, const float* sin) {
+  assert(2 * half <= kMostHead);
+  m->heads.cos[index] = cos, m->heads.sin[index] = sin, m->heads.half[index] = half;
+}
 
 // kept: what a layer's keys and values in bytes are multiplied by, else 1.
 // rope: 0 for the table that a step names, 1 for the local one, -1 for none.
@@ -77,20 +80,20 @@ void eh_norm(Model* m, int layer, int which, const float* weight, const float* b
   (which == kNorms ? m->final_norm : m->layers.at(layer).norms[which]) = {weight, bias};
 }
 
-// router: [experts, hidden], the caller's, as bias and correction, [experts] or null.
-void eh_router(Model* m, int layer, const float* router, const float* bias, const float* correction) {
+// router: [experts, hidden], the caller's, as bias, correction and scale, [experts] or null.
+void eh_router(Model* m, int layer, const float* router, const float* bias, const float* correction, const float* scale) {
   Experts& e = m->layers.at(layer).experts;
-  e.router = router, e.bias = bias, e.correction = correction;
+  e.router = router, e.bias = bias, e.correction = correction, e.scale = scale;
 }
 
-// inner: of the layer's plain MLP, or its shared expert. place: among the layers with keys and values, or with
-// linear attention. sinks: [heads], shared_gate: [hidden], or null.
-void eh_layer(Model* m, int layer, int inner, int place, const float* sinks, const float* shared_gate) {
-  assert(inner >= 0 && inner <= m->s.inner && inner % kLanes == 0);
-  assert(place >= 0 && place <= m->s.layers);
+// sinks: [heads], shared_gate: [hidden], multiplier: [1], or null.
+void eh_layer(Model* m, int layer, const float* sinks, const float* shared_gate, const float* multiplier) {
   Layer& l = m->layers.at(layer);
-  l.inner = inner, l.place = place, l.sinks = sinks, l.shared_gate = shared_gate;
+  l.sinks = sinks, l.shared_gate = shared_gate, l.multiplier = multiplier;
 }
+
+// Of what each layer gets besides: native/layer_inputs.h.
+void eh_inputs(Model* m, const u16* table, const float* norm) { m->inputs().table = table, m->inputs().norm = norm; }
 
 // Of linear attention: native/delta.h's DeltaWeights.
 void eh_delta(Model* m, int layer, const float* filter, const float* speed, const float* bias, const float* norm) {
@@ -98,42 +101,52 @@ void eh_delta(Model* m, int layer, const float* filter, const float* speed, cons
   w.filter = filter, w.speed = speed, w.bias = bias, w.norm = norm;
 }
 
-// which: 0 qkv, 1 dense, 2 fc and gate in turns of 16 outputs, or fc alone where 3, gate, stands apart,
-// 4 proj, 5 kv_a, 6 q_a, 7 q, 8 to 10 linear attention's in_qkvz, in_ba and dense, 11 the head; 12 and 13: fc and
-// gate, and proj, of an expert; 14 and 15: of_keys and of_values, of a head. After eh_layer.
+// Of residual streams: native/shape.h's StreamWeights.
+void eh_streams(Model* m, int layer, const float* router, const float* predictions, const float* corrections, const float* scale) {
+  m->layers.at(layer).streams = {router, predictions, corrections, scale};
+}
+
+// which: of Which. whose: an expert, a head, or a stream but the first.
 void eh_linear(Model* m, int layer, int which, int whose, const Linear* linear) {
   const Shape& s = m->s;
   const DeltaSizes z = s.delta();
-  const int inner = m->layers.at(layer).inner, both = round_up(2 * inner, kCols), one = round_up(inner, kCols);
-  const int fc_gate = !s.gated || linear->out == one ? inner : both, expert = s.expert_inner;
-  const struct {
-    int out, in;
-  } sizes[] = {
-      {m->width(), s.hidden},
-      {s.hidden, s.heads * s.value_size()},
-      {fc_gate, s.hidden},
-      {inner, s.hidden},
-      {s.hidden, inner},
-      {s.head_size, s.hidden},
-      {s.query_rank, s.hidden},
-      {m->width(), s.query_rank ? s.query_rank : s.hidden},
-      {z.width(), s.hidden},
-      {z.rates(), s.hidden},
-      {s.hidden, z.read()},
-      {s.vocab, s.hidden},
-      {2 * expert, s.hidden},
-      {s.hidden, expert},
-      {s.latent_rank, s.nope},
-      {s.value, s.latent_rank},
+  Layer& l = m->layers.at(layer);
+  const int inner = l.inner(), both = round_up(2 * inner, kCols), one = round_up(inner, kCols);
+  Linear* to = nullptr;
+  const auto in_place = [&](Linear& place, int out, int in) {
+    assert(linear->out == round_up(out, kCols) && linear->in == round_up(in, kStep));
+    to = &place;
   };
-  assert(linear->out == round_up(sizes[which].out, kCols) && linear->in == round_up(sizes[which].in, kStep));
+  switch (Which(which)) {
+    case Which::qkv: in_place(l.qkv, m->width(l), s.hidden); break;
+    case Which::dense: in_place(l.dense, s.hidden, m->given(l)); break;
+    case Which::fc_gate: in_place(l.fc_gate, !s.gated || linear->out == one ? inner : both, s.hidden); break;
+    case Which::gate: in_place(l.gate, inner, s.hidden); break;
+    case Which::proj: in_place(l.proj, s.hidden, inner); break;
+    case Which::kv_a: in_place(l.kv_a, s.latent_size(), s.hidden); break;
+    case Which::q_a: in_place(l.q_a, s.query_rank, s.hidden); break;
+    case Which::q: in_place(l.q, m->queries(l), s.query_rank ? s.query_rank : s.hidden); break;
+    case Which::in_qkvz: in_place(l.linear.in_qkvz, z.width(), s.hidden); break;
+    case Which::in_ba: in_place(l.linear.in_ba, z.rates(), s.hidden); break;
+    case Which::linear_dense: in_place(l.linear.dense, s.hidden, z.read()); break;
+    case Which::input_gate: in_place(l.input_gate, s.wide_inputs(), s.hidden); break;
+    case Which::input_proj: in_place(l.input_proj, s.hidden, s.wide_inputs()); break;
+    case Which::low_left: in_place(l.low_left, s.low_rank, s.hidden); break;
+    case Which::low_right: in_place(l.low_right, s.hidden, s.low_rank); break;
+    case Which::lm_head: in_place(m->head, s.vocab, s.hidden); break;
+    case Which::inputs: in_place(m->inputs().projection, s.layers * s.wide_inputs(), s.hidden); break;
+    case Which::expert_fc_gate: in_place(l.experts.fc_gate.at(whose), 2 * s.expert_inner, s.hidden); break;
+    case Which::expert_proj: in_place(l.experts.proj.at(whose), s.hidden, s.expert_inner); break;
+    case Which::of_keys: in_place(l.of_keys.at(whose), s.latent_rank, s.nope); break;
+    case Which::of_values: in_place(l.of_values.at(whose), s.value, s.latent_rank); break;
+    case Which::stream_openings: in_place(m->streams().openings.at(whose), s.hidden, s.hidden); break;
+    case Which::stream_merges: in_place(m->streams().merges.at(whose), s.hidden, s.hidden); break;
+  }
+  assert(to);
   assert(linear->form == Form::bf16 || (linear->group % kStep == 0 && linear->in % linear->group == 0 && linear->scales));
   assert(!part_of(linear->input) || (linear->counts && linear->form != Form::bf16));
-  assert(which < 14 || (linear->form == Form::bf16 && linear->input == Input::bf16));
-  Layer& l = m->layers.at(layer);
-  Linear* plain[] = {&l.qkv, &l.dense, &l.fc_gate, &l.gate, &l.proj, &l.kv_a, &l.q_a, &l.q, &l.linear.in_qkvz, &l.linear.in_ba, &l.linear.dense, &m->head};
-  Array<Linear>* several[] = {&l.experts.fc_gate, &l.experts.proj, &l.of_keys, &l.of_values};
-  (which < 12 ? *plain[which] : several[which - 12]->at(whose)) = *linear;
+  assert((Which(which) != Which::of_keys && Which(which) != Which::of_values) || (linear->form == Form::bf16 && linear->input == Input::bf16));
+  *to = *linear;
 }
 
 }  // extern "C"

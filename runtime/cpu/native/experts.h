@@ -13,9 +13,10 @@
 namespace enginehouse {
 
 // One layer's. router: float32 [experts, hidden], the caller's, as bias, which is added to its logits, and
-// correction, to scores where experts are chosen: [experts], or null. fc_gate in turns of 16 outputs.
+// correction, to scores where experts are chosen, and scale, of the shares of each: [experts], or null. fc_gate in
+// turns of 16 outputs.
 struct Experts {
-  const float *router = nullptr, *bias = nullptr, *correction = nullptr;
+  const float *router = nullptr, *bias = nullptr, *correction = nullptr, *scale = nullptr;
   Array<Linear> fc_gate, proj;
 };
 
@@ -39,10 +40,13 @@ class Mixture {
     if (entries) rows_.grow(int(entries), std::max(hidden, inner));
   }
 
-  // x: [n, hidden], normed; becomes what the experts give. gates: where their gated products go, but for y.
-  void run(Pool& pool, const Experts& experts, int n, float* x, const Target& gates) {
-    for (int first = 0; first < n; first += rows_at_once_)
-      some(pool, experts, std::min(rows_at_once_, n - first), x + size_t(first) * hidden_, gates);
+  // x: [n, hidden], normed; becomes what the experts give. judged: what they are chosen by, x or as large. gates:
+  // where their gated products go, but for y.
+  void run(Pool& pool, const Experts& experts, int n, float* x, const float* judged, const Target& gates) {
+    for (int first = 0; first < n; first += rows_at_once_) {
+      const size_t from = size_t(first) * hidden_;
+      some(pool, experts, std::min(rows_at_once_, n - first), x + from, judged + from, gates);
+    }
   }
 
  private:
@@ -52,9 +56,9 @@ class Mixture {
     float share;
   };
 
-  void some(Pool& pool, const Experts& experts, int n, float* x, const Target& gates) {
+  void some(Pool& pool, const Experts& experts, int n, float* x, const float* judged, const Target& gates) {
     const int entries = n * r_.chosen;
-    by_rows(pool, n, [&](int row) { choose(experts, x + size_t(row) * hidden_, &choices_[size_t(row) * r_.chosen]); });
+    by_rows(pool, n, [&](int row) { choose(experts, judged + size_t(row) * hidden_, &choices_[size_t(row) * r_.chosen]); });
     sort(entries);
     rows_.shape(entries, hidden_);
     by_rows(pool, entries, [&](int i) {
@@ -97,7 +101,7 @@ class Mixture {
     }
     for (int i = 0; i < r_.chosen; ++i) {
       if (r_.renormalize) to[i].share /= kept;
-      to[i].share *= r_.scale;
+      to[i].share *= experts.scale ? r_.scale * experts.scale[to[i].expert] : r_.scale;
     }
     order(to);
   }

@@ -18,28 +18,39 @@ inline void widen(const float* x, int n, int wide, float* y) {
 
 struct Heads {
   const Shape& s;
-  const float *cos[3] = {}, *sin[3] = {};  // [positions, rotary / 2]: global, local, short
+  // Global, local, short: [positions, half], of the pairs that each turns.
+  const float *cos[3] = {}, *sin[3] = {};
+  int half[3] = {};
 
   // One head's norm, where it has one of its own, and its rotation, the one before the other: [wide_head].
-  void turn(const float* x, const float* norm, int rope, int position, float* y) const {
-    widen(x, s.head_size, s.wide_head(), y);
+  void turn(const float* x, const LayerShape& of, const float* norm, int rope, int position, float* y) const {
+    const int size = of.head_size;
+    widen(x, size, of.wide_head(), y);
     if (s.norm_all_heads) norm = nullptr;
-    if (!s.norm_turned_heads) norm_head(norm, y);
+    if (!s.norm_turned_heads) norm_head(norm, size, y);
     if (rope >= 0) rotate(rope, position, y);
-    if (s.l2_norm_heads && rope >= 0) {
-      const float by = rms_scale(y, s.head_size, s.epsilon);
-      for (int i = 0; i < s.head_size; ++i) y[i] *= by;
-    }
-    if (s.norm_turned_heads) norm_head(norm, y);
+    if (s.l2_norm_heads && rope >= 0) scale_head(size, y);
+    if (s.norm_turned_heads) norm_head(norm, size, y);
   }
 
-  void norm_head(const float* norm, float* y) const {
-    const float by = norm ? rms_scale(y, s.head_size, s.epsilon) : 1.f;
-    for (int i = 0; norm && i < s.head_size; ++i) y[i] = y[i] * by * norm[i];
+  // A head's value, normed where values are: [wide_head].
+  void value(const float* x, const LayerShape& of, float* y) const {
+    widen(x, of.head_size, of.wide_head(), y);
+    if (s.norm_values) scale_head(of.head_size, y);
+  }
+
+  void scale_head(int size, float* y) const {
+    const float by = rms_scale(y, size, s.epsilon);
+    for (int i = 0; i < size; ++i) y[i] *= by;
+  }
+
+  void norm_head(const float* norm, int size, float* y) const {
+    const float by = norm ? rms_scale(y, size, s.epsilon) : 1.f;
+    for (int i = 0; norm && i < size; ++i) y[i] = y[i] * by * norm[i];
   }
 
   void rotate(int rope, int position, float* y) const {
-    const int half = s.rotary / 2;
+    const int half = this->half[rope];
     const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
     const int step = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
     for (int i = 0; i < half; ++i) {

@@ -26,9 +26,9 @@ class LatentAttention {
   LatentAttention(const Shape& shape, Pool& pool, PagedAttention& paged, const Heads& heads)
       : s(shape), pool_(pool), paged_(paged), heads_(heads) {
     if (!s.latent_rank) return;
-    assert(s.kv_heads == 1 && s.head_size == s.latent_rank + s.rotary && s.nope <= kMostHead);
+    assert(s.nope <= kMostHead);
     const int entries = s.heads * std::min(kRowsAtOnce, s.max_tokens);
-    wide_.resize(size_t(entries) * s.wide_head()), given_.resize(size_t(entries) * s.value);
+    wide_.resize(size_t(entries) * round_up(s.latent_size(), kLanes)), given_.resize(size_t(entries) * s.value);
     rows_.grow(entries, std::max(s.nope, s.latent_rank));
   }
 
@@ -36,10 +36,11 @@ class LatentAttention {
   // of which it writes [heads, value].
   void run(const Layer& layer, const float* queries, const float* latents, float* to, int stride) {
     const float* norm = layer.norms[kLatents].weight;
-    paged_.keep(layer.place, layer.rule, [&](const Token& token, int, float* key, float* value) {
-      widen(latents + size_t(token.row) * s.head_size, s.head_size, s.wide_head(), key);
+    const int size = s.latent_size(), wide = layer.wide_head();
+    paged_.keep(layer, [&](const Token& token, int, float* key, float* value) {
+      widen(latents + size_t(token.row) * size, size, wide, key);
       rms_norm(key, norm, s.latent_rank, kLatentEpsilon);
-      widen(key, s.latent_rank, s.wide_head(), value);
+      widen(key, s.latent_rank, wide, value);
       turn(token, key);
     });
     for (int first = 0; first < paged_.tiles();) {
@@ -54,7 +55,7 @@ class LatentAttention {
 
   // Of all heads one after the other, of each all rows.
   void run(const Layer& layer, const Span& some, const float* queries, float* to, int stride) {
-    const int n = some.rows, wide = s.wide_head(), each = s.nope + s.rotary;
+    const int n = some.rows, wide = layer.wide_head(), each = s.nope + s.rotary;
     auto query_of = [&](int row, int head) { return queries + (size_t(row) * s.heads + head) * each; };
     rows_.shape(n * s.heads, s.nope);
     by_rows(pool_, n * s.heads, [&](int i) {
@@ -71,7 +72,7 @@ class LatentAttention {
       return absorbed;  // which is read: what attention gives takes its place
     };
     const int per = std::min(kMostQueries, (s.heads * (some.last - some.first) + pool_.size() - 1) / pool_.size());
-    paged_.attend(layer.place, layer.rule, nullptr, some, std::min(per, s.heads), query);
+    paged_.attend(layer, some, std::min(per, s.heads), query);
     rows_.shape(n * s.heads, s.latent_rank);
     by_rows(pool_, n * s.heads, [&](int i) {
       rows_.put(i, &wide_[size_t(i) * wide], nullptr, nullptr, 1, s.latent_rank, Input::bf16);
@@ -97,7 +98,7 @@ class LatentAttention {
   PagedAttention& paged_;
   const Heads& heads_;
   Rows rows_;
-  Array<float> wide_, given_;  // [heads, rows, wide_head()], [heads, rows, value]
+  Array<float> wide_, given_;  // [heads, rows, wide_head], [heads, rows, value]
 };
 
 }  // namespace enginehouse

@@ -21,7 +21,7 @@ constexpr int kRows = 2, kByteRows = 2;
 
 enum class Form : int { bf16, int4, int8, e4m3 };
 
-// in: of whole steps, out: of whole blocks. All arrays are the caller's. As runtime/cpu/library.py has it.
+// in: of whole steps, out: of whole blocks. All arrays are the caller's. As runtime/cpu/structures.py has it.
 struct Linear {
   Form form = Form::bf16;
   int in = 0, out = 0;

@@ -34,10 +34,10 @@ from enginehouse.runtime.engine import read_config
 from enginehouse.runtime.errors import PlanError
 from makers.engines import build_engine
 from makers.family_models import (
-    BEYOND_KERNELS,
     FAMILIES,
     LATENTS,
     MIXTURES,
+    OF_OWN_LAYERS,
     OF_SEVERAL_SIZES,
     SIZES,
     save_family,
@@ -50,7 +50,7 @@ FORMS: dict[str, QuantConfig] = {**QUANT_CONFIGS, "int4 with zero points": ZERO_
 # Not of families whose sizes follow from others than those that are drawn here, or layer by layer.
 DENSE_AND_MIXTURES = [
     (family, form)
-    for family in sorted(FAMILIES.keys() - LATENTS - OF_SEVERAL_SIZES - BEYOND_KERNELS)
+    for family in sorted(FAMILIES.keys() - LATENTS - OF_SEVERAL_SIZES - OF_OWN_LAYERS)
     for form in FORMS
     if family not in MIXTURES or form in ("none", "fp8", "fp8_rowwise", "int4")
 ]

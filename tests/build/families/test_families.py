@@ -40,6 +40,7 @@ from makers.family_models import (
     LATENTS,
     MIXTURES,
     OF_ALL_KINDS,
+    OF_OWN_LAYERS,
     SIZES,
     VOCAB,
     load_family,
@@ -138,12 +139,13 @@ def test_logits_over_cached_keys_equal_transformers(
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", sorted(LATENTS))
+@pytest.mark.parametrize("name", sorted(LATENTS | OF_OWN_LAYERS))
 def test_the_kernels_logits_are_transformers(
     engine: EngineMaker, original: Callable[[str], PreTrainedModel], name: str
 ) -> None:
-    """Where keys and values are latents; of all families tests/runtime/cpu/ has torch's. Most rows
-    are close: one that likes two experts nearly alike may get the other.
+    """Where keys and values are latents, or layers of many kinds; of all families
+    tests/runtime/cpu/ has torch's. Most rows are close: one that likes two experts nearly alike may
+    get the other.
     """
     choices = {"dtype": "bfloat16", "backend": "cpu", "cpu_activations": "bf16"}
     options = ExecutorOptions(num_threads=1)

@@ -50,10 +50,9 @@ LATENT = (
     "YoutuForCausalLM",
 )
 LINEAR = ("Qwen3NextForCausalLM", "Qwen3_5ForCausalLM", "Qwen3_5MoeForCausalLM")
-BEYOND_KERNELS = ("Gemma3nForCausalLM", "Gemma4ForCausalLM")
 BEYOND_TENSORRT = (
     *LINEAR,
-    *BEYOND_KERNELS,
+    *("Gemma3nForCausalLM", "Gemma4ForCausalLM"),
 )
 # Dense, with windows, with gaps, a mixture, one with shared experts: what a GPU's page counts.
 OF_ALL_KINDS = (
@@ -110,7 +109,7 @@ def test_a_plan_is_a_page_or_one_sentence(
     parted = (family, quant) != ("YoutuForCausalLM", "w4a8_awq")
     cases = {
         "--backend=torch": has_own_form(family, quant),
-        "--backend=cpu": has_own_form(family, quant) and family not in BEYOND_KERNELS,
+        "--backend=cpu": has_own_form(family, quant),
         "--backend=tensorrt_llm": has_form(family, quant) and ARCHITECTURES[family].for_trtllm,
         "--backend=tensorrt": has_form(family, quant) and runs_natively,
         "--format=hf": has_form(family, quant) and quant != "int8" and folds and parted,

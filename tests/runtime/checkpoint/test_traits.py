@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from enginehouse.runtime.checkpoint.traits import beyond_kernels, beyond_tensorrt
+from enginehouse.runtime.checkpoint.traits import beyond_tensorrt
 from makers.tiny_network import tiny_config
 
 MOE = dict(num_experts=8, top_k=2, normalization_mode=1, sparse_mixer_epsilon=0.01, tp_mode=0)
@@ -44,8 +44,8 @@ def test_a_decoder_of_another_kind_is_not_taken_for_a_known_one(
         ({"moe": MOE, "expert_layernorms": True}, "experts with norms of their own"),
     ],
 )
-def test_what_neither_kernels_nor_tensorrt_do_is_refused_by_both(
+def test_what_tensorrt_does_not_do_of_layers_is_said_by_name(
     extra: dict[str, Any], wanted: str
 ) -> None:
     config = tiny_config("none", hidden_act="swiglu", extra=extra)
-    assert beyond_kernels(config) == beyond_tensorrt(config) == wanted
+    assert beyond_tensorrt(config) == wanted

@@ -55,7 +55,7 @@ int main() {
     const Routing routing = {experts, chosen, sizes[4], sizes[5], sizes[6], sizes[7], sizes[8], sizes[10], float(sizes[9]) / 100, float(sizes[11]) / 100};
     Mixture mixture(routing, in, inner, 7 * chosen);  // 7 rows at once
     const float limit = float(sizes[13]) / 100;
-    mixture.run(pool, all, n, y.data(), {nullptr, inner, inner, limit > 0 ? End::clamped : End::silu, limit, 1.702f});
+    mixture.run(pool, all, n, y.data(), y.data(), {nullptr, inner, inner, limit > 0 ? End::clamped : End::silu, limit, 1.702f});
   } else {
     const Linear l = read_linear();
     x = read<float>(size_t(n) * in);

@@ -18,6 +18,7 @@ from makers.engines import EngineMaker, SourceMaker, build_engine
 
 Header = dict[str, Any]
 Network = dict[str, Any]
+Folders = Callable[[str], Path]
 
 
 @pytest.fixture
@@ -29,6 +30,19 @@ def folder(make_engine: EngineMaker, tmp_path: Path) -> Path:
 def with_latents(family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     choices = {"quant": "none", "backend": "cpu", "until": "compile"}
     return build_engine(family_source("youtu"), tmp_path_factory.mktemp("e") / "youtu", **choices)
+
+
+@pytest.fixture(scope="module")
+def with_own_layers(
+    family_source: SourceMaker, tmp_path_factory: pytest.TempPathFactory
+) -> Folders:
+    """Of a family, by its name."""
+    choices = {"quant": "none", "backend": "cpu", "until": "compile"}
+    made = {
+        name: build_engine(family_source(name), tmp_path_factory.mktemp("e") / name, **choices)
+        for name in ("gemma4-small", "gemma4-moe", "gemma3n")
+    }
+    return made.__getitem__
 
 
 @pytest.fixture
@@ -61,6 +75,10 @@ MIXTURE = (64, 4, 2, True, False, 1, 1, 1, 1.0, False, 0.0)
 LIES: dict[str, tuple[Callable[[Header, Network], object], str]] = {
     "a larger vocabulary": (lambda h, n: n.update(vocab=n["vocab"] * 2), "vocab="),
     "more layers": (lambda h, n: n.update(layers=n["layers"] + 1), "layers="),
+    "larger heads": (lambda h, n: n["of_layers"][1].update(head_size=64), "layer 1=LayerShape"),
+    "more KV heads": (lambda h, n: n["of_layers"][0].update(kv_heads=8), "layer 0=LayerShape"),
+    "another place": (lambda h, n: n["of_layers"][1].update(place=2), "layer 1=LayerShape"),
+    "a layer less": (lambda h, n: n["of_layers"].pop(), "of_layers=1; wanted 2"),
     "fewer rules": (lambda h, n: n["rules"].pop(), "rules=1; wanted 2"),
     "a window below 0": (lambda h, n: n["rules"][0].update(window=-1), "kept and windows"),
     "another table of rope": (lambda h, n: n["rules"][0].update(rope=7), "ropes of layers"),
@@ -117,11 +135,72 @@ def test_what_the_file_says_otherwise_of_latents_is_refused(latent_folder: Path,
         check(latent_folder)
 
 
+OWN_LIES: dict[str, tuple[str, Callable[[Header, Network], object], str]] = {
+    "another source": ("gemma4-small", lambda h, n: n["of_layers"][3].update(place=2), "layer 3="),
+    "no queries": ("gemma4-small", lambda h, n: n["linears"].pop("3.q"), "no linear 3.q"),
+    "no multiplier": ("gemma4-small", lambda h, n: h.pop("4.multiplier"), "0 bytes of 4.multip"),
+    "no table": ("gemma4-small", lambda h, n: h.pop("inputs_table"), "0 bytes of inputs_table"),
+    "more tokens": ("gemma4-small", lambda h, n: n.update(inputs_vocab=9999), "inputs_vocab=9999"),
+    "no gate": (
+        "gemma4-small",
+        lambda h, n: n["linears"].pop("1.input_gate"),
+        "no linear 1.input_",
+    ),
+    "no norm of experts": (
+        "gemma4-moe",
+        lambda h, n: h.pop("1.pre_experts_norm"),
+        "0 bytes of 1.pre_experts_norm",
+    ),
+    "another norm": ("gemma4-moe", lambda h, n: n.update(norm_experts=False), "norm_experts=False"),
+    "fewer frequencies": ("gemma4-moe", lambda h, n: n["ropes"][1]["inverse"].pop(), "frequencie"),
+    "more streams": ("gemma3n", lambda h, n: n.update(streams=5), "streams=5; wanted 4"),
+    "no router": ("gemma3n", lambda h, n: h.pop("2.stream_router"), "0 bytes of 2.stream_router"),
+    "no opening": (
+        "gemma3n",
+        lambda h, n: n["linears"].pop("stream_openings"),
+        "linear stream_",
+    ),
+    "another cutoff": ("gemma3n", lambda h, n: n["of_layers"][0].update(cutoff=None), "layer 0="),
+    "no gate apart": ("gemma3n", lambda h, n: n["linears"].pop("0.gate"), "0.fc_gate's outputs=2"),
+    "a higher rank": ("gemma3n", lambda h, n: n.update(low_rank=64), "low_rank=64; wanted 16"),
+}
+
+
+@pytest.mark.parametrize("lie", OWN_LIES)
+def test_what_the_file_says_otherwise_of_layers_is_refused(
+    with_own_layers: Folders, tmp_path: Path, lie: str
+) -> None:
+    name, change, wanted = OWN_LIES[lie]
+    folder = Path(shutil.copytree(with_own_layers(name), tmp_path / "engine"))
+    check(folder)
+    rewrite(folder, change)
+    with pytest.raises(EngineError, match=wanted):
+        check(folder)
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"), [(2, r"layer 3's heads=\(32, 2\); wanted \(64, 2\)"), (4, "3's source")]
+)
+def test_keys_are_read_of_an_earlier_layer_of_the_same_heads(
+    with_own_layers: Folders, tmp_path: Path, source: int, wanted: str
+) -> None:
+    """As config.json itself names it: 1 of the fourth layer's kind, 2 of another."""
+    folder = Path(shutil.copytree(with_own_layers("gemma4-small"), tmp_path / "engine"))
+    text = (folder / "config.json").read_text()
+    told = json.loads(text)
+    assert told["kv_source_layers"] == [0, 1, 2, 1, 1, 2]
+    told["kv_source_layers"][3] = source
+    (folder / "config.json").write_text(json.dumps(told))
+    rewrite(folder, lambda h, n: n["of_layers"][3].update(place=min(source, 3)))
+    with pytest.raises(EngineError, match=wanted):
+        check(folder)
+
+
 def test_sizes_of_latents_that_do_not_fit_each_other_are_refused(latent_folder: Path) -> None:
     """As they stand in config.json itself."""
     config = latent_folder / "config.json"
     config.write_text(config.read_text().replace('"head_size": 64', '"head_size": 80'))
-    rewrite(latent_folder, lambda h, n: n.update(head_size=80))
+    rewrite(latent_folder, lambda h, n: [of.update(head_size=80) for of in n["of_layers"]])
     with pytest.raises(EngineError, match="head_size=80; wanted 64"):
         check(latent_folder)
 

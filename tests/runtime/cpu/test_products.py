@@ -21,9 +21,9 @@ from enginehouse.runtime.checkpoint.weights import expert_tensors, module_tensor
 from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.cpu.compiler import find_compiler
 from enginehouse.runtime.cpu.instructions import choose_instructions
-from enginehouse.runtime.cpu.library import FORMS, INPUTS, PARTS
 from enginehouse.runtime.cpu.linear_forms import LinearWeights, gated, halves, linear_of
 from enginehouse.runtime.cpu.packed_linear import array_of, packed_linear
+from enginehouse.runtime.cpu.structures import FORMS, INPUTS, PARTS
 from enginehouse.runtime.torch.linear import make_linear
 from enginehouse.runtime.torch.moe import ExpertMlp
 from makers.cpp_compiler import compile_program, needs_compiler

@@ -1,5 +1,5 @@
-// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits, latents. For sanitizers,
-// and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside another
+// Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits, latents, heads of several
+// sizes. For sanitizers, and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside another
 // gave the same bits, and tokens were chosen alike together and one by one, however keys are kept; then
 // the last logits with those in bf16.
 #include <cstdio>
@@ -73,19 +73,25 @@ static Array<float> sampled(Model* m, int n, int vocab, bool together) {
   return told;
 }
 
-// kept: of enum Kept. experts: 0 for a dense model. latent_rank: 0 for heads of their own. states: whether the
-// first layer has linear attention, and the second gates. whole: becomes the last logits.
-static bool alike(int kept, int experts, int latent_rank, bool states, Array<float>& whole) {
+// Whose second layer is another: of latents; or the first has linear attention, and the second gates; or their heads
+// differ, a third reads the first's keys, layers have inputs of their own, and experts norms of theirs, or there are
+// several streams, a learned residual and gates that end.
+enum Kind { kPlain, kLatent, kStates, kSeveral };
+
+// kept: of enum Kept. experts: 0 for a dense model. whole: becomes the last logits.
+static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
-  constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12;
+  constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12, kInputs = 12, kLowRank = 5, kOfStreams = 3;
+  const bool states = kind == kStates, several = kind == kSeveral, streams = several && !experts;
+  const int latent_rank = kind == kLatent ? 18 : 0, layers = several ? 3 : 2;
   const int head_size = latent_rank ? latent_rank + kRotary : kept == 2 ? 12 : 16;
   // Norms over all heads, a layer that turns nothing, scales, queries that grow, bounds. With experts: scores by
   // sigmoid, corrected, groups, a shared expert with a gate, clamped gates.
   const bool other_traits = kept == 2, mixed = experts > 0;
   Shape shape = {};
-  shape.hidden = kHidden, shape.normed = kHidden - 3, shape.layers = 2, shape.heads = kHeads, shape.kv_heads = kKv;
+  shape.hidden = kHidden, shape.normed = kHidden - 3, shape.layers = layers, shape.heads = kHeads;
   if (latent_rank) shape.latent_rank = latent_rank, shape.query_rank = kQueryRank, shape.nope = kNope, shape.value = kValue;
-  shape.head_size = head_size, shape.rotary = kRotary, shape.inner = kInner, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
+  shape.rotary = kRotary, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
   shape.num_blocks = kBlocks, shape.block_size = 16, shape.max_tokens = 40, shape.threads = 2;
   shape.kept = kept, shape.activation = kGelu, shape.gated = 1, shape.norm_sublayers = 1;
   shape.norm_all_heads = shape.rope_interleaved = other_traits, shape.norm_turned_heads = mixed;
@@ -101,8 +107,13 @@ static bool alike(int kept, int experts, int latent_rank, bool states, Array<flo
     shape.delta_layers = 1, shape.delta_heads = 2, shape.delta_group = 2, shape.delta_key = 16;
     shape.delta_value = 32, shape.delta_kernel = 3;
   }
+  if (several) shape.inputs = kInputs, shape.inputs_vocab = kVocab - 9, shape.norm_values = 1, shape.norm_experts = mixed;
+  shape.streams = streams ? kOfStreams : 1, shape.low_rank = streams ? kLowRank : 0;
   const DeltaSizes z = shape.delta();
-  Model* m = eh_open(&shape);
+  LayerShape shapes[3];
+  for (int l = 0; l < layers; ++l) shapes[l] = {kInner - 3, states || l == 2 ? 0 : l, head_size, states && !l ? 0 : kKv, streams && l ? 0.5f : -INFINITY};
+  if (several) shapes[1].head_size = 26, shapes[1].kv_heads = kHeads;
+  Model* m = eh_open(&shape, shapes);
   unsigned state = 7;
   auto number = [&] { return next_float(state); };
   auto bf16 = [&] { return to_bf16(next_float(state)); };
@@ -137,41 +148,61 @@ static bool alike(int kept, int experts, int latent_rank, bool states, Array<flo
     return &linear;
   };
   eh_embedding(m, embedding.data());
-  for (int i = 0; i < 3; ++i) eh_rotary(m, i, cos.data(), sin.data());
-  for (int l = 0; l < 2; ++l) {
-    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, 0, l && other_traits ? -1 : l);
+  const auto set = [&](int l, Which which, const Linear* linear, int whose = 0) { eh_linear(m, l, int(which), whose, linear); };
+  for (int i = 0; i < 3; ++i) eh_rotary(m, i, i && several ? 3 : kRotary / 2, cos.data(), sin.data());
+  const auto known = filled<u16>(kVocab * 3 * 16, bf16);
+  if (several) {
+    eh_inputs(m, known.data(), floats.data() + 70);
+    set(0, Which::inputs, made(Form::bf16, layers * shape.wide_inputs(), kHidden, Input::bf16));
+  }
+  for (int i = 1; i < shape.streams; ++i)
+    for (const Which which : {Which::stream_openings, Which::stream_merges}) set(0, which, made(Form::bf16, kHidden, kHidden, Input::bf16), i - 1);
+  for (int l = 0; l < layers; ++l) {
+    eh_rule(m, l, 0.25f, 20.f, kept ? 0.01f : 1.f, l ? 9 : 0, 0, l && other_traits ? -1 : l % 2);
     for (int which = 0; which < kNorms; ++which)
       if (!other_traits || l || (which != kInput && which != kPreFeedForward)) eh_norm(m, l, which, floats.data(), nullptr);
     const Input one = l ? Input::bytes : Input::bf16, other = l ? Input::bf16 : Input::bytes;
-    eh_layer(m, l, kInner, states ? 0 : l, mixed ? floats.data() + 9 : nullptr, mixed ? floats.data() + 33 : nullptr);
-    if (mixed) eh_router(m, l, floats.data(), l ? floats.data() + 5 : nullptr, floats.data() + 50);
+    const float* of_mixed = mixed ? floats.data() + 9 : nullptr;
+    eh_layer(m, l, of_mixed, several ? nullptr : of_mixed, several ? floats.data() + 40 + l : nullptr);
+    if (mixed) eh_router(m, l, floats.data(), l ? floats.data() + 5 : nullptr, floats.data() + 50, several ? of_mixed : nullptr);
     if (states && !l) {
       eh_delta(m, l, floats.data() + 300, floats.data() + 20, floats.data() + 60, floats.data() + 1000);
-      eh_linear(m, l, 8, 0, made(Form::int4, z.width(), kHidden, Input::bytes));
-      eh_linear(m, l, 9, 0, made(Form::bf16, z.rates(), kHidden, Input::bf16));
-      eh_linear(m, l, 10, 0, made(Form::int8, kHidden, z.read(), Input::fine_bytes));
+      set(l, Which::in_qkvz, made(Form::int4, z.width(), kHidden, Input::bytes));
+      set(l, Which::in_ba, made(Form::bf16, z.rates(), kHidden, Input::bf16));
+      set(l, Which::linear_dense, made(Form::int8, kHidden, z.read(), Input::fine_bytes));
     } else if (latent_rank) {
-      eh_linear(m, l, 5, 0, made(l ? Form::e4m3 : Form::bf16, head_size, kHidden, l ? Input::e4m3_by_row : one));
-      eh_linear(m, l, 6, 0, made(Form::int8, kQueryRank, kHidden, other));
-      eh_linear(m, l, 7, 0, made(Form::int4, kHeads * (kNope + kRotary), kQueryRank, one));
+      set(l, Which::kv_a, made(l ? Form::e4m3 : Form::bf16, head_size, kHidden, l ? Input::e4m3_by_row : one));
+      set(l, Which::q_a, made(Form::int8, kQueryRank, kHidden, other));
+      set(l, Which::q, made(Form::int4, kHeads * (kNope + kRotary), kQueryRank, one));
       for (int h = 0; h < kHeads; ++h) {
-        eh_linear(m, l, 14, h, made(Form::bf16, latent_rank, kNope, Input::bf16));
-        eh_linear(m, l, 15, h, made(Form::bf16, kValue, latent_rank, Input::bf16));
+        set(l, Which::of_keys, made(Form::bf16, latent_rank, kNope, Input::bf16), h);
+        set(l, Which::of_values, made(Form::bf16, kValue, latent_rank, Input::bf16), h);
       }
+    } else if (l == 2) {
+      set(l, Which::q, made(Form::int8, kHeads * head_size, kHidden, other));
     } else {
-      eh_linear(m, l, 0, 0, made(l ? Form::e4m3 : Form::bf16, kHeads * shape.query_size() + 2 * kKv * head_size, kHidden, l ? Input::e4m3_by_row : one));
+      set(l, Which::qkv, made(l ? Form::e4m3 : Form::bf16, m->width(shapes[l]), kHidden, l ? Input::e4m3_by_row : one));
     }
-    if (!states || l) eh_linear(m, l, 1, 0, made(Form::int8, kHidden, kHeads * (latent_rank ? kValue : head_size), other));
+    if (!states || l) set(l, Which::dense, made(Form::int8, kHidden, m->given(shapes[l]), other));
     for (int e = 0; e < experts; ++e) {
-      eh_linear(m, l, 12, e, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3));
-      eh_linear(m, l, 13, e, made(Form::bf16, kHidden, kInner, Input::bf16));
+      set(l, Which::expert_fc_gate, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3), e);
+      set(l, Which::expert_proj, made(Form::bf16, kHidden, kInner, Input::bf16), e);
     }
-    eh_linear(m, l, 2, 0, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
-    if (l && !mixed) eh_linear(m, l, 3, 0, made(Form::e4m3, kInner, kHidden, Input::e4m3));
-    eh_linear(m, l, 4, 0, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
+    set(l, Which::fc_gate, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
+    if (l && !mixed) set(l, Which::gate, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    if (several) {
+      set(l, Which::input_gate, made(Form::bf16, shape.wide_inputs(), kHidden, Input::bf16));
+      set(l, Which::input_proj, made(Form::int8, kHidden, shape.wide_inputs(), Input::fine_bytes));
+    }
+    if (streams) {
+      eh_streams(m, l, floats.data() + 300, floats.data() + 500, floats.data() + 600, floats.data() + 700);
+      set(l, Which::low_left, made(Form::bf16, kLowRank, kHidden, Input::bf16));
+      set(l, Which::low_right, made(Form::bf16, kHidden, kLowRank, Input::bf16));
+    }
+    set(l, Which::proj, made(Form::int4, kHidden, kInner, l ? other : Input::fine_bytes));
   }
   eh_norm(m, 0, kNorms, floats.data(), nullptr);
-  eh_linear(m, 0, 11, 0, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
+  set(0, Which::lm_head, made(Form::int8, kVocab, kHidden, Input::fine_bytes));
 
   const auto ids = filled<int>(kTokens, [&] { return int((next_float(state) + 0.5f) * kVocab); });
   auto run = [&](std::initializer_list<int> cuts, std::initializer_list<int> table) {
@@ -210,8 +241,9 @@ static bool alike(int kept, int experts, int latent_rank, bool states, Array<flo
 
 int main() {
   Array<float> logits, other;
-  const bool heads_alike = alike(0, 0, 0, false, logits) && alike(1, 6, 0, false, other) && alike(2, 0, 0, false, other);
-  const bool all_alike = heads_alike && alike(0, 0, 18, false, other) && alike(0, 0, 0, true, other);
+  const bool heads_alike = alike(0, 0, kPlain, logits) && alike(1, 6, kPlain, other) && alike(2, 0, kPlain, other);
+  const bool others_alike = alike(0, 0, kLatent, other) && alike(0, 0, kStates, other);
+  const bool all_alike = heads_alike && others_alike && alike(0, 0, kSeveral, other) && alike(1, 6, kSeveral, other);
   std::puts(all_alike ? "alike" : "different");
   for (float x : logits) std::printf("%.9g\n", x);
 }
