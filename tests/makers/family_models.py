@@ -467,6 +467,8 @@ def save_family(name: str, path: Path, **sizes: Any) -> Path:
                 parameter.fill_(0.2)  # its scores have no scale beside that
             if full_name.endswith("sinks"):
                 parameter.copy_(noise)
+            elif full_name.endswith("pre_feedforward_layernorm_2.weight"):
+                parameter += noise  # experts are chosen without it
             elif parameter.ndim == 1:
                 parameter += 0.1 * noise  # of linear attention it tells speeds apart too
             else:
