@@ -312,8 +312,12 @@ def test_input_factors_and_both_sizes_of_group_are_run(
 
 
 @pytest.mark.parametrize("activations", ["bf16", "int8"])
-def test_input_factors_of_latents_are_run(engine: EngineMaker, activations: str) -> None:
-    path = engine("youtu", quant="int4_awq", cpu_activations=activations)
+@pytest.mark.parametrize("name", ["youtu", "gemma4", "gemma3n"])
+def test_input_factors_are_run_in_other_layers(
+    engine: EngineMaker, name: str, activations: str
+) -> None:
+    """Of latents; of layers that read others' keys, and whose gates stand apart."""
+    path = engine(name, quant="int4_awq", cpu_activations=activations)
     assert_close(path, logits_alone(runner_of(path), PROMPT), logits_of_torch(path, PROMPT))
 
 
