@@ -167,6 +167,12 @@ class Place(NamedTuple):
     end: int
 
 
+class _Told(msgspec.Struct):
+    """What every layout's description has."""
+
+    layout: int
+
+
 class PackedFile:
     """A mapped file: `network`, and the bytes of each tensor by its name.
 
@@ -186,6 +192,9 @@ class PackedFile:
                 flags = mmap.MAP_SHARED | _POPULATE
                 self._mapped = mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ)
             told = header.pop("__metadata__")["network"]
+            layout = msgspec.json.decode(told, type=_Told).layout
+            if layout != LAYOUT:
+                raise EngineError(f"{path} is packed in layout {layout}, and this reads {LAYOUT}")
             self.network = msgspec.json.decode(told, type=Network)
             self._places = {
                 name: Place(entry["dtype"], *entry["data_offsets"])
@@ -198,10 +207,6 @@ class PackedFile:
             raise EngineError(f"{path} is no file of packed weights: {error}") from None
         if size < whole:
             raise EngineError(f"{path} has {size} bytes of {whole}; build it again")
-        if self.network.layout != LAYOUT:
-            raise EngineError(
-                f"{path} is packed in layout {self.network.layout}; wanted {LAYOUT}: build it again"
-            )
 
     def __contains__(self, name: str) -> bool:
         return name in self._places

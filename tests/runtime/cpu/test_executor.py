@@ -500,9 +500,10 @@ def test_what_was_packed_in_another_layout_is_packed_anew(
     alone = logits_alone(runner_of(path), PROMPT)
     packed = (path / PACKED).read_bytes()
     ours = f'"layout\\":{LAYOUT}'.encode()
-    (path / PACKED).write_bytes(packed.replace(ours, b'"layout\\":9'))
+    theirs = packed.replace(ours, b'"layout\\":9').replace(b'"hidden', b'"h1dden')
+    (path / PACKED).write_bytes(theirs)  # and says other things
     assert torch.equal(logits_alone(runner_of(path), PROMPT), alone)
-    assert f"is packed in layout 9; wanted {LAYOUT}" in caplog.text
+    assert f"is packed in layout 9, and this reads {LAYOUT}" in caplog.text
     (kept,) = (tmp_path / "cache" / "packed").iterdir()
     whole = kept.stat()
     assert torch.equal(logits_alone(runner_of(path), PROMPT), alone)
