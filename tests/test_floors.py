@@ -183,9 +183,10 @@ server/api/batches     wire request http api/responses
 server/openapi         wire api/embeddings api/responses api/messages api/batches
 server/page            wire http
 server/app             wire prompt answer observe settings http replicas openapi page api/chat api/texts api/embeddings api/responses api/messages api/batches  runtime/host
-server/launch          wire replicas app api/batches  runtime/machine runtime/host
+server/nodes           runtime/machine
+server/launch          wire replicas app nodes api/batches  runtime/machine runtime/host
 server/ray_serve       replicas  runtime/host
-server/deploy          launch
+server/deploy          launch nodes
 server/client          runtime/machine
 
 regress/findings

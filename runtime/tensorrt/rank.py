@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
+import traceback
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -47,7 +50,7 @@ from enginehouse.runtime.tensorrt.nccl import Communicator
 from enginehouse.runtime.tensorrt.package import Words
 from enginehouse.runtime.tensorrt.plan import LoadedPart, LoadedPlan
 from enginehouse.runtime.tensorrt.plan_file import PlanFile
-from enginehouse.runtime.tensorrt.remote_ranks import join_leader
+from enginehouse.runtime.tensorrt.remote_ranks import LeaderLost, join_leader
 
 _END_S = 5.0  # no step takes as long
 _LOOK_AGAIN_S = 1e-3
@@ -235,7 +238,11 @@ def follow(rank: TensorRTRank, pipe: Connection) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """A following rank's process; exit status 2 when the engine fails on it."""
+    """A following rank's process.
+
+    Exit status 0 when its leader has ended, 2 in a sentence when it cannot be a rank here, 75
+    (EX_TEMPFAIL) when it lost its leader or failed beside it: to start it again may help.
+    """
     parser = argparse.ArgumentParser(
         prog="enginehouse-rank",
         description="One rank of an engine of TensorRT plans, on a machine beside its leader's. "
@@ -266,17 +273,31 @@ def main(argv: list[str] | None = None) -> int:
             built = read_built(engine)
             trt = find_matching(engine, built)
         rank = TensorRTRank(engine, built, trt, args.rank, max_seq_len)
-        try:
-            follow(rank, pipe)
-        finally:
-            rank.close()
+    except LeaderLost as error:
+        print(f"enginehouse-rank: {error}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except (EnginehouseError, torch.cuda.OutOfMemoryError) as error:
-        if pipe is not None:
-            pipe.send_bytes(json.dumps({"error": str(error)}).encode())
-        if args.pipe is None:
-            print(f"enginehouse-rank: {error}", file=sys.stderr)
-        return 2
+        return _fail(args, pipe, error, 2)
+    try:
+        follow(rank, pipe)
+    except (EnginehouseError, torch.cuda.OutOfMemoryError) as error:
+        return _fail(args, pipe, error, os.EX_TEMPFAIL)
+    except RuntimeError as error:  # CUDA's: where it came from is worth reading
+        traceback.print_exc()
+        return _fail(args, pipe, error, os.EX_TEMPFAIL)
+    finally:
+        rank.close()
     return 0
+
+
+def _fail(args: argparse.Namespace, pipe: Connection | None, error: Exception, status: int) -> int:
+    """Tell the leader, which may be gone; on another machine than its own say it here too."""
+    if pipe is not None:
+        with suppress(OSError):
+            pipe.send_bytes(json.dumps({"error": str(error)}).encode())
+    if args.pipe is None:
+        print(f"enginehouse-rank: {error}", file=sys.stderr)
+    return status
 
 
 def _leader_of(args: argparse.Namespace, engine: Engine) -> tuple[Connection, int]:

@@ -26,6 +26,10 @@ _BACKLOG = 64
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 
 
+class LeaderLost(EngineError):
+    """The leader is not there, or cannot take the rank now: to come back to it may help."""
+
+
 def split_address(address: str) -> tuple[str, int]:
     """HOST:PORT; of IPv6 in brackets. EngineError for anything else."""
     host, _, port = address.rpartition(":")
@@ -61,7 +65,8 @@ def accept_ranks(
                     )
                 listener.settimeout(left_s)
                 with suppress(TimeoutError):
-                    taken = _take(listener.accept()[0], secret, missing, digest, told)
+                    peer = listener.accept()[0]
+                    taken = _take(peer, secret, missing, found.keys(), digest, told)
                     found.update(taken)
     except BaseException:
         for pipe in found.values():
@@ -73,8 +78,10 @@ def accept_ranks(
 def join_leader(
     address: str, secret: bytes, rank: int, digest: str, seconds: float
 ) -> tuple[Connection, Any]:
-    """A rank's pipe, and what it is told. EngineError where the leader is not there in time, has
-    another secret, or wants no such rank.
+    """A rank's pipe, and what it is told.
+
+    Raises LeaderLost where the leader is not there in `seconds`, goes away, or has the rank
+    already; EngineError where it has another secret or engine, or wants no such rank.
     """
     deadline_s = time.monotonic() + seconds
     while True:
@@ -83,7 +90,7 @@ def join_leader(
             break
         except OSError as error:
             if time.monotonic() > deadline_s:
-                raise EngineError(
+                raise LeaderLost(
                     f"no leader listens at {address} after {seconds:g} s ({error})"
                 ) from None
             time.sleep(_RETRY_S)
@@ -98,18 +105,26 @@ def join_leader(
         raise EngineError(f"the leader at {address} has another secret in its key file") from None
     except (OSError, EOFError, ValueError) as error:
         pipe.close()
-        raise EngineError(f"{address} is no leader that wants ranks: {error!r}") from None
+        raise LeaderLost(f"{address} is no leader that wants ranks: {error!r}") from None
     if "error" in answer:
         pipe.close()
-        raise EngineError(f"the leader at {address}: {answer['error']}")
+        refused = LeaderLost if answer["again"] else EngineError
+        raise refused(f"the leader at {address}: {answer['error']}")
     _wait_for_ever(pipe)
     return pipe, answer["told"]
 
 
 def _take(
-    peer: socket.socket, secret: bytes, missing: Collection[int], digest: str, told: Any
+    peer: socket.socket,
+    secret: bytes,
+    missing: Collection[int],
+    taken: Collection[int],
+    digest: str,
+    told: Any,
 ) -> dict[int, Connection]:
-    """The rank that has come, where it is one; whoever else is sent away."""
+    """The rank that has come, where it is one; whoever else is sent away, and told whether to come
+    again.
+    """
     pipe = _pipe_of(peer)
     try:
         deliver_challenge(pipe, secret)
@@ -118,13 +133,16 @@ def _take(
         rank, theirs = said["rank"], said["digest"]
         if theirs != digest:
             refusal = f"rank {rank} has the engine {theirs[:19]}, and the leader {digest[:19]}"
+        elif rank in taken:
+            refusal = f"rank {rank} has come already, and its place is not free yet"
         elif rank not in missing:
             refusal = f"rank {rank} is not waited for; wanted one of {', '.join(map(str, missing))}"
         else:
             pipe.send_bytes(json.dumps({"told": told}).encode())
             _wait_for_ever(pipe)
             return {rank: pipe}
-        pipe.send_bytes(json.dumps({"error": refusal}).encode())
+        again = theirs == digest and rank in taken
+        pipe.send_bytes(json.dumps({"error": refusal, "again": again}).encode())
     except (AuthenticationError, OSError, EOFError, ValueError, KeyError, TypeError):
         pass  # a stranger
     pipe.close()

@@ -15,6 +15,7 @@ from enginehouse.runtime.config import ModelConfig
 from enginehouse.runtime.engine import Manifest, is_hf_checkpoint, read_engine, read_manifest
 from enginehouse.runtime.errors import EngineError
 from enginehouse.server.launch.launcher import GPUS_PER_NODE, plan_launch, read_served
+from enginehouse.server.nodes.tensorrt_ranks import ranks_per_node
 
 GIB = 2**30
 _FULL_SEQUENCES = 4  # whose keys and values a CPU's cache holds where the engine names no size
@@ -60,19 +61,12 @@ def read_facts(path: Path, *, nodes: int | None = None, tp_size: int | None = No
     if tp_size is not None and not is_hf:
         raise EngineError(f"{path} was cut when it was built; leave --tp-size out")
     served = read_served(path, {"ENGINEHOUSE_TP_SIZE": str(tp_size or 1)})
-    kind, num_gpus, config = "hf" if is_hf else manifest.backend, served.num_ranks, None
-    if not is_hf:
-        config = read_engine(path).config
-        if kind == "tensorrt":
-            num_gpus = config.mapping.world_size
+    kind, num_gpus = "hf" if is_hf else manifest.backend, served.num_ranks or served.num_plans
+    config = None if is_hf else read_engine(path).config
     num_nodes = max(1, -(-num_gpus // GPUS_PER_NODE)) if nodes is None else nodes
-    if kind == "tensorrt" and num_nodes > 1:
-        raise EngineError(
-            f"{path} runs on {num_gpus} GPUs, and pods are written for engines of backend tensorrt "
-            f"on one node alone: build it with --tp {GPUS_PER_NODE} or less, or with --backend "
-            "tensorrt_llm; or start its ranks yourself (docs/tensorrt.md)"
-        )
-    if kind != "tensorrt":
+    if served.num_plans:
+        ranks_per_node(path, num_gpus, num_nodes)  # refuses
+    else:
         launcher = "mpirun" if num_nodes > 1 else "spawn"
         plan_launch(served, {}, gunicorn=(), nodes=num_nodes, launcher=launcher)  # refuses
     weights = sum(file.bytes for file in manifest.files.values()) // num_nodes

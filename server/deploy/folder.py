@@ -15,8 +15,9 @@ import yaml
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.deploy import scaling
 from enginehouse.server.deploy.engine_facts import EngineFacts
+from enginehouse.server.deploy.group import group_secret, leader_worker_set
 from enginehouse.server.deploy.options import DeployOptions
-from enginehouse.server.deploy.pods import Document, workload
+from enginehouse.server.deploy.pods import Document, deployment
 
 _KUSTOMIZATION = "kustomization.yaml"
 _REFERENCES = "references.yaml"
@@ -46,8 +47,8 @@ class Rendered(NamedTuple):
 def render(facts: EngineFacts, options: DeployOptions) -> Rendered:
     """The folder's files, and what they lean on."""
     base = {name: _base(name) for name in ("deployment", "service", "disruption", "autoscaler")}
-    pods = workload(base["deployment"], facts, options)
-    is_group = pods["kind"] == "LeaderWorkerSet"
+    is_group = facts.num_nodes > 1
+    pods = (leader_worker_set if is_group else deployment)(base["deployment"], facts, options)
     [container] = base["deployment"]["spec"]["template"]["spec"]["containers"]
     [port] = (each["containerPort"] for each in container["ports"])
     documents = {
@@ -127,7 +128,7 @@ def _wanted(facts: EngineFacts, options: DeployOptions) -> list[str]:
     ]
     if facts.num_nodes > 1:
         wanted += [
-            f"a secret {options.name}-ssh with id, id.pub and known_hosts",
+            group_secret(facts, options).wanted,
             "LeaderWorkerSet's controller",
         ]
     if options.keda is None:

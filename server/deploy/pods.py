@@ -1,7 +1,6 @@
 """The pods of an engine: the base's, with the GPUs, memory and nodes that this engine needs.
 
-An engine that fits a node is a Deployment. One over several is a LeaderWorkerSet: each replica is a
-group of pods, of whom the leader runs the server and starts ranks in the others.
+An engine that fits a node is a Deployment of them; one over several nodes has groups (`group.py`).
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from typing import Any
 
 from enginehouse.server.deploy.engine_facts import GIB, EngineFacts
 from enginehouse.server.deploy.options import DeployOptions
-from enginehouse.server.launch.leader_worker import SSH_PORT
 
 Document = dict[str, Any]
 APP = "app.kubernetes.io/name"
 INSTANCE, COMPONENT = "app.kubernetes.io/instance", "app.kubernetes.io/component"
 DIGEST = "enginehouse/engine-digest"  # another engine under the same name is rolled out
-SERVER, WORKER = "server", "worker"
-_KEYS = "/ssh"
+SERVER = "server"
 _GPU = "nvidia.com/gpu"
 
 
@@ -29,24 +26,21 @@ def labels_of(options: DeployOptions, component: str | None = SERVER) -> dict[st
     return labels if component is None else labels | {COMPONENT: component}
 
 
-def workload(base: Document, facts: EngineFacts, options: DeployOptions) -> Document:
-    """The base's Deployment for this engine, or the LeaderWorkerSet that takes its place.
+def deployment(base: Document, facts: EngineFacts, options: DeployOptions) -> Document:
+    """The base's, for this engine.
 
     It names no number of replicas: the autoscaler does, and applying the folder again would undo
     what that has chosen.
     """
-    pod = _pod(base["spec"]["template"], facts, options)
-    if facts.num_nodes > 1:
-        return _leader_worker_set(pod, facts, options)
     made = copy.deepcopy(base)
     made["metadata"] = {"name": options.name, "labels": labels_of(options, None)}
     made["spec"].pop("replicas", None)
     made["spec"]["selector"]["matchLabels"] = labels_of(options)
-    made["spec"]["template"] = pod
+    made["spec"]["template"] = serving_pod(base["spec"]["template"], facts, options)
     return made
 
 
-def _pod(base: Document, facts: EngineFacts, options: DeployOptions) -> Document:
+def serving_pod(base: Document, facts: EngineFacts, options: DeployOptions) -> Document:
     """The template of a pod that serves."""
     pod = copy.deepcopy(base)
     pod["metadata"]["labels"] = labels_of(options)
@@ -102,52 +96,3 @@ def _placement(facts: EngineFacts) -> Document:
         }
         placement["affinity"] = {"nodeAffinity": required}
     return placement
-
-
-def _leader_worker_set(pod: Document, facts: EngineFacts, options: DeployOptions) -> Document:
-    """One group of pods for each replica; whichever restarts, its whole group starts anew."""
-    leader, worker = copy.deepcopy(pod), copy.deepcopy(pod)
-    for template in (leader, worker):
-        spec = template["spec"]
-        secret = {"secretName": f"{options.name}-ssh", "defaultMode": 0o440}
-        spec["volumes"].append({"name": "ssh", "secret": secret})
-        mount = {"name": "ssh", "mountPath": _KEYS, "readOnly": True}
-        spec["containers"][0]["volumeMounts"].append(mount)
-    [server] = leader["spec"]["containers"]
-    server["args"] = ["/engine", "--nodes", str(facts.num_nodes), "--ssh-keys", _KEYS]
-    worker["metadata"]["labels"] = labels_of(options, WORKER)
-    worker["metadata"]["annotations"] = {DIGEST: facts.digest}  # nothing to scrape
-    [sshd] = worker["spec"]["containers"]
-    for probe in ("startupProbe", "livenessProbe", "lifecycle"):
-        del sshd[probe]
-    sshd |= {
-        "name": WORKER,
-        "args": ["/engine", "--worker", "--ssh-keys", _KEYS],
-        "ports": [{"name": "ssh", "containerPort": SSH_PORT}],
-        "readinessProbe": {"tcpSocket": {"port": "ssh"}, "periodSeconds": 5},
-    }
-    _without_volume(worker["spec"], "keys")  # of the API: a worker answers nobody
-    return {
-        "apiVersion": "leaderworkerset.x-k8s.io/v1",
-        "kind": "LeaderWorkerSet",
-        "metadata": {"name": options.name, "labels": labels_of(options, None)},
-        "spec": {
-            "rolloutStrategy": {
-                "type": "RollingUpdate",
-                "rollingUpdateConfiguration": {"maxUnavailable": 0, "maxSurge": 1},
-            },
-            "leaderWorkerTemplate": {
-                "size": facts.num_nodes,
-                "restartPolicy": "RecreateGroupOnPodRestart",
-                "leaderTemplate": leader,
-                "workerTemplate": worker,
-            },
-        },
-    }
-
-
-def _without_volume(spec: Document, name: str) -> None:
-    spec["volumes"] = [volume for volume in spec["volumes"] if volume["name"] != name]
-    for container in spec["containers"]:
-        mounts = [mount for mount in container["volumeMounts"] if mount["name"] != name]
-        container["volumeMounts"] = mounts

@@ -23,8 +23,8 @@ from enginehouse.runtime.host.log_lines import last_words, log_to_stderr
 from enginehouse.server.launch import hosts, process_settings
 from enginehouse.server.launch.metric_files import take_room
 from enginehouse.server.launch.process_settings import host_flags, num_replicas, watchdog_s
-from enginehouse.server.launch.rank_group import say_that_it_serves
 from enginehouse.server.launch.shares import shares_of
+from enginehouse.server.nodes.rank_group import say_that_it_serves
 
 _LOG = logging.getLogger("enginehouse.launch")
 RUN_DIR = "ENGINEHOUSE_RUN_DIR"

@@ -5,9 +5,12 @@
                             task 0 the server and the others its workers
     pods of a               the same by mpirun: --ssh-keys in the leader, which waits for the
     LeaderWorkerSet         others, and with --worker in each of those
+    TensorRT plans over     --ranks-key on the first, whose server the ranks come to, and with
+    several nodes           --worker on each of the others, which starts its node's
 
 Prints the command; --dry-run prints only. This process becomes it, but for mpirun and srun, which
-it starts and watches (`rank_group.py`). Knows no HTTP and no tensor.
+it starts and watches (`nodes/rank_group.py`), and ranks of TensorRT plans
+(`nodes/rank_processes.py`). Knows no HTTP and no tensor.
 Source: TensorRT-LLM 1.2.1, trtllm-llmapi-launch; NVIDIA/TensorRT-LLM issues 2813, 1826.
 """
 
@@ -28,15 +31,24 @@ from enginehouse.runtime.errors import EngineError, EnginehouseError
 from enginehouse.runtime.host.log_lines import log_to_stderr
 from enginehouse.runtime.machine.gpus import visible_gpus
 from enginehouse.runtime.machine.mpi_environment import without_ranks
-from enginehouse.server.launch.leader_worker import (
+from enginehouse.runtime.machine.secret_file import read_secret
+from enginehouse.server.launch.process_settings import log_format, num_replicas
+from enginehouse.server.nodes.leader_worker import (
     check_keys,
     group_hosts,
     ssh_settings,
     sshd_command,
     wait_for_workers,
 )
-from enginehouse.server.launch.process_settings import log_format, num_replicas
-from enginehouse.server.launch.rank_group import RankGroup
+from enginehouse.server.nodes.rank_group import RankGroup
+from enginehouse.server.nodes.rank_processes import RankProcesses
+from enginehouse.server.nodes.tensorrt_ranks import (
+    RankCommand,
+    find_node,
+    leader_settings,
+    rank_commands,
+    ranks_per_node,
+)
 
 _LOG = logging.getLogger("enginehouse.launch")
 APP = "enginehouse.server.app:create_app()"
@@ -49,10 +61,13 @@ _HANDED_ON_NAMES = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 
 class Served(NamedTuple):
-    """What is launched. num_ranks: GPUs of TensorRT-LLM's; 0 for the CPU backend."""
+    """What is launched. num_ranks: GPUs of TensorRT-LLM's; num_plans: of TensorRT plans, whose
+    ranks are processes of their own. 0 for another backend.
+    """
 
     path: Path
     num_ranks: int
+    num_plans: int = 0
 
 
 class Launch(NamedTuple):
@@ -73,8 +88,12 @@ def read_served(path: Path, env: Mapping[str, str]) -> Served:
             raise EngineError(f"ENGINEHOUSE_TP_SIZE={text!r}; wanted a number of GPUs")
         return Served(path, int(text))
     engine = read_engine(path)
-    compiled = engine.manifest.backend == "tensorrt_llm"
-    return Served(path, engine.config.mapping.world_size if compiled else 0)
+    backend, num_ranks = engine.manifest.backend, engine.config.mapping.world_size
+    return Served(
+        path,
+        num_ranks if backend == "tensorrt_llm" else 0,
+        num_ranks if backend == "tensorrt" else 0,
+    )
 
 
 def plan_launch(
@@ -99,7 +118,7 @@ def plan_launch(
     containers.
     Raises EngineError when it cannot run that way.
     """
-    path, num_ranks = served
+    path, num_ranks, num_plans = served
     ours = {**env, **(settings or {}), "ENGINEHOUSE_ENGINE": str(path)}
     if launcher == "auto":
         several = "srun" if "SLURM_JOB_ID" in env else "mpirun"
@@ -111,6 +130,11 @@ def plan_launch(
         )
     if hostfile is not None and launcher != "mpirun":
         raise EngineError(f"--hostfile is mpirun's, and {launcher} starts the ranks; leave it out")
+    if num_plans and (nodes > 1 or launcher != "spawn"):
+        raise EngineError(
+            f"the ranks of {path} are TensorRT plans, which no {launcher} starts: name the secret "
+            "that they prove to have with --ranks-key, and leave --launcher out"
+        )
     if not num_ranks and (nodes > 1 or launcher != "spawn"):
         raise EngineError(
             f"{path} runs on the CPU backend, in one process on one node; leave --nodes "
@@ -148,6 +172,39 @@ def plan_launch(
     handed = [name for name in sorted(ours) if _is_handed_on(name)]
     words = [word for name in handed for word in ("-x", name)]
     return _launch(["mpirun", "-n", str(num_ranks), *where, *words, *task], env, ours)
+
+
+def plan_leader(
+    served: Served,
+    env: Mapping[str, str],
+    key_file: Path,
+    *,
+    gunicorn: Sequence[str],
+    nodes: int,
+) -> Launch:
+    """The server of TensorRT plans over so many nodes, to which the ranks of the others come.
+
+    Raises EngineError for another engine, and where its ranks cannot be laid on the nodes.
+    """
+    path = _checked_plans(served)
+    if num_replicas(env) > 1:
+        raise EngineError(
+            f"ENGINEHOUSE_REPLICAS={num_replicas(env)} are of one node, and the ranks of {path} "
+            f"of {nodes}; leave one of them out"
+        )
+    num_local = ranks_per_node(path, served.num_plans, nodes)
+    settings = leader_settings(env, key_file, nodes, num_local)
+    ours = {**env, **settings, "ENGINEHOUSE_ENGINE": str(path)}
+    return _launch(list(gunicorn), env, without_ranks(ours))
+
+
+def _checked_plans(served: Served) -> Path:
+    if not served.num_plans:
+        raise EngineError(
+            f"{served.path} holds no TensorRT plans (backend=tensorrt), whose ranks come with a "
+            "key; leave --ranks-key out"
+        )
+    return served.path
 
 
 def _is_handed_on(name: str) -> bool:
@@ -201,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Serve an engine on one GPU, on one node, or on several nodes.",
     )
     parser.add_argument("engine", type=Path, help="directory made by enginehouse-build")
-    parser.add_argument("--nodes", type=int, default=1, help="machines (default 1)")
+    parser.add_argument("--nodes", type=int, help="machines (default 1)")
     parser.add_argument(
         "--launcher",
         choices=("auto", "spawn", "mpirun", "srun"),
@@ -221,19 +278,49 @@ def main(argv: list[str] | None = None) -> int:
         "the others",
     )
     parser.add_argument(
-        "--worker", action="store_true", help="be the sshd by which the leader starts ranks here"
+        "--ranks-key",
+        type=Path,
+        metavar="FILE",
+        help="of TensorRT plans over several nodes: the secret that their ranks prove to have; on "
+        "the first node, or with --worker on each of the others",
+    )
+    parser.add_argument(
+        "--worker",
+        action="store_true",
+        help="with --ssh-keys, be the sshd by which the leader starts ranks here; with "
+        "--ranks-key, start the ranks of this node's GPUs, again whenever they lose their leader",
+    )
+    parser.add_argument(
+        "--leader", metavar="HOST", help="of a worker; else as its LeaderWorkerSet says"
+    )
+    parser.add_argument(
+        "--node", type=int, metavar="N", help="a worker's, from 1 on; else as its set says"
+    )
+    parser.add_argument(
+        "--ready-file", type=Path, metavar="FILE", help="there while a worker's ranks all run"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(argv)
-    if args.nodes < 1:
+    if args.nodes is not None and args.nodes < 1:
         parser.error("--nodes is below 1")
-    if args.worker and args.ssh_keys is None:
-        parser.error("--worker wants --ssh-keys")
+    if args.ssh_keys is not None and args.ranks_key is not None:
+        parser.error("--ssh-keys is for TensorRT-LLM, --ranks-key for TensorRT plans; give one")
+    if args.worker and args.ssh_keys is None and args.ranks_key is None:
+        parser.error("--worker wants --ssh-keys, or of TensorRT plans --ranks-key")
     if args.ssh_keys is not None and args.hostfile is not None:
         parser.error("--ssh-keys finds the machines itself; leave --hostfile out")
+    if args.ranks_key is not None and (args.hostfile is not None or args.launcher != "auto"):
+        parser.error("with --ranks-key, ranks come by themselves; leave --launcher, --hostfile out")
+    of_ranks = args.worker and args.ranks_key is not None
+    if not of_ranks and (args.leader, args.node, args.ready_file) != (None, None, None):
+        parser.error("--leader, --node and --ready-file are for --worker with --ranks-key")
     try:
         if args.ssh_keys is not None and not args.dry_run:
             check_keys(args.ssh_keys)
+        if args.ranks_key is not None and not args.dry_run:
+            read_secret(args.ranks_key)
+        if of_ranks:
+            return _start_ranks(args)
         launch, others = _of_arguments(args)
         tell(launch, "text" if args.dry_run else log_format(os.environ))
         if args.dry_run:
@@ -248,10 +335,34 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _start_ranks(args: argparse.Namespace) -> int:
+    """Those of a worker's node; returns when they are told to end."""
+    served = read_served(Path(os.path.abspath(args.engine)), os.environ)
+    node = find_node(os.environ, number=args.node, num_nodes=args.nodes, leader=args.leader)
+    key_file = Path(os.path.abspath(args.ranks_key))
+    path = _checked_plans(served)
+    ranks = rank_commands(path, served.num_plans, node, key_file, os.environ)
+    if args.dry_run:
+        print(*map(_said_of_rank, ranks), sep="\n", flush=True)
+        return 0
+    log_to_stderr("info", traffic=False, form=log_format(os.environ))
+    for rank in ranks:
+        _LOG.info("%s", _said_of_rank(rank))
+    return RankProcesses(ranks, os.environ, args.ready_file).run()
+
+
+def _said_of_rank(rank: RankCommand) -> str:
+    return shlex.join(["env", f"CUDA_VISIBLE_DEVICES={rank.gpu}", *rank.command])
+
+
 def _of_arguments(args: argparse.Namespace) -> tuple[Launch, Sequence[str]]:
     """What to become, and the machines that have to listen before."""
     keys, env = args.ssh_keys, os.environ
     served = read_served(Path(os.path.abspath(args.engine)), env)
+    if args.ranks_key is not None:
+        key_file, nodes = Path(os.path.abspath(args.ranks_key)), args.nodes or 1
+        gunicorn = gunicorn_command(args.config)
+        return plan_leader(served, env, key_file, gunicorn=gunicorn, nodes=nodes), ()
     if args.worker:
         return _launch(sshd_command(keys, env), env, dict(env)), ()
     hosts = [] if keys is None else group_hosts(env)
@@ -260,7 +371,7 @@ def _of_arguments(args: argparse.Namespace) -> tuple[Launch, Sequence[str]]:
         env,
         gunicorn=gunicorn_command(args.config),
         settings=None if keys is None else ssh_settings(keys),
-        nodes=args.nodes,
+        nodes=args.nodes or 1,
         launcher="mpirun" if hosts else args.launcher,
         hostfile=args.hostfile,
         hosts=hosts,

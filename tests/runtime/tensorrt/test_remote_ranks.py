@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,12 @@ from enginehouse.runtime.errors import EngineError
 from enginehouse.runtime.executor import ExecutorOptions, RemoteRanks, generate
 from enginehouse.runtime.request import Request
 from enginehouse.runtime.tensorrt import rank as rank_program
-from enginehouse.runtime.tensorrt.remote_ranks import accept_ranks, join_leader, split_address
+from enginehouse.runtime.tensorrt.remote_ranks import (
+    LeaderLost,
+    accept_ranks,
+    join_leader,
+    split_address,
+)
 from makers.engines import SourceMaker
 from makers.paths import TESTS
 
@@ -122,13 +128,27 @@ def test_a_stranger_is_sent_away(said: bytes) -> None:
         pipe.close()
 
 
+def test_a_rank_whose_place_is_taken_may_come_again_and_one_that_nobody_waits_for_may_not() -> None:
+    leader = Leader()
+    first, _ = join_leader(leader.address, SECRET, 1, "sha256:ours", 30)
+    with pytest.raises(LeaderLost, match="rank 1 has come already, and its place is not free yet"):
+        join_leader(leader.address, SECRET, 1, "sha256:ours", 30)
+    with pytest.raises(EngineError, match="rank 5 is not waited for") as refused:
+        join_leader(leader.address, SECRET, 5, "sha256:ours", 30)
+    assert not isinstance(refused.value, LeaderLost)
+    second, _ = join_leader(leader.address, SECRET, 2, "sha256:ours", 30)
+    leader.join(30)
+    for pipe in [first, second, *leader.found.values()]:
+        pipe.close()
+
+
 def test_who_does_not_come_is_named_on_both_sides() -> None:
     leader = Leader(seconds=0.5)
     pipe, _ = join_leader(leader.address, SECRET, 2, "sha256:ours", 30)
     leader.join(30)
     pipe.close()
     assert str(leader.failed).startswith(f"ranks 1 have not come to {leader.address} in 0.5 s")
-    with pytest.raises(EngineError, match="no leader listens at"):
+    with pytest.raises(LeaderLost, match="no leader listens at"):
         join_leader(leader.address, SECRET, 1, "sha256:ours", 0)
     for address in ("nowhere", "host:", ":5", "h:99999", "h:x"):
         with pytest.raises(EngineError, match="wanted HOST:PORT"):
@@ -231,3 +251,76 @@ def test_the_program_refuses_in_a_sentence(
         with pytest.raises(SystemExit, match="2"):
             rank_program.main([str(engine), *flags])
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_exit_status_says_whether_to_come_again(
+    family_source: SourceMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = dict(quant="none", tp=2, max_seq_len=128)
+    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    key = tmp_path / "key"
+    key.write_bytes(SECRET)
+    command = [str(engine), "--rank", "1", "--key-file", str(key)]
+    nobody = f"127.0.0.1:{free_port()}"
+    assert rank_program.main([*command, "--leader", nobody, "--wait-s", "0"]) == os.EX_TEMPFAIL
+    assert f"enginehouse-rank: no leader listens at {nobody}" in capsys.readouterr().err
+    leader = Leader()
+    assert rank_program.main([*command, "--leader", leader.address]) == 2
+    assert "rank 1 has the engine sha256:" in capsys.readouterr().err
+    for rank in (1, 2):
+        join_leader(leader.address, SECRET, rank, "sha256:ours", 30)[0].close()
+    leader.join(30)
+    for pipe in leader.found.values():
+        pipe.close()
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "said"),
+    [
+        (None, 0, ""),
+        (EngineError("the kernel refuses"), os.EX_TEMPFAIL, "enginehouse-rank: the kernel refuses"),
+        (RuntimeError("CUDA error"), os.EX_TEMPFAIL, "enginehouse-rank: CUDA error"),
+    ],
+)
+def test_a_rank_that_fails_beside_its_leader_says_so_to_both_and_may_come_again(
+    failure: Exception | None,
+    status: int,
+    said: str,
+    family_source: SourceMaker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    settings = dict(quant="none", tp=2, max_seq_len=128)
+    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    ours, theirs = Pipe()
+    closed = []
+
+    class Loaded:
+        def __init__(self, *given: Any) -> None: ...
+
+        def close(self) -> None:
+            closed.append(self)
+
+    def follow(rank: Any, pipe: Connection) -> None:
+        if failure is not None:
+            raise failure
+
+    for name, double in (
+        ("_leader_of", lambda args, engine: (theirs, 128)),
+        ("check_machine", lambda engine, count: (None, None)),
+        ("TensorRTRank", Loaded),
+        ("follow", follow),
+    ):
+        monkeypatch.setattr(rank_program, name, double)
+    command = [str(engine), "--rank", "1", "--leader", "h:1", "--key-file", "k"]
+    assert rank_program.main(command) == status
+    assert said in capsys.readouterr().err and len(closed) == 1
+    assert ours.poll() == (failure is not None)
+    if failure is not None:
+        assert ours.recv_bytes() == f'{{"error": "{failure}"}}'.encode()
+    ours.close()
+    theirs.close()

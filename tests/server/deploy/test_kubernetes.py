@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from itertools import pairwise
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,15 @@ ENGINES: dict[str, dict[str, Any]] = {
     "tp2": {"sm": "120", "tp": 2, "rank_bytes": 3 * GIB},
     "two-nodes": {"sm": "100", "tp": 8, "pp": 2, "rank_bytes": 2 * GIB},
     "native": {"backend": "tensorrt", "targets": [86, 89], "rank_bytes": GIB},
+    "native-nodes": {"backend": "tensorrt", "targets": [90], "tp": 16, "rank_bytes": GIB},
     "cpu": {"backend": "cpu", "rank_bytes": 2 * GIB},
     "unknown-sm": {},
     "checkpoint": {"backend": "tensorrt_llm", "format": "hf"},
 }
+GROUPS = {"two-nodes", "native-nodes"}
 WORDS = {
     "native": ["--image", "mine:1"],
+    "native-nodes": ["--image", "mine:1", "--gateway"],
     "tp2": ["--keda", "http://prometheus:9090", "--namespace", "models", "--gateway"],
     "two-nodes": ["--keda", "http://prometheus:9090", "--gateway", "--replicas", "2"],
     "checkpoint": ["--tp-size", "4", "--name", "mine"],
@@ -70,12 +74,12 @@ def containers_of(kinds: dict[str, Document]) -> list[Document]:
 @pytest.mark.parametrize("name", ENGINES)
 def test_each_document_is_one_that_its_schema_takes(name: str, tmp_path: Path) -> None:
     kinds = deployed(name, tmp_path)
-    assert ("LeaderWorkerSet" in kinds) == (name == "two-nodes")
+    assert ("LeaderWorkerSet" in kinds) == (name in GROUPS)
     known = {path.stem: json.loads(path.read_text()) for path in (DATA / "crds").iterdir()}
     ours = {kind: document for kind, document in kinds.items() if kind.lower() in known}
     for kind, document in ours.items():
         jsonschema.validate(document, known[kind.lower()])
-    assert len(ours) == {"two-nodes": 3, "tp2": 2}.get(name, 0)
+    assert len(ours) == {"two-nodes": 3, "native-nodes": 2, "tp2": 2}.get(name, 0)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -113,8 +117,9 @@ def test_what_names_another_object_names_one_that_is_there(name: str, tmp_path: 
     if "InferencePool" in kinds:
         pool = kinds["InferencePool"]["spec"]
         assert pool["selector"]["matchLabels"] == labels
-        [port] = serving["spec"]["containers"][0]["ports"]
-        assert pool["targetPorts"] == [{"number": port["containerPort"]}]
+        ports = serving["spec"]["containers"][0]["ports"]
+        [port] = (each["containerPort"] for each in ports if each["name"] == "http")
+        assert pool["targetPorts"] == [{"number": port}]
     [scaler] = (
         kinds[kind] for kind in ("HorizontalPodAutoscaler", "ScaledObject") if kind in kinds
     )
@@ -136,6 +141,7 @@ def test_what_names_another_object_names_one_that_is_there(name: str, tmp_path: 
 
 def test_gpus_nodes_and_memory_are_the_manifests(tmp_path: Path) -> None:
     wanted = {"one-gpu": (1, ("9", "0")), "tp2": (2, ("12", "0")), "two-nodes": (8, ("10", "0"))}
+    wanted["native-nodes"] = (8, ("9", "0"))
     for name, (num_gpus, (major, minor)) in wanted.items():
         kinds = deployed(name, tmp_path / name)
         for template in templates_of(kinds):
@@ -226,6 +232,7 @@ def test_each_command_is_one_that_runs(
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("LWS_LEADER_ADDRESS", "paper-8b-fp8-0.paper-8b-fp8.default")
     monkeypatch.setenv("LWS_GROUP_SIZE", "2")
+    monkeypatch.setenv("LWS_WORKER_INDEX", "1")
     monkeypatch.setattr(launcher, "visible_gpus", list)
     recipe = (ROOT / "Dockerfile").read_text()
     entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", recipe, re.MULTILINE)[0])
@@ -255,6 +262,46 @@ def test_each_command_is_one_that_runs(
         )
     else:
         assert any(word.endswith("gunicorn") for word in said[0])
+    if name == "native-nodes":
+        leader, worker = said
+        assert {
+            "ENGINEHOUSE_RANKS_ADDRESS=0.0.0.0:5600",
+            "ENGINEHOUSE_RANKS_KEY_FILE=/ranks/key",
+            "ENGINEHOUSE_LOCAL_RANKS=8",
+        } <= set(leader)
+        assert [n for word, n in pairwise(worker) if word == "--rank"] == [*map(str, range(8, 16))]
+        leaders = {to for word, to in pairwise(worker) if word == "--leader"}
+        assert leaders == {"paper-8b-fp8-0.paper-8b-fp8.default:5600"}
+        assert {key for word, key in pairwise(worker) if word == "--key-file"} == {"/ranks/key"}
+
+
+def test_ranks_of_plans_come_to_a_port_and_prove_a_secret_that_all_pods_have(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kinds = deployed("native-nodes", tmp_path)
+    wanted = capsys.readouterr().out
+    assert "a secret paper-8b-fp8-ranks with the file key (openssl rand -hex 32)" in wanted
+    for template in templates_of(kinds):
+        volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+        assert volumes["ranks"]["secret"]["secretName"] == "paper-8b-fp8-ranks"
+        [container] = template["spec"]["containers"]
+        key = container["args"][container["args"].index("--ranks-key") + 1]
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        assert str(Path(key).parent) == mounts["ranks"]
+    leader, worker = containers_of(kinds)
+    assert {"name": "ranks", "containerPort": 5600} in leader["ports"]
+    ready_file = worker["args"][worker["args"].index("--ready-file") + 1]
+    assert worker["readinessProbe"]["exec"]["command"] == ["test", "-e", ready_file]
+    assert "ports" not in worker and "startupProbe" not in worker
+
+
+def test_an_engine_of_plans_can_have_a_few_gpus_of_each_node(tmp_path: Path) -> None:
+    engine = paper_engine(tmp_path / "e", "tensorrt", tp=8, targets=[90])
+    words = ["--image", "mine:1", "--nodes", "4"]
+    kinds = {each["kind"]: each for each in deploy(engine, tmp_path / "k8s", *words)}
+    assert kinds["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]["size"] == 4
+    for container in containers_of(kinds):
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
 def test_each_metric_is_one_that_is_told(http: FlaskClient, tmp_path: Path) -> None:
@@ -294,7 +341,11 @@ def test_the_folder_is_written_again_and_a_strangers_is_not(
         ({"tp": 4, "pp": 3}, [], "12 ranks .* cannot be laid on 2 nodes"),
         ({"backend": "cpu"}, ["--nodes", "2"], "runs on the CPU backend"),
         ({"backend": "tensorrt"}, [], "name an image that has it with --image"),
-        ({"backend": "tensorrt", "tp": 8, "pp": 2}, ["--image", "a"], "runs on 16 GPUs, and"),
+        (
+            {"backend": "tensorrt", "tp": 9},
+            ["--image", "a"],
+            "9 ranks .* 2 nodes alike; .* 1, 3, 9",
+        ),
         ({}, ["--tp-size", "2"], "was cut when it was built; leave --tp-size out"),
         ({}, ["--name", "Mine"], "--name Mine: wanted up to 40 small letters"),
         ({}, ["--keda", "prometheus"], "--keda prometheus: wanted the address of Prometheus"),

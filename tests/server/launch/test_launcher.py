@@ -98,7 +98,7 @@ def test_the_ranks_are_the_engines_or_the_checkpoints_tp_size(
     make_engine: EngineMaker, tmp_path: Path
 ) -> None:
     engine = make_engine()
-    assert read_served(engine, {"ENGINEHOUSE_TP_SIZE": "4"}) == (engine, 0)
+    assert read_served(engine, {"ENGINEHOUSE_TP_SIZE": "4"}) == (engine, 0, 0)
     manifest = msgspec.structs.replace(read_manifest(engine), backend="tensorrt_llm")
     shutil.copytree(engine, tmp_path / "compiled")
     shutil.copy(engine / "rank0.safetensors", tmp_path / "compiled" / "rank0.engine")

@@ -11,7 +11,7 @@ import pytest
 
 from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.launch import launcher
-from enginehouse.server.launch.leader_worker import (
+from enginehouse.server.nodes.leader_worker import (
     KEY_FILES,
     group_hosts,
     sshd_command,

@@ -16,7 +16,7 @@ import pytest
 from doubles.trtllm_double import double_environment, install_double
 from enginehouse.build import cli
 from enginehouse.runtime.errors import EnginehouseError
-from enginehouse.server.launch.rank_group import SERVES_FILE, RankGroup, say_that_it_serves
+from enginehouse.server.nodes.rank_group import SERVES_FILE, RankGroup, say_that_it_serves
 from makers.gunicorn_server import BIN, MESSAGES, Server, wait_until
 from makers.replica_load import host_pids
 
@@ -85,7 +85,7 @@ def test_a_lost_rank_ends_all_and_all_are_started_again_and_sigterm_lets_answers
 # A launcher that is told whether its server comes up, and what becomes of it.
 LAUNCHER = """
 import os, signal, sys, time
-from enginehouse.server.launch.rank_group import say_that_it_serves
+from enginehouse.server.nodes.rank_group import say_that_it_serves
 def end(number, frame):
     print("told", signal.Signals(number).name, flush=True)
     sys.exit(0)
@@ -99,7 +99,7 @@ sys.exit(7)
 """
 WATCHER = """
 import os, sys
-from enginehouse.server.launch.rank_group import RankGroup
+from enginehouse.server.nodes.rank_group import RankGroup
 sys.exit(RankGroup([sys.executable, "-c", *sys.argv[1:]], os.environ).run())
 """
 
