@@ -56,7 +56,12 @@ def make_parser() -> VerbParser:
         "--keda", metavar="URL", help="scale by KEDA, which asks the Prometheus at this address"
     )
     parser.add_argument(
-        "--gateway", action="store_true", help="an InferencePool for the Gateway API too"
+        "--gateway",
+        nargs="?",
+        const="",
+        metavar="GATEWAY",
+        help="an InferencePool for the Gateway API too; with the name of a Gateway, an HTTPRoute "
+        "from it as well",
     )
     return parser
 

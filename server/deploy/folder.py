@@ -22,6 +22,7 @@ from enginehouse.server.deploy.pods import Document, deployment
 _KUSTOMIZATION = "kustomization.yaml"
 _REFERENCES = "references.yaml"
 _GROUP = "spec/leaderWorkerTemplate"
+_PICKER_CHART = "oci://registry.k8s.io/gateway-api-inference-extension/charts/inferencepool"
 # What each file is, for whoever opens it.
 _HEADS = {
     _KUSTOMIZATION: "kubectl apply -k .",
@@ -34,6 +35,7 @@ _HEADS = {
     "# engine takes minutes to load: it is not given back at once.",
     "scaledobject.yaml": "By the waiting requests of all pods, for which KEDA asks Prometheus.",
     "inferencepool.yaml": "What a Gateway's endpoint picker chooses among, by queue and KV cache.",
+    "httproute.yaml": "From the Gateway to that pool. No time limit: answers are streams.",
 }
 
 
@@ -62,8 +64,10 @@ def render(facts: EngineFacts, options: DeployOptions) -> Rendered:
     else:
         scaler = scaling.scaled_object(base["autoscaler"], pods, options)
         documents["scaledobject.yaml"] = scaler
-    if options.gateway:
+    if options.gateway is not None:
         documents["inferencepool.yaml"] = scaling.inference_pool(port, options)
+    if options.gateway:
+        documents["httproute.yaml"] = scaling.http_route(options)
     kustomization = _kustomization(list(documents), facts, options)
     if is_group:
         kustomization["configurations"] = [_REFERENCES]
@@ -135,8 +139,13 @@ def _wanted(facts: EngineFacts, options: DeployOptions) -> list[str]:
         wanted.append("prometheus-adapter, which tells enginehouse_num_requests_waiting of pods")
     else:
         wanted.append(f"KEDA, and Prometheus at {options.keda}")
+    if options.gateway is not None:
+        wanted.append(
+            f"the endpoint picker as the service {options.name}-epp: helm's release {options.name} "
+            f"of {_PICKER_CHART}, installed first"
+        )
     if options.gateway:
-        wanted.append(f"the Gateway's endpoint picker as the service {options.name}-epp")
+        wanted.append(f"a Gateway {options.gateway} that takes routes and InferencePools")
     if facts.sms or facts.gpu_bytes:
         wanted.append("NVIDIA's GPU feature discovery, whose labels choose the nodes")
     return wanted

@@ -9,6 +9,9 @@ from enginehouse.runtime.errors import EnginehouseError
 from enginehouse.server.deploy.engine_facts import EngineFacts
 
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")  # pods' names are longer, and hosts' are 63
+_SUBDOMAIN = re.compile(
+    r"(?=.{1,253}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+)
 IMAGES = {
     "tensorrt_llm": "enginehouse:1.2.1",
     "hf": "enginehouse:1.2.1",
@@ -21,8 +24,8 @@ IMAGES = {
 class DeployOptions:
     """name: of every object. namespace None: whoever applies it names it. replicas: at least,
     max_replicas at most. claim: of the volume that holds the engine. keda: address of the
-    Prometheus that KEDA asks; None: an autoscaler of Kubernetes' own. gateway: an InferencePool
-    too.
+    Prometheus that KEDA asks; None: an autoscaler of Kubernetes' own. gateway: whose HTTPRoute
+    leads to an InferencePool; empty: the pool alone; None: neither.
     """
 
     name: str
@@ -32,7 +35,7 @@ class DeployOptions:
     max_replicas: int = 4
     claim: str = "engine"
     keda: str | None = None
-    gateway: bool = False
+    gateway: str | None = None
 
 
 def choose_options(
@@ -45,7 +48,7 @@ def choose_options(
     max_replicas: int | None = None,
     claim: str = "engine",
     keda: str | None = None,
-    gateway: bool = False,
+    gateway: str | None = None,
 ) -> DeployOptions:
     """As asked, else as the engine has it; EnginehouseError for what a cluster would not take."""
     name = label_of(facts.name) if name is None else name
@@ -64,6 +67,11 @@ def choose_options(
     if keda is not None and not re.fullmatch(r"https?://[\w.:/-]+", keda, re.ASCII):
         raise EnginehouseError(
             f"--keda {keda}: wanted the address of Prometheus, such as http://prometheus:9090"
+        )
+    if gateway and not _SUBDOMAIN.fullmatch(gateway):
+        raise EnginehouseError(
+            f"--gateway {gateway}: wanted the name of a Gateway, in small letters, digits, hyphens "
+            "and dots; leave it out for an InferencePool without an HTTPRoute"
         )
     most = 4 * replicas if max_replicas is None else max_replicas
     if most < replicas:

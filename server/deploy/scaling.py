@@ -1,4 +1,4 @@
-"""What stands around the pods: the service, the disruption budget, who scales them, and their pool.
+"""What stands around the pods: service, disruption budget, who scales them, their pool and route.
 
 Scaled by the queue: a request that waits is what a further replica would take.
 """
@@ -10,6 +10,7 @@ import copy
 from enginehouse.server.deploy.options import DeployOptions
 from enginehouse.server.deploy.pods import Document, labels_of
 
+_POOL_GROUP, _GATEWAY_GROUP = "inference.networking.k8s.io", "gateway.networking.k8s.io"
 _PICKER_PORT = 9002  # of the endpoint picker, as the extension's charts install it
 
 
@@ -75,13 +76,33 @@ def inference_pool(port: int, options: DeployOptions) -> Document:
     the names it scrapes (ENGINEHOUSE_METRIC_NAMES).
     """
     return {
-        "apiVersion": "inference.networking.k8s.io/v1",
+        "apiVersion": f"{_POOL_GROUP}/v1",
         "kind": "InferencePool",
         "metadata": {"name": options.name},
         "spec": {
             "selector": {"matchLabels": labels_of(options)},
             "targetPorts": [{"number": port}],
             "endpointPickerRef": {"name": f"{options.name}-epp", "port": {"number": _PICKER_PORT}},
+        },
+    }
+
+
+def http_route(options: DeployOptions) -> Document:
+    """From a Gateway to the pool, all paths. Time is not limited: answers are streams."""
+    pool = {"group": _POOL_GROUP, "kind": "InferencePool", "name": options.name}
+    return {
+        "apiVersion": f"{_GATEWAY_GROUP}/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": options.name},
+        "spec": {
+            "parentRefs": [{"group": _GATEWAY_GROUP, "kind": "Gateway", "name": options.gateway}],
+            "rules": [
+                {
+                    "matches": [{"path": {"type": "PathPrefix", "value": "/"}}],
+                    "backendRefs": [pool],
+                    "timeouts": {"request": "0s"},
+                }
+            ],
         },
     }
 

@@ -39,7 +39,7 @@ GROUPS = {"two-nodes", "native-nodes"}
 WORDS = {
     "native": ["--image", "mine:1"],
     "native-nodes": ["--image", "mine:1", "--gateway"],
-    "tp2": ["--keda", "http://prometheus:9090", "--namespace", "models", "--gateway"],
+    "tp2": ["--keda", "http://prometheus:9090", "--namespace", "models", "--gateway", "front.door"],
     "two-nodes": ["--keda", "http://prometheus:9090", "--gateway", "--replicas", "2"],
     "checkpoint": ["--tp-size", "4", "--name", "mine"],
 }
@@ -79,7 +79,7 @@ def test_each_document_is_one_that_its_schema_takes(name: str, tmp_path: Path) -
     ours = {kind: document for kind, document in kinds.items() if kind.lower() in known}
     for kind, document in ours.items():
         jsonschema.validate(document, known[kind.lower()])
-    assert len(ours) == {"two-nodes": 3, "native-nodes": 2, "tp2": 2}.get(name, 0)
+    assert len(ours) == {"two-nodes": 3, "native-nodes": 2, "tp2": 3}.get(name, 0)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -93,7 +93,7 @@ def test_kubernetes_takes_it(name: str, tmp_path: Path) -> None:
             "." not in document["apiVersion"].partition("/")[0]
             or "k8s.io" in document["apiVersion"]
         ):
-            if document["kind"] not in ("LeaderWorkerSet", "InferencePool"):
+            if document["kind"] not in ("LeaderWorkerSet", "InferencePool", "HTTPRoute"):
                 validate.validate(document, validate.latest_version(), strict=True)
     for template in templates_of(kinds):  # those of a group too
         labels = template["metadata"]["labels"]
@@ -120,6 +120,14 @@ def test_what_names_another_object_names_one_that_is_there(name: str, tmp_path: 
         ports = serving["spec"]["containers"][0]["ports"]
         [port] = (each["containerPort"] for each in ports if each["name"] == "http")
         assert pool["targetPorts"] == [{"number": port}]
+    assert ("HTTPRoute" in kinds) == (name == "tp2")
+    if "HTTPRoute" in kinds:
+        route = kinds["HTTPRoute"]["spec"]
+        assert [parent["name"] for parent in route["parentRefs"]] == ["front.door"]
+        [[backend]] = (rule["backendRefs"] for rule in route["rules"])
+        reached = kinds["InferencePool"]
+        assert f"{backend['group']}/v1" == reached["apiVersion"]
+        assert (backend["kind"], backend["name"]) == (reached["kind"], reached["metadata"]["name"])
     [scaler] = (
         kinds[kind] for kind in ("HorizontalPodAutoscaler", "ScaledObject") if kind in kinds
     )
@@ -304,6 +312,25 @@ def test_an_engine_of_plans_can_have_a_few_gpus_of_each_node(tmp_path: Path) -> 
         assert container["resources"]["limits"]["nvidia.com/gpu"] == "2"
 
 
+def test_a_named_gateway_has_a_route_without_a_time_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    route = deployed("tp2", tmp_path)["HTTPRoute"]["spec"]
+    [rule] = route["rules"]
+    assert rule["matches"] == [{"path": {"type": "PathPrefix", "value": "/"}}]
+    assert rule["timeouts"] == {"request": "0s"}, "a stream takes as long as its answer"
+    wanted = capsys.readouterr().out
+    assert "paper-8b-fp8-epp: helm's release paper-8b-fp8 of oci://registry.k8s.io/" in wanted
+    assert "a Gateway front.door that takes routes" in wanted
+    output = tmp_path / "k8s"
+    deploy(tmp_path / "tp2", output, "--gateway")
+    assert (output / "inferencepool.yaml").exists() and not (output / "httproute.yaml").exists()
+    wanted = capsys.readouterr().out
+    assert "paper-8b-fp8-epp: helm's release" in wanted and "a Gateway" not in wanted
+    deploy(tmp_path / "tp2", output)
+    assert not (output / "inferencepool.yaml").exists()
+
+
 def test_each_metric_is_one_that_is_told(http: FlaskClient, tmp_path: Path) -> None:
     told = http.get("/metrics").text
     asked = deployed("one-gpu", tmp_path / "a")["HorizontalPodAutoscaler"]["spec"]["metrics"]
@@ -349,6 +376,8 @@ def test_the_folder_is_written_again_and_a_strangers_is_not(
         ({}, ["--tp-size", "2"], "was cut when it was built; leave --tp-size out"),
         ({}, ["--name", "Mine"], "--name Mine: wanted up to 40 small letters"),
         ({}, ["--keda", "prometheus"], "--keda prometheus: wanted the address of Prometheus"),
+        ({}, ["--gateway", "Front"], "--gateway Front: wanted the name of a Gateway, in small"),
+        ({}, ["--gateway", "a..b"], "--gateway a..b: wanted the name of a Gateway, in small"),
         ({}, ["--replicas", "3", "--max-replicas", "2"], "--max-replicas 2 is below --replicas 3"),
     ],
 )
