@@ -8,6 +8,8 @@ the others would wait for it for ever. Knows no command's meaning.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -40,6 +42,15 @@ def spawn_rank(
     finally:
         theirs.close()
     return ours, process
+
+
+def _hang_up(pipe: Connection) -> None:
+    """Close it, and say so: a thread that reads from it would keep it open on the other side."""
+    if pipe.closed:
+        return
+    with socket.socket(fileno=os.dup(pipe.fileno())) as peer, suppress(OSError):
+        peer.shutdown(socket.SHUT_RDWR)
+    pipe.close()
 
 
 class Followers:
@@ -140,7 +151,7 @@ class Followers:
         """End the ranks: they stop when their pipes do, or are killed."""
         self._closing = True
         for pipe in self._pipes:
-            pipe.close()
+            _hang_up(pipe)
         for process in self._processes:
             try:
                 process.wait(_END_S)
