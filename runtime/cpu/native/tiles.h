@@ -41,6 +41,10 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
   constexpr int Less = F == Form::int4 ? 8 : 128;
   constexpr bool few = R <= kFew;
   constexpr auto multiply = F == Form::int4 ? dot4_of_nibbles : dot4;
+  constexpr bool narrow = F == Form::int4 && kNarrowDots > 0;
+  constexpr int Span = narrow ? std::min(Part, 4 * kNarrowDots * (few ? 2 : 1)) : Part;  // inputs whose sums stay narrow
+  static_assert(!few || Span == Part);
+  auto wide = [](const I& sums) __attribute__((always_inline)) { return narrow ? widened_sums(sums) : sums; };
   const uint8_t* w = l.block(block);
   const int parts = l.in / Part;
   V y[2][R] = {};
@@ -67,19 +71,33 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
         }
         if (few) counted[0] = multiply(counted[0], w0, 0x01010101u), counted[1] = multiply(counted[1], w1, 0x01010101u);
       };
+      auto add_span = [&](int from, I(&to)[R][2], I(&other)[R][2]) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-      for (int at = 0; at < Part; at += 8) {
-        const U w0 = load<U>(w), w1 = load<U>(w + 64);
-        w += 128;
-        prefetch(w);
-        if constexpr (F == Form::int4) {
-          add(w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu, at, acc);
-          add((w0 >> 4) & 0x0f0f0f0fu, (w1 >> 4) & 0x0f0f0f0fu, at + 4, few ? more : acc);
-        } else {
-          add(w0, w1, at, acc);
-          add(load<U>(w), load<U>(w + 64), at + 4, few ? more : acc);
+        for (int at = from; at < from + Span; at += 8) {
+          const U w0 = load<U>(w), w1 = load<U>(w + 64);
           w += 128;
           prefetch(w);
+          if constexpr (F == Form::int4) {
+            add(w0 & 0x0f0f0f0fu, w1 & 0x0f0f0f0fu, at, to);
+            add((w0 >> 4) & 0x0f0f0f0fu, (w1 >> 4) & 0x0f0f0f0fu, at + 4, other);
+          } else {
+            add(w0, w1, at, to);
+            add(load<U>(w), load<U>(w + 64), at + 4, other);
+            w += 128;
+            prefetch(w);
+          }
+        }
+      };
+      for (int from = 0; from < Part; from += Span) {
+        if constexpr (few) {
+          add_span(from, acc, more);
+        } else if constexpr (narrow) {
+          I near[R][2] = {};
+          add_span(from, near, near);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) acc[r][0] = acc[r][0] + wide(near[r][0]), acc[r][1] = acc[r][1] + wide(near[r][1]);
+        } else {
+          add_span(from, acc, acc);
         }
       }
 #pragma GCC unroll 8
@@ -88,7 +106,8 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
         const int center = int16_t(offset), count = int16_t(offset >> 16);
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
-          if (few) acc[r][half] = acc[r][half] + more[r][half] + (counted[half] - Less * Part) * center - Less * count;
+          if (few)
+            acc[r][half] = wide(acc[r][half]) + wide(more[r][half]) + (wide(counted[half]) - Less * Part) * center - Less * count;
           y[half][r] = fma(floats(acc[r][half]), s[half] * scales[r * parts], y[half][r]);
         }
       }

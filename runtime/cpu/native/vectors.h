@@ -206,31 +206,50 @@ EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
 
 #else
 
+// Keeps whole numbers added one after another: GCC would add products in pairs first, for which there are no registers.
+EH_INLINE I in_order(I sum) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  for (auto& part : sum.part) asm("" : "+x"(part));
+#endif
+  return sum;
+}
+
 EH_INLINE u32 widened_pair(u32 x) {  // its bytes 0 and 2, signed, in 16 bits each
   return u32(u16(int8_t(x))) | u32(u16(int8_t(x >> 16))) << 16;
 }
 // In 16 bits, as a byte times a byte twice would not fit them.
 EH_INLINE I dot4(const I& sum, const U& bytes, u32 x) {
-  return sum + dot2(bytes & 0x00ff00ffu, widened_pair(x)) + dot2((bytes >> 8) & 0x00ff00ffu, widened_pair(x >> 8));
+  const I low = in_order(sum + dot2(bytes & 0x00ff00ffu, widened_pair(x)));
+  return in_order(low + dot2((bytes >> 8) & 0x00ff00ffu, widened_pair(x >> 8)));
 }
 
 #endif
 #endif
 
-// The same, of unsigned ones below 16: two products of them fit 16 bits.
-EH_INLINE I dot4_of_nibbles(const I& sum, const U& nibbles, u32 x) {
-#if defined(__AVX512VNNI__) || defined(__AVXVNNI__) || !defined(__AVX2__)
-  return dot4(sum, nibbles, x);
-#elif defined(__AVX512BW__)
-  const __m512i two = _mm512_maddubs_epi16((__m512i)nibbles, _mm512_set1_epi32(int(x)));
-  return sum + (I)_mm512_madd_epi16(two, _mm512_set1_epi16(1));
+// The same, of unsigned ones below 16. Without an instruction for it their products are added in 16 bits, of which a lane
+// of 32 has two sums: of eight dots at most, as each is two products of 15 times 128.
+#if defined(__AVX2__) && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+constexpr int kNarrowDots = 8;
+
+EH_INLINE I dot4_of_nibbles(const I& narrow, const U& nibbles, u32 x) {
+#if defined(__AVX512BW__)
+  return (I)_mm512_add_epi16((__m512i)narrow, _mm512_maddubs_epi16((__m512i)nibbles, _mm512_set1_epi32(int(x))));
 #else
   const __m256i four = _mm256_set1_epi32(int(x));
-  return sum + of_parts<I>([&](int i) {
-    return _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)nibbles.part[i], four), _mm256_set1_epi16(1));
-  });
+  return in_order(of_parts<I>([&](int i) {
+    return _mm256_add_epi16((__m256i)narrow.part[i], _mm256_maddubs_epi16((__m256i)nibbles.part[i], four));
+  }));
 #endif
 }
+EH_INLINE I widened_sums(const I& narrow) { return dot2((U)narrow, 0x00010001u); }
+
+#else
+constexpr int kNarrowDots = 0;  // none: sums have 32 bits all along
+
+EH_INLINE I dot4_of_nibbles(const I& sum, const U& nibbles, u32 x) { return dot4(sum, nibbles, x); }
+EH_INLINE I widened_sums(const I& sum) { return sum; }
+
+#endif
 
 // ---- functions ----
 

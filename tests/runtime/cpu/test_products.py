@@ -156,6 +156,20 @@ def test_a_product_of_bytes_is_that_of_what_is_rounded(
     assert (found - wanted).abs().max() < 2e-4 * wanted.abs().max()
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_largest_nibbles_by_the_largest_bytes_are_summed_exactly(
+    program: str, rows: int
+) -> None:
+    """Of each four inputs the first two, which a lane of 16 bits may sum, are the largest."""
+    q, scale = quantize_int4(numbers(OUT, 256), 64, torch.bfloat16)
+    largest = {"weight": pack_int4(q.fill_(7)), "weights_scaling_factor": scale.fill_(1)}
+    linear = linear_of(largest, "int8", False)
+    x = torch.tensor([1.0, 1.0, 0.1, -0.9]).repeat(rows, 64)
+    wanted = 7 * in_bytes(x, 64).sum(1, keepdim=True)
+    found = run(program, words(*[0] * 12) + told(linear), x)[:, :OUT].double()
+    assert (found - wanted).abs().max() < 1e-5 * wanted.abs().max()
+
+
 @pytest.mark.parametrize(
     "module", [dense, int4, int4_shifted, w4a8, int8, int8_of_ranks, fp8, fp8_rowwise]
 )
