@@ -122,6 +122,9 @@ ASKED: dict[str, dict[str, str | None]] = {
     "server/launch/test_stream_equals_plain.py": {
         "*": None,
     },
+    "server/ray_serve/test_cluster.py": {  # its file is handed over as Serve does by test_recipes.py
+        "*": None,
+    },
     "server/launch/test_gunicorn.py": {  # scripts/faults.py has the first
         "test_a_host_that_stands_still_is_ended_and_its_streams_are_told": None,
         "test_a_worker_that_is_still_starting_is_ended_too": None,
