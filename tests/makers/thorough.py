@@ -122,7 +122,7 @@ ASKED: dict[str, dict[str, str | None]] = {
     "server/launch/test_stream_equals_plain.py": {
         "*": None,
     },
-    "server/ray_serve/test_cluster.py": {  # its file is handed over as Serve does by test_recipes.py
+    "server/ray_serve/test_cluster.py": {  # test_recipes.py builds of its file
         "*": None,
     },
     "server/launch/test_gunicorn.py": {  # scripts/faults.py has the first
