@@ -22,11 +22,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # which PYTHONSAFEPATH leaves out
 
 from benches.goals import markdown  # noqa: E402
-from fleet.fleet import Fleet, FleetSettings, Router  # noqa: E402
+from fleet.fleet import Fleet, FleetSettings, Router, Source  # noqa: E402
 from fleet.outcome import Outcome  # noqa: E402
 from fleet.recorded import RecordedSource  # noqa: E402
 from fleet.service import ServiceTimes, read_steps  # noqa: E402
-from fleet.workload import Source, Workload  # noqa: E402
+from fleet.workload import DrawnSource, Workload  # noqa: E402
 
 from enginehouse.server.replicas.prefix_router import (  # noqa: E402
     LeastLoaded,
@@ -149,14 +149,14 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _run(
     args: argparse.Namespace, times: ServiceTimes, settings: dict[str, Any], policy: str
 ) -> Outcome:
-    source: Source | RecordedSource
+    source: Source
     if args.trace is not None:
         source = RecordedSource(args.trace, args.speed)
         settings = {**settings, "seconds": settings["seconds"] or source.seconds + 1.0}
     else:
         of_all = args.rate * settings["num_replicas"]
         workload = Workload(of_all, **{name: getattr(args, name) for name in WORKLOAD})
-        source = Source(workload, settings["seed"])
+        source = DrawnSource(workload, settings["seed"])
         settings = {**settings, "seconds": settings["seconds"] or 600.0}
     return Fleet(FleetSettings(**settings), times, source, POLICIES[policy]).run()
 

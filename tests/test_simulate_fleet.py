@@ -33,7 +33,7 @@ def simulate(
     fleet = import_module("fleet.fleet")
     settings = fleet.FleetSettings(replicas, **more)
     router = import_module("simulate_fleet").POLICIES[policy]
-    source = workload.Source(workload.Workload(**work), settings.seed)
+    source = workload.DrawnSource(workload.Workload(**work), settings.seed)
     run = fleet.Fleet(settings, service, source, router)
     return run.run(), run
 
@@ -137,7 +137,7 @@ def test_prefix_routing_hits_more_and_answers_sooner_than_the_others() -> None:
 def test_bursts_have_the_same_mean_and_longer_waits() -> None:
     workload = import_module("fleet.workload")
     for arrivals in ("poisson", "bursty"):
-        source = workload.Source(workload.Workload(4.0, arrivals=arrivals), 5)
+        source = workload.DrawnSource(workload.Workload(4.0, arrivals=arrivals), 5)
         moments = source.beginnings()
         count = sum(1 for _ in itertools.takewhile(lambda moment: moment < 4000, moments))
         assert count / 4000 == pytest.approx(4.0, rel=0.1)

@@ -64,8 +64,7 @@ class Traits:
     norm_all_heads: the norms on q and k are over all heads together, else each head's own.
     residual_scale: of what attention and MLP give, as it is added. logits_scale: of the logits,
     before they are capped. head_bias: lm_head has one. gated_attention: what a head
-    gives is multiplied by the sigmoid of its gate. latent: attention goes
-    through latents (`ModelConfig.latent`). linear: some layers have linear attention
+    gives is multiplied by the sigmoid of its gate. linear: some layers have linear attention
     (`ModelConfig.delta`). norm_values: values have norms without weights. several_heads:
     layers differ in their heads' size and number (`ModelConfig.of_layer`). shared_keys: layers read
     others' keys and values (`ModelConfig.kv_layer`). layer_inputs: each layer gets something of a
@@ -102,7 +101,6 @@ class Traits:
     logits_soft_cap: float | None
     head_bias: bool
     gated_attention: bool
-    latent: bool
     linear: bool
     norm_values: bool
     several_heads: bool
@@ -162,7 +160,6 @@ def traits_of(config: ModelConfig) -> Traits:
         logits_soft_cap=extra.get("final_logit_softcapping"),
         head_bias=bool(extra.get("lm_head_bias", False)),
         gated_attention=config.query_size > config.head_size,
-        latent=config.latent is not None,
         linear=config.delta is not None,
         norm_values=bool(extra.get("v_layernorm", False)),
         several_heads="layer_head_sizes" in extra,

@@ -88,7 +88,7 @@ class Request:
     left: int = 0  # prompt tokens while it is computed, then tokens of the answer
 
 
-class Source:
+class DrawnSource:
     """Draws all of it; the same seed gives the same."""
 
     def __init__(self, workload: Workload, seed: int) -> None:

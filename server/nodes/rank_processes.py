@@ -90,6 +90,7 @@ class RankProcesses:
     ) -> None:
         self._ranks = [_Rank(each, env) for each in ranks]
         self._ready_file = ready_file
+        self._is_ready: bool | None = None  # as it was said last
         self._told: int | None = None
 
     def run(self) -> int:
@@ -115,8 +116,9 @@ class RankProcesses:
         self._told = number
 
     def _say(self, is_ready: bool) -> None:
-        if self._ready_file is None:
+        if self._ready_file is None or is_ready == self._is_ready:
             return
+        self._is_ready = is_ready
         try:
             if is_ready:
                 self._ready_file.touch()

@@ -53,6 +53,10 @@ def free_port(host: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+def engine_of_two_ranks(family_source: SourceMaker, folder: Path) -> Path:
+    return doubled_engine(family_source("qwen2"), folder / "e", quant="none", tp=2, max_seq_len=128)
+
+
 class Leader(threading.Thread):
     """Waits for ranks 1 and 2 of an engine."""
 
@@ -243,8 +247,7 @@ def test_the_program_refuses_in_a_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = dict(quant="none", tp=2, max_seq_len=128)
-    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    engine = engine_of_two_ranks(family_source, tmp_path)
     if "--leader" in flags:
         assert rank_program.main([str(engine), *flags]) == 2
     else:
@@ -259,8 +262,7 @@ def test_the_exit_status_says_whether_to_come_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = dict(quant="none", tp=2, max_seq_len=128)
-    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    engine = engine_of_two_ranks(family_source, tmp_path)
     key = tmp_path / "key"
     key.write_bytes(SECRET)
     command = [str(engine), "--rank", "1", "--key-file", str(key)]
@@ -294,8 +296,7 @@ def test_a_rank_that_fails_beside_its_leader_says_so_to_both_and_may_come_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    settings = dict(quant="none", tp=2, max_seq_len=128)
-    engine = doubled_engine(family_source("qwen2"), tmp_path / "e", **settings)
+    engine = engine_of_two_ranks(family_source, tmp_path)
     ours, theirs = Pipe()
     closed = []
 
