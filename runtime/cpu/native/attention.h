@@ -20,7 +20,19 @@ namespace enginehouse {
 constexpr int kUnit = kLanes;  // tokens of one unit
 
 constexpr int kMostHead = 576;  // DeepSeek's latents and what rope turns
-constexpr int kUnitsAhead = 2;  // that are fetched while one is read: they lie anywhere
+constexpr int kUnitsAhead = 4;  // that are fetched while one is read: they lie anywhere
+
+// Into the second cache: as much as is missing at once has no room on its way to the first.
+EH_INLINE void fetch_soon(const void* p) { __builtin_prefetch(p, 0, 2); }
+
+// The keys that are read first, unit(first) to unit(last) at most, before anything waits for them.
+template <class Unit>
+void fetch_first(Unit&& unit, int first, int last, int head_size) {
+  for (int u = first; u <= std::min(last, first + kUnitsAhead - 1); ++u) {
+    const auto* keys = unit(u);
+    for (int i = 0; i < kUnit * head_size; i += int(64 / sizeof *keys)) fetch_soon(keys + i);
+  }
+}
 
 enum class Kept { bf16, e4m3, int8 };  // as runtime/cpu/packed_file.py counts them
 
@@ -47,6 +59,15 @@ class LayerCache {
   T* unit(const int* table, int head, int u) const {
     const size_t block = table[u / units_];
     return reinterpret_cast<T*>(pages_) + ((block * heads_ + head) * units_ + u % units_) * unit_values(size_);
+  }
+
+  // What `count` tokens from `slot` on are written to, which lies in as many lines as a key has pairs: all at once, as each
+  // is missing.
+  template <class T>
+  void fetch_to_keep(T* unit, int slot, int count) const {
+    for (int d = 0; d < size_; d += 2) __builtin_prefetch(unit + (d / 2 * kUnit + slot) * 2, 1);
+    const T* values = unit + kUnit * size_;
+    for (int at = slot / 2 * 2 * size_, end = (slot + count) * size_; at < end; at += int(64 / sizeof(T))) __builtin_prefetch(values + at, 1);
   }
 
   // One token's key and value, [D] each, divided by scale. A unit's first zeroes its values: they may
@@ -102,26 +123,40 @@ struct Scratch {
   }
 };
 
+// f(i, seen) for each vector of scores, which are of the positions from `begin` on; seen(x, other): x where a position is one
+// of first ... last. Most vectors are seen whole.
+template <class F>
+EH_INLINE void by_vectors(int begin, int length, int first, int last, F&& f) {
+  const int lead = std::min(length, round_up(first - begin, kLanes)), whole = std::max(lead, (last + 1 - begin) / kLanes * kLanes);
+  auto some = [&](int from, int to) __attribute__((always_inline)) {
+    for (int i = from; i < to; i += kLanes) {
+      const I at = lanes() + (begin + i);
+      f(i, [&](const V& x, float other) __attribute__((always_inline)) { return select((at >= first) & (at <= last), x, all(other)); });
+    }
+  };
+  some(0, lead);
+  for (int i = lead; i < whole; i += kLanes) f(i, [](const V& x, float) __attribute__((always_inline)) { return x; });
+  some(whole, length);
+}
+
 // scores of a row -> its shares in bf16, not yet divided by their sum, which is returned. sink: a score more,
 // that nothing is read at; -INFINITY for none.
 template <class T>
 float softmax(float* scores, T* shares, int begin, int length, int first, int last, float sink, const Rule& rule) {
   const float scale = rule.scale * rule.kept;
   V most = all(-INFINITY);
-  for (int i = 0; i < length; i += kLanes) {
-    const I at = lanes() + (begin + i);
+  by_vectors(begin, length, first, last, [&](int i, auto seen) {
     const V x = soft_cap(load<V>(scores + i) * scale, rule.cap);
     store(scores + i, x);
-    most = larger(select((at >= first) & (at <= last), x, all(-INFINITY)), most);
-  }
+    most = larger(seen(x, -INFINITY), most);
+  });
   const float top = std::fmax(largest(most), sink);
   V sums = all(0);
-  for (int i = 0; i < length; i += kLanes) {
-    const I at = lanes() + (begin + i);
-    const V e = select((at >= first) & (at <= last), exp(load<V>(scores + i) - top), all(0));
+  by_vectors(begin, length, first, last, [&](int i, auto seen) {
+    const V e = seen(exp(load<V>(scores + i) - top), 0.f);
     sums = sums + e;
     put_acts(shares + i, to_bf16(e));
-  }
+  });
   return sum(sums) + std::exp(sink - top);
 }
 
@@ -140,7 +175,7 @@ void weigh(const Queries& set, const Act* shares, int length, int end, Units&& u
     const auto* soon = units(std::min(i / kUnit + kUnitsAhead, (end - 1) / kUnit)) + place;
     Pairs v[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2), __builtin_prefetch(soon + c * kLanes * 2);
+    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2), fetch_soon(soon + c * kLanes * 2);
 #pragma GCC unroll 6
     for (int r = 0; r < R; ++r) {
       const Pairs x = same_pair(shares + size_t(r) * length + i);
@@ -179,7 +214,7 @@ void attend(const Queries& set, Unit&& unit, int head_size, int value_size, cons
         for (int chain = 0; chain < kChains; ++chain) {
           const int at = d + 2 * chain;
           const Pairs k = pairs_at(keys + at * kUnit);
-          __builtin_prefetch(soon + at * kUnit);
+          fetch_soon(soon + at * kUnit);
 #pragma GCC unroll 6
           for (int r = 0; r < R; ++r) acc[chain][r] = dot(acc[chain][r], k, same_pair(set.q + r * head_size + at));
         }

@@ -52,13 +52,21 @@ struct Heads {
   void rotate(int rope, int position, float* y) const {
     const int half = this->half[rope];
     const float *c = cos[rope] + size_t(position) * half, *d = sin[rope] + size_t(position) * half;
-    const int step = s.rope_interleaved ? 2 : 1, other = s.rope_interleaved ? 1 : half;
-    for (int i = 0; i < half; ++i) {
-      float &a = y[step * i], &b = y[step * i + other];
+    auto turn = [&](float& a, float& b, int i) {
       const float turned = a * c[i] - b * d[i];
       b = b * c[i] + a * d[i];
       a = turned;
+    };
+    if (s.rope_interleaved) {
+      for (int i = 0; i < half; ++i) turn(y[2 * i], y[2 * i + 1], i);
+      return;
     }
+    const int whole = half / kLanes * kLanes;
+    for (int i = 0; i < whole; i += kLanes) {
+      const V a = load<V>(y + i), b = load<V>(y + half + i), by = load<V>(c + i), other = load<V>(d + i);
+      store(y + i, a * by - b * other), store(y + half + i, b * by + a * other);
+    }
+    for (int i = whole; i < half; ++i) turn(y[i], y[half + i], i);
   }
 
   // What a query at a position is multiplied by.

@@ -12,11 +12,11 @@
 namespace enginehouse {
 
 constexpr int kCols = 32;  // outputs of one block: two vectors
-// Rows of one register tile, in bf16 and in bytes: as many as the registers hold.
+// Queries of one register tile, and rows of one in bf16 and in bytes: as many as the registers hold.
 #if defined(__AVX512F__)
-constexpr int kRows = 6, kByteRows = 8;
+constexpr int kRows = 6, kWordRows = kTall ? 6 : 8, kByteRows = 8;
 #else
-constexpr int kRows = 2, kByteRows = 2;
+constexpr int kRows = 2, kWordRows = 2, kByteRows = 2;
 #endif
 
 enum class Form : int { bf16, int4, int8, e4m3 };
@@ -64,14 +64,6 @@ struct Target {
   int width;   // outputs that are stored; what a block holds beyond them is padding
   End end = End::store;
   float limit = 0, alpha = 1;  // of clamped
-
-  V gated(const V& gate, const V& up) const {
-    if (end == End::silu) return silu(gate) * up;
-    if (end == End::gelu) return gelu(gate) * up;
-    if (end == End::gelu_erf) return gelu_erf(gate) * up;
-    const V bounded = smaller(gate, all(limit)), raised = larger(smaller(up, all(limit)), all(-limit)) + 1.f;
-    return silu(bounded * alpha) / alpha * raised;
-  }
 };
 
 // What is written at the end is fetched while it is computed.
@@ -83,22 +75,47 @@ inline void fetch_target(const Target& t, int block, int row, int count) {
   }
 }
 
-inline void finish(const Linear& l, const Target& t, int row, int col, V a, V b) {
-  if (l.bias) a = a + load<V>(l.bias + col), b = b + load<V>(l.bias + col + kLanes);
-  float* y = t.y + size_t(row) * t.stride;
-  if (t.end != End::store) {  // gate and up take turns of 16 outputs
-    store(y + col / 2, t.gated(a, b));
-    return;
-  }
-  if (col + kCols <= t.width) {
-    store(y + col, a), store(y + col + kLanes, b);
-    return;
+// The outputs of a block, of `count` rows from `row` on. y: its two halves; of a gated product gates and ups, as they take
+// turns of 16 outputs.
+template <int R>
+void finish(const Linear& l, const Target& t, int row, int block, V (&y)[2][R], int count = R) {
+  const int col = block * kCols;
+  if (l.bias)
+    for (int half = 0; half < 2; ++half)
+      for (int r = 0; r < count; ++r) y[half][r] = y[half][r] + load<V>(l.bias + col + half * kLanes);
+  auto gated = [&](auto&& gate) {
+    float* to = t.y + size_t(row) * t.stride + col / 2;
+    for (int r = 0; r < count; ++r, to += t.stride) store(to, gate(y[0][r], y[1][r]));
+  };
+  switch (t.end) {
+    case End::silu: return gated([](const V& g, const V& up) { return silu(g) * up; });
+    case End::gelu: return gated([](const V& g, const V& up) { return gelu(g) * up; });
+    case End::gelu_erf: return gated([](const V& g, const V& up) { return gelu_erf(g) * up; });
+    case End::clamped:
+      return gated([&](const V& g, const V& up) {
+        const V raised = larger(smaller(up, all(t.limit)), all(-t.limit)) + 1.f;
+        return silu(smaller(g, all(t.limit)) * t.alpha) / t.alpha * raised;
+      });
+    case End::store: break;
   }
   for (int half = 0; half < 2; ++half) {
-    const int at = col + half * kLanes, count = std::min(kLanes, t.width - at);
-    const V& v = half ? b : a;
-    if (count > 0) memcpy(y + at, &v, size_t(count) * sizeof(float));
+    const int at = col + half * kLanes, width = std::min(kLanes, t.width - at);
+    float* to = t.y + size_t(row) * t.stride + at;
+    for (int r = 0; width == kLanes && r < count; ++r, to += t.stride) store(to, y[half][r]);
+    for (int r = 0; width > 0 && width < kLanes && r < count; ++r, to += t.stride) memcpy(to, &y[half][r], size_t(width) * sizeof(float));
   }
+}
+
+// Many rows' sums are kept in memory: GCC would keep them in the registers that their products take.
+template <class Sums>
+EH_INLINE void keep_in_memory(Sums& sums) {
+  asm("" : "+m"(sums));
+}
+// Zeros, one vector after another: what GCC calls for an array of them takes longer.
+template <int R>
+EH_INLINE void clear(V (&y)[2][R]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) y[0][r] = y[1][r] = all(0);
 }
 
 constexpr int kFew = kRows > 2 ? 2 : 1;  // rows up to which a tile waits for memory, not for arithmetic

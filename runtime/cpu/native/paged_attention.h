@@ -67,6 +67,7 @@ class PagedAttention {
         const Tile& tile = tiles_[item / layer.kv_heads];
         const int head = item % layer.kv_heads;
         T* unit = cache.unit<T>(table_of(tile), head, tile.position / kUnit);
+        cache.fetch_to_keep(unit, tile.position % kUnit, tile.count);
         float key[kMostHead], value[kMostHead];
         for (int i = 0; i < tile.count; ++i) {
           const Token token = token_of(tile, i, layer.rule);
@@ -100,10 +101,11 @@ class PagedAttention {
     const Rule& rule = layer.rule;
     with_kept(kept_, [&]<class T>(T*) {
       pool_.run((of.last - of.first) * groups, [&](int item, int thread) {
-        const Tile& tile = tiles_[of.first + item / groups];
+        const Tile& tile = tiles_[of.last - 1 - item / groups];  // the longest first, of a prompt
         const int first = item % groups * per, count = std::min(per, s.heads - first), kv = first / shared;
         const int* table = table_of(tile);
         auto unit = [&](int u) { return cache.unit<T>(table, kv, u); };
+        fetch_first(unit, rule.first(tile.position) / kUnit, tile.position / kUnit, wide);
         attend_each(tile.count * count, unit, wide, wide_value, rule, scratch_[thread], [&](int k, float* y) {
           const int head = first + k % count;
           const Token token = token_of(tile, k / count, rule);

@@ -73,10 +73,13 @@ struct Rows {
   void put(int row, const float* x, const float* weight, const float* factor, float by, int inputs, Input input) {
     auto value = [&](int from) {
       V v = load<V>(x + from) * by;
+      __builtin_prefetch(x + from + kAhead);
       if (weight) v = v * load<V>(weight + from);
       if (factor) v = v * load<V>(factor + from);
       return v;
     };
+    if (input == Input::bytes) return put_bytes<kStep>(row, inputs, value);
+    if (input == Input::fine_bytes) return put_bytes<kStep / 2>(row, inputs, value);
     float scale = 1;
     if (input == Input::e4m3_by_row) {
       V most = all(kLeastOfRow);
@@ -93,14 +96,6 @@ struct Rows {
         if (input == Input::e4m3 || input == Input::e4m3_by_row) v[i] = to_e4m3(v[i]);
       }
       const size_t place = at(step, row);
-      float& total = sums[of_step(step, row)];
-      if (input == Input::bytes) total = put_bytes<kStep>(v, place, of_part<kStep>(step, row));
-      if (input == Input::fine_bytes) {
-        constexpr int kHalf = kStep / 2;
-        const size_t part = of_part<kHalf>(2 * step, row);
-        total = put_bytes<kHalf>(v, place, part) + put_bytes<kHalf>(v + kHalf / kLanes, place + kHalf, part + 1);
-      }
-      if (part_of(input)) continue;
       V rounded = all(0);
       for (int i = 0; i < kStep / kLanes; ++i) {
         const H x16 = to_bf16(v[i]);
@@ -109,7 +104,7 @@ struct Rows {
         if (kTall) store(&words[place + i * kLanes], ordered);
         rounded = rounded + widened(x16);
       }
-      total = sum(rounded);
+      sums[of_step(step, row)] = sum(rounded);
     }
   }
 
@@ -121,27 +116,55 @@ struct Rows {
   size_t at_chain(int n, int row) const { return at(n * kChain / kStep, row) + n * kChain % kStep; }
 
   static constexpr float kLeastOfRow = 1e-12f, kMostCenter = 32000.f;
+  static constexpr int kAhead = 512;  // numbers that are fetched early
 
-  // From the least to the largest in 253 even steps, and a center of whole ones; gives the sum of what they
-  // stand for. What is not finite spoils the scale, and so the row.
-  template <int Part>
-  float put_bytes(const V* v, size_t place, size_t part) {
-    V low = v[0], high = v[0], all_of = v[0];
-    for (int i = 1; i < Part / kLanes; ++i) low = smaller(low, v[i]), high = larger(high, v[i]), all_of = all_of + v[i];
-    const float least = smallest(low), most = largest(high), total = sum(all_of);
-    const float middle = 0.5f * (least + most);
-    const float scale = std::fmax((most - least) / 253.f, std::fabs(middle) / kMostCenter + 1e-30f), inverse = 1.f / scale;
-    const I center = nearest(all(middle * inverse));
-    I counted = {};
-    for (int i = 0; i < Part / kLanes; ++i) {
-      const I q = nearest(v[i] * inverse) - center;
-      store(&bytes[place + i * kLanes], low_bytes(q));
-      counted = counted + ((q << 24) >> 24);  // whatever stood above
+  // Each part from its least to its largest in 253 even steps, and a center of whole ones; so many parts at once as a vector
+  // has lanes. value(i): the numbers from i on, of `inputs`. What is not finite spoils a scale, and so the row.
+  template <int Part, class Value>
+  void put_bytes(int row, int inputs, Value&& value) {
+    constexpr int kVectors = Part / kLanes;
+    for (int first = 0, parts = in / Part, some; first < parts; first += some) {
+      some = std::min(kLanes, parts - first);
+      V v[kLanes][kVectors], low[kLanes], high[kLanes], all_of = all(0);
+      V counted[kLanes];
+#pragma GCC unroll 16
+      for (int p = 0; p < kLanes; ++p) low[p] = high[p] = all(0), counted[p] = all(0);
+      for (int p = 0; p < some; ++p) {
+        for (int i = 0; i < kVectors; ++i) {
+          const int from = ((first + p) * kVectors + i) * kLanes;
+          const V x = v[p][i] = from < inputs ? value(from) : all(0);
+          low[p] = i ? smaller(low[p], x) : x, high[p] = i ? larger(high[p], x) : x, all_of = all_of + x;
+        }
+      }
+      const V least = across(low, Smaller()), most = across(high, Larger());
+      const V middle = 0.5f * (least + most), total = all(sum(all_of));
+      const V scale = larger((most - least) / 253.f, larger(middle, -middle) / kMostCenter + 1e-30f), inverse = 1.f / scale;
+      const U center = (U)nearest(middle * inverse);
+      alignas(64) float inverses[kLanes];
+      alignas(64) u32 centers[kLanes];
+      store(inverses, inverse), store(centers, center);
+      for (int p = 0; p < some; ++p) {
+        int8_t* to = bytes.data() + at((first + p) * Part / kStep, row) + (first + p) * Part % kStep;
+        U count = {};
+        for (int i = 0; i < kVectors; ++i) {
+          const U q = (U)nearest(v[p][i] * inverses[p]) - centers[p];
+          store(to + i * kLanes, low_bytes((I)q)), count = count + q;
+        }
+        counted[p] = floats((I)count);
+      }
+      const U count = (U)nearest(across(counted, Add()));
+      const V spoiled = scale + (total - total), whole = spoiled * floats((I)(count + center * u32(Part)));
+      const U offset = (center & 0xffffu) | count << 16;
+      const size_t place = of_part<Part>(first, row);
+      memcpy(&scales[place], &spoiled, size_t(some) * sizeof(float));
+      memcpy(&offsets[place], &offset, size_t(some) * sizeof(u32));
+      constexpr int kOfStep = kStep / Part;
+      for (int p = 0; p < some; p += kOfStep) {
+        float step = whole[p];
+        for (int other = 1; other < kOfStep; ++other) step += whole[p + other];
+        sums[of_step((first + p) / kOfStep, row)] = step;
+      }
     }
-    const float spoiled = scale + (total - total);
-    const int32_t count = int32_t(sum(floats(counted)));
-    scales[part] = spoiled, offsets[part] = u32(u16(center[0])) | u32(count) << 16;
-    return spoiled * float(count + Part * center[0]);
   }
 };
 

@@ -41,9 +41,10 @@ struct Choice {
 class Sampler {
  public:
   Sampler(Pool& pool, int vocab)
-      : vocab(vocab), blocks((vocab + kBlock - 1) / kBlock), stride(blocks * kBlock), pool_(pool), drawing_(pool.size()) {}
+      : vocab(vocab), blocks((vocab + kBlock - 1) / kBlock), stride(blocks * kBlock + kLanes), pool_(pool), drawing_(pool.size()) {}
 
-  const int vocab, blocks, stride;
+  const int vocab, blocks;
+  const int stride;  // no multiple of a page: what is written of several rows would fall on each other in the caches
 
   float* row(int i) { return &logits_[size_t(i) * stride]; }
 

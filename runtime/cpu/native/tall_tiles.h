@@ -47,8 +47,9 @@ void tall_tile(const Linear& l, int block, const uint8_t* w, const Rows& rows, i
   }
   for (int r = 0; r < count; ++r) {
     const float by = l.form == Form::bf16 ? 1.f : rows.row_scales[row + r];
-    finish(l, t, row + r, block * kCols, y[0][r] * by, y[1][r] * by);
+    y[0][r] = y[0][r] * by, y[1][r] = y[1][r] * by;
   }
+  finish(l, t, row, block, y, count);
 }
 
 // Whether so many rows are multiplied here. Bytes are not: a part's sums are scaled by themselves, and

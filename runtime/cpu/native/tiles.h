@@ -13,25 +13,27 @@ namespace enginehouse {
 template <int R>
 void bf16_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   const uint8_t* w = l.block(block);
-  V y[R][2] = {};
+  V y[2][R];
+  clear(y);
   for (int chain = 0; chain < l.in / kChain; ++chain) {
     const Act* a = rows.chain(chain, row);
     Sum acc[R][2] = {};
+    if (R > 5) keep_in_memory(y);
 #pragma GCC unroll 4
     for (int j = 0; j < kChain / 2; ++j, w += 128) {
       const Pairs w0 = pairs(load<U>(w)), w1 = pairs(load<U>(w + 64));
       prefetch(w);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         const Pairs x = same_pair(a + r * kStep + j * 2);
         acc[r][0] = dot(acc[r][0], w0, x);
         acc[r][1] = dot(acc[r][1], w1, x);
       }
     }
-#pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) y[r][0] = y[r][0] + total(acc[r][0]), y[r][1] = y[r][1] + total(acc[r][1]);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) y[0][r] = y[0][r] + total(acc[r][0]), y[1][r] = y[1][r] + total(acc[r][1]);
   }
-  for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[r][0], y[r][1]);
+  finish(l, t, row, block, y);
 }
 
 // Form::int4 or Form::int8, activations as bytes: sums of each part are exact, in whole numbers.
@@ -46,15 +48,17 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
   static_assert(!few || Span == Part);
   auto wide = [](const I& sums) __attribute__((always_inline)) { return narrow ? widened_sums(sums) : sums; };
   const uint8_t* w = l.block(block);
-  const int parts = l.in / Part;
-  V y[2][R] = {};
-  for (int group = 0, part = 0; group < l.in / l.group; ++group) {
+  const int parts = l.in / Part, groups = l.in / l.group, parts_of_group = l.group / Part;
+  V y[2][R];
+  clear(y);
+  for (int group = 0, part = 0; group < groups; ++group) {
     const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
-    for (const int end = (group + 1) * l.group / Part; part < end; ++part) {
+    for (const int end = part + parts_of_group; part < end; ++part) {
       const int8_t* a = rows.part<Part>(part, row);
       const float* scales = &rows.scales[rows.of_part<Part>(part, row)];
       const u32* offsets = &rows.offsets[rows.of_part<Part>(part, row)];
       I acc[R][2] = {}, more[R][2] = {}, counted[2] = {};  // more: a second chain, for few rows
+      if (R > 5) keep_in_memory(y);
       // Few rows count the weights on their way, which costs less than to read their counts.
       if (!few) {
         const U counts[2] = {l.counts_above(-Less, block, parts, part, 0), l.counts_above(-Less, block, parts, part, 1)};
@@ -114,7 +118,7 @@ void bytes_tile(const Linear& l, int block, const Rows& rows, int row, const Tar
     }
     for (int half = 0; half < 2; ++half) add_zeros<R>(l, block, group, half, rows, row, y[half]);
   }
-  for (int r = 0; r < R; ++r) finish(l, t, row + r, block * kCols, y[0][r], y[1][r]);
+  finish(l, t, row, block, y);
 }
 
 // Rows in bf16.
@@ -153,7 +157,7 @@ inline void block_product(const Linear& l, int block, const Rows& rows, int row,
     case Input::fine_bytes: return (nibbles ? bytes_block<Form::int4, 32> : bytes_block<Form::int8, 32>)(l, block, rows, row, count, t);
     default: break;
   }
-  in_tiles<kRows>(row, count, [&](auto R, int from) {
+  in_tiles<kWordRows>(row, count, [&](auto R, int from) {
     fetch_target(t, block, from, R.value);
     words_tile<R.value>(l, block, rows, from, t);
   });

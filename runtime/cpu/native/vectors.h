@@ -34,6 +34,8 @@ using B = int8_t __attribute__((vector_size(16)));
 
 template <class To, class From>
 EH_INLINE To converted(const From& x) { return __builtin_convertvector(x, To); }
+template <>
+EH_INLINE U converted<U>(const H& x) { return (U)_mm512_cvtepu16_epi32((__m256i)x); }  // in one instruction, with GCC 12 too
 EH_INLINE V all(float x) { return (V)_mm512_set1_ps(x); }
 
 #else
@@ -68,7 +70,11 @@ EH_INLINE void store(void* to, const T& x) {
     memcpy(to, &x, sizeof x);
 }
 EH_INLINE V select(const I& mask, const V& yes, const V& no) {
+#if defined(__AVX512F__)
+  return mask ? yes : no;
+#else
   return (V)(((I)yes & mask) | ((I)no & ~mask));
+#endif
 }
 EH_INLINE I lanes() {
   static constexpr int32_t kAll[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -105,15 +111,56 @@ EH_INLINE float folded(const V& x, F&& f) {
   const V4 two = f(four, __builtin_shufflevector(four, four, 2, 3, 2, 3));
   return f(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
 }
-EH_INLINE float sum(const V& x) {
-  return folded(x, [](const auto& a, const auto& b) { return a + b; });
-}
-EH_INLINE float largest(const V& x) {
-  return folded(x, [](const auto& a, const auto& b) { return a > b ? a : b; });
-}
-EH_INLINE float smallest(const V& x) { return -largest(-x); }
+#if defined(__AVX512F__)  // of NaN and of equal ones b, as below
+EH_INLINE V larger(const V& a, const V& b) { return (V)_mm512_max_ps((__m512)a, (__m512)b); }
+EH_INLINE V smaller(const V& a, const V& b) { return (V)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 EH_INLINE V larger(const V& a, const V& b) { return select(a > b, a, b); }
 EH_INLINE V smaller(const V& a, const V& b) { return select(a < b, a, b); }
+#endif
+
+// Of vectors and of parts of one.
+struct Add {
+  template <class T>
+  EH_INLINE T operator()(const T& a, const T& b) const { return a + b; }
+};
+struct Larger {
+  EH_INLINE V operator()(const V& a, const V& b) const { return larger(a, b); }
+  template <class T>
+  EH_INLINE T operator()(const T& a, const T& b) const { return a > b ? a : b; }
+};
+struct Smaller {
+  EH_INLINE V operator()(const V& a, const V& b) const { return smaller(a, b); }
+  template <class T>
+  EH_INLINE T operator()(const T& a, const T& b) const { return a < b ? a : b; }
+};
+
+EH_INLINE float sum(const V& x) { return folded(x, Add()); }
+EH_INLINE float largest(const V& x) { return folded(x, Larger()); }
+// Lane i: f over all lanes of x[i], for an f that gives the same in any order.
+template <class F>
+EH_INLINE V across(const V (&x)[kLanes], F&& f) {
+#if defined(__AVX512F__)
+  const auto* from = reinterpret_cast<const __m512*>(x);
+  auto both = [&](const __m512& a, const __m512& b) __attribute__((always_inline)) { return (__m512)f((V)a, (V)b); };
+  __m512 two[8], four[4], eight[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    two[i] = both(_mm512_unpacklo_ps(from[2 * i], from[2 * i + 1]), _mm512_unpackhi_ps(from[2 * i], from[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    four[i] = both(_mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0x44), _mm512_shuffle_ps(two[2 * i], two[2 * i + 1], 0xee));
+  auto halves = [&](const __m512& a, const __m512& b) __attribute__((always_inline)) {
+    return both(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  eight[0] = halves(four[0], four[1]), eight[1] = halves(four[2], four[3]);
+  return (V)halves(eight[0], eight[1]);
+#else
+  float found[kLanes];
+  for (int i = 0; i < kLanes; ++i) found[i] = folded(x[i], f);
+  return load<V>(found);
+#endif
+}
 
 EH_INLINE I nearest(const V& x) { return (I)((U)(x + 12582912.f) - 0x4b400000u); }  // of less than 2^22; halves to the even one
 
@@ -137,6 +184,9 @@ EH_INLINE B low_bytes(const I& x) {
 
 EH_INLINE V widened(const H& x) { return (V)(converted<U>(x) << 16); }
 EH_INLINE H to_bf16(const V& x) {  // to the nearest, halves to the even one; NaN stays NaN
+#if defined(__AVX512BF16__)
+  return (H)_mm512_cvtneps_pbh((__m512)x);
+#endif
   const U bits = (U)x;
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   return converted<H>((U)select(x != x, (V)(U{} + 0x7fc0u), (V)rounded));
@@ -254,7 +304,7 @@ EH_INLINE I widened_sums(const I& sum) { return sum; }
 // ---- functions ----
 
 EH_INLINE V exp(const V& x) {  // relative error below 1e-6; NaN stays NaN
-  const V low = select(x < -87.f, all(-87.f), x), bound = select(low > 88.f, all(88.f), low);
+  const V bound = smaller(all(88.f), larger(all(-87.f), x));
   const V t = bound * 1.44269504f;
   const V n = (t + 12582912.f) - 12582912.f;  // to the nearest whole number
   const V f = t - n;

@@ -36,18 +36,22 @@ template <int R, class Words>
 void widened_tile(const Linear& l, int block, const Rows& rows, int row, const Target& t) {
   const uint8_t* w = l.block(block);
   const Words words;
-  V y[2][R] = {};
-  for (int group = 0, chain = 0; group < l.in / l.group; ++group) {
-    V sums[2][R] = {};
-    for (const int end = (group + 1) * l.group / kChain; chain < end; ++chain) {
+  const int groups = l.in / l.group, chains_of_group = l.group / kChain;
+  V y[2][R];
+  clear(y);
+  for (int group = 0, chain = 0; group < groups; ++group) {
+    const V s[2] = {l.scale(block, group, 0), l.scale(block, group, 1)};
+    V sums[2][R] = {};  // as tiles of registers sum them
+    for (const int end = chain + chains_of_group; chain < end; ++chain) {
       const Act* a = rows.chain(chain, row);
       Sum acc[2][R] = {};
+      if (R > 5) keep_in_memory(y);
       for (int j = 0; j < kChain / 8; ++j, w += Words::kBytes) {
         for (int line = 0; R <= kFew && line < Words::kBytes; line += 128) prefetch(w + line);
 #pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) {
           const Pairs v0 = words.at(w, 0, n), v1 = words.at(w, 1, n);
-#pragma GCC unroll 6
+#pragma GCC unroll 8
           for (int r = 0; r < R; ++r) {
             const Pairs x = same_pair(a + r * kStep + j * 8 + n * 2);
             acc[0][r] = dot(acc[0][r], v0, x);
@@ -55,19 +59,26 @@ void widened_tile(const Linear& l, int block, const Rows& rows, int row, const T
           }
         }
       }
-#pragma GCC unroll 6
-      for (int r = 0; r < R; ++r) sums[0][r] = sums[0][r] + total(acc[0][r]), sums[1][r] = sums[1][r] + total(acc[1][r]);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r)
+        for (int half = 0; half < 2; ++half) {
+          const V of_chain = total(acc[half][r]);
+          if (kTall)
+            sums[half][r] = sums[half][r] + of_chain;
+          else
+            y[half][r] = fma(of_chain, s[half], y[half][r]);
+        }
     }
     for (int half = 0; half < 2; ++half) {
-      const V s = l.scale(block, group, half);
-      for (int r = 0; r < R; ++r) y[half][r] = fma(sums[half][r], s, y[half][r]);
+      for (int r = 0; kTall && r < R; ++r) y[half][r] = fma(sums[half][r], s[half], y[half][r]);
       add_zeros<R>(l, block, group, half, rows, row, y[half]);
     }
   }
   for (int r = 0; r < R; ++r) {
     const float by = rows.row_scales[row + r];
-    finish(l, t, row + r, block * kCols, y[0][r] * by, y[1][r] * by);
+    y[0][r] = y[0][r] * by, y[1][r] = y[1][r] * by;
   }
+  finish(l, t, row, block, y);
 }
 
 }  // namespace enginehouse

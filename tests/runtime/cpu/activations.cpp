@@ -9,8 +9,8 @@ using namespace enginehouse;
 int main() {
   for (V x; fread(&x, sizeof x, 1, stdin) == 1;)
     for (End end : {End::silu, End::gelu, End::gelu_erf}) {
-      Target t{nullptr, 0, 0, end};
-      const V y = t.gated(x, all(1));
+      V y, of_block[2][1] = {{x}, {all(1)}};
+      finish(Linear{}, Target{reinterpret_cast<float*>(&y), kLanes, kLanes, end}, 0, 0, of_block);
       fwrite(&y, sizeof y, 1, stdout);
     }
 }
