@@ -61,15 +61,6 @@ class LayerCache {
     return reinterpret_cast<T*>(pages_) + ((block * heads_ + head) * units_ + u % units_) * unit_values(size_);
   }
 
-  // What `count` tokens from `slot` on are written to, which lies in as many lines as a key has pairs: all at once, as each
-  // is missing.
-  template <class T>
-  void fetch_to_keep(T* unit, int slot, int count) const {
-    for (int d = 0; d < size_; d += 2) __builtin_prefetch(unit + (d / 2 * kUnit + slot) * 2, 1);
-    const T* values = unit + kUnit * size_;
-    for (int at = slot / 2 * 2 * size_, end = (slot + count) * size_; at < end; at += int(64 / sizeof(T))) __builtin_prefetch(values + at, 1);
-  }
-
   // One token's key and value, [D] each, divided by scale. A unit's first zeroes its values: they may
   // be read, times zero, before they are written, and must not be NaN.
   template <class T>

@@ -67,7 +67,6 @@ class PagedAttention {
         const Tile& tile = tiles_[item / layer.kv_heads];
         const int head = item % layer.kv_heads;
         T* unit = cache.unit<T>(table_of(tile), head, tile.position / kUnit);
-        cache.fetch_to_keep(unit, tile.position % kUnit, tile.count);
         float key[kMostHead], value[kMostHead];
         for (int i = 0; i < tile.count; ++i) {
           const Token token = token_of(tile, i, layer.rule);
