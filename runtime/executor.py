@@ -42,7 +42,8 @@ class ExecutorOptions(NamedTuple):
     device: of the torch backend, auto, cpu or cuda. prefill_ms: what prompts may add to an
     iteration in which others are answered, on a CPU; None: three quarters of what it takes without.
     speculative: of backend=cpu, ngram or off; and with ngram, how many tokens are drafted, how many
-    of the last are looked for, and beside how many sequences, all at most.
+    of the last are looked for, and beside how many sequences, all at most. shared_weights: of
+    backend=cpu, map the packed weights, whose pages others share, and read nothing into large ones.
     """
 
     max_seq_len: int | None = None
@@ -62,6 +63,7 @@ class ExecutorOptions(NamedTuple):
     num_speculative_tokens: int | None = None
     max_matching_ngram_size: int | None = None
     speculative_batch_size: int | None = None
+    shared_weights: bool = False
     remote_ranks: RemoteRanks | None = None
 
 

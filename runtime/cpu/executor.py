@@ -63,6 +63,7 @@ class CpuRunner:
             raise EngineError(f"device {options.device!r}; backend=cpu wants auto or cpu")
         library = compiled_library(instructions or choose_instructions())
         self.capacity = capacity_of(engine, options)
+        packed = open_packed(engine, shared=options.shared_weights)
         block_bytes = block_size * _kept_numbers(config) * _KEPT_BYTES[kv_algo]
         slots = self.capacity.max_batch_size if config.delta is not None else 0
         state_bytes = slots * _state_bytes(config)
@@ -72,7 +73,6 @@ class CpuRunner:
         self.kv_cache_bytes = num_blocks * block_bytes + state_bytes
         self.block_size = block_size
         self.memory = BlockMemory(BlockPool(num_blocks), block_size, num_slots=slots)
-        packed = open_packed(engine)
         self.pretrained = packed.network.pretrained
         self.embedding_size = packed.network.normed
         shape = native_shape(

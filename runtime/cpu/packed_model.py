@@ -44,25 +44,25 @@ from enginehouse.runtime.errors import EngineError
 log = logging.getLogger("enginehouse.cpu")
 
 
-def open_packed(engine: Engine) -> PackedFile:
-    """The engine's packed weights.
+def open_packed(engine: Engine, *, shared: bool = True) -> PackedFile:
+    """The engine's packed weights, shared as a `PackedFile`'s are.
 
     Those of another layout are packed anew from its rank files, in the folder of caches.
     Raises EngineError where neither can be had.
     """
     try:
-        return _checked(engine.path / PACKED, engine)
+        return _checked(engine.path / PACKED, engine, shared)
     except EngineError as error:
         log.warning("%s: packing the weights anew from the rank files", error)
     path = _kept_path(engine)
     try:
-        return _checked(path, engine)
+        return _checked(path, engine, shared)
     except EngineError:  # there is none, or it was damaged
-        return _checked(_packed_anew(engine, path), engine)
+        return _checked(_packed_anew(engine, path), engine, shared)
 
 
-def _checked(path: Path, engine: Engine) -> PackedFile:
-    packed = PackedFile(path)
+def _checked(path: Path, engine: Engine, shared: bool) -> PackedFile:
+    packed = PackedFile(path, shared=shared)
     check_packed(packed, engine.config)
     return packed
 

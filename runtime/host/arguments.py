@@ -63,6 +63,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-matching-ngram-size", type=int, help="last tokens looked for")
     parser.add_argument("--speculative-batch-size", type=int, help="sequences beyond which none is")
     parser.add_argument(
+        "--shared-weights",
+        action="store_true",
+        help="map the packed weights of backend=cpu, and share their pages with other hosts",
+    )
+    parser.add_argument(
         "--deterministic",
         action="store_true",
         help="let no neighbour in the batch change a result (slower: see docs/determinism.md)",
@@ -123,5 +128,6 @@ def options_of(args: argparse.Namespace) -> ExecutorOptions:
         num_speculative_tokens=args.num_speculative_tokens,
         max_matching_ngram_size=args.max_matching_ngram_size,
         speculative_batch_size=args.speculative_batch_size,
+        shared_weights=args.shared_weights,
         remote_ranks=remote,
     )

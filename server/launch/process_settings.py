@@ -68,6 +68,8 @@ _HOST_SETTINGS = (
 def host_flags(env: Mapping[str, str]) -> list[str]:
     """What the environment asks of the host. Raises EnginehouseError, which names the variable."""
     flags = ["--deterministic"] if _switch(env, "ENGINEHOUSE_DETERMINISTIC") else []
+    if _switch(env, "ENGINEHOUSE_SHARED_WEIGHTS"):
+        flags += ["--shared-weights"]
     if _switch(env, "ENGINEHOUSE_GRAMMARS_AT_ONCE") is False:
         flags += ["--grammars-later"]
     for name, flag, pattern, wanted in _HOST_SETTINGS:

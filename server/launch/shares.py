@@ -32,7 +32,8 @@ def shares_of(engine: Path, num_replicas: int, env: Mapping[str, str]) -> list[S
     num_gpus = gpus_of_one(engine, env)
     if not num_gpus:
         threads = max(1, default_threads() // num_replicas)
-        return [Share(("--num-threads", str(threads)))] * num_replicas
+        shared = ("--shared-weights",) if env.get("ENGINEHOUSE_SHARED_WEIGHTS") != "0" else ()
+        return [Share(("--num-threads", str(threads), *shared))] * num_replicas
     gpus = [gpu.uuid for gpu in visible_gpus(env)]
     if len(gpus) < num_replicas * num_gpus:
         raise EnginehouseError(

@@ -563,6 +563,7 @@ def test_every_flag_of_the_host_reaches_the_executor(
         num_speculative_tokens=7,
         max_matching_ngram_size=2,
         speculative_batch_size=3,
+        shared_weights=True,
         remote_ranks=RemoteRanks("h:5", Path("k"), 2),
     )
     flags = ["--max-seq-len=64", "--max-batch-size=2", "--max-num-tokens=32", "--kv-cache-gib=0.5"]
@@ -570,7 +571,12 @@ def test_every_flag_of_the_host_reaches_the_executor(
     flags += ["--grammar-timeout-s=4.5", "--tp-size=4", "--start-s=60", "--device=cuda"]
     flags += ["--log-level=error", "--log-format=json", "--log-traffic", "--prefill-ms=12.5"]
     flags += ["--speculative=ngram", "--num-speculative-tokens=7", "--max-matching-ngram-size=2"]
-    flags += ["--speculative-batch-size=3", "--max-queue-requests=5", "--max-queue-tokens=6"]
+    flags += [
+        "--speculative-batch-size=3",
+        "--shared-weights",
+        "--max-queue-requests=5",
+        "--max-queue-tokens=6",
+    ]
     flags += ["--max-queue-s=7.5", "--ranks-address=h:5", "--ranks-key-file=k", "--local-ranks=2"]
     for refused in ("tcp://0.0.0.0:5555", "tcp://127.0.0.1:5555"):
         with pytest.raises(SystemExit):

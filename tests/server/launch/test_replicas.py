@@ -60,11 +60,16 @@ def test_each_replica_has_its_share_of_the_machine(
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.setattr(shares, "visible_gpus", lambda env: [])
     assert shares_of(engine, 1, {}) == [((), {})]
-    assert shares_of(engine, 3, {}) == [(("--num-threads", "2"), {})] * 3
+    assert shares_of(engine, 3, {}) == [(("--num-threads", "2", "--shared-weights"), {})] * 3
+    apart = shares_of(engine, 3, {"ENGINEHOUSE_SHARED_WEIGHTS": "0"})
+    assert apart == [(("--num-threads", "2"), {})] * 3
     gpus = [type("Gpu", (), {"uuid": f"GPU-{number}"}) for number in range(2)]
     monkeypatch.setattr(shares, "visible_gpus", lambda env: gpus)
     found = [share.env for share in shares_of(engine, 2, {})]
     assert found == [{"CUDA_VISIBLE_DEVICES": "GPU-0"}, {"CUDA_VISIBLE_DEVICES": "GPU-1"}]
-    assert shares_of(engine, 2, {"ENGINEHOUSE_DEVICE": "cpu"})[0].flags == ("--num-threads", "3")
+    assert shares_of(engine, 2, {"ENGINEHOUSE_DEVICE": "cpu"})[0].flags[:2] == (
+        "--num-threads",
+        "3",
+    )
     with pytest.raises(EnginehouseError, match="3 replicas .* 2 are visible"):
         shares_of(engine, 3, {})

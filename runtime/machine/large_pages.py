@@ -1,0 +1,44 @@
+"""A file's bytes in memory of this process's own, in large pages.
+
+What is mapped lies in pages of 4 KiB, which all who map it share; who reads through it looks up
+thousands of them. Knows no format.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import IO
+
+from enginehouse.runtime.machine.cpu import free_memory
+
+_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+_LEAST = 8 << 20  # bytes: less is soon looked up
+
+
+def read_into_large_pages(file: IO[bytes], size: int) -> mmap.mmap | None:
+    """The first `size` bytes of a file; None where the system has no large pages or not twice the
+    memory, and for what is too small to gain by them.
+    """
+    advice = getattr(mmap, "MADV_HUGEPAGE", None)
+    if advice is None or size < _LEAST or not _are_there() or 2 * size > free_memory():
+        return None
+    room = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        room.madvise(advice)
+    except OSError:  # a kernel that was built without them
+        room.close()
+        return None
+    file.seek(0)
+    with memoryview(room) as rest:
+        done = 0
+        while done < size and (read := file.readinto(rest[done:])):  # type: ignore[attr-defined]
+            done += read
+    return room
+
+
+def _are_there() -> bool:
+    try:
+        return "[never]" not in _ENABLED.read_text()
+    except OSError:
+        return False
