@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Mapping, Sequence
 from ctypes import POINTER, byref, c_float, c_int, c_void_p
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ class NativeModel:
         first position, rotary table, the slot of its states and its blocks.
         """
         shape = self._shape
-        offsets = np.cumsum([0, *map(len, tables)])[:-1]
+        offsets = [0, *accumulate(map(len, tables))][:-1]
         blocks = [block for table in tables for block in table]
         assert 0 < len(token_ids) == sum(count) <= shape.max_tokens and min(count) > 0
         assert 0 <= min(token_ids) and max(token_ids) < shape.vocab
@@ -198,12 +199,11 @@ class NativeModel:
         assert len(slots) == len(count) and 0 <= min(slots)
         assert max(slots) < max(1, shape.num_slots)
         assert not shape.num_slots or len(set(slots)) == len(slots)
-        chunks = (count, start, rope, slots, offsets)
-        arrays = [_ints(values) for values in (token_ids, *chunks, blocks)]
-        pointers = (array.ctypes.data for array in arrays)
-        self._functions.eh_step(
-            self._model, byref(NativeStep(len(count), len(token_ids), *pointers))
-        )
+        parts = (token_ids, count, start, rope, slots, offsets, blocks)
+        together = _ints([number for part in parts for number in part])
+        first = together.ctypes.data  # once: it takes as long as the rest
+        places = accumulate((len(part) * together.itemsize for part in parts[:-1]), initial=first)
+        self._functions.eh_step(self._model, byref(NativeStep(len(count), len(token_ids), *places)))
 
     @property
     def vocab_size(self) -> int:

@@ -84,8 +84,9 @@ class NativeLogits:
             words = state.matcher.allowed()
             assert words.dtype == np.int32 and 32 * len(words) >= self._model.vocab_size
             choice.allowed = words.ctypes.data
-        choice.biased, choice.num_biased = self._ids(state.biased)
-        choice.biases = state.biases.ctypes.data
+        if len(state.biased):
+            choice.biased, choice.num_biased = self._ids(state.biased)
+            choice.biases = state.biases.ctypes.data
         if state.counted is not None:
             choice.counted, choice.num_counted = self._ids(state.counted.ids)
             choice.counts = state.counted.counts.ctypes.data
@@ -122,10 +123,12 @@ class _Room:
         most = min(max(counts, default=0), vocab_size)
         self._ids = np.empty((len(tolds), most), dtype=np.int32)
         self._values = np.empty((len(tolds), most), dtype=np.float32)
+        if not most:
+            return
+        ids, values = self._ids.ctypes.data, self._values.ctypes.data
         for i, (told, count) in enumerate(zip(tolds, counts, strict=True)):
             told.count = min(count, most)
-            told.ids = self._ids.ctypes.data + i * most * 4
-            told.values = self._values.ctypes.data + i * most * 4
+            told.ids, told.values = ids + i * most * 4, values + i * most * 4
 
     def read(self, i: int) -> TokenLogprobs:
         told = self._tolds[i]

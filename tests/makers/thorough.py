@@ -98,6 +98,7 @@ ASKED: dict[str, dict[str, str | None]] = {
     "runtime/cpu/test_executor.py": {
         "test_forms_of_one_byte_are_run": r"^(?!gemma(4|3n))|-fp8$",
         "test_every_compiler_of_this_machine_gives_the_logits": r"\+\+$",
+        "test_every_instruction_set_of_this_cpu_gives_the_logits": r"-(avx2|plain)$",
     },
     "regress/mutations/test_numerics_see.py": {
         "test_it_is_flagged_by_the_check_named_for_it": ("group's scale|rows swapped|EOS|template"),
