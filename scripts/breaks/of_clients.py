@@ -70,7 +70,7 @@ def _grammar() -> bytes:
 
 
 def _prompt() -> bytes:
-    """Computed in pieces of few tokens: one of a dozen is in prefill for seconds."""
+    """Computed in pieces of few tokens: one of four dozen is in prefill for seconds."""
     text = " ".join(str(i) for i in range(450))
     return body_of(100, prompt=f"{time.monotonic_ns()} {text}", stream=True)
 
@@ -90,7 +90,7 @@ FAULTS = [
     Fault("vanish-grammar", _vanishes("while a grammar compiles", _grammar, _compiling)),
     Fault(
         "vanish-prefill",
-        _vanishes("in prefill", _prompt, _running, count=12),
+        _vanishes("in prefill", _prompt, _running, count=48),
         {"ENGINEHOUSE_MAX_NUM_TOKENS": "16"},
     ),
     Fault("vanish-decode", _vanishes("in decode", _stream, _running), quick=False),
