@@ -19,7 +19,7 @@ _RUNNING = re.compile(
     re.MULTILINE,
 )
 _QUIET_S, _LET_GO_S, _POLL_S = 2.0, 10.0, 0.02
-_LONGEST, _PROMPT = 4000, 200
+_LONGEST, _PROMPT, _TRIES = 4000, 200, 4
 
 
 def models(asker: Asker) -> None:
@@ -51,10 +51,15 @@ def cancel(asker: Asker) -> None:
     before = _running(asker, _QUIET_S, lambda running: running == 0)
     room = (asker.known.max_seq_len or _LONGEST) - _PROMPT
     fields = {"temperature": 0, "max_tokens": min(room, _LONGEST), **asker.endless()}
-    with closing(asker.api.lines(CHAT, messages=messages("Count upwards."), **fields)) as stream:
-        next(stream)
-        during = _running(asker, _QUIET_S, lambda running: running > before)
-    if during <= before:
+    for _ in range(_TRIES):  # an answer may end before the server tells again
+        with closing(
+            asker.api.lines(CHAT, messages=messages("Count upwards."), **fields)
+        ) as stream:
+            next(stream)
+            during = _running(asker, _QUIET_S, lambda running: running > before)
+        if during > before:
+            break
+    else:
         raise NotAsked("the answer ended before the server told how many requests run")
     after = _running(asker, _LET_GO_S, lambda running: running <= before)
     want(
