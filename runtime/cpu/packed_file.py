@@ -192,13 +192,15 @@ class PackedFile:
                     raise ValueError(f"a header of {length} bytes in a file of {size}")
                 header = json.loads(file.read(length))
                 self._data = file.tell()
+                told = header.pop("__metadata__")["network"]
+                layout = msgspec.json.decode(told, type=_Told).layout
+                if layout != LAYOUT:  # before all of it is read
+                    raise EngineError(
+                        f"{path} is packed in layout {layout}, and this reads {LAYOUT}"
+                    )
                 own = None if shared else read_into_large_pages(file, size)
                 flags = mmap.MAP_SHARED | _POPULATE
                 self._bytes = own or mmap.mmap(file.fileno(), size, flags, mmap.PROT_READ)
-            told = header.pop("__metadata__")["network"]
-            layout = msgspec.json.decode(told, type=_Told).layout
-            if layout != LAYOUT:
-                raise EngineError(f"{path} is packed in layout {layout}, and this reads {LAYOUT}")
             self.network = msgspec.json.decode(told, type=Network)
             self._places = {
                 name: Place(entry["dtype"], *entry["data_offsets"])

@@ -7,8 +7,8 @@ thousands of them. Knows no format.
 from __future__ import annotations
 
 import mmap
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 from enginehouse.runtime.machine.cpu import free_memory
 
@@ -16,9 +16,9 @@ _ENABLED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _LEAST = 8 << 20  # bytes: less is soon looked up
 
 
-def read_into_large_pages(file: IO[bytes], size: int) -> mmap.mmap | None:
+def read_into_large_pages(file: BufferedReader, size: int) -> mmap.mmap | None:
     """The first `size` bytes of a file; None where the system has no large pages or not twice the
-    memory, and for what is too small to gain by them.
+    memory, and for what is too small to gain by them. Raises OSError for a file that ends before.
     """
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is None or size < _LEAST or not _are_there() or 2 * size > free_memory():
@@ -30,10 +30,8 @@ def read_into_large_pages(file: IO[bytes], size: int) -> mmap.mmap | None:
         room.close()
         return None
     file.seek(0)
-    with memoryview(room) as rest:
-        done = 0
-        while done < size and (read := file.readinto(rest[done:])):  # type: ignore[attr-defined]
-            done += read
+    if (read := file.readinto(room)) < size:
+        raise OSError(f"it ends after {read} of {size} bytes")
     return room
 
 

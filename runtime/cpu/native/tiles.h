@@ -1,4 +1,4 @@
-// Register tiles: a block of 32 outputs times up to kRows rows, or kByteRows.
+// Register tiles: a block of 32 outputs times up to kWordRows rows, or kByteRows.
 //
 // A sum runs over chains of inputs, each summed from zero and then added: the same order for every
 // height of a tile, so that a row's result does not depend on the rows beside it.

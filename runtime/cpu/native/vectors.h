@@ -137,6 +137,7 @@ struct Smaller {
 
 EH_INLINE float sum(const V& x) { return folded(x, Add()); }
 EH_INLINE float largest(const V& x) { return folded(x, Larger()); }
+
 // Lane i: f over all lanes of x[i], for an f that gives the same in any order.
 template <class F>
 EH_INLINE V across(const V (&x)[kLanes], F&& f) {

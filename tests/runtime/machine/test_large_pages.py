@@ -28,6 +28,8 @@ def test_what_is_read_is_the_file(file: Path) -> None:
     assert room is not None and len(room) == SIZE
     assert room[:] == file.read_bytes()[:SIZE]
     room.close()
+    with file.open("rb") as opened, pytest.raises(OSError, match="it ends after .* bytes"):
+        read_into_large_pages(opened, file.stat().st_size + 1)
 
 
 def test_nothing_is_read_where_nothing_is_gained(
