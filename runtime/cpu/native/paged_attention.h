@@ -100,7 +100,7 @@ class PagedAttention {
     const Rule& rule = layer.rule;
     with_kept(kept_, [&]<class T>(T*) {
       pool_.run((of.last - of.first) * groups, [&](int item, int thread) {
-        const Tile& tile = tiles_[of.last - 1 - item / groups];  // the longest first, of a prompt
+        const Tile& tile = tiles_[of.first + item / groups];
         const int first = item % groups * per, count = std::min(per, s.heads - first), kv = first / shared;
         const int* table = table_of(tile);
         auto unit = [&](int u) { return cache.unit<T>(table, kv, u); };

@@ -23,7 +23,7 @@ inline void pause_briefly() {
 
 class Pool {
  public:
-  explicit Pool(int threads) : rooms_(std::max(1, threads)), workers_(std::max(0, threads - 1)) {
+  explicit Pool(int threads) : shares_(std::max(1, threads)), rooms_(std::max(1, threads)), workers_(std::max(0, threads - 1)) {
     for (Worker& worker : workers_) {
       worker.pool = this, worker.number = int(&worker - workers_.begin()) + 1;
       if (pthread_create(&worker.thread, nullptr, begin, &worker)) lacking("threads");
@@ -46,7 +46,8 @@ class Pool {
   }
 
   // f(0) ... f(items - 1), each once, on any thread; returns when all are done. f may take the number
-  // of its thread too, of size().
+  // of its thread too, of size(). Each thread has as many items of its own, the same part of them in each
+  // run: what it wrote in the one is near it in the next.
   template <class F>
   void run(int items, F&& f) {
     assert(items <= int(kMask));
@@ -57,11 +58,14 @@ class Pool {
     context_ = &f;
     call_ = [](void* context, int i, int thread) { call(*static_cast<std::remove_reference_t<F>*>(context), i, thread); };
     done_.store(0, std::memory_order_relaxed);
-    const uint64_t phase = ((ticket_.load(std::memory_order_relaxed) >> 40) + 1) << 40;
-    ticket_.store(phase | uint64_t(items) << 20);
-    wake();
-    while (claim(0)) {
+    const uint64_t phase = phase_.load(std::memory_order_relaxed) + 1;
+    for (int t = 0; t < size(); ++t) {
+      const auto before = [&](int thread) { return uint64_t(items) * thread / size(); };
+      shares_[t].left.store(phase << 40 | before(t + 1) << 20 | before(t), std::memory_order_release);
     }
+    phase_.store(phase);
+    wake();
+    claim_all(0);
     for (int spins = 0; done_.load(std::memory_order_acquire) < items; ++spins)
       spins < kSpins ? pause_briefly() : void(sched_yield());
   }
@@ -83,20 +87,26 @@ class Pool {
     else
       f(i);
   }
-  static bool left(uint64_t ticket) { return (ticket & kMask) < ((ticket >> 20) & kMask); }
-
-  // One item of the current phase, if any is left. A ticket of an older phase cannot be exchanged,
-  // and the phase does not end before its claimed items are done: call_ is the item's own.
-  bool claim(int thread) {
-    uint64_t ticket = ticket_.load(std::memory_order_acquire);
-    while (left(ticket)) {
-      if (ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) {
-        call_(context_, int(ticket & kMask), thread);
+  // Items of the current phase, as long as any are left: a thread's own from behind, then others' from the front.
+  void claim_all(int thread) {
+    for (int i = 0; i < size(); ++i)
+      while (claim((thread + i) % size(), i == 0, thread)) {
+      }
+  }
+  // One item of a share, if any is left. A share of an older phase cannot be exchanged, and the phase does not
+  // end before its claimed items are done: call_ is the item's own.
+  bool claim(int of, bool own, int thread) {
+    std::atomic<uint64_t>& share = shares_[of].left;
+    uint64_t left = share.load(std::memory_order_acquire);
+    for (;;) {
+      const uint64_t next = left & kMask, end = left >> 20 & kMask;
+      if (next == end) return false;
+      if (share.compare_exchange_weak(left, own ? left - (uint64_t(1) << 20) : left + 1, std::memory_order_acq_rel)) {
+        call_(context_, int(own ? end - 1 : next), thread);
         done_.fetch_add(1, std::memory_order_release);
         return true;
       }
     }
-    return false;
   }
   static void* begin(void* worker) {
     static_cast<Worker*>(worker)->pool->work(static_cast<Worker*>(worker)->number);
@@ -104,24 +114,27 @@ class Pool {
   }
   void work(int thread) {
     const SmallAsZero small;
+    uint64_t seen = 0;
     for (int spins = 0; !stop_;) {
-      if (claim(thread)) {
-        spins = 0;
+      const uint64_t phase = phase_.load(std::memory_order_acquire);
+      if (phase != seen) {
+        claim_all(thread);
+        seen = phase, spins = 0;
       } else if (++spins < kSpins) {
         pause_briefly();
       } else {
-        sleep();
+        sleep(seen);
         spins = 0;
       }
     }
   }
 
-  // A worker counts itself as asleep before it looks for work the last time, and a caller looks for
-  // sleepers after it has put work there: one of them sees the other.
-  void sleep() {
+  // A worker counts itself as asleep before it looks for a new phase the last time, and a caller looks for
+  // sleepers after it has begun one: one of them sees the other.
+  void sleep(uint64_t seen) {
     pthread_mutex_lock(&door_);
     asleep_.fetch_add(1);
-    while (!left(ticket_.load()) && !stop_) pthread_cond_wait(&called_, &door_);
+    while (phase_.load() == seen && !stop_) pthread_cond_wait(&called_, &door_);
     asleep_.fetch_sub(1);
     pthread_mutex_unlock(&door_);
   }
@@ -132,7 +145,13 @@ class Pool {
     pthread_mutex_unlock(&door_);
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};  // phase | items | next item
+  struct Share {
+    Share() = default;
+    Share(Share&&) noexcept {}  // of one that nobody has used
+    alignas(64) std::atomic<uint64_t> left{0};  // phase | its end | its next item
+  };
+  Array<Share> shares_;  // each thread's
+  alignas(64) std::atomic<uint64_t> phase_{0};
   alignas(64) std::atomic<int> done_{0};
   alignas(64) std::atomic<int> asleep_{0};
   std::atomic<bool> stop_{false};
