@@ -64,10 +64,12 @@ struct Target {
   int width;   // outputs that are stored; what a block holds beyond them is padding
   End end = End::store;
   float limit = 0, alpha = 1;  // of clamped
+  bool far = false;  // more than a cache holds: written past it
 };
 
 // What is written at the end is fetched while it is computed.
 inline void fetch_target(const Target& t, int block, int row, int count) {
+  if (t.far) return;
   for (int r = row; r < row + count; ++r) {
     const float* y = t.y + size_t(r) * t.stride + (t.end == End::store ? block * kCols : block * kCols / 2);
     __builtin_prefetch(y, 1, 3);
@@ -101,7 +103,7 @@ void finish(const Linear& l, const Target& t, int row, int block, V (&y)[2][R], 
   for (int half = 0; half < 2; ++half) {
     const int at = col + half * kLanes, width = std::min(kLanes, t.width - at);
     float* to = t.y + size_t(row) * t.stride + at;
-    for (int r = 0; width == kLanes && r < count; ++r, to += t.stride) store(to, y[half][r]);
+    for (int r = 0; width == kLanes && r < count; ++r, to += t.stride) t.far ? store_far(to, y[half][r]) : store(to, y[half][r]);
     for (int r = 0; width > 0 && width < kLanes && r < count; ++r, to += t.stride) memcpy(to, &y[half][r], size_t(width) * sizeof(float));
   }
 }

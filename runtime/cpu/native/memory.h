@@ -19,6 +19,15 @@ namespace enginehouse {
   std::abort();
 }
 
+constexpr size_t kLargePage = size_t(2) << 20;
+
+// Where the system has them.
+inline void in_large_pages([[maybe_unused]] void* from, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  madvise(from, bytes, MADV_HUGEPAGE);
+#endif
+}
+
 // Owns its elements, whose addresses change as it grows. The first stands on a cache line.
 template <class T>
 class Array {
@@ -71,9 +80,11 @@ class Array {
 
   void reserve(size_t size) {
     if (size <= room_) return;
-    const size_t room = std::max(size, 2 * room_), bytes = (room * sizeof(T) + kLine - 1) / kLine * kLine;
-    T* moved = room <= SIZE_MAX / 2 / sizeof(T) ? static_cast<T*>(std::aligned_alloc(kLine, bytes)) : nullptr;
+    const size_t room = std::max(size, 2 * room_), line = room * sizeof(T) < kLargePage ? kLine : kLargePage;
+    const size_t bytes = (room * sizeof(T) + line - 1) / line * line;
+    T* moved = room <= SIZE_MAX / 2 / sizeof(T) ? static_cast<T*>(std::aligned_alloc(line, bytes)) : nullptr;
     if (!moved) lacking("memory");
+    if (line == kLargePage) in_large_pages(moved, bytes);
     for (size_t i = 0; i < size_; ++i) {
       new (moved + i) T(std::move(data_[i]));
       data_[i].~T();
@@ -89,18 +100,16 @@ class Array {
 // Zeroed memory that takes no room before it is touched, in large pages where the system has them.
 class Pages {
  public:
-  explicit Pages(size_t bytes) : size_(((bytes + kLarge - 1) & ~(kLarge - 1)) + kLarge) {
+  explicit Pages(size_t bytes) : size_(((bytes + kLargePage - 1) & ~(kLargePage - 1)) + kLargePage) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
 #ifdef MAP_NORESERVE
     flags |= MAP_NORESERVE;
 #endif
     mapped_ = mmap(nullptr, size_, PROT_READ | PROT_WRITE, flags, -1, 0);
     if (mapped_ == MAP_FAILED) return;
-    const size_t skipped = -reinterpret_cast<uintptr_t>(mapped_) & (kLarge - 1);
+    const size_t skipped = -reinterpret_cast<uintptr_t>(mapped_) & (kLargePage - 1);
     data_ = static_cast<uint8_t*>(mapped_) + skipped;
-#ifdef MADV_HUGEPAGE
-    madvise(data_, size_ - kLarge, MADV_HUGEPAGE);
-#endif
+    in_large_pages(data_, size_ - kLargePage);
   }
   ~Pages() {
     if (data_) munmap(mapped_, size_);
@@ -110,7 +119,6 @@ class Pages {
   uint8_t* data() const { return data_; }  // null where there is not so much
 
  private:
-  static constexpr size_t kLarge = size_t(2) << 20;
   size_t size_;
   void* mapped_;
   uint8_t* data_ = nullptr;

@@ -91,7 +91,7 @@ class Model {
     float* out = sampler_.room(n);
     residual_.rows.shape(n, s.hidden);
     by_rows(n, [&](int i) { residual_.put_normed(i, rows[i], final_norm, head); });
-    product(pool_, head, residual_.rows, n, {out, sampler_.stride, s.vocab});
+    product(pool_, head, residual_.rows, n, {.y = out, .stride = sampler_.stride, .width = s.vocab, .far = size_t(n) * sampler_.stride > kNear});
     if (s.logits_cap > 0 || s.logits_scale != 1.f) by_rows(n, [&](int i) { end_logits(sampler_.row(i)); });
   }
   Sampler& sampler() { return sampler_; }
@@ -108,6 +108,8 @@ class Model {
   }
 
  private:
+  static constexpr size_t kNear = 1 << 18;  // logits that stay in a cache until they are looked at
+
   static Array<Layer> made(const Shape& s, const LayerShape* shapes) {
     Array<Layer> layers(s.layers);
     for (Layer& layer : layers) {

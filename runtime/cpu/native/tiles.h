@@ -198,6 +198,7 @@ void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
             block_product(*run.linear, i % blocks, rows, run.row + row, count, t);
         }
     }
+    if (t.far) done_writing();
   });
 }
 

@@ -69,6 +69,19 @@ EH_INLINE void store(void* to, const T& x) {
   else
     memcpy(to, &x, sizeof x);
 }
+// Past the caches, where the system can; of whole vectors. done_writing: before another thread reads them.
+EH_INLINE void store_far(float* to, const V& x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)x);
+#else
+  store(to, x);
+#endif
+}
+EH_INLINE void done_writing() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
 EH_INLINE V select(const I& mask, const V& yes, const V& no) {
 #if defined(__AVX512F__)
   return mask ? yes : no;
