@@ -22,7 +22,9 @@ class FeedForward {
     shared_.resize(s.experts && inner ? size_t(s.max_tokens) * s.hidden : 0);
   }
 
-  // A row as what the MLP's first products read: experts read branch, and where they have norms of their own they are
+  // A row as what a plain MLP's first product reads.
+  void enter(Rows& rows, int to, int row, const Layer& layer) { residual_.put_normed(rows, to, row, norm_of(layer), layer.fc_gate); }
+  // A row as what any MLP's first products read: experts read branch, and where they have norms of their own they are
   // chosen by normed.
   void enter(int row, const Layer& layer) {
     const bool is_mixture = layer.is_mixture();
@@ -30,6 +32,19 @@ class FeedForward {
     if (!is_mixture) return;
     residual_.norm_to_branch(row, s.norm_experts ? layer.norms[kPreExperts] : norm_of(layer));
     if (s.norm_experts) residual_.norm_plainly(row);
+  }
+
+  // Whether it is one gated product and one behind it: rows may be entered as others, and some taken through all of it.
+  bool is_plain(const Layer& layer) const { return s.gated && !layer.is_mixture() && layer.fc_gate.weights && !layer.gate.weights; }
+  // enter and run of a plain one, of `count` rows from `row` on, kPanel at most, on the thread that calls; own: its rows.
+  void run(int row, int count, const Layer& layer, int thread, Rows& own) {
+    const int inner = layer.inner();
+    float* y = reinterpret_cast<float*>(pool_.room(thread, size_t(kPanel) * inner * sizeof(float)));
+    own.shape(count, s.hidden);
+    for (int i = 0; i < count; ++i) enter(own, i, row + i, layer);
+    product(layer.fc_gate, own, count, gated(y, inner));
+    own.put_all(count, y, inner, inner, layer.proj.factor, layer.proj.input);
+    product(layer.proj, own, count, {&residual_.branch[residual_.at(row)], s.hidden, s.hidden});
   }
 
   // branch: what the MLP gives.

@@ -38,7 +38,10 @@ class Model {
     attended_.resize(n * std::max(widest_.attended, states_.z.read()));
     rates_.resize(n * states_.z.wide_rates());
     latents_.resize(s.latent_rank ? n * s.latent_size() : 0), query_latents_.resize(n * query_stride());
-    residual_.rows.grow(s.max_tokens, std::max({s.hidden, widest_.inner, widest_.attended, s.query_rank, states_.z.read(), s.wide_inputs(), s.low_rank}));
+    const int most = std::max({s.hidden, widest_.inner, widest_.attended, s.query_rank, states_.z.read(), s.wide_inputs(), s.low_rank});
+    residual_.rows.grow(s.max_tokens, most);
+    for (Rows& own : own_) own.grow(kPanel, most);
+    unfinished_.resize(s.max_tokens);
   }
 
   const Shape s;
@@ -52,7 +55,7 @@ class Model {
   int queries(const LayerShape& of) const { return s.heads * query_size(of); }
   int width(const LayerShape& of) const { return queries(of) + (s.latent_rank ? 0 : 2 * of.kv_heads * of.head_size); }
   // Of what attention gives.
-  int given(const LayerShape& of) const { return s.heads * (s.latent_rank ? s.value : of.head_size); }
+  int given(const Layer& of) const { return of.is_linear() ? states_.z.read() : s.heads * (s.latent_rank ? s.value : of.head_size); }
 
   Clock clock;
   LayerInputs& inputs() { return inputs_; }
@@ -88,6 +91,7 @@ class Model {
   void logits(const int* rows, int n) {
     const Clock::Within own(clock, kHead);
     assert(n <= s.max_tokens);
+    finish(rows, n);
     float* out = sampler_.room(n);
     residual_.rows.shape(n, s.hidden);
     by_rows(n, [&](int i) { residual_.put_normed(i, rows[i], final_norm, head); });
@@ -98,6 +102,7 @@ class Model {
 
   // Of rows of the last step, behind the last norm: out [n, normed].
   void hidden_states(const int* rows, int n, float* out) {
+    finish(rows, n);
     by_rows(n, [&](int i) {
       const float* x = &residual_.hidden[residual_.at(rows[i])];
       float* y = out + size_t(i) * s.normed;
@@ -108,6 +113,7 @@ class Model {
   }
 
  private:
+  static constexpr int kPanelsEach = 4;  // that a thread has at least, where rows go by panels
   static constexpr size_t kNear = 1 << 18;  // logits that stay in a cache until they are looked at
 
   static Array<Layer> made(const Shape& s, const LayerShape* shapes) {
@@ -146,14 +152,16 @@ class Model {
   void layer(const Step& step, int index) {
     const Layer& layer = layers[index];
     const int n = step.tokens;
-    const bool sub = s.norm_sublayers;
     if (layer.attends()) {
       attend(step, layer);
+      if (index == s.layers - 1 && is_plain(layer)) return void(std::fill_n(unfinished_.data(), n, 1));
+      if (goes_by_panels(n, layer)) return by_panels(n, index);
+      give(n, layer);
       if (s.low_rank) learned_.run(n, layer);
       residual_.rows.shape(n, s.hidden);
       by_rows(n, [&](int row) {
         if (s.parallel) feed_forward_.enter(row, layer);
-        residual_.add_branch(row, sub ? layer.norms[kPost].weight : nullptr);
+        residual_.add_branch(row, post_norm(layer, kPost));
         if (s.low_rank) learned_.add(row);
         if (!s.parallel) layer.has_mlp() ? feed_forward_.enter(row, layer) : enter(row, index + 1);
       });
@@ -163,7 +171,7 @@ class Model {
     residual_.rows.shape(n, s.hidden);
     const bool gets = layer.input_gate.weights;
     by_rows(n, [&](int row) {
-      residual_.add_branch(row, sub ? layer.norms[kPostFeedForward].weight : nullptr);
+      residual_.add_branch(row, post_norm(layer, kPostFeedForward));
       if (s.streams > 1) streams_.correct(row, layer);
       gets ? residual_.put_normed(row, row, {}, layer.input_gate) : leave(row, index);
     });
@@ -174,6 +182,57 @@ class Model {
       const float* norm = layer.norms[kPostInputs].weight;
       s.streams > 1 ? streams_.add(row, norm) : residual_.add_branch(row, norm);
       leave(row, index);
+    });
+  }
+
+  // Whether what follows attention is of each row alone: one product, and a plain MLP.
+  bool is_plain(const Layer& layer) const {
+    const bool more = s.parallel || s.streams > 1 || s.low_rank || layer.input_gate.weights;
+    return !more && layer.attends() && feed_forward_.is_plain(layer);
+  }
+  const float* post_norm(const Layer& layer, Norm which) const { return s.norm_sublayers ? layer.norms[which].weight : nullptr; }
+
+  // Many rows go through it some at a time, on one thread, whose cache holds them.
+  bool goes_by_panels(int n, const Layer& layer) const {
+    const bool tall = is_tall(dense_of(layer)) || is_tall(layer.fc_gate) || is_tall(layer.proj);
+    return n >= kPanelsEach * kPanel * pool_.size() && !tall && is_plain(layer);
+  }
+  void by_panels(int n, int index) {
+    const Layer& layer = layers[index];
+    residual_.rows.shape(n, s.hidden);
+    const int tiles = (n + kByteRows - 1) / kByteRows, panels = round_up((n + kPanel - 1) / kPanel, pool_.size());
+    const auto before = [&](int panel) { return std::min(n, int(int64_t(tiles) * panel / panels) * kByteRows); };
+    pool_.run(panels, [&](int panel, int thread) {
+      const int from = before(panel), to = before(panel + 1), count = to - from;
+      Rows& own = own_[thread];
+      const Linear& dense = dense_of(layer);
+      own.put_all(count, &attended_[size_t(from) * given_stride(layer)], given_stride(layer), given(layer), dense.factor, dense.input);
+      product(dense, own, count, {&residual_.branch[residual_.at(from)], s.hidden, s.hidden});
+      for (int row = from; row < to; ++row) residual_.add_branch(row, post_norm(layer, kPost));
+      feed_forward_.run(from, count, layer, thread, own);
+      for (int row = from; row < to; ++row) residual_.add_branch(row, post_norm(layer, kPostFeedForward)), leave(row, index);
+    });
+  }
+
+  // What follows the last layer's attention, of those of the rows that have not gone through it: nobody may ask for the others.
+  void finish(const int* rows, int n) {
+    missing_.clear();
+    for (int i = 0; i < n; ++i)
+      if (unfinished_[rows[i]]) unfinished_[rows[i]] = 0, missing_.push_back(rows[i]);
+    if (missing_.empty()) return;
+    const Clock::Within own(clock, kLinears);
+    const Layer& layer = layers.back();
+    const int count = int(missing_.size());
+    give(count, layer, missing_.data());
+    residual_.rows.shape(count, s.hidden);
+    by_rows(count, [&](int i) {
+      residual_.add_branch(missing_[i], i, post_norm(layer, kPost));
+      feed_forward_.enter(residual_.rows, i, missing_[i], layer);
+    });
+    feed_forward_.run(count, layer);
+    by_rows(count, [&](int i) {
+      residual_.add_branch(missing_[i], i, post_norm(layer, kPostFeedForward));
+      leave(missing_[i], s.layers - 1);
     });
   }
 
@@ -194,16 +253,25 @@ class Model {
 
   // ---- attention ----
 
-  // branch: what attention gives.
+  // attended_: what attention gives.
   void attend(const Step& step, const Layer& layer) {
     const int n = step.tokens;
     if (layer.is_linear()) return go_on(step, layer);
     s.latent_rank ? attend_latents(n, layer) : attend_heads(n, layer);
-    give(n, attended_stride(layer), given(layer), layer.dense);
   }
 
-  void give(int n, int stride, int in, const Linear& dense) {
-    residual_.put_all(n, attended_.data(), stride, in, dense);
+  static const Linear& dense_of(const Layer& layer) { return layer.is_linear() ? layer.linear.dense : layer.dense; }
+  int given_stride(const Layer& layer) const { return layer.is_linear() ? states_.z.read() : attended_stride(layer); }
+
+  // branch: what attention gives, behind its last product. rows: null for the first n.
+  void give(int n, const Layer& layer, const int* rows = nullptr) {
+    const Linear& dense = dense_of(layer);
+    const int in = given(layer);
+    residual_.rows.shape(n, in);
+    by_rows(n, [&](int i) {
+      const float* x = &attended_[size_t(rows ? rows[i] : i) * given_stride(layer)];
+      residual_.rows.put(i, x, nullptr, dense.factor, 1.f, in, dense.input);
+    });
     product(pool_, dense, residual_.rows, n, {residual_.branch.data(), s.hidden, s.hidden});
   }
 
@@ -215,11 +283,8 @@ class Model {
     product(pool_, w.in_qkvz, residual_.rows, n, {wide_.data(), z.width(), z.width()});
     if (!w.in_ba.reads_as(w.in_qkvz)) by_rows(n, [&](int row) { residual_.put_normed(row, row, layer.norms[kInput], w.in_ba); });
     product(pool_, w.in_ba, residual_.rows, n, {rates_.data(), z.wide_rates(), z.rates()});
-    {
-      const Clock::Within own(clock, kAttention);
-      states_.run(pool_, step, layer.place, w, {wide_.data(), rates_.data(), attended_.data()});
-    }
-    give(n, z.read(), z.read(), w.dense);
+    const Clock::Within own(clock, kAttention);
+    states_.run(pool_, step, layer.place, w, {wide_.data(), rates_.data(), attended_.data()});
   }
 
   // Each KV head has keys and values of its own, or those that another layer has kept.
@@ -318,6 +383,9 @@ class Model {
   PagedAttention paged_{s, pool_, layers};
   LatentAttention latent_{s, pool_, paged_, heads};
   States states_{s.delta(), s.epsilon, s.delta_layers, s.num_slots};
+  Array<uint8_t> unfinished_;  // [max_tokens]: rows of the last step that `finish` has not seen
+  Array<int> missing_;
+  Array<Rows> own_{size_t(pool_.size())};  // each thread's, of a panel
   Array<float> wide_, attended_, latents_, query_latents_, rates_;
 };
 

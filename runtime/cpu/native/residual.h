@@ -36,10 +36,11 @@ class Residual {
   float scale_of(const float* x) const { return rms_scale(x, s.normed, s.epsilon); }
 
   // The norm of hidden's row, or the row where there is none, as a row of the next product's input.
-  void put_normed(int to, int row, const NormWeights& norm, const Linear& next) {
+  void put_normed(int to, int row, const NormWeights& norm, const Linear& next) { put_normed(rows, to, row, norm, next); }
+  void put_normed(Rows& rows, int to, int row, const NormWeights& norm, const Linear& next) {
     const float* x = &hidden[at(row)];
     if (s.layer_norm) {
-      float* y = &normed[at(to)];
+      float* y = &normed[at(row)];
       layer_norm(x, norm, s.normed, s.epsilon, y);
       return rows.put(to, y, nullptr, next.factor, 1.f, s.hidden, next.input);
     }
@@ -69,10 +70,11 @@ class Residual {
     for (int i = 0; i < s.hidden; i += kLanes) store(&normed[at(row) + i], load<V>(x + i) * by);
   }
 
-  // hidden += what the branch gave, normed first where the family does so, and scaled.
-  void add_branch(int row, const float* norm) {
+  // hidden += what the branch gave, normed first where the family does so, and scaled. from: its row of branch.
+  void add_branch(int row, const float* norm) { add_branch(row, row, norm); }
+  void add_branch(int row, int from, const float* norm) {
     float* x = &hidden[at(row)];
-    const float* y = &branch[at(row)];
+    const float* y = &branch[at(from)];
     const float by = norm ? scale_of(y) : 1.f;
     for (int i = 0; i < s.hidden; i += kLanes) {
       const V added = norm ? load<V>(y + i) * by * load<V>(norm + i) : load<V>(y + i);

@@ -69,6 +69,11 @@ struct Rows {
   const Act* chain(int n, int row) const { return values.data() + at_chain(n, row); }
   const u16* words_of(int chain, int row) const { return words.data() + at_chain(chain, row); }
 
+  // n rows of x, [n, stride], on the thread that calls.
+  void put_all(int n, const float* x, int stride, int inputs, const float* factor, Input input) {
+    shape(n, inputs);
+    for (int row = 0; row < n; ++row) put(row, x + size_t(row) * stride, nullptr, factor, 1.f, inputs, input);
+  }
   // x: [inputs] times factor (may be null) times weight (may be null) times `by`. inputs: of kLanes.
   void put(int row, const float* x, const float* weight, const float* factor, float by, int inputs, Input input) {
     auto value = [&](int from) {

@@ -54,7 +54,7 @@ void tall_tile(const Linear& l, int block, const uint8_t* w, const Rows& rows, i
 
 // Whether so many rows are multiplied here. Bytes are not: a part's sums are scaled by themselves, and
 // that takes as long as to multiply them.
-inline bool is_tall(const Linear& l, int rows) { return !part_of(l.input) && rows >= 8; }
+inline bool is_tall(const Linear& l, int rows = kTallRows) { return !part_of(l.input) && rows >= 8; }
 
 // All of `count` rows by one block, which is unpacked to a room of the thread's own.
 inline void tall_block(Pool& pool, int thread, const Linear& l, int block, const Rows& rows, int row, int count, const Target& t) {
@@ -79,7 +79,7 @@ inline void tall_block(Pool& pool, int thread, const Linear& l, int block, const
 
 #else
 
-inline bool is_tall(const Linear&, int) { return false; }
+inline bool is_tall(const Linear&, int = 0) { return false; }
 inline void tall_block(Pool&, int, const Linear&, int, const Rows&, int, int, const Target&) {}
 
 #endif

@@ -169,7 +169,7 @@ struct Run {
   int row, count;
 };
 
-constexpr int kPanel = 32;  // rows that stay in a cache while blocks are taken past them
+constexpr int kPanel = 16;  // rows that stay in a cache while blocks are taken past them
 
 // at(i): the i-th of `runs`, whose linears are of one size. Items are some blocks of one run by a panel, or
 // by all rows, where there are several runs or blocks are tall.
@@ -204,6 +204,12 @@ void product(Pool& pool, int runs, const Rows& rows, const Target& t, At&& at) {
 
 inline void product(Pool& pool, const Linear& l, const Rows& rows, int n, const Target& t) {
   product(pool, 1, rows, t, [&](int) { return Run{&l, 0, n}; });
+}
+
+// On the thread that calls.
+inline void product(const Linear& l, const Rows& rows, int n, const Target& t) {
+  assert(rows.in == l.in);
+  for (int block = 0; block < l.out / kCols; ++block) block_product(l, block, rows, 0, n, t);
 }
 
 }  // namespace enginehouse
