@@ -55,7 +55,7 @@ class Model {
   int queries(const LayerShape& of) const { return s.heads * query_size(of); }
   int width(const LayerShape& of) const { return queries(of) + (s.latent_rank ? 0 : 2 * of.kv_heads * of.head_size); }
   // Of what attention gives.
-  int given(const Layer& of) const { return of.is_linear() ? states_.z.read() : s.heads * (s.latent_rank ? s.value : of.head_size); }
+  int given(const LayerShape& of) const { return s.heads * (s.latent_rank ? s.value : of.head_size); }
 
   Clock clock;
   LayerInputs& inputs() { return inputs_; }
@@ -206,7 +206,7 @@ class Model {
       const int from = before(panel), to = before(panel + 1), count = to - from;
       Rows& own = own_[thread];
       const Linear& dense = dense_of(layer);
-      own.put_all(count, &attended_[size_t(from) * given_stride(layer)], given_stride(layer), given(layer), dense.factor, dense.input);
+      own.put_all(count, &attended_[size_t(from) * given_stride(layer)], given_stride(layer), num_attended(layer), dense.factor, dense.input);
       product(dense, own, count, {&residual_.branch[residual_.at(from)], s.hidden, s.hidden});
       for (int row = from; row < to; ++row) residual_.add_branch(row, post_norm(layer, kPost));
       feed_forward_.run(from, count, layer, thread, own);
@@ -261,12 +261,14 @@ class Model {
   }
 
   static const Linear& dense_of(const Layer& layer) { return layer.is_linear() ? layer.linear.dense : layer.dense; }
+  // Of attended_: its numbers of a row, and how far rows are apart.
+  int num_attended(const Layer& layer) const { return layer.is_linear() ? states_.z.read() : given(layer); }
   int given_stride(const Layer& layer) const { return layer.is_linear() ? states_.z.read() : attended_stride(layer); }
 
   // branch: what attention gives, behind its last product. rows: null for the first n.
   void give(int n, const Layer& layer, const int* rows = nullptr) {
     const Linear& dense = dense_of(layer);
-    const int in = given(layer);
+    const int in = num_attended(layer);
     residual_.rows.shape(n, in);
     by_rows(n, [&](int i) {
       const float* x = &attended_[size_t(rows ? rows[i] : i) * given_stride(layer)];

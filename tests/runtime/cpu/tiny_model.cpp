@@ -1,6 +1,6 @@
 // Steps of a tiny model of odd sizes: every form, zero points, windows, caps, norms, traits, latents, heads of several
-// sizes. For sanitizers, and for CPUs that are not here. Prints "alike" when a prompt in one step, in three and beside another
-// gave the same bits, and tokens were chosen alike together and one by one, however keys are kept; then
+// sizes. For sanitizers, and for CPUs that are not here. Prints "alike" when a prompt in one step, in three, beside another and
+// as one of many gave the same bits, and tokens were chosen alike together and one by one, however keys are kept; then
 // the last logits with those in bf16.
 #include <cstdio>
 
@@ -80,9 +80,9 @@ enum Kind { kPlain, kLatent, kStates, kSeveral };
 
 // kept: of enum Kept. experts: 0 for a dense model. whole: becomes the last logits.
 static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
-  constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 9;
+  constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 12, kMany = 4;
   constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12, kInputs = 12, kLowRank = 5, kOfStreams = 3;
-  const bool states = kind == kStates, several = kind == kSeveral, streams = several && !experts;
+  const bool states = kind == kStates, apart = kind == kPlain || kind == kSeveral, several = kind == kSeveral, streams = several && !experts;
   const int latent_rank = kind == kLatent ? 18 : 0, layers = several ? 3 : 2;
   const int head_size = latent_rank ? latent_rank + kRotary : kept == 2 ? 12 : 16;
   // Norms over all heads, a layer that turns nothing, scales, queries that grow, bounds. With experts: scores by
@@ -92,7 +92,7 @@ static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
   shape.hidden = kHidden, shape.normed = kHidden - 3, shape.layers = layers, shape.heads = kHeads;
   if (latent_rank) shape.latent_rank = latent_rank, shape.query_rank = kQueryRank, shape.nope = kNope, shape.value = kValue;
   shape.rotary = kRotary, shape.expert_inner = mixed ? kInner : 0, shape.vocab = kVocab;
-  shape.num_blocks = kBlocks, shape.block_size = 16, shape.max_tokens = 40, shape.threads = 2;
+  shape.num_blocks = kBlocks, shape.block_size = 16, shape.max_tokens = kMany * kTokens, shape.threads = 2;
   shape.kept = kept, shape.activation = kGelu, shape.gated = 1, shape.norm_sublayers = 1;
   shape.norm_all_heads = shape.rope_interleaved = other_traits, shape.norm_turned_heads = mixed;
   shape.experts = experts, shape.chosen = experts / 3, shape.renormalize = shape.sigmoid = mixed;
@@ -102,7 +102,7 @@ static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
   shape.scales_inputs = mixed, shape.l2_norm_heads = other_traits;
   shape.growth_length = other_traits ? 4 : 0, shape.growth_beta = 0.1f, shape.clip = other_traits ? 0.5f : 0.f;
   shape.swiglu_limit = mixed ? 0.5f : 0.f, shape.swiglu_alpha = 1.7f;
-  shape.kept_layers = states ? 1 : 2, shape.num_slots = 2, shape.gated_attention = states;
+  shape.kept_layers = states ? 1 : 2, shape.num_slots = kMany, shape.gated_attention = states;
   if (states) {
     shape.delta_layers = 1, shape.delta_heads = 2, shape.delta_group = 2, shape.delta_key = 16;
     shape.delta_value = 32, shape.delta_kernel = 3;
@@ -188,8 +188,8 @@ static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
       set(l, Which::expert_fc_gate, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3), e);
       set(l, Which::expert_proj, made(Form::bf16, kHidden, kInner, Input::bf16), e);
     }
-    set(l, Which::fc_gate, made(Form::int4, l && !mixed ? kInner : 2 * kInner, kHidden, one));
-    if (l && !mixed) set(l, Which::gate, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    set(l, Which::fc_gate, made(Form::int4, l && !mixed && apart ? kInner : 2 * kInner, kHidden, one));
+    if (l && !mixed && apart) set(l, Which::gate, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     if (several) {
       set(l, Which::input_gate, made(Form::bf16, shape.wide_inputs(), kHidden, Input::bf16));
       set(l, Which::input_proj, made(Form::int8, kHidden, shape.wide_inputs(), Input::fine_bytes));
@@ -229,8 +229,23 @@ static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
     append(logits, eh_logits(m, &row, 1), kVocab);
     return logits;
   };
+  // So many rows that they go by panels.
+  auto as_one_of_many = [&] {
+    Array<int> all, count, start, rope, slot, offset, table;
+    for (int i = 0; i < kMany; ++i) {
+      append(all, ids.begin(), kTokens);
+      count.push_back(kTokens), start.push_back(0), rope.push_back(0), slot.push_back(i), offset.push_back(3 * i);
+      for (int block = 0; block < 3; ++block) table.push_back(3 * i + block);
+    }
+    const Step step = {kMany, kMany * kTokens, all.data(), count.data(), start.data(), rope.data(), slot.data(), offset.data(), table.data()};
+    const int row = 3 * kTokens - 1;
+    eh_step(m, &step);
+    Array<float> logits;
+    append(logits, eh_logits(m, &row, 1), kVocab);
+    return logits;
+  };
   whole = run({kTokens}, {0, 3, 5});
-  const bool stepped_alike = same(whole, run({5, 6, kTokens}, {8, 1, 2})) && same(whole, beside_another());
+  const bool stepped_alike = same(whole, run({5, 6, kTokens}, {8, 1, 2})) && same(whole, beside_another()) && same(whole, as_one_of_many());
   const int count = kTokens, start = 0, zero = 0, table[] = {0, 3, 5};
   const Step step = {1, count, ids.data(), &count, &start, &zero, &zero, &zero, table};
   eh_step(m, &step);
