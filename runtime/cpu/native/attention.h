@@ -94,6 +94,11 @@ struct Rule {
 constexpr int kMostQueries = kTall ? kTallRows : kRows;
 // A chain of products, of dimensions and of tokens, as a tile of registers has it, or of all there are.
 constexpr int kChainDims = kTall ? 16 : kMostHead, kColumns = kTall ? 2 : 4;
+#if defined(__AVX512F__)
+constexpr int kUnitsAtOnce = 2;
+#else
+constexpr int kUnitsAtOnce = 1;
+#endif
 constexpr int kChains = kTall ? 1 : 2;  // that are summed at once: a product takes longer than to start the next
 
 // Some queries that share a key/value head.
@@ -156,22 +161,24 @@ template <int R, int C, class Units>
 void weigh(const Queries& set, const Act* shares, int length, int end, Units&& units, int head_size, int c0, const float* sums) {
   V all_of[R][C] = {};
   Sum acc[R][C] = {};
-  for (int i = 0; i < end; i += 2) {
-    if (kTall && i && i % kUnit == 0) {
+  for (int from = 0; from < end; from += kUnit) {
+    if (kTall && from) {
       for (int r = 0; r < R; ++r)
         for (int c = 0; c < C; ++c) all_of[r][c] = all_of[r][c] + total(acc[r][c]), acc[r][c] = Sum{};
     }
-    const int place = kUnit * head_size + (i % kUnit) * head_size + c0 * kLanes * 2;
-    const auto* values = units(i / kUnit) + place;
-    const auto* soon = units(std::min(i / kUnit + kUnitsAhead, (end - 1) / kUnit)) + place;
-    Pairs v[C];
+    const int u = from / kUnit, place = kUnit * head_size + c0 * kLanes * 2, count = std::min(kUnit, end - from);
+    const auto* values = units(u) + place;
+    const auto* soon = units(std::min(u + kUnitsAhead, (end - 1) / kUnit)) + place;
+    for (int i = 0; i < count; i += 2, values += 2 * head_size, soon += 2 * head_size) {
+      Pairs v[C];
 #pragma GCC unroll 4
-    for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2), fetch_soon(soon + c * kLanes * 2);
+      for (int c = 0; c < C; ++c) v[c] = pairs_at(values + c * kLanes * 2), fetch_soon(soon + c * kLanes * 2);
 #pragma GCC unroll 6
-    for (int r = 0; r < R; ++r) {
-      const Pairs x = same_pair(shares + size_t(r) * length + i);
+      for (int r = 0; r < R; ++r) {
+        const Pairs x = same_pair(shares + size_t(r) * length + from + i);
 #pragma GCC unroll 4
-      for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], v[c], x);
+        for (int c = 0; c < C; ++c) acc[r][c] = dot(acc[r][c], v[c], x);
+      }
     }
   }
   for (int r = 0; r < R; ++r)
@@ -191,29 +198,42 @@ void attend(const Queries& set, Unit&& unit, int head_size, int value_size, cons
   scratch.grow(size_t(R) * length);
   float* scores = scratch.scores.data();
   Act* shares = scratch.shares.data();
-  for (int i = 0; i < length; i += kUnit) {
-    const int ahead = i / kUnit + kUnitsAhead, beyond = ahead - length / kUnit;
-    const auto* keys = units(i / kUnit);
-    const auto* soon = beyond < 0 ? units(ahead) : units(std::min(beyond, i / kUnit)) + kUnit * head_size;  // values come next
-    V all_of[R] = {};
+  auto score = [&](int i, auto count) __attribute__((always_inline)) {  // of so many units at once, which share a query's reads
+    constexpr int n = count;
+    decltype(units(0)) keys[n], soon[n];
+    V all_of[n][R] = {};
+    for (int u = 0; u < n; ++u) {
+      const int at = i / kUnit + u, ahead = at + kUnitsAhead, beyond = ahead - length / kUnit;
+      keys[u] = units(at);
+      soon[u] = beyond < 0 ? units(ahead) : units(std::min(beyond, at)) + kUnit * head_size;  // values come next
+    }
     for (int from = 0; from < head_size; from += kChainDims) {
-      Sum acc[kChains][R] = {};
+      Sum acc[n][kChains][R] = {};
       const int to = std::min(head_size, from + kChainDims);
-#pragma GCC unroll 2
       for (int d = from; d < to; d += 2 * kChains)
 #pragma GCC unroll 2
         for (int chain = 0; chain < kChains; ++chain) {
           const int at = d + 2 * chain;
-          const Pairs k = pairs_at(keys + at * kUnit);
-          fetch_soon(soon + at * kUnit);
+          Pairs k[n];
+#pragma GCC unroll 2
+          for (int u = 0; u < n; ++u) k[u] = pairs_at(keys[u] + at * kUnit), fetch_soon(soon[u] + at * kUnit);
 #pragma GCC unroll 6
-          for (int r = 0; r < R; ++r) acc[chain][r] = dot(acc[chain][r], k, same_pair(set.q + r * head_size + at));
+          for (int r = 0; r < R; ++r) {
+            const Pairs x = same_pair(set.q + r * head_size + at);
+#pragma GCC unroll 2
+            for (int u = 0; u < n; ++u) acc[u][chain][r] = dot(acc[u][chain][r], k[u], x);
+          }
         }
-      for (auto& chain : acc)
-        for (int r = 0; r < R; ++r) all_of[r] = all_of[r] + total(chain[r]);
+      for (int u = 0; u < n; ++u)
+        for (auto& chain : acc[u])
+          for (int r = 0; r < R; ++r) all_of[u][r] = all_of[u][r] + total(chain[r]);
     }
-    for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i, all_of[r]);
-  }
+    for (int u = 0; u < n; ++u)
+      for (int r = 0; r < R; ++r) store(scores + size_t(r) * length + i + u * kUnit, all_of[u][r]);
+  };
+  int i = 0;
+  for (; i + kUnitsAtOnce * kUnit <= length; i += kUnitsAtOnce * kUnit) score(i, std::integral_constant<int, kUnitsAtOnce>());
+  for (; i < length; i += kUnit) score(i, std::integral_constant<int, 1>());
   float sums[R];
   for (int r = 0; r < R; ++r) {
     const size_t row = size_t(r) * length;

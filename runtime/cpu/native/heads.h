@@ -12,8 +12,9 @@ namespace enginehouse {
 
 // n numbers, and zeros behind them up to `wide`.
 inline void widen(const float* x, int n, int wide, float* y) {
-  memcpy(y, x, size_t(n) * sizeof(float));
-  std::fill(y + n, y + wide, 0.f);
+  const int whole = n / kLanes * kLanes;
+  for (int i = 0; i < whole; i += kLanes) store(y + i, load<V>(x + i));
+  for (int i = whole; i < wide; ++i) y[i] = i < n ? x[i] : 0.f;
 }
 
 struct Heads {

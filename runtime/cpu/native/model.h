@@ -306,7 +306,7 @@ class Model {
     auto query_of = [&](const Token& token, int head, float* y) {
       heads.turn(&wide_[size_t(token.row) * all_of + size_t(head) * query], layer, layer.norms[kQuery].weight, token.rope, token.position, y);
       const float grown = heads.growth(token.rope, token.position);
-      for (int d = 0; d < D; ++d) y[d] *= grown;
+      for (int d = 0; grown != 1.f && d < D; ++d) y[d] *= grown;
       return &attended_[(size_t(token.row) * s.heads + head) * wide];
     };
     paged_.attend(layer, paged_.all(), s.heads / layer.kv_heads, query_of);
