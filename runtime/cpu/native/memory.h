@@ -21,10 +21,10 @@ namespace enginehouse {
 
 constexpr size_t kLargePage = size_t(2) << 20;
 
-// Where the system has them.
+// The whole ones of so many bytes, where the system has them.
 inline void in_large_pages([[maybe_unused]] void* from, [[maybe_unused]] size_t bytes) {
 #ifdef MADV_HUGEPAGE
-  madvise(from, bytes, MADV_HUGEPAGE);
+  madvise(from, bytes / kLargePage * kLargePage, MADV_HUGEPAGE);
 #endif
 }
 
@@ -80,11 +80,12 @@ class Array {
 
   void reserve(size_t size) {
     if (size <= room_) return;
-    const size_t room = std::max(size, 2 * room_), line = room * sizeof(T) < kLargePage ? kLine : kLargePage;
-    const size_t bytes = (room * sizeof(T) + line - 1) / line * line;
-    T* moved = room <= SIZE_MAX / 2 / sizeof(T) ? static_cast<T*>(std::aligned_alloc(line, bytes)) : nullptr;
-    if (!moved) lacking("memory");
-    if (line == kLargePage) in_large_pages(moved, bytes);
+    const size_t room = std::max(size, 2 * room_), line = room < kLargePage / sizeof(T) ? kLine : kLargePage;
+    const size_t bytes = (room * sizeof(T) + kLine - 1) / kLine * kLine;
+    void* found = nullptr;
+    if (room > SIZE_MAX / 2 / sizeof(T) || posix_memalign(&found, line, bytes)) lacking("memory");
+    if (line == kLargePage) in_large_pages(found, bytes);
+    T* moved = static_cast<T*>(found);
     for (size_t i = 0; i < size_; ++i) {
       new (moved + i) T(std::move(data_[i]));
       data_[i].~T();
