@@ -94,11 +94,7 @@ struct Rule {
 constexpr int kMostQueries = kTall ? kTallRows : kRows;
 // A chain of products, of dimensions and of tokens, as a tile of registers has it, or of all there are.
 constexpr int kChainDims = kTall ? 16 : kMostHead, kColumns = kTall ? 2 : 4;
-#if defined(__AVX512F__)
-constexpr int kUnitsAtOnce = 2;
-#else
-constexpr int kUnitsAtOnce = 1;
-#endif
+constexpr int kUnitsAtOnce = kRows > 2 ? 2 : 1;  // of keys, as many as the registers hold sums of
 constexpr int kChains = kTall ? 1 : 2;  // that are summed at once: a product takes longer than to start the next
 
 // Some queries that share a key/value head.

@@ -82,7 +82,7 @@ enum Kind { kPlain, kLatent, kStates, kSeveral };
 static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
   constexpr int kHidden = 48, kHeads = 3, kKv = 1, kInner = 64, kVocab = 70, kBlocks = 12, kMany = 4;
   constexpr int kTokens = 37, kRotary = 8, kQueryRank = 22, kNope = 20, kValue = 12, kInputs = 12, kLowRank = 5, kOfStreams = 3;
-  const bool states = kind == kStates, apart = kind == kPlain || kind == kSeveral, several = kind == kSeveral, streams = several && !experts;
+  const bool states = kind == kStates, several = kind == kSeveral, streams = several && !experts;
   const int latent_rank = kind == kLatent ? 18 : 0, layers = several ? 3 : 2;
   const int head_size = latent_rank ? latent_rank + kRotary : kept == 2 ? 12 : 16;
   // Norms over all heads, a layer that turns nothing, scales, queries that grow, bounds. With experts: scores by
@@ -188,8 +188,9 @@ static bool alike(int kept, int experts, Kind kind, Array<float>& whole) {
       set(l, Which::expert_fc_gate, made(Form::e4m3, 2 * kInner, kHidden, Input::e4m3), e);
       set(l, Which::expert_proj, made(Form::bf16, kHidden, kInner, Input::bf16), e);
     }
-    set(l, Which::fc_gate, made(Form::int4, l && !mixed && apart ? kInner : 2 * kInner, kHidden, one));
-    if (l && !mixed && apart) set(l, Which::gate, made(Form::e4m3, kInner, kHidden, Input::e4m3));
+    const bool apart = l && !mixed && (kind == kPlain || several);  // fc and gate
+    set(l, Which::fc_gate, made(Form::int4, apart ? kInner : 2 * kInner, kHidden, one));
+    if (apart) set(l, Which::gate, made(Form::e4m3, kInner, kHidden, Input::e4m3));
     if (several) {
       set(l, Which::input_gate, made(Form::bf16, shape.wide_inputs(), kHidden, Input::bf16));
       set(l, Which::input_proj, made(Form::int8, kHidden, shape.wide_inputs(), Input::fine_bytes));
