@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -36,11 +37,14 @@ class Launched(Server):
 
     def workers(self) -> list[psutil.Process]:
         """The ranks that are no server."""
-        every = psutil.Process(self.process.pid).children(recursive=True)
-        launched = [
-            each for each in every if "trtllm-llmapi-launch" in "".join(each.cmdline()[1:2])
-        ]
-        return [each for each in launched if each.environ()["OMPI_COMM_WORLD_RANK"] != "0"]
+        found = []
+        for each in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # a helper of theirs that has just ended
+                if "trtllm-llmapi-launch" not in "".join(each.cmdline()[1:2]):
+                    continue
+                if each.environ()["OMPI_COMM_WORLD_RANK"] != "0":
+                    found.append(each)
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,7 @@ def launched(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
         running = Launched(output, output.with_name("log"))
         yield running
         running.process.kill()
+        running.process.wait(30)
 
 
 @needs_mpirun
