@@ -39,7 +39,7 @@ class Launched(Server):
         """The ranks that are no server."""
         found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # a helper of theirs that has just ended
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
                 if "trtllm-llmapi-launch" not in "".join(each.cmdline()[1:2]):
                     continue
                 if each.environ()["OMPI_COMM_WORLD_RANK"] != "0":
